@@ -1,0 +1,210 @@
+"""The only configuration tree. Every field states its meaning, unit and sentinel.
+
+The paper gives no value for alpha, top_k, K votes, threshold, learning rate, batch, group size or
+KL coefficient; the defaults here are ours, each with its reason. Loading is in `config_io.py`.
+Validators only refuse; none rewrites a value.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
+
+
+class Section(BaseModel):
+    """Base of all sections: unknown keys are errors, values cannot change after loading."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DataSource(Section):
+    """A data set: a file path or an embedded set, and how much of it."""
+
+    path: str = Field(description="JSON or JSONL file, or an embedded set: hpo:seeds, hpo:supervised, hpo:evaluation")
+    name: str = Field("", description="name in reports; '' = the file's stem")
+    limit: int = Field(0, ge=0, description="take the first N items; 0 = all")
+
+
+def _as_source(value):
+    return {"path": value} if isinstance(value, str) else value
+
+
+Source = Annotated[DataSource, BeforeValidator(_as_source)]
+
+
+class Policy(Section):
+    """The model that votes and is trained."""
+
+    model: str = Field(description="model directory, Hugging Face id in the local cache, or embedded:smollm2-135m")
+    dtype: Literal["bfloat16", "float16"] = Field("bfloat16", description="weights in vLLM and the training forward")
+    trust_remote_code: bool = Field(False, description="allow code shipped with the model to run")
+    max_model_len: int = Field(4096, ge=64, description="prompt + answer, tokens")
+
+
+class Knowledge(Section):
+    """Rare-disease entities, the passages about them, and their retrieval (paper section 3.1)."""
+
+    corpus: Source = Field(
+        DataSource(path="hpo:passages"),
+        description="passages: hpo:passages (one per disease from HPO), or a JSONL file with id,title,content",
+    )
+    encoder: Literal["minilm", "medcpt"] = Field("medcpt", description="minilm is embedded; medcpt is the paper's")
+    medcpt_query: str = Field("ncbi/MedCPT-Query-Encoder", description="directory or Hugging Face id")
+    medcpt_article: str = Field("ncbi/MedCPT-Article-Encoder", description="directory or Hugging Face id")
+    top_k: int = Field(3, ge=1, description="passages injected; 3 keeps the prompt near 2.5 KB (ours)")
+    entities: int = Field(0, ge=0, description="use the first N rare diseases of the seeded shuffle; 0 = all")
+    batch_size: int = Field(64, ge=1, description="passages encoded at once")
+
+
+class Endpoint(Section):
+    """An OpenAI-compatible chat endpoint."""
+
+    base_url: str = Field(description="e.g. https://host/v1; offline-teacher = start ours on loopback")
+    model: str = Field(description="model name sent to the API")
+    api_key: SecretStr | None = Field(None, description="only as ${ENV_VAR}; null = no key is sent")
+    temperature: float = Field(1.0, ge=0, le=2)
+    max_tokens: int = Field(1024, ge=1, description="reply limit, tokens")
+    concurrency: int = Field(32, ge=1, description="requests in flight")
+    timeout_s: float = Field(120.0, gt=0, description="one request, first byte to last, seconds")
+    retries: int = Field(5, ge=0, description="tries after the first, for 429, 5xx, hangs and resets")
+
+
+class Synthesis(Section):
+    """Question synthesis: two seeds, and with probability alpha an entity with passages."""
+
+    questions: int = Field(ge=1, description="requests to make (accepted questions are at most this)")
+    alpha: float = Field(0.5, ge=0, le=1, description="share of requests with knowledge injected: rho < alpha")
+    seeds: list[Source] = Field(min_length=1, description="data sets of seed questions; none may be evaluation items")
+    endpoint: Endpoint
+
+
+class Voting(Section):
+    """Majority vote of the base policy (paper section 3.2)."""
+
+    samples: int = Field(16, ge=1, description="K answers a question")
+    threshold: float = Field(0.5, ge=0, le=1, description="labels with confidence >= this are kept; 0 = keep all")
+    confidence: Literal["requested", "valid"] = Field("requested", description="denominator the threshold applies to")
+    temperature: float = Field(1.0, gt=0, le=2, description="1.0: the distribution that is trained")
+    top_p: float = Field(1.0, gt=0, le=1)
+    max_tokens: int = Field(2048, ge=1, description="answer limit, tokens")
+    engines: int = Field(1, ge=1, description="vLLM engines")
+    tensor_parallel_size: int = Field(1, ge=1, description="GPUs an engine")
+    shard_size: int = Field(64, ge=1, description="questions sent to an engine at once")
+    buffer: int = Field(512, ge=1, description="kept labels the trainer may lag behind before voting waits")
+
+
+class Stage(Section):
+    """One GRPO stage (arXiv 2402.03300 eq. 3; the paper's sections 3.3 and 3.4)."""
+
+    enabled: bool = True
+    steps: int = Field(0, ge=0, description="optimizer steps; 0 = one pass over the data")
+    prompts_per_step: int = Field(64, ge=1, description="questions a step")
+    samples_per_prompt: int = Field(8, ge=2, description="group size G")
+    micro_batch_size: int = Field(1, ge=1, description="sequences a rank holds in one forward")
+    learning_rate: float = Field(1e-6, gt=0)
+    lr_scheduler: Literal["constant_with_warmup", "cosine_with_min_lr", "linear"] = "constant_with_warmup"
+    warmup_ratio: float = Field(0.03, ge=0, le=1, description="share of the steps")
+    max_grad_norm: float = Field(1.0, ge=0, description="0 = no clipping")
+    kl_coef: float = Field(1e-3, ge=0, description="weight of the k3 KL to the reference in the loss; 0 = none")
+    clip_low: float = Field(0.2, gt=0, lt=1, description="ratio is clipped below at 1 - clip_low")
+    clip_high: float = Field(0.2, gt=0, description="ratio is clipped above at 1 + clip_high")
+    temperature: float = Field(1.0, gt=0, le=2, description="rollout temperature")
+    top_p: float = Field(1.0, gt=0, le=1)
+    max_new_tokens: int = Field(2048, ge=1, description="rollout limit, tokens")
+    save_steps: int = Field(10, ge=1, description="checkpoint every N steps")
+    keep_checkpoints: int = Field(2, ge=1)
+
+
+class Stage2(Stage):
+    """Supervised stage: the same algorithm on human-annotated questions."""
+
+    data: list[Source] = Field(default_factory=list, description="human-annotated questions with answers")
+    mix_pseudo_labels: bool = Field(False, description="add the kept pseudo-labels: the single-stage-mix ablation")
+    reference: Literal["base", "stage1"] = Field("base", description="policy that the KL is measured against")
+
+
+class Training(Section):
+    """OpenRLHF with DeepSpeed ZeRO-3 and vLLM rollout engines."""
+
+    nodes: int = Field(1, ge=1, description="nodes with training ranks")
+    ranks_per_node: int = Field(8, ge=1, description="ZeRO-3 ranks a node (GPUs; on CPU, processes)")
+    engines: int = Field(1, ge=1, description="vLLM rollout engines")
+    tensor_parallel_size: int = Field(1, ge=1, description="GPUs a rollout engine")
+    colocate_reference: bool = Field(True, description="reference model shares the ranks' GPUs")
+    gradient_checkpointing: bool = False
+    offload_optimizer: bool = Field(False, description="keep optimizer state in host memory")
+    attention: Literal["flash_attention_2", "sdpa", "eager"] = Field("flash_attention_2", description="sdpa on CPU")
+    stage1: Stage = Field(default_factory=Stage)
+    stage2: Stage2 = Field(default_factory=Stage2)
+
+    @model_validator(mode="after")
+    def _check(self) -> Training:
+        ranks = self.nodes * self.ranks_per_node
+        for name in ("stage1", "stage2"):
+            stage = getattr(self, name)
+            sequences = stage.prompts_per_step * stage.samples_per_prompt
+            if stage.enabled and sequences % (ranks * stage.micro_batch_size):
+                raise ValueError(
+                    f"{name}: prompts_per_step x samples_per_prompt = {sequences} is not a multiple of "
+                    f"ranks x micro_batch_size = {ranks} x {stage.micro_batch_size}"
+                )
+        if self.stage2.enabled and not self.stage2.data and not self.stage2.mix_pseudo_labels:
+            raise ValueError("stage2.data is empty; name a data set, or set training.stage2.enabled=false")
+        if self.stage2.enabled and self.stage2.reference == "stage1" and not self.stage1.enabled:
+            raise ValueError("stage2.reference is 'stage1', but stage1.enabled is false; use reference: base")
+        return self
+
+
+class Evaluation(Section):
+    """The paper's protocol: n generations, a second pass for answers with none, mean and deviation."""
+
+    benchmarks: list[Source] = Field(default_factory=list, description="evaluation files")
+    generations: int = Field(4, ge=1, description="answers a question (paper: 4)")
+    temperature: float = Field(0.6, ge=0, le=2, description="paper: 0.6")
+    top_p: float = Field(0.95, gt=0, le=1, description="paper: 0.95")
+    top_k: int = Field(20, ge=0, description="paper: 20; 0 = off")
+    max_tokens: int = Field(2048, ge=1, description="paper: 2048")
+    policies: list[Literal["base", "stage1", "stage2"]] = Field(
+        default_factory=lambda: ["base", "stage1", "stage2"], description="those that the run has are compared"
+    )
+
+
+class Runtime(Section):
+    """Where and how the steps run."""
+
+    mode: Literal["stream", "sequential"] = Field(
+        "sequential", description="stream: stage 1 trains while voting goes on; sequential: each step has all GPUs"
+    )
+    random_seed: int = Field(42, ge=0)
+    gpu_memory_utilization: float = Field(0.85, gt=0, le=1, description="vLLM's share of a GPU; not used on CPU")
+    cpu_kv_cache_gib: int = Field(1, ge=1, description="KV cache of an engine on CPU, GiB; not used on GPU")
+    enforce_eager: bool = Field(False, description="no CUDA graphs or torch.compile in vLLM (always so on CPU)")
+
+
+class Config(Section):
+    """The whole run. Names follow the steps: synthesize, vote, train, evaluate."""
+
+    policy: Policy
+    knowledge: Knowledge = Field(default_factory=Knowledge)
+    synthesis: Synthesis
+    voting: Voting = Field(default_factory=Voting)
+    training: Training = Field(default_factory=Training)
+    evaluation: Evaluation = Field(default_factory=Evaluation)
+    runtime: Runtime = Field(default_factory=Runtime)
+
+    @model_validator(mode="after")
+    def _lengths_fit(self) -> Config:
+        limits = {
+            "voting.max_tokens": self.voting.max_tokens,
+            "training.stage1.max_new_tokens": self.training.stage1.max_new_tokens,
+            "training.stage2.max_new_tokens": self.training.stage2.max_new_tokens,
+            "evaluation.max_tokens": self.evaluation.max_tokens,
+        }
+        for name, value in limits.items():
+            if value >= self.policy.max_model_len:
+                raise ValueError(
+                    f"{name} = {value} leaves no room for a prompt within policy.max_model_len = "
+                    f"{self.policy.max_model_len}"
+                )
+        return self
