@@ -13,21 +13,29 @@ from dataclasses import dataclass
 
 from medssr_dist.records import Question
 
-INSTRUCTION = "Answer with the letter of the correct option, in the form: The answer is (X)."
+INSTRUCTION = "Choose the best option and reply with: The answer is (letter)."
 
 # One letter, possibly wrapped: (B), [B], **B**, \text{B}, "B". A lower-case letter must be closed by
 # punctuation or the end of the text, so that the article in "the answer is a drug" is not option A.
-_OPEN = r"(?:\\(?:text|mathrm|mathbf)\s*\{)?[\s(\[{*_\"'$]*"
-_LETTER = _OPEN + r"([A-J](?![A-Za-z0-9])|[a-j](?=\s*(?:[)\]}*_.,:;\"'$]|\Z)))"
+# A letter joined to another one ("A and B", "A/B") names two options, so it is none.
+_OPEN = r"(?:\\(?:text|textbf|mathrm|mathbf)\s*\{)?[\s(\[{*_\"'`$]*"
+_ALONE = r"(?![)\]}*_\"'`$]*\s*(?:/|,|\band\b|\bor\b)\s*[(\[{*_\"'`$]*[A-J](?![A-Za-z0-9]))"
+_LETTER = _OPEN + r"([A-J](?![A-Za-z0-9])|[a-j](?=\s*(?:[)\]}*_.,:;\"'`$]|\Z)))" + _ALONE
 _FORMS = (
     ("boxed", re.compile(r"\\boxed\s*\{" + _LETTER)),
-    ("statement", re.compile(
-        r"(?i:\b(?:answer|choice|option)(?:\s+(?:option|choice|letter))?\s*(?:\bis\b|:|=)+"
-        r"\s*(?:option\b|choice\b|letter\b)?\s*:?)" + _LETTER)),
+    (
+        "statement",
+        re.compile(
+            r"(?i:\b(?:answer|choice|option)(?:\s+(?:option|choice|letter))?\s*(?:\bis\b|:|=)+"
+            r"\s*(?:option\b|choice\b|letter\b)?\s*:?)" + _LETTER
+        ),
+    ),
     ("bracketed", re.compile(r"[(\[]\s*([A-Ja-j])\s*[)\]]")),
     ("bold", re.compile(r"\*\*\s*([A-Ja-j])\s*(?:[.:]\s*[^*]*)?\*\*")),
     ("bare", re.compile(r"^\s*([A-Ja-j])\s*(?:[.):]|$)", re.MULTILINE)),
 )
+# Runs of whitespace are collapsed first: adjacent \s* in the forms would take cubic time over a long run.
+_WHITESPACE = re.compile(r"\s+")
 
 
 @dataclass(frozen=True)
@@ -64,12 +72,19 @@ def extract_answer(text: str, options: Mapping[str, str]) -> Extraction:
         text: a model's reply.
         options: letter -> option text of the question; other letters are ignored.
     """
+    text = _WHITESPACE.sub(lambda run: "\n" if "\n" in run.group() else " ", text)
     for method, pattern in _FORMS:
         letters = [match.group(1).upper() for match in pattern.finditer(text)]
         letters = [letter for letter in letters if letter in options]
-        if letters:
+        if letters and not _is_listing(method, letters, options):
             return Extraction(letters[-1], method)
     return _extract_option_text(text, options)
+
+
+def _is_listing(method: str, letters: list[str], options: Mapping[str, str]) -> bool:
+    """Whether the letters are an echo of the options rather than an answer."""
+    named = set(letters)
+    return (method == "bare" and len(named) > 1) or (method == "bracketed" and named == set(options))
 
 
 def _extract_option_text(text: str, options: Mapping[str, str]) -> Extraction:
@@ -79,11 +94,14 @@ def _extract_option_text(text: str, options: Mapping[str, str]) -> Extraction:
     anemia') counts only where it stands on its own.
     """
     remaining = text.casefold()
+    letters: dict[str, list[str]] = {}
+    for letter, option in options.items():
+        letters.setdefault(r"\s".join(map(re.escape, option.casefold().split())), []).append(letter)
     named = []
-    for letter, option in sorted(options.items(), key=lambda item: -len(item[1])):
-        pattern = re.compile(r"(?<!\w)" + re.escape(option.strip().casefold()) + r"(?!\w)")
+    for words in sorted(letters, key=len, reverse=True):
+        pattern = re.compile(r"(?<!\w)" + words + r"(?!\w)")
         if pattern.search(remaining):
-            named.append(letter)
+            named += letters[words]
             remaining = pattern.sub(" ", remaining)
     return Extraction(named[0], "option_text") if len(named) == 1 else Extraction(None, None)
 

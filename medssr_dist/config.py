@@ -169,6 +169,12 @@ class Evaluation(Section):
         default_factory=lambda: ["base", "stage1", "stage2"], description="those that the run has are compared"
     )
 
+    @model_validator(mode="after")
+    def _check(self) -> Evaluation:
+        if self.temperature == 0 and self.generations > 1:
+            raise ValueError(f"temperature 0 gives {self.generations} equal generations; set generations=1")
+        return self
+
 
 class Runtime(Section):
     """Where and how the steps run."""

@@ -47,15 +47,18 @@ def read_text(path: Path) -> str:
         return Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; check the path") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); check the path and its permissions") from None
     except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path} is not UTF-8 (byte {error.start}); convert it, e.g. iconv -t UTF-8"
-        ) from None
+        raise InputError(f"{path} is not UTF-8 (byte {error.start}); convert it, e.g. iconv -t UTF-8") from None
 
 
 def read_jsonl(path: Path) -> Iterator[dict]:
-    """Yield one dict a line. Raises InputError naming file and line on anything but a JSON object."""
-    for number, line in enumerate(read_text(path).splitlines(), start=1):
+    """Yield one dict a line. Raises InputError naming file and line on anything but a JSON object.
+
+    Lines end at newlines only: U+2028 and the like stand in texts, and str.splitlines would cut there.
+    """
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -78,7 +81,7 @@ class JsonlLedger:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._repair_tail()
-        self._file = open(self.path, "a", encoding="utf-8")
+        self._file = open(self.path, "ab", buffering=0)  # a buffer would fail again on closing a full disk
 
     def _repair_tail(self) -> None:
         if not self.path.exists():
@@ -92,9 +95,10 @@ class JsonlLedger:
     def append(self, *rows: dict) -> None:
         """Append rows and flush them to disk before returning. A full disk raises InputError."""
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        data = text.encode("utf-8", "replace")  # half a surrogate pair in an API's reply must not lose the reply
         try:
-            self._file.write(text)
-            self._file.flush()
+            while data:
+                data = data[self._file.write(data) :]
             os.fsync(self._file.fileno())
         except OSError as error:
             raise_if_disk_full(error, self.path)

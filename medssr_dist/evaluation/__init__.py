@@ -1,0 +1,1 @@
+"""The paper's benchmarks, evaluation protocol, scores and report."""

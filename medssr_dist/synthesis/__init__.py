@@ -1,0 +1,1 @@
+"""Question synthesis: prompts, draws, async API client, journal, reply checks, offline teacher."""

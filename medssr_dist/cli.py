@@ -1,0 +1,134 @@
+"""The `medssr` command: parses, loads the config, calls; all work is elsewhere and imported late."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from medssr_dist import __version__
+from medssr_dist.errors import EXIT_BAD_INPUT, EXIT_STOPPED, InputError, Stopped
+
+_EXAMPLE = "example:\n  medssr {name} --config configs/demo_cpu.yaml --run-dir runs/demo voting.samples=16"
+_STEPS = {
+    "run": "the whole method: synthesize, vote, train (two stages), evaluate",
+    "synthesize": "step 1: write new questions through a chat API",
+    "vote": "step 2: pseudo-label them by majority vote of the policy",
+    "train": "step 3: GRPO on the pseudo-labels, then on human-annotated questions",
+    "evaluate": "step 4: score base, stage 1 and stage 2 on the benchmarks",
+}
+_TOOLS = {
+    "prefetch": "bring models, encoders and the passage index to local disk (run where there is internet)",
+    "doctor": "check this machine and the config before a long run",
+    "status": "what a run directory holds: steps, counts, newest metrics",
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point. Returns 0 done, 2 bad input, 3 stopped and resumable."""
+    args = _parser().parse_args(arguments)
+    try:
+        return args.call(args)
+    except InputError as error:
+        print(f"medssr: {error}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except Stopped as error:
+        print(f"medssr: {error}", file=sys.stderr)
+        return EXIT_STOPPED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="medssr",
+        description="MedSSR: question synthesis, majority-vote pseudo-labels, two-stage GRPO, evaluation.",
+        epilog="exit codes: 0 done, 2 bad input, 3 stopped and resumable by the same command",
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, text in _STEPS.items():
+        _config_command(commands, name, text, _run_steps)
+    for name, call in {"prefetch": _prefetch, "doctor": _doctor, "status": _status}.items():
+        _config_command(commands, name, _TOOLS[name], call)
+    teacher = commands.add_parser("teacher", help="serve the offline rule-based stand-in for a chat API on loopback")
+    _add_teacher(teacher)
+    bench = commands.add_parser("bench", help="run a committed benchmark", description="Benchmarks: voting.")
+    bench.add_argument("name", choices=["voting"])
+    bench.add_argument("--json", type=Path, required=True, help="where to write the figures")
+    bench.add_argument("--quick", action="store_true", help="a shorter run, for a first look")
+    bench.set_defaults(call=_bench)
+    return parser
+
+
+def _config_command(commands, name: str, text: str, call) -> None:
+    command = commands.add_parser(
+        name,
+        help=text,
+        description=text[0].upper() + text[1:] + ".",
+        epilog=_EXAMPLE.format(name=name),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument("--config", type=Path, required=True, help="YAML file, e.g. configs/demo_cpu.yaml")
+    command.add_argument("--run-dir", type=Path, help="default: runs/<name of the config file>")
+    command.add_argument("--dry-run", action="store_true", help="print what would be done, start nothing")
+    command.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. voting.samples=16")
+    command.set_defaults(call=call)
+
+
+def _add_teacher(parser: argparse.ArgumentParser) -> None:
+    from medssr_dist.synthesis.teacher.cli import add_teacher_arguments, run_teacher
+
+    add_teacher_arguments(parser)
+    parser.set_defaults(call=run_teacher)
+
+
+def _load(args: argparse.Namespace):
+    from medssr_dist.config_io import load_config
+
+    args.run_dir = args.run_dir or Path("runs") / args.config.stem
+    return load_config(args.config, args.overrides)
+
+
+def _run_steps(args: argparse.Namespace) -> int:
+    from medssr_dist.pipeline import STEPS, run_steps
+
+    config = _load(args)
+    steps = STEPS if args.command == "run" else (args.command,)
+    if args.dry_run:
+        from medssr_dist.dry_run import dry_run
+
+        dry_run(config, args.run_dir, steps)
+        return 0
+    run_steps(config, args.run_dir, steps)
+    return 0
+
+
+def _prefetch(args: argparse.Namespace) -> int:
+    from medssr_dist.prefetch import prefetch
+
+    prefetch(_load(args), dry_run=args.dry_run)
+    return 0
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from medssr_dist.doctor import doctor
+
+    return doctor(_load(args), args.run_dir, dry_run=args.dry_run)
+
+
+def _status(args: argparse.Namespace) -> int:
+    from medssr_dist.status import status
+
+    _load(args)
+    status(args.run_dir)
+    return 0
+
+
+def _bench(args: argparse.Namespace) -> int:
+    from medssr_dist.bench.voting import bench_voting
+
+    bench_voting(args.json, quick=args.quick)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,26 @@
+"""The benchmarks of a run, by name, each item with its human answer."""
+
+from __future__ import annotations
+
+from medssr_dist.config import Evaluation
+from medssr_dist.errors import InputError
+from medssr_dist.readers import human_labelled, read_questions, source_name
+from medssr_dist.records import Question
+
+
+def read_benchmarks(evaluation: Evaluation, random_seed: int) -> dict[str, list[Question]]:
+    """Read `evaluation.benchmarks`: name -> questions, in the config's order.
+
+    Raises:
+        InputError: no benchmark, two of one name, an item without an answer, or an unreadable file.
+    """
+    if not evaluation.benchmarks:
+        raise InputError("evaluation.benchmarks is empty; name at least one evaluation file")
+    benchmarks: dict[str, list[Question]] = {}
+    for source in evaluation.benchmarks:
+        name = source_name(source)
+        if name in benchmarks:
+            raise InputError(f"evaluation.benchmarks has two named {name!r}; give each a `name` of its own")
+        benchmarks[name] = read_questions(source, random_seed)
+        human_labelled(benchmarks[name])
+    return benchmarks

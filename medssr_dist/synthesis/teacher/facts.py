@@ -1,0 +1,97 @@
+"""Facts about a disease, taken out of passages by rule: findings, genes, inheritance, onset.
+
+Three forms of passage are read: the sentences that `knowledge.corpus` writes from HPO, the symptom
+tables inside GARD answers ("Depressed nasal bridge 90% ..."), and free prose ("characterized by ...").
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+_HPO_FEATURES = re.compile(r"\b(?:frequent|occasional|rare|reported) features are ([^.]+)\.", re.IGNORECASE)
+_HPO_ONSET = re.compile(r"\bOnset: ([^.]+)\.")
+_GARD_TABLE = re.compile(r"\(when available\)\s+(.*?)(?=The Human Phenotype Ontology \(HPO\)|\.\.\.$|$)")
+_GARD_CELL_END = re.compile(r"\s+(?:-|\d+(?:\.\d+)?%|\d+/\d+|\d+ of \d+)(?:\s+|$)")
+_PROSE_LIST = re.compile(
+    r"(?:characteri[sz]ed by|(?:signs|symptoms|features|findings)[^.:]{0,40}? include)\s+([^.]+)\.", re.IGNORECASE
+)
+_PROSE_ITEM_END = re.compile(r"\s*[,;]\s*(?:and/or\s+|and\s+|or\s+|as well as\s+)?")
+_NOT_A_FINDING = re.compile(
+    r"(?:which|that|who|with|but|other|this|these|it|they|the severity|as|more|most|usually|occur\w*|especially|"
+    r"including|such|can|may|is|are|in|a variety|many|some|several)\b|.*\b(?:inheritance|onset|mutations?|genes?)\b",
+    re.IGNORECASE,
+)
+_GENE_LIST = re.compile(r"((?:[A-Z][A-Z0-9-]{1,11}(?:,? (?:and|or) |, |\s))+)genes?\b")
+_HPO_GENES = re.compile(r"\bAssociated genes: ([^.]+)\.")
+_SYMBOL = re.compile(r"\b[A-Z][A-Z0-9-]{1,11}\b")
+_NOT_A_GENE = {"DNA", "RNA", "HPO", "GTR", "GARD"}
+_MODES = re.compile(
+    r"\b(autosomal (?:dominant|recessive)|X-linked (?:dominant|recessive)|X-linked|mitochondrial(?= inherit))", re.I
+)
+_MAX_WORDS = 9
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What passages tell of one disease. `text` is all of them, for checking what they do not tell."""
+
+    findings: tuple[str, ...]
+    genes: tuple[str, ...]
+    modes: tuple[str, ...]
+    onset: str
+    text: str
+
+
+def read_facts(contents: Iterable[str]) -> Facts:
+    """Collect the facts of passages that are all about the same disease, in their order."""
+    contents = list(contents)
+    text = " ".join(contents)
+    onset = _HPO_ONSET.search(text)
+    return Facts(
+        findings=_unique(finding for content in contents for finding in _findings(content)),
+        genes=_unique(gene for content in contents for gene in _genes(content)),
+        modes=_general_mode_last(_unique(_spell_mode(mode) for mode in _MODES.findall(text))),
+        onset=onset.group(1) if onset else "",
+        text=text,
+    )
+
+
+def _findings(content: str) -> Iterator[str]:
+    for group in _HPO_FEATURES.findall(content):
+        yield from group.split("; ")
+    for table in _GARD_TABLE.findall(content):
+        cells = _GARD_CELL_END.split(table)[:-1]  # after the last mark stands nothing, or a cut-off cell
+        yield from filter(_is_finding, map(_lower_first, cells))
+    for group in _PROSE_LIST.findall(re.sub(r"\s*\([^)]*\)", "", content)):
+        yield from filter(_is_finding, _PROSE_ITEM_END.split(group))
+
+
+def _is_finding(text: str) -> bool:
+    return 1 <= len(text.split()) <= _MAX_WORDS and len(text) > 3 and not _NOT_A_FINDING.match(text)
+
+
+def _genes(content: str) -> Iterator[str]:
+    for group in _HPO_GENES.findall(content) + _GENE_LIST.findall(content):
+        yield from (symbol for symbol in _SYMBOL.findall(group) if symbol not in _NOT_A_GENE)
+
+
+def _spell_mode(mode: str) -> str:
+    return mode[:1].upper() + mode[1:].lower()
+
+
+def _general_mode_last(modes: tuple[str, ...]) -> tuple[str, ...]:
+    """Drop a bare 'X-linked' where the recessive or dominant form is told as well."""
+    if any(mode.startswith("X-linked ") for mode in modes):
+        return tuple(mode for mode in modes if mode != "X-linked")
+    return modes
+
+
+def _lower_first(text: str) -> str:
+    text = text.strip()
+    return text[:1].lower() + text[1:] if text[1:2].islower() else text
+
+
+def _unique(items: Iterable[str]) -> tuple[str, ...]:
+    return tuple({item.casefold(): item for item in items}.values())

@@ -1,0 +1,59 @@
+"""Reads a synthesis prompt back into its parts, by the headings of `synthesis.prompts`."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from medssr_dist.synthesis.prompts import ENTITY_HEADING, PASSAGE_HEADING, SEED_HEADING, TASK_HEADING
+
+_HEADINGS = "|".join(
+    re.escape(heading).replace(r"\{number\}", r"\d+")
+    for heading in (SEED_HEADING, ENTITY_HEADING, PASSAGE_HEADING, TASK_HEADING)
+)
+_SECTION = re.compile(rf"^({_HEADINGS})\n(.*?)(?=\n\n(?:{_HEADINGS})\n|\Z)", re.MULTILINE | re.DOTALL)
+_ASKS_DIAGNOSIS = re.compile(
+    r"\bdiagnosis\s*\?|(?:which|what)(?: of the following)?(?: \w+)? (?:conditions?|disorders?|diseases?|syndromes?)\b",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class Seed:
+    """A seed question as the prompt shows it: no answer."""
+
+    stem: str
+    options: tuple[str, ...]
+
+    @property
+    def asks_diagnosis(self) -> bool:
+        """Whether the last sentence asks for a disease, so that the options are diseases."""
+        return _ASKS_DIAGNOSIS.search(sentences(self.stem)[-1]) is not None
+
+
+@dataclass(frozen=True)
+class PromptParts:
+    """What a prompt holds; `passages` are (title, content) pairs."""
+
+    seeds: tuple[Seed, ...]
+    entity: str | None
+    passages: tuple[tuple[str, str], ...]
+
+
+def read_prompt(messages: list[dict]) -> PromptParts | None:
+    """The parts of a synthesis prompt; None when it is some other conversation."""
+    seeds, passages, entity = [], [], None
+    for heading, body in _SECTION.findall(str(messages[-1].get("content", ""))):
+        first, *rest = body.split("\n")
+        if heading == ENTITY_HEADING:
+            entity = first
+        elif heading.startswith(PASSAGE_HEADING.split(" ")[0]):
+            passages.append((first, " ".join(rest)))
+        elif heading.startswith(SEED_HEADING.split("{")[0]):
+            seeds.append(Seed(first, tuple(line[3:] for line in rest)))
+    return PromptParts(tuple(seeds), entity, tuple(passages)) if len(seeds) == 2 else None
+
+
+def sentences(text: str) -> list[str]:
+    """`text` cut after sentence ends; at least one item."""
+    return re.split(r"(?<=[.?!])\s+(?=[A-Z(])", text.strip())

@@ -1,0 +1,147 @@
+"""Our config -> OpenRLHF's options: one pure function, so that what a run sets can be read and tested."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+from medssr_dist.config import Config, Stage
+
+# Options that are the same in every run: GRPO has no critic and no reward model, and the ways of
+# running that we do not offer are off. Names are OpenRLHF 0.11.2's.
+_FIXED = {
+    "local_rank": -1,
+    "use_ms": False,
+    "actor.aux_loss_coef": 0.0,
+    "actor.dual_clip": None,
+    "actor.entropy_coef": None,
+    "actor.freeze_visual_encoder": False,
+    "actor.gradient_checkpointing_reentrant": False,
+    "actor.loss_agg_mode": "token-mean",
+    "actor.min_lr_ratio": 0.1,
+    "actor.optim": "adam",
+    "actor.policy_loss_type": "ppo",
+    "actor.adam.betas": (0.9, 0.95),
+    "actor.adam.eps": 1e-8,
+    "actor.adam.weight_decay": 0.0,
+    "actor.muon.lr": 0.02,
+    "actor.muon.momentum": 0.95,
+    "algo.advantage.estimator": "group_norm",
+    "algo.advantage.gamma": 1.0,
+    "algo.advantage.is_correction_gating": "ratio",
+    "algo.advantage.is_correction_level": "off",
+    "algo.advantage.is_correction_mode": "mask",
+    "algo.advantage.is_correction_threshold": [0.5, 5.0],
+    "algo.advantage.lambd": 1.0,
+    "algo.advantage.no_std_norm": False,
+    "algo.dynamic_filtering_enable": False,
+    "algo.dynamic_filtering_range": (0.0, 1.0),
+    "algo.kl.estimator": "k3",
+    "algo.kl.horizon": 10000,
+    "algo.kl.target": None,
+    "algo.kl.unbiased_gradient": False,
+    "algo.kl.use_loss": True,
+    "ckpt.best_metric_key": "none",
+    "ckpt.disable_ds": False,
+    "ckpt.load_enable": True,
+    "ckpt.max_mem": float("inf"),
+    "ckpt.save_hf": False,
+    "critic.freezing_steps": -1,
+    "critic.model_name_or_path": None,
+    "data.disable_fast_tokenizer": False,
+    "data.max_images_per_prompt": 0,
+    "ds.deepcompile": False,
+    "ds.enable_sleep": False,
+    "ds.experts_implementation": None,
+    "ds.grad_accum_dtype": None,
+    "ds.load_in_4bit": False,
+    "ds.lora.alpha": 16,
+    "ds.lora.dropout": 0.0,
+    "ds.lora.rank": 0,
+    "ds.lora.target_modules": "all-linear",
+    "ds.overlap_comm": False,
+    "ds.packing_samples": False,
+    "ds.ring_attn_size": 1,
+    "ds.tensor_parallel_size": 1,
+    "ds.use_liger_kernel": False,
+    "ds.use_universal_ckpt": False,
+    "ds.zero_stage": 3,
+    "ds.zpg": 1,
+    "eval.steps": float("inf"),
+    "logger.logging_steps": 1,
+    "logger.wandb.key": None,
+    "ref.offload": False,
+    "reward.clip_range": (-10.0, 10.0),
+    "reward.overlong_buffer_len": None,
+    "reward.stop_properly_penalty_coef": None,
+    "rollout.max_tokens_per_gpu": None,
+    "train.async_enable": False,
+    "train.colocate_all": False,
+    "train.dynamic_batch_enable": False,
+    "train.ema_beta": 0.992,
+    "train.enable_ema": False,
+    "train.full_determinism_enable": False,
+    "train.max_epochs": 1,
+    "train.num_episodes": 1,
+    "vllm.enable_sleep": False,
+    "vllm.sync_backend": "nccl",
+    "vllm.sync_with_ray": False,
+}
+
+
+def openrlhf_options(config: Config, stage: Stage, model: Path, folder: Path) -> dict:
+    """OpenRLHF's options for one stage, by dotted name.
+
+    Args:
+        stage: config.training.stage1 or stage2.
+        model: directory of the weights the stage starts from.
+        folder: the stage's folder; checkpoints and TensorBoard go below it.
+    """
+    training = config.training
+    dtype = {"bfloat16": "bf16", "float16": "fp16"}[config.policy.dtype]
+    return _FIXED | {
+        "actor.adam.lr": stage.learning_rate,
+        "actor.eps_clip": stage.clip_low,
+        "actor.eps_clip_low_high": (stage.clip_low, stage.clip_high),
+        "actor.gradient_checkpointing_enable": training.gradient_checkpointing,
+        "actor.lr_scheduler": stage.lr_scheduler,
+        "actor.lr_warmup_ratio": stage.warmup_ratio,
+        "actor.max_norm": stage.max_grad_norm,
+        "actor.model_name_or_path": str(model),
+        "actor.num_gpus_per_node": training.ranks_per_node,
+        "actor.num_nodes": training.nodes,
+        "algo.kl.init_coef": stage.kl_coef,
+        "ckpt.max_num": stage.keep_checkpoints,
+        "ckpt.output_dir": str(folder / "hf.partial"),
+        "ckpt.path": str(folder / "checkpoints"),
+        "ckpt.save_steps": stage.save_steps,
+        "data.max_len": config.policy.max_model_len,
+        "ds.adam_offload": training.offload_optimizer,
+        "ds.attn_implementation": training.attention,
+        "ds.param_dtype": dtype,
+        "logger.tensorboard_dir": str(folder),
+        "logger.wandb.run_name": "tensorboard",
+        "ref.num_gpus_per_node": training.ranks_per_node,
+        "ref.num_nodes": training.nodes,
+        "rollout.batch_size": stage.prompts_per_step,
+        "rollout.max_new_tokens": stage.max_new_tokens,
+        "rollout.micro_batch_size": stage.micro_batch_size,
+        "rollout.n_samples_per_prompt": stage.samples_per_prompt,
+        "rollout.temperature": stage.temperature,
+        "rollout.top_p": stage.top_p,
+        "rollout.vllm_generate_batch_size": stage.prompts_per_step,
+        "train.batch_size": stage.prompts_per_step * stage.samples_per_prompt,
+        "train.colocate_actor_ref": training.colocate_reference,
+        "train.micro_batch_size": stage.micro_batch_size,
+        "train.seed": config.runtime.random_seed,
+        "vllm.enable_prefix_caching": True,
+        "vllm.num_engines": training.engines,
+        "vllm.tensor_parallel_size": training.tensor_parallel_size,
+    }
+
+
+def as_namespace(options: dict) -> SimpleNamespace:
+    """Dotted names -> the nested namespace that OpenRLHF reads (`args.actor.adam.lr`)."""
+    from openrlhf.utils.config import hierarchize
+
+    return hierarchize(SimpleNamespace(**options))

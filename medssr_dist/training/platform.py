@@ -1,0 +1,144 @@
+"""OpenRLHF on a machine without GPU: every stand-in it needs, in one place. On GPU this does nothing.
+
+Importing `medssr_dist.training.actors` applies it, so it is in force in each Ray worker before
+OpenRLHF is imported there. What it stands in for, and why:
+- `torch.cuda` device calls are made unconditionally;
+- flash-attn is imported for packing and ring attention, neither of which is used on CPU;
+- the device mesh and the replay buffer name "cuda";
+- weights travel to vLLM over PyNccl, which has no CPU form: a gloo group takes its place, and
+  vLLM's end of it is `GlooWorkerExtension`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.machinery
+import importlib.metadata
+import os
+import sys
+import types
+from functools import partial
+
+import torch
+
+from medssr_dist.runtime.device import on_gpu
+
+SUPPORTED_OPENRLHF = "0.11.2"
+_applied = False
+
+
+def apply() -> None:
+    """Put the stand-ins in place, once a process. Raises RuntimeError for another OpenRLHF version."""
+    global _applied
+    if _applied or on_gpu():
+        return
+    version = importlib.metadata.version("openrlhf")
+    if version != SUPPORTED_OPENRLHF:
+        raise RuntimeError(f"training on CPU is written for openrlhf {SUPPORTED_OPENRLHF}, found {version}")
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    _stand_in_for_cuda()
+    _import_without_flash_attn()
+    _use_cpu_in_openrlhf()
+    _applied = True
+
+
+def _stand_in_for_cuda() -> None:
+    torch.cuda.current_device = lambda: "cpu"
+    torch.cuda.set_device = lambda device: None
+    torch.cuda.synchronize = lambda device=None: None
+    torch.cuda.empty_cache = lambda: None
+    torch.cuda.current_stream = lambda device=None: None
+
+
+def _import_without_flash_attn() -> None:
+    """Import OpenRLHF's user of flash-attn with empty modules in its place, then take them out again.
+
+    Left in, they would make transformers believe that flash-attn is installed.
+    """
+    names = {
+        "flash_attn": (),
+        "flash_attn.bert_padding": ("index_first_axis", "pad_input", "rearrange", "unpad_input"),
+        "flash_attn.utils": (),
+        "flash_attn.utils.distributed": ("all_gather",),
+    }
+    for name, attributes in names.items():
+        module = types.ModuleType(name)
+        module.__spec__ = importlib.machinery.ModuleSpec(name, None)
+        for attribute in attributes:
+            setattr(module, attribute, _needs_flash_attn)
+        sys.modules[name] = module
+    try:
+        importlib.import_module("openrlhf.models.ring_attn_utils")
+    finally:
+        for name in names:
+            del sys.modules[name]
+
+
+def _needs_flash_attn(*args, **kwargs):
+    raise RuntimeError("packing and ring attention need flash-attn, which needs a GPU")
+
+
+def _use_cpu_in_openrlhf() -> None:
+    from openrlhf.trainer.ppo_utils import replay_buffer
+    from openrlhf.utils import distributed_util
+    from openrlhf.utils.deepspeed import deepspeed
+
+    deepspeed.init_device_mesh = partial(_cpu_mesh, deepspeed.init_device_mesh)
+    distributed_util.stateless_init_process_group = GlooBroadcaster
+    replay_buffer.torch = _TorchWithCpuDevice(torch)
+
+
+def _cpu_mesh(init_device_mesh, device_type, *args, **kwargs):
+    return init_device_mesh("cpu", *args, **kwargs)
+
+
+class _TorchWithCpuDevice:
+    """`torch`, except that `device("cuda:...")` is the CPU."""
+
+    def __init__(self, module):
+        self._module = module
+
+    def __getattr__(self, name):
+        return getattr(self._module, name)
+
+    def device(self, name):
+        return self._module.device("cpu" if str(name).startswith("cuda") else name)
+
+
+class GlooBroadcaster:
+    """The broadcast of vLLM's PyNcclCommunicator over gloo, outside torch's default group."""
+
+    def __init__(self, master_address: str, master_port: int, rank: int, world_size: int, device=None):
+        from vllm.distributed.utils import stateless_init_torch_distributed_process_group
+
+        self._group = stateless_init_torch_distributed_process_group(
+            master_address, master_port, rank, world_size, backend="gloo"
+        )
+
+    def broadcast(self, tensor: torch.Tensor, src: int, stream=None) -> None:
+        """Send `tensor` in place from rank `src`; as bytes, for gloo knows no bfloat16."""
+        options = torch.distributed.BroadcastOptions()
+        options.rootRank = src
+        self._group.broadcast([tensor.contiguous().view(-1).view(torch.uint8)], options).wait()
+
+
+class GlooWorkerExtension:
+    """vLLM's end of the weight sync on CPU (`worker_extension_cls`), with the methods of OpenRLHF's WorkerWrap.
+
+    vLLM repacks linear weights for the CPU, after which single weights cannot be loaded any more:
+    they are gathered here and loaded as one set when the last has come.
+    """
+
+    def init_process_group(self, master_address, master_port, rank_offset, world_size, group_name, backend, use_ray):
+        rank = torch.distributed.get_rank() + rank_offset
+        self._sync_group = GlooBroadcaster(master_address, master_port, rank, world_size)
+        self._received: list[tuple[str, torch.Tensor]] = []
+
+    def update_weight(self, name, dtype, shape, empty_cache=False):
+        """Receive one weight; `empty_cache` is how OpenRLHF marks the last one."""
+        weight = torch.empty(shape, dtype=dtype)
+        self._sync_group.broadcast(weight, src=0)
+        self._received.append((name, weight))
+        if empty_cache:
+            self.model_runner.reload_weights(weights_iterator=iter(self._received))
+            self._received = []

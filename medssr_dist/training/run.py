@@ -1,0 +1,150 @@
+"""Step 3: start a GRPO stage on Ray, show its progress, publish its checkpoint."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+
+from tqdm import tqdm
+
+from medssr_dist.config import Config, Stage
+from medssr_dist.errors import InputError, Stopped
+from medssr_dist.jsonl import write_json
+from medssr_dist.records import Question
+from medssr_dist.runtime.models import publish_folder
+from medssr_dist.stream import follow, kept_at_end, kept_labels, publish_taken
+from medssr_dist.training.prompts import Example, from_labels, from_questions, shuffled
+from medssr_dist.training.stage import StageJob, StageRunner
+
+
+class RunningStage:
+    """A stage that trains in its own Ray actors while the caller does something else.
+
+    Args:
+        examples: gives the Examples in order, inside the stage's actor; may wait for more.
+        on_taken: told how many examples the stage has taken.
+    """
+
+    def __init__(self, name: str, job: StageJob, examples: Callable[[], Iterable[Example]], on_taken):
+        import ray
+
+        self._job, self._started = job, time.monotonic()
+        _clear_partial(job.folder)
+        self._actor = ray.remote(num_cpus=1)(StageRunner).remote()
+        self._result = self._actor.run.remote(job, examples, on_taken)
+        self._bar = tqdm(total=job.expected_steps, desc=name, unit="step", initial=0)
+
+    def check(self) -> bool:
+        """Update the progress bar; True once the stage is done. Raises what the stage raised."""
+        import ray
+
+        self._show()
+        done, _ = ray.wait([self._result], timeout=0)
+        if done:
+            try:
+                ray.get(self._result)
+            except ray.exceptions.RayTaskError as error:
+                raise error.cause if isinstance(error.cause, InputError) else error from None
+        return bool(done)
+
+    def wait(self, should_stop: Callable[[], bool]) -> dict:
+        """Wait for the end, publish `folder`/hf and return the summary. Raises Stopped if asked to."""
+        import ray
+
+        while not self.check():
+            if should_stop():
+                self.kill()
+                raise Stopped("training stopped; the same command goes on from the last checkpoint")
+            time.sleep(1)
+        self._show()
+        self._bar.close()
+        counts = ray.get(self._result)
+        self.kill()
+        return _publish(self._job.folder, counts | {"seconds": round(time.monotonic() - self._started, 1)})
+
+    def kill(self) -> None:
+        """End the stage's actors; its checkpoints stay."""
+        import ray
+
+        self._bar.close()
+        ray.kill(self._actor)
+
+    def _show(self) -> None:
+        rows = _metrics(self._job.folder)
+        if rows:
+            self._bar.set_postfix(reward=f"{rows[-1]['reward']:.2f}", kl=f"{rows[-1].get('kl', 0):.1e}")
+            self._bar.n = rows[-1]["step"]
+            self._bar.refresh()
+
+
+def start_stage1(config: Config, model: Path, labels: Path, folder: Path, most_examples: int) -> RunningStage:
+    """Stage 1: self-supervised GRPO on the kept pseudo-labels, as they come (paper section 3.3).
+
+    Args:
+        labels: the label stream, `labeled.jsonl`.
+        most_examples: how many labels there can be at most, for the learning-rate schedule.
+    """
+    stage = config.training.stage1
+    known = kept_at_end(labels)
+    steps = _expected_steps(stage, most_examples if known is None else known)
+    job = StageJob(config, stage, model, model, folder, steps)
+    return RunningStage("stage 1", job, partial(_label_examples, labels), partial(publish_taken, labels))
+
+
+def start_stage2(
+    config: Config, model: Path, reference: Path, questions: list[Question], labels: Path, folder: Path
+) -> RunningStage:
+    """Stage 2: supervised GRPO on human-annotated questions (paper section 3.4).
+
+    Args:
+        model: stage 1's checkpoint, or the base model where stage 1 is off.
+        labels: kept pseudo-labels that join in when `stage2.mix_pseudo_labels` is set.
+    """
+    stage = config.training.stage2
+    examples = from_questions(questions)
+    if stage.mix_pseudo_labels:
+        examples += from_labels(kept_labels(labels))
+    examples = shuffled(examples, config.runtime.random_seed)
+    job = StageJob(config, stage, model, reference, folder, _expected_steps(stage, len(examples)))
+    return RunningStage("stage 2", job, partial(_same, examples), _ignore)
+
+
+def _label_examples(labels: Path) -> Iterable[Example]:
+    return from_labels(kept_labels(labels))
+
+
+def _same(examples: list[Example]) -> list[Example]:
+    return examples
+
+
+def _ignore(taken: int) -> None:
+    """Nobody waits for stage 2 to take its examples."""
+
+
+def _expected_steps(stage: Stage, examples: int) -> int:
+    return stage.steps or max(1, -(-examples // stage.prompts_per_step))
+
+
+def _clear_partial(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder / "hf.partial", ignore_errors=True)
+
+
+def _metrics(folder: Path) -> list[dict]:
+    """Whole lines of metrics.jsonl; the stage may be writing the next."""
+    return list(follow(folder / "metrics.jsonl", ended=lambda: True))
+
+
+def _publish(folder: Path, counts: dict) -> dict:
+    publish_folder(folder / "hf.partial", folder / "hf")
+    rows = _metrics(folder)
+    summary = counts | {
+        "steps": len(rows),
+        "reward_by_step": [row["reward"] for row in rows],
+        "tokens": sum(row["tokens"] for row in rows),
+    }
+    write_json(folder / "summary.json", summary)
+    return summary

