@@ -26,6 +26,8 @@ _SECRET_KEYS = ("synthesis.endpoint.api_key",)
 def load_config(path: Path, overrides: list[str] | None = None) -> Config:
     """Read `path`, apply `overrides` ("voting.samples=16"), fill in ${ENV}, validate.
 
+    A file may begin with `extends: other.yaml` (relative to itself) and give only what differs.
+
     Raises:
         InputError: unreadable file, unknown key (with the nearest valid name), value out of range.
     """
@@ -47,7 +49,17 @@ def _read_yaml(path: Path) -> dict:
         raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise InputError(f"{path} holds no settings; start from configs/demo_cpu.yaml")
-    return tree
+    base = tree.pop("extends", None)
+    return _merge(_read_yaml(path.parent / base), tree) if base else tree
+
+
+def _merge(base: dict, tree: dict) -> dict:
+    """`base` with the values of `tree` in place of its own; sections are merged key by key."""
+    merged = dict(base)
+    for key, value in tree.items():
+        both_sections = isinstance(value, dict) and isinstance(base.get(key), dict)
+        merged[key] = _merge(base[key], value) if both_sections else value
+    return merged
 
 
 def _apply_override(tree: dict, override: str) -> None:

@@ -81,7 +81,8 @@ class JsonlLedger:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._repair_tail()
-        self._file = open(self.path, "ab", buffering=0)  # a buffer would fail again on closing a full disk
+        # Unbuffered: a buffer would fail again on closing a full disk.
+        self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115
 
     def _repair_tail(self) -> None:
         if not self.path.exists():

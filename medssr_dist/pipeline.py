@@ -20,6 +20,7 @@ from medssr_dist.jsonl import read_jsonl, write_json
 from medssr_dist.readers import human_labelled, read_questions, refuse_evaluation_items
 from medssr_dist.records import Question, content_hash, parse_record
 from medssr_dist.run_dir import RunDir, commit, open_run
+from medssr_dist.step_clock import step_clock
 from medssr_dist.summary import build_summary, render_summary
 
 STEPS = ("synthesize", "vote", "train", "evaluate")
@@ -40,7 +41,8 @@ class Session:
         if self.run.is_finished(step):
             print(f"{step}: already finished")
             return
-        work()
+        with step_clock(self.run.root, step):
+            work()
         self.run.finish_step(step)
 
 
@@ -53,6 +55,9 @@ def run_steps(config: Config, root: Path, steps: tuple[str, ...] = STEPS) -> Non
     """
     with open_run(root, config) as run, _stop_on_signal() as should_stop, _ray_on_demand(config, run) as start_ray:
         session = Session(config, run, should_stop, start_ray)
+        if steps == STEPS and not _uses_pseudo_labels(config):
+            print("synthesize, vote: skipped, no training stage uses pseudo-labels")
+            steps = ("train", "evaluate")
         if "synthesize" in steps:
             synthesize(session)
         if "vote" in steps and "train" in steps and config.runtime.mode == "stream":
@@ -65,6 +70,11 @@ def run_steps(config: Config, root: Path, steps: tuple[str, ...] = STEPS) -> Non
         if "evaluate" in steps:
             evaluate(session)
         close(session)
+
+
+def _uses_pseudo_labels(config: Config) -> bool:
+    stage2 = config.training.stage2
+    return config.training.stage1.enabled or (stage2.enabled and stage2.mix_pseudo_labels)
 
 
 def synthesize(session: Session) -> None:
@@ -117,8 +127,9 @@ def vote_into_training(session: Session) -> None:
         return
     stage = _begin_stage1(session)
     try:
-        vote(session, watch=stage.check)
-        stage.wait(session.should_stop)
+        with step_clock(session.run.root, "stage1"):
+            vote(session, watch=stage.check)
+            stage.wait(session.should_stop)
     except BaseException:
         stage.kill()
         raise

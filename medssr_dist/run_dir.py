@@ -96,7 +96,7 @@ def open_run(root: Path, config: Config):
     os.umask(0o077)
     try:
         run.logs.mkdir(parents=True, exist_ok=True)
-        lock = open(run.root / ".lock", "w")
+        lock = open(run.root / ".lock", "w")  # noqa: SIM115
     except OSError as error:
         raise InputError(f"run directory {root}: {error.strerror}; choose another with --run-dir") from None
     try:

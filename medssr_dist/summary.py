@@ -11,6 +11,7 @@ import textwrap
 from pathlib import Path
 
 from medssr_dist.jsonl import read_json
+from medssr_dist.step_clock import seconds_by_step
 
 WIDTH = 100
 _LABEL = 12
@@ -38,6 +39,7 @@ def build_summary(run_folder: Path) -> dict:
         InputError: a summary is there but is not valid JSON.
     """
     run_folder = Path(run_folder)
+    clock = seconds_by_step(run_folder)
     steps = {}
     for step, source in _SOURCES.items():
         steps[step] = read_json(run_folder / source) if (run_folder / source).exists() else None
@@ -45,7 +47,7 @@ def build_summary(run_folder: Path) -> dict:
         "schema_version": 1,
         "run": str(run_folder),
         "steps": steps,
-        "time": {step: _time(step, found) for step, found in steps.items() if found is not None},
+        "time": {step: _time(step, found, clock) for step, found in steps.items() if found is not None},
         "files": {
             step: [name for name in names if (run_folder / name).exists()]
             for step, names in _FILES.items()
@@ -54,9 +56,11 @@ def build_summary(run_folder: Path) -> dict:
     }
 
 
-def _time(step: str, found: dict) -> dict:
+def _time(step: str, found: dict, clock: dict[str, float]) -> dict:
+    """Seconds over all attempts (of the last one, where no clock was kept) and tokens, of one step."""
     parts = list(found["policies"].values()) if step == "evaluate" else [found]
-    seconds, tokens = sum(part["seconds"] for part in parts), sum(part["tokens"] for part in parts)
+    tokens = sum(part["tokens"] for part in parts)
+    seconds = clock.get(step, sum(part["seconds"] for part in parts))
     rate = round(tokens / seconds, 1) if seconds > 0 else None
     return {"seconds": round(seconds, 1), "tokens": tokens, "tokens_per_second": rate}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 import shutil
 import tempfile
@@ -44,7 +45,7 @@ def ray_cluster(config: Config, logs: Path) -> Iterator[None]:
 
     slots = slots_in_use(config)
     started_here = "RAY_ADDRESS" not in os.environ
-    temp_dir = tempfile.mkdtemp(prefix="medssr-") if started_here else None
+    temp_dir = _new_temp_dir() if started_here else None
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     options: dict = {"log_to_driver": False, "include_dashboard": False, "logging_level": "WARNING"}
     if started_here:
@@ -61,6 +62,15 @@ def ray_cluster(config: Config, logs: Path) -> Iterator[None]:
         ray.shutdown()
         if temp_dir:
             _keep_logs(Path(temp_dir), logs)
+
+
+def _new_temp_dir() -> str:
+    """A short path of this process's own; those of this user's runs that were killed are removed."""
+    for stale in Path(tempfile.gettempdir()).glob("medssr-*-*"):
+        owner = stale.name.split("-")[1]
+        if stale.owner() == getpass.getuser() and owner.isdecimal() and not Path(f"/proc/{owner}").exists():
+            shutil.rmtree(stale, ignore_errors=True)
+    return tempfile.mkdtemp(prefix=f"medssr-{os.getpid()}-")
 
 
 def _check_slots(slots: int) -> None:

@@ -49,14 +49,6 @@ class Request:
     provenance: Provenance
 
 
-@dataclass(frozen=True)
-class Spent:
-    """What this call used: HTTP tries, and tokens of the replies that came."""
-
-    attempts: int = 0
-    tokens: int = 0
-
-
 class Plan:
     """Request number -> request, by (random_seed, index) and the inputs alone."""
 
@@ -130,11 +122,11 @@ def synthesize(
     with Journal(folder / "journal.jsonl") as journal:
         missing = _check_journal(journal, plan)
         with closing(Outputs(folder, journal, plan.requested, (seed.id for seed in seeds))) as outputs:
-            spent = Spent()
+            attempts = 0
             if missing:
                 with _endpoint(config, folder) as endpoint:
-                    spent = asyncio.run(_Asking(endpoint, plan, journal, outputs, missing, should_stop).run())
-        summary = _summarize(config, outputs, len(missing), spent, time.monotonic() - started)
+                    attempts = asyncio.run(_Asking(endpoint, plan, journal, outputs, missing, should_stop).run())
+        summary = _summarize(config, outputs, len(missing), attempts, time.monotonic() - started)
         return _write_summary(folder / "summary.json", summary)
 
 
@@ -192,13 +184,12 @@ class _Asking:
         self._outputs = outputs
         self._line = deque(missing)
         self._should_stop = should_stop
-        self._tokens = 0
         self._failures = 0
         self._stopping = False
         self._error: Exception | None = None
 
-    async def run(self) -> Spent:
-        """Ask until nothing is missing."""
+    async def run(self) -> int:
+        """Ask until nothing is missing. Returns the number of HTTP requests that took."""
         missing, total = len(self._line), self._plan.requested
         async with ChatClient(self._endpoint) as self._client:
             with tqdm(total=total, initial=total - missing, desc="synthesize", unit="question") as self._bar:
@@ -211,7 +202,7 @@ class _Asking:
                 self._tick()
         if self._stopping:
             raise Stopped(f"synthesis stopped with {len(self._journal)} replies kept; run the same command to go on")
-        return Spent(self._client.attempts, self._tokens)
+        return self._client.attempts
 
     async def _work(self) -> None:
         """Ask request after request. An error stops all, after the requests on the wire are journaled."""
@@ -239,7 +230,6 @@ class _Asking:
                 completion_tokens=reply.completion_tokens,
             )
         )
-        self._tokens += reply.completion_tokens
         self._failures = 0
         self._bar.update()
 
@@ -275,7 +265,7 @@ class _Asking:
         self._bar.set_postfix(accepted=self._outputs.accepted, rejected=sum(self._outputs.rejected.values()))
 
 
-def _summarize(config: Config, outputs: Outputs, sent: int, spent: Spent, seconds: float) -> dict:
+def _summarize(config: Config, outputs: Outputs, sent: int, attempts: int, seconds: float) -> dict:
     return {
         "requested": outputs.done,
         "accepted": outputs.accepted,
@@ -289,8 +279,8 @@ def _summarize(config: Config, outputs: Outputs, sent: int, spent: Spent, second
         "completion_tokens": outputs.completion_tokens,
         "requests_sent": sent,
         "requests_replayed": outputs.done - sent,
-        "http_attempts": spent.attempts,
-        "tokens": spent.tokens,
+        "http_attempts": attempts,
+        "tokens": outputs.completion_tokens,
         "seconds": round(seconds, 2),
     }
 

@@ -69,6 +69,8 @@ class StageRunner:
         refs = ranks.async_init_model_from_pretrained(strategy, str(job.model), job.expected_steps, engines)
         if reference is not None:
             refs += reference.async_init_model_from_pretrained(strategy, str(job.reference))
+        # Engines first: the policy waits in its weight-sync group for an engine that has died.
+        ray.get([engine.get_num_unfinished_requests.remote() for engine in engines])
         ray.get(refs)
         return ranks, reference, engines, {engine_bundles, bundles, reference_bundles}
 

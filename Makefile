@@ -1,0 +1,26 @@
+# Everything a user types. VENV and PYTHON as in launch/install.sh.
+VENV ?= .venv
+RUN ?= runs/demo
+export VENV
+
+.PHONY: install demo test test-slow lint clean
+
+install:
+	launch/install.sh
+
+demo: install  ## the whole method on the embedded default
+	$(VENV)/bin/medssr run --config configs/demo_cpu.yaml --run-dir $(RUN)
+
+test: install  ## unit tests, and integration tests on the real stack with a tiny model
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/python -m pytest -q -m "not slow and not slurm and not gpu"
+
+test-slow: install  ## minutes to tens of minutes: learning, kill -9 in every step, real data
+	$(VENV)/bin/python -m pytest -q -m "slow"
+
+lint: install
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) runs

@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# Install medssr_dist into a virtual environment: launch/install.sh [cpu|cuda]
+#
+# Without an argument the machine decides: cuda where `nvidia-smi` finds a GPU, else cpu. The environment
+# is .venv ($VENV to change it), made with python3 ($PYTHON to change it; 3.10 or newer). Running it again
+# is quick: it installs only when the requirement files have changed.
+#
+# On a machine without GPU, pip's default index gives the CUDA build of torch, which works but is large;
+# export PIP_EXTRA_INDEX_URL with PyTorch's CPU wheel index to get the small one.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+case "${1:-}" in
+    -h | --help) sed -n '2,10s/^# \{0,1\}//p' "$0"; exit 0 ;;
+    "") if nvidia-smi -L 2>/dev/null | grep -q GPU; then kind=cuda; else kind=cpu; fi ;;
+    cpu | cuda) kind=$1 ;;
+    *) echo "install.sh: unknown set '$1'; give cpu or cuda" >&2; exit 2 ;;
+esac
+venv=${VENV:-.venv}
+python=${PYTHON:-python3}
+
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
+    { echo "install.sh: $python is older than 3.10; set PYTHON to a newer one" >&2; exit 2; }
+if [ "$kind" = cpu ]; then
+    command -v c++ >/dev/null ||
+        { echo "install.sh: no C++ compiler (DeepSpeed builds its CPU optimizer); install g++" >&2; exit 2; }
+fi
+
+stamp="$venv/.medssr-$kind-$(cat requirements/*.txt setup.py "$0" | sha256sum | cut -c1-16)"
+if [ -e "$stamp" ]; then
+    echo "install.sh: $venv is up to date ($kind)"
+    exit 0
+fi
+
+echo "install.sh: installing the $kind set into $venv"
+[ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
+pip=("$venv/bin/python" -m pip --disable-pip-version-check install --quiet)
+"${pip[@]}" torch==2.13.0
+if [ "$kind" = cpu ]; then
+    "${pip[@]}" --no-deps -r requirements/cpu.txt
+else
+    "${pip[@]}" setuptools wheel packaging ninja psutil
+    "${pip[@]}" --no-build-isolation -r requirements/cuda.txt
+fi
+"${pip[@]}" --no-deps -r requirements/embedded.txt
+"${pip[@]}" --no-deps --no-build-isolation -e .
+touch "$stamp"
+echo "install.sh: done; $venv/bin/medssr --help"
