@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medssr_dist.config import Config, DataSource
-from medssr_dist.errors import InputError
+from medssr_dist.errors import InputError, Stopped
 from medssr_dist.jsonl import read_jsonl, write_json
 from medssr_dist.readers import human_labelled, read_questions, refuse_evaluation_items
 from medssr_dist.records import Question, content_hash, parse_record
@@ -300,6 +300,11 @@ def _stop_on_signal() -> Iterator[Callable[[], bool]]:
     before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield asked.is_set
+    except Exception as error:
+        # Ctrl-C also reaches the engines' processes; what their end raises here is part of the stop.
+        if asked.is_set() and not isinstance(error, (Stopped, InputError)):
+            raise Stopped("stopped; the same command resumes") from error
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

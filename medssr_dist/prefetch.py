@@ -102,6 +102,7 @@ def _fetch_encoder(key: str, model: str) -> Path:
 
 def _download(key: str, model: str) -> Path:
     """Download a model by its id. Raises InputError naming the id, the reason and the fix."""
+    from httpx import HTTPError
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
@@ -109,7 +110,7 @@ def _download(key: str, model: str) -> Path:
         return Path(snapshot_download(model, ignore_patterns=_NOT_FETCHED))
     except HFValidationError:
         raise InputError(f"{key} = {model!r} is neither a directory nor a Hugging Face id such as owner/name") from None
-    except (OSError, RuntimeError) as error:  # httpx's and the hub's own errors, and a broken transfer
+    except (OSError, HTTPError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
         raise InputError(
             f"{key} = {model!r} cannot be downloaded ({reason}); check the id, `hf auth login` if it is gated, run "

@@ -111,7 +111,7 @@ def open_run(root: Path, config: Config):
 
 def _record_attempt(run: RunDir) -> None:
     manifest = run.manifest() if run.manifest_file.exists() else {"attempts": [], "steps": {}}
-    attempt = {"started": _timestamp(), "commit": commit(), "versions": _versions(), "host": platform.node()}
+    attempt = {"started": _timestamp(), "commit": commit(), "versions": versions(), "host": platform.node()}
     manifest["attempts"].append(attempt)
     write_json(run.manifest_file, manifest)
 
@@ -170,7 +170,8 @@ def commit() -> str:
     return result.stdout.strip() if result.returncode == 0 else __version__
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Versions of Python, this package and those it is built on, as installed."""
     found = {"python": platform.python_version(), "medssr_dist": __version__}
     for package in _PACKAGES:
         try:

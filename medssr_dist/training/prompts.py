@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -89,14 +90,15 @@ class PromptLoader:
 
     def _in_order(self) -> Iterator[tuple[str, str]]:
         seen = []
-        for example in self._examples():
+        for count, example in enumerate(self._examples(), start=1):
+            self._on_taken(count)
             if (item := self._render(example)) is None:
                 self.skipped += 1
                 continue
             seen.append(item)
-            self._on_taken(len(seen) + self.skipped)
             yield item
             if len(seen) == self._total:
+                self._on_taken(sys.maxsize)  # no more will be taken: whoever waits for room need not
                 return
         if not seen:
             raise InputError("no example to train on: every label was rejected, or every prompt is too long")

