@@ -47,8 +47,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text in _STEPS.items():
         _config_command(commands, name, text, _run_steps)
-    for name, call in {"prefetch": _prefetch, "doctor": _doctor, "status": _status}.items():
+    for name, call in {"prefetch": _prefetch, "doctor": _doctor}.items():
         _config_command(commands, name, _TOOLS[name], call)
+    _status_command(commands)
     teacher = commands.add_parser("teacher", help="serve the offline rule-based stand-in for a chat API on loopback")
     _add_teacher(teacher)
     bench = commands.add_parser("bench", help="run a committed benchmark", description="Benchmarks: voting.")
@@ -74,6 +75,15 @@ def _config_command(commands, name: str, text: str, call) -> None:
     command.set_defaults(call=call)
 
 
+def _status_command(commands) -> None:
+    command = commands.add_parser("status", help=_TOOLS["status"], epilog="example: medssr status runs/demo")
+    where = command.add_mutually_exclusive_group(required=True)
+    where.add_argument("run_dir", type=Path, nargs="?", metavar="RUN_DIR", help="e.g. runs/demo")
+    where.add_argument("--run-dir", type=Path, dest="run_dir_option", metavar="RUN_DIR", help="the same, as an option")
+    where.add_argument("--config", type=Path, help="the config whose default run directory is meant")
+    command.set_defaults(call=_status)
+
+
 def _add_teacher(parser: argparse.ArgumentParser) -> None:
     from medssr_dist.synthesis.teacher.cli import add_teacher_arguments, run_teacher
 
@@ -84,8 +94,12 @@ def _add_teacher(parser: argparse.ArgumentParser) -> None:
 def _load(args: argparse.Namespace):
     from medssr_dist.config_io import load_config
 
-    args.run_dir = args.run_dir or Path("runs") / args.config.stem
+    args.run_dir = args.run_dir or _default_run_dir(args.config)
     return load_config(args.config, args.overrides)
+
+
+def _default_run_dir(config: Path) -> Path:
+    return Path("runs") / config.stem
 
 
 def _run_steps(args: argparse.Namespace) -> int:
@@ -118,8 +132,7 @@ def _doctor(args: argparse.Namespace) -> int:
 def _status(args: argparse.Namespace) -> int:
     from medssr_dist.status import status
 
-    _load(args)
-    status(args.run_dir)
+    status(args.run_dir or args.run_dir_option or _default_run_dir(args.config))
     return 0
 
 

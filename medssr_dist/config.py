@@ -138,6 +138,11 @@ class Training(Section):
     stage1: Stage = Field(default_factory=Stage)
     stage2: Stage2 = Field(default_factory=Stage2)
 
+    @property
+    def uses_pseudo_labels(self) -> bool:
+        """Whether any stage trains on pseudo-labels, so that synthesis and vote are needed."""
+        return self.stage1.enabled or (self.stage2.enabled and self.stage2.mix_pseudo_labels)
+
     @model_validator(mode="after")
     def _check(self) -> Training:
         ranks = self.nodes * self.ranks_per_node

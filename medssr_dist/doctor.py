@@ -6,14 +6,11 @@ Each check is one small function from the config to a Result; one that crashes i
 from __future__ import annotations
 
 import importlib.metadata
-import json
-import math
 import os
 import platform
 import resource
 import shutil
 import socket
-import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,12 +19,12 @@ from urllib.parse import urlsplit
 
 from medssr_dist.config import Config
 from medssr_dist.errors import EXIT_BAD_INPUT, InputError
+from medssr_dist.memory import checkpoint_bytes, memory_demands, parameter_count
 from medssr_dist.prefetch import index_on_disk, policy_on_disk, readable_size
 
 _PINNED = {"openrlhf": "0.11.2", "deepspeed": "0.19.6", "ray": "2.55.0", "transformers": "5.15.0", "torch": "2.13.0"}
 _VLLM = "0.29.0"
-_EMBEDDED_PARAMETERS = 134_515_008  # of SmolLM2-135M, before its conversion leaves files to count in
-_PROCESS_BYTES = 1.5e9  # ours: torch, vLLM or DeepSpeed loaded, on CPU
+_COMFORTABLE_SHARE = 0.85  # of the free memory
 _COMFORTABLE_FILES = 4096  # descriptors; Ray and vLLM open hundreds a process
 
 
@@ -76,8 +73,6 @@ def _packages(config: Config, run_dir: Path) -> Result:
     expected = _PINNED | {"vllm": _VLLM}
     wrong = [f"{name} {version or 'absent'} (want {expected[name]})"
              for name, version in (found | {"vllm": vllm}).items() if version != expected[name]]  # fmt: skip
-    if sys.version_info < (3, 10):
-        return Result("fail", f"python {platform.python_version()}", "use Python 3.10 or newer")
     if not wrong:
         return Result("pass", f"python {platform.python_version()}, {len(expected)} pinned packages")
     absent = any(version is None for version in (*found.values(), vllm))
@@ -131,70 +126,20 @@ def _devices(config: Config, run_dir: Path) -> Result:
 
 
 def _memory(config: Config, run_dir: Path) -> Result:
-    from medssr_dist.runtime.device import on_gpu
-
-    parameters = _parameters(config)
-    needed, available, where = (_gpu_memory if on_gpu() else _host_memory)(config, parameters)
-    detail = f"{parameters / 1e6:,.0f}M parameters need about {readable_size(needed)} {where}, " \
-             f"{readable_size(available)} available; activations not counted"  # fmt: skip
-    fix = "use a smaller model, fewer ranks or engines, or runtime.mode=sequential; on GPU, more ranks or " \
-          "training.offload_optimizer=true"  # fmt: skip
-    if needed > available:
+    parameters = _known_parameters(config)
+    if parameters is None:
+        return Result("warn", "not estimated: the policy is not on this machine", "see 'model'")
+    demands = memory_demands(config, parameters)
+    detail = "; ".join(
+        f"{demand.what} needs about {readable_size(demand.needed)} of {readable_size(demand.available)} free"
+        for demand in demands
+    )
+    detail = f"{parameters / 1e6:,.0f}M parameters, roughly: {detail}"
+    fix = "smaller policy.model, fewer engines, runtime.mode=sequential; on GPU more ranks, training.offload_optimizer"
+    worst = max(demand.needed / demand.available for demand in demands)
+    if worst > 1:
         return Result("fail", detail, fix)
-    return Result("warn", detail, fix) if needed > 0.85 * available else Result("pass", detail)
-
-
-def _host_memory(config: Config, parameters: int) -> tuple[float, float, str]:
-    """Bytes on a CPU machine: engines hold bf16 weights and KV cache, ranks share 16 B a parameter."""
-    training = config.training
-    engine = 2 * parameters + config.runtime.cpu_kv_cache_gib * 2**30 + _PROCESS_BYTES
-    ranks = training.nodes * training.ranks_per_node
-    train = _state_bytes(config, parameters) + ranks * _PROCESS_BYTES + training.engines * engine
-    vote = config.voting.engines * engine
-    needed = vote + train if config.runtime.mode == "stream" else max(vote, train)
-    return needed, _available_bytes(), "of memory"
-
-
-def _gpu_memory(config: Config, parameters: int) -> tuple[float, float, str]:
-    """Bytes on the fullest GPU: an engine's share of the weights, or a rank's share of the training state."""
-    import torch
-
-    training = config.training
-    ranks = training.nodes * training.ranks_per_node
-    state = _state_bytes(config, parameters) - (12 * parameters if training.offload_optimizer else 0)
-    engine = 2 * parameters / min(config.voting.tensor_parallel_size, training.tensor_parallel_size)
-    return max(engine, state / ranks), torch.cuda.mem_get_info()[0], "on the fullest GPU"
-
-
-def _state_bytes(config: Config, parameters: int) -> float:
-    """bf16 weights and gradients, fp32 master weights and two Adam moments, bf16 reference: over all ranks."""
-    reference = any(s.enabled and s.kl_coef > 0 for s in (config.training.stage1, config.training.stage2))
-    return parameters * (2 + 2 + 12 + 2 * reference)
-
-
-def _parameters(config: Config) -> int:
-    """Parameter count from the safetensors headers, or from the size of 16-bit .bin files."""
-    folder = policy_on_disk(config.policy)
-    if folder is None:
-        return _EMBEDDED_PARAMETERS
-    counted = sum(_parameters_in(file) for file in folder.glob("*.safetensors"))
-    return counted or sum(file.stat().st_size for file in folder.glob("*.bin")) // 2
-
-
-def _parameters_in(file: Path) -> int:
-    with open(file, "rb") as handle:
-        header = json.loads(handle.read(int.from_bytes(handle.read(8), "little")))
-    return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
-
-
-def _available_bytes() -> float:
-    """Memory that may still be used: the machine's, or the control group's if that is less."""
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    machine = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
-    if not limit.exists() or limit.read_text().strip() == "max":
-        return machine
-    return min(machine, int(limit.read_text()) - int(used.read_text()))
+    return Result("warn", detail, fix) if worst > _COMFORTABLE_SHARE else Result("pass", detail)
 
 
 def _disk(config: Config, run_dir: Path) -> Result:
@@ -206,12 +151,21 @@ def _disk(config: Config, run_dir: Path) -> Result:
             os.fsync(file.fileno())
     except OSError as error:
         return Result("fail", f"cannot write in {target} ({error.strerror})", "free space or give another --run-dir")
-    stages = [stage for stage in (config.training.stage1, config.training.stage2) if stage.enabled]
-    needed = _parameters(config) * sum(14 * (stage.keep_checkpoints + 1) + 2 for stage in stages)
-    free = shutil.disk_usage(target).free
+    parameters, free = _known_parameters(config), shutil.disk_usage(target).free
+    if parameters is None:
+        return Result("warn", f"{target}: {readable_size(free)} free, checkpoints not estimated", "see 'model'")
+    needed = checkpoint_bytes(config, parameters)
     detail = f"{target}: {readable_size(free)} free, checkpoints take up to {readable_size(needed)}"
     fix = "free space, give another --run-dir, or lower training.*.keep_checkpoints"
     return Result("pass", detail) if free > needed else Result("fail", detail, fix)
+
+
+def _known_parameters(config: Config) -> int | None:
+    """The policy's parameter count; None where its files are not here, which is the model check's to report."""
+    try:
+        return parameter_count(config.policy)
+    except InputError:
+        return None
 
 
 def _model(config: Config, run_dir: Path) -> Result:
@@ -229,13 +183,12 @@ def _knowledge(config: Config, run_dir: Path) -> Result:
 
 
 def _data(config: Config, run_dir: Path) -> Result:
-    from medssr_dist.pipeline import _read_all
-    from medssr_dist.readers import human_labelled, refuse_evaluation_items
+    from medssr_dist.readers import human_labelled, read_all, refuse_evaluation_items
 
-    benchmarks = _read_all(config.evaluation.benchmarks, config)
+    benchmarks = read_all(config.evaluation.benchmarks, config.runtime.random_seed)
     stage2 = config.training.stage2
-    sets = {"seeds": _read_all(config.synthesis.seeds, config)}
-    sets |= {"supervised": _read_all(stage2.data, config)} if stage2.enabled else {}
+    sets = {"seeds": read_all(config.synthesis.seeds, config.runtime.random_seed)}
+    sets |= {"supervised": read_all(stage2.data, config.runtime.random_seed)} if stage2.enabled else {}
     for questions in sets.values():
         refuse_evaluation_items(questions, benchmarks)
     human_labelled([*sets.get("supervised", []), *benchmarks])

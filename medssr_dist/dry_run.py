@@ -16,9 +16,9 @@ from medssr_dist.config import Config, DataSource, Stage
 from medssr_dist.config_io import resolved
 from medssr_dist.errors import InputError
 from medssr_dist.jsonl import write_atomic, write_json
-from medssr_dist.pipeline import STEPS, _read_all, _uses_pseudo_labels
+from medssr_dist.pipeline import STEPS
 from medssr_dist.prefetch import index_on_disk, policy_on_disk
-from medssr_dist.readers import human_labelled, read_questions, refuse_evaluation_items, source_name
+from medssr_dist.readers import human_labelled, read_all, read_questions, refuse_evaluation_items, source_name
 from medssr_dist.records import Question
 from medssr_dist.run_dir import RunDir, commit
 
@@ -36,7 +36,7 @@ def dry_run(config: Config, run_dir: Path, steps: tuple[str, ...]) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     write_json(folder / "config.resolved.json", resolved(config))
     model, problem = _locate_model(config) if steps != ("synthesize",) else (None, None)
-    if steps == STEPS and not _uses_pseudo_labels(config):
+    if steps == STEPS and not config.training.uses_pseudo_labels:
         steps = ("train", "evaluate")
     print(f"dry run of {', '.join(steps)} in {run.root}; nothing is started")
     _print_rows("slots", _slots(config))
@@ -80,8 +80,8 @@ def _plan_synthesis(config: Config, run: RunDir, folder: Path, model: Path | Non
     from medssr_dist.knowledge.retrieval import entities
 
     synthesis, random_seed = config.synthesis, config.runtime.random_seed
-    seeds = _read_all(synthesis.seeds, config)
-    refuse_evaluation_items(seeds, _read_all(config.evaluation.benchmarks, config))
+    seeds = read_all(synthesis.seeds, config.runtime.random_seed)
+    refuse_evaluation_items(seeds, read_all(config.evaluation.benchmarks, config.runtime.random_seed))
     rare = entities(config.knowledge, random_seed) if synthesis.alpha > 0 else []
     drawn, index_state = _render_prompts(config, seeds, rare, folder)
     share = f"{drawn:,} of {synthesis.questions:,} ({drawn / synthesis.questions:.3f})"
@@ -96,9 +96,9 @@ def _plan_synthesis(config: Config, run: RunDir, folder: Path, model: Path | Non
 def _render_prompts(config: Config, seeds: list[Question], rare: list, folder: Path) -> tuple[int, str]:
     """Write the first prompt with an entity and the first without; returns how many have one, and the index's state."""
     from medssr_dist.synthesis.draws import draw
-    from medssr_dist.synthesis.run import Plan, _check_inputs
+    from medssr_dist.synthesis.run import Plan, check_inputs
 
-    _check_inputs(config, seeds, rare)
+    check_inputs(config, seeds, rare)
     synthesis = config.synthesis
     with_entity = [
         draw(index, config.runtime.random_seed, synthesis.alpha, seeds, rare).entity is not None
@@ -171,9 +171,9 @@ def _plan_training(config: Config, run: RunDir, folder: Path, model: Path) -> li
     examples = {"stage1": config.synthesis.questions, "stage2": 0}
     rows = []
     if training.stage2.enabled:
-        questions = _read_all(training.stage2.data, config)
+        questions = read_all(training.stage2.data, config.runtime.random_seed)
         human_labelled(questions)
-        refuse_evaluation_items(questions, _read_all(config.evaluation.benchmarks, config))
+        refuse_evaluation_items(questions, read_all(config.evaluation.benchmarks, config.runtime.random_seed))
         mixed = config.synthesis.questions if training.stage2.mix_pseudo_labels else 0
         examples["stage2"] = len(questions) + mixed
         rows = _sources("data", training.stage2.data, config)

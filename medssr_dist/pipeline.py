@@ -14,10 +14,10 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from medssr_dist.config import Config, DataSource
+from medssr_dist.config import Config
 from medssr_dist.errors import InputError, Stopped
 from medssr_dist.jsonl import read_jsonl, write_json
-from medssr_dist.readers import human_labelled, read_questions, refuse_evaluation_items
+from medssr_dist.readers import human_labelled, read_all, refuse_evaluation_items
 from medssr_dist.records import Question, content_hash, parse_record
 from medssr_dist.run_dir import RunDir, commit, open_run
 from medssr_dist.step_clock import step_clock
@@ -53,28 +53,30 @@ def run_steps(config: Config, root: Path, steps: tuple[str, ...] = STEPS) -> Non
         InputError: bad input, or a step whose predecessor has not run.
         Stopped: SIGTERM or Ctrl-C; the same command resumes.
     """
+    if steps == STEPS and not config.training.uses_pseudo_labels:
+        print("synthesize, vote: skipped, no training stage uses pseudo-labels")
+        steps = ("train", "evaluate")
     with open_run(root, config) as run, _stop_on_signal() as should_stop, _ray_on_demand(config, run) as start_ray:
         session = Session(config, run, should_stop, start_ray)
-        if steps == STEPS and not _uses_pseudo_labels(config):
-            print("synthesize, vote: skipped, no training stage uses pseudo-labels")
-            steps = ("train", "evaluate")
-        if "synthesize" in steps:
-            synthesize(session)
-        if "vote" in steps and "train" in steps and config.runtime.mode == "stream":
-            vote_into_training(session)
-        elif "vote" in steps:
-            vote(session)
-        if "train" in steps:
-            train_stage1(session)
-            train_stage2(session)
-        if "evaluate" in steps:
-            evaluate(session)
+        with step_clock(run.root, "run"):
+            _run(session, steps)
         close(session)
 
 
-def _uses_pseudo_labels(config: Config) -> bool:
-    stage2 = config.training.stage2
-    return config.training.stage1.enabled or (stage2.enabled and stage2.mix_pseudo_labels)
+def _run(session: Session, steps: tuple[str, ...]) -> None:
+    if "synthesize" in steps:
+        synthesize(session)
+    if "vote" in steps and "train" in steps and session.config.runtime.mode == "stream":
+        vote_into_stage1(session)
+    else:
+        if "vote" in steps:
+            vote(session)
+        if "train" in steps:
+            train_stage1(session)
+    if "train" in steps:
+        train_stage2(session)
+    if "evaluate" in steps:
+        evaluate(session)
 
 
 def synthesize(session: Session) -> None:
@@ -83,8 +85,8 @@ def synthesize(session: Session) -> None:
     from medssr_dist.synthesis.run import synthesize as work
 
     config = session.config
-    seeds = _read_all(config.synthesis.seeds, config)
-    refuse_evaluation_items(seeds, _read_all(config.evaluation.benchmarks, config))
+    seeds = read_all(config.synthesis.seeds, config.runtime.random_seed)
+    refuse_evaluation_items(seeds, read_all(config.evaluation.benchmarks, config.runtime.random_seed))
     rare = entities(config.knowledge, config.runtime.random_seed) if config.synthesis.alpha > 0 else []
     retriever = Retriever(config.knowledge)
     session.once(
@@ -120,10 +122,11 @@ def vote(session: Session, watch: Callable[[], object] = lambda: None) -> None:
     session.once("vote", {"questions": _ids_hash(questions), "model": model_fingerprint(model)}, take_votes)
 
 
-def vote_into_training(session: Session) -> None:
-    """Steps 2 and 3 side by side: stage 1 trains on each kept label while the vote goes on."""
+def vote_into_stage1(session: Session) -> None:
+    """Steps 2 and 3a side by side: stage 1 trains on each kept label while the vote goes on."""
     if session.run.is_finished("vote") or not session.config.training.stage1.enabled:
         vote(session)
+        train_stage1(session)
         return
     stage = _begin_stage1(session)
     try:
@@ -170,9 +173,9 @@ def train_stage2(session: Session) -> None:
     config, stage = session.config, session.config.training.stage2
     if not stage.enabled:
         return
-    questions = _read_all(stage.data, config)
+    questions = read_all(stage.data, config.runtime.random_seed)
     human_labelled(questions)
-    refuse_evaluation_items(questions, _read_all(config.evaluation.benchmarks, config))
+    refuse_evaluation_items(questions, read_all(config.evaluation.benchmarks, config.runtime.random_seed))
     base = _base_model(session)
     stage1 = session.run.training("stage1") / "hf"
     model = stage1 if config.training.stage1.enabled else base
@@ -261,10 +264,6 @@ def _synthetic_questions(run: RunDir) -> list[Question]:
     if not run.is_finished("synthesize"):
         raise InputError(f"{run.root} has no finished questions; run `medssr synthesize` first")
     return [parse_record(Question, row, str(file)) for row in read_jsonl(file)]
-
-
-def _read_all(sources: list[DataSource], config: Config) -> list[Question]:
-    return [question for source in sources for question in read_questions(source, config.runtime.random_seed)]
 
 
 def _ids_hash(questions: list[Question]) -> str:

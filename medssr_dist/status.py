@@ -28,7 +28,8 @@ from medssr_dist.stream import follow, kept_at_end
 _CHUNK = 2**20
 _LOG_TAIL = 2**18  # bytes of a log that are searched, from its end
 _PROBLEM = re.compile(
-    r"\b\w*(Error|Exception)\b\s*[:(]|\b(ERROR|FATAL|CRITICAL|Killed|Segmentation fault|No space left)\b|(?i:out of memory)"
+    r"\b\w*(Error|Exception)\b\s*[:(]|(?i:out of memory)"
+    r"|\b(ERROR|FATAL|CRITICAL|Killed|Segmentation fault|No space left)\b"
 )
 # What multiprocessing's resource tracker prints whenever an engine is ended.
 _NOISE = re.compile(r"KeyError: '/(psm_|mp-)")

@@ -2,7 +2,8 @@
 
 `build_summary` gathers, `render_summary` prints. summary.json: `run` (folder), `steps` (synthesize, vote,
 stage1, stage2, evaluate -> what that step's own summary holds, or null if it has not run), `time`
-(step -> seconds, tokens, tokens_per_second) and `files` (step -> paths within the run folder).
+(step -> seconds, tokens, tokens_per_second), `wall_seconds` (of the run, over all attempts) and `files`
+(step -> paths within the run folder).
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ def build_summary(run_folder: Path) -> dict:
         "schema_version": 1,
         "run": str(run_folder),
         "steps": steps,
+        "wall_seconds": clock.get("run"),
         "time": {step: _time(step, found, clock) for step, found in steps.items() if found is not None},
         "files": {
             step: [name for name in names if (run_folder / name).exists()]
@@ -79,7 +81,8 @@ def render_summary(summary: dict) -> str:
     for title, block, names in blocks:
         files = [file for name in names for file in summary["files"].get(name, [])]
         lines += [f"--- {title} ".ljust(WIDTH, "-"), *block, *_rows([("files", "  ".join(files))] if files else [])]
-    return "\n".join([*lines, "--- time ".ljust(WIDTH, "-"), *_times(summary["time"]), "=" * WIDTH]) + "\n"
+    lines += ["--- time ".ljust(WIDTH, "-"), *_times(summary["time"], summary["wall_seconds"]), "=" * WIDTH]
+    return "\n".join(lines) + "\n"
 
 
 def _rows(rows: list[tuple[str, str]]) -> list[str]:
@@ -154,13 +157,14 @@ def _evaluation(found: dict | None) -> list[str]:
     return [*lines, f"  (mean ± sample standard deviation over {found['protocol']['generations']} generations)"]
 
 
-def _times(times: dict) -> list[str]:
+def _times(times: dict, wall_seconds: float | None) -> list[str]:
     lines = [f"  {'step':<{_LABEL}}{'seconds':>12}{'tokens':>14}{'tokens/s':>12}"]
     for step, time in times.items():
         rate = "-" if time["tokens_per_second"] is None else f"{time['tokens_per_second']:,.1f}"
         lines.append(f"  {step:<{_LABEL}}{time['seconds']:>12,.1f}{time['tokens']:>14,}{rate:>12}")
-    seconds, tokens = (sum(time[key] for time in times.values()) for key in ("seconds", "tokens"))
-    return [*lines, f"  {'total':<{_LABEL}}{seconds:>12,.1f}{tokens:>14,}"]
+    if wall_seconds is not None:
+        lines.append(f"  {'wall time':<{_LABEL}}{wall_seconds:>12,.1f}   (vote and stage 1 overlap in stream mode)")
+    return lines
 
 
 def _part(count: int, total: int) -> str:

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from medssr_dist import stream
 from medssr_dist.config import Config, Voting
 from medssr_dist.errors import Stopped
 from medssr_dist.jsonl import read_json, read_jsonl
@@ -27,7 +28,7 @@ QUESTIONS = [
 ]
 
 
-def config(**voting) -> Config:
+def config(mode="sequential", **voting) -> Config:
     return Config.model_validate(
         {
             "policy": {"model": "m", "max_model_len": 256},
@@ -39,6 +40,7 @@ def config(**voting) -> Config:
                 "stage2": {"enabled": False, "max_new_tokens": 16},
             },
             "evaluation": {"max_tokens": 16},
+            "runtime": {"mode": mode},
         }
     )
 
@@ -257,6 +259,11 @@ class SmallPool:
         return Completion("no idea" if letter == "-" else f"The answer is ({letter}).", 5, letter == "-", seed)
 
 
+@pytest.fixture(autouse=True)
+def quick_polls(monkeypatch):
+    monkeypatch.setattr(stream, "_POLL_S", 0.001)
+
+
 @pytest.fixture
 def model(tmp_path, monkeypatch):
     folder = tmp_path / "model"
@@ -268,11 +275,9 @@ def model(tmp_path, monkeypatch):
 
 @pytest.fixture
 def run(tmp_path, model, monkeypatch):
-    def run(pool, folder="voting", should_stop=lambda: False, questions=QUESTIONS, **options):
+    def run(pool, folder="voting", questions=QUESTIONS, settings=None, **options):
         monkeypatch.setattr(voting_run, "EnginePool", pool)
-        return voting_run.vote(
-            config(), questions, model, tmp_path / folder, should_stop=should_stop, **options
-        )
+        return voting_run.vote(settings or config(), questions, model, tmp_path / folder, **options)
 
     return run
 
@@ -386,6 +391,18 @@ def test_what_should_stop_raises_ends_the_vote_and_frees_the_engines(run):
         run(pool, should_stop=trainer_died)
     assert pool.closed
     assert len(pool.requests) == 1
+
+
+def test_a_vote_that_no_trainer_follows_waits_for_nobody(run):
+    """`medssr vote` alone, in stream mode, with more kept labels than the buffer holds."""
+    asked = []
+
+    def should_stop():
+        asked.append(True)
+        assert len(asked) < 50, "waits for a trainer that is not there"
+        return False
+
+    assert run(SmallPool(), settings=config(mode="stream", buffer=1), should_stop=should_stop)["kept"] == 3
 
 
 def test_without_questions_there_is_an_empty_end(tmp_path, run):

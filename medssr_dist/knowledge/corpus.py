@@ -110,7 +110,7 @@ def _read_file(path: Path, limit: int) -> list[Passage]:
 
 
 def _parse_row(row: dict, where: str, source: str) -> Passage:
-    fields = {name: str(row.get(name) or "").strip() for name in ("id", "title", "content")}
+    fields = {name: ("" if row.get(name) is None else str(row[name])).strip() for name in ("id", "title", "content")}
     empty = [name for name, value in fields.items() if not value]
     if empty:
         raise InputError(

@@ -53,6 +53,11 @@ def read_questions(source: DataSource, random_seed: int = 42) -> list[Question]:
     return [_renamed(question, source.name) for question in questions]
 
 
+def read_all(sources: list[DataSource], random_seed: int = 42) -> list[Question]:
+    """The questions of several data sets, one after the other."""
+    return [question for source in sources for question in read_questions(source, random_seed)]
+
+
 def _embedded(source: DataSource, random_seed: int) -> list[Question]:
     from medssr_dist.knowledge.vignettes import hpo_questions
 

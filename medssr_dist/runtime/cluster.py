@@ -46,14 +46,14 @@ def ray_cluster(config: Config, logs: Path) -> Iterator[None]:
     slots = slots_in_use(config)
     started_here = "RAY_ADDRESS" not in os.environ
     temp_dir = _new_temp_dir() if started_here else None
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    options: dict = {"log_to_driver": False, "include_dashboard": False, "logging_level": "WARNING"}
+    worker_env = {"MEDSSR_DEVICE": "cuda" if on_gpu() else "cpu", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+    options: dict = {"log_to_driver": False, "runtime_env": {"env_vars": worker_env}}
     if started_here:
         cpus = max(os.cpu_count() or 1, 2 * slots + 2)
-        options |= {"address": "local", "_temp_dir": temp_dir, "num_cpus": cpus}
-        options |= {} if on_gpu() else {"num_gpus": slots}
+        options |= {"address": "local", "_temp_dir": temp_dir, "num_cpus": cpus, "include_dashboard": False}
+        options |= {"logging_level": "WARNING"} | ({} if on_gpu() else {"num_gpus": slots})
     else:
-        options = {"address": os.environ["RAY_ADDRESS"], "log_to_driver": False}
+        options |= {"address": os.environ["RAY_ADDRESS"]}
     ray.init(**options)
     try:
         _check_slots(slots)

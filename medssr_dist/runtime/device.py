@@ -7,14 +7,23 @@ from functools import lru_cache
 from pathlib import Path
 
 from medssr_dist.config import Policy, Runtime
+from medssr_dist.errors import InputError
 
 
 @lru_cache(maxsize=1)
 def on_gpu() -> bool:
-    """True where torch sees a CUDA device. MEDSSR_DEVICE=cpu keeps a GPU machine on its CPU."""
+    """True where torch sees a CUDA device. MEDSSR_DEVICE=cpu keeps a GPU machine on its CPU.
+
+    Ray actors without a GPU of their own are told by the driver, through the same variable.
+    """
+    chosen = os.environ.get("MEDSSR_DEVICE", "")
+    if chosen not in ("", "cpu", "cuda"):
+        raise InputError(f"MEDSSR_DEVICE = {chosen!r}: set it to cpu or cuda, or unset it")
+    if chosen:
+        return chosen == "cuda"
     import torch
 
-    return os.environ.get("MEDSSR_DEVICE", "") != "cpu" and torch.cuda.is_available()
+    return torch.cuda.is_available()
 
 
 def engine_kwargs(model: Path, policy: Policy, runtime: Runtime, tensor_parallel_size: int) -> dict:

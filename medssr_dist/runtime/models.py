@@ -72,6 +72,7 @@ def _embedded_smollm2() -> Path:
     gguf = next(source.glob("*.gguf")).name
     tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=gguf)
     tokenizer.eos_token = tokenizer.pad_token = "<|im_end|>"
+    tokenizer.clean_up_tokenization_spaces = False
     partial = target.with_name(f".{target.name}.{os.getpid()}")
     AutoModelForCausalLM.from_pretrained(source, gguf_file=gguf, dtype=torch.bfloat16).save_pretrained(partial)
     tokenizer.save_pretrained(partial)

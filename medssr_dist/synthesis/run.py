@@ -116,7 +116,7 @@ def synthesize(
         InputError: unusable seeds, endpoint, or a folder that belongs to other settings.
         Stopped: `should_stop` said so; the same call goes on later.
     """
-    _check_inputs(config, seeds, entities)
+    check_inputs(config, seeds, entities)
     started = time.monotonic()
     plan = Plan(config, seeds, retrieve, entities, commit)
     with Journal(folder / "journal.jsonl") as journal:
@@ -130,7 +130,8 @@ def synthesize(
         return _write_summary(folder / "summary.json", summary)
 
 
-def _check_inputs(config: Config, seeds: list[Question], entities: list[Entity]) -> None:
+def check_inputs(config: Config, seeds: list[Question], entities: list[Entity]) -> None:
+    """Raise InputError where there are too few seeds, or no entity to inject."""
     if len(seeds) < 2:
         raise InputError(
             f"synthesis.seeds hold {len(seeds)} usable question(s); a prompt takes two, so give at least 2"

@@ -1,0 +1,107 @@
+"""What a run needs in memory and on disk, estimated from the policy's parameter count."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from medssr_dist.config import Config, Policy
+from medssr_dist.prefetch import policy_on_disk
+
+_EMBEDDED_PARAMETERS = 134_515_008  # of SmolLM2-135M, while there is no converted file to count in
+# What a process holds beside weights, optimizer state and KV cache. Seen on CPU in the demo with two ranks
+# (SmolLM2-135M, 8 sequences of 200 tokens a forward): libraries, buffers and a rank's activations.
+_ENGINE_BYTES, _RANK_BYTES, _REFERENCE_BYTES, _DRIVER_BYTES = 2.1e9, 2.5e9, 0.7e9, 1.7e9
+# Bytes a parameter: bf16 weights and gradients; fp32 master weights and two Adam moments.
+_WEIGHTS, _GRADIENTS, _OPTIMIZER = 2, 2, 12
+
+
+@dataclass(frozen=True)
+class Demand:
+    """Bytes needed at one place, and free there."""
+
+    what: str
+    needed: float
+    available: float
+
+
+def memory_demands(config: Config, parameters: int) -> list[Demand]:
+    """On CPU one demand for the whole run; on GPU one an engine, a training rank, and the host where it offloads.
+
+    On GPU activations, which depend on lengths and kernels, are not counted.
+    """
+    from medssr_dist.runtime.device import on_gpu
+
+    if not on_gpu():
+        return [Demand("the run", _cpu_bytes(config, parameters), available_memory())]
+    import torch
+
+    training, free = config.training, torch.cuda.mem_get_info()[0]
+    size = min(config.voting.tensor_parallel_size, training.tensor_parallel_size)
+    room = free * config.runtime.gpu_memory_utilization
+    optimizer = _OPTIMIZER * parameters if training.offload_optimizer else 0
+    rank = (_state_bytes(config, parameters) - optimizer) / (training.nodes * training.ranks_per_node)
+    demands = [
+        Demand("an engine's GPU", _WEIGHTS * parameters / size, room),
+        Demand("a training rank's GPU", rank, free),
+    ]
+    if optimizer:
+        demands.append(Demand("the optimizer on the host", optimizer / training.nodes, available_memory()))
+    return demands
+
+
+def _cpu_bytes(config: Config, parameters: int) -> float:
+    training = config.training
+    engine = _WEIGHTS * parameters + config.runtime.cpu_kv_cache_gib * 2**30 + _ENGINE_BYTES
+    rank = _RANK_BYTES + _REFERENCE_BYTES * _has_reference(config)
+    ranks = training.nodes * training.ranks_per_node * rank + _state_bytes(config, parameters)
+    vote, train = config.voting.engines * engine, training.engines * engine + ranks
+    return _DRIVER_BYTES + (vote + train if config.runtime.mode == "stream" else max(vote, train))
+
+
+def _state_bytes(config: Config, parameters: int) -> float:
+    """Training state over all ranks, with a bf16 reference where a stage measures its KL."""
+    return parameters * (_WEIGHTS + _GRADIENTS + _OPTIMIZER + _WEIGHTS * _has_reference(config))
+
+
+def _has_reference(config: Config) -> bool:
+    return any(stage.enabled and stage.kl_coef > 0 for stage in (config.training.stage1, config.training.stage2))
+
+
+def checkpoint_bytes(config: Config, parameters: int) -> float:
+    """The most that both stages hold on disk: the kept checkpoints, the one being written, the exported model."""
+    stages = [stage for stage in (config.training.stage1, config.training.stage2) if stage.enabled]
+    checkpoint = _WEIGHTS + _OPTIMIZER
+    return parameters * sum(checkpoint * (stage.keep_checkpoints + 1) + _WEIGHTS for stage in stages)
+
+
+def parameter_count(policy: Policy) -> int:
+    """Parameters of the policy, from its safetensors headers or the size of its 16-bit .bin files.
+
+    Raises:
+        InputError: the model is not on this machine.
+    """
+    folder = policy_on_disk(policy)
+    if folder is None:
+        return _EMBEDDED_PARAMETERS
+    counted = sum(_parameters_in(file) for file in folder.glob("*.safetensors"))
+    return counted or sum(file.stat().st_size for file in folder.glob("*.bin")) // 2
+
+
+def _parameters_in(file: Path) -> int:
+    """A safetensors file begins with the length of its JSON header, 8 bytes little-endian, and the header."""
+    with open(file, "rb") as handle:
+        header = json.loads(handle.read(int.from_bytes(handle.read(8), "little")))
+    return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
+
+
+def available_memory() -> int:
+    """Bytes that may still be used: the machine's, or the control group's where that is less."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    machine = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
+    if not limit.exists() or limit.read_text().strip() == "max":
+        return machine
+    return min(machine, int(limit.read_text()) - int(used.read_text()))
