@@ -76,7 +76,7 @@ class Synthesis(Section):
     questions: int = Field(ge=1, description="requests to make (accepted questions are at most this)")
     alpha: float = Field(0.5, ge=0, le=1, description="share of requests with knowledge injected: rho < alpha")
     seeds: list[Source] = Field(min_length=1, description="data sets of seed questions; none may be evaluation items")
-    endpoint: Endpoint
+    endpoint: Endpoint = Field(description="the chat API that writes the questions")
 
 
 class Voting(Section):
@@ -86,7 +86,7 @@ class Voting(Section):
     threshold: float = Field(0.5, ge=0, le=1, description="labels with confidence >= this are kept; 0 = keep all")
     confidence: Literal["requested", "valid"] = Field("requested", description="denominator the threshold applies to")
     temperature: float = Field(1.0, gt=0, le=2, description="1.0: the distribution that is trained")
-    top_p: float = Field(1.0, gt=0, le=1)
+    top_p: float = Field(1.0, gt=0, le=1, description="nucleus sampling; 1 = off")
     max_tokens: int = Field(2048, ge=1, description="answer limit, tokens")
     engines: int = Field(1, ge=1, description="vLLM engines")
     tensor_parallel_size: int = Field(1, ge=1, description="GPUs an engine")
@@ -97,23 +97,25 @@ class Voting(Section):
 class Stage(Section):
     """One GRPO stage (arXiv 2402.03300 eq. 3; the paper's sections 3.3 and 3.4)."""
 
-    enabled: bool = True
+    enabled: bool = Field(True, description="false leaves the stage out")
     steps: int = Field(0, ge=0, description="optimizer steps; 0 = one pass over the data")
     prompts_per_step: int = Field(64, ge=1, description="questions a step")
     samples_per_prompt: int = Field(8, ge=2, description="group size G")
     micro_batch_size: int = Field(1, ge=1, description="sequences a rank holds in one forward")
-    learning_rate: float = Field(1e-6, gt=0)
-    lr_scheduler: Literal["constant_with_warmup", "cosine_with_min_lr", "linear"] = "constant_with_warmup"
-    warmup_ratio: float = Field(0.03, ge=0, le=1, description="share of the steps")
+    learning_rate: float = Field(1e-6, gt=0, description="AdamW, after warm-up")
+    lr_scheduler: Literal["constant_with_warmup", "cosine_with_min_lr", "linear"] = Field(
+        "constant_with_warmup", description="over the stage's steps; min_lr is 0.1 of the rate"
+    )
+    warmup_ratio: float = Field(0.03, ge=0, le=1, description="share of the steps; > 0 makes the first step's rate 0")
     max_grad_norm: float = Field(1.0, ge=0, description="0 = no clipping")
     kl_coef: float = Field(1e-3, ge=0, description="weight of the k3 KL to the reference in the loss; 0 = none")
     clip_low: float = Field(0.2, gt=0, lt=1, description="ratio is clipped below at 1 - clip_low")
     clip_high: float = Field(0.2, gt=0, description="ratio is clipped above at 1 + clip_high")
     temperature: float = Field(1.0, gt=0, le=2, description="rollout temperature")
-    top_p: float = Field(1.0, gt=0, le=1)
+    top_p: float = Field(1.0, gt=0, le=1, description="nucleus sampling; 1 = off")
     max_new_tokens: int = Field(2048, ge=1, description="rollout limit, tokens")
     save_steps: int = Field(10, ge=1, description="checkpoint every N steps")
-    keep_checkpoints: int = Field(2, ge=1)
+    keep_checkpoints: int = Field(2, ge=2, description="the oldest is deleted before the next is written, hence >= 2")
 
 
 class Stage2(Stage):
@@ -132,7 +134,7 @@ class Training(Section):
     engines: int = Field(1, ge=1, description="vLLM rollout engines")
     tensor_parallel_size: int = Field(1, ge=1, description="GPUs a rollout engine")
     colocate_reference: bool = Field(True, description="reference model shares the ranks' GPUs")
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
     offload_optimizer: bool = Field(False, description="keep optimizer state in host memory")
     attention: Literal["flash_attention_2", "sdpa", "eager"] = Field("flash_attention_2", description="sdpa on CPU")
     stage1: Stage = Field(default_factory=Stage)
@@ -187,7 +189,7 @@ class Runtime(Section):
     mode: Literal["stream", "sequential"] = Field(
         "sequential", description="stream: stage 1 trains while voting goes on; sequential: each step has all GPUs"
     )
-    random_seed: int = Field(42, ge=0)
+    random_seed: int = Field(42, ge=0, description="of draws, vignettes, votes, shuffles and training")
     gpu_memory_utilization: float = Field(0.85, gt=0, le=1, description="vLLM's share of a GPU; not used on CPU")
     cpu_kv_cache_gib: int = Field(1, ge=1, description="KV cache of an engine on CPU, GiB; not used on GPU")
     enforce_eager: bool = Field(False, description="no CUDA graphs or torch.compile in vLLM (always so on CPU)")
@@ -203,6 +205,11 @@ class Config(Section):
     training: Training = Field(default_factory=Training)
     evaluation: Evaluation = Field(default_factory=Evaluation)
     runtime: Runtime = Field(default_factory=Runtime)
+
+    def without_secrets(self) -> Config:
+        """The same config without the API key, for processes that do not need it."""
+        endpoint = self.synthesis.endpoint.model_copy(update={"api_key": None})
+        return self.model_copy(update={"synthesis": self.synthesis.model_copy(update={"endpoint": endpoint})})
 
     @model_validator(mode="after")
     def _lengths_fit(self) -> Config:

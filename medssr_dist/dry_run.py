@@ -184,7 +184,7 @@ def _plan_training(config: Config, run: RunDir, folder: Path, model: Path) -> li
             plans.append((name, "off"))
             continue
         plans.append((name, _stage_plan(stage, examples[name], starts[name])))
-        options = openrlhf_options(config, stage, starts[name], run.training(name))
+        options = openrlhf_options(config, stage, run.training(name))
         write_json(folder / f"openrlhf_{name}.json", {key: _plain(value) for key, value in options.items()})
     return plans + rows
 

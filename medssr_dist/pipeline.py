@@ -21,6 +21,7 @@ from medssr_dist.readers import human_labelled, read_all, refuse_evaluation_item
 from medssr_dist.records import Question, content_hash, parse_record
 from medssr_dist.run_dir import RunDir, commit, open_run
 from medssr_dist.step_clock import step_clock
+from medssr_dist.stream import kept_labels
 from medssr_dist.summary import build_summary, render_summary
 
 STEPS = ("synthesize", "vote", "train", "evaluate")
@@ -56,7 +57,7 @@ def run_steps(config: Config, root: Path, steps: tuple[str, ...] = STEPS) -> Non
     if steps == STEPS and not config.training.uses_pseudo_labels:
         print("synthesize, vote: skipped, no training stage uses pseudo-labels")
         steps = ("train", "evaluate")
-    with open_run(root, config) as run, _stop_on_signal() as should_stop, _ray_on_demand(config, run) as start_ray:
+    with open_run(root) as run, _stop_on_signal() as should_stop, _ray_on_demand(config, run) as start_ray:
         session = Session(config, run, should_stop, start_ray)
         with step_clock(run.root, "run"):
             _run(session, steps)
@@ -98,11 +99,11 @@ def synthesize(session: Session) -> None:
     )
 
 
-def vote(session: Session, watch: Callable[[], object] = lambda: None) -> None:
+def vote(session: Session, watch: Callable[[], object] | None = None) -> None:
     """Step 2: pseudo-labels by majority vote of the base policy.
 
     Args:
-        watch: called after each question; what it raises ends the vote.
+        watch: given where a trainer follows the labels; called after each question, what it raises ends the vote.
     """
     from medssr_dist.knowledge.vignettes import hpo_truth
     from medssr_dist.runtime.models import model_fingerprint
@@ -112,12 +113,13 @@ def vote(session: Session, watch: Callable[[], object] = lambda: None) -> None:
     model = _base_model(session)
 
     def should_stop() -> bool:
-        watch()
+        if watch is not None:
+            watch()
         return session.should_stop()
 
     def take_votes() -> None:
         session.start_ray()
-        work(session.config, questions, model, session.run.voting, hpo_truth, should_stop)
+        work(session.config, questions, model, session.run.voting, hpo_truth, should_stop, watch is not None)
 
     session.once("vote", {"questions": _ids_hash(questions), "model": model_fingerprint(model)}, take_votes)
 
@@ -143,9 +145,13 @@ def train_stage1(session: Session) -> None:
     """Step 3a: self-supervised GRPO on the kept pseudo-labels."""
     if not session.config.training.stage1.enabled:
         return
+    _need_vote(session)
+    session.once("stage1", _stage1_inputs(session), lambda: _begin_stage1(session).wait(session.should_stop))
+
+
+def _need_vote(session: Session) -> None:
     if not session.run.is_finished("vote"):
         raise InputError(f"{session.run.root} has no finished vote to train on; run `medssr vote` first")
-    session.once("stage1", _stage1_inputs(session), lambda: _begin_stage1(session).wait(session.should_stop))
 
 
 def _begin_stage1(session: Session):
@@ -173,6 +179,8 @@ def train_stage2(session: Session) -> None:
     config, stage = session.config, session.config.training.stage2
     if not stage.enabled:
         return
+    if stage.mix_pseudo_labels:
+        _need_vote(session)
     questions = read_all(stage.data, config.runtime.random_seed)
     human_labelled(questions)
     refuse_evaluation_items(questions, read_all(config.evaluation.benchmarks, config.runtime.random_seed))
@@ -189,7 +197,14 @@ def train_stage2(session: Session) -> None:
 
     if not model.exists():
         raise InputError(f"stage 2 starts from stage 1's checkpoint, but {model} does not exist; run `medssr train`")
-    session.once("stage2", {"data": _ids_hash(questions), "model": model_fingerprint(model)}, train)
+    inputs = {
+        "data": _ids_hash(questions),
+        "model": model_fingerprint(model),
+        "reference": model_fingerprint(reference),
+    }
+    if stage.mix_pseudo_labels:
+        inputs["labels"] = content_hash([[label.question.id, label.answer] for label in kept_labels(labels)])
+    session.once("stage2", inputs, train)
 
 
 def evaluate(session: Session) -> None:
@@ -226,6 +241,7 @@ def _evaluate_policies(session: Session, benchmarks: dict[str, list[Question]], 
             answers[name] = evaluate_policy(
                 pool, tokenizer, questions, config.evaluation, config.runtime.random_seed,
                 session.run.evaluation / "answers.jsonl", policy=model_fingerprint(folder),
+                should_stop=session.should_stop,
             )  # fmt: skip
         seconds[name] = round(time.monotonic() - started, 1)
     scores = build_scores(benchmarks, answers, config.evaluation, config.runtime.random_seed, seconds)

@@ -8,7 +8,6 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Callable
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -73,6 +72,7 @@ class RunDir:
         before = manifest["steps"].get(step)
         if before and step != "evaluate":
             _refuse_changes(step, before, now, self.root)
+        write_json(self.root / "config.resolved.json", resolved(config))
         if before and before["settings"] == now["settings"] and before["inputs"] == inputs:
             return
         started = before["started"] if before else _timestamp()
@@ -86,7 +86,7 @@ class RunDir:
 
 
 @contextmanager
-def open_run(root: Path, config: Config):
+def open_run(root: Path):
     """Create or reopen the run directory, alone. Yields its RunDir.
 
     Raises:
@@ -105,7 +105,6 @@ def open_run(root: Path, config: Config):
         raise InputError(f"run directory {root} is in use by another medssr process; wait, or use another") from None
     with lock:
         _record_attempt(run)
-        write_json(run.root / "config.resolved.json", resolved(config))
         yield run
 
 
@@ -151,22 +150,15 @@ def _refuse_changes(step: str, before: dict, now: dict, root: Path) -> None:
         )
 
 
-def once(run: RunDir, step: str, config: Config, inputs: dict[str, str], work: Callable[[], None]) -> bool:
-    """Run `work` unless `step` is finished with the same settings; returns whether it ran."""
-    run.begin_step(step, config, inputs)
-    if run.is_finished(step):
-        return False
-    work()
-    run.finish_step(step)
-    return True
-
-
 @lru_cache(maxsize=1)
 def commit() -> str:
     """Git commit of the code ('-dirty' if changed since), or the package version outside a checkout."""
     here = Path(__file__).parent
     command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=10", "--exclude=*"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:  # no git on this machine
+        return __version__
     return result.stdout.strip() if result.returncode == 0 else __version__
 
 

@@ -25,9 +25,9 @@ def follow(path: Path, ended: Callable[[], bool]) -> Iterator[dict]:
     while True:
         last_look = ended()
         if path.exists():
-            with open(path, encoding="utf-8") as file:
+            with open(path, "rb") as file:  # as bytes: the last line may end in the middle of a character
                 file.seek(position)
-                while (line := file.readline()).endswith("\n"):
+                while (line := file.readline()).endswith(b"\n"):
                     position = file.tell()
                     yield json.loads(line)
         if last_look:

@@ -43,10 +43,12 @@ def whole_run(folder, stage=STAGE):
 
 def test_whole_run(tmp_path):
     (whole_run(tmp_path) / "voting" / "votes.jsonl").touch()
+    fill(tmp_path, clock={"run": 280.0, "vote": 75.0})
     summary = build_summary(tmp_path)
     assert json.loads(json.dumps(summary)) == summary
     assert summary["steps"]["vote"] == VOTING
     assert summary["time"]["evaluate"] == {"seconds": 10, "tokens": 600, "tokens_per_second": 60.0}
+    assert summary["time"]["vote"]["seconds"] == 75.0, "the clock counts all attempts, the step's summary the last"
     assert summary["files"]["vote"] == ["voting/votes.jsonl"]
     text = render_summary(summary)
     for part in (

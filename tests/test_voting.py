@@ -1,4 +1,4 @@
-"""Majority, ledger and the vote itself, with a small pool in the engines' place."""
+"""The vote ledger and the vote itself, with a small pool in the engines' place."""
 
 import json
 from types import SimpleNamespace
@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 
 from medssr_dist import stream
 from medssr_dist.config import Config, Voting
-from medssr_dist.errors import Stopped
+from medssr_dist.errors import InputError, Stopped
 from medssr_dist.jsonl import read_json, read_jsonl
 from medssr_dist.records import Label, Question, Vote
 from medssr_dist.runtime.models import model_fingerprint
 from medssr_dist.runtime.requests import Completion
-from medssr_dist.stream import kept_at_end
+from medssr_dist.stream import kept_at_end, publish_taken
 from medssr_dist.voting import run as voting_run
 from medssr_dist.voting.ledger import VoteLedger, sampling_hash
 from medssr_dist.voting.majority import decide
@@ -58,71 +58,6 @@ def label(answers: str, **voting) -> Label:
     return decide(QUESTION, votes(answers), Voting(samples=len(answers), **voting))
 
 
-# --- majority ---------------------------------------------------------------------------------------
-
-
-def test_the_records_worked_example():
-    found = label("BBBBBCC-")
-    assert (found.outcome, found.answer, found.counts) == ("labeled", "B", {"B": 5, "C": 2})
-    assert (found.requested, found.valid) == (8, 7)
-    assert (found.confidence_requested, found.confidence_valid) == (5 / 8, 5 / 7)
-    assert (found.policy, found.sampling, found.question) == ("p", "s", QUESTION)
-
-
-def test_the_truth_has_no_part_in_the_label():
-    assert label("AAAC").answer == "A"
-
-
-@pytest.mark.parametrize("answers", ["AABB", "AB--", "ABCD", "AABBC"])
-@pytest.mark.parametrize("threshold", [0.0, 0.2])
-def test_a_tie_has_no_answer_and_is_never_kept(answers, threshold):
-    found = label(answers, threshold=threshold)
-    assert (found.outcome, found.answer, found.kept) == ("tie", None, False)
-    assert found.confidence_requested == max(found.counts.values()) / len(answers)
-
-
-@pytest.mark.parametrize("threshold", [0.0, 1.0])
-@pytest.mark.parametrize("confidence", ["requested", "valid"])
-def test_all_invalid_is_an_outcome_of_its_own(threshold, confidence):
-    found = label("----", threshold=threshold, confidence=confidence)
-    assert (found.outcome, found.answer, found.kept, found.counts) == ("all_invalid", None, False, {})
-    assert (found.valid, found.confidence_requested, found.confidence_valid) == (0, 0.0, 0.0)
-
-
-@pytest.mark.parametrize(
-    ("answers", "confidence", "threshold", "kept"),
-    [
-        ("AAB-", "requested", 0.5, True),  # exactly at the threshold
-        ("AAB-", "requested", 0.51, False),
-        ("AAB-", "valid", 0.66, True),  # 2 of 3
-        ("AAB-", "valid", 0.67, False),
-        ("AAAB" + "-" * 6, "requested", 0.3, True),  # 3/10 and 0.3 are the same number
-        ("A---", "valid", 1.0, True),
-        ("A---", "requested", 1.0, False),
-        ("AAAA", "requested", 1.0, True),
-        ("A" + "-" * 15, "requested", 0.0, True),  # 0 keeps whatever has a label
-    ],
-)
-def test_threshold_and_denominator(answers, confidence, threshold, kept):
-    assert label(answers, confidence=confidence, threshold=threshold).kept is kept
-
-
-ANSWERS = st.text(alphabet="ABCD-", min_size=1, max_size=12)
-
-
-@given(answers=ANSWERS, data=st.data(), threshold=st.sampled_from([0.0, 0.25, 0.5, 1.0]))
-def test_the_order_of_votes_never_matters(answers, data, threshold):
-    shuffled = "".join(data.draw(st.permutations(answers)))
-    assert label(answers, threshold=threshold) == label(shuffled, threshold=threshold)
-
-
-@given(answers=ANSWERS)
-def test_threshold_0_keeps_all_that_is_labeled_and_nothing_else(answers):
-    found = label(answers, threshold=0.0)
-    assert found.kept == (found.outcome == "labeled") == (found.answer is not None)
-    assert 0 <= found.confidence_requested <= found.confidence_valid <= 1
-
-
 # --- ledger -----------------------------------------------------------------------------------------
 
 
@@ -162,12 +97,31 @@ def test_votes_of_another_policy_or_sampling_do_not_count(tmp_path):
     assert len(list(read_jsonl(tmp_path / "votes.jsonl"))) == 5
 
 
+def test_labels_of_another_policy_or_sampling_are_refused(tmp_path):
+    """Else a question would be voted on again and keep its old label."""
+    ledger = VoteLedger(tmp_path, "p", "s")
+    ledger.add_label(label("AAB-"))
+    ledger.close()
+    with pytest.raises(InputError, match="labeled.jsonl holds labels of another policy.*--run-dir"):
+        VoteLedger(tmp_path, "p", "other")
+
+
+def test_texts_stay_on_disk(tmp_path):
+    vote = votes("A")[0].model_copy(update={"text": "long " * 1000})
+    ledger = VoteLedger(tmp_path, "p", "s")
+    ledger.add_votes([vote])
+    ledger.close()
+    assert next(read_jsonl(tmp_path / "votes.jsonl"))["text"] == vote.text
+    for found in (ledger, VoteLedger(tmp_path, "p", "s")):
+        assert found.votes_of(QUESTION)[0].text == ""
+
+
 def test_sampling_hash_covers_what_shapes_a_vote_and_nothing_else():
-    base = sampling_hash(config())
+    base = sampling_hash(config(), None)
     for changed in ({"temperature": 0.7}, {"top_p": 0.9}, {"max_tokens": 8}):
-        assert sampling_hash(config(**changed)) != base
+        assert sampling_hash(config(**changed), None) != base
     for same in ({"samples": 99}, {"threshold": 0.9}, {"engines": 2}, {"shard_size": 1}, {"buffer": 1}):
-        assert sampling_hash(config(**same)) == base
+        assert sampling_hash(config(**same), None) == base
 
 
 # --- requests ---------------------------------------------------------------------------------------
@@ -293,7 +247,8 @@ def test_the_step_labels_each_question_and_counts(tmp_path, run, model):
     taken, labels = stored(tmp_path / "voting")
     assert pool.closed
     assert [(label.answer, label.kept) for label in labels] == list(EXPECTED.values())
-    assert {(vote.policy, vote.sampling) for vote in taken} == {(model_fingerprint(model), sampling_hash(config()))}
+    key = (model_fingerprint(model), sampling_hash(config(), None))
+    assert {(vote.policy, vote.sampling) for vote in taken} == {key}
     assert taken[0].method == "statement"
     assert taken[0].text == "The answer is (B)."
     assert summary == read_json(tmp_path / "voting" / "summary.json")
@@ -403,6 +358,22 @@ def test_a_vote_that_no_trainer_follows_waits_for_nobody(run):
         return False
 
     assert run(SmallPool(), settings=config(mode="stream", buffer=1), should_stop=should_stop)["kept"] == 3
+
+
+def test_with_a_trainer_the_vote_waits_until_it_has_caught_up(tmp_path, run):
+    """Buffer 1: after the second kept label (of question 3) the vote waits for the trainer."""
+    labels, asked = tmp_path / "voting" / "labeled.jsonl", []
+
+    def caught_up_when_asked_often():
+        asked.append(len(labels.read_text().splitlines()))
+        if len(asked) == 12:
+            publish_taken(labels, 2)
+        return False
+
+    settings = config(mode="stream", buffer=1)
+    run(SmallPool(), settings=settings, should_stop=caught_up_when_asked_often, trainer_follows=True)
+    assert asked.count(4) > 3
+    assert asked[-1] == 6
 
 
 def test_without_questions_there_is_an_empty_end(tmp_path, run):

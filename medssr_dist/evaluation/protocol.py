@@ -10,7 +10,7 @@ with the same key, and the later line counts; so a killed evaluation asks nothin
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from medssr_dist.answers import INSTRUCTION, chat_prompt, extract_answer
 from medssr_dist.config import Evaluation
+from medssr_dist.errors import Stopped
 from medssr_dist.jsonl import JsonlLedger, read_jsonl
 from medssr_dist.records import Question, Record, content_hash, parse_record
 from medssr_dist.runtime.requests import Completion, Request
@@ -61,6 +62,7 @@ def evaluate_policy(
     ledger: Path,
     *,
     policy: str,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> list[Answer]:
     """Answer every question `evaluation.generations` times; what the ledger holds is not asked again.
 
@@ -70,12 +72,14 @@ def evaluate_policy(
         questions: of all benchmarks together; a question that occurs twice is asked once.
         ledger: JSONL file, appended to; several policies may share it.
         policy: fingerprint of the policy, part of the key.
+        should_stop: asked after each request; True raises Stopped, with all answers so far on disk.
 
     Returns:
         n answers a distinct question, in the order of `questions`, generations 0..n-1.
     """
     with JsonlLedger(ledger) as book:
-        session = _Session(pool, tokenizer, {q.id: q for q in questions}, evaluation, random_seed, policy, book)
+        by_id = {question.id: question for question in questions}
+        session = _Session(pool, tokenizer, by_id, evaluation, random_seed, policy, book, should_stop)
         session.resume()
         session.first_pass()
         session.second_pass()
@@ -100,9 +104,11 @@ class _Session:
         random_seed: int,
         policy: str,
         book: JsonlLedger,
+        should_stop: Callable[[], bool],
     ):
         self.pool, self.tokenizer, self.questions, self.book = pool, tokenizer, questions, book
         self.evaluation, self.random_seed, self.policy = evaluation, random_seed, policy
+        self.should_stop = should_stop
         self.sampling = sampling_hash(evaluation, tokenizer, random_seed)
         self.answers: dict[tuple[str, int], Answer] = {}
 
@@ -178,7 +184,10 @@ class _Session:
 
     def _generate(self, requests: list[Request], name: str) -> Iterator[tuple[str, list[Completion]]]:
         if requests:
-            yield from tqdm(self.pool.generate(requests), total=len(requests), desc=name, unit="request")
+            for done in tqdm(self.pool.generate(requests), total=len(requests), desc=name, unit="request"):
+                yield done
+                if self.should_stop():
+                    raise Stopped("evaluation stopped; the same command asks for the answers that are missing")
 
 
 def _second_answer(answer: Answer, completion: Completion, question: Question) -> Answer:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import getpass
+import fcntl
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from medssr_dist.config import Config
 from medssr_dist.errors import InputError
 from medssr_dist.runtime.device import on_gpu
+
+_PLACEMENT_S = 120.0  # engines of the step before may still be on their way out
 
 
 def slots_needed(config: Config) -> dict[str, int]:
@@ -44,33 +47,89 @@ def ray_cluster(config: Config, logs: Path) -> Iterator[None]:
     import ray
 
     slots = slots_in_use(config)
-    started_here = "RAY_ADDRESS" not in os.environ
-    temp_dir = _new_temp_dir() if started_here else None
-    worker_env = {"MEDSSR_DEVICE": "cuda" if on_gpu() else "cpu", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
-    options: dict = {"log_to_driver": False, "runtime_env": {"env_vars": worker_env}}
-    if started_here:
-        cpus = max(os.cpu_count() or 1, 2 * slots + 2)
-        options |= {"address": "local", "_temp_dir": temp_dir, "num_cpus": cpus, "include_dashboard": False}
-        options |= {"logging_level": "WARNING"} | ({} if on_gpu() else {"num_gpus": slots})
-    else:
-        options |= {"address": os.environ["RAY_ADDRESS"]}
-    ray.init(**options)
-    try:
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    with ExitStack() as stack:
+        if "RAY_ADDRESS" in os.environ:
+            _join(os.environ["RAY_ADDRESS"])
+        else:
+            _start(slots, stack.enter_context(_temp_dir(logs)))
+        stack.callback(ray.shutdown)
+        signal.signal(signal.SIGTERM, on_sigterm)  # ray.init puts in its own, which exits on the spot
         _check_slots(slots)
         yield
-    finally:
-        ray.shutdown()
-        if temp_dir:
-            _keep_logs(Path(temp_dir), logs)
 
 
-def _new_temp_dir() -> str:
-    """A short path of this process's own; those of this user's runs that were killed are removed."""
-    for stale in Path(tempfile.gettempdir()).glob("medssr-*-*"):
-        owner = stale.name.split("-")[1]
-        if stale.owner() == getpass.getuser() and owner.isdecimal() and not Path(f"/proc/{owner}").exists():
+def _join(address: str) -> None:
+    """Join a running cluster; whether it has real GPUs is its own nodes' word, not this machine's."""
+    import ray
+
+    ray.init(address=address, log_to_driver=False)
+    real_gpus = any(name.startswith("accelerator_type:") for name in ray.cluster_resources())
+    os.environ.setdefault("MEDSSR_DEVICE", "cuda" if real_gpus else "cpu")
+    on_gpu.cache_clear()
+
+
+def _start(slots: int, temp_dir: Path) -> None:
+    """Start a cluster on this machine; on CPU its GPUs are logical, one a slot."""
+    import ray
+
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    ray.init(
+        address="local",
+        num_cpus=max(os.cpu_count() or 1, 2 * slots + 2),
+        num_gpus=None if on_gpu() else slots,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="WARNING",
+        _temp_dir=str(temp_dir),
+    )
+
+
+def reserve(bundles: list[dict[str, float]], what: str):
+    """A placement group of `bundles`, waited for. Raises InputError, with asked and available, if it cannot be had."""
+    import ray
+    from ray.util.placement_group import placement_group, remove_placement_group
+
+    group = placement_group(bundles, strategy="PACK")
+    ready, _ = ray.wait([group.ready()], timeout=_PLACEMENT_S)
+    if ready:
+        return group
+    remove_placement_group(group)
+    raise InputError(
+        f"{what} ask for {len(bundles)} x {bundles[0]}, which the cluster cannot place; it has "
+        f"{ray.available_resources().get('GPU', 0):g} GPUs free of {ray.cluster_resources().get('GPU', 0):g}, "
+        f"on {len(ray.nodes())} nodes; ask for fewer, or for bundles that fit a node"
+    )
+
+
+@contextmanager
+def _temp_dir(logs: Path) -> Iterator[Path]:
+    """A short path of this run's own; its worker logs are kept. Those of killed runs are removed.
+
+    A lock tells the living from the dead: process ids mean nothing across containers that share /tmp.
+    """
+    for stale in Path(tempfile.gettempdir()).glob("medssr-*"):
+        if stale.lstat().st_uid == os.getuid() and (lock := _try_lock(stale)):
             shutil.rmtree(stale, ignore_errors=True)
-    return tempfile.mkdtemp(prefix=f"medssr-{os.getpid()}-")
+            lock.close()
+    folder = Path(tempfile.mkdtemp(prefix="medssr-"))
+    lock = _try_lock(folder)
+    try:
+        yield folder
+    finally:
+        _keep_logs(folder, logs)
+        lock.close()
+
+
+def _try_lock(folder: Path):
+    """The locked file of a run's temporary directory, or None while another process holds it."""
+    file = open(folder / "lock", "w")  # noqa: SIM115
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    return file
 
 
 def _check_slots(slots: int) -> None:

@@ -14,7 +14,7 @@ from medssr_dist.errors import InputError
 def on_gpu() -> bool:
     """True where torch sees a CUDA device. MEDSSR_DEVICE=cpu keeps a GPU machine on its CPU.
 
-    Ray actors without a GPU of their own are told by the driver, through the same variable.
+    Ray actors are told by the driver, through the same variable (`device_env`).
     """
     chosen = os.environ.get("MEDSSR_DEVICE", "")
     if chosen not in ("", "cpu", "cuda"):
@@ -24,6 +24,11 @@ def on_gpu() -> bool:
     import torch
 
     return torch.cuda.is_available()
+
+
+def device_env() -> dict[str, str]:
+    """What tells a Ray actor the run's device, also where it holds no GPU itself."""
+    return {"MEDSSR_DEVICE": "cuda" if on_gpu() else "cpu", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 
 
 def engine_kwargs(model: Path, policy: Policy, runtime: Runtime, tensor_parallel_size: int) -> dict:
@@ -49,6 +54,7 @@ def engine_kwargs(model: Path, policy: Policy, runtime: Runtime, tensor_parallel
 def engine_env(runtime: Runtime, threads: int) -> dict[str, str]:
     """Environment of an engine's process. `threads`: CPU threads it may use; not used on GPU."""
     env = {"VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    env |= device_env()
     if on_gpu():
         return env
     return env | {

@@ -9,10 +9,11 @@ from collections.abc import AsyncIterator, Iterable, Iterator
 from pathlib import Path
 
 import ray
-from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.placement_group import remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from medssr_dist.config import Policy, Runtime
+from medssr_dist.runtime.cluster import reserve
 from medssr_dist.runtime.device import engine_env, engine_kwargs
 from medssr_dist.runtime.requests import Completion, Request
 
@@ -109,7 +110,7 @@ class EnginePool:
         self._engines: list = []
 
     def _start(self) -> None:
-        self._bundles = placement_group([{"GPU": gpus, "CPU": 1} for gpus in self._engine_gpus], strategy="PACK")
+        self._bundles = reserve([{"GPU": gpus, "CPU": 1} for gpus in self._engine_gpus], "the vLLM engines")
         actor = ray.remote(VoteEngine)
         self._engines = [
             actor.options(
@@ -128,19 +129,11 @@ class EnginePool:
         A prompt that fills the context gets empty, truncated completions.
         An engine that dies raises ray.exceptions.RayActorError.
         """
-        if not self._engines:
-            self._start()
-        shards = iter(_shards(requests, self.shard_size))
+        shards = _shards(requests, self.shard_size)
         streams: dict = {}
-        exhausted = False
         while True:
-            while not exhausted and len(streams) < _SHARDS_IN_FLIGHT * len(self._engines):
-                shard = next(shards, None)
-                if shard is None:
-                    exhausted = True
-                    break
-                engine = self._least_busy(streams)
-                streams[engine.generate.options(num_returns="streaming").remote(shard)] = engine
+            while len(streams) < _SHARDS_IN_FLIGHT * len(self._engine_gpus) and (shard := next(shards, None)):
+                self._dispatch(shard, streams)
             if not streams:
                 return
             ready, _ = ray.wait(list(streams), num_returns=1)
@@ -150,9 +143,13 @@ class EnginePool:
                 except StopIteration:
                     del streams[stream]
 
-    def _least_busy(self, streams: dict):
+    def _dispatch(self, shard: list[Request], streams: dict) -> None:
+        """Send a shard to the engine with fewest of them; its results come through a new entry of `streams`."""
+        if not self._engines:
+            self._start()
         busy = list(streams.values())
-        return min(self._engines, key=busy.count)
+        engine = min(self._engines, key=busy.count)
+        streams[engine.generate.options(num_returns="streaming").remote(shard)] = engine
 
     def close(self) -> None:
         for engine in self._engines:

@@ -76,7 +76,10 @@ def _embedded_smollm2() -> Path:
     partial = target.with_name(f".{target.name}.{os.getpid()}")
     AutoModelForCausalLM.from_pretrained(source, gguf_file=gguf, dtype=torch.bfloat16).save_pretrained(partial)
     tokenizer.save_pretrained(partial)
-    publish_folder(partial, target)
+    if target.exists():  # another process was quicker, and may be reading it
+        shutil.rmtree(partial)
+    else:
+        os.replace(partial, target)
     return target
 
 

@@ -11,7 +11,6 @@ from medssr_dist.config import Config, Stage
 # running that we do not offer are off. Names are OpenRLHF 0.11.2's.
 _FIXED = {
     "local_rank": -1,
-    "use_ms": False,
     "actor.aux_loss_coef": 0.0,
     "actor.dual_clip": None,
     "actor.entropy_coef": None,
@@ -47,9 +46,7 @@ _FIXED = {
     "ckpt.max_mem": float("inf"),
     "ckpt.save_hf": False,
     "critic.freezing_steps": -1,
-    "critic.model_name_or_path": None,
     "data.disable_fast_tokenizer": False,
-    "data.max_images_per_prompt": 0,
     "ds.deepcompile": False,
     "ds.enable_sleep": False,
     "ds.experts_implementation": None,
@@ -89,12 +86,11 @@ _FIXED = {
 }
 
 
-def openrlhf_options(config: Config, stage: Stage, model: Path, folder: Path) -> dict:
+def openrlhf_options(config: Config, stage: Stage, folder: Path) -> dict:
     """OpenRLHF's options for one stage, by dotted name.
 
     Args:
         stage: config.training.stage1 or stage2.
-        model: directory of the weights the stage starts from.
         folder: the stage's folder; checkpoints and TensorBoard go below it.
     """
     training = config.training
@@ -107,7 +103,6 @@ def openrlhf_options(config: Config, stage: Stage, model: Path, folder: Path) ->
         "actor.lr_scheduler": stage.lr_scheduler,
         "actor.lr_warmup_ratio": stage.warmup_ratio,
         "actor.max_norm": stage.max_grad_norm,
-        "actor.model_name_or_path": str(model),
         "actor.num_gpus_per_node": training.ranks_per_node,
         "actor.num_nodes": training.nodes,
         "algo.kl.init_coef": stage.kl_coef,
@@ -121,8 +116,6 @@ def openrlhf_options(config: Config, stage: Stage, model: Path, folder: Path) ->
         "ds.param_dtype": dtype,
         "logger.tensorboard_dir": str(folder),
         "logger.wandb.run_name": "tensorboard",
-        "ref.num_gpus_per_node": training.ranks_per_node,
-        "ref.num_nodes": training.nodes,
         "rollout.batch_size": stage.prompts_per_step,
         "rollout.max_new_tokens": stage.max_new_tokens,
         "rollout.micro_batch_size": stage.micro_batch_size,

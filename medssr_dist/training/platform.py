@@ -1,4 +1,4 @@
-"""OpenRLHF on a machine without GPU: every stand-in it needs, in one place. On GPU this does nothing.
+"""OpenRLHF on a machine without GPU: every stand-in it needs, in one place. On GPU only the version is checked.
 
 Importing `medssr_dist.training.actors` applies it, so it is in force in each Ray worker before
 OpenRLHF is imported there. What it stands in for, and why:
@@ -30,11 +30,11 @@ _applied = False
 def apply() -> None:
     """Put the stand-ins in place, once a process. Raises RuntimeError for another OpenRLHF version."""
     global _applied
-    if _applied or on_gpu():
-        return
     version = importlib.metadata.version("openrlhf")
     if version != SUPPORTED_OPENRLHF:
-        raise RuntimeError(f"training on CPU is written for openrlhf {SUPPORTED_OPENRLHF}, found {version}")
+        raise RuntimeError(f"training is written for openrlhf {SUPPORTED_OPENRLHF}, found {version}")
+    if _applied or on_gpu():
+        return
     os.environ["DS_ACCELERATOR"] = "cpu"
     _stand_in_for_cuda()
     _import_without_flash_attn()

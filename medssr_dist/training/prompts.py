@@ -89,9 +89,10 @@ class PromptLoader:
         self.taken = state["taken"]
 
     def _in_order(self) -> Iterator[tuple[str, str]]:
-        seen = []
+        seen, start = [], self.taken
         for count, example in enumerate(self._examples(), start=1):
-            self._on_taken(count)
+            if count >= start:  # a resumed run took those before already
+                self._on_taken(count)
             if (item := self._render(example)) is None:
                 self.skipped += 1
                 continue

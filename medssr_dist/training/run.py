@@ -14,8 +14,10 @@ from medssr_dist.config import Config, Stage
 from medssr_dist.errors import InputError, Stopped
 from medssr_dist.jsonl import write_json
 from medssr_dist.records import Question
+from medssr_dist.runtime.device import device_env
 from medssr_dist.runtime.models import publish_folder
 from medssr_dist.stream import follow, kept_at_end, kept_labels, publish_taken
+from medssr_dist.training.checkpoints import drop_torn
 from medssr_dist.training.prompts import Example, from_labels, from_questions, shuffled
 from medssr_dist.training.stage import StageJob, StageRunner
 
@@ -33,7 +35,8 @@ class RunningStage:
 
         self._job, self._started = job, time.monotonic()
         _clear_partial(job.folder)
-        self._actor = ray.remote(num_cpus=1)(StageRunner).remote()
+        drop_torn(job.folder / "checkpoints")
+        self._actor = ray.remote(num_cpus=1, runtime_env={"env_vars": device_env()})(StageRunner).remote()
         self._result = self._actor.run.remote(job, examples, on_taken)
         self._bar = tqdm(total=job.expected_steps, desc=name, unit="step", initial=0)
 
@@ -90,7 +93,7 @@ def start_stage1(config: Config, model: Path, labels: Path, folder: Path, most_e
     stage = config.training.stage1
     known = kept_at_end(labels)
     steps = _expected_steps(stage, most_examples if known is None else known)
-    job = StageJob(config, stage, model, model, folder, steps)
+    job = StageJob(config.without_secrets(), stage, model, model, folder, steps)
     return RunningStage("stage 1", job, partial(_label_examples, labels), partial(publish_taken, labels))
 
 
@@ -108,7 +111,7 @@ def start_stage2(
     if stage.mix_pseudo_labels:
         examples += from_labels(kept_labels(labels))
     examples = shuffled(examples, config.runtime.random_seed)
-    job = StageJob(config, stage, model, reference, folder, _expected_steps(stage, len(examples)))
+    job = StageJob(config.without_secrets(), stage, model, reference, folder, _expected_steps(stage, len(examples)))
     return RunningStage("stage 2", job, partial(_same, examples), _ignore)
 
 

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import ray
-from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.placement_group import remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from medssr_dist.config import Config, Stage
-from medssr_dist.runtime.device import engine_env, engine_kwargs, on_gpu
+from medssr_dist.runtime.cluster import reserve
+from medssr_dist.runtime.device import device_env, engine_env, engine_kwargs, on_gpu
 from medssr_dist.runtime.models import load_tokenizer
 
 
@@ -43,7 +44,7 @@ class StageRunner:
         from medssr_dist.training.trainer import StageTrainer
 
         config, stage = job.config, job.stage
-        strategy = get_strategy(as_namespace(openrlhf_options(config, stage, job.model, job.folder)))
+        strategy = get_strategy(as_namespace(openrlhf_options(config, stage, job.folder)))
         tokenizer = load_tokenizer(job.model, config.policy)
         room = config.policy.max_model_len - stage.max_new_tokens
         prompts = PromptLoader(examples, tokenizer, room, stage.prompts_per_step, stage.steps, on_taken)
@@ -82,8 +83,7 @@ def _rank_group(config: Config, rank_class: type, bundles) -> tuple:
     training = config.training
     ranks = training.nodes * training.ranks_per_node
     if bundles is None:
-        bundles = placement_group([{"GPU": 1, "CPU": 1}] * ranks, strategy="PACK")
-        ray.get(bundles.ready())
+        bundles = reserve([{"GPU": 1, "CPU": 1}] * ranks, "the training ranks")
     # Policy and reference share a GPU where the reference is colocated.
     share = 0.4 if training.colocate_reference else 1
     actor = ray.remote(num_gpus=1, runtime_env={"env_vars": _rank_env(training.ranks_per_node)})(rank_class)
@@ -91,7 +91,7 @@ def _rank_group(config: Config, rank_class: type, bundles) -> tuple:
 
 
 def _rank_env(ranks_per_node: int) -> dict[str, str]:
-    env = {"TOKENIZERS_PARALLELISM": "false"}
+    env = device_env() | {"TOKENIZERS_PARALLELISM": "false"}
     if on_gpu():
         return env
     return env | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // ranks_per_node))}
@@ -103,8 +103,7 @@ def _start_engines(config: Config, model: Path) -> tuple:
 
     training = config.training
     size = training.tensor_parallel_size
-    bundles = placement_group([{"GPU": size, "CPU": 1}] * training.engines, strategy="PACK")
-    ray.get(bundles.ready())
+    bundles = reserve([{"GPU": size, "CPU": 1}] * training.engines, "the rollout engines")
     kwargs = engine_kwargs(model, config.policy, config.runtime, size) | {
         "worker_extension_cls": _worker_extension(),
         "agent_func_path": str(Path(__file__).with_name("agent.py")),

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 
-from medssr_dist.jsonl import JsonlLedger, read_jsonl, write_atomic
+from medssr_dist.jsonl import JsonlLedger, write_atomic
+from medssr_dist.stream import follow
 from medssr_dist.training.actors import BasePPOTrainer, PlainPPOTrainer, SamplesGenerator
+from medssr_dist.training.checkpoints import mark_whole
 from medssr_dist.training.prompts import PromptLoader
 
 # metrics.jsonl name -> OpenRLHF's name
@@ -62,16 +65,17 @@ class StageTrainer(PlainPPOTrainer):
         return states
 
     def save_logs_and_checkpoints(self, global_step: int, logs_dict=None, client_states=None) -> None:
-        super().save_logs_and_checkpoints(global_step, logs_dict, client_states)
         row = {name: round(float(logs_dict[key]), 6) for name, key in _METRICS.items() if key in logs_dict}
         row |= {"step": global_step, "prompts": client_states["total_consumed_prompts"], "time": round(time.time(), 3)}
         row["tokens"] = int(row["response_length"] * row["samples"])
         with JsonlLedger(self._metrics_file) as ledger:
             ledger.append(row)
+        # Last: a restart drops the rows of steps after the checkpoint, but cannot make one that is missing.
+        super().save_logs_and_checkpoints(global_step, logs_dict, client_states)
+        if global_step % self.args.ckpt.save_steps == 0:
+            mark_whole(Path(self.args.ckpt.path), global_step)
 
 
 def _drop_steps_after(metrics_file: Path, step: int) -> None:
-    if metrics_file.exists():
-        kept = [line for line, row in zip(metrics_file.read_text().splitlines(), read_jsonl(metrics_file), strict=True)
-                if row["step"] <= step]  # fmt: skip
-        write_atomic(metrics_file, "".join(line + "\n" for line in kept))
+    kept = [row for row in follow(metrics_file, ended=lambda: True) if row["step"] <= step]
+    write_atomic(metrics_file, "".join(json.dumps(row) + "\n" for row in kept))

@@ -8,11 +8,12 @@ from pathlib import Path
 
 from medssr_dist.answers import INSTRUCTION
 from medssr_dist.config import Config
+from medssr_dist.errors import InputError
 from medssr_dist.jsonl import JsonlLedger, read_jsonl
 from medssr_dist.records import Label, Question, Vote, content_hash, parse_record
 
 
-def sampling_hash(config: Config) -> str:
+def sampling_hash(config: Config, chat_template: str | None) -> str:
     """Hash of all that shapes a sampled answer besides the model and the question."""
     voting = config.voting
     return content_hash(
@@ -23,6 +24,7 @@ def sampling_hash(config: Config) -> str:
             "max_model_len": config.policy.max_model_len,
             "dtype": config.policy.dtype,
             "instruction": INSTRUCTION,
+            "chat_template": chat_template,
         }
     )
 
@@ -39,23 +41,33 @@ class VoteLedger:
         for row in read_jsonl(folder / "votes.jsonl"):
             vote = parse_record(Vote, row, str(folder / "votes.jsonl"))
             if (vote.policy, vote.sampling) == (policy, sampling):
-                self._by_question[vote.question_id][vote.seed] = vote
+                self._remember(vote)
         self.labels = {label.question.id: label for label in self._stored_labels()}
         self.kept = sum(label.kept for label in self.labels.values())
 
     def _stored_labels(self) -> Iterator[Label]:
         for row in read_jsonl(self.labels_file):
-            yield parse_record(Label, row, str(self.labels_file))
+            label = parse_record(Label, row, str(self.labels_file))
+            if (label.policy, label.sampling) != (self.policy, self.sampling):
+                raise InputError(
+                    f"{self.labels_file} holds labels of another policy or way of sampling ({label.policy}, "
+                    f"{label.sampling}); this run's are ({self.policy}, {self.sampling}): give a new --run-dir"
+                )
+            yield label
+
+    def _remember(self, vote: Vote) -> None:
+        """Without its text: those of a long run would not fit into memory, and are on disk."""
+        self._by_question[vote.question_id][vote.seed] = vote.model_copy(update={"text": ""})
 
     def votes_of(self, question: Question) -> dict[int, Vote]:
-        """Seed -> vote, of those already taken."""
+        """Seed -> vote without its text, of those already taken."""
         return self._by_question[question.id]
 
     def add_votes(self, votes: list[Vote]) -> None:
         """Store votes; returns once they are on disk."""
         self._votes.append(*(vote.model_dump() for vote in votes))
         for vote in votes:
-            self._by_question[vote.question_id][vote.seed] = vote
+            self._remember(vote)
 
     def add_label(self, label: Label) -> None:
         self._labels.append(label.model_dump())
@@ -65,6 +77,12 @@ class VoteLedger:
     def all_votes(self, question_ids: set[str]) -> Iterator[Vote]:
         for question_id in question_ids:
             yield from self._by_question[question_id].values()
+
+    def __enter__(self) -> VoteLedger:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
 
     def close(self) -> None:
         self._votes.close()

@@ -29,41 +29,41 @@ def vote(
     folder: Path,
     truth: Callable[[Question], str | None] = lambda question: question.truth,
     should_stop: Callable[[], bool] = lambda: False,
+    trainer_follows: bool = False,
 ) -> dict:
     """Label `questions` by majority vote of `model`; resumes from what `folder` holds.
-
-    In stream mode the vote waits when the trainer lags (`voting.buffer`).
 
     Args:
         truth: the known answer of a question, or None; only counted in the summary, never used as a label.
         should_stop: asked after each question; True raises Stopped, with all votes so far on disk.
+        trainer_follows: stage 1 trains on the labels meanwhile; the vote waits where it lags (`voting.buffer`).
     Returns:
         The counts, also written to `folder`/summary.json.
     """
     started = time.monotonic()
     tokenizer = load_tokenizer(model, config.policy)
-    ledger = VoteLedger(folder, model_fingerprint(model), sampling_hash(config))
-    to_ask = list(_requests(config, questions, ledger, tokenizer))
+    sampling = sampling_hash(config, tokenizer.chat_template)
     by_id = {question.id: question for question in questions}
     taken_now = 0
-    with _pool(config, model) as pool, tqdm(total=len(questions), desc="vote", unit="question") as bar:
+    with (
+        VoteLedger(folder, model_fingerprint(model), sampling) as ledger,
+        _pool(config, model) as pool,
+        tqdm(total=len(questions), desc="vote", unit="question") as bar,
+    ):
         for question in questions:  # complete from an earlier attempt
             _label_if_complete(config, question, ledger, bar)
-        for question_id, completions in pool.generate(to_ask) if to_ask else ():
+        for question_id, completions in pool.generate(_requests(config, questions, ledger, tokenizer)):
             question = by_id[question_id]
             ledger.add_votes([_to_vote(question, completion, ledger) for completion in completions])
             taken_now += len(completions)
             _label_if_complete(config, question, ledger, bar)
             if should_stop():
                 raise Stopped("voting stopped; the same command takes the votes that are missing")
-            if config.runtime.mode == "stream":
+            if trainer_follows:
                 wait_for_room(ledger.labels_file, ledger.kept, config.voting.buffer, should_stop)
-    mark_end(ledger.labels_file, ledger.kept)
-    summary = _summary(questions, ledger, truth) | {
-        "votes_taken_now": taken_now,
-        "seconds": round(time.monotonic() - started, 1),
-    }
-    ledger.close()
+        mark_end(ledger.labels_file, ledger.kept)
+        summary = _summary(questions, ledger, truth)
+    summary |= {"votes_taken_now": taken_now, "seconds": round(time.monotonic() - started, 1)}
     write_json(folder / "summary.json", summary)
     return summary
 
