@@ -57,7 +57,7 @@ def run_steps(config: Config, root: Path, steps: tuple[str, ...] = STEPS) -> Non
     if steps == STEPS and not config.training.uses_pseudo_labels:
         print("synthesize, vote: skipped, no training stage uses pseudo-labels")
         steps = ("train", "evaluate")
-    with open_run(root) as run, _stop_on_signal() as should_stop, _ray_on_demand(config, run) as start_ray:
+    with open_run(root, config) as run, _stop_on_signal() as should_stop, _ray_on_demand(config, run) as start_ray:
         session = Session(config, run, should_stop, start_ray)
         with step_clock(run.root, "run"):
             _run(session, steps)

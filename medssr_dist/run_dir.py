@@ -59,6 +59,13 @@ class RunDir:
     def is_finished(self, step: str) -> bool:
         return bool(self.manifest()["steps"].get(step, {}).get("finished"))
 
+    def adopt(self, config: Config) -> None:
+        """Make `config` the run's own. Raises InputError where a step was begun with other settings."""
+        for step, before in self.manifest()["steps"].items():
+            if step != "evaluate":
+                _refuse_changes(step, before, before | {"settings": _settings(step, config)}, self.root)
+        write_json(self.root / "config.resolved.json", resolved(config))
+
     def begin_step(self, step: str, config: Config, inputs: dict[str, str]) -> None:
         """Record what `step` depends on; refuse settings or inputs other than those it was begun with.
 
@@ -72,7 +79,6 @@ class RunDir:
         before = manifest["steps"].get(step)
         if before and step != "evaluate":
             _refuse_changes(step, before, now, self.root)
-        write_json(self.root / "config.resolved.json", resolved(config))
         if before and before["settings"] == now["settings"] and before["inputs"] == inputs:
             return
         started = before["started"] if before else _timestamp()
@@ -86,11 +92,11 @@ class RunDir:
 
 
 @contextmanager
-def open_run(root: Path):
+def open_run(root: Path, config: Config):
     """Create or reopen the run directory, alone. Yields its RunDir.
 
     Raises:
-        InputError: another process holds it, or the path cannot be a directory.
+        InputError: another process holds it, a step was begun with other settings, or the path cannot be a directory.
     """
     run = RunDir(root)
     os.umask(0o077)
@@ -105,6 +111,7 @@ def open_run(root: Path):
         raise InputError(f"run directory {root} is in use by another medssr process; wait, or use another") from None
     with lock:
         _record_attempt(run)
+        run.adopt(config)
         yield run
 
 

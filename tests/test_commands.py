@@ -149,7 +149,7 @@ def append(path, *rows):
 def half_done(tree, root):
     """A run that voted on 3 of 4 questions and trained 1 step; its last vote line is torn."""
     config = config_of(tree)
-    with open_run(root) as run:
+    with open_run(root, config) as run:
         begin(run, config, "synthesize", "vote", "stage1", "evaluate", finish=("synthesize",))
     append(run.synthesis / "journal.jsonl", *[{}] * 40)
     append(run.synthesis / "questions.jsonl", *[{}] * 4)

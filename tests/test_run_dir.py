@@ -30,7 +30,7 @@ import sys
 from pathlib import Path
 from medssr_dist.config_io import load_config
 from medssr_dist.run_dir import open_run
-with open_run(Path(sys.argv[1])):
+with open_run(Path(sys.argv[1]), load_config(Path(sys.argv[2]))):
     print("open", flush=True)
     sys.stdin.read()
 """
@@ -62,7 +62,7 @@ def root(tmp_path):
 
 
 def begin(root, config, step="vote", inputs=INPUTS):
-    with open_run(root) as run:
+    with open_run(root, config) as run:
         run.begin_step(step, config, inputs)
         return run
 
@@ -86,18 +86,18 @@ def test_a_second_process_is_refused_and_the_first_one_goes_on(root, config_file
     try:
         assert holder.stdout.readline() == "open\n"
         before = (root / "manifest.json").read_bytes()
-        with pytest.raises(InputError, match="in use by another medssr process"), open_run(root):
+        with pytest.raises(InputError, match="in use by another medssr process"), open_run(root, configured()):
             pass
         assert (root / "manifest.json").read_bytes() == before
     finally:
         holder.kill()
         holder.communicate()
-    with open_run(root) as run:  # the lock of a killed process is free
+    with open_run(root, configured()) as run:  # the lock of a killed process is free
         assert len(run.manifest()["attempts"]) == 2
 
 
 def test_the_manifest_says_what_ran(root, configured):
-    with open_run(root) as run:
+    with open_run(root, configured()) as run:
         run.begin_step("vote", configured(), INPUTS)
         run.finish_step("vote")
     manifest = read_json(root / "manifest.json")
@@ -131,7 +131,7 @@ def test_the_resolved_config_holds_every_section_with_its_defaults(root, configu
 def test_no_secret_is_written_anywhere(root, configured):
     config = configured()
     assert config.synthesis.endpoint.api_key.get_secret_value() == SECRET
-    with open_run(root) as run:
+    with open_run(root, config) as run:
         for step in STEP_SECTIONS:
             run.begin_step(step, config, INPUTS)
             run.finish_step(step)
@@ -149,14 +149,14 @@ def test_only_the_owner_can_read_a_run(root, configured):
 
 def test_a_run_directory_that_cannot_be_one(tmp_path, configured):
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="choose another with --run-dir"), open_run(tmp_path / "file"):
+    with pytest.raises(InputError, match="choose another with --run-dir"), open_run(tmp_path / "file", configured()):
         pass
-    with pytest.raises(InputError, match="--run-dir"), open_run(tmp_path / "file" / "below"):
+    with pytest.raises(InputError, match="--run-dir"), open_run(tmp_path / "file" / "below", configured()):
         pass
 
 
 def test_paths(root, configured):
-    with open_run(root) as run:
+    with open_run(root, configured()) as run:
         assert run.logs.is_dir()
         folders = {run.synthesis, run.voting, run.evaluation, run.training("stage1"), run.training("stage2")}
         assert {str(folder.relative_to(root)) for folder in folders} == {
@@ -210,7 +210,7 @@ def test_changed_settings_are_refused_by_key_old_and_new(root, configured, step,
     ],
 )
 def test_how_a_step_is_run_may_change_and_it_stays_finished(root, configured, step, override):
-    with open_run(root) as run:
+    with open_run(root, configured()) as run:
         run.begin_step(step, configured(), INPUTS)
         run.finish_step(step)
     assert begin(root, configured(override), step=step).is_finished(step)
@@ -235,7 +235,7 @@ def test_changed_inputs_are_refused(root, configured):
 
 
 def test_evaluation_may_change_and_is_then_to_be_done_again(root, configured):
-    with open_run(root) as run:
+    with open_run(root, configured()) as run:
         run.begin_step("evaluate", configured(), INPUTS)
         run.finish_step("evaluate")
     assert begin(root, configured(), step="evaluate").is_finished("evaluate")
@@ -253,7 +253,7 @@ def test_beginning_again_keeps_the_first_start(root, configured, monkeypatch):
 
 
 def test_a_step_not_begun_is_not_finished(root, configured):
-    with open_run(root) as run:
+    with open_run(root, configured()) as run:
         assert not run.is_finished("vote")
         run.begin_step("vote", configured(), INPUTS)
         assert not run.is_finished("vote")
@@ -271,7 +271,7 @@ def test_a_crash_while_writing_leaves_the_old_manifest(root, configured, monkeyp
     def die(*args):
         raise KeyboardInterrupt
 
-    with open_run(root) as run:
+    with open_run(root, configured()) as run:
         before = (root / "manifest.json").read_bytes()
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(os, dies_in, die)
