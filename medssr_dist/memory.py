@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medssr_dist.config import Config, Policy
+from medssr_dist.errors import InputError
 from medssr_dist.prefetch import policy_on_disk
 
 _EMBEDDED_PARAMETERS = 134_515_008  # of SmolLM2-135M, while there is no converted file to count in
@@ -50,6 +51,23 @@ def memory_demands(config: Config, parameters: int) -> list[Demand]:
     if optimizer:
         demands.append(Demand("the optimizer on the host", optimizer / training.nodes, available_memory()))
     return demands
+
+
+def refuse_too_little_memory(config: Config) -> None:
+    """Raise InputError where weights, optimizer state and KV cache alone exceed this CPU machine's free memory."""
+    from medssr_dist.runtime.device import on_gpu
+
+    if on_gpu():
+        return
+    parameters, available = parameter_count(config.policy), available_memory()
+    kv_cache = config.runtime.cpu_kv_cache_gib * 2**30
+    needed = _state_bytes(config, parameters) + config.training.engines * (_WEIGHTS * parameters + kv_cache)
+    if needed > available:
+        raise InputError(
+            f"policy.model = {config.policy.model!r} with {parameters / 1e6:,.0f}M parameters needs at least "
+            f"{needed / 1e9:.1f} GB to train here, {available / 1e9:.1f} GB are free; take a smaller model, lower "
+            "runtime.cpu_kv_cache_gib, or free some memory"
+        )
 
 
 def _cpu_bytes(config: Config, parameters: int) -> float:

@@ -17,6 +17,7 @@ from pathlib import Path
 from medssr_dist.config import Config
 from medssr_dist.errors import InputError, Stopped
 from medssr_dist.jsonl import read_jsonl, write_json
+from medssr_dist.memory import refuse_too_little_memory
 from medssr_dist.readers import human_labelled, read_all, refuse_evaluation_items
 from medssr_dist.records import Question, content_hash, parse_record
 from medssr_dist.run_dir import RunDir, commit, open_run
@@ -296,6 +297,7 @@ def _ray_on_demand(config: Config, run: RunDir) -> Iterator[Callable[[], None]]:
             from medssr_dist.runtime.cluster import ray_cluster
 
             if not started.is_set():
+                refuse_too_little_memory(config)
                 stack.enter_context(ray_cluster(config, run.logs))
                 started.set()
 

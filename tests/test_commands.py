@@ -16,11 +16,13 @@ from medssr_dist.doctor import CHECKS, Result, doctor, run_check
 from medssr_dist.dry_run import dry_run
 from medssr_dist.errors import EXIT_BAD_INPUT, InputError
 from medssr_dist.jsonl import read_json
+from medssr_dist.memory import refuse_too_little_memory
 from medssr_dist.pipeline import STEPS
 from medssr_dist.prefetch import policy_on_disk, prefetch, readable_size
 from medssr_dist.records import Question
 from medssr_dist.run_dir import open_run
 from medssr_dist.status import is_held, newest_problem, status
+from medssr_dist.training.run import _explained
 
 
 def questions_file(path, first, count):
@@ -321,3 +323,16 @@ def test_prefetch_builds_the_index_and_retrieves_for_every_entity_once(tree, tmp
 
 def test_readable_size():
     assert [readable_size(n) for n in (0, 999, 269_060_552, 2e15)] == ["0 B", "999 B", "269.1 MB", "2000.0 TB"]
+
+
+def test_a_model_too_large_for_the_memory_is_refused_before_anything_starts(tree, tmp_path, monkeypatch):
+    monkeypatch.setattr("medssr_dist.memory.available_memory", lambda: 2 * 10**9)
+    with pytest.raises(InputError, match=r"needs at least 3\.\d GB to train here, 2\.0 GB are free"):
+        refuse_too_little_memory(config_of(tree))
+
+
+def test_a_stage_that_ends_on_a_full_disk_says_so(tmp_path, monkeypatch):
+    error = SimpleNamespace(cause=RuntimeError("unexpected pos 64 vs 0"))
+    assert _explained(error, tmp_path) is error
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=2**20))
+    assert "1 MiB free" in str(_explained(error, tmp_path))

@@ -21,6 +21,8 @@ from medssr_dist.training.checkpoints import drop_torn
 from medssr_dist.training.prompts import Example, from_labels, from_questions, shuffled
 from medssr_dist.training.stage import StageJob, StageRunner
 
+_FULL_DISK_BYTES = 2**28
+
 
 class RunningStage:
     """A stage that trains in its own Ray actors while the caller does something else.
@@ -50,7 +52,7 @@ class RunningStage:
             try:
                 ray.get(self._result)
             except ray.exceptions.RayTaskError as error:
-                raise error.cause if isinstance(error.cause, InputError) else error from None
+                raise _explained(error, self._job.folder) from None
         return bool(done)
 
     def wait(self, should_stop: Callable[[], bool]) -> dict:
@@ -81,6 +83,22 @@ class RunningStage:
             self._bar.set_postfix(reward=f"{rows[-1]['reward']:.2f}", kl=f"{rows[-1].get('kl', 0):.1e}")
             self._bar.n = rows[-1]["step"]
             self._bar.refresh()
+
+
+def _explained(error, folder: Path) -> Exception:
+    """What ended a stage, as bad input where it is that: its own InputError, or a full disk.
+
+    torch and DeepSpeed tell of a full disk in several ways, so the disk itself is asked.
+    """
+    if isinstance(error.cause, InputError):
+        return error.cause
+    free = shutil.disk_usage(folder).free
+    if free < _FULL_DISK_BYTES:
+        return InputError(
+            f"training ended with {free / 2**20:.0f} MiB free in {folder}: the disk is full; free some space and run "
+            "the same command again, it goes on from the last whole checkpoint"
+        )
+    return error
 
 
 def start_stage1(config: Config, model: Path, labels: Path, folder: Path, most_examples: int) -> RunningStage:
