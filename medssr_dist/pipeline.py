@@ -16,6 +16,7 @@ from pathlib import Path
 
 from medssr_dist.config import Config
 from medssr_dist.errors import InputError, Stopped
+from medssr_dist.evaluation.benchmarks import read_benchmarks
 from medssr_dist.jsonl import read_jsonl, write_json
 from medssr_dist.memory import refuse_too_little_memory
 from medssr_dist.readers import human_labelled, read_all, refuse_evaluation_items
@@ -66,6 +67,7 @@ def run_steps(config: Config, root: Path, steps: tuple[str, ...] = STEPS) -> Non
 
 
 def _run(session: Session, steps: tuple[str, ...]) -> None:
+    refuse_bad_inputs(session, steps)
     if "synthesize" in steps:
         synthesize(session)
     if "vote" in steps and "train" in steps and session.config.runtime.mode == "stream":
@@ -79,6 +81,17 @@ def _run(session: Session, steps: tuple[str, ...]) -> None:
         train_stage2(session)
     if "evaluate" in steps:
         evaluate(session)
+
+
+def refuse_bad_inputs(session: Session, steps: tuple[str, ...]) -> None:
+    """Read what the later steps will need, so that nothing is paid for before it is known to be there."""
+    config = session.config
+    if set(steps) & {"vote", "train", "evaluate"}:
+        _base_model(session)
+    if "train" in steps and config.training.stage2.enabled:
+        _supervised_questions(config)
+    if "evaluate" in steps:
+        read_benchmarks(config.evaluation, config.runtime.random_seed)
 
 
 def synthesize(session: Session) -> None:
@@ -182,9 +195,7 @@ def train_stage2(session: Session) -> None:
         return
     if stage.mix_pseudo_labels:
         _need_vote(session)
-    questions = read_all(stage.data, config.runtime.random_seed)
-    human_labelled(questions)
-    refuse_evaluation_items(questions, read_all(config.evaluation.benchmarks, config.runtime.random_seed))
+    questions = _supervised_questions(config)
     base = _base_model(session)
     stage1 = session.run.training("stage1") / "hf"
     model = stage1 if config.training.stage1.enabled else base
@@ -210,7 +221,6 @@ def train_stage2(session: Session) -> None:
 
 def evaluate(session: Session) -> None:
     """Step 4: base, stage 1 and stage 2 side by side on every benchmark."""
-    from medssr_dist.evaluation.benchmarks import read_benchmarks
     from medssr_dist.runtime.models import model_fingerprint
 
     config = session.config
@@ -281,6 +291,14 @@ def _synthetic_questions(run: RunDir) -> list[Question]:
     if not run.is_finished("synthesize"):
         raise InputError(f"{run.root} has no finished questions; run `medssr synthesize` first")
     return [parse_record(Question, row, str(file)) for row in read_jsonl(file)]
+
+
+def _supervised_questions(config: Config) -> list[Question]:
+    """Stage 2's questions, each with an answer and none from a benchmark."""
+    questions = read_all(config.training.stage2.data, config.runtime.random_seed)
+    human_labelled(questions)
+    refuse_evaluation_items(questions, read_all(config.evaluation.benchmarks, config.runtime.random_seed))
+    return questions
 
 
 def _ids_hash(questions: list[Question]) -> str:
