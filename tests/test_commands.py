@@ -8,6 +8,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+import ray
 
 from medssr_dist import doctor as doctor_module
 from medssr_dist import memory
@@ -331,8 +332,10 @@ def test_a_model_too_large_for_the_memory_is_refused_before_anything_starts(tree
         refuse_too_little_memory(config_of(tree))
 
 
-def test_a_stage_that_ends_on_a_full_disk_says_so(tmp_path, monkeypatch):
+def test_a_stage_that_ends_for_want_of_memory_or_disk_says_so(tmp_path, monkeypatch):
     error = SimpleNamespace(cause=RuntimeError("unexpected pos 64 vs 0"))
     assert _explained(error, tmp_path) is error
+    out_of_memory = SimpleNamespace(cause=ray.exceptions.OutOfMemoryError("killed"))
+    assert "lower micro_batch_size" in str(_explained(out_of_memory, tmp_path))
     monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=2**20))
     assert "1 MiB free" in str(_explained(error, tmp_path))

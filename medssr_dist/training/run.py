@@ -86,12 +86,20 @@ class RunningStage:
 
 
 def _explained(error, folder: Path) -> Exception:
-    """What ended a stage, as bad input where it is that: its own InputError, or a full disk.
+    """What ended a stage, as bad input where it is that: its own InputError, too little memory, or a full disk.
 
     torch and DeepSpeed tell of a full disk in several ways, so the disk itself is asked.
     """
+    import ray
+
     if isinstance(error.cause, InputError):
         return error.cause
+    if isinstance(error.cause, ray.exceptions.OutOfMemoryError):
+        return InputError(
+            "the machine ran out of memory while training, and Ray ended a worker; lower micro_batch_size, set "
+            "runtime.mode=sequential or end other programs, and run the same command again: it goes on from the "
+            "last whole checkpoint"
+        )
     free = shutil.disk_usage(folder).free
     if free < _FULL_DISK_BYTES:
         return InputError(
