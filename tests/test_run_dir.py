@@ -13,6 +13,7 @@ from medssr_dist.config_io import load_config
 from medssr_dist.errors import InputError
 from medssr_dist.jsonl import read_json
 from medssr_dist.run_dir import STEP_SECTIONS, commit, open_run
+from medssr_dist.runtime.models import model_fingerprint
 
 SECRET = "sk-0123456789-do-not-store"
 TREE = {
@@ -29,6 +30,7 @@ HOLD_THE_LOCK = """
 import sys
 from pathlib import Path
 from medssr_dist.config_io import load_config
+from medssr_dist.runtime.models import model_fingerprint
 from medssr_dist.run_dir import open_run
 with open_run(Path(sys.argv[1]), load_config(Path(sys.argv[2]))):
     print("open", flush=True)
@@ -306,3 +308,12 @@ def test_without_git_the_version_stands_for_the_commit(fresh_commit, monkeypatch
 def test_outside_a_checkout_the_version_stands_for_the_commit(fresh_commit, monkeypatch, tmp_path):
     monkeypatch.setenv("GIT_DIR", str(tmp_path / "none"))
     assert fresh_commit() == __version__
+
+
+def test_a_model_changed_anywhere_has_another_fingerprint(tmp_path):
+    weights = bytearray(2**25)
+    (tmp_path / "model.safetensors").write_bytes(weights)
+    before = model_fingerprint(tmp_path)
+    weights[2**24 : 2**24 + 2**18] = b"\1" * 2**18
+    (tmp_path / "model.safetensors").write_bytes(weights)
+    assert model_fingerprint(tmp_path) != before

@@ -14,6 +14,7 @@ from medssr_dist.errors import InputError
 from medssr_dist.jsonl import read_json
 
 EMBEDDED_MODEL = "embedded:smollm2-135m"
+_FINGERPRINT_SAMPLES, _FINGERPRINT_BYTES = 256, 2**16
 
 
 def resolve_model(policy: Policy) -> Path:
@@ -91,10 +92,10 @@ def publish_folder(partial: Path, target: Path) -> None:
 
 
 def model_fingerprint(folder: Path) -> str:
-    """Hex id of a model: names, sizes and the first and last MiB of its config and weight files.
+    """Hex id of a model: names, sizes and evenly spread samples of its config and weight files.
 
-    Two checkpoints of one architecture differ in the sampled weights; reading whole 16 GB models
-    would take longer than loading them.
+    Two checkpoints of one architecture differ all over their weights; reading whole 16 GB models would
+    take longer than loading them.
     """
     digest = hashlib.sha256()
     for file in sorted(folder.iterdir()):
@@ -103,9 +104,9 @@ def model_fingerprint(folder: Path) -> str:
         size = file.stat().st_size
         digest.update(json.dumps([file.name, size]).encode())
         with open(file, "rb") as handle:
-            digest.update(handle.read(2**20))
-            handle.seek(max(0, size - 2**20))
-            digest.update(handle.read())
+            for offset in range(0, size, max(size // _FINGERPRINT_SAMPLES, _FINGERPRINT_BYTES)):
+                handle.seek(offset)
+                digest.update(handle.read(_FINGERPRINT_BYTES))
     return digest.hexdigest()[:16]
 
 
