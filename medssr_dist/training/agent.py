@@ -10,7 +10,7 @@ import json
 
 from openrlhf.utils.agent import SingleTurnAgentExecutor
 
-from medssr_dist.answers import extract_answer
+from medssr_dist.answers import extract_answer, grade
 
 
 class AgentExecutor(SingleTurnAgentExecutor):
@@ -21,6 +21,6 @@ class AgentExecutor(SingleTurnAgentExecutor):
         start, end = output["action_ranges"][0]
         text = hf_tokenizer.decode(output["observation_tokens"][start:end], skip_special_tokens=True)
         target = json.loads(label)
-        letter = extract_answer(text, target["options"]).letter
-        reward = float(letter == target["answer"])
-        return output | {"reward": reward, "scores": reward, "extra_logs": {"invalid_answer": float(letter is None)}}
+        reward = grade(text, target["options"], target["answer"])
+        invalid = float(extract_answer(text, target["options"]).letter is None)
+        return output | {"reward": reward, "scores": reward, "extra_logs": {"invalid_answer": invalid}}
