@@ -7,30 +7,12 @@ Validators only refuse; none rewrites a value.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
+from pydantic import Field, model_validator
 
-
-class Section(BaseModel):
-    """Base of all sections: unknown keys are errors, values cannot change after loading."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class DataSource(Section):
-    """A data set: a file path or an embedded set, and how much of it."""
-
-    path: str = Field(description="JSON or JSONL file, or an embedded set: hpo:seeds, hpo:supervised, hpo:evaluation")
-    name: str = Field("", description="name in reports; '' = the file's stem")
-    limit: int = Field(0, ge=0, description="take the first N items; 0 = all")
-
-
-def _as_source(value):
-    return {"path": value} if isinstance(value, str) else value
-
-
-Source = Annotated[DataSource, BeforeValidator(_as_source)]
+from medssr_dist.config_base import Section, Source
+from medssr_dist.config_synthesis import Knowledge, Synthesis
 
 
 class Policy(Section):
@@ -40,43 +22,6 @@ class Policy(Section):
     dtype: Literal["bfloat16", "float16"] = Field("bfloat16", description="weights in vLLM and the training forward")
     trust_remote_code: bool = Field(False, description="allow code shipped with the model to run")
     max_model_len: int = Field(4096, ge=64, description="prompt + answer, tokens")
-
-
-class Knowledge(Section):
-    """Rare-disease entities, the passages about them, and their retrieval (paper section 3.1)."""
-
-    corpus: Source = Field(
-        DataSource(path="hpo:passages"),
-        description="passages: hpo:passages (one per disease from HPO), or a JSONL file with id,title,content",
-    )
-    encoder: Literal["minilm", "medcpt"] = Field("medcpt", description="minilm is embedded; medcpt is the paper's")
-    medcpt_query: str = Field("ncbi/MedCPT-Query-Encoder", description="directory or Hugging Face id")
-    medcpt_article: str = Field("ncbi/MedCPT-Article-Encoder", description="directory or Hugging Face id")
-    top_k: int = Field(3, ge=1, description="passages injected; 3 keeps the prompt near 2.5 KB (ours)")
-    entities: int = Field(0, ge=0, description="use the first N rare diseases of the seeded shuffle; 0 = all")
-    batch_size: int = Field(64, ge=1, description="passages encoded at once")
-
-
-class Endpoint(Section):
-    """An OpenAI-compatible chat endpoint."""
-
-    base_url: str = Field(description="e.g. https://host/v1; offline-teacher = start ours on loopback")
-    model: str = Field(description="model name sent to the API")
-    api_key: SecretStr | None = Field(None, description="only as ${ENV_VAR}; null = no key is sent")
-    temperature: float = Field(1.0, ge=0, le=2)
-    max_tokens: int = Field(1024, ge=1, description="reply limit, tokens")
-    concurrency: int = Field(32, ge=1, description="requests in flight")
-    timeout_s: float = Field(120.0, gt=0, description="one request, first byte to last, seconds")
-    retries: int = Field(5, ge=0, description="tries after the first, for 429, 5xx, hangs and resets")
-
-
-class Synthesis(Section):
-    """Question synthesis: two seeds, and with probability alpha an entity with passages."""
-
-    questions: int = Field(ge=1, description="requests to make (accepted questions are at most this)")
-    alpha: float = Field(0.5, ge=0, le=1, description="share of requests with knowledge injected: rho < alpha")
-    seeds: list[Source] = Field(min_length=1, description="data sets of seed questions; none may be evaluation items")
-    endpoint: Endpoint = Field(description="the chat API that writes the questions")
 
 
 class Voting(Section):
@@ -137,6 +82,10 @@ class Training(Section):
     gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
     offload_optimizer: bool = Field(False, description="keep optimizer state in host memory")
     attention: Literal["flash_attention_2", "sdpa", "eager"] = Field("flash_attention_2", description="sdpa on CPU")
+    logprob: Literal["kernels", "openrlhf"] = Field(
+        "kernels", description="log-probs and loss by our kernels, or by OpenRLHF's own code over whole logits"
+    )
+    packing: bool = Field(False, description="sequences laid end to end without padding; openrlhf's needs flash-attn")
     stage1: Stage = Field(default_factory=Stage)
     stage2: Stage2 = Field(default_factory=Stage2)
 
@@ -156,6 +105,8 @@ class Training(Section):
                     f"{name}: prompts_per_step x samples_per_prompt = {sequences} is not a multiple of "
                     f"ranks x micro_batch_size = {ranks} x {stage.micro_batch_size}"
                 )
+        if self.packing and self.logprob == "openrlhf" and self.attention != "flash_attention_2":
+            raise ValueError("packing with logprob=openrlhf needs attention=flash_attention_2; set logprob=kernels")
         if self.stage2.enabled and not self.stage2.data and not self.stage2.mix_pseudo_labels:
             raise ValueError("stage2.data is empty; name a data set, or set training.stage2.enabled=false")
         if self.stage2.enabled and self.stage2.reference == "stage1" and not self.stage1.enabled:
@@ -207,9 +158,9 @@ class Config(Section):
     runtime: Runtime = Field(default_factory=Runtime)
 
     def without_secrets(self) -> Config:
-        """The same config without the API key, for processes that do not need it."""
-        endpoint = self.synthesis.endpoint.model_copy(update={"api_key": None})
-        return self.model_copy(update={"synthesis": self.synthesis.model_copy(update={"endpoint": endpoint})})
+        """The same config without API keys, for processes that do not need them."""
+        endpoints = [endpoint.model_copy(update={"api_key": None}) for endpoint in self.synthesis.endpoints]
+        return self.model_copy(update={"synthesis": self.synthesis.model_copy(update={"endpoints": endpoints})})
 
     @model_validator(mode="after")
     def _lengths_fit(self) -> Config:

@@ -20,7 +20,7 @@ _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _VARIABLE_KEYS = re.compile(
     r"(^|\.)(api_key|path|model|base_url|medcpt_query|medcpt_article|seeds|corpus|benchmarks|data)(\.\d+)?$"
 )
-_SECRET_KEYS = ("synthesis.endpoint.api_key",)
+_SECRET_KEY = re.compile(r"(^|\.)api_key$")
 
 
 def load_config(path: Path, overrides: list[str] | None = None) -> Config:
@@ -34,7 +34,7 @@ def load_config(path: Path, overrides: list[str] | None = None) -> Config:
     tree = _read_yaml(Path(path))
     for override in overrides or []:
         _apply_override(tree, override)
-    _refuse_literal_secrets(tree)
+    _refuse_literal_secrets(tree, "")
     tree = _fill_variables(tree, "")
     try:
         return Config.model_validate(tree)
@@ -73,19 +73,33 @@ def _apply_override(tree: dict, override: str) -> None:
     *parents, leaf = key.split(".")
     node = tree
     for parent in parents:
-        node = node.setdefault(parent, {})
-        if not isinstance(node, dict):
-            raise InputError(f"override {override!r}: {parent} is a value, not a section")
-    node[leaf] = value
+        node = _child(node, parent, override)
+    if isinstance(node, list):
+        node[_place(node, leaf, override)] = value
+    else:
+        node[leaf] = value
 
 
-def _refuse_literal_secrets(tree: dict) -> None:
-    for key in _SECRET_KEYS:
-        value: Any = tree
-        for part in key.split("."):
-            value = value.get(part) if isinstance(value, dict) else None
-        if value is not None and not _VARIABLE.fullmatch(str(value)):
-            raise InputError(f"{key} must name an environment variable, e.g. ${{MEDSSR_API_KEY}}, not hold the key")
+def _child(node: dict | list, name: str, override: str) -> dict | list:
+    """The section or list `name` of a section, or item number `name` of a list."""
+    child = node[_place(node, name, override)] if isinstance(node, list) else node.setdefault(name, {})
+    if not isinstance(child, dict | list):
+        raise InputError(f"override {override!r}: {name} is a value, not a section")
+    return child
+
+
+def _place(items: list, name: str, override: str) -> int:
+    if not name.isdecimal() or int(name) >= len(items):
+        raise InputError(f"override {override!r}: {name} is no item of a list of {len(items)}; the first is 0")
+    return int(name)
+
+
+def _refuse_literal_secrets(node: Any, key: str) -> None:
+    if isinstance(node, dict | list):
+        for name, value in node.items() if isinstance(node, dict) else enumerate(node):
+            _refuse_literal_secrets(value, f"{key}.{name}" if key else str(name))
+    elif node is not None and _SECRET_KEY.search(key) and not _VARIABLE.fullmatch(str(node)):
+        raise InputError(f"{key} must name an environment variable, e.g. ${{MEDSSR_API_KEY}}, not hold the key")
 
 
 def _fill_variables(node: Any, key: str) -> Any:

@@ -44,7 +44,10 @@ class Provenance(Record):
     entity: str | None = None
     entity_id: str | None = None
     passage_ids: tuple[str, ...] = ()
+    topic: str = Field("", description="topic that the seed pair was drawn by; '' if drawn uniformly")
     teacher: str = Field(description="model name sent to the API")
+    answered_by: str = Field("", description="model that the server says answered")
+    permutation: tuple[int, ...] = Field((), description="place i shows the reply's option permutation[i]")
     random_seed: int
     commit: str
 
@@ -62,6 +65,7 @@ class Question(Record):
     source_id: str = Field("", description="the id in that data set, '' if it has none")
     truth: str | None = Field(None, description="human or ontology answer letter; None if unknown")
     rare: bool = False
+    topic: str = Field("", description="subject or specialty as the data set gives it, '' if it gives none")
     provenance: Provenance | None = None
 
     @classmethod

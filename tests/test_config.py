@@ -12,9 +12,9 @@ from medssr_dist.errors import InputError
 TREE = {
     "policy": {"model": "embedded:smollm2-135m"},
     "synthesis": {
-        "questions": 8,
+        "accepted": 8,
         "seeds": ["hpo:seeds"],
-        "endpoint": {"base_url": "http://localhost:1/v1", "model": "m", "api_key": "${TEST_KEY}"},
+        "endpoints": [{"base_url": "http://localhost:1/v1", "model": "m", "api_key": "${TEST_KEY}"}],
     },
     "training": {"stage2": {"data": [{"path": "hpo:supervised", "limit": 4}]}},
     "evaluation": {"benchmarks": ["a.json", {"path": "b.json", "name": "b"}]},
@@ -44,13 +44,19 @@ def test_defaults_sources_and_overrides(config_file):
     assert (protocol.generations, protocol.temperature, protocol.top_p, protocol.top_k) == (4, 0.6, 0.95, 20)
 
 
+def test_an_override_reaches_into_a_list(config_file):
+    config = load_config(config_file, ["synthesis.endpoints.0.concurrency=3", "evaluation.benchmarks.1.limit=2"])
+    assert config.synthesis.endpoints[0].concurrency == 3
+    assert [source.limit for source in config.evaluation.benchmarks] == [0, 2]
+
+
 def test_resolved_is_json_without_the_secret(config_file):
     config = load_config(config_file)
     text = json.dumps(resolved(config))
     assert "sk-secret" not in text and "********" in text
-    assert config.synthesis.endpoint.api_key.get_secret_value() == "sk-secret"
+    assert config.synthesis.endpoints[0].api_key.get_secret_value() == "sk-secret"
     tree = json.loads(text)
-    tree["synthesis"]["endpoint"]["api_key"] = "sk-secret"
+    tree["synthesis"]["endpoints"][0]["api_key"] = "sk-secret"
     assert Config.model_validate(tree) == config
 
 
@@ -73,8 +79,15 @@ def test_resolved_is_json_without_the_secret(config_file):
         ("=4", ["key=value"]),
         ("voting.samples=[", ["not valid YAML"]),
         ("policy.model.name=x", ["model is a value, not a section"]),
-        ("synthesis.endpoint.api_key=sk-secret", ["api_key", "environment variable"]),
-        ("synthesis.endpoint.api_key=${NOT_SET}", ["NOT_SET", "export"]),
+        ("synthesis.endpoints.0.api_key=sk-secret", ["synthesis.endpoints.0.api_key", "environment variable"]),
+        ("synthesis.endpoints.0.api_key=${NOT_SET}", ["NOT_SET", "export"]),
+        ("synthesis.endpoints=[{base_url: u, model: m, api_key: sk-secret}]", ["endpoints.0.api_key"]),
+        ("synthesis.endpoints.1.model=x", ["1 is no item of a list of 1"]),
+        ("synthesis.endpoints.first.model=x", ["first is no item"]),
+        ("synthesis.endpoints.0.modell=x", ["did you mean 'model'?"]),
+        ("synthesis.candidates=7", ["candidates = 7", "accepted = 8"]),
+        ("synthesis.budget.usd=1", ["price of 'm'", "synthesis.prices"]),
+        ("synthesis.checks.near_duplicat=0", ["did you mean 'near_duplicate'?"]),
         ("voting.confidence=${TEST_KEY}", ["voting.confidence", "secrets and paths only"]),
     ],
 )

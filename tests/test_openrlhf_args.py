@@ -48,7 +48,7 @@ def config(**training) -> Config:
     return Config.model_validate(
         {
             "policy": {"model": "m", "max_model_len": 777},
-            "synthesis": {"questions": 1, "seeds": ["s"], "endpoint": {"base_url": "u", "model": "m"}},
+            "synthesis": {"accepted": 1, "seeds": ["s"], "endpoints": [{"base_url": "u", "model": "m"}]},
             "voting": {"max_tokens": 16},
             "evaluation": {"max_tokens": 16},
             "training": {

@@ -19,9 +19,9 @@ SECRET = "sk-0123456789-do-not-store"
 TREE = {
     "policy": {"model": "embedded:smollm2-135m"},
     "synthesis": {
-        "questions": 8,
+        "accepted": 8,
         "seeds": ["hpo:seeds"],
-        "endpoint": {"base_url": "http://localhost:1/v1", "model": "m", "api_key": "${RUN_DIR_TEST_KEY}"},
+        "endpoints": [{"base_url": "http://localhost:1/v1", "model": "m", "api_key": "${RUN_DIR_TEST_KEY}"}],
     },
     "training": {"stage2": {"data": ["hpo:supervised"]}},
 }
@@ -132,7 +132,7 @@ def test_the_resolved_config_holds_every_section_with_its_defaults(root, configu
 
 def test_no_secret_is_written_anywhere(root, configured):
     config = configured()
-    assert config.synthesis.endpoint.api_key.get_secret_value() == SECRET
+    assert config.synthesis.endpoints[0].api_key.get_secret_value() == SECRET
     with open_run(root, config) as run:
         for step in STEP_SECTIONS:
             run.begin_step(step, config, INPUTS)
@@ -201,11 +201,14 @@ def test_changed_settings_are_refused_by_key_old_and_new(root, configured, step,
         ("vote", "synthesis.alpha=0"),  # another step's
         ("vote", "runtime.mode=stream"),
         ("vote", "evaluation.generations=2"),
-        ("synthesize", "synthesis.endpoint.concurrency=1"),
-        ("synthesize", "synthesis.endpoint.timeout_s=1"),
-        ("synthesize", "synthesis.endpoint.retries=0"),
-        ("synthesize", "synthesis.endpoint.base_url=http://other/v1"),
-        ("synthesize", "synthesis.endpoint.api_key=null"),
+        ("synthesize", "synthesis.endpoints.0.concurrency=1"),
+        ("synthesize", "synthesis.retry.whole_s=1"),
+        ("synthesize", "synthesis.retry.tries=1"),
+        ("synthesize", "synthesis.endpoints.0.base_url=http://other/v1"),
+        ("synthesize", "synthesis.endpoints.0.api_key=null"),
+        ("synthesize", "synthesis.endpoints=[{base_url: a, model: m}, {base_url: b, model: m}]"),
+        ("synthesize", "synthesis.accepted=9"),
+        ("synthesize", "synthesis.budget.tokens=1000"),
         ("synthesize", "knowledge.batch_size=1"),
         ("stage1", "training.engines=2"),
         ("stage1", "training.stage2.learning_rate=0.5"),
@@ -220,13 +223,35 @@ def test_how_a_step_is_run_may_change_and_it_stays_finished(root, configured, st
 
 def test_the_free_keys_are_config_keys(configured):
     flat = run_dir._flatten(run_dir.resolved(configured()))
-    assert set(run_dir._FREE_KEYS) <= set(flat)
+    for free in run_dir._FREE_KEYS:
+        assert any(run_dir._within(key, (free,)) for key in flat) or free == "synthesis.prices", free
 
 
 def test_the_steps_sections_are_config_keys(configured):
     flat = run_dir._flatten(run_dir.resolved(configured()))
     for section in {section for sections in STEP_SECTIONS.values() for section in sections}:
         assert any(key == section or key.startswith(section + ".") for key in flat), section
+
+
+def test_another_model_or_form_is_refused(root, configured):
+    with open_run(root, configured()) as run:
+        run.begin_step("synthesize", configured(), INPUTS)
+    for override, name in (("model=x", "synthesis.models"), ("json_schema=true", "synthesis.json_schema")):
+        with pytest.raises(InputError, match=name), open_run(root, configured(f"synthesis.endpoints.0.{override}")):
+            pass
+
+
+def test_a_step_is_reopened_only_while_nothing_was_made_of_it(root, configured):
+    with open_run(root, configured()) as run:
+        run.begin_step("synthesize", configured(), INPUTS)
+        run.finish_step("synthesize")
+        run.reopen_step("synthesize")
+        assert not run.is_finished("synthesize")
+        run.finish_step("synthesize")
+        run.begin_step("vote", configured(), INPUTS)
+        with pytest.raises(InputError, match="'vote' was begun"):
+            run.reopen_step("synthesize")
+        assert run.is_finished("synthesize")
 
 
 def test_changed_inputs_are_refused(root, configured):

@@ -32,7 +32,7 @@ def config(mode="sequential", **voting) -> Config:
     return Config.model_validate(
         {
             "policy": {"model": "m", "max_model_len": 256},
-            "synthesis": {"questions": 1, "seeds": ["s"], "endpoint": {"base_url": "u", "model": "m"}},
+            "synthesis": {"accepted": 1, "seeds": ["s"], "endpoints": [{"base_url": "u", "model": "m"}]},
             "voting": {"samples": K, "max_tokens": 16, **voting},
             "training": {
                 "ranks_per_node": 1,

@@ -16,7 +16,8 @@ from tqdm import tqdm
 
 from medssr_dist.answers import chat_prompt
 from medssr_dist.bench.report import write_result
-from medssr_dist.config import DataSource, Policy, Runtime
+from medssr_dist.config import Policy, Runtime
+from medssr_dist.config_base import DataSource
 from medssr_dist.readers import read_questions
 from medssr_dist.runtime.device import engine_env, engine_kwargs
 from medssr_dist.runtime.models import EMBEDDED_MODEL, load_tokenizer, resolve_model
