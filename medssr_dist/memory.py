@@ -10,6 +10,7 @@ from pathlib import Path
 from medssr_dist.config import Config, Policy
 from medssr_dist.errors import InputError
 from medssr_dist.prefetch import policy_on_disk
+from medssr_dist.runtime.device import available_memory
 
 _EMBEDDED_PARAMETERS = 134_515_008  # of SmolLM2-135M, while there is no converted file to count in
 # What a process holds beside weights, optimizer state and KV cache. Seen on CPU in the demo with two ranks
@@ -113,13 +114,3 @@ def _parameters_in(file: Path) -> int:
     with open(file, "rb") as handle:
         header = json.loads(handle.read(int.from_bytes(handle.read(8), "little")))
     return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
-
-
-def available_memory() -> int:
-    """Bytes that may still be used: the machine's, or the control group's where that is less."""
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    machine = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
-    if not limit.exists() or limit.read_text().strip() == "max":
-        return machine
-    return min(machine, int(limit.read_text()) - int(used.read_text()))

@@ -1,8 +1,9 @@
 """`medssr prefetch`: bring all that a run needs from outside onto local disk, so that compute nodes need no network.
 
 1. The policy: the embedded model is converted, a Hugging Face id is downloaded, a directory is checked.
-2. The MedCPT encoders, where `knowledge.encoder` is medcpt.
-3. The passage index and the passages of every entity: a run then loads neither encoder nor index.
+2. The MedCPT encoders, where `knowledge.encoder` is medcpt, and the reranker where one is named.
+3. The corpus' offsets, its vectors and their index, and the passages of every entity: a run then loads neither
+   encoder nor index, and needs neither torch nor FAISS to synthesize.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from medssr_dist.cache import cache_dir
-from medssr_dist.config import Config, Knowledge, Policy
+from medssr_dist.config import Config, Policy
+from medssr_dist.config_synthesis import Knowledge
 from medssr_dist.errors import InputError
 
 # The same weights in other forms; Llama's repository carries 16 GB of them.
@@ -31,9 +33,8 @@ def prefetch(config: Config, dry_run: bool) -> None:
     _report("policy", _fetch_policy(config.policy))
     if config.synthesis.alpha == 0:
         return
-    if config.knowledge.encoder == "medcpt":
-        for key in ("medcpt_query", "medcpt_article"):
-            _report(f"encoder {key}", _fetch_encoder(key, getattr(config.knowledge, key)))
+    for key, model in _models(config.knowledge).items():
+        _report(f"model {key}", _fetch_model(key, model))
     _report("passage index", _fetch_passages(config))
 
 
@@ -52,27 +53,35 @@ def policy_on_disk(policy: Policy) -> Path | None:
 
 def index_on_disk(knowledge: Knowledge) -> Path | None:
     """The directory of the passage index, or None if it is not built yet."""
+    from medssr_dist.knowledge.index import form_dir
+
     folder = _index_dir(knowledge)
-    return folder if (folder / "index.json").exists() else None
+    return folder if (form_dir(folder, knowledge) / "index.json").exists() else None
 
 
 def _index_dir(knowledge: Knowledge) -> Path:
     from medssr_dist.knowledge.corpus import read_corpus
-    from medssr_dist.knowledge.encoders import encoder_name
     from medssr_dist.knowledge.index import index_dir
 
-    return index_dir(read_corpus(knowledge.corpus), encoder_name(knowledge))
+    return index_dir(read_corpus(knowledge.corpus), knowledge)
+
+
+def _models(knowledge: Knowledge) -> dict[str, str]:
+    """Key in the config -> model that retrieval needs from outside."""
+    encoders = ("medcpt_query", "medcpt_article") if knowledge.encoder == "medcpt" else ()
+    found = {key: getattr(knowledge, key) for key in (*encoders, "reranker")}
+    return {key: model for key, model in found.items() if model}
 
 
 def _planned(config: Config) -> list[str]:
     knowledge = config.knowledge
     models = {"policy": config.policy.model}
-    if config.synthesis.alpha > 0 and knowledge.encoder == "medcpt":
-        models |= {"encoder medcpt_query": knowledge.medcpt_query, "encoder medcpt_article": knowledge.medcpt_article}
+    if config.synthesis.alpha > 0:
+        models |= {f"model {key}": model for key, model in _models(knowledge).items()}
     lines = [f"{name}: {model}{_how(model)}" for name, model in models.items()]
     if config.synthesis.alpha > 0:
         state = "already built" if index_on_disk(knowledge) else "to be built"
-        lines.append(f"passage index of {knowledge.corpus.path} under {knowledge.encoder}: {state}")
+        lines.append(f"passage index ({knowledge.index}) of {knowledge.corpus.path} under {knowledge.encoder}: {state}")
         lines.append(f"passages of {knowledge.entities or 'all'} entities, {knowledge.top_k} each")
     return lines
 
@@ -91,7 +100,7 @@ def _fetch_policy(policy: Policy) -> Path:
     return resolve_model(policy)
 
 
-def _fetch_encoder(key: str, model: str) -> Path:
+def _fetch_model(key: str, model: str) -> Path:
     folder = Path(model).expanduser()
     if not folder.is_dir():
         return _download(f"knowledge.{key}", model)
@@ -120,14 +129,10 @@ def _download(key: str, model: str) -> Path:
 
 def _fetch_passages(config: Config) -> Path:
     """Retrieve the passages of every entity into the cache beside the index; returns its directory."""
-    from tqdm import tqdm
-
     from medssr_dist.knowledge.retrieval import Retriever, entities
 
     rare = entities(config.knowledge, config.runtime.random_seed)
-    retriever = Retriever(config.knowledge)
-    for entity in tqdm(rare, desc="retrieve", unit="entity"):
-        retriever.top_k(entity.name)
+    Retriever(config.knowledge).prepare([entity.name for entity in rare])
     print(f"passages: {config.knowledge.top_k} for each of {len(rare):,} entities")
     return _index_dir(config.knowledge)
 

@@ -5,7 +5,7 @@ from collections import defaultdict
 
 import pytest
 
-from medssr_dist.config import Knowledge
+from medssr_dist.config_synthesis import Knowledge
 from medssr_dist.errors import InputError
 from medssr_dist.knowledge.hpo import ancestors, descendants, load_diseases
 from medssr_dist.knowledge.names import family, words

@@ -1,4 +1,4 @@
-"""Passages: one a rare disease written from HPO, or those of a JSONL corpus in MedRAG form.
+"""Passages: one a rare disease written from HPO, or those of JSONL files in MedRAG form.
 
 `hpo:passages` lists the diseases that may be synthesis entities first, the evaluation diseases last,
 each group in a fixed mixed order: a `limit` keeps diseases that entities are drawn from.
@@ -6,16 +6,14 @@ each group in a fixed mixed order: a `limit` keeps diseases that entities are dr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
-from medssr_dist.config import DataSource
+from medssr_dist.config_base import DataSource
 from medssr_dist.errors import InputError
-from medssr_dist.jsonl import read_jsonl
+from medssr_dist.knowledge.corpus_files import FileCorpus
 from medssr_dist.knowledge.hpo import Disease, Phenotype, rare_diseases
 from medssr_dist.knowledge.names import in_sentence
+from medssr_dist.knowledge.passages import Corpus, Passage
 from medssr_dist.knowledge.splits import is_evaluation
 from medssr_dist.records import content_hash
 
@@ -27,44 +25,41 @@ _BANDS = ((0.80, "Very frequent"), (0.30, "Frequent"), (0.05, "Occasional"), (0.
 _UNSTATED = "Other reported"
 
 
-@dataclass(frozen=True)
-class Passage:
-    """A piece of a corpus. `source` names where it is from ('hpo', or the file's name).
-
-    Example: Passage("OMIM:203500", "Alkaptonuria", "Alkaptonuria is a rare disease. ...", "hpo")
-    """
-
-    id: str
-    title: str
-    content: str
-    source: str
-
-
-def read_corpus(source: DataSource) -> list[Passage]:
-    """The passages of `source`: 'hpo:passages', or a JSONL file with id, title and content.
-
-    A line's `source`, where it has one (MedQuAD), is put before its id: ids are unique within a source.
-    Other fields (MedRAG's `contents`, MedQuAD's `question` and `url`) are not used. `limit` takes the first N.
+def read_corpus(source: DataSource) -> Corpus:
+    """The passages of `source`: 'hpo:passages', a JSONL file, or a folder of such files (see FileCorpus).
 
     Raises:
-        InputError: empty corpus, duplicate id, missing or empty field, not UTF-8, not JSON.
+        InputError: a corpus that cannot be used; names file and line.
     """
     if source.path == HPO_PASSAGES:
-        return [disease_passage(disease) for disease in corpus_diseases(source.limit)]
+        return _HpoCorpus(source.limit)
     if source.path.startswith("hpo:"):
         raise InputError(f"knowledge.corpus.path {source.path!r} is not an embedded corpus; use {HPO_PASSAGES}")
-    return _read_file(Path(source.path), source.limit)
+    return FileCorpus(Path(source.path).expanduser(), source.limit)
+
+
+class _HpoCorpus(Corpus):
+    """One passage a rare disease; a few thousand, held in memory."""
+
+    def __init__(self, limit: int):
+        self._passages = [disease_passage(disease) for disease in corpus_diseases(limit)]
+        self._by_id = {passage.id: passage for passage in self._passages}
+        self.hash = content_hash([(p.id, p.title, p.content, p.source) for p in self._passages])
+
+    def __len__(self) -> int:
+        return len(self._passages)
+
+    def __getitem__(self, item):
+        return self._passages[item]
+
+    def by_id(self, passage_id: str) -> Passage:
+        return self._by_id[passage_id]
 
 
 def corpus_diseases(limit: int = 0) -> list[Disease]:
     """The diseases of 'hpo:passages' in corpus order, evaluation diseases last; limit 0 = all."""
     ordered = sorted(rare_diseases(), key=is_evaluation)
     return ordered[: limit or None]
-
-
-def corpus_hash(passages: Sequence[Passage]) -> str:
-    """Hash of all that the passages hold, in order."""
-    return content_hash([(passage.id, passage.title, passage.content, passage.source) for passage in passages])
 
 
 def disease_passage(disease: Disease) -> Passage:
@@ -95,28 +90,3 @@ def _band(phenotype: Phenotype) -> str:
 
 def _join(names: tuple[str, ...], suffix: str) -> str:
     return ", ".join(in_sentence(name.removesuffix(suffix)) for name in names)
-
-
-def _read_file(path: Path, limit: int) -> list[Passage]:
-    passages: dict[str, Passage] = {}
-    for number, row in enumerate(islice(read_jsonl(path), limit or None), start=1):
-        passage = _parse_row(row, f"{path} line {number}", path.stem)
-        if passage.id in passages:
-            raise InputError(f"{path} line {number}: id {passage.id!r} stands twice; make ids unique")
-        passages[passage.id] = passage
-    if not passages:
-        raise InputError(f"{path} holds no passages; give a JSONL file with id, title and content, or {HPO_PASSAGES}")
-    return list(passages.values())
-
-
-def _parse_row(row: dict, where: str, source: str) -> Passage:
-    fields = {name: ("" if row.get(name) is None else str(row[name])).strip() for name in ("id", "title", "content")}
-    empty = [name for name, value in fields.items() if not value]
-    if empty:
-        raise InputError(
-            f"{where} (id {fields['id'] or None!r}): no {' and no '.join(empty)}; each line needs id, title and content"
-        )
-    if row.get("source"):
-        source = str(row["source"])
-        fields["id"] = f"{source}:{fields['id']}"
-    return Passage(**fields, source=source)

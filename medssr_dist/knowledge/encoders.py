@@ -11,14 +11,14 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from medssr_dist.config import Knowledge
+from medssr_dist.config_synthesis import Knowledge
 from medssr_dist.errors import InputError
-from medssr_dist.knowledge.corpus import Passage
-from medssr_dist.records import content_hash
+from medssr_dist.knowledge.passages import Passage
+from medssr_dist.runtime.models import model_fingerprint
 
 if TYPE_CHECKING:
     import torch
@@ -51,16 +51,36 @@ def encoder_name(knowledge: Knowledge) -> str:
     """Name for cache keys, without loading anything; changes when the files of a model directory change."""
     if knowledge.encoder == "minilm":
         return "minilm"
-    towers = (knowledge.medcpt_query, knowledge.medcpt_article)
-    return "medcpt:" + ":".join(_fingerprint(tower) for tower in towers)
+    return f"medcpt:{model_name(knowledge.medcpt_query)}:{model_name(knowledge.medcpt_article)}"
 
 
-def _fingerprint(model: str) -> str:
-    directory = Path(model).expanduser()
-    if not directory.is_dir():
-        return model
-    files = sorted(file for file in directory.iterdir() if file.is_file())
-    return content_hash([(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files])
+def encoder_dimension(knowledge: Knowledge) -> int:
+    """Length of a vector, from the model's config alone. Raises InputError: the model is not on this machine."""
+    from transformers import AutoConfig
+
+    model = _minilm_dir() if knowledge.encoder == "minilm" else knowledge.medcpt_article
+    return from_disk(AutoConfig, model).hidden_size
+
+
+def model_name(model: str) -> str:
+    """Name for cache keys of a directory (what it holds, wherever it lies) or of a Hugging Face id."""
+    folder = Path(model).expanduser()
+    return model_fingerprint(folder) if folder.is_dir() else model
+
+
+def from_disk(kind: type, model: str, **options: object) -> Any:
+    """`kind.from_pretrained` of a directory or a cached Hugging Face id; nothing is downloaded.
+
+    Raises:
+        InputError: the model is not on this machine.
+    """
+    try:
+        return kind.from_pretrained(str(Path(model).expanduser()), local_files_only=True, **options)
+    except (OSError, ValueError):
+        raise InputError(
+            f"model {model!r} is not on this machine; run `medssr prefetch` where there is a network, give its "
+            "directory, or set knowledge.encoder=minilm and knowledge.reranker=null, which need none"
+        ) from None
 
 
 class _MedCPT:
@@ -89,7 +109,7 @@ class _MiniLM:
         return self._tower.encode(list(texts))
 
     def encode_articles(self, passages: Sequence[Passage]) -> np.ndarray:
-        return self._tower.encode([f"{passage.title}\n{passage.content}" for passage in passages])
+        return self._tower.encode([passage.text for passage in passages])
 
 
 def _minilm_dir() -> str:
@@ -117,15 +137,8 @@ class _Tower:
         import torch
         from transformers import AutoModel, AutoTokenizer
 
-        location = str(Path(model).expanduser())
-        try:
-            self._tokenizer = AutoTokenizer.from_pretrained(location, local_files_only=True)
-            network = AutoModel.from_pretrained(location, local_files_only=True, dtype=torch.float32)
-        except (OSError, ValueError):
-            raise InputError(
-                f"encoder {model!r} is not on this machine; run `medssr prefetch` where there is a network, "
-                "give its directory, or set knowledge.encoder=minilm"
-            ) from None
+        self._tokenizer = from_disk(AutoTokenizer, model)
+        network = from_disk(AutoModel, model, dtype=torch.float32)
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self._network = network.to(self._device).eval()
         self._pool, self._max_tokens, self._batch_size = pool, max_tokens, batch_size
@@ -137,7 +150,7 @@ class _Tower:
 
         order = sorted(range(len(texts)), key=lambda i: -len("".join(texts[i])))
         vectors = np.empty((len(texts), self._network.config.hidden_size), dtype=np.float32)
-        progress = tqdm(total=len(texts), desc="encode", unit="text", disable=len(texts) <= self._batch_size)
+        progress = tqdm(total=len(texts), desc="batches", unit="text", leave=False, disable=None)
         with torch.inference_mode(), progress:
             for start in range(0, len(order), self._batch_size):
                 rows = order[start : start + self._batch_size]

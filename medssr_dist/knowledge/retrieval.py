@@ -6,16 +6,27 @@ Retrieval is done once an entity and kept beside the index: a resumed run loads 
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
+from pathlib import Path
 
-from medssr_dist.config import Knowledge
+from medssr_dist.config_synthesis import Knowledge
 from medssr_dist.errors import InputError
 from medssr_dist.jsonl import JsonlLedger, read_jsonl
-from medssr_dist.knowledge.corpus import HPO_PASSAGES, Passage, corpus_diseases, read_corpus
-from medssr_dist.knowledge.encoders import Encoder, encoder_name, load_encoder
-from medssr_dist.knowledge.index import index_dir, open_index
+from medssr_dist.knowledge.corpus import HPO_PASSAGES, corpus_diseases, read_corpus
+from medssr_dist.knowledge.encoders import Encoder, load_encoder, model_name
+from medssr_dist.knowledge.files import locked
+from medssr_dist.knowledge.index import index_dir, open_index, passages_searched
+from medssr_dist.knowledge.passages import Corpus, Passage
+from medssr_dist.knowledge.reranker import Reranker
+from medssr_dist.knowledge.search import Index
 from medssr_dist.knowledge.splits import is_evaluation
+from medssr_dist.records import content_hash
+
+_SEARCHED_AT_ONCE = 4096  # entities: large, as sharded_flat reads all vectors for each batch
+_RECORDED_AT_ONCE = 256  # entities: what a kill may lose
+_PASSAGES_KEPT = 4096
 
 
 @dataclass(frozen=True)
@@ -48,43 +59,101 @@ def entities(knowledge: Knowledge, random_seed: int) -> list[Entity]:
 
 
 class Retriever:
-    """Finds the passages nearest to an entity's name. Corpus, encoder and index load when first needed."""
+    """Finds the passages nearest to an entity's name. Corpus, encoder and index load when first needed.
+
+    What is found is kept in a ledger beside the index, which processes may share. Once all names are in it
+    (`prepare`, or `medssr prefetch` on another machine), neither torch nor FAISS is imported.
+    """
 
     def __init__(self, knowledge: Knowledge):
         self._knowledge = knowledge
+        self._index: Index | None = None
+        self._passage = lru_cache(maxsize=_PASSAGES_KEPT)(lambda passage_id: self._corpus.by_id(passage_id))
+
+    def prepare(self, names: Sequence[str]) -> None:
+        """Find and record the passages of all `names` that are not known yet; a killed call is resumed.
+
+        Raises:
+            InputError: a model is not on this machine, not enough memory for the index, a full disk.
+        """
+        from tqdm import tqdm
+
+        unknown = [name for name in dict.fromkeys(names) if name not in self._known]
+        with tqdm(total=len(unknown), desc="retrieve", unit="entity", disable=len(unknown) < 2) as bar:
+            for searched in _batches(unknown, _SEARCHED_AT_ONCE):
+                found = list(zip(searched, self._search(searched), strict=True))
+                for batch in _batches(found, _RECORDED_AT_ONCE):
+                    self._record({name: self._ranked(name, rows) for name, rows in batch})
+                    bar.update(len(batch))
 
     def top_k(self, entity: str) -> list[Passage]:
         """The `knowledge.top_k` best passages for `entity`, best first (all of them, in a smaller corpus)."""
         if entity not in self._known:
-            passage_ids = self._search(entity)
-            self._ledger.append({"entity": entity, "k": self._knowledge.top_k, "passage_ids": passage_ids})
-            self._known[entity] = passage_ids
-        return [self._passages[passage_id] for passage_id in self._known[entity]]
+            self.prepare([entity])
+        return [self._passage(passage_id) for passage_id in self._known[entity]]
 
-    def _search(self, entity: str) -> list[str]:
-        vectors = self._encoder.encode_queries([entity])
-        _, rows = self._index.search(vectors, min(self._knowledge.top_k, len(self._passages)))
-        passage_ids = list(self._passages)
-        return [passage_ids[row] for row in rows[0]]
+    def passage_text(self, passage_id: str) -> str:
+        """Title and content of a passage. Raises KeyError for an id that is not in the corpus."""
+        return self._passage(passage_id).text
+
+    def _search(self, names: list[str]) -> list[list[int]]:
+        """For each name the rows of the passages nearest to it, best first."""
+        if self._index is None:
+            self._index = open_index(self._corpus, self._knowledge, lambda: self._encoder, names)
+        k = min(passages_searched(self._knowledge), len(self._corpus))
+        _, rows = self._index.search(self._encoder.encode_queries(names), k)
+        return [[row for row in found if row >= 0] for found in rows.tolist()]
+
+    def _ranked(self, name: str, rows: list[int]) -> list[str]:
+        """Passage ids, ranked again where there is a reranker."""
+        passages = [self._corpus[row] for row in rows]
+        if self._knowledge.reranker:
+            passages = self._reranker.best(name, passages, self._knowledge.top_k)
+        return [passage.id for passage in passages]
+
+    def _record(self, found: dict[str, list[str]]) -> None:
+        rows = [{"entity": name, "settings": self._settings, "passage_ids": ids} for name, ids in found.items()]
+        with locked(self._folder / "retrieval"), JsonlLedger(self._ledger) as ledger:
+            ledger.append(*rows)
+        self._known.update(found)
 
     @cached_property
-    def _passages(self) -> dict[str, Passage]:
-        return {passage.id: passage for passage in read_corpus(self._knowledge.corpus)}
+    def _known(self) -> dict[str, list[str]]:
+        """Past retrievals under these settings. Opening the ledger cuts off what a killed writer left half."""
+        with locked(self._folder / "retrieval"), JsonlLedger(self._ledger):
+            rows = [row for row in read_jsonl(self._ledger) if row["settings"] == self._settings]
+        return {row["entity"]: row["passage_ids"] for row in rows}
+
+    @cached_property
+    def _settings(self) -> str:
+        """All that a retrieval depends on, beside the corpus and the encoder that the folder is for."""
+        knowledge, settings = self._knowledge, [self._knowledge.index, self._knowledge.top_k]
+        if knowledge.index == "ivfpq":
+            settings += [knowledge.ivf_lists, knowledge.ivf_probes, knowledge.pq_bytes, knowledge.candidates]
+        if knowledge.reranker:
+            settings += [model_name(knowledge.reranker), knowledge.rerank_depth]
+        return content_hash(settings)
+
+    @cached_property
+    def _folder(self) -> Path:
+        return index_dir(self._corpus, self._knowledge)
+
+    @property
+    def _ledger(self) -> Path:
+        return self._folder / "retrieval.jsonl"
+
+    @cached_property
+    def _corpus(self) -> Corpus:
+        return read_corpus(self._knowledge.corpus)
 
     @cached_property
     def _encoder(self) -> Encoder:
         return load_encoder(self._knowledge)
 
     @cached_property
-    def _index(self):
-        return open_index(list(self._passages.values()), encoder_name(self._knowledge), lambda: self._encoder)
+    def _reranker(self) -> Reranker:
+        return Reranker(self._knowledge.reranker, self._knowledge.batch_size)
 
-    @cached_property
-    def _ledger(self) -> JsonlLedger:
-        """Past retrievals, beside the index that they were made from."""
-        return JsonlLedger(index_dir(list(self._passages.values()), encoder_name(self._knowledge)) / "retrieval.jsonl")
 
-    @cached_property
-    def _known(self) -> dict[str, list[str]]:
-        rows = read_jsonl(self._ledger.path)
-        return {row["entity"]: row["passage_ids"] for row in rows if row["k"] == self._knowledge.top_k}
+def _batches(items: list, size: int) -> Iterator[list]:
+    return (items[start : start + size] for start in range(0, len(items), size))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from functools import cache
 
 from medssr_dist.errors import InputError
@@ -187,7 +187,21 @@ def _make_question(disease: Disease, name: str, rng: random.Random) -> Question 
         source_id=disease.id,
         truth=LETTERS[options.index(disease.name)],
         rare=True,
+        topic=_organ_system(shown),
     )
+
+
+def _organ_system(shown: list[Phenotype]) -> str:
+    """The top branch of HPO that most of the phenotypes stand under; of several, the first by name."""
+    systems = Counter(system for phenotype in shown for system in _systems_above(phenotype.id))
+    return min(systems, key=lambda system: (-systems[system], system), default="")
+
+
+@cache
+def _systems_above(term: str) -> tuple[str, ...]:
+    """Example: ("Abnormality of the nervous system",) for a seizure."""
+    above = ancestors(term) | {term}
+    return tuple(load_terms().names[system] for system in load_terms().children[_ROOT] if system in above)
 
 
 def _choose_sex(disease: Disease, rng: random.Random) -> str:

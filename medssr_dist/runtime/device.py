@@ -62,3 +62,13 @@ def engine_env(runtime: Runtime, threads: int) -> dict[str, str]:
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "OMP_NUM_THREADS": str(threads),
     }
+
+
+def available_memory() -> int:
+    """Bytes that may still be used: the machine's, or the control group's where that is less."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    machine = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
+    if not limit.exists() or limit.read_text().strip() == "max":
+        return machine
+    return min(machine, int(limit.read_text()) - int(used.read_text()))

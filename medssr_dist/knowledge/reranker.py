@@ -1,0 +1,55 @@
+"""Cross-encoder re-rank: query and passage read together (MedCPT-Cross-Encoder's form).
+
+MedCPT (arXiv 2307.00589): the pair [query, title and content], cut at 512 tokens; the one logit ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from medssr_dist.errors import InputError
+from medssr_dist.knowledge.encoders import from_disk
+from medssr_dist.knowledge.passages import Passage
+
+_MAX_TOKENS = 512
+
+
+class Reranker:
+    """A sequence classifier with one output, on the GPU where there is one.
+
+    Raises:
+        InputError: the model is not on this machine, or has more than one output.
+    """
+
+    def __init__(self, model: str, batch_size: int):
+        import torch
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+        self._tokenizer = from_disk(AutoTokenizer, model)
+        network = from_disk(AutoModelForSequenceClassification, model, dtype=torch.float32)
+        if network.config.num_labels != 1:
+            raise InputError(
+                f"knowledge.reranker = {model!r} has {network.config.num_labels} outputs; give a cross-encoder with one"
+            )
+        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._network, self._batch_size = network.to(self._device).eval(), batch_size
+
+    def best(self, query: str, passages: Sequence[Passage], k: int) -> list[Passage]:
+        """The k passages that suit the query best, best first; equal ones in the order given."""
+        scores = self._scores([(query, passage.text) for passage in passages])
+        return [passages[place] for place in np.argsort(-scores, kind="stable")[:k]]
+
+    def _scores(self, pairs: list[tuple[str, str]]) -> np.ndarray:
+        import torch
+
+        scores = []
+        with torch.inference_mode():
+            for start in range(0, len(pairs), self._batch_size):
+                inputs = self._tokenizer(
+                    pairs[start : start + self._batch_size],
+                    padding=True, truncation=True, max_length=_MAX_TOKENS, return_tensors="pt",
+                )  # fmt: skip
+                scores.append(self._network(**inputs.to(self._device)).logits[:, 0].float().cpu().numpy())
+        return np.concatenate(scores)
