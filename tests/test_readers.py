@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from medssr_dist.config import DataSource
+from medssr_dist.config_base import DataSource
 from medssr_dist.errors import InputError
 from medssr_dist.readers import human_labelled, read_questions, refuse_evaluation_items
 from medssr_dist.readers.formats import split_options
@@ -59,6 +59,22 @@ def test_mediq_context_goes_before_the_question(tmp_path):
     (question,) = read(tmp_path, [MEDQA | {"id": 7, "context": ["A man bleeds.", "He is pale."], "answer_idx": "A"}])
     assert question.stem == "A man bleeds. He is pale. Which vitamin prevents scurvy?"
     assert question.source_id == "7"
+
+
+@pytest.mark.parametrize(
+    ("row", "topic"),
+    [
+        (MEDQA, ""),
+        (MEDQA | {"meta_info": "step1"}, "step1"),
+        (MEDQA | {"patient": {"specialties": ["Internal  Medicine", "Urology"]}}, "Internal Medicine"),
+        (MEDQA | {"patient": {"specialties": []}}, ""),
+        (MEDQA | {"patient": None}, ""),
+        (MEDMCQA | {"subject_name": "Anatomy"}, "Anatomy"),
+        (MEDMCQA | {"subject_name": None}, ""),
+    ],
+)
+def test_topic_is_what_the_data_set_gives(tmp_path, row, topic):
+    assert read(tmp_path, [row])[0].topic == topic
 
 
 @pytest.mark.parametrize(("cops", "truths"), [([0, 1, 3], "ABD"), ([1, 2, 4], "ABD"), ([0, 2, -1], "AC-")])
@@ -250,6 +266,7 @@ def test_embedded_sets():
     evaluation = read_questions(DataSource(path="hpo:evaluation", limit=3, name="rare"), random_seed=1)
     assert len(seeds) == len(evaluation) == 3
     assert {q.source for q in evaluation} == {"rare"}
+    assert all(question.topic for question in seeds)
     human_labelled(evaluation)
     refuse_evaluation_items(seeds, evaluation)
     with pytest.raises(InputError, match="hpo:nonsense"):

@@ -4,22 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medssr_dist.records import Provenance, Question, Rejected
-from medssr_dist.synthesis.parse import OPTION_CHARS, STEM_CHARS, parse_reply
+from medssr_dist.synthesis.parse import OPTION_CHARS, Draft, Refusal, read_reply
 
 STEM = "A 45-year-old man has a painful big toe. What is the most likely diagnosis?"
 OPTIONS = {"A": "Gout", "B": "Septic arthritis", "C": "Pseudogout", "D": "Cellulitis"}
 SOUND = {"question": STEM, "options": OPTIONS}
-
-
-def provenance(entity=None):
-    return Provenance(
-        index=3, prompt_hash="h", seed_ids=("a", "b"), rho=0.2, entity=entity, teacher="m", random_seed=1, commit="c"
-    )
-
-
-def parse(text, taken=()):
-    return parse_reply(text, provenance(), taken)
 
 
 @pytest.mark.parametrize(
@@ -32,21 +21,18 @@ def parse(text, taken=()):
         json.dumps({"question": SOUND}),
         json.dumps({"Question": f"  {STEM}\n", "choices": [f"{k}. {v}" for k, v in OPTIONS.items()], "answer": None}),
         json.dumps({"stem": STEM, "options": [{"text": v} for v in OPTIONS.values()]}),
+        json.dumps({"question": STEM, "options": [{"label": k, "text": v} for k, v in OPTIONS.items()]}),
+        json.dumps({"question": STEM, "options": [{"label": k, "text": v, "id": 1} for k, v in OPTIONS.items()]}),
+        f'<think>Perhaps {{"question": "X?", "options": ["a", "b"], "answer": "A"}}</think>\n{json.dumps(SOUND)}',
         json.dumps({"question": STEM, "options": dict(reversed(OPTIONS.items()))}),
         STEM + "\n" + "\n".join(f"{k}. {v}" for k, v in OPTIONS.items()),
         f"**Question:** {STEM}\n\n" + "\n".join(f"({k}) {v}" for k, v in OPTIONS.items()) + "\n",
     ],
 )
 def test_forms_that_are_read(text):
-    question = parse(text)
-    assert isinstance(question, Question), question
-    assert question.stem.endswith(STEM) and question.options == OPTIONS
-    assert question.source == "synthetic" and not question.rare and question.truth is None
-
-
-def test_rare_and_provenance_are_carried():
-    question = parse_reply(json.dumps(SOUND), provenance("Alkaptonuria"))
-    assert question.rare and question.provenance.entity == "Alkaptonuria"
+    draft = read_reply(text)
+    assert isinstance(draft, Draft), draft
+    assert draft.stem.endswith(STEM) and draft.options == tuple(OPTIONS.values())
 
 
 @pytest.mark.parametrize(
@@ -67,25 +53,35 @@ def test_rare_and_provenance_are_carried():
         ({**SOUND, "options": {**OPTIONS, "A": "Gout (correct)"}}, "answer_leaked"),
         ({**SOUND, "question": STEM + " The correct answer is A."}, "answer_leaked"),
         (f"{STEM}\nA. Gout\nB. Lupus\nAnswer: A", "answer_leaked"),
-        ({**SOUND, "question": "x" * (STEM_CHARS + 1)}, "too_long"),
-        ({**SOUND, "options": {**OPTIONS, "D": "y" * (OPTION_CHARS + 1)}}, "too_long"),
+        ({**SOUND, "reasoning": "Gout, since..."}, "answer_leaked"),
+        ({**SOUND, "options": {**OPTIONS, "A": "Gout \u2713"}}, "answer_leaked"),
+        (
+            {**SOUND, "options": [{"text": "Gout", "correct": True}, {"text": "Lupus", "correct": False}]},
+            "answer_leaked",
+        ),
+        ("<think>A question about gout.</think>", "empty"),
+        ({**SOUND, "options": {**OPTIONS, "D": "y" * (OPTION_CHARS + 1)}}, "option_too_long"),
     ],
 )
 def test_each_rejection_has_its_reason(reply, reason):
     text = reply if isinstance(reply, str) else json.dumps(reply)
-    rejected = parse(text)
-    assert isinstance(rejected, Rejected)
-    assert (rejected.reason, rejected.reply, rejected.index) == (reason, text, 3)
+    refusal = read_reply(text)
+    assert isinstance(refusal, Refusal) and refusal.reason == reason and refusal.detail
 
 
-def test_duplicate_of_an_accepted_question():
-    first = parse(json.dumps(SOUND))
-    assert parse(json.dumps(SOUND), {first.id}).reason == "duplicate"
-
-
-def test_a_question_about_answers_is_not_a_leak():
-    stem = "Which answer describes the mechanism that best explains the correct dose?"
-    assert isinstance(parse(json.dumps({**SOUND, "question": stem})), Question)
+@pytest.mark.parametrize(
+    "near_miss",
+    [
+        {**SOUND, "question": "Which answer describes the mechanism that best explains the correct dose?"},
+        {**SOUND, "options": {**OPTIONS, "A": "Correct the sodium", "B": "Right ventricle"}},
+        {**SOUND, "answer": None},
+        {**SOUND, "options": [str(n) for n in range(10)]},
+        {**SOUND, "options": {**OPTIONS, "D": "y" * OPTION_CHARS}},
+        {**SOUND, "options": [{"text": "Gout", "correct": False}, {"text": "Lupus", "correct": False}]},
+    ],
+)
+def test_what_only_looks_like_a_fault_is_read(near_miss):
+    assert isinstance(read_reply(json.dumps(near_miss)), Draft)
 
 
 @given(
@@ -100,14 +96,16 @@ def test_a_question_about_answers_is_not_a_leak():
         ).map(json.dumps),
     )
 )
-def test_any_text_is_a_question_or_a_rejection_that_can_be_written(text):
-    outcome = parse(text)
-    assert isinstance(outcome, Question | Rejected)
-    if isinstance(outcome, Question):
-        json.dumps(outcome.model_dump(), ensure_ascii=False).encode("utf-8")
+def test_any_text_is_a_draft_or_a_refusal_that_can_be_written(text):
+    outcome = read_reply(text)
+    assert isinstance(outcome, Draft | Refusal)
+    json.dumps(outcome, ensure_ascii=False).encode("utf-8")
+    if isinstance(outcome, Draft):
+        assert outcome.stem and 2 <= len(outcome.options) <= 10
+        assert len({option.casefold() for option in outcome.options}) == len(outcome.options)
 
 
 def test_half_a_surrogate_pair_can_be_written():
-    question = parse('{"question": "Mood \\ud83d?", "options": ["x\\u2028y", "z"]}')
-    json.dumps(question.model_dump(), ensure_ascii=False).encode("utf-8")
-    assert question.options["A"] == "x\ny"
+    draft = read_reply('{"question": "Mood \\ud83d?", "options": ["x\\u2028y", "z"]}')
+    json.dumps(draft, ensure_ascii=False).encode("utf-8")
+    assert draft.options[0] == "x\ny"

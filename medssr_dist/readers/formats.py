@@ -66,14 +66,15 @@ def _pubmedqa(rows: list[dict], source: str) -> Parse:
 
 
 def _medmcqa(rows: list[dict], source: str) -> Parse:
-    """MedMCQA: options in opa..opd, the answer's number in cop (absent or -1: not public)."""
+    """MedMCQA: options in opa..opd, the answer's number in cop (absent or -1: not public), topic in subject_name."""
     base = _cop_base(rows)
 
     def parse(row: dict) -> Question:
         options = [_text(row, key) for key in ("opa", "opb", "opc", "opd")]
         cop = _cop(row)
         truth = None if cop is None else _letter_at(cop - base, options)
-        return Question.make(_text(row, "question"), options, source=source, source_id=_identifier(row), truth=truth)
+        fields = {"source": source, "source_id": _identifier(row), "topic": _topic(row.get("subject_name"))}
+        return Question.make(_text(row, "question"), options, truth=truth, **fields)
 
     return parse
 
@@ -109,16 +110,28 @@ def _cop(row: dict) -> int | None:
 def _medqa(rows: list[dict], source: str) -> Parse:
     """MedQA: options by letter; the answer's letter in answer_idx, or letter or text in answer.
 
-    The mediQ form splits the vignette into sentences (`context`); they go before the question.
+    The mediQ form splits the vignette into sentences (`context`); they go before the question. The topic is
+    the patient's first specialty in mediQ's form, the exam's step (`meta_info`) in MedQA's own.
     """
 
     def parse(row: dict) -> Question:
         options = _lettered_options(row.get("options"))
         gold = row["answer_idx"] if row.get("answer_idx") is not None else row.get("answer")
         stem = " ".join([*_sentences(row.get("context")), _text(row, "question")])
-        return Question.make(stem, options, source=source, source_id=_identifier(row), truth=_letter(gold, options))
+        fields = {"source": source, "source_id": _identifier(row), "topic": _specialty(row)}
+        return Question.make(stem, options, truth=_letter(gold, options), **fields)
 
     return parse
+
+
+def _specialty(row: dict) -> str:
+    patient = row.get("patient")
+    specialties = patient.get("specialties") if isinstance(patient, dict) else None
+    return _topic(specialties[0] if isinstance(specialties, list) and specialties else row.get("meta_info"))
+
+
+def _topic(value: object) -> str:
+    return " ".join(value.split()) if isinstance(value, str) else ""
 
 
 def _lettered_options(options: object) -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from medssr_dist.config import DataSource
+from medssr_dist.config_base import DataSource
 from medssr_dist.errors import InputError
 from medssr_dist.jsonl import read_json, read_jsonl, read_text
 from medssr_dist.readers.formats import Parse, detect

@@ -1,0 +1,130 @@
+"""Item-writing flaws: what lets an examinee answer, or fail, for another reason than knowledge.
+
+After the guide of the US National Board of Medical Examiners ("Constructing Written Test Questions for the Basic
+and Clinical Sciences"). No answer is known when these run, so they read the wording alone. Each check takes a
+draft and its request, and returns a refusal with the words that show the flaw, or None.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+from medssr_dist.knowledge.names import family
+from medssr_dist.records import Provenance, Question
+from medssr_dist.synthesis.checks.wording import fold, whole_text
+from medssr_dist.synthesis.parse import Draft, Refusal
+
+# Lower case, as all texts that they are searched in: ignoring case makes a search five times slower.
+_PICTURE = (
+    r"(?:figure|fig\.|image|picture|photo(?:graph|micrograph)?|illustration|diagram|graph|chart|exhibit|"
+    r"(?:radio|angio|echocardio|electrocardio|cardioto)gra(?:ph|m)|ecg|ekg|x-ray|ct scan|mri|ultrasound|tracing|"
+    r"pedigree|smear|biopsy|specimen|karyotype|audiogram|spirogram|scan)s?"
+)
+_SHEET = r"(?:figure|image|table|exhibit|picture|photograph|photomicrograph|diagram|graph)"
+_MISSING_FIGURE = re.compile(
+    rf"\b{_PICTURE} (?:(?:is|are|was|were) )?(?:provided|given|pictured|depicted|shown|displayed|attached|seen) "
+    r"(?:below|above|here)\b|"
+    rf"\b{_PICTURE} (?:below|above)\b|\btable (?:below|above)\b|"
+    rf"\b(?:see|refer to|look at) (?:the )?(?:accompanying |attached |following )?{_SHEET}s?\b|"
+    r"\b(?:shown|seen|depicted|pictured|displayed|given|presented|marked|labell?ed|listed|summari[sz]ed) (?:below )?"
+    rf"(?:in|on|by) (?:the )?(?:(?:accompanying|attached|following) )?{_SHEET}\b|"
+    rf"\b(?:accompanying|attached) (?:{_PICTURE}|table)\b|\bthe following {_SHEET}\b|\bin the {_SHEET}\b|"
+    r"\b(?:figure|fig\.|table|exhibit) \d|\b(?:arrow|arrowhead)s? (?:points?|indicates?|in the)\b|"
+    r"\b(?:shown|depicted|pictured) below(?: *\?|\. [a-z][^:]*\?$)"
+)
+# One of these stands in whatever _MISSING_FIGURE finds; most texts have none, and are not searched.
+_HINTS = (
+    " below", " above", " here", "fig", "image", "table", "exhibit", "picture", "photo", "diagram", "graph", "arrow",
+    "accompanying", "attached",
+)  # fmt: skip
+_LETTER = r"(?:(?:option|choice|answer)s? )?\(?[a-e1-5]\)?"
+_ALL_OR_NONE = re.compile(
+    r"\b(?:all|none|both|neither|any|either|some|two|more than one) (?:of )?(?:the )?"
+    r"(?:above|(?:other |above )?(?:options|choices|answers)|others)\b|"
+    r"^(?:all|none|both|neither|any|either) of (?:these|them|the following)\W*$|"
+    rf"^(?:both |either |neither |only )?{_LETTER}(?:,? (?:and|or|nor|&) |, ){_LETTER}(?:,? (?:and |or |& )?{_LETTER})*"
+    r"(?: only| both)?\W*$",
+    re.IGNORECASE,
+)
+_NEGATIVE = re.compile(
+    r"\b(?:EXCEPT|NOT|LEAST|FALSE|INCORRECT)\b|"
+    r"(?i:\bexcept(?: for)?(?: one)?(?: of the following)?\s*[:?.]*\s*$|"
+    r"\b(?:which|what|who)\b(?:(?!\b(?:why|because|that|who|when|if|explains?|since|despite)\b)[^?.;])*?"
+    r"\b(?:is|are|was|were|does|do|would|should|can|could|will|has|have|must|may) (?:not|least)\b|"
+    r"\b(?:which|what)\b[^?.;]*\b(?:least (?:likely|appropriate|consistent|accurate|useful|common|associated)|"
+    r"(?:is|are) (?:false|incorrect|untrue|inaccurate))\b)"
+)
+_SENTENCE = re.compile(r"(?<=[.?!])\s+(?=[A-Z\"'(])|\n")
+_LEAD_IN = 300  # characters: no question is longer
+_SHORT_OPTION = 30  # characters: a longest option under this is no clue
+_KEY_WORD = 6  # letters: shorter words are too common to be a clue
+_COMMON_SHARE = 0.01  # a word is rare if fewer of the seeds have it
+
+
+def entity_given_away(draft: Draft, provenance: Provenance) -> Refusal | None:
+    """The entity is an option, in any spelling of its family, and the stem names it."""
+    if provenance.entity is None:
+        return None
+    own = [option for option in draft.options if family(option) == family(provenance.entity)]
+    if not own:
+        return None
+    stem = _padded(draft.stem)
+    told = next((name for name in (*own, provenance.entity) if _padded(name) in stem), None)
+    return told and Refusal("entity_given_away", f"the stem names {told!r}, and {own[0]!r} is an option")
+
+
+def missing_figure(draft: Draft, provenance: Provenance) -> Refusal | None:
+    """The stem refers to a figure, an image or a table; none can come with a text."""
+    stem = " ".join(draft.stem.lower().split())
+    found = any(hint in stem for hint in _HINTS) and _MISSING_FIGURE.search(stem)
+    return Refusal("missing_figure", f"the stem says {found.group()!r}") if found else None
+
+
+def all_or_none(draft: Draft, provenance: Provenance) -> Refusal | None:
+    """An option is made of the other ones."""
+    found = next(filter(_ALL_OR_NONE.search, draft.options), None)
+    return found and Refusal("all_or_none", f"an option is {found!r}")
+
+
+def negative_lead_in(draft: Draft, provenance: Provenance) -> Refusal | None:
+    """The last sentence of the stem asks for the exception."""
+    lead_in = _SENTENCE.split(draft.stem[-_LEAD_IN:])[-1]
+    found = _NEGATIVE.search(lead_in)
+    return found and Refusal("negative_lead_in", f"the question asks {lead_in!r}")
+
+
+def longest_option(draft: Draft, provenance: Provenance, times: float) -> Refusal | None:
+    """One option is `times` as long as the next: the right one is often the one written with most care."""
+    *_, second, longest = sorted(draft.options, key=len)
+    if len(longest) < _SHORT_OPTION or len(longest) < times * len(second):
+        return None
+    return Refusal("longest_option", f"{longest!r} has {len(longest)} characters, the next longest {len(second)}")
+
+
+class RepeatedKeyWord:
+    """A rare word of the stem stands in one option only. Rare: in under 1% of the seeds."""
+
+    def __init__(self, seeds: Sequence[Question]):
+        found = Counter(word for seed in seeds for word in _key_words(whole_text(seed.stem, seed.options.values())))
+        self._common = {word for word, count in found.items() if count > max(1, _COMMON_SHARE * len(seeds))}
+
+    def __call__(self, draft: Draft, provenance: Provenance) -> Refusal | None:
+        rare = _key_words(draft.stem) - self._common
+        holding = Counter(word for option in draft.options for word in _key_words(option) & rare)
+        clue = min((word for word, count in holding.items() if count == 1), default=None)
+        return clue and Refusal("repeated_key_word", f"{clue.decode()!r} stands in the stem and in one option")
+
+
+def refers_to_options(options: Sequence[str]) -> bool:
+    """Whether an option means others by their place, so that they must stay in order."""
+    return any(map(_ALL_OR_NONE.search, options))
+
+
+def _padded(text: str) -> bytes:
+    return b" %b " % b" ".join(fold(text).split())
+
+
+def _key_words(text: str) -> set[bytes]:
+    return {word for word in fold(text).split() if len(word) >= _KEY_WORD}

@@ -1,0 +1,205 @@
+"""`Screen`: all checks in order, the cheap ones first; the first that refuses gives the reason.
+
+1. The form (`parse`), then what the wording alone shows: length, item-writing flaws, grounding.
+2. Decontamination, for many questions at once.
+3. What depends on the questions accepted before: exact duplicates, near-duplicates.
+
+Options are shuffled by a permutation drawn from (random_seed, index) and recorded: teachers put the right
+answer first too often, and a policy would learn the letter.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from hashlib import blake2b
+from itertools import islice
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+from medssr_dist.config_synthesis import Checks
+from medssr_dist.records import Provenance, Question, Rejected
+from medssr_dist.synthesis.checks import flaws, length
+from medssr_dist.synthesis.checks.decontamination import Decontaminator
+from medssr_dist.synthesis.checks.grounding import Grounding
+from medssr_dist.synthesis.checks.near_duplicates import HashSet, NearDuplicates, Sketches
+from medssr_dist.synthesis.checks.wording import fold, text_hash, whole_text
+from medssr_dist.synthesis.parse import Draft, Refusal, read_reply
+
+_BATCH = 256  # replies read and checked ahead
+
+DraftCheck = Callable[[Draft, Provenance], Refusal | None]
+
+
+@dataclass(slots=True)
+class _Case:
+    """One reply on its way through the checks."""
+
+    reply: str
+    provenance: Provenance
+    draft: Draft | None
+    refusal: Refusal | None
+    text: str = ""  # the draft's `whole_text`
+
+
+class Screen:
+    """Judges replies one after the other; questions accepted are remembered against later ones.
+
+    Args:
+        random_seed: draws the order of the options.
+        seeds: the seed questions; a question must not repeat one.
+        benchmarks: the items of every evaluation; a question must not hold one.
+        passage_text: passage id -> text, for grounding.
+    """
+
+    def __init__(
+        self,
+        checks: Checks,
+        random_seed: int,
+        seeds: Sequence[Question],
+        benchmarks: Sequence[Question],
+        passage_text: Callable[[str], str],
+    ):
+        self._random_seed = random_seed
+        self._refuses_all_or_none = checks.all_or_none
+        self._draft_checks = list(_draft_checks(checks, seeds, passage_text))
+        self._decontaminator = Decontaminator(benchmarks, checks.decontamination) if checks.decontamination else None
+        self._held = _Held(checks.near_duplicate, [*seeds, *benchmarks])
+
+    def judge(self, replies: Iterable[tuple[str, Provenance]]) -> Iterator[Question | Rejected]:
+        """The question or the rejection of each reply, in order.
+
+        A question counts as accepted when it is taken from the iterator. Up to 256 replies are read ahead for
+        the checks that do not depend on the questions accepted before.
+        """
+        replies = iter(replies)
+        while batch := list(islice(replies, _BATCH)):
+            yield from self._judge_batch([self._read(reply, provenance) for reply, provenance in batch])
+
+    def _read(self, reply: str, provenance: Provenance) -> _Case:
+        draft = read_reply(reply)
+        if isinstance(draft, Refusal):
+            return _Case(reply, provenance, None, draft)
+        refusal = next(filter(None, (check(draft, provenance) for check in self._draft_checks)), None)
+        return _Case(reply, provenance, draft, refusal, whole_text(*draft))
+
+    def _judge_batch(self, cases: list[_Case]) -> Iterator[Question | Rejected]:
+        self._decontaminate([case for case in cases if case.refusal is None])
+        sound = [case for case in cases if case.refusal is None]
+        fingerprints = self._held.fingerprints([case.text for case in sound])
+        for case in cases:
+            if case.refusal is None:
+                case.refusal = self._held.take(next(fingerprints), case.provenance.index)
+            yield _rejected(case) if case.refusal else self._question(case)
+
+    def _decontaminate(self, cases: list[_Case]) -> None:
+        if self._decontaminator is None or not cases:
+            return
+        for case, match in zip(cases, self._decontaminator.check([case.text for case in cases]), strict=True):
+            if match:
+                held = f"holds {match.coverage:.2f} of its 8-grams"
+                case.refusal = Refusal("decontamination", f"evaluation item {_name(match.item)} {held}")
+
+    def _question(self, case: _Case) -> Question:
+        options = case.draft.options
+        order = tuple(range(len(options)))
+        if self._refuses_all_or_none or not flaws.refers_to_options(options):  # such options must stay in place
+            order = _permutation(self._random_seed, case.provenance.index, len(options))
+        return Question.make(
+            case.draft.stem,
+            [options[place] for place in order],
+            source="synthetic",
+            rare=case.provenance.entity is not None,
+            provenance=case.provenance.model_copy(update={"permutation": order}),
+        )
+
+
+class _Fingerprints(NamedTuple):
+    """Of some texts: the hash of each, and their sketches if near-duplicates are looked for."""
+
+    exact: list[int]
+    near: Sketches | None
+
+
+class _Held:
+    """The questions that a new one must differ from: seeds, benchmark items, and those accepted before."""
+
+    def __init__(self, near: float, references: Sequence[Question]):
+        self._references = references
+        self._accepted = array("I")  # request index of each
+        self._exact = HashSet()
+        self._near = NearDuplicates(near) if near else None
+        batches = range(0, len(references), _BATCH)
+        for start in tqdm(batches, desc="synthesize: reading seeds and benchmarks", delay=2, leave=False):
+            part = references[start : start + _BATCH]
+            self._hold(self._hashed([whole_text(item.stem, item.options.values()) for item in part]))
+
+    def fingerprints(self, texts: list[str]) -> Iterator[_Fingerprints]:
+        """What `take` needs of each text."""
+        exact, near = self._hashed(texts)
+        for number, one in enumerate(exact):
+            yield _Fingerprints([one], near and near.one(number))
+
+    def take(self, fingerprint: _Fingerprints, index: int) -> Refusal | None:
+        """Hold the question of request `index`, or say which one it repeats."""
+        if fingerprint.exact[0] in self._exact:
+            return Refusal("duplicate", "a seed, a benchmark item or a question accepted before has the same words")
+        found = self._near.find(fingerprint.near) if self._near else None
+        if found:
+            return Refusal("near_duplicate", f"about {found.similarity:.2f} like {self._name(found.number)}")
+        self._hold(fingerprint)
+        self._accepted.append(index)
+        return None
+
+    def _hashed(self, texts: list[str]) -> _Fingerprints:
+        folded = [fold(text) for text in texts]
+        return _Fingerprints([text_hash(text) for text in folded], self._near and self._near.sketch(folded))
+
+    def _hold(self, fingerprints: _Fingerprints) -> None:
+        for one in fingerprints.exact:
+            self._exact.add(one)
+        if self._near:
+            self._near.add(fingerprints.near)
+
+    def _name(self, number: int) -> str:
+        if number < len(self._references):
+            return _name(self._references[number])
+        return f"the question of request {self._accepted[number - len(self._references)]}"
+
+
+def _draft_checks(
+    checks: Checks, seeds: Sequence[Question], passage_text: Callable[[str], str]
+) -> Iterator[DraftCheck]:
+    """Those that are on, in order."""
+    if checks.min_words:
+        yield partial(length.min_words, least=checks.min_words)
+    if checks.max_words:
+        yield partial(length.max_words, most=checks.max_words)
+    for check in (flaws.all_or_none, flaws.negative_lead_in, flaws.missing_figure, flaws.entity_given_away):
+        if getattr(checks, check.__name__):
+            yield check
+    if checks.longest_option:
+        yield partial(flaws.longest_option, times=checks.longest_option)
+    if checks.repeated_key_word:
+        yield flaws.RepeatedKeyWord(seeds)
+    if checks.grounding:
+        yield Grounding(checks.grounding, seeds, passage_text)
+
+
+def _permutation(random_seed: int, index: int, count: int) -> tuple[int, ...]:
+    """Place i shows option permutation[i]; of at most 10, each order is as likely as any other."""
+    keys = blake2b(b"options:%d:%d" % (random_seed, index)).digest()
+    return tuple(sorted(range(count), key=lambda option: keys[6 * option : 6 * option + 6]))
+
+
+def _rejected(case: _Case) -> Rejected:
+    return Rejected(
+        index=case.provenance.index, reason=case.refusal.reason, detail=case.refusal.detail, reply=case.reply
+    )
+
+
+def _name(question: Question) -> str:
+    return f"{question.source}:{question.source_id or question.id}"
