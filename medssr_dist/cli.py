@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 from pathlib import Path
 
@@ -16,6 +17,11 @@ _STEPS = {
     "vote": "step 2: pseudo-label them by majority vote of the policy",
     "train": "step 3: GRPO on the pseudo-labels, then on human-annotated questions",
     "evaluate": "step 4: score base, stage 1 and stage 2 on the benchmarks",
+}
+_BENCHES = {
+    "synthesis": "the API client against a bare loop and other clients; its memory; decontamination; retrieval",
+    "voting": "the engine pool against vLLM itself",
+    "kernels": "log-prob and GRPO loss kernels against torch and other libraries",
 }
 _TOOLS = {
     "prefetch": "bring models, encoders and the passage index to local disk (run where there is internet)",
@@ -52,11 +58,8 @@ def _parser() -> argparse.ArgumentParser:
     _status_command(commands)
     teacher = commands.add_parser("teacher", help="serve the offline rule-based stand-in for a chat API on loopback")
     _add_teacher(teacher)
-    bench = commands.add_parser("bench", help="run a committed benchmark", description="Benchmarks: voting.")
-    bench.add_argument("name", choices=["voting"])
-    bench.add_argument("--json", type=Path, required=True, help="where to write the figures")
-    bench.add_argument("--quick", action="store_true", help="a shorter run, for a first look")
-    bench.set_defaults(call=_bench)
+    _export_command(commands)
+    _bench_command(commands)
     return parser
 
 
@@ -82,6 +85,46 @@ def _status_command(commands) -> None:
     where.add_argument("--run-dir", type=Path, dest="run_dir_option", metavar="RUN_DIR", help="the same, as an option")
     where.add_argument("--config", type=Path, help="the config whose default run directory is meant")
     command.set_defaults(call=_status)
+
+
+def _export_command(commands) -> None:
+    text = "write a run's questions, with its pseudo-labels where it has them, in another form"
+    command = commands.add_parser(
+        "export",
+        help=text,
+        description=text[0].upper() + text[1:] + ".",
+        epilog="example:\n  medssr export --run-dir runs/demo --to exported --form parquet",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument("--run-dir", type=Path, required=True, help="e.g. runs/demo")
+    command.add_argument("--to", type=Path, required=True, help="a folder that is not there yet, or is empty")
+    command.add_argument(
+        "--form",
+        required=True,
+        choices=["parquet", "jsonl", "openrlhf", "verl"],
+        help="parquet, jsonl: for Hugging Face datasets; openrlhf, verl: prompts with labels for those trainers",
+    )
+    command.add_argument(
+        "--labels", choices=["kept", "all", "none"], default="kept", help="which pseudo-labels (default: kept)"
+    )
+    command.set_defaults(call=_export)
+
+
+def _bench_command(commands) -> None:
+    command = commands.add_parser(
+        "bench",
+        help="run a committed benchmark",
+        description="\n".join(f"{name}: {text}" for name, text in _BENCHES.items()),
+        epilog="example:\n  medssr bench synthesis --json synthesis.json --quick",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument("name", choices=list(_BENCHES))
+    command.add_argument("--json", type=Path, required=True, help="where to write the figures; plots go beside it")
+    command.add_argument("--quick", action="store_true", help="a shorter run, for a first look")
+    command.add_argument(
+        "--peers-python", type=Path, help="synthesis: a Python that has distilabel, where this one cannot have it"
+    )
+    command.set_defaults(call=_bench)
 
 
 def _add_teacher(parser: argparse.ArgumentParser) -> None:
@@ -136,10 +179,17 @@ def _status(args: argparse.Namespace) -> int:
     return 0
 
 
-def _bench(args: argparse.Namespace) -> int:
-    from medssr_dist.bench.voting import bench_voting
+def _export(args: argparse.Namespace) -> int:
+    from medssr_dist.export import export
 
-    bench_voting(args.json, quick=args.quick)
+    export(args.run_dir, args.to, args.form, args.labels)
+    return 0
+
+
+def _bench(args: argparse.Namespace) -> int:
+    module = importlib.import_module(f"medssr_dist.bench.{args.name}")
+    options = {"peers_python": args.peers_python} if args.peers_python else {}
+    getattr(module, f"bench_{args.name}")(args.json, quick=args.quick, **options)
     return 0
 
 

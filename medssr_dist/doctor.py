@@ -198,33 +198,43 @@ def _data(config: Config, run_dir: Path) -> Result:
     return Result("pass", counts)
 
 
-def _endpoint(config: Config, run_dir: Path) -> Result:
-    url = urlsplit(config.synthesis.endpoint.base_url)
-    if config.synthesis.endpoint.base_url == "offline-teacher":
-        return Result("pass", "offline-teacher, started by the run")
+def _endpoints(config: Config, run_dir: Path) -> Result:
+    answers = [_knock(endpoint.base_url) for endpoint in config.synthesis.endpoints]
+    failed = [detail for reached, detail in answers if not reached]
+    fix = "check synthesis.endpoints and the network, or use offline-teacher"
+    return Result("fail", "; ".join(failed), fix) if failed else Result("pass", "; ".join(text for _, text in answers))
+
+
+def _knock(base_url: str) -> tuple[bool, str]:
+    """Whether something listens at `base_url`, and in words."""
+    if base_url == "offline-teacher":
+        return True, "offline-teacher, started by the run"
+    url = urlsplit(base_url)
     port = url.port or (443 if url.scheme == "https" else 80)
     try:
         socket.create_connection((url.hostname, port), timeout=5).close()
     except OSError as error:
-        fix = "check synthesis.endpoint.base_url and the network, or use offline-teacher"
-        return Result("fail", f"{url.hostname}:{port} cannot be reached ({error})", fix)
-    return Result("pass", f"{url.hostname}:{port} answers")
+        return False, f"{url.hostname}:{port} cannot be reached ({error})"
+    return True, f"{url.hostname}:{port} answers"
 
 
-def _api_key(config: Config, run_dir: Path) -> Result:
-    key = config.synthesis.endpoint.api_key
-    if key is not None:
-        fix = "export the variable that synthesis.endpoint.api_key names"
-        return Result("pass", "set") if key.get_secret_value() else Result("fail", "the key is empty", fix)
-    if urlsplit(config.synthesis.endpoint.base_url).scheme != "https":
-        return Result("pass", "none configured")
-    return Result("warn", "none configured for an https endpoint", "set synthesis.endpoint.api_key=${YOUR_VARIABLE}")
+def _api_keys(config: Config, run_dir: Path) -> Result:
+    without = []
+    for number, endpoint in enumerate(config.synthesis.endpoints):
+        name = f"synthesis.endpoints.{number}.api_key"
+        if endpoint.api_key is not None and not endpoint.api_key.get_secret_value():
+            return Result("fail", f"{name} is empty", "export the variable that it names")
+        if endpoint.api_key is None and urlsplit(endpoint.base_url).scheme == "https":
+            without.append(name)
+    if without:
+        return Result("warn", "none configured for an https endpoint", f"set {without[0]}=${{YOUR_VARIABLE}}")
+    return Result("pass", f"as configured, {len(config.synthesis.endpoints)} endpoint(s)")
 
 
 def _open_files(config: Config, run_dir: Path) -> Result:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     detail, fix = f"{soft:,} open files allowed (at most {hard:,})", "ulimit -n 65536"
-    if soft < config.synthesis.endpoint.concurrency + 256:
+    if soft < sum(endpoint.concurrency for endpoint in config.synthesis.endpoints) + 256:
         return Result("fail", detail, fix)
     return Result("pass", detail) if soft >= _COMFORTABLE_FILES else Result("warn", detail, fix)
 
@@ -238,7 +248,7 @@ CHECKS: dict[str, Callable[[Config, Path], Result]] = {
     "model": _model,
     "knowledge": _knowledge,
     "data": _data,
-    "endpoint": _endpoint,
-    "api key": _api_key,
+    "endpoints": _endpoints,
+    "api keys": _api_keys,
     "open files": _open_files,
 }

@@ -12,8 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from medssr_dist.answers import chat_prompt, format_question
-from medssr_dist.config import Config, DataSource, Stage
+from medssr_dist.config import Config, Stage
+from medssr_dist.config_base import DataSource
 from medssr_dist.config_io import resolved
+from medssr_dist.config_synthesis import Synthesis
 from medssr_dist.errors import InputError
 from medssr_dist.jsonl import write_atomic, write_json
 from medssr_dist.pipeline import STEPS
@@ -83,33 +85,54 @@ def _plan_synthesis(config: Config, run: RunDir, folder: Path, model: Path | Non
     seeds = read_all(synthesis.seeds, config.runtime.random_seed)
     refuse_evaluation_items(seeds, read_all(config.evaluation.benchmarks, config.runtime.random_seed))
     rare = entities(config.knowledge, random_seed) if synthesis.alpha > 0 else []
-    drawn, index_state = _render_prompts(config, seeds, rare, folder)
-    share = f"{drawn:,} of {synthesis.questions:,} ({drawn / synthesis.questions:.3f})"
+    drawn, tokens, index_state = _render_prompts(config, seeds, rare, folder)
+    share = f"{drawn:,} of the first {synthesis.accepted:,} ({drawn / synthesis.accepted:.3f})"
     return [
-        ("requests", f"{synthesis.questions:,} to {synthesis.endpoint.base_url} ({synthesis.endpoint.model})"),
+        ("questions", f"{synthesis.accepted:,} accepted wanted, {synthesis.most_candidates:,} requests at most"),
+        *[("endpoint", f"{endpoint.base_url} ({endpoint.model})") for endpoint in synthesis.endpoints],
+        ("cost", _cost(synthesis, tokens)),
         ("rare", f"alpha {synthesis.alpha:g}: {share} requests get one of {len(rare):,} entities"),
         *_sources("seeds", synthesis.seeds, config),
         ("index", index_state),
     ]
 
 
-def _render_prompts(config: Config, seeds: list[Question], rare: list, folder: Path) -> tuple[int, str]:
-    """Write the first prompt with an entity and the first without; returns how many have one, and the index's state."""
-    from medssr_dist.synthesis.draws import draw
-    from medssr_dist.synthesis.run import Plan, check_inputs
+def _cost(synthesis: Synthesis, prompt_tokens: float) -> str:
+    """What a request takes at most, and N of them; money where all prices are known."""
+    most = prompt_tokens + synthesis.max_tokens
+    text = f"about {prompt_tokens:,.0f} prompt tokens a request and {synthesis.max_tokens:,} reply tokens at most: "
+    text += f"{synthesis.accepted * most:,.0f} tokens for {synthesis.accepted:,}"
+    if all(model in synthesis.prices for model in synthesis.models):
+        prices = [synthesis.prices[model] for model in synthesis.models]
+        usd = max(price.prompt * prompt_tokens + price.completion * synthesis.max_tokens for price in prices) / 1e6
+        text += f", ${synthesis.accepted * usd:,.2f}"
+    return text
+
+
+def _render_prompts(config: Config, seeds: list[Question], rare: list, folder: Path) -> tuple[int, float, str]:
+    """Write the first prompt with an entity and the first without.
+
+    Returns how many of the first N requests have one, the mean tokens of those shown, and the index's state.
+    """
+    from medssr_dist.synthesis.budget import TokenCounter
+    from medssr_dist.synthesis.draws import Draws
+    from medssr_dist.synthesis.plan import Plan
+    from medssr_dist.synthesis.run import check_inputs
 
     check_inputs(config, seeds, rare)
     synthesis = config.synthesis
-    with_entity = [
-        draw(index, config.runtime.random_seed, synthesis.alpha, seeds, rare).entity is not None
-        for index in range(synthesis.questions)
-    ]
+    draws = Draws(
+        config.runtime.random_seed, synthesis.alpha, seeds, rare, synthesis.seed_pairs, synthesis.entity_choice
+    )
+    with_entity = [draws.at(index).entity is not None for index in range(synthesis.accepted)]
     retrieve, state = _retrieval(config) if any(with_entity) else (_no_passages, "not needed")
-    plan = Plan(config, seeds, retrieve, rare, commit())
+    plan = Plan(config, seeds, rare, retrieve, commit())
     shown = [with_entity.index(kind) for kind in (True, False) if kind in with_entity]
-    parts = [_render_messages(index, plan.request(index).messages) for index in sorted(shown)]
+    prompts = {index: plan.request(index).messages for index in sorted(shown)}
+    parts = [_render_messages(index, messages) for index, messages in prompts.items()]
     write_atomic(folder / "prompts.txt", "\n\n".join(parts) + "\n")
-    return sum(with_entity), state
+    tokens = sum(map(TokenCounter(), prompts.values())) / len(prompts)
+    return sum(with_entity), tokens, state
 
 
 def _render_messages(index: int, messages: list[dict[str, str]]) -> str:
@@ -140,7 +163,7 @@ def _plan_vote(config: Config, run: RunDir, folder: Path, model: Path) -> list[t
     question = read_questions(config.synthesis.seeds[0], config.runtime.random_seed)[0]
     write_atomic(folder / "vote_prompt.txt", _vote_prompt(config, question, model))
     write_json(folder / "vllm_engine.json", _engines(config, model))
-    asked = config.synthesis.questions
+    asked = config.synthesis.accepted
     return [
         ("votes", f"{asked:,} questions at most x {voting.samples} = {asked * voting.samples:,}"),
         ("kept", f"labels with confidence of {voting.confidence} votes >= {voting.threshold:g}"),
@@ -168,13 +191,13 @@ def _plan_training(config: Config, run: RunDir, folder: Path, model: Path) -> li
 
     training = config.training
     starts = {"stage1": model, "stage2": run.training("stage1") / "hf" if training.stage1.enabled else model}
-    examples = {"stage1": config.synthesis.questions, "stage2": 0}
+    examples = {"stage1": config.synthesis.accepted, "stage2": 0}
     rows = []
     if training.stage2.enabled:
         questions = read_all(training.stage2.data, config.runtime.random_seed)
         human_labelled(questions)
         refuse_evaluation_items(questions, read_all(config.evaluation.benchmarks, config.runtime.random_seed))
-        mixed = config.synthesis.questions if training.stage2.mix_pseudo_labels else 0
+        mixed = config.synthesis.accepted if training.stage2.mix_pseudo_labels else 0
         examples["stage2"] = len(questions) + mixed
         rows = _sources("data", training.stage2.data, config)
     plans = []

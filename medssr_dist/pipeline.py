@@ -17,9 +17,9 @@ from pathlib import Path
 from medssr_dist.config import Config
 from medssr_dist.errors import InputError, Stopped
 from medssr_dist.evaluation.benchmarks import read_benchmarks
-from medssr_dist.jsonl import read_jsonl, write_json
+from medssr_dist.jsonl import read_json, read_jsonl, write_json
 from medssr_dist.memory import refuse_too_little_memory
-from medssr_dist.readers import human_labelled, read_all, refuse_evaluation_items
+from medssr_dist.readers import human_labelled, read_all, read_questions, refuse_evaluation_items, source_name
 from medssr_dist.records import Question, content_hash, parse_record
 from medssr_dist.run_dir import RunDir, commit, open_run
 from medssr_dist.step_clock import step_clock
@@ -97,20 +97,27 @@ def refuse_bad_inputs(session: Session, steps: tuple[str, ...]) -> None:
 def synthesize(session: Session) -> None:
     """Step 1: new questions from seeds, rare-disease entities and passages."""
     from medssr_dist.knowledge.retrieval import Retriever, entities
+    from medssr_dist.synthesis.run import Inputs, goes_on
     from medssr_dist.synthesis.run import synthesize as work
 
-    config = session.config
+    config, folder = session.config, session.run.synthesis
     seeds = read_all(config.synthesis.seeds, config.runtime.random_seed)
-    refuse_evaluation_items(seeds, read_all(config.evaluation.benchmarks, config.runtime.random_seed))
+    benchmarks = {
+        source_name(source): read_questions(source, config.runtime.random_seed)
+        for source in config.evaluation.benchmarks
+    }
+    refuse_evaluation_items(seeds, [question for items in benchmarks.values() for question in items])
     rare = entities(config.knowledge, config.runtime.random_seed) if config.synthesis.alpha > 0 else []
     retriever = Retriever(config.knowledge)
-    session.once(
-        "synthesize",
-        {"seeds": _ids_hash(seeds)},
-        lambda: work(
-            config, session.run.synthesis, seeds, retriever.top_k, rare, commit(), should_stop=session.should_stop
-        ),
-    )
+
+    def write_questions() -> None:
+        retriever.prepare([entity.name for entity in rare])
+        inputs = Inputs(seeds, benchmarks, rare, retriever.top_k, retriever.passage_text)
+        work(config, folder, inputs, commit(), session.should_stop)
+
+    if session.run.is_finished("synthesize") and goes_on(config.synthesis, folder):
+        session.run.reopen_step("synthesize")
+    session.once("synthesize", {"seeds": _ids_hash(seeds)}, write_questions)
 
 
 def vote(session: Session, watch: Callable[[], object] | None = None) -> None:
@@ -226,9 +233,18 @@ def evaluate(session: Session) -> None:
     config = session.config
     benchmarks = read_benchmarks(config.evaluation, config.runtime.random_seed)
     policies = _policies(session)
+    _warn_of_unchecked(session.run, benchmarks)
     inputs = {name: model_fingerprint(folder) for name, folder in policies.items()}
     inputs |= {f"benchmark {name}": _ids_hash(questions) for name, questions in benchmarks.items()}
     session.once("evaluate", inputs, lambda: _evaluate_policies(session, benchmarks, policies))
+
+
+def _warn_of_unchecked(run: RunDir, benchmarks: dict[str, list[Question]]) -> None:
+    """Say which benchmarks came after the synthesis, whose questions were thus not compared with them."""
+    if run.is_finished("synthesize"):
+        checked = read_json(run.synthesis / "summary.json")["checked_against"]
+        if later := [name for name in benchmarks if name not in checked]:
+            print(f"warning: the synthetic questions were not checked for contamination with {', '.join(later)}")
 
 
 def _evaluate_policies(session: Session, benchmarks: dict[str, list[Question]], policies: dict[str, Path]) -> None:

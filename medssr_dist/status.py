@@ -112,8 +112,21 @@ def _pace(run: RunDir, step: str, progress: Progress, held: bool) -> str:
 def _synthesis(run: RunDir, config: dict, begun: dict) -> Progress:
     accepted, rejected = (count_lines(run.synthesis / name) for name in ("questions.jsonl", "rejected.jsonl"))
     replies = count_lines(run.synthesis / "journal.jsonl")
-    note = f"accepted {accepted:,}, rejected {rejected:,}"
-    return Progress(replies, config["synthesis"]["questions"], "replies", note)
+    note = f"{replies:,} replies, {rejected:,} rejected"
+    live = run.synthesis / "progress.json"
+    if live.exists():
+        note += _wire(read_json(live), held=not begun["finished"])
+    return Progress(accepted, config["synthesis"]["accepted"], "accepted questions", note)
+
+
+def _wire(live: dict, held: bool) -> str:
+    """What the client said last: spend, and while it works rate, requests in flight and endpoints in trouble."""
+    text = f", {live['tokens']:,} tokens, ${live['usd']:.2f}"
+    if not held:
+        return text
+    rate = "" if live["replies_per_s"] is None else f", {live['replies_per_s']:.1f} replies/s"
+    troubled = [f"{each['name']} {each['breaker']} ({each['reason']})" for each in live["endpoints"] if each["reason"]]
+    return text + f"{rate}, {live['in_flight']} in flight" + "".join(f", {trouble}" for trouble in troubled)
 
 
 def _voting(run: RunDir, config: dict, begun: dict) -> Progress:

@@ -25,7 +25,9 @@ _SOURCES = {
     "evaluate": "evaluation/scores.json",
 }
 _FILES = {
-    "synthesize": ("synthesis/questions.jsonl", "synthesis/rejected.jsonl"),
+    "synthesize": (
+        "synthesis/questions.jsonl", "synthesis/rejected.jsonl", "synthesis/README.md", "synthesis/review.csv",
+    ),
     "vote": ("voting/votes.jsonl", "voting/labeled.jsonl"),
     "stage1": ("training/stage1/metrics.jsonl", "training/stage1/hf", "training/stage1/tensorboard"),
     "stage2": ("training/stage2/metrics.jsonl", "training/stage2/hf", "training/stage2/tensorboard"),
@@ -102,12 +104,16 @@ def _synthesis(found: dict | None) -> list[tuple[str, str]]:
     by_reason = [f"{name} {reasons[name]:,}" for name in sorted(reasons, key=lambda name: (-reasons[name], name))]
     alpha = found["alpha"]
     return [
-        ("questions", f"asked {found['requested']:,}, accepted {_part(found['accepted'], found['requested'])}"),
+        (
+            "questions",
+            f"requests {found['requested']:,}, accepted {_part(found['accepted'], found['requested'])}; ended by "
+            f"{found['stopped_by']}",
+        ),
         ("rejected", f"{sum(reasons.values()):,}{': ' if by_reason else ''}{', '.join(by_reason)}"),
         (
             "alpha",
-            f"asked {_decimal(alpha['asked'])}, achieved {_decimal(alpha['achieved_requests'])} of requests, "
-            f"{_decimal(alpha['achieved_accepted'])} of accepted",
+            f"asked {_decimal(alpha['asked'])}, achieved {_interval(alpha['requests'])} of requests, "
+            f"{_interval(alpha['accepted'])} of accepted",
         ),
     ]
 
@@ -169,6 +175,11 @@ def _times(times: dict, wall_seconds: float | None) -> list[str]:
 
 def _part(count: int, total: int) -> str:
     return f"{count:,} of {total:,} ({100 * count / total:.1f}%)" if total else f"{count:,} of 0"
+
+
+def _interval(share: dict) -> str:
+    """A share with its 95% interval."""
+    return "-" if share["share"] is None else f"{share['share']:.3f} ({share['low']:.3f} to {share['high']:.3f})"
 
 
 def _decimal(value: float | None) -> str:

@@ -50,9 +50,9 @@ def tree(tmp_path, monkeypatch):
         "policy": {"model": "embedded:smollm2-135m"},
         "knowledge": {"encoder": "minilm", "corpus": str(corpus), "entities": 20},
         "synthesis": {
-            "questions": 40,
+            "accepted": 40,
             "seeds": [questions_file(tmp_path / "seeds.jsonl", 0, 6)],
-            "endpoint": {"base_url": "offline-teacher", "model": "offline-teacher"},
+            "endpoints": [{"base_url": "offline-teacher", "model": "offline-teacher"}],
         },
         "voting": {"samples": 8},
         "training": {
@@ -228,7 +228,7 @@ def test_doctor_fails_with_a_fix_for_each_bad_part(tree, tmp_path, capsys, monke
     monkeypatch.setattr(memory, "available_memory", lambda: 2e9)
     tree["policy"]["model"] = str(tmp_path / "no_model")
     tree["synthesis"]["seeds"] = ["absent.jsonl"]
-    tree["synthesis"]["endpoint"]["base_url"] = "http://127.0.0.1:9/v1"
+    tree["synthesis"]["endpoints"][0]["base_url"] = "http://127.0.0.1:9/v1"
     assert doctor(config_of(tree), tmp_path / "run", dry_run=False) == EXIT_BAD_INPUT
     text = capsys.readouterr().out
     for name in ("model", "data", "endpoint"):

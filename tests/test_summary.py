@@ -9,7 +9,12 @@ from medssr_dist.summary import WIDTH, build_summary, render_summary
 
 SYNTHESIS = {
     "requested": 40, "accepted": 36, "rejected_by_reason": {"not_json": 1, "duplicate": 3},
-    "alpha": {"asked": 0.5, "achieved_requests": 0.475, "achieved_accepted": 0.5}, "seconds": 10.0, "tokens": 5000,
+    "alpha": {
+        "asked": 0.5,
+        "requests": {"share": 0.475, "low": 0.329, "high": 0.625, "count": 19, "of": 40},
+        "accepted": {"share": 0.5, "low": 0.345, "high": 0.655, "count": 18, "of": 36},
+    },
+    "stopped_by": "count", "seconds": 10.0, "tokens": 5000,
 }  # fmt: skip
 VOTING = {
     "questions": 36, "labeled": 30, "kept": 12, "ties": 4, "all_invalid": 2, "agree_with_truth": 5, "truth_known": 10,
@@ -52,7 +57,8 @@ def test_whole_run(tmp_path):
     assert summary["files"]["vote"] == ["voting/votes.jsonl"]
     text = render_summary(summary)
     for part in (
-        "asked 40, accepted 36 of 40 (90.0%)", "4: duplicate 3, not_json 1", "asked 0.500, achieved 0.475 of requests",
+        "requests 40, accepted 36 of 40 (90.0%); ended by count", "4: duplicate 3, not_json 1",
+        "asked 0.500, achieved 0.475 (0.329 to 0.625) of requests",
         "ties 4", "12 of 36 (33.3%)", "5 of 10 (50.0%)", "1:0.250  2:0.500",
         "medqa 25.0 ± 5.0 25.0 ± 5.0", "macro average 25.0",
         "accuracy, % base stage1",
@@ -72,7 +78,8 @@ def test_steps_not_run(tmp_path):
 
 
 def test_nothing_accepted_labelled_or_timed(tmp_path):
-    nothing = SYNTHESIS | {"accepted": 0, "alpha": SYNTHESIS["alpha"] | {"achieved_accepted": None}}
+    none = {"share": None, "low": None, "high": None, "count": 0, "of": 0}
+    nothing = SYNTHESIS | {"accepted": 0, "alpha": SYNTHESIS["alpha"] | {"accepted": none}}
     votes = dict.fromkeys(VOTING, 0)
     text = render_summary(build_summary(fill(tmp_path, synthesis__summary=nothing, voting__summary=votes)))
     assert "accepted 0 of 40 (0.0%)" in text and "- of accepted" in text and "0 of 0" in text

@@ -4,41 +4,67 @@ from pathlib import Path
 
 import pytest
 
+from medssr_dist.config_synthesis import Endpoint
 from medssr_dist.errors import InputError
 from medssr_dist.records import Provenance
+from medssr_dist.synthesis.client import GaveUp, Reply
 from medssr_dist.synthesis.journal import Journal, JournalEntry
 
+ENDPOINT = Endpoint(base_url="http://localhost:1/v1", model="m", api_key="sk-not-in-the-journal")
 
-def entry(index, reply="text"):
-    provenance = Provenance(
-        index=index, prompt_hash=f"h{index}", seed_ids=("a", "b"), rho=0.5, teacher="m", random_seed=1, commit="c"
-    )
-    return JournalEntry(provenance=provenance, reply=reply, model="m-1", prompt_tokens=10, completion_tokens=5)
+
+def provenance(index, **fields):
+    return Provenance(
+        index=index, prompt_hash=f"h{index}", seed_ids=("a", "b"), rho=0.5, random_seed=1, commit="c",
+        **{"teacher": "m", "answered_by": "m-1"} | fields,
+    )  # fmt: skip
+
+
+def reply(text="text"):
+    return Reply(text, 10, 5, "m-1", ENDPOINT)
+
+
+def entry(index, text="text"):
+    return JournalEntry(provenance=provenance(index), reply=text, model="m", prompt_tokens=10, completion_tokens=5)
 
 
 def test_entries_survive_reopening_in_any_order(tmp_path):
     path = tmp_path / "journal.jsonl"
     with Journal(path) as journal:
         for index in (4, 0, 2):
-            journal.append(entry(index, f"réponse\u2028{index}"))
+            journal.append(provenance(index), reply(f"réponse\u2028{index}"))
         assert journal.read(0) == entry(0, "réponse\u20280")
     with Journal(path) as journal:
         assert len(journal) == 3 and 2 in journal and 1 not in journal
-        assert journal.read(4) == entry(4, "réponse\u20284") and journal.prompt_hash(2) == "h2"
-        journal.append(entry(1))
+        assert journal.read(4) == entry(4, "réponse\u20284") and journal.first_missing == 1
+        journal.append(provenance(1), reply())
+        assert journal.first_missing == 3
+        with pytest.raises(KeyError):
+            journal.read(3)
         assert journal.read(1) == entry(1) and journal.read(2).reply == "réponse\u20282"
+
+
+def test_a_request_given_up_is_an_outcome_too(tmp_path):
+    with Journal(tmp_path / "journal.jsonl") as journal:
+        journal.append(provenance(0, answered_by=""), GaveUp("refused_by_api", "content filter"))
+    seen = []
+    with Journal(tmp_path / "journal.jsonl", seen.append) as journal:
+        assert 0 in journal and len(journal) == 1
+    told = [(entry.reply, entry.gave_up, entry.detail) for entry in seen]
+    assert told == [(None, "refused_by_api", "content filter")]
+    assert b"sk-not" not in (tmp_path / "journal.jsonl").read_bytes()
 
 
 def test_torn_tail_is_cut_and_the_rest_kept(tmp_path):
     path = tmp_path / "journal.jsonl"
     with Journal(path) as journal:
-        journal.append(entry(0))
-        journal.append(entry(1))
+        journal.append(provenance(0), reply())
+        journal.append(provenance(1), reply())
     whole = path.read_bytes()
     path.write_bytes(whole[:-20])
     with Journal(path) as journal:
         assert 0 in journal and 1 not in journal
-        journal.append(entry(1))
+        journal.append(provenance(1), reply())
     assert path.read_bytes() == whole
 
 
@@ -73,16 +99,16 @@ def test_a_write_cut_short_leaves_no_half_line(tmp_path):
     path = tmp_path / "journal.jsonl"
     code = (
         "import resource, signal, sys; from pathlib import Path; sys.path.insert(0, sys.argv[2])\n"
-        "from test_synthesis_journal import Journal, entry\n"
+        "from test_synthesis_journal import Journal, provenance, reply\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "with Journal(Path(sys.argv[1])) as journal:\n"
-        "    journal.append(entry(0))\n"
+        "    journal.append(provenance(0), reply())\n"
         "    limit = Path(sys.argv[1]).stat().st_size + 100\n"
         "    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))\n"
-        "    try: journal.append(entry(1))\n"
+        "    try: journal.append(provenance(1), reply())\n"
         "    except OSError: print('cut')\n"
         "    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))\n"
-        "    journal.append(entry(2))\n"
+        "    journal.append(provenance(2), reply())\n"
     )
     here = str(Path(__file__).parent)
     done = subprocess.run([sys.executable, "-c", code, str(path), here], capture_output=True, text=True)

@@ -1,3 +1,5 @@
+import asyncio
+import http.client
 import json
 import os
 import random
@@ -9,13 +11,15 @@ import time
 import urllib.error
 import urllib.request
 from collections import namedtuple
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import aiohttp
 import pytest
 
-from medssr_dist.config import DataSource
-from medssr_dist.records import Provenance, Question
-from medssr_dist.synthesis.parse import parse_reply
+from medssr_dist.config_base import DataSource
+from medssr_dist.records import Question
+from medssr_dist.synthesis.parse import Draft, read_reply
 from medssr_dist.synthesis.prompts import build_messages
 from medssr_dist.synthesis.teacher import start_teacher
 from medssr_dist.synthesis.teacher.composer import compose_reply
@@ -55,10 +59,11 @@ def compose(entity=None, passages=(), seeds=SEEDS, seed="1"):
 
 
 def check(reply, entity=None):
-    provenance = Provenance(
-        index=0, prompt_hash="h", seed_ids=(), rho=0, entity=entity, teacher="t", random_seed=0, commit=""
-    )
-    return parse_reply(json.dumps(reply), provenance, {seed.id for seed in SEEDS})
+    """The question that a sound reply holds; a Refusal of one that is not."""
+    draft = read_reply(json.dumps(reply))
+    if not isinstance(draft, Draft):
+        return draft
+    return Question.make(draft.stem, list(draft.options), source="synthetic", rare=entity is not None)
 
 
 def test_facts_of_hpo_passages():
@@ -218,3 +223,194 @@ def test_teacher_ends_when_its_parent_is_killed(tmp_path):
             return
         time.sleep(0.1)
     pytest.fail("the teacher outlived its parent")
+
+
+def refused(call, *args):
+    """The status, headers and body that a call is refused with."""
+    with pytest.raises(urllib.error.HTTPError) as error:
+        call(*args)
+    with error.value as answer:
+        return answer.code, answer.headers, json.load(answer)
+
+
+def chat_body(seeds=SEEDS, **more):
+    return {"model": "any", "messages": build_messages(seeds, "Alkaptonuria", [ALKAPTONURIA])} | more
+
+
+def stats(url):
+    return get(url.removesuffix("/v1") + "/stats")
+
+
+def test_structured_output_keeps_to_the_schema(tmp_path):
+    letters = {letter: {"type": "string"} for letter in "ABCD"}
+    objects = {"question": {"type": "string"}, "options": {"type": "object", "properties": letters}}
+    lists = {"options": {"type": "array"}, "question": {"type": "string"}}
+    with start_teacher(tmp_path / "log", options=["--rate-bad-question", "1", "--fault-seed", "2"]) as url:
+        for properties, kind in ((objects, dict), (lists, list)):
+            schema = {"type": "json_schema", "json_schema": {"name": "q", "schema": {"properties": properties}}}
+            text = post(url, chat_body(response_format=schema))["choices"][0]["message"]["content"]
+            assert list(json.loads(text)) == list(properties) and type(json.loads(text)["options"]) is kind
+            assert len(json.loads(text)["options"]) <= 4 or kind is list
+        assert len(json.loads(post(url, chat_body())["choices"][0]["message"]["content"])) > 0
+        for bad in ({"type": "xml"}, {"type": "json_schema"}, "json", {"type": "json_schema", "json_schema": {}}):
+            assert refused(post, url, chat_body(response_format=bad))[0] == 400
+    with start_teacher(tmp_path / "log", options=["--no-json-schema"]) as url:
+        code, _, answer = refused(post, url, chat_body(response_format=schema))
+        assert code == 400 and "not supported" in answer["error"]["message"]
+        assert post(url, chat_body(response_format={"type": "text"}))["usage"]
+
+
+def test_rate_limit_holds_and_tells_when_to_come_again(tmp_path):
+    with start_teacher(tmp_path / "log", options=["--limit-rps", "40", "--retry-after", "0.5"]) as url:
+        started, replies, tries = time.monotonic(), 0, 0
+        while time.monotonic() - started < 1.0:
+            tries += 1
+            try:
+                post(url, chat_body())
+                replies += 1
+            except urllib.error.HTTPError as error:
+                with error:
+                    assert error.code == 429 and error.headers["Retry-After"] == "0.5"
+        assert replies <= 40 * (time.monotonic() - started + 0.1) and tries > replies > 20
+        seen = stats(url)
+    assert seen["outcomes"] == {"reply": replies, "429": tries - replies}
+    assert list(seen["tries"].values()) == [tries] and list(seen["replies"].values()) == [replies]
+
+
+def test_stats_tell_the_most_requests_at_once(tmp_path):
+    with start_teacher(tmp_path / "log", options=["--latency-s", "0.3"]) as url, ThreadPoolExecutor(5) as pool:
+        list(pool.map(lambda _: post(url, chat_body()), range(5)))
+        assert (stats(url)["peak_in_flight"], stats(url)["in_flight"]) == (5, 0)
+
+
+def test_key_expires_and_process_dies_after_so_many_replies(tmp_path):
+    with start_teacher(tmp_path / "log", options=["--expire-key-after", "2"]) as url:
+        for _ in range(2):
+            post(url, chat_body())
+        assert refused(post, url, chat_body())[0] == refused(get, url + "/batches")[0] == 401
+        assert stats(url)["outcomes"] == {"reply": 2, "401": 1}
+    with start_teacher(tmp_path / "log", options=["--die-after", "1"]) as url:
+        post(url, chat_body())
+        with pytest.raises(OSError):
+            post(url, chat_body())
+        with pytest.raises(urllib.error.URLError):
+            stats(url)
+
+
+def test_wrong_schema_and_html(tmp_path):
+    with start_teacher(tmp_path / "log", options=["--rate-wrong-schema", "1"]) as url:
+        assert "choices" not in post(url, chat_body())
+    with start_teacher(tmp_path / "log", options=["--rate-nonjson", "1"]) as url:
+        with pytest.raises(json.JSONDecodeError):
+            post(url, chat_body())
+        assert stats(url)["replies"] == {}
+
+
+def call(url, body=None):
+    data = json.dumps(body).encode() if body is not None else None
+    with urllib.request.urlopen(urllib.request.Request(url, data, {"Content-Type": "application/json"})) as response:
+        return json.load(response)
+
+
+def upload(url, lines):
+    form = aiohttp.FormData({"purpose": "batch"})
+    content = "".join(json.dumps(line) + "\n" for line in lines)
+    form.add_field("file", content.encode(), filename="batch.jsonl", content_type="application/jsonl")
+
+    async def send():
+        async with aiohttp.ClientSession() as session, session.post(url + "/files", data=form) as response:
+            return (await response.json())["id"]
+
+    return asyncio.run(send())
+
+
+def batch_lines(count):
+    return [
+        {"custom_id": str(n), "method": "POST", "url": "/v1/chat/completions", "body": chat_body(metadata={"n": n})}
+        for n in range(count)
+    ]
+
+
+def create(url, file_id, **metadata):
+    asked = {"input_file_id": file_id, "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+    return call(url + "/batches", asked | {"metadata": metadata})
+
+
+def ended(url, batch_id):
+    deadline = time.monotonic() + 10
+    seen = []
+    while time.monotonic() < deadline:
+        told = call(f"{url}/batches/{batch_id}")
+        seen.append(told["status"])
+        if told["status"] in ("completed", "failed", "expired", "cancelled"):
+            return told, seen
+        time.sleep(0.01)
+    pytest.fail(f"the batch did not end: {seen}")
+
+
+def content(url, file_id):
+    with urllib.request.urlopen(f"{url}/files/{file_id}/content") as response:
+        return [json.loads(line) for line in response.read().splitlines()]
+
+
+def test_batch_goes_its_way_and_answers_in_another_order(tmp_path):
+    with start_teacher(tmp_path / "log", options=["--batch-delay-s", "0.3", "--rate-429", "0.2"]) as url:
+        batch = create(url, upload(url, batch_lines(40)), run="a")
+        told, seen = ended(url, batch["id"])
+        good, bad = content(url, told["output_file_id"]), content(url, told["error_file_id"])
+        assert list(dict.fromkeys(seen)) == ["validating", "in_progress", "completed"]
+        assert told["request_counts"] == {"total": 40, "completed": len(good), "failed": len(bad)} and bad
+        order = [int(line["custom_id"]) for line in good]
+        assert sorted(order + [int(line["custom_id"]) for line in bad]) == list(range(40)) and order != sorted(order)
+        assert {line["response"]["status_code"] for line in bad} == {429}
+        assert all(line["response"]["body"]["choices"] for line in good)
+        assert stats(url)["replies"] == {key: len(good) for key in stats(url)["tries"]}
+
+
+def test_batches_are_listed_newest_first_by_pages(tmp_path):
+    with start_teacher(tmp_path / "log") as url:
+        file_id = upload(url, batch_lines(1))
+        made = [create(url, file_id, number=str(n))["id"] for n in range(5)]
+        first = call(url + "/batches?limit=3")
+        second = call(f"{url}/batches?limit=3&after={first['last_id']}")
+    assert [batch["id"] for batch in first["data"] + second["data"]] == made[::-1]
+    assert (first["has_more"], second["has_more"]) == (True, False)
+    assert first["data"][0]["metadata"] == {"number": "4"}
+
+
+def test_cancelled_and_expired_batches_hand_out_what_is_done(tmp_path):
+    with start_teacher(tmp_path / "log", options=["--batch-delay-s", "1"]) as url:
+        batch = create(url, upload(url, batch_lines(20)))
+        while call(f"{url}/batches/{batch['id']}")["request_counts"]["completed"] < 4:
+            time.sleep(0.01)
+        assert call(f"{url}/batches/{batch['id']}/cancel", {})["status"] == "cancelling"
+        told, _ = ended(url, batch["id"])
+        assert told["status"] == "cancelled" and 4 <= len(content(url, told["output_file_id"])) < 20
+    with start_teacher(tmp_path / "log", options=["--rate-batch-expired", "1"]) as url:
+        told, _ = ended(url, create(url, upload(url, batch_lines(20)))["id"])
+        assert told["status"] == "expired" and len(content(url, told["output_file_id"])) == 10
+        assert {line["error"]["code"] for line in content(url, told["error_file_id"])} == {"batch_expired"}
+
+
+def test_broken_batches_are_refused(tmp_path):
+    with start_teacher(tmp_path / "log") as url:
+        twice = batch_lines(1) * 2
+        told, _ = ended(url, create(url, upload(url, twice))["id"])
+        assert told["status"] == "failed" and told["errors"]["data"][0]["line"] == 2
+        assert refused(call, url + "/batches", {"input_file_id": "none"})[0] == 400
+        assert refused(create, url, "none")[0] == 400
+        assert refused(call, url + "/files", {})[0] == 400
+        for path in ("/batches/none", "/files/none/content"):
+            assert refused(call, url + path)[0] == 404
+
+
+def test_faults_of_batch_calls(tmp_path):
+    with start_teacher(tmp_path / "log", options=["--rate-created-500", "1"]) as url:
+        file_id = upload(url, batch_lines(1))
+        assert refused(create, url, file_id)[0] == 500
+        assert len(call(url + "/batches")["data"]) == 1
+    with start_teacher(tmp_path / "log", options=["--rate-bad-call", "1"]) as url:
+        for _ in range(20):
+            with pytest.raises((OSError, ValueError, http.client.HTTPException)):
+                call(url + "/batches")
+        assert len(stats(url)["calls"]) >= 4 and "list ok" not in stats(url)["calls"]

@@ -1,190 +1,260 @@
-"""Async client of an OpenAI-compatible chat endpoint, on aiohttp alone.
+"""One try at one OpenAI-compatible chat endpoint, on aiohttp alone.
 
-One keep-alive session, bounded concurrency, and retries that wait a random time up to a doubling bound
-(full jitter), or what Retry-After says. A waiting retry holds no slot, so new work goes on meanwhile.
-The key travels in the Authorization header only, and is cut out of whatever the server says back.
+A try ends in a `Reply` or in an exception that says what the failure is about: the load, this try, this
+prompt, the key, or the address. When to try again, and where, is for the dispatcher. The key travels in
+the Authorization header only, and is cut out of whatever the server says back.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import random
 import time
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
+import msgspec
+from yarl import URL
 
-from medssr_dist.config import Endpoint
+from medssr_dist.config_synthesis import Endpoint, Synthesis
 from medssr_dist.errors import InputError
 from medssr_dist.synthesis.prompts import request_body
 
-BACKOFF_FIRST_S = 0.5
-BACKOFF_LAST_S = 30.0
-LONGEST_RETRY_AFTER_S = 600.0  # a server that asks for more has run out of quota: give the request up
-_RETRIED_STATUS = {408, 409, 425, 429}
 _LOOPBACK = {"127.0.0.1", "::1", "localhost"}
+_OVERLOADED = {429, 503, 529}
+_KEY = {401, 402, 403}
+_ADDRESS = {404, 405, 406, 407, 410, 415}
+_TRY_AGAIN = {408, 409, 425}
+_MAY_BE_BILLED = {408, 504, 524}  # a gateway gave up waiting; the server behind it may have gone on
+_KEEPALIVE_S = 60.0
+_SAID_CHARS = 300
 
 
-class RequestFailed(Exception):
-    """A request that got no reply after all its tries; the endpoint may still answer others."""
-
-
-class _TryAgain(Exception):
-    """One try failed in a way that another may not. `wait_s` is what the server asked for, if it did."""
-
-    def __init__(self, reason: str, wait_s: float | None = None):
-        super().__init__(reason)
-        self.wait_s = wait_s
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Reply:
-    """The text of a reply, its cost in tokens as the server counts them, and the model that answered."""
+    """The text of a reply, its cost in tokens as the server counts them, the model that it says answered, and where."""
 
     text: str
     prompt_tokens: int
     completion_tokens: int
     model: str
+    endpoint: Endpoint
+
+
+@dataclass(frozen=True, slots=True)
+class GaveUp:
+    """A request that is not asked again. `reason` is "no_reply" or "refused_by_api"; `detail` is for people."""
+
+    reason: str
+    detail: str
+
+
+class NoReply(Exception):
+    """A try that brought no reply. `may_be_billed`: the request went out, and what became of it is not known."""
+
+    may_be_billed = False
+
+
+class Refused(NoReply):
+    """Refused by load; another try may pass. `after` is what the server asked to wait, seconds, if it did."""
+
+    def __init__(self, reason: str, after: float | None = None):
+        super().__init__(reason)
+        self.after = after
+
+
+class Failed(NoReply):
+    """Failed in a way of its own: an error of the server, a deadline, a broken connection, an unusable reply."""
+
+    def __init__(self, reason: str, may_be_billed: bool = True):
+        super().__init__(reason)
+        self.may_be_billed = may_be_billed
+
+
+class Unreachable(NoReply):
+    """No connection came about, so nothing was sent."""
+
+
+class PromptRefused(NoReply):
+    """The API refuses this request for good: its content filter, its context length, a value it does not know."""
+
+
+class KeyRefused(NoReply):
+    """The API refuses the key, or the account behind it has run out."""
+
+
+class NotAnEndpoint(NoReply):
+    """What answers is not the chat API: HTML, a redirect, an unknown path or model."""
 
 
 class ChatClient:
-    """`async with ChatClient(endpoint) as client: reply = await client.complete(messages)`."""
+    """`async with ChatClient(endpoint, synthesis) as client: reply = await client.ask(messages)`.
 
-    def __init__(self, endpoint: Endpoint):
+    Raises:
+        InputError: the address or the key is not usable, before anything is sent.
+    """
+
+    def __init__(self, endpoint: Endpoint, synthesis: Synthesis):
         self.endpoint = endpoint
-        self.attempts = 0
-        self._url = _check_url(endpoint.base_url) + "/chat/completions"
-        self._key = endpoint.api_key.get_secret_value() if endpoint.api_key else None
-        self._slots = asyncio.Semaphore(endpoint.concurrency)
-        self._stopped = asyncio.Event()
-        self._contacted = False
+        self._synthesis = synthesis
+        self._retry = synthesis.retry
+        self._url = chat_url(endpoint.base_url)
+        self._headers = {"Content-Type": "application/json", **authorization(endpoint)}
 
     async def __aenter__(self) -> ChatClient:
+        retry = self._retry
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0),  # the semaphore is the limit
-            timeout=aiohttp.ClientTimeout(total=self.endpoint.timeout_s),
-            headers={"Authorization": f"Bearer {self._key}"} if self._key else None,
-            trust_env=urlsplit(self._url).hostname not in _LOOPBACK,  # a cluster's proxy, never for loopback
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEPALIVE_S),  # the dispatcher sets the limit
+            timeout=aiohttp.ClientTimeout(
+                total=retry.whole_s, sock_connect=retry.connect_s, sock_read=retry.first_byte_s
+            ),
+            headers=self._headers,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            proxy=proxy_for(self._url),
         )
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
         await self._session.close()
 
-    def stop(self) -> None:
-        """Make no further tries: requests on the wire finish, those waiting to be retried fail."""
-        self._stopped.set()
-
-    async def complete(self, messages: list[dict[str, str]]) -> Reply:
-        """Send one chat request and return its reply.
-
-        Raises:
-            InputError: the endpoint refuses the key or the request, or was never reached.
-            RequestFailed: no reply after `endpoint.retries` further tries.
-        """
-        body = request_body(messages, self.endpoint)
-        for number in range(self.endpoint.retries + 1):
-            try:
-                async with self._slots:
-                    return await self._try(body)
-            except _TryAgain as failure:
-                reason = str(failure)
-                if number < self.endpoint.retries:
-                    await self._wait(number, failure)
-        if not self._contacted:
-            raise InputError(
-                f"endpoint {self.endpoint.base_url} is down: {reason}; start it, or correct synthesis.endpoint.base_url"
-            )
-        raise RequestFailed(reason)
-
-    async def _wait(self, number: int, failure: _TryAgain) -> None:
-        seconds = failure.wait_s
-        if seconds is None:
-            seconds = random.uniform(0, min(BACKOFF_LAST_S, BACKOFF_FIRST_S * 2**number))
-        if seconds > LONGEST_RETRY_AFTER_S:
-            raise RequestFailed(f"{failure} (the server asks to wait {seconds:.0f} s)")
+    async def ask(self, messages: list[dict[str, str]]) -> Reply:
+        """Send one chat request once. Raises a kind of NoReply."""
+        body = msgspec.json.encode(request_body(messages, self.endpoint, self._synthesis))
         try:
-            await asyncio.wait_for(self._stopped.wait(), seconds)
-        except asyncio.TimeoutError:
-            return
-        raise RequestFailed(str(failure))
+            async with self._session.post(self._url, data=body, allow_redirects=False) as response:
+                answer = await response.read()
+                if response.status == 200:
+                    return self._reply(answer)
+                raise self._refusal(response.status, response.headers, answer)
+        except (aiohttp.ClientError, OSError, asyncio.TimeoutError) as error:
+            raise self._broken(error) from None
 
-    async def _try(self, body: dict) -> Reply:
-        self.attempts += 1
+    def _reply(self, answer: bytes) -> Reply:
         try:
-            async with self._session.post(self._url, json=body, allow_redirects=False) as response:
-                self._contacted = True
-                if response.status != 200:
-                    raise await self._refusal(response)
-                return _read_reply(json.loads(await response.read()), self.endpoint.model)
-        except asyncio.TimeoutError:
-            raise _TryAgain(f"no whole reply within timeout_s = {self.endpoint.timeout_s:g}") from None
-        except aiohttp.InvalidURL:
-            raise InputError(f"synthesis.endpoint.base_url = {self.endpoint.base_url!r} is not a valid URL") from None
-        except (aiohttp.ClientError, OSError) as error:
-            raise _TryAgain(self._clean(f"{type(error).__name__}: {error}")) from None
-        except ValueError:  # not JSON, or not UTF-8
-            raise _TryAgain("the reply is not JSON") from None
-
-    async def _refusal(self, response: aiohttp.ClientResponse) -> Exception:
-        """The exception that a status other than 200 stands for."""
-        status, where = response.status, self.endpoint.base_url
-        if status in _RETRIED_STATUS or status >= 500:
-            return _TryAgain(f"HTTP {status}", retry_after(response.headers.get("Retry-After")))
-        if status in (401, 403):
-            return InputError(
-                f"endpoint {where} refuses the key (HTTP {status}); set synthesis.endpoint.api_key to a variable "
-                "that holds a valid key for it"
+            payload = _decode(answer)
+            text = payload["choices"][0]["message"]["content"] or ""
+            usage = payload.get("usage") or {}
+            return Reply(
+                # Half a surrogate pair (an emoji cut by the token limit) has no UTF-8 form.
+                text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8"),
+                int(usage.get("prompt_tokens") or 0),
+                int(usage.get("completion_tokens") or 0),
+                str(payload.get("model") or self.endpoint.model),
+                self.endpoint,
             )
-        said = self._clean(" ".join((await response.text(errors="replace")).split())[:300])
-        return InputError(
-            f"endpoint {where} refuses the request (HTTP {status}: {said or response.reason}); check "
-            f"synthesis.endpoint.base_url and model = {self.endpoint.model!r}"
-        )
+        except (ValueError, RecursionError):
+            if answer.lstrip()[:1] == b"<":
+                raise NotAnEndpoint(f"it answers HTML: {self._said(answer)}") from None
+            raise Failed(f"the reply is not JSON: {self._said(answer)}") from None
+        except (TypeError, LookupError, AttributeError):
+            raise Failed(f"the reply is JSON, but not a chat completion: {self._said(answer)}") from None
 
-    def _clean(self, text: str) -> str:
-        return text.replace(self._key, "***") if self._key else text
+    def _refusal(self, status: int, headers: Mapping[str, str], answer: bytes) -> NoReply:
+        """What a status other than 200 stands for."""
+        reason = f"HTTP {status}: {self._said(answer)}"
+        if status in _KEY or (status == 429 and b"insufficient_quota" in answer):
+            return KeyRefused(reason)
+        if status in _OVERLOADED:
+            return Refused(reason, retry_after(headers.get("Retry-After"), headers.get("Date")))
+        if status in _ADDRESS or 300 <= status < 400:
+            return NotAnEndpoint(reason)
+        if status in _TRY_AGAIN or status >= 500 or status < 300:
+            return Failed(reason, may_be_billed=status in _MAY_BE_BILLED or status < 300)
+        return PromptRefused(reason)
+
+    def _broken(self, error: Exception) -> NoReply:
+        """What an exception of the transport stands for."""
+        retry = self._retry
+        if isinstance(error, aiohttp.ConnectionTimeoutError):
+            return Unreachable(f"no connection within connect_s = {retry.connect_s:g}")
+        if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ClientHttpProxyError):
+            return Unreachable(scrub(f"{type(error).__name__}: {error}", self.endpoint))
+        if isinstance(error, aiohttp.SocketTimeoutError):
+            return Failed(f"nothing came for first_byte_s = {retry.first_byte_s:g}")
+        if isinstance(error, asyncio.TimeoutError):
+            return Failed(f"no whole reply within whole_s = {retry.whole_s:g}")
+        return Failed(scrub(f"{type(error).__name__}: {error}", self.endpoint))
+
+    def _said(self, answer: bytes) -> str:
+        """The server's words on one line, without the key; the error message alone where there is one."""
+        text = answer.decode("utf-8", "replace")
+        with suppress(ValueError, TypeError, LookupError, RecursionError):
+            text = str(_decode(answer)["error"]["message"])
+        return scrub(" ".join(text.split()), self.endpoint)[:_SAID_CHARS] or "(nothing)"
 
 
-def retry_after(value: str | None) -> float | None:
-    """Seconds that a Retry-After header asks for, in its seconds or its HTTP-date form; None if it says nothing."""
+def retry_after(value: str | None, date: str | None = None) -> float | None:
+    """Seconds that a Retry-After header asks for, in its seconds or its HTTP-date form; None if it says nothing.
+
+    A date is read against `date`, the server's own Date header, so that a clock that is wrong here, or jumps,
+    does no harm; without one, against this machine's clock.
+    """
     if value is None:
         return None
     try:
-        return max(0.0, float(value))
+        seconds = float(value)
     except ValueError:
-        pass
+        until, now = _timestamp(value), _timestamp(date)
+        if until is None:
+            return None
+        seconds = until - (time.time() if now is None else now)
+    return max(0.0, seconds) if seconds < float("inf") else None
+
+
+def chat_url(base_url: str) -> URL:
+    """The address to post to. Raises InputError when `base_url` is none, or holds a password."""
     try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+        url = URL(base_url.rstrip("/") + "/chat/completions")
     except ValueError:
+        url = URL()
+    if url.user or url.password:
+        raise InputError("a base_url in synthesis.endpoints holds a user name or key; give it as api_key")
+    if url.scheme not in ("http", "https") or not url.host:
+        raise InputError(
+            f"synthesis.endpoints: base_url = {base_url!r} is not of the form https://host/v1 (or offline-teacher)"
+        )
+    return url
+
+
+def authorization(endpoint: Endpoint) -> dict[str, str]:
+    """The header that carries the key; none when there is no key. Raises InputError when no header can carry it."""
+    if endpoint.api_key is None:
+        return {}
+    key = endpoint.api_key.get_secret_value()
+    if not key or not key.isascii() or not key.isprintable() or " " in key:
+        raise InputError(
+            f"synthesis.endpoints: the api_key of {endpoint.base_url} is empty, or holds a space, a line break or a "
+            "character outside ASCII; correct the variable that it is taken from"
+        )
+    return {"Authorization": f"Bearer {key}"}
+
+
+def proxy_for(url: URL) -> str | None:
+    """The environment's proxy for `url`, never for loopback. Asked once: aiohttp's trust_env asks at each request."""
+    if url.host in _LOOPBACK or proxy_bypass(url.host):
+        return None
+    return getproxies().get(url.scheme)
+
+
+def scrub(text: str, endpoint: Endpoint) -> str:
+    """`text` without the endpoint's key."""
+    key = endpoint.api_key.get_secret_value() if endpoint.api_key else ""
+    return text.replace(key, "***") if key else text
+
+
+def _timestamp(date: str | None) -> float | None:
+    try:
+        return parsedate_to_datetime(date).timestamp() if date else None
+    except (ValueError, OverflowError):
         return None
 
 
-def _check_url(base_url: str) -> str:
-    parts = urlsplit(base_url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise InputError(
-            f"synthesis.endpoint.base_url = {base_url!r} is not of the form https://host/v1 (or offline-teacher)"
-        )
-    if parts.password or parts.username:
-        raise InputError("synthesis.endpoint.base_url holds a user name or key; give it as synthesis.endpoint.api_key")
-    return base_url.rstrip("/")
-
-
-def _read_reply(payload: object, model: str) -> Reply:
-    """The reply in a chat completion. Raises _TryAgain when the JSON is something else."""
+def _decode(answer: bytes) -> dict:
     try:
-        text = payload["choices"][0]["message"]["content"] or ""
-        usage = payload.get("usage") or {}
-        # A lone surrogate (half an emoji, cut by a token limit) has no UTF-8 form.
-        return Reply(
-            text=text.encode("utf-8", "replace").decode("utf-8"),
-            prompt_tokens=int(usage.get("prompt_tokens") or 0),
-            completion_tokens=int(usage.get("completion_tokens") or 0),
-            model=str(payload.get("model") or model),
-        )
-    except (TypeError, KeyError, IndexError, AttributeError):
-        raise _TryAgain("the reply is JSON, but not a chat completion") from None
+        return msgspec.json.decode(answer)
+    except msgspec.DecodeError:  # stricter than the standard library, which takes half a surrogate pair
+        return json.loads(answer)

@@ -1,87 +1,110 @@
-"""The journal of paid replies: each is on disk before anything else is done with it.
+"""The journal of paid replies: each is in the file before anything else is done with it.
 
-`journal.jsonl` is append-only; an entry holds the reply and the whole provenance of its request, so
-that `questions.jsonl` and `rejected.jsonl` follow from the journal alone. Only line offsets are held
-in memory.
+`journal.jsonl` is append-only. An entry holds the reply (or why there will be none) and the whole provenance
+of its request, whose `prompt_hash` is the key: `questions.jsonl` and `rejected.jsonl` follow from the journal
+alone. Only line offsets are held in memory, 8 bytes a request.
+
+A written line outlives the process at once, and the machine after `sync`, called a few times a second.
 """
 
 from __future__ import annotations
 
 import fcntl
-import json
 import os
+from array import array
+from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 from pydantic import Field
 
 from medssr_dist.errors import InputError
-from medssr_dist.jsonl import JsonlLedger
+from medssr_dist.jsonl import raise_if_disk_full
 from medssr_dist.records import Provenance, Record, parse_record
+from medssr_dist.synthesis.client import GaveUp, Reply
+
+_encode = msgspec.json.Encoder().encode
 
 
 class JournalEntry(Record):
-    """One paid reply.
+    """The outcome of one request.
 
-    Example: JournalEntry(provenance=Provenance(index=7, ...), reply='{"question": ...}', model="gpt-x-0613",
+    Example: JournalEntry(provenance=Provenance(index=7, ...), reply='{"question": ...}', model="gpt-x",
     prompt_tokens=812, completion_tokens=140)
     """
 
     provenance: Provenance
-    reply: str
-    model: str = Field(description="model that the server says answered; provenance.teacher is the one asked for")
-    prompt_tokens: int
-    completion_tokens: int
+    reply: str | None = Field(description="None if the request was given up")
+    gave_up: str | None = Field(None, description="reason: no_reply or refused_by_api")
+    detail: str = Field("", description="what the endpoint said to a request that was given up")
+    model: str = Field("", description="model asked; provenance.answered_by is what the server says")
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
 
 
 class Journal:
-    """Paid replies by request index, held by one process at a time.
+    """Outcomes by request number, held by one process at a time. A torn last line is cut off.
+
+    Args:
+        on_entry: called with each entry that an earlier attempt left.
 
     Raises:
         InputError: another process holds the journal, or a line of it is not an entry.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, on_entry: Callable[[JournalEntry], None] = lambda entry: None):
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = _lock(self.path)
+        self._offsets = array("q")  # -1: no entry
+        self._count = 0
+        self.first_missing = 0  # the lowest request number without an entry
+        self._end = 0
         try:
-            self._ledger = JsonlLedger(self.path)  # cuts a torn last line off
+            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
             self._reader = open(self.path, "rb")  # noqa: SIM115 - closed in close()
-            self._places: dict[int, tuple[int, str]] = {}  # index -> line offset, prompt hash
-            self._end = 0
-            for line in self._reader:
-                self._note(self._parse(line), len(line))
+            self._scan(on_entry)
         except BaseException:
             self._lock.close()
             raise
 
     def __contains__(self, index: int) -> bool:
-        return index in self._places
+        return index < len(self._offsets) and self._offsets[index] >= 0
 
     def __len__(self) -> int:
-        return len(self._places)
-
-    def prompt_hash(self, index: int) -> str:
-        """The hash of the prompt that the reply to request `index` answers."""
-        return self._places[index][1]
+        return self._count
 
     def read(self, index: int) -> JournalEntry:
         """The entry of request `index`. Raises KeyError if there is none."""
-        self._reader.seek(self._places[index][0])
+        if index not in self:
+            raise KeyError(index)
+        self._reader.seek(self._offsets[index])
         return self._parse(self._reader.readline())
 
-    def append(self, entry: JournalEntry) -> None:
-        """Write `entry` through to the disk. Raises InputError when the disk is full."""
+    def append(self, provenance: Provenance, outcome: Reply | GaveUp) -> None:
+        """Write one outcome. Raises InputError when the disk is full."""
+        line = _encode(_row(provenance, outcome)) + b"\n"
         try:
-            self._ledger.append(entry.model_dump())
-        except BaseException:  # half a line must not stand before the replies that are still on the wire
+            written = os.write(self._file, line)
+            if written < len(line):
+                os.write(self._file, line[written:])
+        except OSError as error:  # half a line must not stand before the replies that are still on the wire
             os.truncate(self.path, self._end)
+            raise_if_disk_full(error, self.path)
             raise
-        self._note(entry, self.path.stat().st_size - self._end)
+        self._note(provenance.index, len(line))
+
+    def sync(self) -> None:
+        """Write through to the disk."""
+        try:
+            os.fsync(self._file)
+        except OSError as error:
+            raise_if_disk_full(error, self.path)
+            raise
 
     def close(self) -> None:
         self._reader.close()
-        self._ledger.close()
+        os.close(self._file)
         self._lock.close()
 
     def __enter__(self) -> Journal:
@@ -90,16 +113,44 @@ class Journal:
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
-    def _note(self, entry: JournalEntry, length: int) -> None:
-        self._places[entry.provenance.index] = (self._end, entry.provenance.prompt_hash)
+    def _scan(self, on_entry: Callable[[JournalEntry], None]) -> None:
+        for line in self._reader:
+            if not line.endswith(b"\n"):
+                os.truncate(self.path, self._end)
+                return
+            entry = self._parse(line)
+            self._note(entry.provenance.index, len(line))
+            on_entry(entry)
+
+    def _note(self, index: int, length: int) -> None:
+        if index >= len(self._offsets):
+            self._offsets.extend([-1] * (index + 1 - len(self._offsets)))
+        self._count += self._offsets[index] < 0
+        self._offsets[index] = self._end
         self._end += length
+        while self.first_missing in self:
+            self.first_missing += 1
 
     def _parse(self, line: bytes) -> JournalEntry:
         try:
-            row = json.loads(line)
+            row = msgspec.json.decode(line)
         except ValueError:
             raise InputError(f"{self.path} holds a broken line: {line[:80]!r}; drop that line and run again") from None
         return parse_record(JournalEntry, row, str(self.path))
+
+
+def _row(provenance: Provenance, outcome: Reply | GaveUp) -> dict:
+    row = {"schema_version": 1, "provenance": vars(provenance)}
+    if isinstance(outcome, GaveUp):
+        return row | {"reply": None, "gave_up": outcome.reason, "detail": outcome.detail}
+    answered = {"teacher": outcome.endpoint.model, "answered_by": outcome.model}
+    return row | {
+        "provenance": row["provenance"] | answered,
+        "reply": outcome.text,
+        "model": outcome.endpoint.model,
+        "prompt_tokens": outcome.prompt_tokens,
+        "completion_tokens": outcome.completion_tokens,
+    }
 
 
 def _lock(path: Path):

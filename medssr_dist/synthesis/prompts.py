@@ -8,11 +8,14 @@ back is labelled by vote, not by what the seeds were labelled with.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+import hashlib
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
-from medssr_dist.config import Endpoint
-from medssr_dist.records import Question, content_hash
+import msgspec
+
+from medssr_dist.config_synthesis import Endpoint, Synthesis
+from medssr_dist.records import LETTERS, Question
 
 if TYPE_CHECKING:
     from medssr_dist.knowledge.corpus import Passage
@@ -22,6 +25,8 @@ ENTITY_HEADING = "[Entity]"
 PASSAGE_HEADING = "[Passage {number}]"
 TASK_HEADING = "[Task]"
 PASSAGE_CHARS = 2400  # 90% of GARD/GHR passages are shorter; longer ones cost more than they add
+_RENDERED = 16384  # seeds and passages that are held rendered: they come again and again
+_encode = msgspec.json.Encoder().encode
 
 _SYSTEM = "You are a physician who writes multiple-choice questions for medical licensing examinations."
 _COMMON_TASK = (
@@ -39,6 +44,30 @@ _FORM = (
     "explain.\n"
     'Reply with JSON only: {"question": "...", "options": {"A": "...", "B": "...", "C": "...", "D": "..."}}'
 )
+
+_OPTION_LETTERS = ("A", "B", "C", "D")
+# Strict schemas know no optional key, so under a schema every question has four options.
+RESPONSE_FORMAT = {
+    "type": "json_schema",
+    "json_schema": {
+        "name": "question",
+        "strict": True,
+        "schema": {
+            "type": "object",
+            "properties": {
+                "question": {"type": "string"},
+                "options": {
+                    "type": "object",
+                    "properties": {letter: {"type": "string"} for letter in _OPTION_LETTERS},
+                    "required": list(_OPTION_LETTERS),
+                    "additionalProperties": False,
+                },
+            },
+            "required": ["question", "options"],
+            "additionalProperties": False,
+        },
+    },
+}
 
 
 def build_messages(
@@ -66,30 +95,41 @@ def build_messages(
     return [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": "\n\n".join(parts)}]
 
 
-def request_body(messages: list[Mapping[str, str]], endpoint: Endpoint) -> dict:
-    """The JSON body of a chat completion request."""
-    return {
+def request_body(messages: list[dict[str, str]], endpoint: Endpoint, synthesis: Synthesis) -> dict[str, Any]:
+    """The JSON body of a chat completion request to `endpoint`."""
+    body = {
         "model": endpoint.model,
         "messages": messages,
-        "temperature": endpoint.temperature,
-        "max_tokens": endpoint.max_tokens,
+        "temperature": synthesis.temperature,
+        "max_tokens": synthesis.max_tokens,
     }
+    if endpoint.json_schema:
+        body["response_format"] = RESPONSE_FORMAT
+    return body
 
 
-def prompt_hash(messages: list[Mapping[str, str]], endpoint: Endpoint) -> str:
-    """Hash of all that the reply depends on: messages, model and sampling; not the address or the key."""
-    return content_hash(request_body(messages, endpoint))
+def request_hash(messages: list[dict[str, str]], synthesis: Synthesis) -> str:
+    """Hash of all that the reply depends on: messages, models, sampling and form; not addresses or keys."""
+    schema = any(endpoint.json_schema for endpoint in synthesis.endpoints)
+    asked = [messages, synthesis.models, synthesis.temperature, synthesis.max_tokens, schema]
+    return hashlib.sha256(_encode(asked)).hexdigest()[:16]
 
 
 def _render_seed(seed: Question) -> str:
-    options = [f"{letter}. {_one_line(text)}" for letter, text in seed.options.items()]
-    return "\n".join([_one_line(seed.stem), *options])
+    return _render_options(seed.stem, tuple(seed.options.values()))
+
+
+@lru_cache(maxsize=_RENDERED)
+def _render_options(stem: str, options: tuple[str, ...]) -> str:
+    lettered = [f"{letter}. {_one_line(text)}" for letter, text in zip(LETTERS, options, strict=False)]
+    return "\n".join([_one_line(stem), *lettered])
 
 
 def _one_line(text: str) -> str:
     return " ".join(text.split())
 
 
+@lru_cache(maxsize=_RENDERED)
 def _shorten(content: str) -> str:
     content = _one_line(content)
     if len(content) <= PASSAGE_CHARS:

@@ -13,12 +13,13 @@ from aiohttp import web
 
 from medssr_dist.errors import InputError
 from medssr_dist.synthesis.teacher.faults import Faults
-from medssr_dist.synthesis.teacher.server import NOTICE, make_app
+from medssr_dist.synthesis.teacher.replies import NOTICE
+from medssr_dist.synthesis.teacher.server import make_app
 
 DESCRIPTION = (
     f"Serve an OpenAI-compatible endpoint on loopback: an {NOTICE}. It composes multiple-choice questions by rule "
     "from the seeds and passages in the prompt, for the demo and for tests. "
-    "Example: medssr teacher --port 8000, then synthesis.endpoint.base_url=http://127.0.0.1:8000/v1"
+    "Example: medssr teacher --port 8000, then base_url: http://127.0.0.1:8000/v1 under synthesis.endpoints"
 )
 _PARENT_CHECK_S = 0.5
 
@@ -32,11 +33,12 @@ def add_teacher_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("faults", "misbehave on request; rates are shares of tries, 0 to 1")
     for field in fields(Faults):
         name = "--" + field.name.replace("_", "-") if field.name != "seed" else "--fault-seed"
+        text = field.metadata["help"]
         if isinstance(field.default, bool):
-            group.add_argument(name, action="store_true", help="give Retry-After as an HTTP date")
+            group.add_argument(name, action="store_true", help=text)
         else:
-            kind = int if field.name == "seed" else float
-            group.add_argument(name, type=kind, default=field.default, help=f"default: {field.default}")
+            kind = int if field.type.startswith("int") else float
+            group.add_argument(name, type=kind, default=field.default, help=f"{text} (default: {field.default})")
 
 
 def run_teacher(args: argparse.Namespace) -> int:

@@ -12,7 +12,6 @@ from medssr_dist.synthesis.teacher.patients import article
 from medssr_dist.synthesis.teacher.reading import PromptParts, sentences
 
 _MAX_WORDS = 80
-_MAX_OPTIONS = 5
 _AGE = re.compile(r"\b([Aa]n?) (\d+)([- ](?:year|month|week|day|hour)s?[- ]old)")
 # Sentences that tell nothing abnormal go first when a stem is too long.
 _UNREMARKABLE = re.compile(
@@ -25,16 +24,16 @@ _LEAD_INS = ("Consider the following.", "The following is presented at rounds.",
 _QUESTION_WORD = re.compile(r"^(?:Which|What|How|Why|Where|When|Who|The|This|A|An|Of|In|If)\b")
 
 
-def compose_common(prompt: PromptParts, rng: random.Random) -> tuple[str, list[str]]:
-    """Stem and options, in the order in which they are to be shown."""
+def compose_common(prompt: PromptParts, rng: random.Random, most_options: int) -> tuple[str, list[str]]:
+    """Stem and at most so many options, in the order in which they are to be shown."""
     base, other = rng.sample(prompt.seeds, 2)
     options = list(base.options)
     known = {option.casefold() for option in options}
     fresh = [option for option in other.options if option.casefold() not in known]
-    if fresh and len(options) < _MAX_OPTIONS and base.asks_diagnosis and other.asks_diagnosis:
+    if fresh and len(options) < most_options and base.asks_diagnosis and other.asks_diagnosis:
         options.append(rng.choice(fresh))
     rng.shuffle(options)
-    return _retell(base.stem, rng), options
+    return _retell(base.stem, rng), options[:most_options]
 
 
 def _retell(stem: str, rng: random.Random) -> str:

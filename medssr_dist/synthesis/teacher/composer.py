@@ -11,13 +11,13 @@ from medssr_dist.synthesis.teacher.rare import compose_rare
 from medssr_dist.synthesis.teacher.reading import PromptParts
 
 
-def compose_reply(prompt: PromptParts, seed: str) -> str:
+def compose_reply(prompt: PromptParts, seed: str, most_options: int = 5) -> str:
     """The reply's text: JSON in the form that the prompt asks for, without an answer."""
     rng = random.Random(seed)
     if prompt.entity and prompt.passages:
         draft = compose_rare(prompt, rng)
-        stem, options = draft.stem, [draft.correct, *draft.wrong]
+        stem, options = draft.stem, [draft.correct, *draft.wrong[: most_options - 1]]
         rng.shuffle(options)
     else:
-        stem, options = compose_common(prompt, rng)
+        stem, options = compose_common(prompt, rng, most_options)
     return json.dumps({"question": stem, "options": dict(zip(LETTERS, options, strict=False))}, ensure_ascii=False)

@@ -1,0 +1,27 @@
+"""How sure a share is: k of n requests are rare, so the rate behind them lies between these bounds.
+
+Wilson's score interval (Wilson, J. Am. Stat. Assoc. 22:209-212, 1927) holds its level for small n and for
+shares near 0 and 1, where the textbook interval leaves [0, 1] or has no width at all.
+"""
+
+from __future__ import annotations
+
+import math
+
+_Z_95 = 1.959964  # 97.5% quantile of the normal distribution: 2.5% lie outside on either side
+
+
+def wilson(successes: int, trials: int) -> tuple[float, float]:
+    """Bounds (low, high), within 0..1, of the 95% interval for `successes` of `trials`.
+
+    Without a trial nothing is known: (0.0, 1.0). Raises ValueError unless 0 <= successes <= trials.
+    """
+    if not 0 <= successes <= trials:
+        raise ValueError(f"{successes} successes of {trials} trials")
+    if trials == 0:
+        return 0.0, 1.0
+    share, z_squared = successes / trials, _Z_95**2
+    middle = share + z_squared / (2 * trials)
+    spread = _Z_95 * math.sqrt(share * (1 - share) / trials + z_squared / (4 * trials**2))
+    scale = 1 + z_squared / trials
+    return max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale)

@@ -1,0 +1,161 @@
+"""What to ask next, and when to stop: N accepted, a cap on candidates, a budget.
+
+Requests are asked in the order of their numbers, and replies are judged in that order, so the accepted set
+is the first N accepted by number: the same however requests overlapped, failed or were interrupted. No more
+are asked at once than are needed at the share accepted so far, so near the end little is bought in vain.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from medssr_dist.config_synthesis import Synthesis
+from medssr_dist.records import Provenance
+from medssr_dist.synthesis.budget import Spending, TokenCounter
+from medssr_dist.synthesis.client import GaveUp, Reply
+from medssr_dist.synthesis.exposure import Exposure
+from medssr_dist.synthesis.journal import Journal
+
+if TYPE_CHECKING:
+    from medssr_dist.synthesis.plan import Plan
+
+
+@dataclass(slots=True)
+class Job:
+    """One request on its way. `tokens` estimates its prompt and the longest reply; `tries` counts its own failures."""
+
+    index: int
+    messages: list[dict[str, str]]
+    tokens: int
+    prompt_tokens: int
+    tries: int = 0
+
+
+@dataclass
+class Judged:
+    """How far the replies have been judged, in order of the requests."""
+
+    done: int = 0
+    accepted: int = 0
+
+
+class Supply:
+    """Gives the dispatcher its jobs and takes their outcomes to the journal.
+
+    Args:
+        judged: kept up to date by who judges; `wake.set()` tells that it changed.
+        should_stop: polled; once true nothing more is asked.
+    """
+
+    def __init__(
+        self,
+        synthesis: Synthesis,
+        plan: Plan,
+        journal: Journal,
+        exposure: Exposure,
+        spending: Spending,
+        judged: Judged,
+        should_stop: Callable[[], bool] = lambda: False,
+    ):
+        self.wake = asyncio.Event()
+        self.asked = 0
+        self.asked_again = 0
+        self.delivered = 0
+        self._synthesis = synthesis
+        self._plan = plan
+        self._journal = journal
+        self._exposure = exposure
+        self._spending = spending
+        self._judged = judged
+        self._should_stop = should_stop
+        self._count_tokens = TokenCounter()
+        self._provenances: dict[int, Provenance] = {}  # of the requests in flight
+        self._cursor = 0
+        self._out_of_budget = False
+
+    def next(self) -> Job | None:
+        """The next new request; None when there is nothing to ask for now."""
+        if self._should_stop() or self._enough_asked():
+            return None
+        while self._cursor in self._journal or self._cursor in self._provenances:
+            self._cursor += 1
+        if self._cursor >= self._synthesis.most_candidates or self._enough_asked():
+            return None
+        job, provenance = self._build(self._cursor)
+        self._out_of_budget = not self._spending.reserve(job)
+        if self._out_of_budget:
+            return None
+        self._provenances[job.index] = provenance
+        self._cursor += 1
+        self.asked += 1
+        self.asked_again += self._exposure.seen_before(job.index)
+        return job
+
+    def job(self, index: int) -> Job | None:
+        """Request `index`, on its way since an earlier attempt (in a batch); None if its outcome is known."""
+        if index in self._journal:
+            return None
+        job, provenance = self._build(index)
+        self._provenances[index] = provenance
+        self._spending.lose(-self._exposure.at(index), tries=0)  # not lost: it is still to come
+        self._spending.reserve(job, forced=True)
+        return job
+
+    @property
+    def in_flight(self) -> int:
+        """Requests given out whose outcome is still to come."""
+        return len(self._provenances)
+
+    def _build(self, index: int) -> tuple[Job, Provenance]:
+        request = self._plan.request(index)
+        prompt_tokens = self._count_tokens(request.messages)
+        job = Job(index, request.messages, prompt_tokens + self._synthesis.max_tokens, prompt_tokens)
+        return job, request.provenance
+
+    @property
+    def finished(self) -> bool:
+        """Nothing will be asked for any more."""
+        if self._should_stop():
+            return True
+        if self._judged.accepted >= self._synthesis.accepted:
+            return True
+        waiting = self.in_flight or self._judged.done < self._journal.first_missing
+        return not waiting and (self._out_of_budget or self._cursor >= self._synthesis.most_candidates)
+
+    @property
+    def stopped_by(self) -> str:
+        """'count', 'cap' or 'budget'; of a finished supply that nobody stopped."""
+        if self._judged.accepted >= self._synthesis.accepted:
+            return "count"
+        return "budget" if self._out_of_budget else "cap"
+
+    def sent(self, job: Job) -> None:
+        """A try goes on the wire."""
+        self._exposure.add(job.index, job.tokens)
+
+    def returned(self, job: Job) -> None:
+        """A try came back refused: it is not billed."""
+        self._exposure.add(job.index, -job.tokens)
+
+    def lost(self, job: Job) -> None:
+        """A try ended without a reply after it was sent; it may be billed, so the budget takes it as spent."""
+        self._spending.lose(job.tokens)
+
+    def done(self, job: Job, outcome: Reply | GaveUp) -> None:
+        """Write the outcome to the journal: exactly once a job. Raises InputError when the disk is full."""
+        provenance = self._provenances.pop(job.index)
+        self._journal.append(provenance, outcome)
+        if isinstance(outcome, Reply):
+            self._exposure.add(job.index, -job.tokens)
+        self._spending.settle(job, outcome)
+        self.delivered += 1
+        self.wake.set()
+
+    def _enough_asked(self) -> bool:
+        """Whether what is asked and not yet judged will do, at the share accepted so far."""
+        missing = self._synthesis.accepted - self._judged.accepted
+        share = (self._judged.accepted + 1) / (self._judged.done + 1)
+        return self._cursor - self._judged.done >= missing / share
