@@ -1,0 +1,80 @@
+"""Compile the kernels for Hopper, with no GPU and no interpreter; a line of JSON each, read by test_kernels_input.py.
+
+python kernel_compile.py
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import get_ptxas
+from triton.compiler import ASTSource
+
+from medssr_dist.kernels import triton_ops
+
+POINTERS = {"target_ptr": "*i64", "flat_ptr": "*i1", "offsets_ptr": "*i64"}
+NUMBERS = {"row_stride": "i32", "rows": "i32", "columns": "i32", "padded": "i32", "tokens": "i32"}
+TOKENS = {"KL": 3, "UNBIASED": False, "KL_LIMIT": 10.0, "RATIO_LIMIT": 20.0, "BLOCK": triton_ops.TOKEN_BLOCK}
+OPTIONAL = {"SEQUENCE": "log_ratio_ptr", "IMPORTANCE": "importance_ptr", "REFERENCE": "ref_ptr", "DUAL": None}
+
+
+def kernels():
+    """(name, kernel, type of the logits, constants, warps) of each."""
+    block = {"BLOCK": triton_ops.LARGEST_BLOCK}
+    for logits in ("*bf16", "*fp32"):
+        for entropy in (False, True):
+            yield "row_stats", triton_ops._row_stats_kernel, logits, {**block, "ENTROPY": entropy}, 8
+            absent = {} if entropy else {"grad_entropy_ptr": None}
+            yield "row_gradient", triton_ops._row_gradient_kernel, logits, {**block, "ENTROPY": entropy, **absent}, 8
+    for given in (False, True):
+        absent = {} if given else {name: None for name in (*OPTIONAL.values(), "entropy_ptr") if name}
+        constants = {**TOKENS, **dict.fromkeys(OPTIONAL, given), "ENTROPY": given, **absent}
+        yield "grpo_tokens", triton_ops._grpo_tokens_kernel, "", constants, 4
+    constants = {"MODE": 0, "BLOCK": triton_ops.GROUP_BLOCK}
+    yield "group_advantage", triton_ops._group_advantage_kernel, "", constants, 1
+
+
+def compiled(kernel, logits: str, constants: dict, warps: int) -> str:
+    """PTX for compute capability 9.0; pointers and rows are aligned as in the workspace, `columns` is anything."""
+    names = kernel.arg_names
+    kinds = {
+        name: POINTERS.get(name, "*fp32") if name.endswith("_ptr") else NUMBERS.get(name, "fp32") for name in names
+    }
+    kinds |= {"logits_ptr": logits} if "logits_ptr" in names else {}
+    signature = {name: "constexpr" if name in constants else kinds[name] for name in names}
+    aligned = [name for name in names if name.endswith("_ptr") or name in ("row_stride", "padded")]
+    source = ASTSource(
+        kernel,
+        signature,
+        constexprs={(names.index(name),): value for name, value in constants.items()},
+        attrs={(names.index(name),): [["tt.divisibility", 16]] for name in aligned if name not in constants},
+    )
+    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps}).asm["ptx"]
+
+
+def main() -> None:
+    try:
+        ptxas = get_ptxas(90).path  # the one that Triton itself takes
+    except RuntimeError:
+        sys.exit("no ptxas")
+    with tempfile.TemporaryDirectory() as folder:
+        for name, kernel, logits, constants, warps in kernels():
+            ptx = compiled(kernel, logits, constants, warps)
+            file = Path(folder) / "kernel.ptx"
+            file.write_text(ptx)
+            command = [ptxas, "-arch=sm_90a", "-v", file, "-o", file.with_suffix(".cubin")]
+            report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+            registers = int(report.split("Used ")[1].split()[0])
+            spills = "0 bytes spill stores, 0 bytes spill loads" not in report
+            wide = "ld.global.v4" in ptx
+            print(json.dumps({"kernel": name, "registers": registers, "spills": spills, "wide": wide, "warps": warps}))
+
+
+if __name__ == "__main__":
+    main()
