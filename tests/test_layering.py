@@ -10,17 +10,19 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "medssr_dist"
 # A module may import from the lines above its own, and nothing from its own line or from below.
 LAYERS = (
-    ("errors",),
-    ("records", "config", "jsonl", "cache"),
+    ("errors", "kernels"),
+    ("records", "config_base", "jsonl", "cache"),
+    ("config_synthesis",),
+    ("config",),
     ("answers", "config_io", "stream", "step_clock"),
     ("run_dir",),
     ("runtime",),
     ("knowledge",),
     ("readers",),
     ("synthesis", "voting", "training", "evaluation"),
-    ("summary", "prefetch"),
+    ("summary", "prefetch", "export_forms"),
     ("memory",),
-    ("pipeline", "bench", "status"),
+    ("pipeline", "bench", "status", "export"),
     ("doctor", "dry_run"),
     ("cli",),
 )
@@ -30,7 +32,8 @@ HEAVY = ("torch", "vllm", "ray", "transformers", "openrlhf", "deepspeed", "faiss
 # Only heavy code imports these.
 HEAVY_MODULES = {
     "runtime.engines", "voting.run", "training.actors", "training.agent", "training.platform", "training.run",
-    "training.stage", "training.trainer",
+    "training.stage", "training.trainer", "training.head", "training.policy", "bench.kernels", "bench.kernels_peers",
+    "bench.kernels_report",
 }  # fmt: skip
 
 

@@ -48,7 +48,7 @@ class Jobs:
         self.waiting = [Job(n, [{"role": "user", "content": str(n)}], tokens) for n in reversed(range(count))]
         self.outcomes, self.counts, self.when_done = {}, Counter(), when_done
 
-    def next(self):
+    def next(self, probe=False):
         return self.waiting.pop() if self.waiting else None
 
     @property
@@ -399,3 +399,24 @@ async def test_concurrency_is_bounded(concurrency):
 
     await run([Server(lambda *_: count())], Jobs(40), concurrency=concurrency)
     assert most == concurrency
+
+
+class HeldBack(Jobs):
+    """Gives all but the last jobs freely, and those only as probes."""
+
+    def next(self, probe=False):
+        return super().next() if probe or len(self.waiting) > 3 else None
+
+
+async def test_poisoned_prompts_at_the_end_are_told_from_a_dead_endpoint_by_a_probe():
+    """Nothing else is left to ask: a new job shows that the endpoint still answers."""
+    jobs = HeldBack(8)
+    await run([Server(lambda prompt, number: 500 if prompt in "34" else None)], jobs, {"tries": 2, "patience_s": 12})
+    assert set(jobs.given_up) == {3, 4} and len(jobs.replies) == 6 and jobs.balanced()
+
+
+async def test_probes_do_not_empty_the_supply_while_the_endpoint_is_down():
+    jobs = HeldBack(40)
+    with pytest.raises(InputError, match="patience_s"):
+        await run([Server(lambda prompt, number: 500)], jobs, {"patience_s": 6}, concurrency=2)
+    assert not jobs.outcomes and len(jobs.waiting) >= 40 - 8 * 2 - dispatch.MOST_PROBES

@@ -300,5 +300,5 @@ def test_a_poisoned_prompt_is_given_up_and_the_run_ends(tmp_path):
     """Prompts that the server never answers do not keep the others."""
     with start_teacher(tmp_path / "log", options=["--rate-poison", "0.15"]) as url:
         summary = run(config(url, accepted=20, retry={"tries": 2, "patience_s": 20}), tmp_path / "run")
-        poisoned = sum(1 for replies in stats(url)["tries"].values() if replies == 2)
+        poisoned = sum(1 for replies in stats(url)["tries"].values() if replies >= 2)
     assert summary["accepted"] == 20 and poisoned >= summary["rejected_by_reason"]["no_reply"] > 0

@@ -6,7 +6,8 @@ meanwhile. Each job goes to the endpoint with the smallest share of its limit ta
 what each endpoint sustains, and moves away from one that fails.
 
 A refusal by load is never held against a job. A failure is, unless that endpoint has replied to nothing that
-was sent since the job's last failure: then it is the endpoint that is down, and its breaker deals with that.
+was sent since the job's last failure: then it is the endpoint that is down, and its breaker deals with that. Where only
+failing jobs are left and the breakers are open, a few new jobs are asked as probes: a reply to one tells these apart.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ BACKOFF_LAST_S = 30.0
 LONGEST_WAIT_S = 600.0  # a server that asks for more has run out of quota; patience_s is about that
 FAREWELL_S = 5.0  # for what is on the wire when the run cannot go on
 TICK_S = 0.25
+MOST_PROBES = 3  # new jobs that are asked to see whether it is the endpoint or the job that fails
 
 
 @dataclass(slots=True, eq=False)
@@ -76,6 +78,7 @@ class Dispatcher:
         self._waiting: list[tuple[float, int, _Ask]] = []  # heap of retries by when they are due
         self._order = count()
         self._on_the_wire: set[_Try] = set()
+        self._probes = 0  # since the last reply
         self._asks = 0  # taken from the supply and not done
         self._failing_since: float | None = None  # first failure after the last reply
         self._stopped = False
@@ -112,10 +115,10 @@ class Dispatcher:
         while True:
             self._wake.clear()
             now = monotonic()
-            if not self._stopped:
-                self._send(now)
             if self._error:
                 raise self._error
+            if not self._stopped:
+                self._send(now)
             if reason := self._why_hopeless(now):
                 await self._take_leave()
                 raise InputError(f"{reason}. Every reply so far is kept, and the same command goes on from there")
@@ -136,15 +139,26 @@ class Dispatcher:
         """What to send next: a retry that is due, else a new job."""
         if self._next is None:
             if self._waiting and self._waiting[0][0] <= now:
-                self._next = heapq.heappop(self._waiting)[2]
+                self._next = self._probe() or heapq.heappop(self._waiting)[2]
             elif len(self._waiting) < self._most_waiting and self._any_slot(now):
-                job = self._supply.next()
-                if job is not None:
-                    self._asks += 1
-                    self._next = _Ask(job)
+                self._next = self._new()
         if self._waiting:
             self._ring(self._waiting[0][0])
         return self._next
+
+    def _new(self, probe: bool = False) -> _Ask | None:
+        job = self._supply.next(probe)
+        if job is None:
+            return None
+        self._asks += 1
+        return _Ask(job)
+
+    def _probe(self) -> _Ask | None:
+        """A new job instead of a failing one, when no breaker is closed."""
+        if self._probes == MOST_PROBES or not all(lane.troubled for lane in self._lanes):
+            return None
+        self._probes += 1
+        return self._new(probe=True)
 
     def _any_slot(self, now: float) -> bool:
         return any(lane.ready_at(0, now) < inf for lane in self._lanes)
@@ -203,6 +217,7 @@ class Dispatcher:
     def _replied(self, attempt: _Try, reply: Reply, now: float) -> None:
         ask = attempt.ask
         self._failing_since = None
+        self._probes = 0
         self._end(attempt)
         attempt.lane.replied(reply, ask.job.tokens, attempt.sent_at, now)
         for loser in list(ask.tries):

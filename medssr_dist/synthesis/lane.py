@@ -69,6 +69,11 @@ class Lane:
         """Share of its limit that is taken. Work goes where it is smallest, so each gets what it sustains."""
         return self._slots / self._limit.limit
 
+    @property
+    def troubled(self) -> bool:
+        """Its breaker is not closed, or it was given up."""
+        return bool(self.dead) or self._breaker.state != "closed"
+
     def ready_at(self, tokens: int, now: float) -> float:
         """When a request of so many tokens may be sent; inf if not before something comes back."""
         if self._slots >= self._limit.limit or self.dead:

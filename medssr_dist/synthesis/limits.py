@@ -22,6 +22,7 @@ from random import uniform
 FIRST_LIMIT = 32.0
 WINDOW_ANSWERS = 20
 TOLERATED_SHARE = 0.05  # fewer refusals than this cost less than backing off would
+MOST_TOLERATED_SHARE = 0.75  # beyond, going on at full speed would be a storm
 TOLERATED_WINDOWS = 40  # how long a higher share is tolerated before it is tried again
 CUT = 0.85  # a cut keeps at most this share of the limit
 DEEPEST_CUT = 0.5
@@ -110,7 +111,7 @@ class AdaptiveLimit:
         """
         self._count(sent_at, now, refused=True)
         if now < self._tolerated_until:
-            return self.round_trip / 10
+            return max(self.round_trip, SHORTEST_HOLD_S) / 10
         return max(self.round_trip, SHORTEST_HOLD_S) * uniform(0.5, 1.5)  # else slots would move in step
 
     def restart(self) -> None:
@@ -164,13 +165,13 @@ class AdaptiveLimit:
         goodput = self.level * (1 - window.refused_share)
         kept = self.level / before.limit
         fell = 0 < goodput < before.goodput * (1 + kept) / 2
-        return fell and window.refused_share > before.refused_share / 2
+        return fell and before.refused_share / 2 < window.refused_share < MOST_TOLERATED_SHARE
 
     def _take_back(self, before: _Before, window: _Window, now: float) -> None:
         """Go back to the limit before the cut, and search on from there: these refusals told nothing."""
         self.level = before.limit
         self._doubling = True
-        self.tolerated = max(before.refused_share, window.refused_share)
+        self.tolerated = min(MOST_TOLERATED_SHARE, max(before.refused_share, window.refused_share))
         self._tolerated_until = now + TOLERATED_WINDOWS * max(now - window.opens, self.round_trip)
 
 

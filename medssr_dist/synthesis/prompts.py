@@ -126,7 +126,8 @@ def _render_options(stem: str, options: tuple[str, ...]) -> str:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    """`text` on one line; half a surrogate pair, which has no UTF-8 form, is replaced."""
+    return " ".join(text.encode("utf-8", "replace").decode("utf-8").split())
 
 
 @lru_cache(maxsize=_RENDERED)

@@ -174,7 +174,7 @@ async def _ask(synthesis: Synthesis, endpoints: list[Endpoint], folder: Path, wo
         runner = Dispatcher(synthesis, endpoints)
     with Progress(folder, synthesis, runner, work.supply, work.spending, work.outputs) as progress:
         asking = asyncio.create_task(runner.run(work.supply))
-        beside = asyncio.create_task(_judge_and_show(work, progress))
+        beside = asyncio.create_task(_judge_and_show(work, progress, runner))
         await asyncio.wait({asking, beside}, return_when=asyncio.FIRST_COMPLETED)
         runner.stop()  # where judging failed: what is on the wire still reaches the journal
         results = await asyncio.gather(asking, _end(beside), return_exceptions=True)
@@ -184,10 +184,13 @@ async def _ask(synthesis: Synthesis, endpoints: list[Endpoint], folder: Path, wo
             raise error
 
 
-async def _judge_and_show(work: _Work, progress: Progress) -> None:
+async def _judge_and_show(work: _Work, progress: Progress, runner: Dispatcher | BatchRunner) -> None:
     """Judge what has come, in a thread beside the requests; sync the journal and show the state now and then."""
     synced = time.monotonic()
     while True:
+        # With enough accepted, retries that wait are not needed; batches that are out are paid for, and awaited.
+        if work.supply.stopping or (work.supply.enough and isinstance(runner, Dispatcher)):
+            runner.stop()
         judged = await asyncio.to_thread(work.outputs.advance)
         work.supply.wake.set()
         if time.monotonic() - synced > _SYNC_S:

@@ -76,13 +76,17 @@ class Supply:
         self._cursor = 0
         self._out_of_budget = False
 
-    def next(self) -> Job | None:
-        """The next new request; None when there is nothing to ask for now."""
-        if self._should_stop() or self._enough_asked():
+    def next(self, probe: bool = False) -> Job | None:
+        """The next new request; None when there is nothing to ask for now.
+
+        Args:
+            probe: one is needed to see whether the endpoint answers, even if enough are on their way.
+        """
+        if self.stopping or self.enough or (self._enough_asked() and not probe):
             return None
         while self._cursor in self._journal or self._cursor in self._provenances:
             self._cursor += 1
-        if self._cursor >= self._synthesis.most_candidates or self._enough_asked():
+        if self._cursor >= self._synthesis.most_candidates or (self._enough_asked() and not probe):
             return None
         job, provenance = self._build(self._cursor)
         self._out_of_budget = not self._spending.reserve(job)
@@ -116,11 +120,19 @@ class Supply:
         return job, request.provenance
 
     @property
+    def stopping(self) -> bool:
+        """Somebody asked for the run to end."""
+        return self._should_stop()
+
+    @property
+    def enough(self) -> bool:
+        """As many questions are accepted as are wanted."""
+        return self._judged.accepted >= self._synthesis.accepted
+
+    @property
     def finished(self) -> bool:
         """Nothing will be asked for any more."""
-        if self._should_stop():
-            return True
-        if self._judged.accepted >= self._synthesis.accepted:
+        if self.stopping or self.enough:
             return True
         waiting = self.in_flight or self._judged.done < self._journal.first_missing
         return not waiting and (self._out_of_budget or self._cursor >= self._synthesis.most_candidates)
@@ -128,7 +140,7 @@ class Supply:
     @property
     def stopped_by(self) -> str:
         """'count', 'cap' or 'budget'; of a finished supply that nobody stopped."""
-        if self._judged.accepted >= self._synthesis.accepted:
+        if self.enough:
             return "count"
         return "budget" if self._out_of_budget else "cap"
 
