@@ -43,8 +43,8 @@ class Scale:
     """How long and how often is measured."""
 
     rounds: int = 3
-    warmup_s: float = 8
-    seconds: float = 12
+    warmup_s: float = 5
+    seconds: float = 8
     memory_counts: tuple[int, int] = (10_000, 1_000_000)
     rate_limit: int = 300  # of the server that refuses, replies a second
     goodput_warmup_s: float = 15
