@@ -8,7 +8,7 @@ finds its concurrency by trying is measured once it has found it.
 
 `peers_python` names another environment's Python for distilabel, whose pins do not go with ours:
 
-    python -m venv peers && peers/bin/pip install "distilabel[openai]==1.5.3"
+    python -m venv peers && peers/bin/pip install "distilabel[openai]==1.5.3" requests
     medssr bench synthesis --json synthesis.json --peers-python peers/bin/python
 """
 

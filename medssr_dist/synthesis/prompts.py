@@ -87,7 +87,7 @@ def build_messages(
     if entity is not None:
         parts.append(f"{ENTITY_HEADING}\n{_one_line(entity)}")
         parts += [
-            f"{PASSAGE_HEADING.format(number=number)}\n{_one_line(passage.title)}\n{_shorten(passage.content)}"
+            f"{PASSAGE_HEADING.format(number=number)}\n{_render_passage(passage.title, passage.content)}"
             for number, passage in enumerate(passages, start=1)
         ]
         task = _RARE_TASK.format(entity=_one_line(entity))
@@ -131,8 +131,8 @@ def _one_line(text: str) -> str:
 
 
 @lru_cache(maxsize=_RENDERED)
-def _shorten(content: str) -> str:
+def _render_passage(title: str, content: str) -> str:
     content = _one_line(content)
-    if len(content) <= PASSAGE_CHARS:
-        return content
-    return content[:PASSAGE_CHARS].rsplit(" ", 1)[0] + " ..."
+    if len(content) > PASSAGE_CHARS:
+        content = content[:PASSAGE_CHARS].rsplit(" ", 1)[0] + " ..."
+    return f"{_one_line(title)}\n{content}"
