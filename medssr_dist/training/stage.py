@@ -58,13 +58,12 @@ class StageRunner:
 
     def _start(self, job: StageJob, strategy) -> tuple:
         """Start engines, policy and reference side by side, and wait for all of them."""
-        from medssr_dist.training.actors import PolicyRank, ReferenceRank
-
+        policy_class, reference_class = _rank_classes(job.config)
         engines, engine_bundles = _start_engines(job.config, job.model)
-        ranks, bundles = _rank_group(job.config, PolicyRank, None)
+        ranks, bundles = _rank_group(job.config, policy_class, None)
         if job.stage.kl_coef > 0:
             shared = bundles if job.config.training.colocate_reference else None
-            reference, reference_bundles = _rank_group(job.config, ReferenceRank, shared)
+            reference, reference_bundles = _rank_group(job.config, reference_class, shared)
         else:
             reference, reference_bundles = None, bundles
         refs = ranks.async_init_model_from_pretrained(strategy, str(job.model), job.expected_steps, engines)
@@ -74,6 +73,15 @@ class StageRunner:
         ray.get([engine.get_num_unfinished_requests.remote() for engine in engines])
         ray.get(refs)
         return ranks, reference, engines, {engine_bundles, bundles, reference_bundles}
+
+
+def _rank_classes(config: Config) -> tuple[type, type]:
+    """The classes of a policy rank and of a reference rank."""
+    from medssr_dist.training import actors
+
+    if config.training.logprob == "kernels":
+        return actors.KernelPolicyRank, actors.KernelReferenceRank
+    return actors.PolicyRank, actors.ReferenceRank
 
 
 def _rank_group(config: Config, rank_class: type, bundles) -> tuple:

@@ -22,6 +22,7 @@ _METRICS = {
     "truncated": "rollout/truncated_rate",
     "policy_loss": "policy_loss",
     "kl": "kl",
+    "entropy": "entropy",
     "clip_ratio": "ppo_clip_ratio",
     "grad_norm": "actor_grad_norm",
     "learning_rate": "actor_lr",

@@ -1,0 +1,155 @@
+"""OpenRLHF's actor and update with log-probs, entropy and GRPO loss computed by the kernels, inside the head.
+
+The update takes loss and gradients in one forward pass of the head (three GEMMs, arXiv 2402.03300 eq. 3). Only rows
+that predict an unmasked action reach a GEMM: prompt and padding are dropped before. Options that these classes do not
+read (critic, mixture-of-experts loss, images, ring attention) are fixed to off in `openrlhf_args.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+
+import torch
+from torch.nn import functional as F
+
+from medssr_dist.kernels import GrpoMetrics, GrpoOptions, linear_grpo_loss, linear_logprob
+from medssr_dist.training import platform
+from medssr_dist.training.head import KernelHead, install_head
+
+platform.apply()
+
+from openrlhf.models import Actor  # noqa: E402
+from openrlhf.trainer.ppo_utils.experience import Experience  # noqa: E402
+from openrlhf.trainer.ray.ppo_actor import ActorPPOTrainer  # noqa: E402
+
+# What is computed over the rows: (hidden [n, H], weight [V, H], target [n]) -> one tensor, n the unmasked actions.
+OverRows = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+class KernelActor(Actor):
+    """OpenRLHF's Actor, whose head computes what is asked for in place of logits. B sequences, T tokens, A actions."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        install_head(self.model)
+
+    @property
+    def head(self) -> KernelHead:
+        return self.model.get_output_embeddings()
+
+    def forward(self, sequences, action_mask, attention_mask, ring_attn_group=None, packed_seq_lens=None):
+        """Log-probs of the actions at the rollout temperature, fp32 [B, A], 0 where masked."""
+
+        def logp(hidden, weight, target):
+            return linear_logprob(hidden, weight, target, temperature=self.temperature)
+
+        found = self.over_rows(logp, sequences, action_mask, attention_mask)
+        return torch.zeros(action_mask.shape, device=found.device).masked_scatter(action_mask.bool(), found)
+
+    def over_rows(self, compute: OverRows, sequences, action_mask, attention_mask) -> torch.Tensor:
+        """Run the model with `compute` over the rows that predict an unmasked action, in its head's place.
+
+        Args:
+            sequences, attention_mask: [B, T].
+            action_mask: [B, A], of the last A tokens; the row before a token predicts it.
+        """
+        real = attention_mask.bool()
+        predicts = F.pad(action_mask.bool(), (sequences.shape[1] - 1 - action_mask.shape[1], 1))
+        target = sequences.roll(-1, dims=1)[predicts]
+        positions = attention_mask.long().cumsum(-1) - 1
+        if self.packing_samples:
+            # One row of all real tokens; attention tells the sequences apart by positions that begin again.
+            tokens, positions, predicts = sequences[real][None], positions[real][None], predicts[real]
+            attention_mask = None
+        else:
+            tokens, positions = sequences, positions.masked_fill(~real, 1)
+        rows = predicts.flatten().nonzero().squeeze(1)
+
+        def chosen(hidden, weight):
+            return compute(hidden.flatten(0, 1).index_select(0, rows), weight, target)
+
+        with self.head.computing(chosen):
+            return self.model(tokens, attention_mask=attention_mask, position_ids=positions)["logits"]
+
+
+class KernelTrainer(ActorPPOTrainer):
+    """OpenRLHF's update of a KernelActor: its data, accumulation and optimizer, and the kernels' loss."""
+
+    def training_step(self, experience: Experience, kl_ctl: float, step: int, loss_batch_info: dict) -> dict:
+        """One micro-batch forward and backward, and the optimizer's step where DeepSpeed's accumulation is full.
+
+        Args:
+            kl_ctl: weight of the KL to the reference.
+            loss_batch_info: OpenRLHF's counts over the whole optimizer step, all ranks and micro-batches.
+        """
+        self.actor.train()
+        loss, metrics = self._loss(experience, kl_ctl, loss_batch_info)
+        self.strategy.backward(loss, self.actor, self.actor_optim)
+        self.strategy.optimizer_step(self.actor_optim, self.actor, self.actor_scheduler, name="actor")
+        return self._status(experience, metrics, loss_batch_info)
+
+    def _loss(self, experience: Experience, kl_ctl: float, counts: dict) -> tuple[torch.Tensor, GrpoMetrics]:
+        actions = experience.action_mask.bool()
+        clip_low, clip_high = self.args.actor.eps_clip_low_high
+        options = GrpoOptions(
+            clip_low=clip_low,
+            clip_high=clip_high,
+            kl_coef=kl_ctl,
+            kl_estimator=self.args.algo.kl.estimator,
+            entropy_coef=0.0,  # for the metrics alone
+        )
+        reference = experience.base_action_log_probs
+        metrics = None
+
+        def loss(hidden, weight, target):
+            nonlocal metrics
+            value, metrics = linear_grpo_loss(
+                hidden,
+                weight,
+                target,
+                experience.advantages[actions],
+                temperature=self.actor.temperature,
+                old_logp=experience.action_log_probs[actions],
+                ref_logp=None if reference is None else reference[actions],
+                options=options,
+                token_count=counts["batch_num_tokens"],
+                dp_size=counts["dp_size"],
+            )
+            return value
+
+        value = self.actor.over_rows(loss, experience.sequences, actions, experience.attention_mask)
+        return value, metrics
+
+    def _status(self, experience: Experience, metrics: GrpoMetrics, counts: dict) -> dict:
+        """What OpenRLHF's loop averages and logs: over tokens, over samples, or as it is where the weight is None."""
+        tokens = experience.action_mask.sum()
+        # The loss is this micro-batch's share of the step's mean; its own mean is what can be averaged over tokens.
+        own_mean = counts["batch_num_tokens"] / (counts["dp_size"] * tokens.clamp(min=1))
+        over_tokens = {
+            "policy_loss": metrics.policy_loss * own_mean,
+            "kl": metrics.kl_loss * own_mean,
+            "entropy": metrics.entropy * own_mean,
+            "ppo_clip_ratio": metrics.clip_share,
+            "ppo_kl": metrics.old_kl,
+            "logprobs_diff": metrics.reference_log_ratio,
+        }
+        over_samples = {name: torch.as_tensor(value, dtype=torch.float32) for name, value in experience.info.items()}
+        over_samples |= {
+            field.name: getattr(experience, field.name)
+            for field in fields(Experience)
+            if Experience.is_episode_tensor_field(field.name) and field.name not in ("rewards", "scores")
+        }
+        over_samples = {name: value for name, value in over_samples.items() if value is not None}
+        last = {
+            "actor_lr": self.actor_scheduler.get_last_lr()[0],
+            "actor_grad_norm": self.strategy.get_grad_norm(self.actor),
+        }
+        return {
+            "metrics": over_samples | over_tokens | last,
+            "weights": dict.fromkeys(over_samples, "sample")
+            | dict.fromkeys(over_tokens, "token")
+            | dict.fromkeys(last),
+            "num_samples": float(len(experience.action_mask)),
+            "num_action_tokens": float(tokens),
+        }

@@ -1,0 +1,135 @@
+"""One rank of a real DeepSpeed ZeRO-3 group that takes GRPO steps; run as a process by test_training_kernels.py.
+
+    python zero_ranks.py JOB RANK WORLD PORT
+
+JOB is a torch file, name -> case with its batch; rank 0 writes JOB.out.WORLD: a dict a case of log-probs, loss,
+gradients and updated weights, all whole. The ranks are the trainer's own classes; the optimizer is SGD in place of
+DeepSpeed's Adam, which would be compiled first.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+os.environ["MEDSSR_DEVICE"] = "cpu"
+
+import torch  # noqa: E402
+
+torch.set_num_threads(1)
+
+from medssr_dist.config_io import load_config  # noqa: E402
+from medssr_dist.training import actors  # noqa: E402
+from medssr_dist.training.openrlhf_args import as_namespace, openrlhf_options  # noqa: E402
+
+CONFIG = Path(__file__).parents[1] / "configs" / "demo_cpu.yaml"
+CLASSES = {
+    "kernels": (actors.KernelPolicyRank, actors.KernelReferenceRank),
+    "openrlhf": (actors.PolicyRank, actors.ReferenceRank),
+}
+
+
+def main() -> None:
+    job_file, rank, world, port = Path(sys.argv[1]), *map(int, sys.argv[2:5])
+    job = torch.load(job_file)
+    results = {name: run(SimpleNamespace(**case), rank, world, port) for name, case in job.items()}
+    if rank == 0:
+        torch.save(results, f"{job_file}.out.{world}")
+
+
+def run(case: SimpleNamespace, rank: int, world: int, port: int) -> dict:
+    batch = case.batch
+    strategy = make_strategy(case, len(batch["sequences"]), world)
+    policy_class, reference_class = CLASSES[case.path]
+    place = (world, rank, "127.0.0.1", port)
+    tokens = [batch[name] for name in ("sequences", "action_mask", "attention_mask")]
+    reference = reference_class(*place)
+    reference.init_model_from_pretrained(strategy, case.model)
+    policy = policy_class(*place)
+    policy.init_model_from_pretrained(strategy, case.model, 10)
+    seen = watch(strategy, policy)
+    result = {"reference_logp": reference.forward(*tokens), "logp": policy.forward(*tokens)}
+    heads = [actor.model.get_output_embeddings() for actor in (reference.model, policy.actor)]
+    result["released"] = [head.weight.numel() == 0 for head in heads]
+    policy.append(shard(batch, rank, world))
+    status = policy.fit(batch["kl_coef"])
+    return result | seen() | {"status": status, "weights": whole(policy, "weight")}
+
+
+def make_strategy(case: SimpleNamespace, sequences: int, world: int):
+    config = load_config(
+        CONFIG,
+        [
+            f"policy.model={case.model}", f"training.ranks_per_node={world}", f"training.packing={case.packing}",
+            f"training.gradient_checkpointing={case.checkpointing}", "training.stage1.prompts_per_step=1",
+            f"training.stage1.samples_per_prompt={sequences}", "training.stage1.micro_batch_size=2",
+            f"training.stage1.temperature={case.temperature}", "training.stage1.max_grad_norm=0",
+        ],
+    )  # fmt: skip
+    folder = Path(case.model) / "stage"
+    options = openrlhf_options(config, config.training.stage1, folder) | {"vllm.sync_backend": "gloo"}
+    if case.dtype == "fp32":
+        allow_fp32()
+        options["ds.param_dtype"] = "fp32"
+    strategy = actors.get_strategy(as_namespace(options))
+    train_config, eval_config = strategy.get_ds_train_config, strategy.get_ds_eval_config
+    optimizer = {"type": "SGD", "params": {"lr": case.learning_rate}}
+    strategy.get_ds_train_config = lambda **kwargs: release_all(train_config(**kwargs)) | {"optimizer": optimizer}
+    strategy.get_ds_eval_config = lambda **kwargs: release_all(eval_config(**kwargs))
+    return strategy
+
+
+def release_all(ds_config: dict) -> dict:
+    """ZeRO-3 keeps small weights whole by itself; a large model's head is none, so here none is."""
+    ds_config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+    return ds_config | {"zero_allow_untested_optimizer": True}
+
+
+def allow_fp32() -> None:
+    """OpenRLHF offers 16-bit weights only; the comparison in fp32 needs the name of the type."""
+    from openrlhf.utils import utils
+
+    own = utils.convert_to_torch_dtype
+    utils.convert_to_torch_dtype = lambda name: torch.float32 if name == "fp32" else own(name)
+
+
+def shard(batch: dict, rank: int, world: int):
+    from openrlhf.trainer.ppo_utils.experience import Experience
+
+    count = len(batch["sequences"])
+    part = slice(rank * count // world, (rank + 1) * count // world)
+    names = ("sequences", "attention_mask", "action_mask", "action_log_probs", "base_action_log_probs", "advantages")
+    fields = {name: batch[name][part].clone() for name in names}
+    lengths = fields["action_mask"].sum(1).float()
+    return Experience(**fields, response_length=lengths, info={"reward": torch.ones(len(lengths))})
+
+
+def watch(strategy, policy):
+    """Note the loss of every micro-batch, and the whole gradients before the optimizer's step."""
+    backward, step, seen = strategy.backward, strategy.optimizer_step, {"loss": torch.zeros(())}
+
+    def noting_loss(loss, *args, **kwargs):
+        seen["loss"] += loss.detach() / strategy.accumulated_gradient
+        return backward(loss, *args, **kwargs)
+
+    def noting_gradients(*args, **kwargs):
+        if policy.actor.model.is_gradient_accumulation_boundary():
+            seen["gradients"] = whole(policy, "gradient")
+        return step(*args, **kwargs)
+
+    strategy.backward, strategy.optimizer_step = noting_loss, noting_gradients
+    return lambda: seen | {"loss": strategy.all_reduce(seen["loss"])}
+
+
+def whole(policy, what: str) -> dict[str, torch.Tensor]:
+    """fp32 master weights or gradients by name, gathered from all ranks."""
+    from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_grad
+
+    get = {"weight": safe_get_full_fp32_param, "gradient": safe_get_full_grad}[what]
+    return {name: get(weight).clone() for name, weight in policy.actor.model.module.named_parameters()}
+
+
+if __name__ == "__main__":
+    main()
