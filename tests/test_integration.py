@@ -20,8 +20,7 @@ def test_whole_method(medssr, tiny_config, finished):
     done = medssr("run", "--config", tiny_config, "--run-dir", finished)
     assert "accuracy" in done.stdout
     questions = list(read_jsonl(finished / "synthesis" / "questions.jsonl"))
-    rejected = list(read_jsonl(finished / "synthesis" / "rejected.jsonl"))
-    assert len(questions) + len(rejected) == 8
+    assert len(questions) == 8
     votes = [Vote.model_validate(row) for row in read_jsonl(finished / "voting" / "votes.jsonl")]
     assert len({vote.key for vote in votes}) == len(votes) == 5 * len(questions)
     labels = [Label.model_validate(row) for row in read_jsonl(finished / "voting" / "labeled.jsonl")]

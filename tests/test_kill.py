@@ -49,10 +49,11 @@ def test_killed_in_every_step(medssr, tiny_config, tmp_path):
     medssr(*arguments)
 
     asked = [row["provenance"]["index"] for row in read_jsonl(run / "synthesis" / "journal.jsonl")]
-    assert sorted(asked) == list(range(8))
+    assert len(asked) >= 8 and sorted(asked) == list(range(len(asked)))
     votes = list(read_jsonl(run / "voting" / "votes.jsonl"))
     keys = {(vote["question_id"], vote["policy"], vote["sampling"], vote["seed"]) for vote in votes}
     questions = {row["id"] for row in read_jsonl(run / "synthesis" / "questions.jsonl")}
+    assert len(questions) == 8
     assert len(keys) == len(votes) == 5 * len(questions)
     labels = [row["question"]["id"] for row in read_jsonl(run / "voting" / "labeled.jsonl")]
     assert sorted(labels) == sorted(questions)
