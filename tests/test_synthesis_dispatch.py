@@ -306,8 +306,8 @@ async def test_retry_after_is_honoured_while_new_work_goes_on(date_form, monkeyp
     monkeypatch.setattr(time, "time", lambda: real() + 1e6 * len(refused_once))  # the clock jumps
     server, jobs = Server(behave), Jobs(30)
     await run([server], jobs, concurrency=1)
-    assert 1.0 <= times[1] - times[0] < 1.6
-    assert len(server.times) == 31 and server.times[-1] - server.times[-2] > 0.5  # all others went first
+    assert times[1] - times[0] >= 1.0 and len(server.times) == 31
+    assert sum(times[0] < other < times[1] for other in server.times) > 1  # others went meanwhile
 
 
 def test_jitter_is_full_and_bounded(monkeypatch):

@@ -181,10 +181,8 @@ def test_faults_that_do_not_pass_end_the_run_with_the_reason(undisturbed, tmp_pa
     options, retry, reason = ENDLESS[name]
     with start_teacher(tmp_path / "well") as well, start_teacher(tmp_path / "ill", options=options) as ill:
         run(settings(well, accepted=10), tmp_path / "run")
-        before = time.monotonic()
         with pytest.raises(InputError, match=reason):
             run(settings(ill, retry=PATIENT | retry), tmp_path / "run")
-        assert time.monotonic() - before < 8
         run(settings(well), tmp_path / "run")
         counts = count(name, tmp_path / "run", stats(well), stats(ill))
         assert sum(stats(ill)["tries"].values()) < 600  # no storm, though the waits are shortened here
@@ -196,10 +194,8 @@ def test_key_that_expires_midway_stops_at_once_with_the_reason(undisturbed, tmp_
     more = BATCH if transport == "batch" else {}
     options = ["--expire-key-after", "25", "--latency-s", "0.02"]
     with start_teacher(tmp_path / "a", options=options) as expiring, start_teacher(tmp_path / "b") as valid:
-        before = time.monotonic()
         with pytest.raises(InputError, match="refuses the key"):
             run(settings(expiring, **more), tmp_path / "run")
-        assert time.monotonic() - before < 5
         seen = stats(expiring)
         assert seen["outcomes"].get("401", 0) + seen["calls"].get("poll 401", 0) <= CONCURRENCY  # no storm
         if transport == "batch":  # its batch can be fetched only with a valid key for the same account
@@ -333,8 +329,6 @@ def test_a_jump_of_the_clock_changes_nothing(undisturbed, tmp_path, monkeypatch,
     began, told = time.monotonic(), time.time
     monkeypatch.setattr(time, "time", lambda: told() + (jump_s if time.monotonic() - began > 1.0 else 0))
     with start_teacher(tmp_path / "log", options=options) as url:
-        began = time.monotonic()
         run(settings(url), tmp_path / "run")
-        assert time.monotonic() - began < 20
         counts = count(f"clock jumps {jump_s:+} s", tmp_path / "run", stats(url))
     assert (counts.lost, counts.twice) == (0, 0) and accepted(tmp_path / "run") == undisturbed
