@@ -1,6 +1,5 @@
 """The extractor: every form, precedence, the question's own letters only, and never a guess."""
 
-import time
 from types import SimpleNamespace
 
 import pytest
@@ -82,11 +81,10 @@ def test_options_of_one_text_are_not_told_apart():
 @pytest.mark.parametrize(
     "filler", [" ", "\n", " \n", "\t", "(", "( ", "* ", ":", " :", "answer is ", r"\boxed{", "**A. "]
 )
-def test_degenerate_replies_take_no_time(filler):
-    text = "The answer is" + filler * (8000 // len(filler))
-    start = time.monotonic()
-    extract_answer(text, OPTIONS)
-    assert time.monotonic() - start < 1
+def test_degenerate_replies_are_read_to_their_end(filler):
+    """Long enough that an extractor of more than linear time would hang here."""
+    text = "The answer is" + filler * (8000 // len(filler)) + "\nThe answer is (D)."
+    assert extract_answer(text, OPTIONS).letter == "D"
 
 
 @given(st.text(max_size=300), st.integers(2, len(LETTERS)))
