@@ -14,7 +14,7 @@ from medssr_dist.config_synthesis import Synthesis
 from medssr_dist.errors import InputError
 from medssr_dist.synthesis import dispatch, lane, limits
 from medssr_dist.synthesis.client import GaveUp, Reply
-from medssr_dist.synthesis.dispatch import Dispatcher, wait_s
+from medssr_dist.synthesis.dispatch import Dispatcher
 
 KEY = "sk-very-secret-0123456789"
 
@@ -310,16 +310,6 @@ async def test_retry_after_is_honoured_while_new_work_goes_on(date_form, monkeyp
     assert sum(times[0] < other < times[1] for other in server.times) > 1  # others went meanwhile
 
 
-def test_jitter_is_full_and_bounded(monkeypatch):
-    monkeypatch.setattr(dispatch, "BACKOFF_FIRST_S", 0.5)
-    monkeypatch.setattr(dispatch, "BACKOFF_LAST_S", 30.0)
-    for failures, most in ((1, 0.5), (2, 1.0), (4, 4.0), (50, 30.0)):
-        waits = [wait_s(failures) for _ in range(2000)]
-        assert 0 <= min(waits) < 0.05 * most and 0.95 * most < max(waits) <= most
-    assert 20 <= wait_s(1, 20.0) <= 22
-    assert wait_s(1, 86400.0) <= 660
-
-
 async def test_hedging_takes_the_first_reply_and_counts_the_other_as_lost():
     slow, fast, jobs = Server(lambda *_: hang()), Server(), Jobs(6)
     dispatcher = await run([slow, fast], jobs, retry={"hedge_after_s": 0.05}, concurrency=3)
@@ -399,24 +389,3 @@ async def test_concurrency_is_bounded(concurrency):
 
     await run([Server(lambda *_: count())], Jobs(40), concurrency=concurrency)
     assert most == concurrency
-
-
-class HeldBack(Jobs):
-    """Gives all but the last jobs freely, and those only as probes."""
-
-    def next(self, probe=False):
-        return super().next() if probe or len(self.waiting) > 3 else None
-
-
-async def test_poisoned_prompts_at_the_end_are_told_from_a_dead_endpoint_by_a_probe():
-    """Nothing else is left to ask: a new job shows that the endpoint still answers."""
-    jobs = HeldBack(8)
-    await run([Server(lambda prompt, number: 500 if prompt in "34" else None)], jobs, {"tries": 2, "patience_s": 12})
-    assert set(jobs.given_up) == {3, 4} and len(jobs.replies) == 6 and jobs.balanced()
-
-
-async def test_probes_do_not_empty_the_supply_while_the_endpoint_is_down():
-    jobs = HeldBack(40)
-    with pytest.raises(InputError, match="patience_s"):
-        await run([Server(lambda prompt, number: 500)], jobs, {"patience_s": 6}, concurrency=2)
-    assert not jobs.outcomes and len(jobs.waiting) >= 40 - 8 * 2 - dispatch.MOST_PROBES

@@ -3,6 +3,8 @@ import random
 
 import pytest
 
+from medssr_dist.synthesis import dispatch
+from medssr_dist.synthesis.dispatch import wait_s
 from medssr_dist.synthesis.limits import (
     BREAKER_FAILURES,
     BREAKER_S,
@@ -240,3 +242,13 @@ def test_breaker_waits_as_long_as_the_server_asks_and_sends_another_probe_for_on
     breaker.sending()
     breaker.failed(now, "HTTP 429", after=77)
     assert breaker.ready_at(now) == now + 77
+
+
+def test_jitter_is_full_and_bounded(monkeypatch):
+    monkeypatch.setattr(dispatch, "BACKOFF_FIRST_S", 0.5)
+    monkeypatch.setattr(dispatch, "BACKOFF_LAST_S", 30.0)
+    for failures, most in ((1, 0.5), (2, 1.0), (4, 4.0), (50, 30.0)):
+        waits = [wait_s(failures) for _ in range(2000)]
+        assert 0 <= min(waits) < 0.05 * most and 0.95 * most < max(waits) <= most
+    assert 20 <= wait_s(1, 20.0) <= 22
+    assert wait_s(1, 86400.0) <= 660
