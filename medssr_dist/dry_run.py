@@ -99,12 +99,14 @@ def _plan_synthesis(config: Config, run: RunDir, folder: Path, model: Path | Non
 
 def _cost(synthesis: Synthesis, prompt_tokens: float) -> str:
     """What a request takes at most, and N of them; money where all prices are known."""
+    from medssr_dist.synthesis.budget import cost_usd
+
     most = prompt_tokens + synthesis.max_tokens
     text = f"about {prompt_tokens:,.0f} prompt tokens a request and {synthesis.max_tokens:,} reply tokens at most: "
     text += f"{synthesis.accepted * most:,.0f} tokens for {synthesis.accepted:,}"
     if all(model in synthesis.prices for model in synthesis.models):
         prices = [synthesis.prices[model] for model in synthesis.models]
-        usd = max(price.prompt * prompt_tokens + price.completion * synthesis.max_tokens for price in prices) / 1e6
+        usd = max(cost_usd(price, prompt_tokens, synthesis.max_tokens) for price in prices)
         text += f", ${synthesis.accepted * usd:,.2f}"
     return text
 

@@ -69,9 +69,9 @@ class Spending:
         """
         prompt = job.prompt_tokens * self._correction
         tokens = prompt + self._most_completion
-        usd = _cost(self._dearest, prompt, self._most_completion)
+        usd = cost_usd(self._dearest, prompt, self._most_completion)
         all_tokens = self.tokens + self.lost_tokens + self._reserved_tokens + tokens
-        all_usd = self.usd + _cost(self._dearest, 0, self.lost_tokens) + self._reserved_usd + usd
+        all_usd = self.usd + cost_usd(self._dearest, 0, self.lost_tokens) + self._reserved_usd + usd
         if not forced and (_exceeds(all_tokens, self._budget.tokens) or _exceeds(all_usd, self._budget.usd)):
             return False
         self._reservations[job.index] = (tokens, usd)
@@ -94,7 +94,7 @@ class Spending:
         """Count a reply, of this attempt or of the journal."""
         self.prompt_tokens += prompt_tokens
         self.completion_tokens += completion_tokens
-        self.usd += _cost(self._prices.get(model, _FREE), prompt_tokens, completion_tokens)
+        self.usd += cost_usd(self._prices.get(model, _FREE), prompt_tokens, completion_tokens)
 
     def lose(self, tokens: int, tries: int = 1) -> None:
         """Count tokens that may have been billed without a reply."""
@@ -106,5 +106,6 @@ def _exceeds(amount: float, limit: float) -> bool:
     return bool(limit) and amount > limit
 
 
-def _cost(price: Price, prompt_tokens: float, completion_tokens: float) -> float:
+def cost_usd(price: Price, prompt_tokens: float, completion_tokens: float) -> float:
+    """US dollars for so many tokens."""
     return (price.prompt * prompt_tokens + price.completion * completion_tokens) / 1e6
