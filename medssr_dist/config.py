@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SecretStr, model_validator
 
 from medssr_dist.config_base import Section, Source
 from medssr_dist.config_synthesis import Knowledge, Synthesis
@@ -19,9 +19,19 @@ class Policy(Section):
     """The model that votes and is trained."""
 
     model: str = Field(description="model directory, Hugging Face id in the local cache, or embedded:smollm2-135m")
-    dtype: Literal["bfloat16", "float16"] = Field("bfloat16", description="weights in vLLM and the training forward")
+    dtype: Literal["bfloat16", "float16", "float32"] = Field(
+        "bfloat16", description="weights in vLLM and the training forward"
+    )
     trust_remote_code: bool = Field(False, description="allow code shipped with the model to run")
     max_model_len: int = Field(4096, ge=64, description="prompt + answer, tokens")
+
+
+class Server(Section):
+    """A running OpenAI-compatible vLLM server that takes part in the vote."""
+
+    base_url: str = Field(pattern="^https?://", description="as http://node7:8000/v1")
+    model: str = Field("", description="name it serves the policy under; '' = the one model that it serves")
+    api_key: SecretStr | None = Field(None, description="'${VARIABLE}'; none if it asks for none")
 
 
 class Voting(Section):
@@ -30,13 +40,34 @@ class Voting(Section):
     samples: int = Field(16, ge=1, description="K answers a question")
     threshold: float = Field(0.5, ge=0, le=1, description="labels with confidence >= this are kept; 0 = keep all")
     confidence: Literal["requested", "valid"] = Field("requested", description="denominator the threshold applies to")
+    adaptive: Literal["off", "lossless", "kept", "statistical"] = Field(
+        "lossless",
+        description="off: all K votes; lossless: none once neither winner nor keep can change; kept: none once neither "
+        "a kept winner nor keep can change; statistical: none once they change with a chance of error_rate at most",
+    )
+    error_rate: float = Field(0.01, gt=0, lt=0.5, description="of adaptive=statistical alone: chance of another label")
     temperature: float = Field(1.0, gt=0, le=2, description="1.0: the distribution that is trained")
     top_p: float = Field(1.0, gt=0, le=1, description="nucleus sampling; 1 = off")
     max_tokens: int = Field(2048, ge=1, description="answer limit, tokens")
-    engines: int = Field(1, ge=1, description="vLLM engines")
+    keep_text: bool = Field(True, description="keep the text of every vote for audit; false: answer and length only")
+    engines: int = Field(1, ge=0, description="vLLM engines; 0 = only the servers vote (evaluation starts one)")
+    max_engines: int = Field(0, ge=0, description="engines it may grow to as nodes join the cluster; 0 = engines")
     tensor_parallel_size: int = Field(1, ge=1, description="GPUs an engine")
-    shard_size: int = Field(64, ge=1, description="questions sent to an engine at once")
+    servers: list[Server] = Field(default_factory=list, description="running vLLM servers that take part")
+    in_flight: int = Field(256, ge=1, description="samples an engine works on at once (vLLM's max_num_seqs)")
+    window: int = Field(65536, ge=1, description="questions voted on ahead of the first one without a label")
+    stall_s: float = Field(300.0, gt=0, description="an engine with work and without a token for so long is replaced")
+    deadline_s: float = Field(3600.0, gt=0, description="a request without its end after so long is asked elsewhere")
     buffer: int = Field(512, ge=1, description="kept labels the trainer may lag behind before voting waits")
+    question_buffer: int = Field(512, ge=1, description="questions the vote may lag behind before synthesis waits")
+
+    @model_validator(mode="after")
+    def _check(self) -> Voting:
+        if not self.engines and not self.servers:
+            raise ValueError("engines is 0 and servers is empty: nothing can vote; set engines=1 or name a server")
+        if self.max_engines and self.max_engines < self.engines:
+            raise ValueError(f"max_engines = {self.max_engines} is below engines = {self.engines}; 0 = no growth")
+        return self
 
 
 class Stage(Section):
@@ -160,7 +191,23 @@ class Config(Section):
     def without_secrets(self) -> Config:
         """The same config without API keys, for processes that do not need them."""
         endpoints = [endpoint.model_copy(update={"api_key": None}) for endpoint in self.synthesis.endpoints]
-        return self.model_copy(update={"synthesis": self.synthesis.model_copy(update={"endpoints": endpoints})})
+        servers = [server.model_copy(update={"api_key": None}) for server in self.voting.servers]
+        return self.model_copy(
+            update={
+                "synthesis": self.synthesis.model_copy(update={"endpoints": endpoints}),
+                "voting": self.voting.model_copy(update={"servers": servers}),
+            }
+        )
+
+    @model_validator(mode="after")
+    def _dtype_trains(self) -> Config:
+        training = self.training
+        if self.policy.dtype == "float32" and (training.stage1.enabled or training.stage2.enabled):
+            raise ValueError(
+                "policy.dtype = float32 votes and evaluates, but is not trained; use bfloat16, or set "
+                "training.stage1.enabled=false training.stage2.enabled=false"
+            )
+        return self
 
     @model_validator(mode="after")
     def _lengths_fit(self) -> Config:

@@ -123,21 +123,28 @@ class Vote(Record):
 
 
 class Label(Record):
-    """The outcome of the vote on one question (paper section 3: self-consistency pseudo-label).
+    """The outcome of the vote on one question (paper section 3.2: self-consistency pseudo-label).
 
-    Example: 8 votes BBBBBCC- give answer "B", counts {"B": 5, "C": 2}, requested 8, valid 7,
-    confidence_requested 5/8, confidence_valid 5/7.
+    Example: 8 votes BBBBBCC- give answer "B", counts {"B": 5, "C": 2}, requested 8, taken 8, valid 7,
+    confidence_requested (5/8, 5/8), confidence_valid (5/7, 5/7). Adaptive voting may stop at BBBBB: taken 5,
+    confidence_requested (5/8, 1), confidence_valid (5/8, 1).
     """
 
     question: Question
-    outcome: Literal["labeled", "tie", "all_invalid"]
+    outcome: Literal["labeled", "tie", "all_invalid", "rejected", "quarantined"] = Field(
+        description="rejected: below the threshold whatever its winner, which was not voted out (voting.adaptive=kept)"
+    )
     answer: str | None = Field(description="majority letter; None unless outcome is 'labeled'")
-    counts: dict[str, int]
-    requested: int
-    valid: int
-    confidence_requested: float = Field(description="winner's votes / votes requested")
-    confidence_valid: float = Field(description="winner's votes / valid votes; 0 if none is valid")
+    counts: dict[str, int] = Field(description="letter -> votes taken for it")
+    requested: int = Field(description="K")
+    taken: int = Field(description="votes taken; fewer than requested where the rest could change nothing")
+    valid: int = Field(description="of those taken, with an answer")
+    truncated: int = Field(description="of those taken, cut at the token limit")
+    tokens: int = Field(description="generated in the votes taken")
+    confidence_requested: tuple[float, float] = Field(description="winner's votes / requested: least, most possible")
+    confidence_valid: tuple[float, float] = Field(description="winner's votes / valid: least, most; 0 if none is valid")
     kept: bool
+    reason: str = Field("", description="why it is quarantined")
     policy: str
     sampling: str
 

@@ -1,68 +1,125 @@
-"""A pool of vLLM engines on Ray: voting and evaluation send requests, completions stream back."""
+"""A vLLM engine as a Ray actor, and the handle by which the pool uses it."""
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import os
-from collections.abc import AsyncIterator, Iterable, Iterator
+import signal
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import ray
-from ray.util.placement_group import remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from ray.util.placement_group import PlacementGroup
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
-from medssr_dist.config import Policy, Runtime
-from medssr_dist.runtime.cluster import reserve
-from medssr_dist.runtime.device import engine_env, engine_kwargs
+from medssr_dist.errors import InputError
+from medssr_dist.runtime.models import model_fingerprint
 from medssr_dist.runtime.requests import Completion, Request
+from medssr_dist.runtime.slots import Taken
 
-_SHARDS_IN_FLIGHT = 2  # one being generated, one waiting at the engine, so that it never runs dry
+_STREAM_TOKENS = 32  # an unfinished sample tells of its tokens this often
+_QUIET_S = 1.0  # tokens without a finished sample are told this often
+_START_S = 1800.0
+_END_S = 30.0
 
 
 class VoteEngine:
-    """Ray actor: one vLLM engine. A shard of requests in, one result a request out as it finishes."""
+    """Ray actor: one vLLM engine. Leases in; each sample out as it finishes, its answer already extracted.
 
-    async def __init__(self, kwargs: dict):
+    Args:
+        kwargs: vLLM's AsyncEngineArgs.
+        fingerprint: of the policy; the weights on disk must be those the run began with.
+        linger: seconds to gather samples before they are handed over.
+    """
+
+    async def __init__(self, kwargs: dict, fingerprint: str, linger: float):
         import vllm
 
-        self.llm = vllm.AsyncLLMEngine.from_engine_args(vllm.AsyncEngineArgs(**kwargs))
-        self.tokenizer = await _tokenizer_of(self.llm)
-        self.max_model_len = kwargs["max_model_len"]
+        self._llm = vllm.AsyncLLMEngine.from_engine_args(vllm.AsyncEngineArgs(**kwargs))
+        _refuse_other_weights(Path(kwargs["model"]), fingerprint)
+        self._tokenizer = await _tokenizer_of(self._llm)
+        self._max_model_len, self._linger = kwargs["max_model_len"], linger
+        self._tasks: dict[int, asyncio.Task] = {}
+        self._taken = Taken()
+        self._news = asyncio.Event()
+        self._error: BaseException | None = None
 
-    async def generate(self, shard: list[Request]) -> AsyncIterator[tuple[str, list[Completion]]]:
-        tasks = [asyncio.create_task(self._complete(request)) for request in shard]
-        for task in asyncio.as_completed(tasks):
-            yield await task
+    async def ready(self) -> tuple[str, int, str]:
+        """Its node, process id and time of birth, once it can be asked."""
+        return ray.get_runtime_context().get_node_id(), os.getpid(), _birth(os.getpid())
 
-    async def _complete(self, request: Request) -> tuple[str, list[Completion]]:
+    async def give(self, requests: list[tuple[int, Request]], aborted: list[int]) -> None:
+        for lease, request in requests:
+            self._tasks[lease] = asyncio.create_task(self._answer(lease, request))
+        for lease in aborted:
+            if task := self._tasks.pop(lease, None):
+                task.cancel()  # vLLM's generator then aborts the request
+
+    async def take(self) -> Taken:
+        """Samples finished since the last call, waited for; without any, the tokens of a second."""
+        while not (self._taken.samples or self._taken.failed or self._error):
+            self._news.clear()
+            try:
+                await asyncio.wait_for(self._news.wait(), _QUIET_S)
+            except asyncio.TimeoutError:
+                if self._taken.tokens:
+                    break
+        if self._taken.samples:
+            await asyncio.sleep(self._linger)
+        if self._error:
+            raise self._error
+        taken, self._taken = self._taken, Taken()
+        return taken
+
+    async def _answer(self, lease: int, request: Request) -> None:
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        try:
+            await self._generate(lease, request)
+        except EngineDeadError as error:
+            self._error = error
+        except Exception as error:  # this request's fault: the pool decides what becomes of it
+            self._taken.failed.append((lease, f"{type(error).__name__}: {error}"[:500]))
+        self._tasks.pop(lease, None)
+        self._news.set()
+
+    async def _generate(self, lease: int, request: Request) -> None:
         from vllm.inputs import TokensPrompt
 
-        ids = self.tokenizer(request.prompt, add_special_tokens=False)["input_ids"]
-        room = self.max_model_len - len(ids)
-        if room < 1:
-            return request.key, [Completion("", 0, True, request.seed + index) for index in range(request.n)]
+        ids = self._tokenizer(request.prompt, add_special_tokens=False)["input_ids"]
+        room = self._max_model_len - len(ids)
+        if room < 1:  # a prompt that fills the context gets empty, truncated samples
+            samples = [Completion(request.seed + index, "", 0, truncated=True) for index in range(request.n)]
+            self._taken.samples += [(lease, sample) for sample in samples]
+            return
         params = self._sampling_params(request, room)
-        final = None
-        request_id = os.urandom(8).hex()
-        async for output in self.llm.generate(TokensPrompt(prompt_token_ids=ids), params, request_id=request_id):
-            final = output
-        completions = [
-            Completion(
-                text=sample.text,
-                tokens=len(sample.token_ids),
-                truncated=sample.finish_reason == "length",
-                seed=request.seed + sample.index,
-            )
-            for sample in sorted(final.outputs, key=lambda sample: sample.index)
-        ]
-        return request.key, completions
+        tokens = [0] * request.n
+        async for output in self._llm.generate(TokensPrompt(prompt_token_ids=ids), params, os.urandom(8).hex()):
+            for sample in output.outputs:
+                self._taken.tokens += len(sample.token_ids) - tokens[sample.index]
+                tokens[sample.index] = len(sample.token_ids)
+                if sample.finish_reason is not None:
+                    self._finish(lease, request, sample)
+
+    def _finish(self, lease: int, request: Request, sample) -> None:
+        truncated = sample.finish_reason == "length"
+        seed = request.seed + sample.index  # vLLM draws sample i of a request with its seed + i
+        done = Completion.of(request, seed, sample.text, len(sample.token_ids), truncated)
+        self._taken.samples.append((lease, done))
+        self._news.set()
 
     def _sampling_params(self, request: Request, room: int):
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        common = {"n": request.n, "seed": request.seed, "output_kind": RequestOutputKind.FINAL_ONLY}
+        # Cumulative, so that a sample is seen as it finishes and not with the last of its request.
+        common = {
+            "n": request.n,
+            "seed": request.seed,
+            "output_kind": RequestOutputKind.CUMULATIVE,
+            "stream_interval": _STREAM_TOKENS,
+        }
         if request.choices:
             return SamplingParams(
                 temperature=0.0, max_tokens=1, allowed_token_ids=self._choice_ids(request.choices), **common
@@ -76,10 +133,32 @@ class VoteEngine:
         )
 
     def _choice_ids(self, choices: tuple[str, ...]) -> list[int]:
-        ids = [self.tokenizer.encode(choice, add_special_tokens=False) for choice in choices]
+        ids = [self._tokenizer.encode(choice, add_special_tokens=False) for choice in choices]
         if any(len(tokens) != 1 for tokens in ids):
             raise ValueError(f"choices must be single tokens of this tokenizer, got {choices}")
         return [tokens[0] for tokens in ids]
+
+
+def _refuse_other_weights(model: Path, fingerprint: str) -> None:
+    """After loading, so that a directory replaced meanwhile is noticed too."""
+    if (found := model_fingerprint(model)) != fingerprint:
+        raise InputError(
+            f"{model} holds other weights ({found}) than the run began with ({fingerprint}): put them back and run the "
+            "same command again, or give a new --run-dir"
+        )
+
+
+def _birth(pid: int) -> str:
+    """When a process was started, in the kernel's ticks: a process id alone may be another's by now."""
+    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
+
+
+@ray.remote(num_cpus=0, max_retries=0)
+def _end_process(pid: int, birth: str) -> None:
+    """SIGKILL: one that is stopped, or busy in a driver call, does not hear what Ray says."""
+    with suppress(FileNotFoundError, ProcessLookupError):
+        if _birth(pid) == birth:
+            os.kill(pid, signal.SIGKILL)
 
 
 async def _tokenizer_of(llm):
@@ -87,84 +166,64 @@ async def _tokenizer_of(llm):
     return await tokenizer if asyncio.iscoroutine(tokenizer) else tokenizer
 
 
-class EnginePool:
-    """`engines` vLLM engines of one model, each with `tensor_parallel_size` GPUs (CPU: one slot).
+class RayEngine:
+    """A VoteEngine in a bundle of a placement group; a new actor each time that it is started.
 
-    Engines start with the first request. Use as a context manager; leaving it frees their slots.
+    Args:
+        place: gives the placement group and the bundle's number.
+        gpus: of the bundle.
+        env: of the actor's process.
     """
 
     def __init__(
         self,
-        model: Path,
-        policy: Policy,
-        runtime: Runtime,
-        engines: int = 1,
-        tensor_parallel_size: int = 1,
-        shard_size: int = 64,
+        name: str,
+        place: Callable[[], tuple[PlacementGroup, int]],
+        gpus: int,
+        kwargs: dict,
+        fingerprint: str,
+        env: dict[str, str],
+        linger: float,
     ):
-        self.shard_size = shard_size
-        self._kwargs = engine_kwargs(model, policy, runtime, tensor_parallel_size)
-        self._env = engine_env(runtime, max(1, (os.cpu_count() or 1) // engines))
-        self._engine_gpus = [tensor_parallel_size] * engines
-        self._bundles = None
-        self._engines: list = []
+        self.name = name
+        self._place, self._gpus, self._env = place, gpus, env
+        self._arguments = (kwargs, fingerprint, linger)
+        self._actor = None
+        self._process: tuple[str, int, str] | None = None
 
-    def _start(self) -> None:
-        self._bundles = reserve([{"GPU": gpus, "CPU": 1} for gpus in self._engine_gpus], "the vLLM engines")
-        actor = ray.remote(VoteEngine)
-        self._engines = [
-            actor.options(
-                num_gpus=gpus,
+    async def start(self) -> None:
+        """Raises what vLLM raises, InputError for other weights, TimeoutError after half an hour without a place."""
+        group, bundle = self._place()
+        self._actor = (
+            ray.remote(VoteEngine)
+            .options(
+                num_gpus=self._gpus,
                 num_cpus=1,
-                scheduling_strategy=PlacementGroupSchedulingStrategy(self._bundles, index),
+                scheduling_strategy=PlacementGroupSchedulingStrategy(group, bundle),
                 runtime_env={"env_vars": self._env},
-            ).remote(self._kwargs)
-            for index, gpus in enumerate(self._engine_gpus)
-        ]
+            )
+            .remote(*self._arguments)
+        )
+        try:
+            self._process = await asyncio.wait_for(self._actor.ready.remote(), _START_S)
+        except ray.exceptions.RayActorError as error:
+            if "InputError" in str(error):
+                raise InputError(str(error).rsplit("InputError: ", 1)[1].strip()) from None
+            raise
 
-    def generate(self, requests: Iterable[Request]) -> Iterator[tuple[str, list[Completion]]]:
-        """Send requests in shards to whichever engine has room; yield (key, completions) as they finish.
+    def give(self, requests: list[tuple[int, Request]], aborted: list[int]) -> None:
+        self._actor.give.remote(requests, aborted)
 
-        `requests` may be a generator that waits for its own input: a shard is cut when an engine has room.
-        A prompt that fills the context gets empty, truncated completions.
-        An engine that dies raises ray.exceptions.RayActorError.
-        """
-        shards = _shards(requests, self.shard_size)
-        streams: dict = {}
-        while True:
-            while len(streams) < _SHARDS_IN_FLIGHT * len(self._engine_gpus) and (shard := next(shards, None)):
-                self._dispatch(shard, streams)
-            if not streams:
-                return
-            ready, _ = ray.wait(list(streams), num_returns=1)
-            for stream in ready:
-                try:
-                    yield ray.get(next(stream))
-                except StopIteration:
-                    del streams[stream]
+    async def take(self) -> Taken:
+        return await self._actor.take.remote()
 
-    def _dispatch(self, shard: list[Request], streams: dict) -> None:
-        """Send a shard to the engine with fewest of them; its results come through a new entry of `streams`."""
-        if not self._engines:
-            self._start()
-        busy = list(streams.values())
-        engine = min(self._engines, key=busy.count)
-        streams[engine.generate.options(num_returns="streaming").remote(shard)] = engine
-
-    def close(self) -> None:
-        for engine in self._engines:
-            ray.kill(engine)
-        if self._bundles is not None:
-            remove_placement_group(self._bundles)
-
-    def __enter__(self) -> EnginePool:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
-
-
-def _shards(requests: Iterable[Request], size: int) -> Iterator[list[Request]]:
-    requests = iter(requests)
-    while shard := list(itertools.islice(requests, size)):
-        yield shard
+    async def stop(self) -> None:
+        """Its children (vLLM's own processes) end with it: Ray kills a worker's process group (`cluster`)."""
+        if self._actor is not None:
+            ray.kill(self._actor)
+            self._actor = None
+        if self._process is not None:
+            (node, pid, birth), self._process = self._process, None
+            there = NodeAffinitySchedulingStrategy(node, soft=False)
+            with suppress(ray.exceptions.RayError, asyncio.TimeoutError):  # the node may be gone, and it with it
+                await asyncio.wait_for(_end_process.options(scheduling_strategy=there).remote(pid, birth), _END_S)

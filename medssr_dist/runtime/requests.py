@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from medssr_dist.answers import extract_answer
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Request:
     """One prompt, sampled `n` times. Sample i draws with seed `seed + i`.
 
     `choices`: generate exactly one of these texts (each a single token), greedily; () = free text.
+    `options`: letter -> text of the question, by which the answer is extracted beside the engine.
+    `length`: tokens a sample is expected to take; 0 = as most do.
     """
 
     key: str
     prompt: str
+    options: Mapping[str, str] = field(default_factory=dict)
     n: int = 1
     seed: int = 0
     temperature: float = 1.0
@@ -21,13 +27,22 @@ class Request:
     top_k: int = 0
     max_tokens: int = 16
     choices: tuple[str, ...] = ()
+    length: float = 0.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Completion:
-    """One sample of a request: its text, generated tokens, and the seed it was drawn with."""
+    """One sample: its text, what it answers, its generated tokens, and the seed it was drawn with."""
 
+    seed: int
     text: str
     tokens: int
     truncated: bool
-    seed: int
+    answer: str | None = None  # the letter; None if the text names none
+    method: str | None = None
+
+    @classmethod
+    def of(cls, request: Request, seed: int, text: str, tokens: int, truncated: bool) -> Completion:
+        """A sample of `request`, with its answer extracted."""
+        found = extract_answer(text, request.options)
+        return cls(seed, text, tokens, truncated, found.letter, found.method)

@@ -1,0 +1,121 @@
+"""Where engines stand: on bundles of the Ray cluster reserved for them, and on nodes that join later."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+
+import ray
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+
+from medssr_dist.config import Config
+from medssr_dist.jsonl import JsonlLedger
+from medssr_dist.runtime.cluster import reserve
+from medssr_dist.runtime.device import engine_env, engine_kwargs
+from medssr_dist.runtime.engines import RayEngine
+from medssr_dist.runtime.models import load_tokenizer, model_fingerprint
+from medssr_dist.runtime.pool import EnginePool
+from medssr_dist.runtime.servers import ServerEngine
+
+_LINGER_S = 0.02  # and a millisecond an engine: the coordinator is asked less often by each where there are many
+
+
+@contextmanager
+def engine_pool(
+    config: Config, model: Path, events: Path | None = None, with_servers: bool = True
+) -> Iterator[EnginePool]:
+    """A pool of `voting.engines` vLLM engines on the cluster Ray is connected to, and of `voting.servers`.
+
+    Args:
+        model: directory of the policy that the engines load.
+        events: JSONL file that each event in an engine's life is written to.
+        with_servers: false where `model` is not the base policy, which is what the servers have.
+
+    Raises:
+        InputError: from its `run`, when the engines cannot be placed (with asked and available).
+    """
+    voting = config.voting
+    servers = voting.servers if with_servers else []
+    count = voting.engines if servers else max(1, voting.engines)
+    with ExitStack() as stack:
+        places = Places(config, model, count)
+        stack.callback(places.give_back)
+        engines = [places.engine(bundle) for bundle in range(count)]
+        if servers:
+            tokenize = partial(_ids, load_tokenizer(model, config.policy))
+            engines += [
+                ServerEngine(server, config.policy, model, places.fingerprint, tokenize) for server in servers
+            ]
+        tell = stack.enter_context(_Teller(events)) if events else _silent
+        yield stack.enter_context(EnginePool(engines, voting, places.more, tell=tell))
+
+
+def _ids(tokenizer, text: str) -> list[int]:
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def _silent(engine: str, event: str, detail: str) -> None:
+    """Nobody is told."""
+
+
+class Places:
+    """Placement groups of a pool's engines: one for those it begins with, one for each that joins."""
+
+    def __init__(self, config: Config, model: Path, engines: int):
+        self._voting, self._first = config.voting, engines
+        size = config.voting.tensor_parallel_size
+        self._kwargs = engine_kwargs(model, config.policy, config.runtime, size)
+        self._kwargs["max_num_seqs"] = config.voting.in_flight  # vLLM's own default is lower behind AsyncLLMEngine
+        threads = max(1, (os.cpu_count() or 1) // max(1, engines))
+        self._env = engine_env(config.runtime, threads)
+        self._linger = _LINGER_S + engines / 1000
+        self.fingerprint = model_fingerprint(model)
+        self._groups: list[PlacementGroup] = []
+        self._names = itertools.count()
+
+    @property
+    def _bundle(self) -> dict[str, float]:
+        return {"GPU": self._voting.tensor_parallel_size, "CPU": 1}
+
+    def engine(self, bundle: int) -> RayEngine:
+        """An engine of those the pool begins with; all their bundles are reserved when the first one starts."""
+        return self._engine(lambda: (self._first_group(), bundle))
+
+    def more(self) -> RayEngine | None:
+        """One engine more, where `max_engines` and the cluster allow it."""
+        running = self._first + len(self._groups) - 1
+        free = ray.available_resources()
+        if not self._groups or running >= self._voting.max_engines:
+            return None
+        if any(free.get(kind, 0) < amount for kind, amount in self._bundle.items()):
+            return None
+        group = placement_group([self._bundle])
+        self._groups.append(group)
+        return self._engine(lambda: (group, 0))
+
+    def give_back(self) -> None:
+        for group in self._groups:
+            remove_placement_group(group)
+
+    def _first_group(self) -> PlacementGroup:
+        if not self._groups:
+            self._groups.append(reserve([self._bundle] * self._first, "the vLLM engines"))
+        return self._groups[0]
+
+    def _engine(self, place: Callable[[], tuple[PlacementGroup, int]]) -> RayEngine:
+        return RayEngine(
+            f"engine {next(self._names)}", place, self._voting.tensor_parallel_size, self._kwargs, self.fingerprint,
+            self._env, self._linger,
+        )  # fmt: skip
+
+
+class _Teller(JsonlLedger):
+    """Writes events in the engines' lives to a file, for `medssr status` and whoever looks for a cause."""
+
+    def __call__(self, engine: str, event: str, detail: str) -> None:
+        self.append({"time": round(time.time(), 3), "engine": engine, "event": event, "detail": detail})
