@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from medssr_dist.errors import InputError
+
+_CHUNK = 2**20  # bytes read at once when the last newline is looked for
 
 
 def write_atomic(path: Path, text: str) -> None:
@@ -54,20 +56,59 @@ def read_text(path: Path) -> str:
 
 
 def read_jsonl(path: Path) -> Iterator[dict]:
-    """Yield one dict a line. Raises InputError naming file and line on anything but a JSON object.
+    """Yield one dict a line, holding one line at a time.
+
+    Raises:
+        InputError: naming file and line, on anything but a JSON object.
+    """
+    try:
+        with open(path, "rb") as file:
+            yield from (row for _, row in numbered_rows(file, path))
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist; check the path") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); check the path and its permissions") from None
+
+
+def numbered_rows(file: Iterable[bytes], path: Path, skip_torn: bool = False) -> Iterator[tuple[int, dict]]:
+    """Yield (line number, JSON object) from the lines of a binary file; blank lines are passed over.
 
     Lines end at newlines only: U+2028 and the like stand in texts, and str.splitlines would cut there.
+
+    Args:
+        path: what messages call the file.
+        skip_torn: leave out a last line without its newline, whose writer is still at it or has died.
+
+    Raises:
+        InputError: naming file and line, on anything but a JSON object.
     """
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path} line {number} is not JSON ({error.msg}); repair or drop the line") from None
-        if not isinstance(row, dict):
-            raise InputError(f"{path} line {number} is a {type(row).__name__}, not a JSON object")
-        yield row
+    number = offset = 0
+    for raw in file:
+        if skip_torn and not raw.endswith(b"\n"):
+            return
+        for line in _decoded(raw, path, offset).removesuffix("\n").removesuffix("\r").split("\r"):
+            number += 1
+            if line.strip():
+                yield number, _row(line, path, number)
+        offset += len(raw)
+
+
+def _decoded(raw: bytes, path: Path, offset: int) -> str:
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as error:
+        where = offset + error.start
+        raise InputError(f"{path} is not UTF-8 (byte {where}); convert it, e.g. iconv -t UTF-8") from None
+
+
+def _row(line: str, path: Path, number: int) -> dict:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path} line {number} is not JSON ({error.msg}); repair or drop the line") from None
+    if not isinstance(row, dict):
+        raise InputError(f"{path} line {number} is a {type(row).__name__}, not a JSON object")
+    return row
 
 
 class JsonlLedger:
@@ -80,30 +121,29 @@ class JsonlLedger:
     def __init__(self, path: Path):
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._repair_tail()
+        self.size = cut_torn_tail(self.path)
         # Unbuffered: a buffer would fail again on closing a full disk.
         self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115
-
-    def _repair_tail(self) -> None:
-        if not self.path.exists():
-            return
-        with open(self.path, "rb+") as file:
-            data = file.read()
-            end = data.rfind(b"\n") + 1
-            if end != len(data):
-                file.truncate(end)
+        if not self.size:
+            sync_folder(self.path.parent)
 
     def append(self, *rows: dict) -> None:
         """Append rows and flush them to disk before returning. A full disk raises InputError."""
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        data = text.encode("utf-8", "replace")  # half a surrogate pair in an API's reply must not lose the reply
+        self.write(text.encode("utf-8", "replace"))  # half a surrogate pair in an API's reply must not lose the reply
+
+    def write(self, lines: bytes) -> None:
+        """Append whole lines and flush them to disk; all of them or, where the disk is full (InputError), none."""
+        rest = memoryview(lines)
         try:
-            while data:
-                data = data[self._file.write(data) :]
+            while rest:
+                rest = rest[self._file.write(rest) :]
             os.fsync(self._file.fileno())
         except OSError as error:
+            os.truncate(self.path, self.size)
             raise_if_disk_full(error, self.path)
             raise
+        self.size += len(lines)
 
     def close(self) -> None:
         self._file.close()
@@ -113,6 +153,39 @@ class JsonlLedger:
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
+
+
+def cut_torn_tail(path: Path) -> int:
+    """Cut what stands after the last newline of `path`; returns the bytes that stay, 0 where there is no file."""
+    if not path.exists():
+        return 0
+    with open(path, "rb+") as file:
+        size = file.seek(0, os.SEEK_END)
+        end = _last_newline(file, size) + 1
+        if end != size:
+            file.truncate(end)
+    return end
+
+
+def _last_newline(file: BinaryIO, size: int) -> int:
+    """Offset of the last newline among the first `size` bytes; -1 where there is none. Reads backwards."""
+    while size:
+        start = max(0, size - _CHUNK)
+        file.seek(start)
+        found = file.read(size - start).rfind(b"\n")
+        if found >= 0:
+            return start + found
+        size = start
+    return -1
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's entries to disk: a new or renamed file is found again after a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def raise_if_disk_full(error: OSError, path: Path) -> None:

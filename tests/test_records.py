@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -195,3 +196,38 @@ def test_absent_and_broken_files_are_named(tmp_path):
     (tmp_path / "a.json").write_text('{\n"a": }')
     with pytest.raises(InputError, match=r"a.json is not valid JSON \(line 2"):
         read_json(tmp_path / "a.json")
+
+
+def test_a_torn_line_longer_than_a_chunk_is_cut(tmp_path):
+    path = tmp_path / "a.jsonl"
+    for head, torn in (('{"a": 1}\n', 2**20 - 1), ('{"a": 1}\n', 3 * 2**20), ("", 2**21), ("\n" * 2**20, 1), ("", 0)):
+        path.write_text(head + "x" * torn)
+        JsonlLedger(path).close()
+        assert path.read_text() == head
+
+
+def test_reading_rows_holds_one_line_at_a_time(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text((json.dumps({"text": "x" * 1000}) + "\n") * 5000)
+    tracemalloc.start()
+    assert sum(1 for _ in read_jsonl(path)) == 5000
+    JsonlLedger(path).close()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2 * 2**20 < path.stat().st_size
+
+
+def test_the_byte_that_is_not_utf8_is_counted_from_the_start(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b'{"a": 1}\n{"a": "\xff"}\n')
+    rows = read_jsonl(tmp_path / "a.jsonl")
+    assert next(rows) == {"a": 1}
+    with pytest.raises(InputError, match=r"is not UTF-8 \(byte 16\)"):
+        next(rows)
+
+
+def test_any_line_end_ends_a_line(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b'{"a": 1}\r\n{"a": 2}\r{"a": 3}\n\r\n[4]')
+    rows = read_jsonl(tmp_path / "a.jsonl")
+    assert [next(rows)["a"] for _ in range(3)] == [1, 2, 3]
+    with pytest.raises(InputError, match="line 5 is a list"):
+        next(rows)
