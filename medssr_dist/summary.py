@@ -12,7 +12,9 @@ import textwrap
 from pathlib import Path
 
 from medssr_dist.jsonl import read_json
+from medssr_dist.shares import part
 from medssr_dist.step_clock import seconds_by_step
+from medssr_dist.voting.quality import quality_lines
 
 WIDTH = 100
 _LABEL = 12
@@ -28,7 +30,7 @@ _FILES = {
     "synthesize": (
         "synthesis/questions.jsonl", "synthesis/rejected.jsonl", "synthesis/README.md", "synthesis/review.csv",
     ),
-    "vote": ("voting/votes.jsonl", "voting/labeled.jsonl"),
+    "vote": ("voting/votes", "voting/labeled.jsonl"),
     "stage1": ("training/stage1/metrics.jsonl", "training/stage1/hf", "training/stage1/tensorboard"),
     "stage2": ("training/stage2/metrics.jsonl", "training/stage2/hf", "training/stage2/tensorboard"),
     "evaluate": ("evaluation/scores.json", "evaluation/answers.jsonl", "evaluation/scores.md", "evaluation/scores.png"),
@@ -106,7 +108,7 @@ def _synthesis(found: dict | None) -> list[tuple[str, str]]:
     return [
         (
             "questions",
-            f"requests {found['requested']:,}, accepted {_part(found['accepted'], found['requested'])}; ended by "
+            f"requests {found['requested']:,}, accepted {part(found['accepted'], found['requested'])}; ended by "
             f"{found['stopped_by']}",
         ),
         ("rejected", f"{sum(reasons.values()):,}{': ' if by_reason else ''}{', '.join(by_reason)}"),
@@ -121,16 +123,7 @@ def _synthesis(found: dict | None) -> list[tuple[str, str]]:
 def _voting(found: dict | None) -> list[tuple[str, str]]:
     if found is None:
         return [("", "not run")]
-    return [
-        ("questions", f"{found['questions']:,}, votes {found['votes']:,}"),
-        (
-            "outcome",
-            f"labeled {_part(found['labeled'], found['questions'])}, ties {found['ties']:,}, "
-            f"no valid vote {found['all_invalid']:,}",
-        ),
-        ("kept", _part(found["kept"], found["questions"])),
-        ("truth", f"{_part(found['agree_with_truth'], found['truth_known'])} of the kept labels with a truth agree"),
-    ]
+    return quality_lines(found["quality"])
 
 
 def _stage(name: str, found: dict | None) -> list[tuple[str, str]]:
@@ -169,12 +162,8 @@ def _times(times: dict, wall_seconds: float | None) -> list[str]:
         rate = "-" if time["tokens_per_second"] is None else f"{time['tokens_per_second']:,.1f}"
         lines.append(f"  {step:<{_LABEL}}{time['seconds']:>12,.1f}{time['tokens']:>14,}{rate:>12}")
     if wall_seconds is not None:
-        lines.append(f"  {'wall time':<{_LABEL}}{wall_seconds:>12,.1f}   (vote and stage 1 overlap in stream mode)")
+        lines.append(f"  {'wall time':<{_LABEL}}{wall_seconds:>12,.1f}   (synthesis, vote and stage 1 overlap in stream mode)")
     return lines
-
-
-def _part(count: int, total: int) -> str:
-    return f"{count:,} of {total:,} ({100 * count / total:.1f}%)" if total else f"{count:,} of 0"
 
 
 def _interval(share: dict) -> str:

@@ -4,8 +4,11 @@ import json
 
 import pytest
 
+from medssr_dist.config import Voting
 from medssr_dist.errors import InputError
+from medssr_dist.shares import share_of
 from medssr_dist.summary import WIDTH, build_summary, render_summary
+from medssr_dist.voting.quality import label_quality
 
 SYNTHESIS = {
     "requested": 40, "accepted": 36, "rejected_by_reason": {"not_json": 1, "duplicate": 3},
@@ -16,10 +19,13 @@ SYNTHESIS = {
     },
     "stopped_by": "count", "seconds": 10.0, "tokens": 5000,
 }  # fmt: skip
-VOTING = {
+EMPTY = label_quality([], Voting(samples=8), lambda question: None)
+QUALITY = EMPTY | {
     "questions": 36, "labeled": 30, "kept": 12, "ties": 4, "all_invalid": 2, "agree_with_truth": 5, "truth_known": 10,
-    "votes": 288, "tokens": 9000, "seconds": 60.0,
+    "precision": share_of(5, 10), "votes": 216, "votes_requested": 288, "votes_saved": 72,
+    "rates": {"saved": 0.25, "invalid": 0.125, "truncated": 0.0625}, "tokens": 9000,
 }  # fmt: skip
+VOTING = {"quality": QUALITY, "tokens": 9000, "seconds": 60.0}
 STAGE = {"steps": 2, "reward_by_step": [0.25, 0.5], "seconds": 100.0, "tokens": 1000}
 SCORE = {"accuracy": 0.25, "std": 0.05, "invalid": 2, "recovered": 3}
 SCORES = {
@@ -47,22 +53,24 @@ def whole_run(folder, stage=STAGE):
 
 
 def test_whole_run(tmp_path):
-    (whole_run(tmp_path) / "voting" / "votes.jsonl").touch()
+    (whole_run(tmp_path) / "voting" / "votes").mkdir()
     fill(tmp_path, clock={"run": 280.0, "vote": 75.0})
     summary = build_summary(tmp_path)
     assert json.loads(json.dumps(summary)) == summary
     assert summary["steps"]["vote"] == VOTING
     assert summary["time"]["evaluate"] == {"seconds": 10, "tokens": 600, "tokens_per_second": 60.0}
     assert summary["time"]["vote"]["seconds"] == 75.0, "the clock counts all attempts, the step's summary the last"
-    assert summary["files"]["vote"] == ["voting/votes.jsonl"]
+    assert summary["files"]["vote"] == ["voting/votes"]
     text = render_summary(summary)
     for part in (
         "requests 40, accepted 36 of 40 (90.0%); ended by count", "4: duplicate 3, not_json 1",
         "asked 0.500, achieved 0.475 (0.329 to 0.625) of requests",
-        "ties 4", "12 of 36 (33.3%)", "5 of 10 (50.0%)", "1:0.250  2:0.500",
+        "labeled 30 of 36 (83.3%), ties 4, no valid vote 2", "12 of 36 (33.3%)",
+        "5 of 10 (50.0%) of the kept labels with a truth agree (95%: 23.7% to 76.3%)",
+        "216 taken, 72 of 288 (25.0%) saved; of those taken 12.5% invalid, 6.2% truncated", "1:0.250  2:0.500",
         "medqa 25.0 ± 5.0 25.0 ± 5.0", "macro average 25.0",
         "accuracy, % base stage1",
-        "recovered 6 6", "invalid 4 4", "voting/votes.jsonl", "500.0", "280.0",
+        "recovered 6 6", "invalid 4 4", "voting/votes", "500.0", "280.0",
     ):  # fmt: skip
         assert " ".join(part.split()) in " ".join(text.split()), part
     assert "not run" not in text
@@ -80,7 +88,7 @@ def test_steps_not_run(tmp_path):
 def test_nothing_accepted_labelled_or_timed(tmp_path):
     none = {"share": None, "low": None, "high": None, "count": 0, "of": 0}
     nothing = SYNTHESIS | {"accepted": 0, "alpha": SYNTHESIS["alpha"] | {"accepted": none}}
-    votes = dict.fromkeys(VOTING, 0)
+    votes = {"quality": EMPTY, "tokens": 0, "seconds": 0}
     text = render_summary(build_summary(fill(tmp_path, synthesis__summary=nothing, voting__summary=votes)))
     assert "accepted 0 of 40 (0.0%)" in text and "- of accepted" in text and "0 of 0" in text
 

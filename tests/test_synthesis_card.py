@@ -8,8 +8,8 @@ from medssr_dist.config_synthesis import Checks
 from medssr_dist.knowledge.hpo import hpo_version
 from medssr_dist.records import Provenance, Question
 from medssr_dist.run_dir import commit
+from medssr_dist.shares import wilson
 from medssr_dist.synthesis.card import size_category, write_card
-from medssr_dist.synthesis.shares import wilson
 
 SUMMARY = {
     "requested": 1200, "accepted": 1000, "rejected_by_reason": {"near_duplicate": 50, "not_parsable": 150},

@@ -8,8 +8,8 @@ from collections import Counter
 import pytest
 
 from medssr_dist.records import Provenance, Question
+from medssr_dist.shares import wilson
 from medssr_dist.synthesis.review import COLUMNS, TO_FILL_IN, write_review
-from medssr_dist.synthesis.shares import wilson
 
 
 def question(number: int, stem: str = "", options=("one", "two"), entity=None) -> Question:

@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from medssr_dist.config import Config
-from medssr_dist.synthesis.shares import wilson
+from medssr_dist.shares import share_of
 
 if TYPE_CHECKING:
     from medssr_dist.synthesis.run import _Work
@@ -15,9 +15,10 @@ if TYPE_CHECKING:
 def summarize(config: Config, work: _Work, started: float) -> dict:
     """The step's summary.
 
-    `requests_sent`, `http_attempts`, `asked_again`, `lost` and `seconds` are of the attempt that ended the
-    step; all else is of the whole folder. `surplus` replies came after the last accepted question: they are
-    paid for and kept in the journal, but not used. `alpha` holds shares with their 95% Wilson intervals.
+    `requests_sent`, `http_attempts`, `asked_again`, `lost`, `held_s` (waiting for the vote) and `seconds` are of
+    the attempt that ended the step; all else is of the whole folder. `surplus` replies came after the last accepted
+    question: they are paid for and kept in the journal, but not used. `alpha` holds shares with their 95% Wilson
+    intervals.
     """
     outputs, spending, supply = work.outputs, work.spending, work.supply
     done, accepted = outputs.judged.done, outputs.judged.accepted
@@ -30,8 +31,8 @@ def summarize(config: Config, work: _Work, started: float) -> dict:
         "surplus": len(work.journal) - done,
         "alpha": {
             "asked": config.synthesis.alpha,
-            "requests": _share(outputs.rare, done),
-            "accepted": _share(outputs.accepted_rare, accepted),
+            "requests": share_of(outputs.rare, done),
+            "accepted": share_of(outputs.accepted_rare, accepted),
         },
         "letter_balance": {
             "first_option": dict(sorted(outputs.first_option.items())),
@@ -48,15 +49,11 @@ def summarize(config: Config, work: _Work, started: float) -> dict:
         "http_attempts": work.attempts,
         "asked_again": supply.asked_again,
         "lost": spending.lost,
+        "held_s": round(supply.held_s, 2),
         "started": _timestamp(started),
         "ended": _timestamp(time.time()),
         "seconds": round(time.time() - started, 2),
     }
-
-
-def _share(count: int, of: int) -> dict:
-    low, high = wilson(count, of) if of else (None, None)
-    return {"share": count / of if of else None, "low": low, "high": high, "count": count, "of": of}
 
 
 def _timestamp(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""How sure a share is: k of n requests are rare, so the rate behind them lies between these bounds.
+"""How sure a share is: k of n were counted, so the rate behind them lies between these bounds.
 
 Wilson's score interval (Wilson, J. Am. Stat. Assoc. 22:209-212, 1927) holds its level for small n and for
 shares near 0 and 1, where the textbook interval leaves [0, 1] or has no width at all.
@@ -25,3 +25,19 @@ def wilson(successes: int, trials: int) -> tuple[float, float]:
     spread = _Z_95 * math.sqrt(share * (1 - share) / trials + z_squared / (4 * trials**2))
     scale = 1 + z_squared / trials
     return max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale)
+
+
+def share_of(count: int, of: int) -> dict:
+    """`count` of `of` with its 95% Wilson interval; share, low and high are None where `of` is 0."""
+    low, high = wilson(count, of) if of else (None, None)
+    return {"share": count / of if of else None, "low": low, "high": high, "count": count, "of": of}
+
+
+def part(count: int, of: int) -> str:
+    """Example: '12 of 36 (33.3%)'."""
+    return f"{count:,} of {of:,} ({100 * count / of:.1f}%)" if of else f"{count:,} of 0"
+
+
+def percent(share: float | None) -> str:
+    """Example: '33.3%'; '-' where there is nothing to share."""
+    return "-" if share is None else f"{100 * share:.1f}%"
