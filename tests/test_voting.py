@@ -1,31 +1,41 @@
-"""The vote ledger and the vote itself, with a small pool in the engines' place."""
+"""The vote as a whole: ballots, ledger and the real pool, with small engines at its far end."""
+
+from __future__ import annotations
 
 import json
+from contextlib import contextmanager
+from itertools import count
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from far_engine import FarEngine
 
 from medssr_dist import stream
-from medssr_dist.config import Config, Voting
+from medssr_dist.answers import extract_answer
+from medssr_dist.config import Config
 from medssr_dist.errors import InputError, Stopped
 from medssr_dist.jsonl import read_json, read_jsonl
 from medssr_dist.records import Label, Question, Vote
+from medssr_dist.runtime import pool as pool_module
 from medssr_dist.runtime.models import model_fingerprint
+from medssr_dist.runtime.pool import EnginePool
 from medssr_dist.runtime.requests import Completion
-from medssr_dist.stream import kept_at_end, publish_taken
+from medssr_dist.stream import QuestionFeed, kept_at_end, publish_taken
+from medssr_dist.voting import ballots as ballots_module
+from medssr_dist.voting import quality_plots
 from medssr_dist.voting import run as voting_run
-from medssr_dist.voting.ledger import VoteLedger, sampling_hash
-from medssr_dist.voting.majority import decide
+from medssr_dist.voting.ledger import sampling_hash, seeds_of
+from medssr_dist.voting.segments import read_votes, stored_segments
 
 K = 4
 TOKENIZER = SimpleNamespace(chat_template=None)
-QUESTION = Question.make("Which vitamin prevents scurvy?", ["A", "B12", "C", "D"], source="set", truth="C")
 QUESTIONS = [
     Question.make(f"Question {i}?", ["one", "two", "three"], source="set", truth="B" if i < 3 else None)
     for i in range(6)
 ]
+REPLIES = {0: "BBBA", 1: "AABB", 2: "----", 3: "BBB-", 4: "BCA-", 5: "CCCC"}
+EXPECTED = [("B", True), (None, False), (None, False), ("B", True), (None, False), ("C", True)]
+SEEDS = {question.id: seeds_of(question.id, 42, K) for question in QUESTIONS}
 
 
 def config(mode="sequential", **voting) -> Config:
@@ -33,7 +43,7 @@ def config(mode="sequential", **voting) -> Config:
         {
             "policy": {"model": "m", "max_model_len": 256},
             "synthesis": {"accepted": 1, "seeds": ["s"], "endpoints": [{"base_url": "u", "model": "m"}]},
-            "voting": {"samples": K, "max_tokens": 16, **voting},
+            "voting": {"samples": K, "max_tokens": 16, "adaptive": "off", **voting},
             "training": {
                 "ranks_per_node": 1,
                 "stage1": {"max_new_tokens": 16},
@@ -45,177 +55,38 @@ def config(mode="sequential", **voting) -> Config:
     )
 
 
-def votes(answers: str, question=QUESTION, policy="p", sampling="s", first_seed=0) -> list[Vote]:
-    """One vote a letter; '-' is an invalid one."""
-    common = {"question_id": question.id, "policy": policy, "sampling": sampling, "method": None, "text": ""}
-    return [
-        Vote(seed=first_seed + i, answer=None if a == "-" else a, tokens=3, truncated=a == "-", **common)
-        for i, a in enumerate(answers)
-    ]
+def reply(request, seed) -> Completion:
+    number = int(request.prompt.split()[1].rstrip("?"))
+    letter = REPLIES[number][SEEDS[request.key].index(seed)]
+    text = "no idea" if letter == "-" else f"The answer is ({letter})."
+    return Completion.of(request, seed, text, 5, truncated=letter == "-")
 
 
-def label(answers: str, **voting) -> Label:
-    return decide(QUESTION, votes(answers), Voting(samples=len(answers), **voting))
+class Dying(FarEngine):
+    """The process that votes dies after this many samples."""
 
+    def __init__(self, after: int):
+        answered = count()
 
-# --- ledger -----------------------------------------------------------------------------------------
-
-
-def test_ledger_resumes_votes_and_labels(tmp_path):
-    ledger = VoteLedger(tmp_path, "p", "s")
-    ledger.add_votes(votes("AAB-"))
-    ledger.add_label(label("AAB-"))
-    ledger.close()
-    again = VoteLedger(tmp_path, "p", "s")
-    assert list(again.votes_of(QUESTION).values()) == votes("AAB-")
-    assert again.labels == {QUESTION.id: label("AAB-")}
-    assert again.kept == 1
-    assert sorted(v.seed for v in again.all_votes({QUESTION.id})) == [0, 1, 2, 3]
-
-
-def test_a_torn_last_vote_is_cut_off_and_the_next_stands_on_its_own_line(tmp_path):
-    ledger = VoteLedger(tmp_path, "p", "s")
-    ledger.add_votes(votes("AAB"))
-    ledger.close()
-    file = tmp_path / "votes.jsonl"
-    file.write_bytes(file.read_bytes()[:-20])
-    again = VoteLedger(tmp_path, "p", "s")
-    assert sorted(again.votes_of(QUESTION)) == [0, 1]
-    again.add_votes(votes("C", first_seed=2))
-    again.close()
-    assert [row["answer"] for row in read_jsonl(file)] == ["A", "A", "C"]
-
-
-def test_votes_of_another_policy_or_sampling_do_not_count(tmp_path):
-    ledger = VoteLedger(tmp_path, "p", "s")
-    ledger.add_votes(votes("A"))
-    ledger.add_votes(votes("BB", policy="other"))
-    ledger.add_votes(votes("CC", sampling="other"))
-    ledger.close()
-    assert [v.answer for v in VoteLedger(tmp_path, "p", "s").votes_of(QUESTION).values()] == ["A"]
-    assert [v.answer for v in VoteLedger(tmp_path, "other", "s").votes_of(QUESTION).values()] == ["B", "B"]
-    assert len(list(read_jsonl(tmp_path / "votes.jsonl"))) == 5
-
-
-def test_labels_of_another_policy_or_sampling_are_refused(tmp_path):
-    """Else a question would be voted on again and keep its old label."""
-    ledger = VoteLedger(tmp_path, "p", "s")
-    ledger.add_label(label("AAB-"))
-    ledger.close()
-    with pytest.raises(InputError, match="labeled.jsonl holds labels of another policy.*--run-dir"):
-        VoteLedger(tmp_path, "p", "other")
-
-
-def test_texts_stay_on_disk(tmp_path):
-    vote = votes("A")[0].model_copy(update={"text": "long " * 1000})
-    ledger = VoteLedger(tmp_path, "p", "s")
-    ledger.add_votes([vote])
-    ledger.close()
-    assert next(read_jsonl(tmp_path / "votes.jsonl"))["text"] == vote.text
-    for found in (ledger, VoteLedger(tmp_path, "p", "s")):
-        assert found.votes_of(QUESTION)[0].text == ""
-
-
-def test_sampling_hash_covers_what_shapes_a_vote_and_nothing_else():
-    base = sampling_hash(config(), None)
-    for changed in ({"temperature": 0.7}, {"top_p": 0.9}, {"max_tokens": 8}):
-        assert sampling_hash(config(**changed), None) != base
-    for same in ({"samples": 99}, {"threshold": 0.9}, {"engines": 2}, {"shard_size": 1}, {"buffer": 1}):
-        assert sampling_hash(config(**same), None) == base
-
-
-# --- requests ---------------------------------------------------------------------------------------
-
-
-def requests(tmp_path, taken: set[int], samples=K):
-    """Requests for QUESTION when its votes at the offsets `taken` are on disk."""
-    ledger = VoteLedger(tmp_path, "p", "s")
-    (whole,) = voting_run._requests(config(samples=samples), [QUESTION], ledger, TOKENIZER)
-    for offset in taken:
-        ledger.add_votes(votes("A", first_seed=whole.seed + offset))
-    rest = list(voting_run._requests(config(samples=samples), [QUESTION], ledger, TOKENIZER))
-    ledger.close()
-    return whole, rest
-
-
-def test_one_request_a_question_with_the_configs_parameters(tmp_path):
-    whole, rest = requests(tmp_path, set())
-    assert rest == [whole]
-    assert (whole.key, whole.n, whole.temperature, whole.top_p, whole.max_tokens) == (QUESTION.id, K, 1.0, 1.0, 16)
-    assert whole.choices == ()
-    assert QUESTION.stem in whole.prompt
-    assert "C. C" in whole.prompt
-
-
-@pytest.mark.parametrize(
-    ("taken", "asked"),
-    [
-        ({0}, [(1, 3)]),
-        ({0, 1, 2}, [(3, 1)]),
-        ({1}, [(0, 1), (2, 2)]),
-        ({0, 2}, [(1, 1), (3, 1)]),
-        ({0, 1, 2, 3}, []),
-    ],
-)
-def test_only_missing_seeds_are_asked_in_contiguous_runs(tmp_path, taken, asked):
-    whole, rest = requests(tmp_path, taken)
-    assert [(r.seed - whole.seed, r.n) for r in rest] == asked
-    assert {r.key for r in rest} <= {QUESTION.id}
-
-
-@given(st.sets(st.integers(0, 40)))
-def test_contiguous_runs_cover_the_seeds_exactly(seeds):
-    runs = voting_run._contiguous(sorted(seeds))
-    assert [first + i for first, count in runs for i in range(count)] == sorted(seeds)
-    assert all(first + count < following for (first, count), (following, _) in zip(runs, runs[1:], strict=False))
-
-
-def test_a_questions_seeds_depend_on_neither_its_place_nor_its_neighbours(tmp_path):
-    ledger = VoteLedger(tmp_path, "p", "s")
-    seed_of = {r.key: r.seed for r in voting_run._requests(config(), QUESTIONS, ledger, TOKENIZER)}
-    reverse = {r.key: r.seed for r in voting_run._requests(config(), QUESTIONS[:2][::-1], ledger, TOKENIZER)}
-    ledger.close()
-    assert reverse.items() <= seed_of.items()
-    assert len(set(seed_of.values())) == len(QUESTIONS)
-
-
-# --- the whole step ---------------------------------------------------------------------------------
-
-REPLIES = {0: "BBBA", 1: "AABB", 2: "----", 3: "BBB-", 4: "BCA-", 5: "CCCC"}
-EXPECTED = {0: ("B", True), 1: (None, False), 2: (None, False), 3: ("B", True), 4: (None, False), 5: ("C", True)}
-
-
-class SmallPool:
-    """Answers each question as REPLIES says, in the order asked; its process dies after `dies_after` questions."""
-
-    def __init__(self, dies_after: int | None = None):
-        self.dies_after, self.requests, self.closed = dies_after, [], False
-
-    def __call__(self, *args):
-        return self
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exc_info):
-        self.closed = True
-
-    def generate(self, requests):
-        for request in requests:
-            if len(self.requests) == self.dies_after:
+        def answer(request, seed):
+            if next(answered) == after:
                 raise KeyboardInterrupt
-            self.requests.append(request)
-            number = int(request.prompt.split()[1].rstrip("?"))
-            yield request.key, [self._complete(REPLIES[number], request.seed + i, i) for i in range(request.n)]
+            return reply(request, seed)
 
-    def _complete(self, replies: str, seed: int, index: int) -> Completion:
-        letter = replies[index]
-        return Completion("no idea" if letter == "-" else f"The answer is ({letter}).", 5, letter == "-", seed)
+        super().__init__(answer=answer)
 
 
 @pytest.fixture(autouse=True)
 def quick_polls(monkeypatch):
     monkeypatch.setattr(stream, "_POLL_S", 0.001)
+    monkeypatch.setattr(pool_module, "_POLL_S", 0.005)
+    monkeypatch.setattr(voting_run, "_LOOK_S", 0.0)
+
+
+@pytest.fixture(autouse=True)
+def no_plot(monkeypatch):
+    """Drawing takes longer than all the rest; test_voting_quality.py draws."""
+    monkeypatch.setattr(quality_plots, "plot_quality", lambda found, path: None)
 
 
 @pytest.fixture
@@ -229,159 +100,253 @@ def model(tmp_path, monkeypatch):
 
 @pytest.fixture
 def run(tmp_path, model, monkeypatch):
-    def run(pool, folder="voting", questions=QUESTIONS, settings=None, **options):
-        monkeypatch.setattr(voting_run, "EnginePool", pool)
-        return voting_run.vote(settings or config(), questions, model, tmp_path / folder, **options)
+    def run(*engines, folder="voting", questions=QUESTIONS, settings=None, **options):
+        settings = settings or config()
+        file = tmp_path / "questions.jsonl"
+        file.write_text("".join(question.model_dump_json() + "\n" for question in questions))
+
+        @contextmanager
+        def small_pool(config, model, events):
+            with EnginePool(list(engines) or [FarEngine(answer=reply)], config.voting) as pool:
+                yield pool
+
+        monkeypatch.setattr(voting_run, "engine_pool", small_pool)
+        return voting_run.vote(settings, QuestionFeed(file), len(questions), model, tmp_path / folder, **options)
 
     return run
 
 
+def stored_votes(folder) -> list[Vote]:
+    rows = (row for number in stored_segments(folder / "votes") for row in read_votes(folder / "votes", number))
+    return [row if isinstance(row, Vote) else Vote.model_validate(row) for row in rows]
+
+
 def stored(folder):
-    found = [Vote.model_validate(row) for row in read_jsonl(folder / "votes.jsonl")]
-    return found, [Label.model_validate(row) for row in read_jsonl(folder / "labeled.jsonl")]
+    return stored_votes(folder), [Label.model_validate(row) for row in read_jsonl(folder / "labeled.jsonl")]
 
 
-def test_the_step_labels_each_question_and_counts(tmp_path, run, model):
-    pool = SmallPool()
-    summary = run(pool)
+def decisions(labels: list[Label]):
+    return [(label.question.id, label.answer, label.kept) for label in labels]
+
+
+def test_the_step_labels_each_question_in_order_and_counts(tmp_path, run, model):
+    summary = run()
     taken, labels = stored(tmp_path / "voting")
-    assert pool.closed
-    assert [(label.answer, label.kept) for label in labels] == list(EXPECTED.values())
+    assert [(label.answer, label.kept) for label in labels] == EXPECTED
+    assert [label.question for label in labels] == QUESTIONS
     key = (model_fingerprint(model), sampling_hash(config(), None))
     assert {(vote.policy, vote.sampling) for vote in taken} == {key}
-    assert taken[0].method == "statement"
-    assert taken[0].text == "The answer is (B)."
+    assert {(vote.question_id, vote.seed) for vote in taken} == {(q, seed) for q in SEEDS for seed in SEEDS[q]}
+    assert {vote.text for vote in taken if vote.answer == "B"} == {"The answer is (B)."}
+    assert {vote.method for vote in taken if vote.answer} == {"statement"}
     assert summary == read_json(tmp_path / "voting" / "summary.json")
     counts = {
         "questions": 6, "labeled": 3, "ties": 2, "all_invalid": 1, "kept": 3, "truth_known": 1, "agree_with_truth": 1,
-        "votes": 24, "invalid_votes": 6, "truncated_votes": 6, "tokens": 120, "votes_taken_now": 24,
+        "votes": 24, "invalid_votes": 6, "truncated_votes": 6, "tokens": 120,
     }  # fmt: skip
-    assert {name: summary[name] for name in counts} == counts
+    assert {name: summary["quality"][name] for name in counts} == counts
+    assert summary["votes_taken_now"] == 24 and summary["tokens"] == 120
     assert kept_at_end(tmp_path / "voting" / "labeled.jsonl") == 3
 
 
 def test_the_summary_asks_the_given_truth(run):
-    summary = run(SmallPool(), truth=lambda question: "C")
-    assert (summary["truth_known"], summary["agree_with_truth"]) == (3, 1)
+    quality = run(truth=lambda question: "C")["quality"]
+    assert (quality["truth_known"], quality["agree_with_truth"]) == (3, 1)
 
 
-@pytest.mark.parametrize("dies_after", range(7))
-def test_interrupted_and_resumed_takes_no_vote_twice(tmp_path, run, dies_after):
-    run(SmallPool(), "whole")
-    first, second = SmallPool(dies_after), SmallPool()
-    if dies_after < len(QUESTIONS):
-        with pytest.raises(KeyboardInterrupt):
-            run(first)
-        assert first.closed
-        assert kept_at_end(tmp_path / "voting" / "labeled.jsonl") is None
-    else:
-        run(first)
-    summary = run(second)
+@pytest.mark.parametrize("adaptive", ["lossless", "kept"])
+def test_adaptive_votes_give_the_same_labels_from_fewer_votes(tmp_path, run, adaptive):
+    run(folder="full")
+    summary = run(folder="adaptive", settings=config(adaptive=adaptive))
+    _, full = stored(tmp_path / "full")
+    _, labels = stored(tmp_path / "adaptive")
+    assert [label.kept for label in labels] == [label.kept for label in full]
+    if adaptive == "lossless":
+        assert decisions(labels) == decisions(full)
+    assert summary["votes_taken_now"] < 24
+    assert labels[5].taken == 3 and labels[5].confidence_requested == (0.75, 1.0)
+
+
+def test_many_engines_of_uneven_speed_give_labels_in_question_order(tmp_path, run):
+    engines = [FarEngine(str(delay), delay, answer=reply) for delay in (0.02, 0.0, 0.005)]
+    run(*engines, settings=config(in_flight=2))
+    assert [label.question for label in stored(tmp_path / "voting")[1]] == QUESTIONS
+    assert all(engine.given for engine in engines)
+
+
+@pytest.mark.parametrize("after", [0, 1, 3, 4, 9, 16, 23])
+def test_interrupted_and_resumed_takes_no_vote_twice(tmp_path, run, after):
+    run(folder="whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(Dying(after))
+    assert kept_at_end(tmp_path / "voting" / "labeled.jsonl") is None
+    had = len(stored_votes(tmp_path / "voting")) if (tmp_path / "voting" / "votes").exists() else 0
+    summary = run()
     taken, labels = stored(tmp_path / "voting")
     whole_votes, whole_labels = stored(tmp_path / "whole")
     assert len({vote.key for vote in taken}) == len(taken) == 24
     assert set(taken) == set(whole_votes)
-    assert len(labels) == len(QUESTIONS)
-    assert {label.question.id: label for label in labels} == {label.question.id: label for label in whole_labels}
-    assert summary["votes_taken_now"] == sum(request.n for request in second.requests) == 24 - 4 * dies_after
+    assert labels == whole_labels
+    assert summary["votes_taken_now"] == 24 - had
     assert kept_at_end(tmp_path / "voting" / "labeled.jsonl") == 3
-
-
-@pytest.mark.parametrize("lost", [1, 40, 150, 400, 1000, 2000])
-def test_killed_while_writing_votes(tmp_path, run, lost):
-    """The file ends anywhere: whole votes are kept, the torn one and the lost ones are taken again."""
-    run(SmallPool(), "whole")
-    run(SmallPool(6))
-    folder = tmp_path / "voting"
-    for name in ("labeled.jsonl", "labeled.end.json", "summary.json"):
-        (folder / name).unlink()
-    data = (folder / "votes.jsonl").read_bytes()
-    (folder / "votes.jsonl").write_bytes(data[:-lost])
-    whole_lines = data[:-lost].count(b"\n")
-    summary = run(SmallPool())
-    taken, labels = stored(folder)
-    assert len({vote.key for vote in taken}) == len(taken) == 24
-    assert summary["votes_taken_now"] == 24 - whole_lines
-    assert {label.question.id for label in labels} == {question.id for question in QUESTIONS}
 
 
 def test_killed_between_votes_and_label(tmp_path, run):
     """Votes are written first: a question with all its votes and no label gets the label, and no vote."""
-    run(SmallPool())
+    run()
     folder = tmp_path / "voting"
     lines = (folder / "labeled.jsonl").read_bytes().splitlines(keepends=True)
     (folder / "labeled.jsonl").write_bytes(b"".join(lines[:-1]) + lines[-1][:50])
     (folder / "labeled.end.json").unlink()
-    pool = SmallPool()
-    summary = run(pool)
-    assert pool.requests == []
-    assert summary["votes_taken_now"] == 0
+    engine = FarEngine(answer=reply)
+    assert run(engine)["votes_taken_now"] == 0
+    assert engine.attempts == 0
     assert (folder / "labeled.jsonl").read_bytes() == b"".join(lines)
 
 
 def test_a_finished_vote_asks_nothing_and_starts_no_engine(run):
-    run(SmallPool())
-    pool = SmallPool(dies_after=0)
-    assert run(pool)["votes_taken_now"] == 0
-    assert pool.requests == []
+    run()
+    engine = FarEngine()
+    assert run(engine)["votes_taken_now"] == 0
+    assert engine.attempts == 0
+
+
+def test_other_questions_than_those_labelled_are_refused(run):
+    run(questions=QUESTIONS[:3])
+    with pytest.raises(InputError, match="--run-dir"):
+        run(questions=[QUESTIONS[1], QUESTIONS[0], *QUESTIONS[2:]])
+    with pytest.raises(InputError, match="3 labels, but there are only 2 questions"):
+        run(questions=QUESTIONS[:2])
+
+
+def test_further_questions_are_voted_on_without_asking_the_first_again(run):
+    run(questions=QUESTIONS[:3])
+    assert run()["votes_taken_now"] == 12
+
+
+def test_a_question_that_comes_twice_is_refused(run):
+    with pytest.raises(InputError, match="comes twice"):
+        run(questions=[*QUESTIONS, QUESTIONS[2]])
 
 
 def test_stopped_keeps_what_was_taken(tmp_path, run):
-    asked = iter([False, False, True])
+    asked = count()
     with pytest.raises(Stopped, match="same command"):
-        run(SmallPool(), should_stop=lambda: next(asked))
-    taken, labels = stored(tmp_path / "voting")
-    assert (len(taken), len(labels)) == (12, 3)
+        run(FarEngine(delay=0.01, answer=reply), should_stop=lambda: next(asked) == 8, settings=config(in_flight=1))
+    had = len(stored_votes(tmp_path / "voting"))
+    assert 0 < had < 24
     assert not (tmp_path / "voting" / "summary.json").exists()
-    summary = run(SmallPool())
-    assert (summary["votes_taken_now"], summary["votes"], summary["questions"]) == (12, 24, 6)
+    assert run()["votes_taken_now"] == 24 - had
 
 
-def test_what_should_stop_raises_ends_the_vote_and_frees_the_engines(run):
+def test_what_should_stop_raises_ends_the_vote(run):
     def trainer_died():
         raise RuntimeError("trainer died")
 
-    pool = SmallPool()
     with pytest.raises(RuntimeError, match="trainer died"):
-        run(pool, should_stop=trainer_died)
-    assert pool.closed
-    assert len(pool.requests) == 1
+        run(should_stop=trainer_died)
+
+
+def test_a_question_that_kills_engines_is_quarantined_and_the_rest_is_labelled(tmp_path, run, monkeypatch):
+    monkeypatch.setattr(pool_module, "_BACKOFF_S", 0.0)
+
+    def ill(engine, request):
+        return "die" if request.key == QUESTIONS[3].id else None
+
+    summary = run(FarEngine("a", 0.001, ill, answer=reply), FarEngine("b", 0.001, ill, answer=reply))
+    _, labels = stored(tmp_path / "voting")
+    assert [label.outcome for label in labels].count("quarantined") == 1
+    assert labels[3].outcome == "quarantined" and "engine core died" in labels[3].reason
+    rest = [index for index in range(6) if index != 3]
+    assert [(labels[index].answer, labels[index].kept) for index in rest] == [EXPECTED[index] for index in rest]
+    assert summary["quality"]["questions"] == 6
+
+
+# --- the trainer follows ----------------------------------------------------------------------------
 
 
 def test_a_vote_that_no_trainer_follows_waits_for_nobody(run):
-    """`medssr vote` alone, in stream mode, with more kept labels than the buffer holds."""
-    asked = []
+    """`medssr vote` alone, with more kept labels than the buffer holds."""
+    asked = count()
 
     def should_stop():
-        asked.append(True)
-        assert len(asked) < 50, "waits for a trainer that is not there"
+        assert next(asked) < 500, "waits for a trainer that is not there"
         return False
 
-    assert run(SmallPool(), settings=config(mode="stream", buffer=1), should_stop=should_stop)["kept"] == 3
+    assert run(settings=config(mode="stream", buffer=1), should_stop=should_stop)["quality"]["kept"] == 3
 
 
-def test_with_a_trainer_the_vote_waits_until_it_has_caught_up(tmp_path, run):
-    """Buffer 1: after the second kept label (of question 3) the vote waits for the trainer."""
-    labels, asked = tmp_path / "voting" / "labeled.jsonl", []
+def test_with_a_trainer_the_vote_begins_no_question_until_it_has_caught_up(tmp_path, run):
+    """Buffer 1, one question at a time: after the second kept label (of question 3) the vote waits."""
+    labels, seen = tmp_path / "voting" / "labeled.jsonl", []
 
     def caught_up_when_asked_often():
-        asked.append(len(labels.read_text().splitlines()))
-        if len(asked) == 12:
+        seen.append(len(labels.read_text().splitlines()) if labels.exists() else 0)
+        if seen.count(4) == 5:
             publish_taken(labels, 2)
         return False
 
-    settings = config(mode="stream", buffer=1)
-    run(SmallPool(), settings=settings, should_stop=caught_up_when_asked_often, trainer_follows=True)
-    assert asked.count(4) > 3
-    assert asked[-1] == 6
+    settings = config(mode="stream", buffer=1, window=1)
+    run(settings=settings, should_stop=caught_up_when_asked_often, trainer_follows=True)
+    assert seen.count(4) >= 5
+    assert seen[-1] == 6
 
 
 def test_without_questions_there_is_an_empty_end(tmp_path, run):
-    assert run(SmallPool(), questions=[])["questions"] == 0
+    assert run(questions=[])["quality"]["questions"] == 0
     assert kept_at_end(tmp_path / "voting" / "labeled.jsonl") == 0
 
 
+# --- what is asked ----------------------------------------------------------------------------------
+
+
+def test_one_request_a_wave_with_the_configs_parameters(run):
+    engine = FarEngine(answer=reply)
+    run(engine, questions=QUESTIONS[:1])
+    (request,) = engine.given
+    assert (request.key, request.n, request.seed) == (QUESTIONS[0].id, K, SEEDS[QUESTIONS[0].id][0])
+    assert (request.temperature, request.top_p, request.max_tokens, request.choices) == (1.0, 1.0, 16, ())
+    assert "Question 0?" in request.prompt and "B. two" in request.prompt
+    assert request.options == QUESTIONS[0].options
+
+
+def test_waves_of_adaptive_voting_are_the_fewest_votes_that_may_do(run):
+    engine = FarEngine(answer=reply)
+    run(engine, questions=[QUESTIONS[0], QUESTIONS[5]], settings=config(adaptive="lossless", in_flight=1))
+    waves = {question.id: [] for question in QUESTIONS}
+    for request in engine.given:
+        waves[request.key].append(request.n)
+    assert waves[QUESTIONS[5].id][0] == waves[QUESTIONS[0].id][0] == 3
+
+
+def test_a_long_run_does_not_look_ahead_further_than_the_window(run, monkeypatch):
+    most = []
+    take = ballots_module.Ballots._open_ballot
+
+    def counted(self, question):
+        ballot = take(self, question)
+        most.append(len(self._open))
+        return ballot
+
+    monkeypatch.setattr(ballots_module.Ballots, "_open_ballot", counted)
+    run(settings=config(window=2))
+    assert max(most) == 2 and len(most) == 6
+
+
+def test_text_can_be_left_out(tmp_path, run):
+    run(settings=config(keep_text=False))
+    assert {vote.text for vote in stored_votes(tmp_path / "voting")} == {""}
+
+
 def test_votes_are_plain_json_lines(tmp_path, run):
-    run(SmallPool())
-    lines = (tmp_path / "voting" / "votes.jsonl").read_text().splitlines()
-    assert all(set(json.loads(line)) == set(Vote.model_fields) for line in lines)
+    run()
+    (file,) = (tmp_path / "voting" / "votes").glob("*.jsonl")
+    assert all(set(json.loads(line)) == set(Vote.model_fields) for line in file.read_text().splitlines())
+
+
+def test_the_extraction_beside_the_engine_is_the_one_extractor(tmp_path, run):
+    run()
+    options = {question.id: question.options for question in QUESTIONS}
+    for vote in stored_votes(tmp_path / "voting"):
+        found = extract_answer(vote.text, options[vote.question_id])
+        assert (vote.answer, vote.method) == (found.letter, found.method)

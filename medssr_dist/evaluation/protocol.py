@@ -17,7 +17,7 @@ from typing import Protocol
 from pydantic import Field
 from tqdm import tqdm
 
-from medssr_dist.answers import INSTRUCTION, chat_prompt, extract_answer
+from medssr_dist.answers import INSTRUCTION, chat_prompt
 from medssr_dist.config import Evaluation
 from medssr_dist.errors import Stopped
 from medssr_dist.jsonl import JsonlLedger, read_jsonl
@@ -28,7 +28,7 @@ SECOND_PASS = "\n\nThe answer is ("
 
 
 class Pool(Protocol):
-    """What evaluation needs of an engine pool (runtime.engines.EnginePool)."""
+    """What evaluation needs of an engine pool (runtime.pool.EnginePool)."""
 
     def generate(self, requests: Iterable[Request]) -> Iterator[tuple[str, list[Completion]]]: ...
 
@@ -154,6 +154,7 @@ class _Session:
         return Request(
             key=question.id,
             prompt=chat_prompt(self.tokenizer, question),
+            options=question.options,
             n=self.evaluation.generations - first,
             seed=self._base_seed(question.id) + first,
             temperature=self.evaluation.temperature,
@@ -168,15 +169,14 @@ class _Session:
         return Request(key=key, prompt=prompt, temperature=0.0, max_tokens=1, choices=tuple(question.options))
 
     def _first_answer(self, question: Question, completion: Completion) -> Answer:
-        extraction = extract_answer(completion.text, question.options)
         return Answer(
             question_id=question.id,
             policy=self.policy,
             sampling=self.sampling,
             generation=completion.seed - self._base_seed(question.id),
             seed=completion.seed,
-            letter=extraction.letter,
-            method=extraction.method,
+            letter=completion.answer,
+            method=completion.method,
             text=completion.text,
             tokens=completion.tokens,
             truncated=completion.truncated,

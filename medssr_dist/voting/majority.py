@@ -2,36 +2,58 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 from medssr_dist.config import Voting
-from medssr_dist.records import Label, Question, Vote
+from medssr_dist.records import Label, Question
+from medssr_dist.voting.bound import confidences, decided
+from medssr_dist.voting.tally import Tally
 
 
-def decide(question: Question, votes: list[Vote], voting: Voting) -> Label:
-    """The label of `question` from its K votes.
+def decide(
+    question: Question, tally: Tally, voting: Voting, *, tokens: int, truncated: int, policy: str, sampling: str
+) -> Label:
+    """The label of `question` from all K votes, or from so many that the rest need not be taken (`bound.certain`).
 
-    The majority answer must be alone at the top: a tie, and a question on which no vote is valid,
-    are outcomes of their own and are never kept.
+    Args:
+        tokens: generated in the votes of `tally`.
+        truncated: those of them that were cut at the token limit.
+
+    Raises:
+        ValueError: the votes do not settle it, there are more than K, or one is for no option of the question.
     """
-    counts = Counter(vote.answer for vote in votes if vote.answer is not None)
-    valid = sum(counts.values())
-    top = counts.most_common(2)
-    outcome = "all_invalid" if not top else "tie" if len(top) == 2 and top[0][1] == top[1][1] else "labeled"
-    winner_votes = top[0][1] if top else 0
-    of_requested = winner_votes / voting.samples
-    of_valid = winner_votes / valid if valid else 0.0
-    confidence = of_requested if voting.confidence == "requested" else of_valid
+    found = decided(tally, tuple(question.options), voting)
+    if found is None:
+        raise ValueError(f"{tally} decides nothing yet on question {question.id}: K = {voting.samples}")
+    return _label(
+        question, tally, voting, outcome=found.outcome, kept=found.kept,
+        answer=_leader(tally) if found.outcome == "labeled" else None,
+        tokens=tokens, truncated=truncated, policy=policy, sampling=sampling,
+    )  # fmt: skip
+
+
+def quarantine(
+    question: Question, tally: Tally, voting: Voting, reason: str,
+    *, tokens: int, truncated: int, policy: str, sampling: str,
+) -> Label:  # fmt: skip
+    """The label of a question that the engines could not answer: none, with `reason` and the votes that it did get."""
+    return _label(
+        question, tally, voting, outcome="quarantined", kept=False, answer=None, reason=reason,
+        tokens=tokens, truncated=truncated, policy=policy, sampling=sampling,
+    )  # fmt: skip
+
+
+def _leader(tally: Tally) -> str:
+    return max(tally.counts, key=lambda item: item[1])[0]
+
+
+def _label(question: Question, tally: Tally, voting: Voting, **fields) -> Label:
+    of_requested, of_valid = confidences(tally, tuple(question.options), voting)
     return Label(
         question=question,
-        outcome=outcome,
-        answer=top[0][0] if outcome == "labeled" else None,
-        counts=dict(sorted(counts.items())),
+        counts=dict(tally.counts),
         requested=voting.samples,
-        valid=valid,
+        taken=tally.taken,
+        valid=tally.valid,
         confidence_requested=of_requested,
         confidence_valid=of_valid,
-        kept=outcome == "labeled" and confidence >= voting.threshold,
-        policy=votes[0].policy,
-        sampling=votes[0].sampling,
+        **fields,
     )

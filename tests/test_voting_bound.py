@@ -1,0 +1,132 @@
+"""The exact bound against brute force: every way the votes to come can fall."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from itertools import combinations_with_replacement
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from medssr_dist.config import Voting
+from medssr_dist.voting.bound import certain, needed
+from medssr_dist.voting.tally import Tally, reaches
+
+LETTERS = "ABCDE"
+
+
+def tally_of(votes: str) -> Tally:
+    tally = Tally()
+    for vote in votes:
+        tally = tally.add(None if vote == "-" else vote)
+    return tally
+
+
+@lru_cache(None)
+def full_decision(votes: str, threshold: float, confidence: str) -> tuple[str, str | None, bool]:
+    """(outcome, answer, kept) of all K votes, written down independently of the code under test."""
+    counts = {letter: votes.count(letter) for letter in set(votes) - {"-"}}
+    if not counts:
+        return "all_invalid", None, False
+    most = max(counts.values())
+    winners = [letter for letter, count in counts.items() if count == most]
+    if len(winners) > 1:
+        return "tie", None, False
+    of = len(votes) if confidence == "requested" else sum(counts.values())
+    return "labeled", winners[0], most / of >= threshold
+
+
+def all_decisions(votes: str, letters: str, voting: Voting) -> set[tuple]:
+    left = voting.samples - len(votes)
+    return {
+        full_decision("".join(sorted(votes + "".join(rest))), voting.threshold, voting.confidence)
+        for rest in combinations_with_replacement(letters + "-", left)
+    }
+
+
+def cannot_change(votes: str, letters: str, voting: Voting) -> bool:
+    decisions = all_decisions(votes, letters, voting)
+    if voting.adaptive == "kept":
+        decisions = {(answer, kept) if kept else (None, False) for _, answer, kept in decisions}
+    return len(decisions) == 1
+
+
+@st.composite
+def unfinished(draw):
+    letters = LETTERS[: draw(st.integers(2, 5))]
+    samples = draw(st.integers(1, 8))
+    votes = draw(st.text(letters + "-", max_size=samples))
+    threshold = draw(st.sampled_from([0.0, 0.25, 0.3, 0.5, 0.6, 0.7, 0.75, 1.0]))
+    confidence = draw(st.sampled_from(["requested", "valid"]))
+    adaptive = draw(st.sampled_from(["lossless", "kept"]))
+    return votes, letters, Voting(samples=samples, threshold=threshold, confidence=confidence, adaptive=adaptive)
+
+
+@given(unfinished())
+def test_certain_is_exactly_that_no_completion_changes_the_decision(case):
+    votes, letters, voting = case
+    assert certain(tally_of(votes), letters, voting) == cannot_change(votes, letters, voting)
+
+
+@given(unfinished())
+def test_needed_is_the_fewest_votes_after_which_it_could_be_certain(case):
+    votes, letters, voting = case
+    fewest = next(
+        more
+        for more in range(voting.samples - len(votes) + 1)
+        if any(
+            cannot_change(votes + "".join(rest), letters, voting)
+            for rest in combinations_with_replacement(letters + "-", more)
+        )
+    )
+    assert needed(tally_of(votes), letters, voting) == fewest
+
+
+@given(unfinished())
+def test_once_certain_it_stays_so(case):
+    votes, letters, voting = case
+    if len(votes) < voting.samples and certain(tally_of(votes), letters, voting):
+        assert all(certain(tally_of(votes + more), letters, voting) for more in letters + "-")
+
+
+@pytest.mark.parametrize(
+    ("adaptive", "votes", "threshold", "confidence", "expected"),
+    [
+        ("lossless", "AAAAAAAAA", 0.5, "requested", True),  # 9 of 16
+        ("lossless", "AAAAAAAA", 0.5, "requested", False),  # 8: the rest may tie
+        ("lossless", "AAAAAAAAA", 0.7, "requested", False),  # A wins; whether with 70% is open
+        ("lossless", "BBBBBBBBB----", 0.75, "requested", False),
+        ("lossless", "BBBBBBBBB-----", 0.75, "requested", True),  # 11 of 16 at most
+        ("kept", "AABBCCDDE", 0.6, "requested", True),  # nobody reaches 10 of 16
+        ("lossless", "AABBCCDDE", 0.6, "requested", False),  # but who wins is open
+        ("kept", "AABB-----", 0.6, "valid", False),  # 9 of 11 valid ones, if A has the rest
+        ("off", "AAAAAAAAAAAAAAA", 0.5, "requested", False),
+        ("off", "AAAAAAAAAAAAAAAA", 0.5, "requested", True),
+    ],
+)
+def test_examples(adaptive, votes, threshold, confidence, expected):
+    voting = Voting(adaptive=adaptive, threshold=threshold, confidence=confidence)
+    assert certain(tally_of(votes), LETTERS, voting) is expected
+
+
+@pytest.mark.parametrize(
+    ("adaptive", "votes", "expected"),
+    [("off", "", 16), ("off", "AA", 14), ("lossless", "", 9), ("lossless", "AAAAAAAAB", 1), ("kept", "", 9)],
+)
+def test_waves(adaptive, votes, expected):
+    assert needed(tally_of(votes), LETTERS, Voting(adaptive=adaptive)) == expected
+
+
+@pytest.mark.parametrize("tenths", range(11))
+def test_a_share_that_equals_the_threshold_reaches_it(tenths):
+    for of in (10, 20, 30, 110, 1000):
+        assert reaches(tenths * of // 10, of, float(f"0.{tenths}" if tenths < 10 else "1.0"))
+
+
+def test_many_samples_and_letters_are_quick_enough_to_be_asked_always():
+    voting = Voting(samples=64, threshold=0.55, confidence="valid", adaptive="kept")
+    votes, letters = "", "ABCDEFGHIJ"
+    while wave := needed(tally_of(votes), letters, voting):
+        votes += ("ABCAD-" * 20)[len(votes) : len(votes) + wave]
+    assert certain(tally_of(votes), letters, voting) and len(votes) <= 64
