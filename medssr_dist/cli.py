@@ -52,18 +52,23 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text in _STEPS.items():
-        _config_command(commands, name, text, _run_steps)
+        command = _config_command(commands, name, text, _run_steps)
+        command.set_defaults(rates=None)
+        if name == "run":
+            text = "with --dry-run: the run whose rates the wall time is predicted from (default: the run itself)"
+            command.add_argument("--rates", type=Path, metavar="RUN_DIR", help=text)
     for name, call in {"prefetch": _prefetch, "doctor": _doctor}.items():
         _config_command(commands, name, _TOOLS[name], call)
     _status_command(commands)
     teacher = commands.add_parser("teacher", help="serve the offline rule-based stand-in for a chat API on loopback")
     _add_teacher(teacher)
     _export_command(commands)
+    _merge_command(commands)
     _bench_command(commands)
     return parser
 
 
-def _config_command(commands, name: str, text: str, call) -> None:
+def _config_command(commands, name: str, text: str, call) -> argparse.ArgumentParser:
     command = commands.add_parser(
         name,
         help=text,
@@ -76,6 +81,7 @@ def _config_command(commands, name: str, text: str, call) -> None:
     command.add_argument("--dry-run", action="store_true", help="print what would be done, start nothing")
     command.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. voting.samples=16")
     command.set_defaults(call=call)
+    return command
 
 
 def _status_command(commands) -> None:
@@ -108,6 +114,20 @@ def _export_command(commands) -> None:
         "--labels", choices=["kept", "all", "none"], default="kept", help="which pseudo-labels (default: kept)"
     )
     command.set_defaults(call=_export)
+
+
+def _merge_command(commands) -> None:
+    text = "take the votes that other runs took on a run's questions"
+    command = commands.add_parser(
+        "merge",
+        help=text,
+        description=text[0].upper() + text[1:] + ", each once; votes of another policy or way of sampling stay out.",
+        epilog="example:\n  medssr merge runs/all runs/job1 runs/job2",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument("run_dir", type=Path, metavar="RUN", help="the run that takes them; it must not be running")
+    command.add_argument("others", type=Path, metavar="OTHER", nargs="+", help="runs on the same questions")
+    command.set_defaults(call=_merge)
 
 
 def _bench_command(commands) -> None:
@@ -153,8 +173,10 @@ def _run_steps(args: argparse.Namespace) -> int:
     if args.dry_run:
         from medssr_dist.dry_run import dry_run
 
-        dry_run(config, args.run_dir, steps)
+        dry_run(config, args.run_dir, steps, args.rates)
         return 0
+    if args.rates:
+        raise InputError("--rates is for the prediction of --dry-run; add --dry-run, or leave --rates out")
     run_steps(config, args.run_dir, steps)
     return 0
 
@@ -183,6 +205,13 @@ def _export(args: argparse.Namespace) -> int:
     from medssr_dist.export import export
 
     export(args.run_dir, args.to, args.form, args.labels)
+    return 0
+
+
+def _merge(args: argparse.Namespace) -> int:
+    from medssr_dist.voting.merge import merge
+
+    merge(args.run_dir, args.others)
     return 0
 
 

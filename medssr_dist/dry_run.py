@@ -17,6 +17,7 @@ from medssr_dist.config_base import DataSource
 from medssr_dist.config_io import resolved
 from medssr_dist.config_synthesis import Synthesis
 from medssr_dist.errors import InputError
+from medssr_dist.forecast import Todo, forecast_rows, measured_rates
 from medssr_dist.jsonl import write_atomic, write_json
 from medssr_dist.pipeline import STEPS
 from medssr_dist.prefetch import index_on_disk, policy_on_disk
@@ -27,11 +28,15 @@ from medssr_dist.run_dir import RunDir, commit
 _STAGES = ("stage1", "stage2")
 
 
-def dry_run(config: Config, run_dir: Path, steps: tuple[str, ...]) -> None:
+def dry_run(config: Config, run_dir: Path, steps: tuple[str, ...], rates_of: Path | None = None) -> None:
     """Print the plan of `steps` and render their artefacts to `run_dir`/dry_run.
 
+    Args:
+        rates_of: the run whose rates the wall time of the whole method is predicted from; None = `run_dir` itself.
+
     Raises:
-        InputError: what the run would refuse: unreadable data, an evaluation item among the seeds, a missing model.
+        InputError: what the run would refuse: unreadable data, an evaluation item among the seeds, a missing model;
+            a run in `rates_of` that has no rates.
     """
     run = RunDir(run_dir)
     folder = run.root / "dry_run"
@@ -44,11 +49,26 @@ def dry_run(config: Config, run_dir: Path, steps: tuple[str, ...]) -> None:
     _print_rows("slots", _slots(config))
     for step in steps:
         _print_rows(step, [("state", _state(run, step)), *_PLANS[step](config, run, folder, model)])
+    if steps == STEPS:
+        _print_rows("wall time", _wall_time(config, run, rates_of))
     if model or problem:
         _print_rows("policy", [("model", config.policy.model), ("directory", problem or str(model))])
     _print_rows("rendered", [("", str(file)) for file in sorted(folder.iterdir())])
     if problem:
         raise InputError(problem)
+
+
+def _wall_time(config: Config, run: RunDir, rates_of: Path | None) -> list[tuple[str, str]]:
+    from medssr_dist.runtime.device import on_gpu
+
+    rates = measured_rates(rates_of or run.root)
+    if rates is None and rates_of:
+        raise InputError(f"--rates {rates_of}: no step of a run was measured there; name the directory of a run")
+    if rates is None:
+        how = "give --rates RUN_DIR of a run that has them; a short one will do, on the same kind of machine, e.g. with"
+        return [("rates", f"none known: this run has none yet; {how} synthesis.accepted=64")]
+    gold = len(_supervised(config)) if config.training.stage2.enabled else 0
+    return forecast_rows(config, rates, Todo(gold, _answers(config)[0]), on_gpu())
 
 
 def _locate_model(config: Config) -> tuple[Path | None, str | None]:
@@ -196,9 +216,7 @@ def _plan_training(config: Config, run: RunDir, folder: Path, model: Path) -> li
     examples = {"stage1": config.synthesis.accepted, "stage2": 0}
     rows = []
     if training.stage2.enabled:
-        questions = read_all(training.stage2.data, config.runtime.random_seed)
-        human_labelled(questions)
-        refuse_evaluation_items(questions, read_all(config.evaluation.benchmarks, config.runtime.random_seed))
+        questions = _supervised(config)
         mixed = config.synthesis.accepted if training.stage2.mix_pseudo_labels else 0
         examples["stage2"] = len(questions) + mixed
         rows = _sources("data", training.stage2.data, config)
@@ -214,6 +232,13 @@ def _plan_training(config: Config, run: RunDir, folder: Path, model: Path) -> li
     return plans + rows
 
 
+def _supervised(config: Config) -> list[Question]:
+    questions = read_all(config.training.stage2.data, config.runtime.random_seed)
+    human_labelled(questions)
+    refuse_evaluation_items(questions, read_all(config.evaluation.benchmarks, config.runtime.random_seed))
+    return questions
+
+
 def _stage_plan(stage: Stage, examples: int, start: Path) -> str:
     steps = stage.steps or math.ceil(examples / stage.prompts_per_step)
     sequences = steps * stage.prompts_per_step * stage.samples_per_prompt
@@ -227,14 +252,8 @@ def _plain(value: object) -> object:
 
 
 def _plan_evaluation(config: Config, run: RunDir, folder: Path, model: Path) -> list[tuple[str, str]]:
-    from medssr_dist.evaluation.benchmarks import read_benchmarks
-
     evaluation = config.evaluation
-    benchmarks = read_benchmarks(evaluation, config.runtime.random_seed)
-    asked = len({question.id for items in benchmarks.values() for question in items})
-    off = {name for name in _STAGES if not getattr(config.training, name).enabled}
-    policies = [name for name in evaluation.policies if name not in off]
-    total = asked * evaluation.generations * len(policies)
+    total, asked, policies = _answers(config)
     return [
         (
             "generations",
@@ -243,6 +262,18 @@ def _plan_evaluation(config: Config, run: RunDir, folder: Path, model: Path) -> 
         ),
         *_sources("benchmarks", evaluation.benchmarks, config),
     ]
+
+
+def _answers(config: Config) -> tuple[int, int, list[str]]:
+    """Answers of the evaluation's first pass, the distinct questions, and the policies asked."""
+    from medssr_dist.evaluation.benchmarks import read_benchmarks
+
+    evaluation = config.evaluation
+    benchmarks = read_benchmarks(evaluation, config.runtime.random_seed)
+    asked = len({question.id for items in benchmarks.values() for question in items})
+    off = {name for name in _STAGES if not getattr(config.training, name).enabled}
+    policies = [name for name in evaluation.policies if name not in off]
+    return asked * evaluation.generations * len(policies), asked, policies
 
 
 _PLANS = {"synthesize": _plan_synthesis, "vote": _plan_vote, "train": _plan_training, "evaluate": _plan_evaluation}

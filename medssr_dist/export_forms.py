@@ -54,9 +54,12 @@ def _vote(question: Question, label: Label | None) -> dict:
         "outcome": label.outcome,
         "votes": [label.counts.get(letter, 0) for letter in question.options],
         "votes_requested": label.requested,
+        "votes_taken": label.taken,
         "votes_valid": label.valid,
-        "confidence_requested": label.confidence_requested,
-        "confidence_valid": label.confidence_valid,
+        "confidence_requested": label.confidence_requested[0],
+        "confidence_requested_most": label.confidence_requested[1],
+        "confidence_valid": label.confidence_valid[0],
+        "confidence_valid_most": label.confidence_valid[1],
         "policy": label.policy,
         "sampling": label.sampling,
     }
@@ -89,7 +92,7 @@ def verl_row(item: Question | Label, index: int) -> dict:
             "question": question.stem,
             "options": list(question.options.values()),
             "rare": question.rare,
-            "confidence": label.confidence_requested if label else None,
+            "confidence": label.confidence_requested[0] if label else None,
         },
     }
 
@@ -115,8 +118,9 @@ def _plain_schema():
         {
             "id": text, "question": text, "options": texts, "answer": text, "rare": pa.bool_(), "topic": text,
             "source": text, "kept": pa.bool_(), "outcome": text, "votes": pa.list_(pa.int64()),
-            "votes_requested": pa.int64(), "votes_valid": pa.int64(), "confidence_requested": pa.float64(),
-            "confidence_valid": pa.float64(), "policy": text, "sampling": text, "provenance": pa.struct(provenance),
+            "votes_requested": pa.int64(), "votes_taken": pa.int64(), "votes_valid": pa.int64(),
+            "confidence_requested": pa.float64(), "confidence_requested_most": pa.float64(),
+            "confidence_valid": pa.float64(), "confidence_valid_most": pa.float64(), "policy": text, "sampling": text, "provenance": pa.struct(provenance),
         }
     )  # fmt: skip
 
@@ -153,12 +157,13 @@ def _verl_schema():
 
 
 _VOTE_COLUMNS = (
-    "kept", "outcome", "votes", "votes_requested", "votes_valid", "confidence_requested", "confidence_valid",
-    "policy", "sampling",
+    "kept", "outcome", "votes", "votes_requested", "votes_taken", "votes_valid", "confidence_requested",
+    "confidence_requested_most", "confidence_valid", "confidence_valid_most", "policy", "sampling",
 )  # fmt: skip
 _PLAIN = (
     "`options` are in letter order (A first); `answer` is the majority letter of the vote, null where there is none; "
-    "`votes` counts the votes by letter; the `confidence` columns name their denominator."
+    "`votes` counts the votes by letter; the `confidence` columns name their denominator; "
+    "voting may stop once the label is certain, and they then give the least and the `most` that all votes could show."
 )
 _OPENRLHF = (
     "For OpenRLHF: `--data.input_key input --data.label_key label --data.apply_chat_template`. `label` is the letter, "

@@ -2,51 +2,37 @@
 
 Each step reads what the step before left in the run directory, does nothing when it is finished,
 and goes on where it was when it is not; so the same command starts, resumes and re-reads a run.
+
+With `runtime.mode: stream` the first three go on side by side in this process: synthesis in a thread, the vote in the
+main thread, which alone writes the manifest and has the signals, and stage 1 in Ray actors (see `stream`).
 """
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import partial
+from hashlib import sha256
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from medssr_dist.config import Config
-from medssr_dist.errors import InputError, Stopped
+from medssr_dist.errors import InputError
 from medssr_dist.evaluation.benchmarks import read_benchmarks
-from medssr_dist.jsonl import read_json, read_jsonl, write_json
-from medssr_dist.memory import refuse_too_little_memory
+from medssr_dist.jsonl import read_json, write_json
 from medssr_dist.readers import human_labelled, read_all, read_questions, refuse_evaluation_items, source_name
-from medssr_dist.records import Question, content_hash, parse_record
-from medssr_dist.run_dir import RunDir, commit, open_run
+from medssr_dist.records import Question, content_hash
+from medssr_dist.run_dir import RunDir, commit
+from medssr_dist.session import Session, open_session
+from medssr_dist.sides import Beside, ThreadSide
 from medssr_dist.step_clock import step_clock
-from medssr_dist.stream import kept_labels
+from medssr_dist.stream import QuestionFeed, clear_end, has_ended, kept_labels
 from medssr_dist.summary import build_summary, render_summary
 
+if TYPE_CHECKING:
+    from medssr_dist.training.run import RunningStage
+
 STEPS = ("synthesize", "vote", "train", "evaluate")
-
-
-@dataclass(frozen=True)
-class Session:
-    """An open run: its config, its directory, whether it was asked to stop, and Ray when first needed."""
-
-    config: Config
-    run: RunDir
-    should_stop: Callable[[], bool]
-    start_ray: Callable[[], None]
-
-    def once(self, step: str, inputs: dict[str, str], work: Callable[[], object]) -> None:
-        """Do `work` unless `step` is finished with the same settings and inputs."""
-        self.run.begin_step(step, self.config, inputs)
-        if self.run.is_finished(step):
-            print(f"{step}: already finished")
-            return
-        with step_clock(self.run.root, step):
-            work()
-        self.run.finish_step(step)
 
 
 def run_steps(config: Config, root: Path, steps: tuple[str, ...] = STEPS) -> None:
@@ -59,22 +45,21 @@ def run_steps(config: Config, root: Path, steps: tuple[str, ...] = STEPS) -> Non
     if steps == STEPS and not config.training.uses_pseudo_labels:
         print("synthesize, vote: skipped, no training stage uses pseudo-labels")
         steps = ("train", "evaluate")
-    with open_run(root, config) as run, _stop_on_signal() as should_stop, _ray_on_demand(config, run) as start_ray:
-        session = Session(config, run, should_stop, start_ray)
-        with step_clock(run.root, "run"):
+    with open_session(config, root) as session:
+        with step_clock(session.run.root, "run"):
             _run(session, steps)
         close(session)
 
 
 def _run(session: Session, steps: tuple[str, ...]) -> None:
     refuse_bad_inputs(session, steps)
-    if "synthesize" in steps:
-        synthesize(session)
-    if "vote" in steps and "train" in steps and session.config.runtime.mode == "stream":
-        vote_into_stage1(session)
+    if {"synthesize", "vote", "train"} <= set(steps) and session.config.runtime.mode == "stream":
+        side_by_side(session)
     else:
+        if "synthesize" in steps:
+            synthesize(session)
         if "vote" in steps:
-            vote(session)
+            vote(session, _finished_questions(session))
         if "train" in steps:
             train_stage1(session)
     if "train" in steps:
@@ -96,6 +81,15 @@ def refuse_bad_inputs(session: Session, steps: tuple[str, ...]) -> None:
 
 def synthesize(session: Session) -> None:
     """Step 1: new questions from seeds, rare-disease entities and passages."""
+    inputs, prepare = _synthesis(session)
+    session.once("synthesize", inputs, lambda: prepare()(session.should_stop))
+
+
+def _synthesis(session: Session) -> tuple[dict[str, str], Callable[[], Callable[..., object]]]:
+    """The step's inputs, and a function that gets its passages ready and returns the work: (should_stop, hold).
+
+    The first may start Ray and belongs into the main thread; the second may run in another.
+    """
     from medssr_dist.knowledge.retrieval import Retriever, entities
     from medssr_dist.synthesis.run import Inputs, goes_on
     from medssr_dist.synthesis.run import synthesize as work
@@ -110,56 +104,72 @@ def synthesize(session: Session) -> None:
     rare = entities(config.knowledge, config.runtime.random_seed) if config.synthesis.alpha > 0 else []
     retriever = Retriever(config.knowledge)
 
-    def write_questions() -> None:
+    def prepare() -> Callable[..., object]:
+        clear_end(_questions_file(session.run))
         retriever.prepare([entity.name for entity in rare])
         inputs = Inputs(seeds, benchmarks, rare, retriever.top_k, retriever.passage_text)
-        work(config, folder, inputs, commit(), session.should_stop)
+        return partial(work, config, folder, inputs, commit())
 
     if session.run.is_finished("synthesize") and goes_on(config.synthesis, folder):
         session.run.reopen_step("synthesize")
-    session.once("synthesize", {"seeds": _ids_hash(seeds)}, write_questions)
+    return {"seeds": _ids_hash(seeds)}, prepare
 
 
-def vote(session: Session, watch: Callable[[], object] | None = None) -> None:
+def vote(
+    session: Session, feed: QuestionFeed, watch: Callable[[], object] = lambda: None, trainer_follows: bool = False
+) -> None:
     """Step 2: pseudo-labels by majority vote of the base policy.
 
     Args:
-        watch: given where a trainer follows the labels; called after each question, what it raises ends the vote.
+        watch: called several times a second; what it raises ends the vote.
+        trainer_follows: stage 1 trains on the labels meanwhile.
     """
     from medssr_dist.knowledge.vignettes import hpo_truth
     from medssr_dist.runtime.models import model_fingerprint
     from medssr_dist.voting.run import vote as work
 
-    questions = _synthetic_questions(session.run)
     model = _base_model(session)
 
     def should_stop() -> bool:
-        if watch is not None:
-            watch()
+        watch()
         return session.should_stop()
 
     def take_votes() -> None:
         session.start_ray()
-        work(session.config, questions, model, session.run.voting, hpo_truth, should_stop, watch is not None)
+        total = _most_questions(session)
+        work(session.config, feed, total, model, session.run.voting, hpo_truth, should_stop, trainer_follows)
 
-    session.once("vote", {"questions": _ids_hash(questions), "model": model_fingerprint(model)}, take_votes)
+    session.once("vote", {"model": model_fingerprint(model)}, take_votes)
 
 
-def vote_into_stage1(session: Session) -> None:
-    """Steps 2 and 3a side by side: stage 1 trains on each kept label while the vote goes on."""
-    if session.run.is_finished("vote") or not session.config.training.stage1.enabled:
-        vote(session)
-        train_stage1(session)
-        return
-    stage = _begin_stage1(session)
-    try:
-        with step_clock(session.run.root, "stage1"):
-            vote(session, watch=stage.check)
-            stage.wait(session.should_stop)
-    except BaseException:
-        stage.kill()
-        raise
-    session.run.finish_step("stage1")
+def side_by_side(session: Session) -> None:
+    """Steps 1, 2 and 3a at once: the vote follows the questions as they are accepted, stage 1 the labels it keeps.
+
+    What fails first ends the others, and the same command takes all of them up where they were.
+    """
+    file = _questions_file(session.run)
+    feed = QuestionFeed(file, lambda: has_ended(file))
+    with Beside(session) as beside:
+        if synthesis := _begin_synthesis(session, feed):
+            beside.take("synthesize", synthesis)
+        else:
+            feed = _finished_questions(session)
+        if session.config.training.stage1.enabled and session.begins("stage1", _stage1_inputs(session)):
+            beside.take("stage1", _start_stage1(session))
+        vote(session, feed, beside.watch, "stage1" in beside.sides)
+        beside.wait()
+
+
+def _begin_synthesis(session: Session, feed: QuestionFeed) -> ThreadSide | None:
+    """Synthesis in a thread, held back while `feed` lags; None where it is finished."""
+    inputs, prepare = _synthesis(session)
+    if not session.begins("synthesize", inputs):
+        return None
+    with step_clock(session.run.root, "synthesize"):
+        work = prepare()
+    most = session.config.voting.question_buffer
+    return ThreadSide(lambda should_stop: work(should_stop, lambda accepted: accepted - feed.given > most),
+                session.should_stop)  # fmt: skip
 
 
 def train_stage1(session: Session) -> None:
@@ -167,7 +177,7 @@ def train_stage1(session: Session) -> None:
     if not session.config.training.stage1.enabled:
         return
     _need_vote(session)
-    session.once("stage1", _stage1_inputs(session), lambda: _begin_stage1(session).wait(session.should_stop))
+    session.once("stage1", _stage1_inputs(session), lambda: _start_stage1(session).wait(session.should_stop))
 
 
 def _need_vote(session: Session) -> None:
@@ -175,21 +185,18 @@ def _need_vote(session: Session) -> None:
         raise InputError(f"{session.run.root} has no finished vote to train on; run `medssr vote` first")
 
 
-def _begin_stage1(session: Session):
+def _start_stage1(session: Session) -> RunningStage:
     from medssr_dist.training.run import start_stage1
 
-    session.run.begin_step("stage1", session.config, _stage1_inputs(session))
     session.start_ray()
-    labels = session.run.voting / "labeled.jsonl"
-    most = len(_synthetic_questions(session.run))
-    return start_stage1(session.config, _base_model(session), labels, session.run.training("stage1"), most)
+    labels, folder = session.run.voting / "labeled.jsonl", session.run.training("stage1")
+    return start_stage1(session.config, _base_model(session), labels, folder, _most_questions(session))
 
 
 def _stage1_inputs(session: Session) -> dict[str, str]:
     from medssr_dist.runtime.models import model_fingerprint
 
-    questions = _synthetic_questions(session.run)
-    return {"questions": _ids_hash(questions), "model": model_fingerprint(_base_model(session))}
+    return {"model": model_fingerprint(_base_model(session))}
 
 
 def train_stage2(session: Session) -> None:
@@ -222,7 +229,7 @@ def train_stage2(session: Session) -> None:
         "reference": model_fingerprint(reference),
     }
     if stage.mix_pseudo_labels:
-        inputs["labels"] = content_hash([[label.question.id, label.answer] for label in kept_labels(labels)])
+        inputs["labels"] = _labels_hash(labels)
     session.once("stage2", inputs, train)
 
 
@@ -251,20 +258,18 @@ def _evaluate_policies(session: Session, benchmarks: dict[str, list[Question]], 
     from medssr_dist.evaluation.protocol import evaluate_policy
     from medssr_dist.evaluation.report import write_report
     from medssr_dist.evaluation.scores import build_scores
-    from medssr_dist.runtime.engines import EnginePool
     from medssr_dist.runtime.models import load_tokenizer, model_fingerprint
+    from medssr_dist.runtime.placement import engine_pool
 
     session.start_ray()
-    config, voting = session.config, session.config.voting
+    config, events = session.config, session.run.evaluation / "engines.jsonl"
     questions = [question for items in benchmarks.values() for question in items]
     answers, seconds = {}, {}
     for name, folder in policies.items():
         started = time.monotonic()
         print(f"evaluate {name}: {folder}")
         tokenizer = load_tokenizer(folder, config.policy)
-        with EnginePool(
-            folder, config.policy, config.runtime, voting.engines, voting.tensor_parallel_size, voting.shard_size
-        ) as pool:
+        with engine_pool(config, folder, events, with_servers=False) as pool:
             answers[name] = evaluate_policy(
                 pool, tokenizer, questions, config.evaluation, config.runtime.random_seed,
                 session.run.evaluation / "answers.jsonl", policy=model_fingerprint(folder),
@@ -302,11 +307,21 @@ def _base_model(session: Session) -> Path:
     return resolve_model(session.config.policy)
 
 
-def _synthetic_questions(run: RunDir) -> list[Question]:
-    file = run.synthesis / "questions.jsonl"
-    if not run.is_finished("synthesize"):
-        raise InputError(f"{run.root} has no finished questions; run `medssr synthesize` first")
-    return [parse_record(Question, row, str(file)) for row in read_jsonl(file)]
+def _questions_file(run: RunDir) -> Path:
+    return run.synthesis / "questions.jsonl"
+
+
+def _finished_questions(session: Session) -> QuestionFeed:
+    if not session.run.is_finished("synthesize"):
+        raise InputError(f"{session.run.root} has no finished questions; run `medssr synthesize` first")
+    return QuestionFeed(_questions_file(session.run))
+
+
+def _most_questions(session: Session) -> int:
+    """How many synthetic questions there are, or will be at most."""
+    if session.run.is_finished("synthesize"):
+        return read_json(session.run.synthesis / "summary.json")["accepted"]
+    return session.config.synthesis.accepted
 
 
 def _supervised_questions(config: Config) -> list[Question]:
@@ -317,45 +332,12 @@ def _supervised_questions(config: Config) -> list[Question]:
     return questions
 
 
+def _labels_hash(labels: Path) -> str:
+    digest = sha256()
+    for label in kept_labels(labels):
+        digest.update(f"{label.question.id} {label.answer}\n".encode())
+    return digest.hexdigest()
+
+
 def _ids_hash(questions: list[Question]) -> str:
     return content_hash([[question.id, question.truth] for question in questions])
-
-
-@contextmanager
-def _ray_on_demand(config: Config, run: RunDir) -> Iterator[Callable[[], None]]:
-    """Yields a function that starts Ray on its first call; a finished run never starts it."""
-    with ExitStack() as stack:
-        started = threading.Event()
-
-        def start() -> None:
-            from medssr_dist.runtime.cluster import ray_cluster
-
-            if not started.is_set():
-                refuse_too_little_memory(config)
-                stack.enter_context(ray_cluster(config, run.logs))
-                started.set()
-
-        yield start
-
-
-@contextmanager
-def _stop_on_signal() -> Iterator[Callable[[], bool]]:
-    """SIGTERM and the first Ctrl-C ask the run to stop at the next safe point; a second Ctrl-C ends it."""
-    asked = threading.Event()
-
-    def ask(number, frame):
-        if asked.is_set():
-            raise KeyboardInterrupt
-        asked.set()
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield asked.is_set
-    except Exception as error:
-        # Ctrl-C also reaches the engines' processes; what their end raises here is part of the stop.
-        if asked.is_set() and not isinstance(error, (Stopped, InputError)):
-            raise Stopped("stopped; the same command resumes") from error
-        raise
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

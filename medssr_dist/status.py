@@ -22,8 +22,9 @@ from medssr_dist.config import Evaluation
 from medssr_dist.errors import InputError
 from medssr_dist.jsonl import read_json
 from medssr_dist.run_dir import STEP_SECTIONS, RunDir
-from medssr_dist.step_clock import seconds_by_step
+from medssr_dist.step_clock import duration, seconds_by_step
 from medssr_dist.stream import follow, kept_at_end
+from medssr_dist.voting.ledger import stored_counts
 
 _CHUNK = 2**20
 _LOG_TAIL = 2**18  # bytes of a log that are searched, from its end
@@ -105,7 +106,7 @@ def _pace(run: RunDir, step: str, progress: Progress, held: bool) -> str:
         return ""
     text = f"; {each:.1f} s each" if each >= 1 else f"; {1 / each:.1f} a second"
     if held and progress.total is not None:
-        text += f", about {_duration(max(0, progress.total - progress.done) * each)} to go"
+        text += f", about {duration(max(0, progress.total - progress.done) * each)} to go"
     return text
 
 
@@ -130,11 +131,9 @@ def _wire(live: dict, held: bool) -> str:
 
 
 def _voting(run: RunDir, config: dict, begun: dict) -> Progress:
-    labels = list(_rows(run.voting / "labeled.jsonl"))
-    kept = sum(row["kept"] for row in labels)
-    votes = count_lines(run.voting / "votes.jsonl")
+    found = stored_counts(run.voting)
     questions = count_lines(run.synthesis / "questions.jsonl")
-    return Progress(len(labels), questions, "questions", f"{votes:,} votes, {kept:,} labels kept")
+    return Progress(found.labels, questions, "questions", f"{found.votes:,} votes, {found.kept:,} labels kept")
 
 
 def _stage1(run: RunDir, config: dict, begun: dict) -> Progress:
@@ -199,7 +198,7 @@ def _metrics(run: RunDir, stage: str) -> list[dict]:
 
 
 def count_lines(path: Path) -> int:
-    """Whole lines of a file; 0 where there is none. Reads in chunks: votes grow to gigabytes."""
+    """Whole lines of a file; 0 where there is none. Reads in chunks: questions grow to gigabytes."""
     if not path.exists():
         return 0
     with open(path, "rb") as file:
@@ -231,10 +230,3 @@ def _print_files(run: RunDir) -> None:
         names = sorted(file.name for file in folder.iterdir() if not file.name.startswith("."))
         shown = f"{len(names)} logs" if folder == run.logs else "  ".join(names)
         print(f"  {folder}: {shown}")
-
-
-def _duration(seconds: float) -> str:
-    minutes, hours = seconds / 60, seconds / 3600
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{minutes:.0f} min" if minutes < 100 else f"{hours:.1f} h"

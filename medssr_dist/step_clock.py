@@ -34,6 +34,14 @@ def seconds_by_step(run_folder: Path) -> dict[str, float]:
     return read_json(file) if file.exists() else {}
 
 
+def duration(seconds: float) -> str:
+    """As people say it: 40 s, 25 min, 3.2 h."""
+    minutes, hours = seconds / 60, seconds / 3600
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{minutes:.0f} min" if minutes < 100 else f"{hours:.1f} h"
+
+
 def _tick(file: Path, step: str, finished: threading.Event) -> None:
     last = time.monotonic()
     ended = False

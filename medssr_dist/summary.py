@@ -162,7 +162,8 @@ def _times(times: dict, wall_seconds: float | None) -> list[str]:
         rate = "-" if time["tokens_per_second"] is None else f"{time['tokens_per_second']:,.1f}"
         lines.append(f"  {step:<{_LABEL}}{time['seconds']:>12,.1f}{time['tokens']:>14,}{rate:>12}")
     if wall_seconds is not None:
-        lines.append(f"  {'wall time':<{_LABEL}}{wall_seconds:>12,.1f}   (synthesis, vote and stage 1 overlap in stream mode)")
+        overlap = "synthesis, vote and stage 1 overlap in stream mode"
+        lines.append(f"  {'wall time':<{_LABEL}}{wall_seconds:>12,.1f}   ({overlap})")
     return lines
 
 

@@ -23,6 +23,7 @@ from medssr_dist.prefetch import policy_on_disk, prefetch, readable_size
 from medssr_dist.records import Question
 from medssr_dist.run_dir import open_run
 from medssr_dist.status import is_held, newest_problem, status
+from medssr_dist.stream import mark_end
 from medssr_dist.training.run import _explained
 
 
@@ -157,8 +158,8 @@ def half_done(tree, root):
     append(run.synthesis / "journal.jsonl", *[{}] * 40)
     append(run.synthesis / "questions.jsonl", *[{}] * 4)
     append(run.voting / "labeled.jsonl", *[{"kept": kept} for kept in (True, False, True)])
-    append(run.voting / "votes.jsonl", *[{}] * 24)
-    with open(run.voting / "votes.jsonl", "a") as file:
+    append(run.voting / "votes" / "00000.jsonl", *[{}] * 24)
+    with open(run.voting / "votes" / "00000.jsonl", "a") as file:
         file.write('{"torn')
     append(run.training("stage1") / "metrics.jsonl", {"step": 1, "reward": 0.25, "seconds": 50.0})
     answer = {"policy": "f1", "question_id": "q", "generation": 0}
@@ -184,7 +185,7 @@ def test_status_of_an_interrupted_run(tree, tmp_path, capsys):
 
 def test_status_of_a_running_run_tells_what_is_to_go(tree, tmp_path, capsys):
     run = half_done(tree, tmp_path / "run")
-    (run.voting / "labeled.end.json").write_text('{"kept": 12}')
+    mark_end(run.voting / "labeled.jsonl", 12)
     assert not is_held(run)
     with open(run.root / ".lock") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

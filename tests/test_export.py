@@ -38,8 +38,8 @@ def label(item: Question, answer="B", kept=True) -> Label:
     counts = {"A": 1, answer: 5} if answer else {"A": 2, "B": 2}
     return Label(
         question=item, outcome="labeled" if answer else "tie", answer=answer, counts=counts, requested=8,
-        valid=sum(counts.values()), confidence_requested=0.625 if answer else 0.25, confidence_valid=5 / 6, kept=kept,
-        policy="p", sampling="s",
+        taken=7, valid=sum(counts.values()), truncated=1, tokens=70, kept=kept, policy="p", sampling="s",
+        confidence_requested=(0.625, 0.75) if answer else (0.25, 0.375), confidence_valid=(5 / 7, 6 / 7),
     )  # fmt: skip
 
 
@@ -81,6 +81,10 @@ def test_it_loads_with_every_question_and_what_the_vote_gave_it(run, tmp_path, f
     assert set(rows) == {item.id for item in QUESTIONS}
     kept, rejected, tie, unvoted = (rows[QUESTIONS[number].id] for number in (0, 2, 3, 7))
     assert (kept["answer"], kept["kept"], kept["votes"], kept["confidence_requested"]) == ("C", True, [1, 0, 5], 0.625)
+    assert kept["confidence_requested_most"] == 0.75
+    assert (kept["confidence_valid"], kept["confidence_valid_most"]) == (5 / 7, 6 / 7)
+    assert (kept["votes_requested"], kept["votes_taken"], kept["votes_valid"]) == (8, 7, 6)
+    assert (unvoted["votes_taken"], unvoted["confidence_valid_most"]) == (None, None)
     assert (rejected["answer"], rejected["kept"]) == ("B", False)
     assert (tie["answer"], tie["outcome"], tie["votes_valid"]) == (None, "tie", 4)
     assert (unvoted["answer"], unvoted["kept"], unvoted["votes"]) == (None, None, None)
@@ -147,6 +151,7 @@ def test_verl_has_its_columns(run, tmp_path):
     assert rows[0]["prompt"] == [{"role": "user", "content": format_question(QUESTIONS[1])}]
     assert rows[1]["reward_model"] == {"style": "rule", "ground_truth": "C"}
     assert [row["extra_info"]["index"] for row in rows] == [0, 1, 2]
+    assert rows[0]["extra_info"]["confidence"] == 0.625
     assert rows[1]["extra_info"]["options"] == list(QUESTIONS[0].options.values())
 
 

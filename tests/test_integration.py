@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
+from stored_votes import stored_labels, stored_votes
 
 from medssr_dist.jsonl import read_json, read_jsonl
-from medssr_dist.records import Label, Vote
 
 
 @pytest.fixture(scope="module")
@@ -21,10 +21,10 @@ def test_whole_method(medssr, tiny_config, finished):
     assert "accuracy" in done.stdout
     questions = list(read_jsonl(finished / "synthesis" / "questions.jsonl"))
     assert len(questions) == 8
-    votes = [Vote.model_validate(row) for row in read_jsonl(finished / "voting" / "votes.jsonl")]
-    assert len({vote.key for vote in votes}) == len(votes) == 5 * len(questions)
-    labels = [Label.model_validate(row) for row in read_jsonl(finished / "voting" / "labeled.jsonl")]
-    assert {label.question.id for label in labels} == {question["id"] for question in questions}
+    votes, labels = stored_votes(finished / "voting"), stored_labels(finished / "voting")
+    assert [label.question.id for label in labels] == [question["id"] for question in questions]
+    assert len({vote.key for vote in votes}) == len(votes) == sum(label.taken for label in labels)
+    assert all(3 <= label.taken <= 5 for label in labels)
     for stage in ("stage1", "stage2"):
         rows = list(read_jsonl(finished / "training" / stage / "metrics.jsonl"))
         assert [row["step"] for row in rows] == [1, 2]
@@ -53,10 +53,10 @@ def _hf(run: Path, stage: str) -> Path:
 
 
 def test_finished_run_is_recognised(medssr, tiny_config, finished):
-    before = (finished / "voting" / "votes.jsonl").stat()
+    before = (finished / "voting" / "votes" / "00000.jsonl").stat()
     done = medssr("run", "--config", tiny_config, "--run-dir", finished)
     assert done.stdout.count("already finished") == 5
-    assert (finished / "voting" / "votes.jsonl").stat().st_mtime_ns == before.st_mtime_ns
+    assert (finished / "voting" / "votes" / "00000.jsonl").stat().st_mtime_ns == before.st_mtime_ns
 
 
 def test_other_settings_are_refused(medssr, tiny_config, finished):

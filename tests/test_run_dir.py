@@ -195,7 +195,7 @@ def test_changed_settings_are_refused_by_key_old_and_new(root, configured, step,
     ("step", "override"),
     [
         ("vote", "voting.engines=2"),
-        ("vote", "voting.shard_size=1"),
+        ("vote", "voting.question_buffer=1"),
         ("vote", "voting.buffer=1"),
         ("vote", "voting.tensor_parallel_size=2"),
         ("vote", "synthesis.alpha=0"),  # another step's

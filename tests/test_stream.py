@@ -1,4 +1,4 @@
-"""The label stream: a follower sees whole lines in order, ends when told to, and holds the writer back."""
+"""The streams: a follower sees whole lines in order, ends when told to, and holds the writer back."""
 
 import itertools
 import json
@@ -9,11 +9,22 @@ import pytest
 
 from medssr_dist import stream
 from medssr_dist.errors import InputError
-from medssr_dist.jsonl import JsonlLedger, read_json
+from medssr_dist.jsonl import JsonlLedger
 from medssr_dist.records import Label, Question
-from medssr_dist.stream import follow, kept_at_end, kept_labels, mark_end, publish_taken, wait_for_room
+from medssr_dist.stream import (
+    ALL_TAKEN,
+    QuestionFeed,
+    clear_end,
+    follow,
+    has_ended,
+    kept_at_end,
+    kept_labels,
+    kept_labels_from,
+    mark_end,
+    publish_taken,
+    room,
+)  # fmt: skip
 
-NEVER = lambda: False  # noqa: E731
 TIMEOUT_S = 20
 
 
@@ -30,8 +41,8 @@ def labels_file(tmp_path):
 def label(number: int, kept: bool = True) -> Label:
     question = Question.make(f"Naïve “question” {number}", ["yes", "no"], source="set")
     return Label(
-        question=question, outcome="labeled", answer="A", counts={"A": 1}, requested=1, valid=1,
-        confidence_requested=1.0, confidence_valid=1.0, kept=kept, policy="p", sampling="s",
+        question=question, outcome="labeled", answer="A", counts={"A": 1}, requested=1, taken=1, valid=1, truncated=0,
+        tokens=7, confidence_requested=(1.0, 1.0), confidence_valid=(1.0, 1.0), kept=kept, policy="p", sampling="s",
     )  # fmt: skip
 
 
@@ -190,64 +201,141 @@ def test_a_row_that_is_no_label_names_the_file(labels_file):
         list(kept_labels(labels_file))
 
 
+@pytest.mark.parametrize("start", range(8))
+def test_a_reader_that_begins_after_some_lines_sees_the_rest(labels_file, start):
+    with JsonlLedger(labels_file) as ledger:
+        ledger.append(*(label(n, kept=n % 3 != 1).model_dump() for n in range(7)))
+    mark_end(labels_file, 5)
+    expected = [(n + 1, label(n)) for n in range(start, 7) if n % 3 != 1]
+    assert list(kept_labels_from(labels_file, start)) == expected
+
+
+def test_a_reader_whose_place_is_not_there_yet_waits_for_it(labels_file):
+    """A power cut may take labels that the trainer has seen: the vote writes them anew."""
+    with JsonlLedger(labels_file) as ledger:
+        ledger.append(label(0).model_dump())
+        seen = Followed(kept_labels_from(labels_file, 3))
+        ledger.append(*(label(n).model_dump() for n in range(1, 5)))
+        mark_end(labels_file, 5)
+    assert seen.end() == [(4, label(3)), (5, label(4))]
+
+
+def test_an_end_can_be_taken_back(labels_file):
+    mark_end(labels_file, 3)
+    assert has_ended(labels_file)
+    clear_end(labels_file)
+    clear_end(labels_file)
+    assert not has_ended(labels_file) and kept_at_end(labels_file) is None
+
+
+# --- the feed of questions --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def questions_file(tmp_path):
+    return tmp_path / "questions.jsonl"
+
+
+def question(number: int) -> Question:
+    return Question.make(f"Naïve “question” {number}\u2028?", ["yes", "no"], source="set")
+
+
+def rows(*numbers: int) -> list[dict]:
+    return [question(number).model_dump() for number in numbers]
+
+
+def drained(feed: QuestionFeed) -> list[Question]:
+    return list(iter(feed.next, None))
+
+
+def test_a_feed_gives_what_there_is_and_never_waits(questions_file):
+    feed = QuestionFeed(questions_file, lambda: has_ended(questions_file))
+    assert feed.next() is None and not feed.ended
+    with JsonlLedger(questions_file) as ledger:
+        ledger.append(*rows(0, 1))
+        time.sleep(0.006)
+        assert drained(feed) == [question(0), question(1)] and feed.given == 2 and not feed.ended
+        ledger.append(*rows(2))
+        mark_end(questions_file, 3)
+    time.sleep(0.006)
+    assert feed.next() == question(2) and not feed.ended
+    assert feed.next() is None and feed.ended and feed.given == 3
+
+
+def test_a_feed_of_a_finished_file_ends_with_it(questions_file):
+    with JsonlLedger(questions_file) as ledger:
+        ledger.append(*rows(*range(200)))
+    feed = QuestionFeed(questions_file)
+    assert drained(feed) == [question(n) for n in range(200)] and feed.ended
+    assert feed.next() is None and feed.given == 200
+
+
+def test_a_feed_looks_at_the_disk_now_and_then_only(questions_file, monkeypatch):
+    monkeypatch.setattr(stream, "_POLL_S", 1000)
+    looks = []
+    feed = QuestionFeed(questions_file, lambda: looks.append(1))
+    assert [feed.next() for _ in range(50)] == [None] * 50
+    assert len(looks) == 1
+
+
+def test_a_feed_holds_no_more_than_a_look(questions_file, monkeypatch):
+    monkeypatch.setattr(stream, "_CHUNK", 1000)
+    with JsonlLedger(questions_file) as ledger:
+        ledger.append(*rows(*range(500)))
+    feed, most = QuestionFeed(questions_file), 0
+    while feed.next():
+        most = max(most, len(feed._lines))
+    assert feed.given == 500 and most <= 10
+
+
+def test_a_feed_goes_on_when_its_file_is_built_anew(questions_file):
+    """A restarted synthesis writes the file anew from its journal, and puts it in the place of the old one."""
+    with JsonlLedger(questions_file) as ledger:
+        ledger.append(*rows(0, 1, 2))
+    feed = QuestionFeed(questions_file, lambda: has_ended(questions_file))
+    assert drained(feed) == [question(0), question(1), question(2)]
+    with JsonlLedger(questions_file.with_name(".partial")) as ledger:
+        ledger.append(*rows(0, 1, 2, 3))
+        ledger.path = ledger.path.replace(questions_file)
+        ledger.append(*rows(4))
+    mark_end(questions_file, 5)
+    time.sleep(0.006)
+    assert drained(feed) == [question(3), question(4)] and feed.ended
+
+
+def test_a_question_that_is_being_written_waits(questions_file):
+    line = json.dumps(rows(0)[0], ensure_ascii=False).encode() + b"\n"
+    feed = QuestionFeed(questions_file, lambda: False)
+    with open(questions_file, "wb", buffering=0) as file:
+        file.write(line[:16])
+        assert feed.next() is None
+        file.write(line[16:])
+    time.sleep(0.006)
+    assert feed.next() == question(0)
+
+
+def test_a_row_that_is_no_question_names_the_file(questions_file):
+    questions_file.write_text(json.dumps(rows(0)[0] | {"stem": ""}) + "\n")
+    with pytest.raises(InputError, match="questions.jsonl: .*must not be empty"):
+        QuestionFeed(questions_file).next()
+
+
 # --- back pressure ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("kept", "taken"), [(0, None), (4, None), (7, 3), (2, 9)])
-def test_there_is_room_up_to_the_buffer(labels_file, kept, taken):
+@pytest.mark.parametrize(
+    ("kept", "taken", "expected"),
+    [(0, None, True), (4, None, True), (5, None, False), (7, 3, True), (8, 3, False), (2, 9, True),
+     (10**9, ALL_TAKEN, True)],
+)  # fmt: skip
+def test_there_is_room_up_to_the_buffer(labels_file, kept, taken, expected):
     if taken is not None:
         publish_taken(labels_file, taken)
-    waiting = in_thread(lambda: wait_for_room(labels_file, kept, 4, NEVER))
-    waiting.join(TIMEOUT_S)
-    assert not waiting.is_alive()
+    assert room(labels_file, kept, 4) is expected
 
 
-def test_the_writer_waits_until_the_trainer_has_taken_enough(labels_file):
-    publish_taken(labels_file, 0)
-    waiting = in_thread(lambda: wait_for_room(labels_file, 10, 4, NEVER))
-    for taken in (3, 5):
+def test_what_is_published_is_seen_at_once(labels_file):
+    for taken in (0, 3, 5, 6, 0):
         publish_taken(labels_file, taken)
-        time.sleep(0.05)
-        assert waiting.is_alive()
-    publish_taken(labels_file, 6)
-    waiting.join(TIMEOUT_S)
-    assert not waiting.is_alive()
-    assert read_json(labels_file.with_name("labeled.taken.json")) == {"taken": 6}
-
-
-def test_a_waiting_writer_can_be_stopped(labels_file):
-    asked = threading.Event()
-    waiting = in_thread(lambda: wait_for_room(labels_file, 10, 4, asked.is_set))
-    time.sleep(0.05)
-    assert waiting.is_alive()
-    asked.set()
-    waiting.join(TIMEOUT_S)
-    assert not waiting.is_alive()
-
-
-def test_what_the_stop_check_raises_reaches_the_writer(labels_file):
-    def trainer_died():
-        raise RuntimeError("trainer died")
-
-    with pytest.raises(RuntimeError, match="trainer died"):
-        wait_for_room(labels_file, 10, 4, trainer_died)
-
-
-def test_writer_and_reader_together_stay_within_the_buffer(labels_file):
-    buffer, lags, taken = 3, [], []
-
-    def train():
-        for number, found in enumerate(kept_labels(labels_file), start=1):
-            taken.append(found)
-            publish_taken(labels_file, number)
-
-    trainer = in_thread(train)
-    with JsonlLedger(labels_file) as ledger:
-        for n in range(25):
-            ledger.append(label(n).model_dump())
-            lags.append(n + 1 - len(taken))
-            wait_for_room(labels_file, n + 1, buffer, NEVER)
-    mark_end(labels_file, 25)
-    trainer.join(TIMEOUT_S)
-    assert [found.question.stem for found in taken] == [label(n).question.stem for n in range(25)]
-    assert max(lags) <= buffer + 1
+        assert room(labels_file, 10, 4) is (taken == 6)
+    assert [file.name for file in labels_file.parent.iterdir()] == ["labeled.taken.json"]

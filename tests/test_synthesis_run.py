@@ -10,7 +10,7 @@ import pytest
 
 from medssr_dist.config import Config
 from medssr_dist.errors import InputError, Stopped
-from medssr_dist.jsonl import read_jsonl
+from medssr_dist.jsonl import read_json, read_jsonl
 from medssr_dist.records import Question, content_hash
 from medssr_dist.synthesis.checks import Screen
 from medssr_dist.synthesis.client import Reply
@@ -229,6 +229,29 @@ def test_outputs_grow_as_complete_prefixes(tmp_path):
             outputs.advance()
             assert len(path.read_bytes().splitlines()) == lines
         outputs.close()
+
+
+def test_what_is_judged_is_on_disk_before(tmp_path, monkeypatch):
+    """The vote may have used a question by the time of a power cut: its reply must not be asked for again."""
+    synced, judged = [0], []
+    sync, advance = Journal.sync, Outputs.advance
+
+    def note_sync(journal):
+        synced[0] = journal.first_missing
+        sync(journal)
+
+    def note_judging(outputs, until=None):
+        done = advance(outputs, until)
+        if done and until is not None:
+            judged.append((outputs.judged.done, synced[0]))
+        return done
+
+    monkeypatch.setattr(Journal, "sync", note_sync)
+    monkeypatch.setattr(Outputs, "advance", note_judging)
+    with start_teacher(tmp_path / "log") as url:
+        run(config(url, accepted=30), tmp_path / "run")
+    assert judged and all(done <= on_disk for done, on_disk in judged)
+    assert read_json(tmp_path / "run" / "questions.end.json") == {"count": 30}
 
 
 def test_dead_endpoint_mid_run_ends_with_the_reason_and_keeps_replies(tmp_path):

@@ -37,14 +37,14 @@ def provenance():
 def make(tmp_path, provenance):
     """A supply of N accepted questions over a new or left journal."""
 
-    def build(accepted, should_stop=lambda: False, **settings):
+    def build(accepted, should_stop=lambda: False, hold=lambda accepted: False, **settings):
         endpoints = [{"base_url": "http://localhost:1/v1", "model": "m"}]
         synthesis = Synthesis(accepted=accepted, seeds=["s"], endpoints=endpoints, **settings)
         journal = Journal(tmp_path / "journal.jsonl")
         exposure = Exposure(tmp_path / "exposure.bin", synthesis.most_candidates)
         spending = Spending(synthesis)
         spending.lose(exposure.total, tries=0)
-        supply = Supply(synthesis, FakePlan(provenance), journal, exposure, spending, Judged(), should_stop)
+        supply = Supply(synthesis, FakePlan(provenance), journal, exposure, spending, Judged(), should_stop, hold)
         supply.parts = (journal, exposure, spending)
         return supply
 
@@ -211,3 +211,51 @@ def test_a_batch_taken_up_again_is_in_flight_and_not_lost(make):
     for job in taken:
         again.done(job, reply(again))
     assert again.in_flight == 0 and len(again.parts[0]) == 3
+
+
+def test_while_held_nothing_new_is_asked_and_what_is_out_goes_on(make):
+    given = []
+    supply = make(20, hold=lambda accepted: accepted > 3 + len(given))
+    jobs = [supply.next() for _ in range(6)]  # nothing is there yet, so nothing holds
+    for job in jobs[:5]:
+        supply.sent(job)
+        supply.done(job, reply(supply))
+    assert supply.next() is None and supply.in_flight == 1  # 5 replies may all be accepted
+    supply._judged.done, supply._judged.accepted = 5, 3  # two were not
+    assert supply.next().index == 6
+    supply._judged.accepted = 4
+    assert supply.next() is None and not supply.finished
+    given.append(1)
+    assert supply.next().index == 7
+
+
+def test_a_probe_is_asked_also_while_held(make):
+    supply = make(20, hold=lambda accepted: True)
+    assert supply.next() is None and supply.next(probe=True).index == 0
+
+
+def test_a_request_that_others_wait_for_is_not_held(make):
+    """A kill left a gap: what came after it cannot be judged before it, so holding it would last for ever."""
+    supply = make(20)
+    for job in take_all(supply):
+        if job.index not in (2, 5):
+            supply.sent(job)
+            supply.done(job, reply(supply))
+    for part in supply.parts[:2]:
+        part.close()
+    again = make(20, hold=lambda accepted: accepted > 1)
+    first = again.next()
+    assert first.index == 2 and again.next() is None
+    again.sent(first)
+    again.done(first, reply(again))
+    assert again.next().index == 5
+
+
+def test_the_time_held_is_known(make, monkeypatch):
+    clock, held = [0.0], [True]
+    monkeypatch.setattr("medssr_dist.synthesis.supply.time.monotonic", lambda: clock[0])
+    supply = make(20, hold=lambda accepted: held[0])
+    for now, holds in ((1, True), (3, True), (4, False), (9, False), (10, True), (12.5, False)):
+        clock[0], held[0] = now, holds
+        supply.next()
+    assert supply.held_s == 5.5  # 1 to 4, 10 to 12.5

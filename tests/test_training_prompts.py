@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import sys
 
 import pytest
 from hypothesis import given
@@ -11,6 +10,7 @@ from hypothesis import strategies as st
 from medssr_dist.answers import chat_prompt
 from medssr_dist.errors import InputError
 from medssr_dist.records import Label, Question
+from medssr_dist.stream import ALL_TAKEN
 from medssr_dist.training.prompts import Example, PromptLoader, from_labels, from_questions, shuffled
 
 
@@ -34,7 +34,13 @@ ROOM = len(chat_prompt(Tokenizer(), EXAMPLES[0].question).split())
 
 
 def loader(examples=EXAMPLES, per_step=4, steps=0, **options) -> PromptLoader:
-    return PromptLoader(lambda: iter(examples), Tokenizer(), ROOM, per_step, steps, **options)
+    """`examples`: a list, or a stream that is read once."""
+
+    def after(start):
+        listed = examples[start:] if isinstance(examples, list) else examples
+        return enumerate(listed, start=start + 1)
+
+    return PromptLoader(after, Tokenizer(), ROOM, per_step, steps, **options)
 
 
 def numbers(batches) -> list[int]:
@@ -65,8 +71,17 @@ def test_fixed_steps_take_no_more_from_a_stream_than_they_need():
     taken = []
     endless = (example(n) for n in itertools.count())
     assert numbers(loader(endless, steps=2, on_taken=taken.append)) == list(range(8))
-    assert taken == [*range(1, 9), sys.maxsize]  # nobody need wait for room any more
+    assert taken == [*range(8), ALL_TAKEN]  # nobody need wait for room any more
     assert next(endless) == example(8)
+
+
+def test_the_last_prompt_of_fixed_steps_is_told_before_it_is_trained_on():
+    """A step takes its time: the voters need not wait for it."""
+    taken = []
+    batches = iter(loader((example(n) for n in itertools.count()), steps=1, on_taken=taken.append))
+    for _ in range(4):
+        next(batches)
+    assert taken[-1] == ALL_TAKEN
 
 
 def test_prompts_come_before_the_stream_has_ended():
@@ -81,7 +96,7 @@ def test_prompts_come_before_the_stream_has_ended():
 def test_on_taken_counts_what_left_the_stream_not_the_repeats():
     taken = []
     list(loader(on_taken=taken.append))
-    assert taken == [1, 2, 3, 4, 5]
+    assert taken == [0, 1, 2, 3, 4, 5, ALL_TAKEN]
 
 
 def test_too_long_prompts_are_skipped_counted_and_told_as_taken():
@@ -117,24 +132,90 @@ def test_a_restart_gives_exactly_the_remaining_prompts(count, per_step, steps, t
     stop = data.draw(st.integers(0, len(whole)))
     first = loader(examples, per_step, steps)
     before = numbers(itertools.islice(first, stop))
-    state = json.loads(json.dumps(first.state_dict()))
-    second = loader(examples, per_step, steps)
-    second.load_state_dict(state)
+    second = restarted(first, examples, per_step, steps)
     assert before + numbers(second) == whole
+    uninterrupted = loader(examples, per_step, steps)
+    list(uninterrupted)
+    assert second.skipped == uninterrupted.skipped
+
+
+def restarted(stopped: PromptLoader, examples, *settings, **options) -> PromptLoader:
+    """A new loader with the state that a checkpoint held."""
+    again = loader(examples, *settings, **options)
+    again.load_state_dict(json.loads(json.dumps(stopped.state_dict())))
+    return again
+
+
+@pytest.mark.parametrize("steps", [0, 3, 7])
+@pytest.mark.parametrize("save_steps", [1, 2, 3])
+def test_killed_after_every_step_each_example_is_trained_on_once_a_pass(steps, save_steps):
+    """The steps that count are those up to the last checkpoint; what came after it is done again, alike."""
+    examples, per_step = [example(n, words=int(n in (2, 5))) for n in range(13)], 3
+    whole = numbers(loader(examples, per_step, steps))
+    trained, checkpoint, killed_at = [], loader(examples, per_step, steps).state_dict(), set()
+    while len(trained) < len(whole):
+        process = loader(examples, per_step, steps)
+        process.load_state_dict(json.loads(json.dumps(checkpoint)))
+        trained = trained[: process.taken]
+        batches = iter(process)
+        while step := numbers(itertools.islice(batches, per_step)):
+            trained += step
+            done = len(trained) // per_step
+            if done % save_steps == 0:
+                checkpoint = process.state_dict()
+            if done not in killed_at:  # between the checkpoint and the next step
+                killed_at.add(done)
+                break
+    assert trained == whole
+    assert len(killed_at) == len(whole) // per_step
+    if not steps:
+        assert sorted(trained[:11]) == [n for n in range(13) if n not in (2, 5)]
+
+
+def test_a_restart_reads_nothing_of_what_came_before():
+    stopped = loader()
+    list(itertools.islice(stopped, 3))
+    asked = []
+
+    def after(start):
+        asked.append(start)
+        return enumerate(EXAMPLES[start:], start=start + 1)
+
+    again = PromptLoader(after, Tokenizer(), ROOM, 4, 0)
+    again.load_state_dict(stopped.state_dict())
+    next(iter(again))
+    assert asked == [3]
 
 
 def test_a_restart_reports_all_that_was_taken_before():
-    taken = []
-    again = loader(on_taken=taken.append)
-    again.load_state_dict({"taken": 3})
+    stopped, taken = loader(), []
+    list(itertools.islice(stopped, 3))
+    again = restarted(stopped, EXAMPLES, on_taken=taken.append)
     next(iter(again))
-    assert taken[-1] == 4
+    assert taken == [3, 4]
+
+
+def test_a_restart_after_the_last_of_fixed_steps_says_that_it_takes_no_more():
+    stopped, taken = loader(steps=1), []
+    list(stopped)
+    again = restarted(stopped, EXAMPLES, steps=1, on_taken=taken.append)
+    assert list(again) == [] and taken == [ALL_TAKEN]
+
+
+def test_time_spent_on_waiting_for_examples_is_known():
+    clock = iter([0.0, 2.0, 10.0, 10.5, 20.0, 20.25])
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("medssr_dist.training.prompts.time.monotonic", lambda: next(clock))
+        found = loader(EXAMPLES[:2], per_step=2)
+        list(found)
+    assert found.waited_s == 2.75
 
 
 def label(number: int, answer: str) -> Label:
     return Label(
-        question=example(number).question, outcome="labeled", answer=answer, counts={answer: 2}, requested=2, valid=2,
-        confidence_requested=1.0, confidence_valid=1.0, kept=True, policy="p", sampling="s",
+        question=example(number).question, outcome="labeled", answer=answer, counts={answer: 2}, requested=2, taken=2,
+        valid=2, truncated=0, tokens=9, confidence_requested=(1.0, 1.0), confidence_valid=(1.0, 1.0), kept=True,
+        policy="p", sampling="s",
     )  # fmt: skip
 
 

@@ -9,12 +9,13 @@ from types import SimpleNamespace
 
 import pytest
 from far_engine import FarEngine
+from stored_votes import stored_labels, stored_votes
 
 from medssr_dist import stream
 from medssr_dist.answers import extract_answer
 from medssr_dist.config import Config
 from medssr_dist.errors import InputError, Stopped
-from medssr_dist.jsonl import read_json, read_jsonl
+from medssr_dist.jsonl import read_json
 from medssr_dist.records import Label, Question, Vote
 from medssr_dist.runtime import pool as pool_module
 from medssr_dist.runtime.models import model_fingerprint
@@ -25,7 +26,6 @@ from medssr_dist.voting import ballots as ballots_module
 from medssr_dist.voting import quality_plots
 from medssr_dist.voting import run as voting_run
 from medssr_dist.voting.ledger import sampling_hash, seeds_of
-from medssr_dist.voting.segments import read_votes, stored_segments
 
 K = 4
 TOKENIZER = SimpleNamespace(chat_template=None)
@@ -116,13 +116,8 @@ def run(tmp_path, model, monkeypatch):
     return run
 
 
-def stored_votes(folder) -> list[Vote]:
-    rows = (row for number in stored_segments(folder / "votes") for row in read_votes(folder / "votes", number))
-    return [row if isinstance(row, Vote) else Vote.model_validate(row) for row in rows]
-
-
 def stored(folder):
-    return stored_votes(folder), [Label.model_validate(row) for row in read_jsonl(folder / "labeled.jsonl")]
+    return stored_votes(folder), stored_labels(folder)
 
 
 def decisions(labels: list[Label]):

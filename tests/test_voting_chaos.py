@@ -13,11 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from stored_votes import stored_labels, stored_votes
 
 from medssr_dist.config_io import load_config
 from medssr_dist.jsonl import read_json, read_jsonl
 from medssr_dist.voting.ledger import seeds_of
-from medssr_dist.voting.segments import read_votes, stored_segments
 
 pytestmark = pytest.mark.slow
 K = 16
@@ -39,11 +39,14 @@ class Voter:
         self._overrides = [f"synthesis.accepted={accepted}", f"voting.samples={K}", "voting.adaptive=off"]
         self._medssr("synthesize", "--config", self._config, "--run-dir", self.run, *self._overrides)
 
-    def start(self, *overrides: str) -> None:
+    def start(self, *overrides: str, env: dict[str, str] | None = None) -> None:
         arguments = ["vote", "--config", self._config, "--run-dir", self.run, *self._overrides, *overrides]
         with open(self.run / "chaos.log", "ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "medssr_dist.cli", *map(str, arguments)], stdout=log, stderr=log
+                [sys.executable, "-m", "medssr_dist.cli", *map(str, arguments)],
+                stdout=log,
+                stderr=log,
+                env=os.environ | (env or {}),
             )
 
     @property
@@ -74,15 +77,12 @@ class Voter:
     def check(self, quarantined: int = 0) -> None:
         """Each question has its label, and exactly its K votes."""
         questions = [row["id"] for row in read_jsonl(self.run / "synthesis" / "questions.jsonl")]
-        labels = list(read_jsonl(self.run / "voting" / "labeled.jsonl"))
-        assert [label["question"]["id"] for label in labels] == questions
-        assert sum(label["outcome"] == "quarantined" for label in labels) == quarantined
-        folder = self.run / "voting" / "votes"
-        found = Counter(
-            (vote.question_id, vote.seed) for number in stored_segments(folder) for vote in read_votes(folder, number)
-        )
+        labels = stored_labels(self.run / "voting")
+        assert [label.question.id for label in labels] == questions
+        assert sum(label.outcome == "quarantined" for label in labels) == quarantined
+        found = Counter((vote.question_id, vote.seed) for vote in stored_votes(self.run / "voting"))
         assert set(found.values()) == {1}
-        whole = [label["question"]["id"] for label in labels if label["outcome"] != "quarantined"]
+        whole = [label.question.id for label in labels if label.outcome != "quarantined"]
         random_seed = load_config(self._config).runtime.random_seed
         wanted = {(question, seed) for question in whole for seed in seeds_of(question, random_seed, K)}
         assert wanted <= set(found)
@@ -184,3 +184,25 @@ def test_a_full_object_store_is_survived(voter, monkeypatch):
         filler.kill()
     voter.check()
     assert read_json(voter.run / "voting" / "summary.json")["votes_taken_now"] == 60 * K
+
+
+def test_engines_join_and_leave_with_nodes(voter):
+    """A node that joins brings an engine; one that is lost takes it along, and the vote goes on."""
+    from ray.cluster_utils import Cluster
+
+    voter.questions(300)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_gpus": 2, "num_cpus": 4})
+    fewer = ["runtime.mode=sequential", "training.ranks_per_node=1", "voting.engines=1", "voting.max_engines=3"]
+    try:
+        voter.start(*fewer, "voting.in_flight=4", env={"RAY_ADDRESS": cluster.address})
+        assert voter.wait_for(lambda: voter.votes >= 40)
+        node = cluster.add_node(num_gpus=1, num_cpus=2)
+        assert voter.wait_for(
+            lambda: {row["engine"] for row in voter.events("ready")} == {f"engine {n}" for n in range(3)}
+        )
+        cluster.remove_node(node, allow_graceful=False)
+        voter.finish()
+    finally:
+        cluster.shutdown()
+    voter.check()
+    assert voter.events("died")

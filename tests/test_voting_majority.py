@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 from hypothesis import given
+from test_voting_bound import all_decisions, full_decision, tally_of, unfinished
 
 from medssr_dist.config import Voting
 from medssr_dist.records import Label, Question
 from medssr_dist.voting.bound import certain
 from medssr_dist.voting.majority import decide, quarantine
-from tests.test_voting_bound import all_decisions, full_decision, tally_of, unfinished
 
 QUESTION = Question.make("Which vitamin prevents scurvy?", ["A", "B12", "C", "D", "E"], source="set", truth="C")
 SUMMED = {"tokens": 30, "truncated": 1, "policy": "p", "sampling": "s"}

@@ -1,17 +1,19 @@
 """The statistical stop against enumeration of all completions under the same prior."""
 
 from fractions import Fraction
+from functools import cache
 from itertools import product
 from math import prod
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from test_voting_bound import full_decision, tally_of
 
 from medssr_dist.config import Voting
-from medssr_dist.voting.bound import certain, needed
+from medssr_dist.voting.bound import _is_certain, _needed, certain, needed
 from medssr_dist.voting.statistical import likely_decision
-from tests.test_voting_bound import full_decision, tally_of
+from medssr_dist.voting.tally import Rule, Standing
 
 
 def by_enumeration(votes: str, letters: str, samples: int, threshold: float, confidence: str) -> dict:
@@ -64,3 +66,35 @@ def test_a_wave_goes_as_far_as_a_stop_is_possible():
     wave = needed(tally_of(""), "ABCD", voting)
     assert certain(tally_of("A" * wave), "ABCD", voting)
     assert not certain(tally_of("A" * (wave - 1)), "ABCD", voting)
+
+
+def one_more(standing: Standing):
+    for i in range(len(standing.counts)):
+        counts = [count + (j == i) for j, count in enumerate(standing.counts)]
+        yield Standing(tuple(sorted(counts, reverse=True)), standing.invalid)
+    yield standing._replace(invalid=standing.invalid + 1)
+
+
+@pytest.mark.parametrize("confidence", ["requested", "valid"])
+@pytest.mark.parametrize(("options", "samples"), [(2, 9), (3, 8), (4, 6)])
+def test_needed_is_the_fewest_votes_after_which_it_may_stop(options, samples, confidence):
+    """In every standing there is, against a search through all that may follow."""
+    for error_rate in (0.01, 0.1, 0.3):
+        for threshold in (0.0, 0.5, 0.75, 1.0):
+            rule = Rule(samples, threshold, confidence, "statistical", error_rate)
+
+            @cache
+            def fewest(standing, rule=rule):
+                return 0 if _is_certain(standing, rule) else 1 + min(map(fewest, one_more(standing)))
+
+            waiting = [Standing((0,) * options, 0)]
+            for standing in waiting:
+                assert _needed(standing, rule) == fewest(standing)
+                if standing.taken < samples:
+                    waiting += set(one_more(standing)) - set(waiting)
+
+
+def test_it_never_stops_for_a_tie_or_for_silence():
+    voting = Voting(samples=16, adaptive="statistical", error_rate=0.45)
+    assert not certain(tally_of("-" * 15), "AB", voting)
+    assert not certain(tally_of("AB" + "-" * 13), "AB", voting)

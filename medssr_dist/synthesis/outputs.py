@@ -50,11 +50,15 @@ class Outputs:
         self._rejected = _begin(folder / REJECTED)
         self._catch_up(folder)
 
-    def advance(self) -> int:
-        """Judge up to 256 further replies that have come in order, and write them out. Returns how many."""
+    def advance(self, until: int | None = None) -> int:
+        """Judge up to 256 further replies that have come in order, and write them out. Returns how many.
+
+        Args:
+            until: those of requests below this number only; None = all that have come.
+        """
         before = self.judged.done
         accepted, rejected = [], []
-        for entry, outcome in self._judge(self._ready()):
+        for entry, outcome in self._judge(self._ready(until)):
             self._count(entry, outcome)
             (accepted if isinstance(outcome, Question) else rejected).append(outcome.model_dump())
             if self.judged.accepted >= self._wanted:
@@ -77,11 +81,11 @@ class Outputs:
         for ledger, name in ((self._questions, QUESTIONS), (self._rejected, REJECTED)):
             ledger.path = ledger.path.replace(folder / name)
 
-    def _ready(self) -> list[JournalEntry]:
+    def _ready(self, until: int | None) -> list[JournalEntry]:
         if self.judged.accepted >= self._wanted:
             return []
-        first = self.judged.done
-        return [self._journal.read(index) for index in range(first, min(self._journal.first_missing, first + _BATCH))]
+        first, end = self.judged.done, self._journal.first_missing if until is None else until
+        return [self._journal.read(index) for index in range(first, min(end, first + _BATCH))]
 
     def _judge(self, entries: list[JournalEntry]) -> Iterator[tuple[JournalEntry, Question | Rejected]]:
         judged = self._screen.judge((entry.reply, entry.provenance) for entry in entries if entry.reply is not None)

@@ -2,8 +2,8 @@
 
 1. Every reply already in the journal is checked against the prompt that its request has now, and judged.
 2. Missing ones are asked for (Dispatcher, or BatchRunner); each reply is in the journal before it is used.
-3. questions.jsonl and rejected.jsonl grow in request order; summary.json, the dataset card and the review
-   sheet close the step.
+3. questions.jsonl and rejected.jsonl grow in request order, and the vote may follow them; summary.json, the
+   dataset card and the review sheet close the step.
 
 A stop, an error or a kill at any moment loses no reply that was received: the same command goes on.
 """
@@ -26,6 +26,7 @@ from medssr_dist.config_synthesis import Endpoint, Synthesis
 from medssr_dist.errors import InputError, Stopped
 from medssr_dist.jsonl import read_json, write_json
 from medssr_dist.records import Question
+from medssr_dist.stream import mark_end
 from medssr_dist.synthesis.batch import BatchRunner
 from medssr_dist.synthesis.budget import Spending
 from medssr_dist.synthesis.card import write_card
@@ -65,7 +66,12 @@ class Inputs:
 
 
 def synthesize(
-    config: Config, folder: Path, inputs: Inputs, commit: str, should_stop: Callable[[], bool] = lambda: False
+    config: Config,
+    folder: Path,
+    inputs: Inputs,
+    commit: str,
+    should_stop: Callable[[], bool] = lambda: False,
+    hold: Callable[[int], bool] = lambda accepted: False,
 ) -> dict:
     """Run the step in `folder`, or go on with it (paper section 3.1).
 
@@ -73,6 +79,7 @@ def synthesize(
         folder: gets journal.jsonl, questions.jsonl, rejected.jsonl, summary.json, README.md and review.csv.
         commit: code commit, for the provenance.
         should_stop: polled; once true, requests on the wire are awaited and journaled, and the step ends.
+        hold: see Supply; the vote lags behind.
 
     Returns:
         The summary (see `summary.summarize`).
@@ -83,7 +90,7 @@ def synthesize(
     """
     check_inputs(config, inputs.seeds, inputs.entities)
     with ExitStack() as stack:
-        work = _open(config, folder, inputs, commit, should_stop, stack)
+        work = _open(config, folder, inputs, commit, should_stop, hold, stack)
         started = time.time()
         if not work.supply.finished:
             with _endpoints(config, folder) as endpoints:
@@ -118,7 +125,7 @@ class _Work:
     attempts: int = 0
 
 
-def _open(config: Config, folder: Path, inputs: Inputs, commit: str, should_stop, stack: ExitStack) -> _Work:
+def _open(config: Config, folder: Path, inputs: Inputs, commit: str, should_stop, hold, stack: ExitStack) -> _Work:
     """Open the journal, check and judge what it holds."""
     synthesis, random_seed = config.synthesis, config.runtime.random_seed
     plan = Plan(config, inputs.seeds, inputs.entities, inputs.retrieve, commit)
@@ -131,7 +138,7 @@ def _open(config: Config, folder: Path, inputs: Inputs, commit: str, should_stop
     screen = Screen(synthesis.checks, random_seed, inputs.seeds, items, inputs.passage_text)
     outputs = Outputs(folder, journal, screen, synthesis.accepted, synthesis.max_reject_share)
     stack.callback(outputs.close)
-    supply = Supply(synthesis, plan, journal, exposure, spending, outputs.judged, should_stop)
+    supply = Supply(synthesis, plan, journal, exposure, spending, outputs.judged, should_stop, hold)
     return _Work(journal, exposure, spending, outputs, supply)
 
 
@@ -191,7 +198,7 @@ async def _judge_and_show(work: _Work, progress: Progress, runner: Dispatcher | 
         # With enough accepted, retries that wait are not needed; batches that are out are paid for, and awaited.
         if work.supply.stopping or (work.supply.enough and isinstance(runner, Dispatcher)):
             runner.stop()
-        judged = await asyncio.to_thread(work.outputs.advance)
+        judged = await asyncio.to_thread(_judge, work)
         work.supply.wake.set()
         if time.monotonic() - synced > _SYNC_S:
             await asyncio.to_thread(work.journal.sync)
@@ -199,6 +206,14 @@ async def _judge_and_show(work: _Work, progress: Progress, runner: Dispatcher | 
         progress.update()
         if not judged:
             await asyncio.sleep(_TICK_S)
+
+
+def _judge(work: _Work) -> int:
+    """Judge what has come and is on disk: who follows questions.jsonl sees none that a power cut takes back."""
+    come = work.journal.first_missing
+    if come > work.outputs.judged.done:
+        work.journal.sync()
+    return work.outputs.advance(come)
 
 
 async def _end(task: asyncio.Task) -> None:
@@ -213,6 +228,7 @@ async def _end(task: asyncio.Task) -> None:
 def _close(config: Config, folder: Path, inputs: Inputs, work: _Work, started: float) -> dict:
     while work.outputs.advance():
         pass
+    mark_end(folder / QUESTIONS, work.outputs.judged.accepted)
     summary = summarize(config, work, started) | {"checked_against": list(inputs.benchmarks)}
     path = folder / "summary.json"
     if summary["requests_sent"] == 0 and path.exists() and read_json(path)["accepted"] == summary["accepted"]:

@@ -8,6 +8,7 @@ are asked at once than are needed at the share accepted so far, so near the end 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -48,6 +49,8 @@ class Supply:
     Args:
         judged: kept up to date by who judges; `wake.set()` tells that it changed.
         should_stop: polled; once true nothing more is asked.
+        hold: polled with the number accepted at most by now; while true nothing new is asked, and what is on its
+            way goes on.
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class Supply:
         spending: Spending,
         judged: Judged,
         should_stop: Callable[[], bool] = lambda: False,
+        hold: Callable[[int], bool] = lambda accepted: False,
     ):
         self.wake = asyncio.Event()
         self.asked = 0
@@ -71,6 +75,9 @@ class Supply:
         self._spending = spending
         self._judged = judged
         self._should_stop = should_stop
+        self._hold = hold
+        self._held_since: float | None = None
+        self.held_s = 0.0  # time during which `hold` was true
         self._count_tokens = TokenCounter()
         self._provenances: dict[int, Provenance] = {}  # of the requests in flight
         self._cursor = 0
@@ -82,11 +89,12 @@ class Supply:
         Args:
             probe: one is needed to see whether the endpoint answers, even if enough are on their way.
         """
-        if self.stopping or self.enough or (self._enough_asked() and not probe):
+        if self.stopping or self.enough:
             return None
         while self._cursor in self._journal or self._cursor in self._provenances:
             self._cursor += 1
-        if self._cursor >= self._synthesis.most_candidates or (self._enough_asked() and not probe):
+        for_now = self._held() or self._enough_asked()
+        if self._cursor >= self._synthesis.most_candidates or (for_now and not probe):
             return None
         job, provenance = self._build(self._cursor)
         self._out_of_budget = not self._spending.reserve(job)
@@ -165,6 +173,19 @@ class Supply:
         self._spending.settle(job, outcome)
         self.delivered += 1
         self.wake.set()
+
+    def _held(self) -> bool:
+        """Whether whoever follows the questions lags too far behind, should all replies that are there be accepted.
+
+        Never for a request that was left out by an earlier attempt: replies after it wait for it to be judged.
+        """
+        most = self._judged.accepted + len(self._journal) - self._judged.done
+        gap = self._cursor == self._journal.first_missing < len(self._journal)
+        held, now = not gap and self._hold(most), time.monotonic()
+        if self._held_since is not None:
+            self.held_s += now - self._held_since
+        self._held_since = now if held else None
+        return held
 
     def _enough_asked(self) -> bool:
         """Whether what is asked and not yet judged will do, at the share accepted so far."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import random
-import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from medssr_dist.answers import chat_prompt
 from medssr_dist.errors import InputError
 from medssr_dist.records import Label, Question
+from medssr_dist.stream import ALL_TAKEN
 
 
 @dataclass(frozen=True)
@@ -46,16 +47,25 @@ class PromptLoader:
 
     `steps` = 0 is one pass: the last step is filled up from the beginning, so each example is
     trained on at least once. Otherwise the examples are repeated until the steps are done. Examples
-    whose prompt leaves no room for an answer are skipped and counted in `skipped`.
+    whose prompt leaves no room for an answer are skipped.
+
+    The state, which the trainer's checkpoint holds, is the place in the stream of examples after the last prompt
+    given: a restart goes on from there, and reads nothing of what came before.
 
     Args:
-        examples: called once; may wait for examples that are still to come.
-        on_taken: told how many examples have been taken from `examples`.
+        examples: examples(start) gives (place after it, Example) in order, from place `start` on, 0 being the
+            beginning; it may wait for examples that are still to come.
+        on_taken: told of the first pass how many examples have been taken, and ALL_TAKEN once no more will be.
+
+    Attributes:
+        taken: prompts given.
+        skipped: examples whose prompt is too long.
+        waited_s: time spent on getting examples.
     """
 
     def __init__(
         self,
-        examples: Callable[[], Iterable[Example]],
+        examples: Callable[[int], Iterable[tuple[int, Example]]],
         tokenizer,
         max_prompt_tokens: int,
         prompts_per_step: int,
@@ -66,46 +76,68 @@ class PromptLoader:
         self._tokenizer = tokenizer
         self._max_prompt_tokens = max_prompt_tokens
         self._prompts_per_step = prompts_per_step
-        self._total = steps * prompts_per_step
+        self._total = steps * prompts_per_step  # 0: not known before the end of the first pass
         self._on_taken = on_taken
+        self._place = 0
+        self._first_pass = True
         self.taken = 0
         self.skipped = 0
+        self.waited_s = 0.0
 
     def __len__(self) -> int:
         return self._total
 
     def __iter__(self) -> Iterator[tuple[list, list, list, list]]:
-        start = self.taken
-        for position, (prompt, label) in enumerate(self._in_order()):
-            if position < start:
-                continue
-            self.taken = position + 1
-            yield ["medssr"], [prompt], [label], [None]
+        self._tell()
+        while not self._complete:
+            for place, example in self._waited_for(self._examples(self._place)):
+                self._place = place
+                item = self._render(example)
+                self.taken += item is not None
+                self.skipped += item is None and self._first_pass
+                self._tell()
+                if item:
+                    yield ["medssr"], [item[0]], [item[1]], [None]
+                if self._complete:
+                    return
+            if not self.taken:
+                raise InputError("no example to train on: every label was rejected, or every prompt is too long")
+            self._total = self._total or -(-self.taken // self._prompts_per_step) * self._prompts_per_step
+            self._place, self._first_pass = 0, False
 
     def state_dict(self) -> dict:
-        return {"taken": self.taken}
+        return {
+            "place": self._place,
+            "first_pass": self._first_pass,
+            "taken": self.taken,
+            "skipped": self.skipped,
+            "total": self._total,
+        }
 
     def load_state_dict(self, state: dict) -> None:
-        self.taken = state["taken"]
+        self._place, self._first_pass = state["place"], state["first_pass"]
+        self.taken, self.skipped, self._total = state["taken"], state["skipped"], state["total"]
 
-    def _in_order(self) -> Iterator[tuple[str, str]]:
-        seen, start = [], self.taken
-        for count, example in enumerate(self._examples(), start=1):
-            if count >= start:  # a resumed run took those before already
-                self._on_taken(count)
-            if (item := self._render(example)) is None:
-                self.skipped += 1
-                continue
-            seen.append(item)
-            yield item
-            if len(seen) == self._total:
-                self._on_taken(sys.maxsize)  # no more will be taken: whoever waits for room need not
+    @property
+    def _complete(self) -> bool:
+        return 0 < self._total == self.taken
+
+    def _tell(self) -> None:
+        """Whoever waits for room need not once no more will be taken."""
+        if self._complete:
+            self._on_taken(ALL_TAKEN)
+        elif self._first_pass:
+            self._on_taken(self.taken + self.skipped)
+
+    def _waited_for(self, examples: Iterable[tuple[int, Example]]) -> Iterator[tuple[int, Example]]:
+        iterator = iter(examples)
+        while True:
+            since = time.monotonic()
+            found = next(iterator, None)
+            self.waited_s += time.monotonic() - since
+            if found is None:
                 return
-        if not seen:
-            raise InputError("no example to train on: every label was rejected, or every prompt is too long")
-        total = self._total or -(-len(seen) // self._prompts_per_step) * self._prompts_per_step
-        for position in range(len(seen), total):
-            yield seen[position % len(seen)]
+            yield found
 
     def _render(self, example: Example) -> tuple[str, str] | None:
         prompt = chat_prompt(self._tokenizer, example.question)

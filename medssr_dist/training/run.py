@@ -16,7 +16,7 @@ from medssr_dist.jsonl import write_json
 from medssr_dist.records import Question
 from medssr_dist.runtime.device import device_env
 from medssr_dist.runtime.models import publish_folder
-from medssr_dist.stream import follow, kept_at_end, kept_labels, publish_taken
+from medssr_dist.stream import follow, kept_at_end, kept_labels, kept_labels_from, publish_taken
 from medssr_dist.training.checkpoints import drop_torn
 from medssr_dist.training.prompts import Example, from_labels, from_questions, shuffled
 from medssr_dist.training.stage import StageJob, StageRunner
@@ -28,11 +28,11 @@ class RunningStage:
     """A stage that trains in its own Ray actors while the caller does something else.
 
     Args:
-        examples: gives the Examples in order, inside the stage's actor; may wait for more.
+        examples: see PromptLoader; called inside the stage's actor.
         on_taken: told how many examples the stage has taken.
     """
 
-    def __init__(self, name: str, job: StageJob, examples: Callable[[], Iterable[Example]], on_taken):
+    def __init__(self, name: str, job: StageJob, examples: Callable[[int], Iterable[tuple[int, Example]]], on_taken):
         import ray
 
         self._job, self._started = job, time.monotonic()
@@ -43,32 +43,28 @@ class RunningStage:
         self._bar = tqdm(total=job.expected_steps, desc=name, unit="step", initial=0)
 
     def check(self) -> bool:
-        """Update the progress bar; True once the stage is done. Raises what the stage raised."""
+        """Whether the stage is done; then `folder`/hf and its summary are there. Raises what the stage raised."""
         import ray
 
         self._show()
         done, _ = ray.wait([self._result], timeout=0)
-        if done:
-            try:
-                ray.get(self._result)
-            except ray.exceptions.RayTaskError as error:
-                raise _explained(error, self._job.folder) from None
-        return bool(done)
+        if not done:
+            return False
+        try:
+            counts = ray.get(self._result)
+        except ray.exceptions.RayTaskError as error:
+            raise _explained(error, self._job.folder) from None
+        self.kill()
+        _publish(self._job.folder, counts | {"seconds": round(time.monotonic() - self._started, 1)})
+        return True
 
-    def wait(self, should_stop: Callable[[], bool]) -> dict:
-        """Wait for the end, publish `folder`/hf and return the summary. Raises Stopped if asked to."""
-        import ray
-
+    def wait(self, should_stop: Callable[[], bool]) -> None:
+        """Wait for the end. Raises Stopped if asked to."""
         while not self.check():
             if should_stop():
                 self.kill()
                 raise Stopped("training stopped; the same command goes on from the last checkpoint")
             time.sleep(1)
-        self._show()
-        self._bar.close()
-        counts = ray.get(self._result)
-        self.kill()
-        return _publish(self._job.folder, counts | {"seconds": round(time.monotonic() - self._started, 1)})
 
     def kill(self) -> None:
         """End the stage's actors; its checkpoints stay."""
@@ -118,6 +114,7 @@ def start_stage1(config: Config, model: Path, labels: Path, folder: Path, most_e
     """
     stage = config.training.stage1
     known = kept_at_end(labels)
+    publish_taken(labels, 0)  # what an earlier attempt said holds no more
     steps = _expected_steps(stage, most_examples if known is None else known)
     job = StageJob(config.without_secrets(), stage, model, model, folder, steps)
     return RunningStage("stage 1", job, partial(_label_examples, labels), partial(publish_taken, labels))
@@ -138,15 +135,16 @@ def start_stage2(
         examples += from_labels(kept_labels(labels))
     examples = shuffled(examples, config.runtime.random_seed)
     job = StageJob(config.without_secrets(), stage, model, reference, folder, _expected_steps(stage, len(examples)))
-    return RunningStage("stage 2", job, partial(_same, examples), _ignore)
+    return RunningStage("stage 2", job, partial(_listed, examples), _ignore)
 
 
-def _label_examples(labels: Path) -> Iterable[Example]:
-    return from_labels(kept_labels(labels))
+def _label_examples(labels: Path, start: int) -> Iterable[tuple[int, Example]]:
+    """A place is a number of lines of the ledger."""
+    return ((place, Example(label.question, label.answer)) for place, label in kept_labels_from(labels, start))
 
 
-def _same(examples: list[Example]) -> list[Example]:
-    return examples
+def _listed(examples: list[Example], start: int) -> Iterable[tuple[int, Example]]:
+    return enumerate(examples[start:], start=start + 1)
 
 
 def _ignore(taken: int) -> None:
@@ -167,7 +165,7 @@ def _metrics(folder: Path) -> list[dict]:
     return list(follow(folder / "metrics.jsonl", ended=lambda: True))
 
 
-def _publish(folder: Path, counts: dict) -> dict:
+def _publish(folder: Path, counts: dict) -> None:
     publish_folder(folder / "hf.partial", folder / "hf")
     rows = _metrics(folder)
     summary = counts | {
@@ -176,4 +174,3 @@ def _publish(folder: Path, counts: dict) -> dict:
         "tokens": sum(row["tokens"] for row in rows),
     }
     write_json(folder / "summary.json", summary)
-    return summary

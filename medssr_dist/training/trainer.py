@@ -58,6 +58,7 @@ class StageTrainer(PlainPPOTrainer):
         }
         self.samples_generator = SamplesGenerator(strategy, prompts, None, tokenizer, engines)
         self._metrics_file = metrics_file
+        self._waited_s = 0.0  # for examples, in all steps so far; part of a step's seconds_generate and seconds
         BasePPOTrainer.__init__(self, strategy, policy, None, None, reference, engines, tokenizer)
 
     def init_checkpoint_states(self) -> dict:
@@ -69,6 +70,8 @@ class StageTrainer(PlainPPOTrainer):
         row = {name: round(float(logs_dict[key]), 6) for name, key in _METRICS.items() if key in logs_dict}
         row |= {"step": global_step, "prompts": client_states["total_consumed_prompts"], "time": round(time.time(), 3)}
         row["tokens"] = int(row["response_length"] * row["samples"])
+        row["seconds_wait"] = round(self.prompts_dataloader.waited_s - self._waited_s, 6)
+        self._waited_s = self.prompts_dataloader.waited_s
         with JsonlLedger(self._metrics_file) as ledger:
             ledger.append(row)
         # Last: a restart drops the rows of steps after the checkpoint, but cannot make one that is missing.

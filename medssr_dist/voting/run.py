@@ -13,7 +13,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from medssr_dist.config import Config
-from medssr_dist.errors import InputError
+from medssr_dist.errors import InputError, Stopped
 from medssr_dist.jsonl import write_json
 from medssr_dist.records import Question
 from medssr_dist.runtime.models import load_tokenizer, model_fingerprint
@@ -61,7 +61,7 @@ def vote(
         engine_pool(config, model, folder / "engines.jsonl") as pool,
         tqdm(total=total, desc="vote", unit="question", initial=ledger.decided) as bar,
     ):
-        _skip_decided(feed, ledger)
+        _skip_decided(feed, ledger, should_stop)
         hold = _Look(lambda: not room(ledger.labels_file, ledger.kept, config.voting.buffer))
         ballots = Ballots(config, feed, ledger, tokenizer, hold if trainer_follows else lambda: False)
         take_votes(pool, ballots, ledger, bar, should_stop)
@@ -74,15 +74,18 @@ def vote(
     return summary
 
 
-def _skip_decided(feed: QuestionFeed, ledger: VoteLedger) -> None:
-    """Pass over the questions that have a label, comparing each with it."""
+def _skip_decided(feed: QuestionFeed, ledger: VoteLedger, should_stop: Callable[[], bool]) -> None:
+    """Pass over the questions that have a label, comparing each with it; waits for those being written anew."""
     for position in range(ledger.decided):
-        question = feed.next()
-        if question is None:
-            raise InputError(
-                f"{ledger.labels_file} has {ledger.decided:,} labels, but there are only {position:,} questions; "
-                "put the questions back, or give a new --run-dir"
-            )
+        while (question := feed.next()) is None:
+            if feed.ended:
+                raise InputError(
+                    f"{ledger.labels_file} has {ledger.decided:,} labels, but there are only {position:,} questions; "
+                    "put the questions back, or give a new --run-dir"
+                )
+            if should_stop():
+                raise Stopped("voting stopped; the same command goes on")
+            time.sleep(_LOOK_S)
         ledger.check_order(position, question)
 
 

@@ -40,9 +40,8 @@ def likely_decision(
             kept = of > 0 and reaches(final, of, threshold)
             rest = left - more - others
             ways[kept] += comb(final, more) * arranged * comb(invalid + rest, rest)
-    categories = len(counts) + 1
     likely = ways[True] >= ways[False]
-    return likely, ways[likely] / comb(valid + invalid + categories + left - 1, left)
+    return likely, ways[likely] / comb(samples + len(counts), left)
 
 
 def _below(counts: tuple[int, ...], final: int, left: int) -> list[int]:
