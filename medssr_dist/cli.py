@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from pathlib import Path
 
@@ -33,6 +34,7 @@ _TOOLS = {
 def main(arguments: list[str] | None = None) -> int:
     """Entry point. Returns 0 done, 2 bad input, 3 stopped and resumable."""
     args = _parser().parse_args(arguments)
+    os.umask(0o077)  # what it writes is its user's alone
     try:
         return args.call(args)
     except InputError as error:
