@@ -15,7 +15,7 @@ from medssr_dist.doctor import arithmetic, inputs, software, storage
 from medssr_dist.doctor.gather import gather
 from medssr_dist.doctor.node import check_node
 from medssr_dist.doctor.result import Check, Result, print_table, run_check
-from medssr_dist.doctor.walltime import walltime
+from medssr_dist.doctor.forecast import walltime
 
 __all__ = ["CHECKS", "LOGIN", "Result", "doctor", "doctor_gather", "doctor_node", "run_check"]
 

@@ -35,7 +35,7 @@ def walltime(config: Config, run_dir: Path, rates_from: Path | None = None) -> R
     if left is not None and start + longest > left:
         fix = "ask for more with --time; no attempt would get past its start"
         return Result("fail", f"{detail}; start-up {duration(start)} and one unit {duration(longest)}", fix)
-    if left is not None and sum(seconds.values()) > left:
+    if left is not None and start + sum(seconds.values()) > left:
         attempts = math.ceil(sum(seconds.values()) / max(left - start, 1))
         return Result("warn", detail, f"nothing, if about {attempts} attempts are fine; else ask for more with --time")
     return Result("pass", detail)
