@@ -15,10 +15,10 @@ from medssr_dist.config import Config
 from medssr_dist.config_io import load_config
 from medssr_dist.doctor import CHECKS, LOGIN, inputs, run_check, software, storage
 from medssr_dist.doctor.arithmetic import compare, fit
+from medssr_dist.doctor.forecast import walltime
 from medssr_dist.doctor.gather import gather, merge
 from medssr_dist.doctor.result import Result
 from medssr_dist.doctor.slurm import Partition, job_hosts, parse_partition, parse_time, seconds_left
-from medssr_dist.doctor.forecast import walltime
 from medssr_dist.errors import EXIT_BAD_INPUT, InputError
 from medssr_dist.jsonl import read_json, write_json
 from medssr_dist.run_dir import open_run

@@ -12,12 +12,12 @@ from pathlib import Path
 
 from medssr_dist.config import Config
 from medssr_dist.doctor import arithmetic, inputs, software, storage
+from medssr_dist.doctor.forecast import walltime
 from medssr_dist.doctor.gather import gather
 from medssr_dist.doctor.node import check_node
 from medssr_dist.doctor.result import Check, Result, print_table, run_check
-from medssr_dist.doctor.forecast import walltime
 
-__all__ = ["CHECKS", "LOGIN", "Result", "doctor", "doctor_gather", "doctor_node", "run_check"]
+__all__ = ["CHECKS", "LOGIN", "NODE", "Result", "doctor", "doctor_gather", "doctor_node", "run_check"]
 
 _READ: dict[str, Check] = {
     "model": inputs.model,
