@@ -89,6 +89,7 @@ def _doctor_command(commands) -> None:
     where.add_argument("--gather", type=Path, metavar="DIR", help="on the job's head: judge the reports in DIR")
     command.add_argument("--out", type=Path, metavar="DIR", help="with --node: a new folder that all nodes share")
     command.add_argument("--wait", type=float, default=120, metavar="S", help="with --node: for absent nodes (120)")
+    command.add_argument("--step", choices=list(_STEPS), default="run", help="what the job does (run: all steps)")
     command.add_argument("--rates", type=Path, metavar="RUN_DIR", help="predict the time from an earlier run's rates")
 
 
@@ -181,16 +182,16 @@ def _prefetch(args: argparse.Namespace) -> int:
 
 
 def _doctor(args: argparse.Namespace) -> int:
-    from medssr_dist.doctor import doctor, doctor_gather, doctor_node
+    from medssr_dist.doctor import Form, doctor, doctor_gather, doctor_node
 
-    config = _load(args)
+    config, form = _load(args), Form(args.step, args.login, args.rates)
     if args.node:
         if args.out is None:
             raise InputError("doctor --node needs --out DIR, the folder for its report")
-        return doctor_node(config, args.run_dir, args.out, args.wait)
+        return doctor_node(config, args.run_dir, form, args.out, args.wait)
     if args.gather:
-        return doctor_gather(config, args.run_dir, args.gather, args.rates)
-    return doctor(config, args.run_dir, args.dry_run, args.login, args.rates)
+        return doctor_gather(config, args.run_dir, form, args.gather)
+    return doctor(config, args.run_dir, form, args.dry_run)
 
 
 def _status(args: argparse.Namespace) -> int:

@@ -12,7 +12,7 @@ import ray
 
 from medssr_dist import memory
 from medssr_dist.config import Config
-from medssr_dist.doctor import CHECKS, Result, doctor, run_check, storage
+from medssr_dist.doctor import CHECKS, Form, Result, doctor, run_check, storage
 from medssr_dist.dry_run import dry_run
 from medssr_dist.errors import EXIT_BAD_INPUT, InputError
 from medssr_dist.jsonl import read_json
@@ -217,7 +217,7 @@ def test_status_of_what_is_no_run(tmp_path):
 
 def test_doctor_passes_a_sound_config_and_leaves_nothing_behind(tree, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(memory, "available_memory", lambda: 64e9)
-    assert doctor(config_of(tree), tmp_path / "run", dry_run=False) == 0
+    assert doctor(config_of(tree), tmp_path / "run", Form()) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line[6:18].strip() for line in lines if line[:4] in ("pass", "warn")] == list(CHECKS)
     assert not (tmp_path / "run").exists()
@@ -228,7 +228,7 @@ def test_doctor_fails_with_a_fix_for_each_bad_part(tree, tmp_path, capsys, monke
     tree["policy"]["model"] = str(tmp_path / "no_model")
     tree["synthesis"]["seeds"] = ["absent.jsonl"]
     tree["synthesis"]["endpoints"][0]["base_url"] = "http://127.0.0.1:9/v1"
-    assert doctor(config_of(tree), tmp_path / "run", dry_run=False) == EXIT_BAD_INPUT
+    assert doctor(config_of(tree), tmp_path / "run", Form()) == EXIT_BAD_INPUT
     text = capsys.readouterr().out
     for name in ("model", "data", "endpoint"):
         assert f"fail  {name}" in text
@@ -275,7 +275,7 @@ def test_a_check_that_crashes_is_a_failed_check(tree, tmp_path):
 
 
 def test_doctor_dry_run_lists_the_checks(tree, tmp_path, capsys):
-    assert doctor(config_of(tree), tmp_path, dry_run=True) == 0
+    assert doctor(config_of(tree), tmp_path, Form(), dry_run=True) == 0
     assert capsys.readouterr().out.split("\n  ")[1:] == [*list(CHECKS)[:-1], f"{list(CHECKS)[-1]}\n"]
 
 

@@ -403,6 +403,10 @@ def test_the_forms_of_the_command(medssr, tmp_path):
         *list(LOGIN)[:-1],
         f"{list(LOGIN)[-1]}\n",
     ]
+    only_questions = medssr(*there, "--step", "synthesize", "--dry-run").stdout.split()
+    assert "endpoints" in only_questions and not {"devices", "gpus", "model"} & set(only_questions)
+    only_votes = medssr(*there, "--step", "vote", "--dry-run").stdout.split()
+    assert {"devices", "gpus", "model"} <= set(only_votes) and "endpoints" not in only_votes
     refused = medssr(*there, "--node", check=False)
     assert refused.returncode == EXIT_BAD_INPUT and "needs --out DIR" in refused.stderr
     refused = medssr(*there, "--gather", tmp_path / "nothing", check=False)

@@ -7,6 +7,7 @@ node of a job, and on its head for all of them.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from medssr_dist.doctor.gather import gather
 from medssr_dist.doctor.node import check_node
 from medssr_dist.doctor.result import Check, Result, print_table, run_check
 
-__all__ = ["CHECKS", "LOGIN", "NODE", "Result", "doctor", "doctor_gather", "doctor_node", "run_check"]
+__all__ = ["CHECKS", "Form", "LOGIN", "NODE", "Result", "doctor", "doctor_gather", "doctor_node", "run_check"]
 
 _READ: dict[str, Check] = {
     "model": inputs.model,
@@ -51,33 +52,50 @@ LOGIN: dict[str, Check] = {
 }
 
 
-def doctor(
-    config: Config, run_dir: Path, dry_run: bool = False, login: bool = False, rates_from: Path | None = None
-) -> int:
+_FOR_SYNTHESIS_ALONE = {"knowledge", "endpoints", "api keys"}
+_NOT_FOR_SYNTHESIS = {"imports", "compiler", "devices", "memory", "model", "gpus"}
+
+
+@dataclass(frozen=True)
+class Form:
+    """Which checks are made.
+
+    Attributes:
+        step: a step of the method, or run for all of them.
+        login: this is a login node: what only the job's nodes can show is left to them.
+        rates_from: an earlier run, whose rates predict this one's time.
+    """
+
+    step: str = "run"
+    login: bool = False
+    rates_from: Path | None = None
+
+    def select(self, checks: dict[str, Check]) -> dict[str, Check]:
+        """Those of `checks` that the step needs."""
+        left_out = {"run": set(), "synthesize": _NOT_FOR_SYNTHESIS}.get(self.step, _FOR_SYNTHESIS_ALONE)
+        kept = {name: check for name, check in checks.items() if name not in left_out}
+        return kept | ({"walltime": partial(walltime, rates_from=self.rates_from)} if "walltime" in kept else {})
+
+
+def doctor(config: Config, run_dir: Path, form: Form, dry_run: bool = False) -> int:
     """Run all checks of this machine and print them as a table. Returns 0, or 2 if one failed.
 
     Args:
         dry_run: only list the checks.
-        login: this is a login node: what only the job's nodes can show is left to them.
-        rates_from: an earlier run, whose rates predict this one's time.
     """
-    checks = _with_rates(LOGIN if login else CHECKS, rates_from)
+    checks = form.select(LOGIN if form.login else CHECKS)
     if dry_run:
         print("doctor would check:", *checks, sep="\n  ")
         return 0
     return print_table((name, run_check(check, config, Path(run_dir))) for name, check in checks.items())
 
 
-def doctor_node(config: Config, run_dir: Path, out: Path, wait_s: float) -> int:
+def doctor_node(config: Config, run_dir: Path, form: Form, out: Path, wait_s: float) -> int:
     """Write this node's report to `out`. Returns 0 whatever was found: `doctor_gather` judges."""
-    check_node(config, Path(run_dir), out, wait_s, NODE)
+    check_node(config, Path(run_dir), out, wait_s, form.select(NODE))
     return 0
 
 
-def doctor_gather(config: Config, run_dir: Path, out: Path, rates_from: Path | None = None) -> int:
+def doctor_gather(config: Config, run_dir: Path, form: Form, out: Path) -> int:
     """Print one table of all nodes' reports and of the whole job. Returns 0, or 2 if anything failed."""
-    return gather(config, Path(run_dir), out, _with_rates(HEAD, rates_from))
-
-
-def _with_rates(checks: dict[str, Check], rates_from: Path | None) -> dict[str, Check]:
-    return checks | {"walltime": partial(walltime, rates_from=rates_from)}
+    return gather(config, Path(run_dir), out, form.select(HEAD), needs_gpus=form.step != "synthesize")

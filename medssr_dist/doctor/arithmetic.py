@@ -15,11 +15,11 @@ _FEWER = "lower voting.engines, training.ranks_per_node or training.engines, or 
 
 
 def node_gpus() -> int | None:
-    """GPUs of this node; on CPU the logical ones that it will give Ray ($MEDSSR_SLOTS), None if as many as needed."""
+    """GPUs of this node; on CPU the logical ones that it will give Ray ($MEDSSR_SLOTS), None: as many as needed."""
     from medssr_dist.runtime.device import on_gpu
 
     if not on_gpu():
-        return int(os.environ["MEDSSR_SLOTS"]) if os.environ.get("MEDSSR_SLOTS") else None
+        return int(os.environ.get("MEDSSR_SLOTS") or 0) or None
     import torch
 
     return torch.cuda.device_count()

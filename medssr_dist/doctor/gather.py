@@ -15,11 +15,12 @@ from medssr_dist.jsonl import read_json
 _SHOWN_NODES = 4
 
 
-def gather(config: Config, run_dir: Path, out: Path, checks: dict[str, Check]) -> int:
+def gather(config: Config, run_dir: Path, out: Path, checks: dict[str, Check], needs_gpus: bool = True) -> int:
     """Print the job's table. Returns 0, or 2 if anything failed on any node.
 
     Args:
         checks: those that one node makes for all.
+        needs_gpus: false for a job that only writes questions.
     Raises:
         InputError: no node has reported.
     """
@@ -31,7 +32,8 @@ def gather(config: Config, run_dir: Path, out: Path, checks: dict[str, Check]) -
     rows.append(("same code", _alike(reports, "versions", "run launch/install.sh, or share one environment")))
     rows.append(("same model", _alike(reports, "model", "keep policy.model on a shared file system")))
     rows.append(("clocks", _clocks(reports)))
-    rows.append(("gpus", compare(config, {host: report["gpus"] for host, report in reports.items()})))
+    if needs_gpus:
+        rows.append(("gpus", compare(config, {host: report["gpus"] for host, report in reports.items()})))
     rows += [(name, run_check(check, config, run_dir)) for name, check in checks.items()]
     return print_table(rows)
 
