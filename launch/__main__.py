@@ -75,7 +75,7 @@ def _what_then(attempt: Attempt, job: Job, code: int) -> tuple[str, bool]:
         return "", False
     state, why = job.state()
     if state != "RUNNING" and why != "TimeLimit":
-        return f"; Slurm has it {state.lower()} already", False
+        return "; Slurm itself ends or requeues the job", False
     most = int(os.environ.get("MEDSSR_IDLE_ATTEMPTS", "3"))
     if idle_attempts(attempt.run_dir) >= most:
         return f"; not requeued: {most} attempts in a row have added nothing (MEDSSR_IDLE_ATTEMPTS)", False

@@ -33,6 +33,10 @@ class Component:
         )  # fmt: skip
         return cls(name, process, log, on_line)
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     async def wait(self) -> int:
         """Pass its output on until it ends; its exit code, -N where signal N ended it.
 
@@ -60,7 +64,7 @@ class Component:
     def kill_group(self) -> None:
         """End whatever is left of its session's first process group."""
         try:
-            os.killpg(self._process.pid, signal.SIGKILL)
+            os.killpg(self.pid, signal.SIGKILL)
         except ProcessLookupError:
             return
 

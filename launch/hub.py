@@ -29,6 +29,7 @@ class Event:
         return self.kind == "line" and self.data["name"] == component and text in self.data["text"]
 
 
+DRIVER = "driver"
 _UNLOGGED = ("ray",)  # says nothing that a reader needs; what it ended with is told in the reason
 
 
@@ -96,9 +97,7 @@ class Hub:
         except asyncio.TimeoutError:
             return None
         if event.kind == "lost":
-            raise NodeLost(
-                event.node, f"node {self.describe(event.node)} is lost: its supervisor was {event.data['why']}"
-            )
+            raise NodeLost(event.node, f"node {self.describe(event.node)} is lost: {event.data['why']}")
         return event
 
     def describe(self, name: str) -> str:

@@ -20,7 +20,7 @@ from pathlib import Path
 from medssr_dist.errors import EXIT_BAD_INPUT, EXIT_STOPPED
 from medssr_dist.jsonl import read_json
 from medssr_dist.launch.attempts import Attempt
-from medssr_dist.launch.hub import Event, Hub, NodeLost
+from medssr_dist.launch.hub import DRIVER, Event, Hub, NodeLost
 from medssr_dist.launch.slurm import Job
 from medssr_dist.launch.timings import Timings
 from medssr_dist.launch.watch import READY
@@ -28,8 +28,10 @@ from medssr_dist.runtime.network import node_address
 
 EXIT_FAULT = 4  # a node or a component was lost; the run can be resumed
 _JOIN_S, _PREFLIGHT_S, _RAY_S = 300.0, 300.0, 300.0
-_STOP_S = 240.0  # what the driver has to save and end after it is asked to; below slurm/*.sh's --signal lead
-_END_S = 60.0  # what the supervisors have to end everything and to clean up
+# What the driver has to save and end: after a warning (slurm/*.sh ask for it 300 s ahead) or a fault; and when Slurm
+# has sent SIGTERM to all, SIGKILL following after KillWait (30 s by default).
+_STOP_S, _TERM_S = 240.0, 5.0
+_END_S = 20.0  # what the supervisors have to end everything and to clean up
 _SRUN_S = 10.0  # srun waits for tasks of a dead node until it is told to end
 _TICK_S = 1.0
 
@@ -54,8 +56,9 @@ class Plan:
 
     def medssr(self, command: str, *options: str) -> list[str]:
         """`medssr COMMAND` on this plan's config and run directory, without its overrides."""
-        where = ["--config", str(self.config), "--run-dir", str(self.run_dir)]
-        return [self.python, "-m", "medssr_dist.cli", command, *options, *where]
+        # The console script, not `python -m`: that would put the checkout, and its kernels/, on the import path.
+        script = str(Path(self.python).with_name("medssr")) if "/" in self.python else "medssr"
+        return [script, command, *options, "--config", str(self.config), "--run-dir", str(self.run_dir)]
 
 
 class Ended(Exception):
@@ -74,6 +77,7 @@ class Launcher:
         self.hub = Hub(attempt.log)
         self.overrides = plan.overrides
         self.lost_while_voting: str | None = None
+        self.terminated = False
 
     @property
     def head(self) -> str:
@@ -133,11 +137,12 @@ class Launcher:
         if not self.plan.config:
             return
         folder = str(self.attempt.folder / "preflight")
-        node = self.plan.medssr("doctor", "--node", "--out", folder)
+        step = ["--step", self.plan.step]
+        node = self.plan.medssr("doctor", "--node", "--out", folder, *step)
         for name in hosts:
             self.hub.start(name, "preflight", [*node, *self.overrides])
         await self._all_ended("preflight", hosts, _PREFLIGHT_S)
-        self.hub.start(self.head, "gather", [*self.plan.medssr("doctor", "--gather", folder), *self.overrides])
+        self.hub.start(self.head, "gather", [*self.plan.medssr("doctor", "--gather", folder, *step), *self.overrides])
         await self._all_ended("gather", [self.head], _PREFLIGHT_S)
         self.timings.mark("preflight passed")
 
@@ -170,12 +175,12 @@ class Launcher:
         """Run the driver to its end, while all nodes live; end it where the job has to stop."""
         command = self.plan.command or [*self.plan.medssr(self.plan.step), *self.overrides]
         env = {"RAY_ADDRESS": self.hub.nodes[self.head]["gcs"]} if self.plan.needs_ray else {}
-        self.hub.start(self.head, "driver", command, env)
+        self.hub.start(self.head, DRIVER, command, env)
         try:
             ended = await self._driver_end()
-        except (Ended, NodeLost) as reason:
+        except (Ended, NodeLost):
             await self._stop_driver()
-            raise reason
+            raise
         code, last = ended.data["code"], (ended.data["tail"] or ["it printed nothing"])[-1]
         if self.lost_while_voting:
             raise Ended(EXIT_FAULT, self.lost_while_voting)
@@ -194,7 +199,7 @@ class Launcher:
                 self._go_on_without(lost)
                 continue
             self.timings.look()
-            if event and event.ended == "driver":
+            if event and event.ended == DRIVER:
                 return event
             if self.lost_while_voting and self._is_finished("vote"):
                 raise Ended(EXIT_FAULT, f"{self.lost_while_voting}; the vote went on and is finished")
@@ -219,8 +224,9 @@ class Launcher:
 
     async def _stop_driver(self) -> None:
         """Ask the driver to save and end; what happens meanwhile changes nothing any more."""
-        self.hub.send(self.head, {"do": "signal", "name": "driver", "number": signal.SIGTERM})
-        await self.hub.until(lambda event: event.ended == "driver", self.head, _STOP_S)
+        self.hub.send(self.head, {"do": "signal", "name": DRIVER, "number": signal.SIGTERM})
+        within_s = _TERM_S if self.terminated else _STOP_S
+        await self.hub.until(lambda event: event.ended == DRIVER, self.head, within_s)
 
     async def _find_cause(self) -> None:
         """Raise NodeLost or Ended where the driver's end has its cause in a node that is gone or has no Ray."""
@@ -266,6 +272,7 @@ class Launcher:
         if event is None:
             return None
         if event.kind == "signal":
+            self.terminated = event.data["number"] == signal.SIGTERM
             raise Ended(EXIT_STOPPED, f"stopped by {signal.Signals(event.data['number']).name}")
         if event.kind == "srun":
             raise Ended(EXIT_FAULT, f"srun ended with {event.data['code']}; see {self.attempt.folder}/*.supervisor.log")

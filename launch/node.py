@@ -19,13 +19,14 @@ from medssr_dist.errors import InputError
 from medssr_dist.launch import channel
 from medssr_dist.launch.channel import Channel, Lost
 from medssr_dist.launch.component import Component
+from medssr_dist.launch.hub import DRIVER
 from medssr_dist.launch.ports import NoPorts, claim
 from medssr_dist.launch.ray_node import Resources, node_environment, ray_command
 from medssr_dist.runtime.network import node_address
 from medssr_dist.runtime.temp_dir import ray_temp_dir
 
 _RAY = "ray"
-_END_S = 20.0  # what a component has between SIGTERM and SIGKILL
+_END_S = 6.0  # what a component has between SIGTERM and SIGKILL; Slurm gives the whole job 30 (KillWait)
 EXIT_LAUNCHER_LOST = 5
 
 
@@ -105,13 +106,17 @@ class Supervisor:
         self.link.send({"event": "line", "name": name, "text": text})
 
     async def end_all(self) -> None:
-        """End every component, the newest first: the driver leaves Ray before Ray goes."""
-        for name in reversed(self.components):
-            self.components[name].signal(signal.SIGTERM)
-            _, running = await asyncio.wait([self.waits[name]], timeout=_END_S)
-            self.components[name].kill_group()
-            if running:
-                await asyncio.wait(running)
+        """End the driver, then all others at once: it leaves Ray before Ray goes."""
+        others = [name for name in self.components if name != DRIVER]
+        for names in ([DRIVER], others):
+            await asyncio.gather(*(self._end(name) for name in names if name in self.components))
+
+    async def _end(self, name: str) -> None:
+        component = self.components[name]
+        component.signal(signal.SIGTERM)
+        await asyncio.wait([self.waits[name]], timeout=_END_S)
+        component.kill_group()
+        await self.waits[name]
 
 
 async def supervise(launcher: str, attempt: Path, job: int) -> int:

@@ -55,7 +55,7 @@ class Job:
             _output(["scontrol", "requeue", str(self.id)])
             return
         environment = os.environ | {"RUN_DIR": run_dir}
-        command = ["sbatch", "--parsable", "--no-requeue", *_same_request(record), script, *arguments]
+        command = ["sbatch", "--parsable", "--no-requeue", *same_request(record), script, *arguments]
         new = _output(command, environment).strip().split(";")[0]
         for waiting in _waiting_for(self.id):
             _output(["scontrol", "update", f"JobId={waiting}", f"Dependency=afterok:{new}"])
@@ -78,7 +78,7 @@ def parse_record(text: str) -> dict[str, str]:
     return record
 
 
-def _same_request(record: dict[str, str]) -> list[str]:
+def same_request(record: dict[str, str]) -> list[str]:
     """sbatch's options that ask for what the job of `record` has."""
     options = []
     for field, option in _COPIED.items():
