@@ -1,7 +1,7 @@
 """The attempts of a job, as its launcher leaves them in the run directory: one folder each, `attempts/0001`, ...
 
-`exit.json` holds {"code", "reason"} once the attempt has ended, `timings.json` {phase: seconds} of its start-up,
-`launch.log` all in readable order, `<host>.<component>.log` each part, `preflight/` the reports of the nodes.
+`exit.json` holds {"code", "reason"} once the attempt has ended, `timings.json` {milestone: seconds since the job's
+start}, `launch.log` all in readable order, `<host>.<component>.log` each part, `preflight/` the reports of the nodes.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medssr_dist.jsonl import read_json
+from medssr_dist.launch.timings import FIRST_ANSWER, FIRST_STEP
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,11 @@ class Attempt:
     code: int | None
     reason: str
     timings: dict[str, float]
+
+    @property
+    def startup_seconds(self) -> float | None:
+        """From the job's start to its first result; None where it had none."""
+        return min((self.timings[name] for name in (FIRST_ANSWER, FIRST_STEP) if name in self.timings), default=None)
 
     @property
     def logs(self) -> list[str]:

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from medssr_dist.attempts import read_attempts
 from medssr_dist.config import Evaluation
-from medssr_dist.errors import InputError
+from medssr_dist.errors import EXIT_STOPPED, InputError
 from medssr_dist.jsonl import read_json
 from medssr_dist.run_dir import STEP_SECTIONS, RunDir
 from medssr_dist.step_clock import seconds_by_step
@@ -55,7 +55,8 @@ def status(run_dir: Path) -> None:
     """
     run = RunDir(run_dir)
     if not run.manifest_file.exists():
-        raise InputError(f"{run_dir} is no run directory: it has no manifest.json; name one with --run-dir")
+        _print_unbegun(run)
+        return
     manifest = run.manifest()
     held = is_held(run)
     attempts = manifest["attempts"]
@@ -70,6 +71,15 @@ def status(run_dir: Path) -> None:
     _print_attempts(run, held)
     print(f"newest problem: {newest_problem(run) or 'none in the logs'}")
     _print_files(run)
+
+
+def _print_unbegun(run: RunDir) -> None:
+    """A job whose attempts have not come as far as the first step. Raises InputError where there are none."""
+    if not read_attempts(run.root):
+        raise InputError(f"{run.root} is no run directory: it has no manifest.json; name one with --run-dir")
+    print(f"run {run.root}: no step has been begun")
+    _print_attempts(run, held=False)
+    print(f"newest problem: {newest_problem(run) or 'none in the logs'}")
 
 
 def is_held(run: RunDir) -> bool:
@@ -213,7 +223,11 @@ def count_lines(path: Path) -> int:
 
 
 def newest_problem(run: RunDir) -> str | None:
-    """The last line that looks like an error, in the newest log that has one: 'file, time: line'."""
+    """Why the newest attempt of the job ended, if not well; else the last line that looks like an error, in the
+    newest log that has one: 'file, time: line'."""
+    for attempt in read_attempts(run.root)[-1:]:
+        if attempt.code not in (None, 0, EXIT_STOPPED):
+            return f"attempt {attempt.folder.name} ended with {attempt.code}: {attempt.reason}"
     logs = [*run.logs.glob("*"), *run.synthesis.glob("*.log"), *run.root.glob("attempts/*/*.log")]
     for file in sorted((log for log in logs if log.is_file()), key=lambda log: -log.stat().st_mtime):
         with open(file, "rb") as handle:
@@ -249,20 +263,21 @@ def measured(run: RunDir) -> dict[str, tuple[int, float | None]]:
 
 
 def startup_seconds(run: RunDir) -> float:
-    """What the newest timed attempt took to start; 0 where none was timed."""
-    timed = [attempt.timings for attempt in read_attempts(run.root) if attempt.timings]
-    return sum(timed[-1].values()) if timed else 0.0
+    """What the newest attempt that had a result took to get it; 0 where none is known."""
+    known = [attempt.startup_seconds for attempt in read_attempts(run.root)]
+    return next((seconds for seconds in reversed(known) if seconds is not None), 0.0)
 
 
 def _print_attempts(run: RunDir, held: bool) -> None:
-    """A line an attempt of the job: how it ended and how long it took to start; the newest one's logs."""
+    """A line an attempt of the job: how it ended, and when it had its first results; the newest one's logs."""
     attempts = read_attempts(run.root)
     for attempt in attempts:
-        ended = f"ended with {attempt.code}: {attempt.reason}"
-        open_end = "going on" if held and attempt is attempts[-1] else "ended without a word"
-        phases = ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in attempt.timings.items())
-        print(f"attempt {attempt.folder.name}: {open_end if attempt.code is None else ended}"
-              f"{f'; start-up: {phases}' if phases else ''}")  # fmt: skip
+        going_on = held and attempt is attempts[-1]
+        ended = "going on" if going_on else "no end recorded: it is starting, or its head was lost"
+        if attempt.code is not None:
+            ended = f"ended with {attempt.code}: {attempt.reason}"
+        reached = ", ".join(f"{milestone} at {seconds:.0f} s" for milestone, seconds in attempt.timings.items())
+        print(f"attempt {attempt.folder.name}: {ended}{f' ({reached})' if reached else ''}")
     for attempt in attempts[-1:]:
         print(f"  {attempt.folder}: {'  '.join(attempt.logs) or 'no logs yet'}")
 

@@ -17,7 +17,7 @@ LAYERS = (
     ("answers", "config_io", "stream", "step_clock"),
     ("run_dir",),
     ("runtime",),
-    ("knowledge",),
+    ("knowledge", "launch"),
     ("readers",),
     ("synthesis", "voting", "training", "evaluation"),
     ("summary", "prefetch", "export_forms", "attempts"),

@@ -17,10 +17,11 @@ from medssr_dist.doctor import CHECKS, LOGIN, inputs, run_check, software, stora
 from medssr_dist.doctor.arithmetic import compare, fit
 from medssr_dist.doctor.forecast import walltime
 from medssr_dist.doctor.gather import gather, merge
-from medssr_dist.doctor.result import Result
+from medssr_dist.doctor.result import Result, print_table
 from medssr_dist.doctor.slurm import Partition, job_hosts, parse_partition, parse_time, seconds_left
 from medssr_dist.errors import EXIT_BAD_INPUT, InputError
 from medssr_dist.jsonl import read_json, write_json
+from medssr_dist.launch.timings import FIRST_ANSWER
 from medssr_dist.run_dir import open_run
 
 TREE = {
@@ -220,7 +221,7 @@ def voted(tmp_path):
     run.voting.mkdir()
     (run.voting / "labeled.jsonl").write_text('{"kept": true}\n' * 10)
     write_json(run.root / "clock.json", {"synthesize": 5.0, "vote": 100.0})
-    write_json(run.root / "attempts" / "0001" / "timings.json", {"preflight": 10.0, "ray": 20.0})
+    write_json(run.root / "attempts" / "0001" / "timings.json", {"Ray on every node": 20.0, FIRST_ANSWER: 30.0})
     return run.root
 
 
@@ -349,6 +350,13 @@ def test_a_second_report_into_the_same_folder_is_refused(node, tmp_path):
 
 
 # --- the table of all nodes
+
+
+def test_the_last_line_says_what_failed_and_its_fix(capsys):
+    rows = {"a": Result("pass", "fine"), "b": Result("fail", "full", "free it"), "c": Result("warn", "w", "f")}
+    assert print_table(rows.items()) == EXIT_BAD_INPUT
+    assert capsys.readouterr().out.splitlines()[-1] == "1 pass, 1 warn, 1 fail; b: full (fix: free it)"
+    assert print_table([("a", Result("pass", "fine"))]) == 0
 
 
 def report(host: str, **fields) -> dict:

@@ -34,7 +34,10 @@ def run_check(check: Check, config: Config, run_dir: Path) -> Result:
 
 
 def print_table(rows: Iterable[tuple[str, Result]]) -> int:
-    """Print name, status, detail and fix of each row, and the counts. Returns 0, or 2 if one failed."""
+    """Print name, status, detail and fix of each row, and in the last line the counts with what failed.
+
+    Returns 0, or 2 if anything failed.
+    """
     rows = list(rows)
     width = max(12, *(len(name) for name, _ in rows))
     for name, result in rows:
@@ -42,5 +45,6 @@ def print_table(rows: Iterable[tuple[str, Result]]) -> int:
         if result.fix:
             print(f"{'':<{width + 6}} fix: {result.fix}")
     counts = [f"{sum(result.status == status for _, result in rows)} {status}" for status in ("pass", "warn", "fail")]
-    print(", ".join(counts))
-    return EXIT_BAD_INPUT if any(result.status == "fail" for _, result in rows) else 0
+    failed = [f"{name}: {result.detail} (fix: {result.fix})" for name, result in rows if result.status == "fail"]
+    print("; ".join([", ".join(counts), *failed]))
+    return EXIT_BAD_INPUT if failed else 0
