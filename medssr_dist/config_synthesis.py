@@ -53,7 +53,7 @@ class Endpoint(Section):
 
     base_url: str = Field(description="e.g. https://host/v1; offline-teacher = start ours on loopback")
     model: str = Field(description="model name sent to the API")
-    api_key: SecretStr | None = Field(None, description="only as ${ENV_VAR}; null = no key is sent")
+    api_key: SecretStr | None = Field(None, description="${ENV_VAR}, or file:PATH of mode 0600; null = no key is sent")
     concurrency: int = Field(64, ge=1, description="requests in flight at most; how many are is found by trying")
     requests_per_minute: int = Field(0, ge=0, description="the account's limit; 0 = none known")
     tokens_per_minute: int = Field(0, ge=0, description="the account's limit, prompt and reply; 0 = none known")

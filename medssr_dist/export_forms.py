@@ -120,7 +120,8 @@ def _plain_schema():
             "source": text, "kept": pa.bool_(), "outcome": text, "votes": pa.list_(pa.int64()),
             "votes_requested": pa.int64(), "votes_taken": pa.int64(), "votes_valid": pa.int64(),
             "confidence_requested": pa.float64(), "confidence_requested_most": pa.float64(),
-            "confidence_valid": pa.float64(), "confidence_valid_most": pa.float64(), "policy": text, "sampling": text, "provenance": pa.struct(provenance),
+            "confidence_valid": pa.float64(), "confidence_valid_most": pa.float64(),
+            "policy": text, "sampling": text, "provenance": pa.struct(provenance),
         }
     )  # fmt: skip
 

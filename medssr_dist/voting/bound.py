@@ -102,7 +102,8 @@ def _needed(standing: Standing, rule: Rule) -> int:
     def possible(count: int) -> bool:
         return any(_is_certain(after, rule) for after in _best_waves(standing, count, rule.confidence == "valid"))
 
-    return bisect_left(range(left), True, key=possible)  # what is possible after n votes is after n + 1 as well
+    # Possible after n votes, so after n + 1: a probability is the mean of those that one more vote may give.
+    return bisect_left(range(left), True, key=possible)
 
 
 def _best_waves(standing: Standing, count: int, of_valid: bool) -> Iterator[Standing]:

@@ -1,0 +1,264 @@
+"""The parts of `medssr bench voting` on a real engine: SmolLM2 under vLLM, on whatever device there is.
+
+Pool against vLLM: raw `LLM.generate` and the pool answer the same questions with the same seeds in turn, round after
+round, so that what else the machine does falls on both; start-up is left out.
+
+Adaptive against full voting: the demo's questions, made as the demo makes them, are voted on in every mode with the same
+seeds, weights in float32 (on CPU, what bf16 samples depends on who shares the batch). A sample that was asked for
+counts with all its tokens, also where it was aborted, so that the ratio is not flattered by what was thrown away.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tqdm import tqdm
+
+from medssr_dist.answers import chat_prompt
+from medssr_dist.bench.voting_replay import least_tokens
+from medssr_dist.config import Config
+from medssr_dist.config_base import DataSource
+from medssr_dist.config_io import load_config
+from medssr_dist.jsonl import read_jsonl
+from medssr_dist.readers import read_questions
+from medssr_dist.records import Label, Question, Vote
+from medssr_dist.runtime.device import engine_env, engine_kwargs
+from medssr_dist.runtime.models import load_tokenizer, model_fingerprint, resolve_model
+from medssr_dist.runtime.pool import EnginePool
+from medssr_dist.runtime.requests import Request
+from medssr_dist.stream import QuestionFeed
+from medssr_dist.voting.ballots import Ballots, take_votes
+from medssr_dist.voting.ledger import VoteLedger
+from medssr_dist.voting.majority import decide
+from medssr_dist.voting.segments import read_votes, stored_segments
+from medssr_dist.voting.tally import Tally
+
+DEMO = Path(__file__).parents[2] / "configs" / "demo_cpu.yaml"
+_SAMPLES = 16
+
+
+def pool_against_vllm(questions: int, rounds: int) -> dict:
+    """Tokens/s of the pool over those of raw vLLM: the median over rounds."""
+    config = load_config(DEMO)
+    model = resolve_model(config.policy)
+    requests = _requests(load_tokenizer(model, config.policy), questions)
+    with _engines(config, model) as pool:
+        raw = _raw_vllm(config, model, requests)
+        rates = _alternate({"vllm": raw, "pool": lambda: _pool_tokens(pool, requests)}, rounds)
+    ratios = [ours / theirs for ours, theirs in zip(rates["pool"], rates["vllm"], strict=True)]
+    return {
+        "pool_ratio_to_vllm": round(statistics.median(ratios), 3),
+        "pool": {
+            "model": config.policy.model, "questions": len(requests), "samples": requests[0].n,
+            "max_tokens": requests[0].max_tokens, "tokens_per_s": rates,
+        },
+    }  # fmt: skip
+
+
+class _engines:
+    """A Ray of its own, and a pool of one engine on it."""
+
+    def __init__(self, config: Config, model: Path):
+        self._config, self._model = config, model
+
+    def __enter__(self) -> EnginePool:
+        import ray
+
+        from medssr_dist.runtime.placement import engine_pool
+
+        os.environ |= engine_env(self._config.runtime, os.cpu_count() or 1)
+        ray.init(num_gpus=1, num_cpus=4, include_dashboard=False, log_to_driver=False)
+        self._pool = engine_pool(self._config, self._model)
+        return self._pool.__enter__()
+
+    def __exit__(self, *exc_info: object) -> None:
+        import ray
+
+        self._pool.__exit__(*exc_info)
+        ray.shutdown()
+
+
+def _requests(tokenizer, questions: int) -> list[Request]:
+    return [
+        Request(key=question.id, prompt=chat_prompt(tokenizer, question), n=8, seed=1000 * index, max_tokens=32)
+        for index, question in enumerate(read_questions(DataSource(path="hpo:seeds", limit=questions)))
+    ]
+
+
+def _raw_vllm(config: Config, model: Path, requests: list[Request]) -> Callable[[], int]:
+    """Start vLLM in this process; returns a function that answers all requests and counts the tokens."""
+    import vllm
+
+    kwargs = engine_kwargs(model, config.policy, config.runtime, 1) | {"max_num_seqs": config.voting.in_flight}
+    engine = vllm.LLM(**kwargs)
+    prompts = [
+        {"prompt_token_ids": engine.get_tokenizer()(request.prompt, add_special_tokens=False)["input_ids"]}
+        for request in requests
+    ]
+    params = [
+        vllm.SamplingParams(n=request.n, seed=request.seed, max_tokens=request.max_tokens) for request in requests
+    ]
+
+    def answer() -> int:
+        outputs = engine.generate(prompts, params, use_tqdm=False)
+        return sum(len(sample.token_ids) for output in outputs for sample in output.outputs)
+
+    return answer
+
+
+def _pool_tokens(pool: EnginePool, requests: list[Request]) -> int:
+    return sum(completion.tokens for _, completions in pool.generate(requests) for completion in completions)
+
+
+def _alternate(ways: dict[str, Callable[[], int]], rounds: int) -> dict[str, list[float]]:
+    """Tokens/s of each way in each round; the first call of each is a warm-up and does not count."""
+    rates: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in tqdm(range(rounds + 1), desc="pool against vLLM", unit="round"):
+        for name, answer in ways.items():
+            started = time.perf_counter()
+            tokens = answer()
+            if turn:
+                rates[name].append(round(tokens / (time.perf_counter() - started), 1))
+    return rates
+
+
+# --- adaptive against full voting ----------------------------------------------------------------------------------
+
+
+class RecordingBallots(Ballots):
+    """Ballots that remember what they have asked for, needed or not."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.asked: set[tuple[str, int]] = set()
+
+    def next(self, most: int) -> Request | None:
+        return self._noted(super().next(most))
+
+    def spare(self, most: int) -> Request | None:
+        return self._noted(super().spare(most))
+
+    def _noted(self, request: Request | None) -> Request | None:
+        if request:
+            self.asked |= {(request.key, request.seed + index) for index in range(request.n)}
+        return request
+
+
+def adaptive_against_full(folder: Path, questions: int) -> dict:
+    """Tokens of adaptive over full voting on the demo's first `questions` questions, and whether labels agree."""
+    file = demo_questions(folder, questions)
+    config = load_config(DEMO, ["policy.dtype=float32", f"voting.samples={_SAMPLES}"])
+    model = resolve_model(config.policy)
+    tokenizer = load_tokenizer(model, config.policy)
+    with _engines(config, model) as pool:
+        full = Voted(_with(config, "off", "requested"), file, folder / "off", pool, tokenizer, model)
+        cases = {}
+        for confidence in ("requested", "valid"):
+            for mode in ("lossless", "kept"):
+                case = _with(config, mode, confidence)
+                voted = Voted(case, file, folder / f"{mode}_{confidence}", pool, tokenizer, model)
+                cases[f"{mode}_{confidence}"] = voted.against(full, case.voting)
+    return {
+        "adaptive_token_ratio": cases["lossless_requested"]["token_ratio"],
+        "adaptive_kept_token_ratio": cases["kept_requested"]["token_ratio"],
+        "adaptive_labels_identical": all(case["labels_identical"] for case in cases.values()),
+        "adaptive_least_possible_ratio": cases["lossless_requested"]["least_possible_ratio"],
+        "adaptive": {
+            "model": config.policy.model, "dtype": config.policy.dtype, "questions": len(full.labels),
+            "samples": _SAMPLES, "threshold": config.voting.threshold, "tokens_of_full_voting": full.tokens,
+            "accuracy": full.accuracy(), "cases": cases,
+        },
+    }  # fmt: skip
+
+
+def demo_questions(folder: Path, count: int) -> Path:
+    """The file of questions that the demo's synthesize step makes of the offline teacher's replies."""
+    run = folder / "demo"
+    command = [sys.executable, "-m", "medssr_dist.cli", "synthesize", "--config", str(DEMO), "--run-dir", str(run)]
+    done = subprocess.run([*command, f"synthesis.accepted={count}"], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"the demo's synthesize step failed:\n{done.stderr[-3000:]}")
+    return run / "synthesis" / "questions.jsonl"
+
+
+def _with(config: Config, adaptive: str, confidence: str) -> Config:
+    voting = config.voting.model_copy(update={"adaptive": adaptive, "confidence": confidence})
+    return config.model_copy(update={"voting": voting})
+
+
+class Voted:
+    """A vote on all questions of `file`, done on making this.
+
+    Attributes:
+        labels: in order.
+        votes: (question, seed) -> the vote.
+        tokens: of these votes.
+        asked: (question, seed) of all samples that were asked for.
+    """
+
+    def __init__(self, config: Config, file: Path, folder: Path, pool: EnginePool, tokenizer, model: Path):
+        before = pool.tokens
+        with (
+            VoteLedger(folder, model_fingerprint(model), "bench") as ledger,
+            tqdm(desc=f"vote, {folder.name}", unit="question") as bar,
+        ):
+            ballots = RecordingBallots(config, QuestionFeed(file), ledger, tokenizer)
+            take_votes(pool, ballots, ledger, bar, lambda: False)
+        self.generated = pool.tokens - before
+        self.asked = ballots.asked
+        self.labels = [Label.model_validate(row) for row in read_jsonl(folder / "labeled.jsonl")]
+        numbers = stored_segments(folder / "votes")
+        votes = [vote for number in numbers for vote in read_votes(folder / "votes", number)]
+        self.votes: dict[tuple[str, int], Vote] = {(vote.question_id, vote.seed): vote for vote in votes}
+        self.tokens = sum(vote.tokens for vote in votes)
+
+    def accuracy(self) -> float | None:
+        """Share of the questions with a known answer whose label is it."""
+        known = [label for label in self.labels if label.question.truth]
+        return round(sum(label.answer == label.question.truth for label in known) / len(known), 3) if known else None
+
+    def against(self, full: Voted, voting) -> dict:
+        """What was saved of `full`, which took all votes, and whether the labels are those of full voting."""
+        expected = [self._full_label(label.question, full, voting) for label in self.labels]
+        asked_tokens = sum(full.votes[key].tokens for key in self.asked)
+        least = sum(
+            least_tokens(full.votes_on(each.question), tuple(each.question.options), voting) for each in expected
+        )
+        return {
+            "token_ratio": round(asked_tokens / full.tokens, 4),
+            "token_ratio_of_votes": round(self.tokens / full.tokens, 4),
+            "token_ratio_told_by_engine": round(self.generated / full.generated, 4),
+            "least_possible_ratio": round(least / full.tokens, 4),
+            "labels_identical": _shown(self.labels, voting) == _shown(expected, voting),
+            "votes_identical": all(vote.text == full.votes[key].text for key, vote in self.votes.items()),
+            "votes": len(self.votes),
+            "wasted_samples": len(self.asked) - len(self.votes),
+        }
+
+    def votes_on(self, question: Question) -> list[tuple[str | None, int]]:
+        return [(vote.answer, vote.tokens) for (key, _), vote in self.votes.items() if key == question.id]
+
+    @staticmethod
+    def _full_label(question: Question, full: Voted, voting) -> Label:
+        tally = Tally.of(answer for answer, _ in full.votes_on(question))
+        return decide(question, tally, voting, tokens=0, truncated=0, policy="", sampling="")
+
+
+def _shown(labels: list[Label], voting) -> list[tuple]:
+    """What must be equal: everything that is decided; with `kept`, what the trainer is given."""
+    if voting.adaptive == "kept":
+        return [(label.question.id, label.kept, label.answer if label.kept else None) for label in labels]
+    return [(label.question.id, label.outcome, label.answer, label.kept) for label in labels]
+
+
+def measure(folder: Path, pool_questions: int, rounds: int, questions: int) -> dict:
+    """Both parts; ledgers go to a temporary folder in `folder`."""
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".bench") as scratch:
+        return pool_against_vllm(pool_questions, rounds) | adaptive_against_full(Path(scratch), questions)

@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+#SBATCH --job-name=medssr-evaluate
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --exclusive
+#SBATCH --mem=0
+#SBATCH --signal=B:USR1@300
+#SBATCH --requeue
+#SBATCH --no-kill
+#SBATCH --open-mode=append
+#SBATCH --output=medssr-evaluate-%j.out
+# Step 4 alone.
+#     CONFIG=... sbatch --nodes=1 --gpus-per-node=8 slurm/evaluate.sh
+# Nodes, GPUs, CPUs, memory and time are sbatch's own options; nothing here is edited between one node and many.
+source "${MEDSSR_HOME:-$SLURM_SUBMIT_DIR}/slurm/common.sh"
+export HF_HUB_OFFLINE=1 # `medssr prefetch` has brought everything
+medssr_launch evaluate.sh evaluate "$@"

@@ -1,0 +1,44 @@
+"""A small Ray program for `medssr_dist.launch --slots`: an actor on every node, then it works until it is stopped.
+
+python ray_program.py RUN_DIR NODES [ROUNDS]: ends with 0 after ROUNDS rounds, with 3 on SIGTERM.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+
+
+class Worker:
+    def where(self) -> str:
+        import ray
+
+        return ray.util.get_node_ip_address()
+
+
+def main(run_dir: Path, actors: int) -> int:
+    import ray
+
+    ray.init(os.environ["RAY_ADDRESS"], log_to_driver=False, _node_ip_address=os.environ["MEDSSR_NODE_IP"])
+    asked = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: asked.set())
+    if ray.cluster_resources().get("GPU", 0) < actors:
+        print("not so many slots")
+        return 1
+    actor = ray.remote(num_gpus=1, num_cpus=0)(Worker)
+    workers = [actor.options(scheduling_strategy="SPREAD").remote() for _ in range(actors)]
+    places = ray.get([worker.where.remote() for worker in workers])
+    print("actors on", *sorted(set(places)), flush=True)
+    (run_dir / "voting").mkdir(exist_ok=True)
+    while not asked.wait(0.2):
+        with open(run_dir / "voting" / "votes.jsonl", "a", encoding="utf-8") as file:
+            file.write("{}\n")
+        ray.get([worker.where.remote() for worker in workers])
+    return 3
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2])))
