@@ -154,10 +154,11 @@ def _vote_rate(folder: Path, samples: int, clock: dict[str, float]) -> VoteRate 
     found = read_json(folder / "summary.json")
     start = _engine_start(folder / "engines.jsonl")
     seconds = clock.get("vote", found["seconds"]) - start
-    if not found["questions"] or not found["tokens"] or seconds <= 0:
+    labels = found["quality"]
+    if not labels["questions"] or not labels["tokens"] or seconds <= 0:
         return None
-    each = found["tokens"] / found["questions"]
-    return VoteRate(found["tokens"] / seconds, each, found["kept"] / found["questions"], samples, start)
+    each = labels["tokens"] / labels["questions"]
+    return VoteRate(labels["tokens"] / seconds, each, labels["kept"] / labels["questions"], samples, start)
 
 
 def _engine_start(events: Path) -> float:

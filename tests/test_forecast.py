@@ -155,7 +155,7 @@ def test_rates_of_a_run(measured):
     write(
         "synthesis/summary.json", {"seconds": 60, "held_s": 10, "requests_sent": 200, "accepted": 150, "requested": 300}
     )
-    write("voting/summary.json", {"questions": 50, "kept": 20, "tokens": 36000, "seconds": 7})
+    write("voting/summary.json", {"quality": {"questions": 50, "kept": 20, "tokens": 36000}, "seconds": 7})
     events = [(5.0, "a", "start"), (5.5, "b", "start"), (15.0, "b", "ready"), (17.0, "a", "ready")]
     write("voting/engines.jsonl", [{"time": t, "engine": e, "event": what, "detail": ""} for t, e, what in events])
     step = {"seconds_generate": 20.0, "seconds_experience": 3.0, "seconds_update": 6.0, "seconds_sync": 1.0}

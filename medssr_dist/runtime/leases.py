@@ -160,6 +160,14 @@ class Leases:
         allowed = min([lease.record.company for lease in held] + [record.company])
         return self.suspects.popleft() if len(together) <= allowed else None
 
+    def copy(self, lease: Lease) -> None:
+        """Ask what `lease` is still to bring of another engine too, once. Suspects stay where they are."""
+        alone = lease.missing - lease.copied
+        if alone and not lease.suspect:
+            lease.copied |= alone
+            for first, count in contiguous(sorted(alone)):
+                self.waiting.append((replace(lease.request, seed=first, n=count), lease.record))
+
     def overdue(self, before: float) -> list[Lease]:
         """Leases since before that time."""
         return [lease for lease in self._all.values() if lease.since < before]

@@ -14,12 +14,12 @@ import heapq
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import median
 
 from medssr_dist.config import Voting
 from medssr_dist.errors import InputError
-from medssr_dist.runtime.leases import CLEAN, Lease, Leases, Record, Refused, contiguous
+from medssr_dist.runtime.leases import CLEAN, Lease, Leases, Record, Refused
 from medssr_dist.runtime.requests import Completion, Request
 from medssr_dist.runtime.slots import Engine, Slot, Taken
 from medssr_dist.runtime.work import Listed, Work
@@ -30,9 +30,9 @@ _GROW_S = 10.0
 _ATTEMPTS = 3  # starts or deaths in a row without a sample, after which a place is given up
 _ATTEMPTS_PROVEN = 8  # of one that has answered before: a server may take minutes to come back
 _BACKOFF_S = 5.0  # doubled with each further attempt
-_SPARE_SHARE = 8  # an engine with fewer than 1/8 of its samples takes some that may turn out to be needed
+_SPARE_SHARE = 0.5  # an engine with less than half its samples takes some that may turn out to be needed
+_EXCESS_SHARE = 0.125  # of its samples, which an engine may have too many
 _PLENTY = 2**31  # no limit to the samples of a request
-_SLOW = 4  # an engine this many times slower a sample than another is helped by it
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,8 +175,8 @@ class EnginePool:
             return None
         if self._leases.waiting:
             return self._leases.waiting.popleft()
-        request = work.next(most) or self._held_by_slow(slot)
-        if request is None and slot.samples * _SPARE_SHARE < self._voting.in_flight:
+        request = work.next(most)
+        if request is None and slot.samples < self._voting.in_flight * _SPARE_SHARE:
             request = work.spare(most)
         return request and (request, CLEAN)
 
@@ -184,19 +184,6 @@ class EnginePool:
         """Samples a request may ask for: near the end what is left is shared out among the engines with room."""
         left = work.left
         return _PLENTY if left is None else max(1, math.ceil(left / roomy))
-
-    def _held_by_slow(self, slot: Slot) -> Request | None:
-        """What a much slower engine, or one that may be wedged, holds, to be asked of `slot` too."""
-        now, speed = self._loop.time(), slot.speed or self._usual
-        for other in self._slots:
-            if not other.samples or (not other.quiet(now) and (other.speed or math.inf) * _SLOW >= speed):
-                continue
-            for lease in self._leases.of(other.number):
-                if not lease.suspect and (alone := contiguous(sorted(lease.missing - lease.copied))):
-                    first, number = alone[0]
-                    lease.copied.update(range(first, first + number))
-                    return replace(lease.request, seed=first, n=number)
-        return None
 
     def _lease(self, slot: Slot, request: Request, record: Record) -> None:
         now = self._loop.time()
@@ -317,6 +304,7 @@ class EnginePool:
                     slot.verdict = f"held {slot.samples} samples and yielded no token for {now - slot.moved:.0f} s"
                     slot.taking.cancel()
                 self._relieve(slot)
+                self._help(slot)
             for lease in self._leases.overdue(now - self._voting.deadline_s):
                 self._give_back(lease, f"no end within voting.deadline_s = {self._voting.deadline_s:g} s")
             if now - grown >= _GROW_S:
@@ -326,7 +314,7 @@ class EnginePool:
     def _relieve(self, slot: Slot) -> None:
         """Take back what an engine was given before it was known to be slow."""
         excess = -slot.room(self._voting.in_flight, self._usual)
-        if excess * _SPARE_SHARE < self._voting.in_flight:
+        if excess < self._voting.in_flight * _EXCESS_SHARE:
             return
         for lease in reversed(self._leases.of(slot.number)):
             if excess > 0 and not lease.suspect:
@@ -335,6 +323,13 @@ class EnginePool:
                 self._leases.take_back(lease)
         slot.send()
         self._news.set()
+
+    def _help(self, slot: Slot) -> None:
+        """Ask the other engines, too, for what a slow one or one that may be wedged holds."""
+        if slot.samples and (slot.quiet(self._loop.time()) or slot.slow(self._usual)):
+            for lease in self._leases.of(slot.number):
+                self._leases.copy(lease)
+            self._news.set()
 
     def _add(self, engine: Engine | None) -> None:
         if engine:

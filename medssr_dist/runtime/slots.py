@@ -12,6 +12,7 @@ from medssr_dist.runtime.requests import Completion, Request
 
 _TAU_S = 10.0  # over which an engine's speed is averaged
 _KNOWN_S = 5.0  # of work after which its speed is known
+_SLOW = 4  # times slower a sample than the others
 _QUIET_S = 15.0  # without a token; engines tell of theirs every second
 
 
@@ -120,10 +121,15 @@ class Slot:
         """Tokens outstanding, in those of an engine of usual speed."""
         return self.tokens * usual / (self.speed or usual)
 
+    def slow(self, usual: float) -> bool:
+        """Whether it is so much slower than the others that what it holds is better asked of them."""
+        return (self.speed or usual) * _SLOW < usual
+
     def room(self, in_flight: int, usual: float) -> int:
         """Samples it may still be given; less than none where it has too many.
 
-        `in_flight` and an eighth, which wait at the engine for a free seat; less for one slower than the others.
+        `in_flight` and an eighth, which wait at the engine for a free seat; less for one slower than half the others;
+        a slow one gets one request at a time, which shows whether it has recovered.
         """
-        share = min(1.0, 2 * (self.speed or usual) / usual)
+        share = 0.0 if self.slow(usual) else min(1.0, 2 * (self.speed or usual) / usual)
         return max(1, math.floor(in_flight * 1.125 * share)) - self.samples

@@ -108,7 +108,8 @@ class Ballots:
         return None
 
     def spare(self, most: int) -> Request | None:
-        if self._voting.adaptive == "off" or self._hold():
+        no_more = self._feed.ended or len(self._open) >= self._voting.window
+        if self._voting.adaptive == "off" or not no_more or self._hold():
             return None
         for ballot in itertools.islice(self._open.values(), _SPARE_AHEAD):
             if ballot.label is None and len(ballot.seeds) + len(ballot.out) < self._voting.samples:
