@@ -40,9 +40,9 @@ class Voting(Section):
     samples: int = Field(16, ge=1, description="K answers a question")
     threshold: float = Field(0.5, ge=0, le=1, description="labels with confidence >= this are kept; 0 = keep all")
     confidence: Literal["requested", "valid"] = Field("requested", description="denominator the threshold applies to")
-    adaptive: Literal["off", "lossless", "kept", "statistical"] = Field(
+    adaptive: Literal["never", "lossless", "kept", "statistical"] = Field(
         "lossless",
-        description="off: all K votes; lossless: none once neither winner nor keep can change; kept: none once neither "
+        description="never: all K votes; lossless: none once neither winner nor keep can change; kept: none once neither "
         "a kept winner nor keep can change; statistical: none once they change with a chance of error_rate at most",
     )
     error_rate: float = Field(0.01, gt=0, lt=0.5, description="of adaptive=statistical alone: chance of another label")

@@ -148,3 +148,16 @@ def test_contiguous_covers_the_seeds_in_the_fewest_runs(seeds):
     runs = contiguous(sorted(seeds))
     assert [seed for first, count in runs for seed in range(first, first + count)] == sorted(seeds)
     assert len(runs) == sum(seed - 1 not in seeds for seed in seeds)
+
+
+def test_a_copy_that_is_lost_can_be_copied_again():
+    leases = Leases()
+    slow = leased(leases, engine=0)
+    leases.copy(slow)
+    request, record = leases.waiting.popleft()
+    leases.add(request, 1, 0.0, record, 1.0)
+    leases.copy(slow)
+    assert not leases.waiting
+    leases.bury(1, "died")
+    leases.copy(slow)
+    assert [(request.seed, request.n) for request, _ in leases.waiting] == [(0, 3)]

@@ -43,7 +43,7 @@ def config(mode="sequential", **voting) -> Config:
         {
             "policy": {"model": "m", "max_model_len": 256},
             "synthesis": {"accepted": 1, "seeds": ["s"], "endpoints": [{"base_url": "u", "model": "m"}]},
-            "voting": {"samples": K, "max_tokens": 16, "adaptive": "off", **voting},
+            "voting": {"samples": K, "max_tokens": 16, "adaptive": "never", **voting},
             "training": {
                 "ranks_per_node": 1,
                 "stage1": {"max_new_tokens": 16},

@@ -136,8 +136,8 @@ def test_once_certain_it_stays_so(case):
         ("kept", "AABBCCDDE", 0.6, "requested", True),  # nobody reaches 10 of 16
         ("lossless", "AABBCCDDE", 0.6, "requested", False),  # but who wins is open
         ("kept", "AABB-----", 0.6, "valid", False),  # 9 of 11 valid ones, if A has the rest
-        ("off", "AAAAAAAAAAAAAAA", 0.5, "requested", False),
-        ("off", "AAAAAAAAAAAAAAAA", 0.5, "requested", True),
+        ("never", "AAAAAAAAAAAAAAA", 0.5, "requested", False),
+        ("never", "AAAAAAAAAAAAAAAA", 0.5, "requested", True),
     ],
 )
 def test_examples(adaptive, votes, threshold, confidence, expected):
@@ -147,7 +147,7 @@ def test_examples(adaptive, votes, threshold, confidence, expected):
 
 @pytest.mark.parametrize(
     ("adaptive", "votes", "expected"),
-    [("off", "", 16), ("off", "AA", 14), ("lossless", "", 9), ("lossless", "AAAAAAAAB", 1), ("kept", "", 9)],
+    [("never", "", 16), ("never", "AA", 14), ("lossless", "", 9), ("lossless", "AAAAAAAAB", 1), ("kept", "", 9)],
 )
 def test_waves(adaptive, votes, expected):
     assert needed(tally_of(votes), LETTERS, Voting(adaptive=adaptive)) == expected
@@ -177,7 +177,7 @@ def test_a_threshold_reaches_itself_however_it_was_written(of):
             assert not reaches(votes - 1, of, votes / of)
 
 
-@pytest.mark.parametrize("adaptive", ["off", "lossless", "kept", "statistical"])
+@pytest.mark.parametrize("adaptive", ["never", "lossless", "kept", "statistical"])
 def test_of_one_sample_the_one_vote_decides(adaptive):
     voting = Voting(samples=1, adaptive=adaptive)
     assert needed(tally_of(""), "AB", voting) == 1 and not certain(tally_of(""), "AB", voting)

@@ -36,7 +36,7 @@ class Voter:
         self.process: subprocess.Popen | None = None
 
     def questions(self, accepted: int) -> None:
-        self._overrides = [f"synthesis.accepted={accepted}", f"voting.samples={K}", "voting.adaptive=off"]
+        self._overrides = [f"synthesis.accepted={accepted}", f"voting.samples={K}", "voting.adaptive=never"]
         self._medssr("synthesize", "--config", self._config, "--run-dir", self.run, *self._overrides)
 
     def start(self, *overrides: str, env: dict[str, str] | None = None) -> None:

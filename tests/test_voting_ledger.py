@@ -172,7 +172,7 @@ def test_sampling_hash_covers_what_shapes_a_vote_and_nothing_else():
     assert sampling_hash(config(), "other template") != base
     for changed in ({"temperature": 0.7}, {"top_p": 0.9}, {"max_tokens": 8}):
         assert sampling_hash(config(**changed), None) != base
-    for same in ({"samples": 99}, {"threshold": 0.9}, {"engines": 2}, {"in_flight": 1}, {"adaptive": "off"}):
+    for same in ({"samples": 99}, {"threshold": 0.9}, {"engines": 2}, {"in_flight": 1}, {"adaptive": "never"}):
         assert sampling_hash(config(**same), None) == base
 
 

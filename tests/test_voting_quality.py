@@ -133,7 +133,7 @@ def test_a_kept_label_whose_interval_is_open_counts_as_it_was_decided():
 @pytest.mark.parametrize("confidence", ["requested", "valid"])
 @pytest.mark.parametrize("threshold", [0.0, 0.3, 1.0])
 def test_own_threshold_is_on_the_curve_and_tells_what_the_counts_tell(confidence, threshold):
-    voting = Voting(samples=10, threshold=threshold, confidence=confidence, adaptive="off")
+    voting = Voting(samples=10, threshold=threshold, confidence=confidence, adaptive="never")
     votes = ["AAABCDABCD", "AAA-------", "ABC-------", "AAAAAAAAAA", "BBBBBBBAAA"]
     found = label_quality([label(each, voting, question("A")) for each in votes], voting, truth_of)
     (own,) = [point for point in found["curve"] if point["threshold"] == threshold]
@@ -196,7 +196,7 @@ def test_what_adaptive_voting_tells_holds_the_full_vote(votes, truths, threshold
 
 
 def test_letters_are_compared_with_the_options_offered_and_with_the_truth():
-    voting = Voting(samples=4, threshold=0, adaptive="off")
+    voting = Voting(samples=4, threshold=0, adaptive="never")
     labels = [
         label("AAAB", voting, question("A", options=4)),
         label("AAAA", voting, question("A", options=2)),
@@ -217,7 +217,7 @@ def test_letters_are_compared_with_the_options_offered_and_with_the_truth():
 
 
 def test_memory_does_not_grow_with_the_labels():
-    voting = Voting(samples=8, adaptive="off")
+    voting = Voting(samples=8, adaptive="never")
 
     def peak(count: int) -> int:
         tracemalloc.start()
@@ -230,7 +230,7 @@ def test_memory_does_not_grow_with_the_labels():
     assert peak(1000) < peak(100) + 50_000
 
 
-ten_letters = Voting(samples=64, threshold=0.1, adaptive="off")
+ten_letters = Voting(samples=64, threshold=0.1, adaptive="never")
 CASES = {
     "every outcome": (every_outcome(), FOUR, truth_of),
     "no truth": (every_outcome(), FOUR, lambda of: None),

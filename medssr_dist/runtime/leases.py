@@ -182,6 +182,8 @@ class Leases:
         self._by_engine[lease.engine].discard(lease.id)
         others = self._by_key[lease.request.key]
         others.discard(lease.id)
+        for other in others:  # what it was to bring is no longer on its way from two engines
+            self._all[other].copied -= lease.missing
         if not others:
             del self._by_key[lease.request.key]
 

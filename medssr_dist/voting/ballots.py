@@ -1,7 +1,7 @@
 """Which samples are still needed: the source of work that voting gives the engine pool.
 
 A question gets votes in waves of the fewest after which its outcome could be certain (`bound.needed`), so that with
-`voting.adaptive` none is drawn in vain; with `off` its wave is all K. Questions are taken in order, `voting.window` of
+`voting.adaptive` none is drawn in vain; with `never` its wave is all K. Questions are taken in order, `voting.window` of
 them at most ahead of the first without a label, and get their labels in that order: what the trainer sees does not
 depend on which engine was quick. Near the end, engines that would idle draw votes that may turn out to be needed.
 """
@@ -109,7 +109,7 @@ class Ballots:
 
     def spare(self, most: int) -> Request | None:
         no_more = self._feed.ended or len(self._open) >= self._voting.window
-        if self._voting.adaptive == "off" or not no_more or self._hold():
+        if self._voting.adaptive == "never" or not no_more or self._hold():
             return None
         for ballot in itertools.islice(self._open.values(), _SPARE_AHEAD):
             if ballot.label is None and len(ballot.seeds) + len(ballot.out) < self._voting.samples:

@@ -28,7 +28,7 @@ from medssr_dist.voting.tally import Decision, Rule, Standing, Tally, standing_o
 def certain(tally: Tally, letters: Sequence[str], voting: Voting) -> bool:
     """Whether voting on a question may end: with these votes, and with all K, it is decided alike.
 
-    By `voting.adaptive`: off: only with K votes. lossless: outcome, answer and kept are settled. kept: it is settled
+    By `voting.adaptive`: never: only with K votes. lossless: outcome, answer and kept are settled. kept: it is settled
     that the label is not kept, or that it is and with which answer. statistical: that the leader wins and is kept, or
     that it wins and is not, has a probability of 1 - error_rate at least (`statistical.likely_decision`).
     """
@@ -69,7 +69,7 @@ def _is_certain(standing: Standing, rule: Rule) -> bool:
     left = rule.left(standing)
     if left == 0:
         return True
-    if rule.adaptive == "off":
+    if rule.adaptive == "never":
         return False
     if _settled(standing, rule):
         return True
@@ -96,7 +96,7 @@ def _likely(standing: Standing, rule: Rule) -> tuple[bool, float]:
 @lru_cache(maxsize=2**16)
 def _needed(standing: Standing, rule: Rule) -> int:
     left = rule.left(standing)
-    if rule.adaptive == "off":
+    if rule.adaptive == "never":
         return left
 
     def possible(count: int) -> bool:

@@ -48,7 +48,7 @@ def draw_quality(quality: dict) -> Figure:
     if any(point["open"] for point in quality["curve"]):
         figure.supxlabel(
             f"voting.adaptive = {quality['adaptive']} left votes untaken: where a line widens to a band, the result "
-            "lies within it; which it is, only a vote with adaptive = off shows",
+            "lies within it; which it is, only a vote with adaptive = never shows",
             fontsize=9,
         )
     return figure
