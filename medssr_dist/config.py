@@ -42,8 +42,8 @@ class Voting(Section):
     confidence: Literal["requested", "valid"] = Field("requested", description="denominator the threshold applies to")
     adaptive: Literal["never", "lossless", "kept", "statistical"] = Field(
         "lossless",
-        description="never: all K votes; lossless: none once neither winner nor keep can change; kept: none once neither "
-        "a kept winner nor keep can change; statistical: none once they change with a chance of error_rate at most",
+        description="never: all K votes; lossless: none once neither winner nor keep can change; kept: none once "
+        "neither a kept winner nor keep can; statistical: none once they change with a chance of error_rate at most",
     )
     error_rate: float = Field(0.01, gt=0, lt=0.5, description="of adaptive=statistical alone: chance of another label")
     temperature: float = Field(1.0, gt=0, le=2, description="1.0: the distribution that is trained")

@@ -1,98 +1,126 @@
-"""How much of vLLM's own speed the engine pool keeps: same engine arguments, prompts, seeds and sampling.
+"""`medssr bench voting`: the pool's speed, what adaptive voting saves, the coordinator alone, a cluster, the stream.
 
-Raw `LLM.generate` and the pool (Ray, shards, streamed results) answer the same questions in turn, round
-after round, so that what else the machine does falls on both. Figures exclude start-up.
+Pool against vLLM and adaptive against full voting run on a real engine (`voting_engine.py`); the coordinator alone, in
+processes of its own, on engines that answer at once (`coordinator.py`); 64 and 512 engines under a virtual clock
+(`simulation_cluster.py`); stream against sequential on engines and a trainer that take real time (`voting_stream.py`).
+Code under test is the real one everywhere; what is simulated is named so.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import statistics
-import time
-from collections.abc import Callable
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
-from medssr_dist.answers import chat_prompt
 from medssr_dist.bench.report import write_result
-from medssr_dist.config import Policy, Runtime
-from medssr_dist.config_base import DataSource
-from medssr_dist.readers import read_questions
-from medssr_dist.runtime.device import engine_env, engine_kwargs
-from medssr_dist.runtime.models import EMBEDDED_MODEL, load_tokenizer, resolve_model
-from medssr_dist.runtime.requests import Request
+from medssr_dist.bench.simulation_cluster import Cluster, simulate, write_questions
+from medssr_dist.bench.voting_replay import simulated_curve
+from medssr_dist.bench.voting_report import draw, table
+from medssr_dist.bench.voting_stream import stream_against_sequential
+
+_MEMORY_FOLDER, _MEMORY_FOLDER_BYTES = Path("/dev/shm"), 4 * 2**30
 
 
-def bench_voting(json_path: Path, quick: bool) -> None:
-    """Measure and write `json_path`; `quick` asks fewer questions in fewer rounds."""
-    import ray
+@dataclass(frozen=True)
+class Scale:
+    """How much is measured. Memory runs take `memory_samples` votes a question, all of them, so that 10^6 end."""
 
-    from medssr_dist.runtime.engines import EnginePool
-
-    policy, runtime = Policy(model=EMBEDDED_MODEL, max_model_len=512), Runtime()
-    model = resolve_model(policy)
-    requests = _requests(load_tokenizer(model, policy), 8 if quick else 32)
-    os.environ |= engine_env(runtime, os.cpu_count() or 1)
-    ray.init(num_gpus=1, num_cpus=4, include_dashboard=False, log_to_driver=False)
-    raw = _raw_vllm(engine_kwargs(model, policy, runtime, 1), requests)
-    with EnginePool(model, policy, runtime) as pool:
-        ways = {"vllm": raw, "pool": lambda: _pool_tokens(pool, requests)}
-        rates = _alternate(ways, rounds=2 if quick else 6)
-    ray.shutdown()
-    ratio = statistics.median(rates["pool"]) / statistics.median(rates["vllm"])
-    print(f"pool / vLLM: {ratio:.3f}  ({rates})")
-    write_result(
-        json_path,
-        {
-            "model": policy.model,
-            "questions": len(requests),
-            "samples": requests[0].n,
-            "max_tokens": requests[0].max_tokens,
-            "tokens_per_s": rates,
-            "pool_ratio_to_vllm": round(ratio, 3),
-        },
+    pool_questions: int = 32
+    pool_rounds: int = 6
+    demo_questions: int = 24
+    curve_questions: int = 500
+    coordinator_rounds: int = 3
+    coordinator_questions: int = 40_000
+    coordinator_engines: int = 512
+    memory_questions: tuple[int, int] = (10_000, 1_000_000)
+    memory_samples: int = 4
+    clusters: tuple[Cluster, ...] = (
+        Cluster(engines=64, questions=150_000),
+        Cluster(engines=512, questions=400_000),
     )
+    stream_s: float = 25.0
 
 
-def _requests(tokenizer, questions: int) -> list[Request]:
-    return [
-        Request(key=question.id, prompt=chat_prompt(tokenizer, question), n=8, seed=1000 * index, max_tokens=32)
-        for index, question in enumerate(read_questions(DataSource(path="hpo:seeds", limit=questions)))
-    ]
+FULL = Scale()
+QUICK = Scale(
+    pool_questions=8, pool_rounds=1, demo_questions=4, curve_questions=50, coordinator_rounds=1,
+    coordinator_questions=2_000, coordinator_engines=8, memory_questions=(500, 2_000), stream_s=3.0,
+    clusters=(Cluster(engines=4, questions=400, mtbf_s=300.0), Cluster(engines=8, questions=800, mtbf_s=300.0)),
+)  # fmt: skip
 
 
-def _raw_vllm(kwargs: dict, requests: list[Request]) -> Callable[[], int]:
-    """Start vLLM in this process; returns a function that answers all requests and counts the tokens."""
-    import vllm
+def bench_voting(json_path: Path, quick: bool = False) -> None:
+    """Measure, write `json_path` and plots beside it, print a table of aims and what was seen."""
+    from medssr_dist.bench import voting_engine
 
-    engine = vllm.LLM(**kwargs)
-    prompts = [
-        {"prompt_token_ids": engine.get_tokenizer()(request.prompt, add_special_tokens=False)["input_ids"]}
-        for request in requests
-    ]
-    params = [
-        vllm.SamplingParams(n=request.n, seed=request.seed, max_tokens=request.max_tokens) for request in requests
-    ]
-
-    def answer() -> int:
-        outputs = engine.generate(prompts, params, use_tqdm=False)
-        return sum(len(sample.token_ids) for output in outputs for sample in output.outputs)
-
-    return answer
+    json_path, scale = Path(json_path), QUICK if quick else FULL
+    json_path.parent.mkdir(parents=True, exist_ok=True)
+    figures = voting_engine.measure(json_path.parent, scale.pool_questions, scale.pool_rounds, scale.demo_questions)
+    figures |= without_engine(json_path.parent, scale) | {"quick": quick, "scale": asdict(scale)}
+    draw(figures, json_path)
+    for cluster in figures["clusters"].values():
+        del cluster["timeline"]["occupancy"]  # thousands of numbers a second: in the plot
+    write_result(json_path, figures)
+    print(table(figures))
 
 
-def _pool_tokens(pool, requests: list[Request]) -> int:
-    return sum(completion.tokens for _, completions in pool.generate(requests) for completion in completions)
+def without_engine(folder: Path, scale: Scale) -> dict:
+    """All that needs no vLLM. Ledgers go to temporary folders in `folder`, which should be on a real disk."""
+    figures = {}
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".bench") as scratch:
+        figures |= {"adaptive_simulated": simulated_curve(Path(scratch), scale.curve_questions, 16)}
+    figures |= _coordinator(folder, scale) | _clusters(folder, scale)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".bench") as scratch:
+        return figures | stream_against_sequential(Path(scratch), scale.stream_s)
 
 
-def _alternate(ways: dict[str, Callable[[], int]], rounds: int) -> dict[str, list[float]]:
-    """Tokens/s of each way in each round; the first call of each is a warm-up and does not count."""
-    rates: dict[str, list[float]] = {name: [] for name in ways}
-    for turn in tqdm(range(rounds + 1), desc="bench voting", unit="round"):
-        for name, answer in ways.items():
-            started = time.perf_counter()
-            tokens = answer()
-            if turn:
-                rates[name].append(round(tokens / (time.perf_counter() - started), 1))
-    return rates
+def _coordinator(folder: Path, scale: Scale) -> dict:
+    rounds = {
+        mode: [_alone(folder, scale.coordinator_questions, 16, mode, scale) for _ in range(scale.coordinator_rounds)]
+        for mode in ("lossless", "never")
+    }
+    rates = {mode: statistics.median(each["votes_per_s"] for each in found) for mode, found in rounds.items()}
+    few, many = (_alone(folder, count, scale.memory_samples, "never", scale) for count in scale.memory_questions)
+    return {
+        "coordinator_votes_per_s": rates["lossless"],
+        "coordinator_votes_per_s_full": rates["never"],
+        "coordinator_peak_mb_10k": few["peak_mb"],
+        "coordinator_peak_mb_1m": many["peak_mb"],
+        "coordinator": {"engines": scale.coordinator_engines, "rounds": rounds, "memory": [few, many]},
+    }
+
+
+def _alone(folder: Path, questions: int, samples: int, adaptive: str, scale: Scale) -> dict:
+    """The coordinator in a fresh process. Raises RuntimeError with its error output when it fails."""
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".bench") as scratch:
+        file = Path(scratch) / "questions.jsonl"
+        write_questions(file, questions)
+        options = ["--samples", samples, "--adaptive", adaptive, "--engines", scale.coordinator_engines]
+        command = [sys.executable, "-m", "medssr_dist.bench.coordinator", file, scratch, *options]
+        done = subprocess.run([*map(str, command)], stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"the coordinator failed on {questions:,} questions")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def _clusters(folder: Path, scale: Scale) -> dict:
+    """Figures of each cluster, by the names of 64 and 512 engines."""
+    figures, clusters = {}, {}
+    for name, cluster in zip(("sim64", "sim512"), scale.clusters, strict=True):
+        with tempfile.TemporaryDirectory(dir=_quick_folder(folder), prefix=".bench") as scratch:
+            clusters[name] = found = simulate(cluster, Path(scratch))
+        figures |= {f"{name}_{key}": found[key] for key in ("utilisation", "steady_utilisation", "lost", "doubled")}
+    return figures | {"clusters": clusters}
+
+
+def _quick_folder(folder: Path) -> Path:
+    """In memory where there is room: a simulated second has hundreds of commits, whose syncs take none of it."""
+    if os.access(_MEMORY_FOLDER, os.W_OK) and shutil.disk_usage(_MEMORY_FOLDER).free > _MEMORY_FOLDER_BYTES:
+        return _MEMORY_FOLDER
+    return folder

@@ -3,9 +3,9 @@
 Pool against vLLM: raw `LLM.generate` and the pool answer the same questions with the same seeds in turn, round after
 round, so that what else the machine does falls on both; start-up is left out.
 
-Adaptive against full voting: the demo's questions, made as the demo makes them, are voted on in every mode with the same
-seeds, weights in float32 (on CPU, what bf16 samples depends on who shares the batch). A sample that was asked for
-counts with all its tokens, also where it was aborted, so that the ratio is not flattered by what was thrown away.
+Adaptive against full voting: the demo's questions, made as the demo makes them, are voted on in every mode with
+the same seeds, weights in float32 (on CPU, what bf16 samples depends on who shares the batch). A sample that was asked
+for counts with all its tokens, also where it was aborted, so that the ratio is not flattered by what was thrown away.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from medssr_dist.config import Config
 from medssr_dist.config_base import DataSource
 from medssr_dist.config_io import load_config
 from medssr_dist.jsonl import read_jsonl
+from medssr_dist.knowledge.vignettes import hpo_truth
 from medssr_dist.readers import read_questions
 from medssr_dist.records import Label, Question, Vote
 from medssr_dist.runtime.device import engine_env, engine_kwargs
@@ -158,7 +159,7 @@ def adaptive_against_full(folder: Path, questions: int) -> dict:
     model = resolve_model(config.policy)
     tokenizer = load_tokenizer(model, config.policy)
     with _engines(config, model) as pool:
-        full = Voted(_with(config, "off", "requested"), file, folder / "off", pool, tokenizer, model)
+        full = Voted(_with(config, "never", "requested"), file, folder / "never", pool, tokenizer, model)
         cases = {}
         for confidence in ("requested", "valid"):
             for mode in ("lossless", "kept"):
@@ -173,7 +174,7 @@ def adaptive_against_full(folder: Path, questions: int) -> dict:
         "adaptive": {
             "model": config.policy.model, "dtype": config.policy.dtype, "questions": len(full.labels),
             "samples": _SAMPLES, "threshold": config.voting.threshold, "tokens_of_full_voting": full.tokens,
-            "accuracy": full.accuracy(), "cases": cases,
+            "share_of_right_votes": full.accuracy(), "cases": cases,
         },
     }  # fmt: skip
 
@@ -220,9 +221,11 @@ class Voted:
         self.tokens = sum(vote.tokens for vote in votes)
 
     def accuracy(self) -> float | None:
-        """Share of the questions with a known answer whose label is it."""
-        known = [label for label in self.labels if label.question.truth]
-        return round(sum(label.answer == label.question.truth for label in known) / len(known), 3) if known else None
+        """Share of the votes that are right, on the questions whose answer HPO gives."""
+        truths = {label.question.id: hpo_truth(label.question) for label in self.labels}
+        known = [vote for vote in self.votes.values() if truths[vote.question_id]]
+        right = sum(vote.answer == truths[vote.question_id] for vote in known)
+        return round(right / len(known), 3) if known else None
 
     def against(self, full: Voted, voting) -> dict:
         """What was saved of `full`, which took all votes, and whether the labels are those of full voting."""

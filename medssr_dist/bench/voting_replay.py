@@ -77,6 +77,6 @@ def _ratio(folder: Path, questions: Path, mode: str, samples: int, accuracy: flo
     answers = DrawnAnswers(least=accuracy, best=accuracy)
     used, full = (
         replay(simulated_config(samples=samples, adaptive=adaptive), questions, folder / adaptive, answers)
-        for adaptive in (mode, "off")
+        for adaptive in (mode, "never")
     )
     return round(used / full, 4)

@@ -1,8 +1,8 @@
 """Which samples are still needed: the source of work that voting gives the engine pool.
 
 A question gets votes in waves of the fewest after which its outcome could be certain (`bound.needed`), so that with
-`voting.adaptive` none is drawn in vain; with `never` its wave is all K. Questions are taken in order, `voting.window` of
-them at most ahead of the first without a label, and get their labels in that order: what the trainer sees does not
+`voting.adaptive` none is drawn in vain; with `never` its wave is all K. Questions are taken in order, `voting.window`
+of them at most ahead of the first without a label, and get their labels in that order: what the trainer sees does not
 depend on which engine was quick. Near the end, engines that would idle draw votes that may turn out to be needed.
 """
 
