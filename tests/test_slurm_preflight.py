@@ -1,4 +1,7 @@
-"""The preflight on a real Slurm of two hosts: what Slurm says is read, and the hosts meet over their own network."""
+"""The preflight on a real Slurm of two hosts: what Slurm says is read, and the hosts meet over their own network.
+
+And a planted key: Slurm is one more place that could show it.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 from preflight_config import TREE
+from process_list import command_lines
 from slurm_cluster import SlurmCluster, why_not
 
 from medssr_dist.jsonl import read_json
@@ -78,3 +82,32 @@ def test_what_to_ask_for_is_read_from_sinfo(cluster):
     show = "from medssr_dist.doctor.slurm import partitions; print(partitions())"
     done = cluster.login.run(sys.executable, "-c", show, env=cluster.env)
     assert done.stdout.strip() == "[Partition(name='main', nodes=2, gpus=0, seconds=None)]", done.stderr
+
+
+@pytest.mark.parametrize("source", ["environment", "file"])
+def test_a_planted_key_is_in_nothing_that_slurm_shows_and_no_file_of_the_run(cluster, repo, tmp_path, source):
+    """The job of step one pays with it; what the job leaves is its user's alone."""
+    key_file, key, run = tmp_path / "api_key", "sk-planted-0123456789abcdef", tmp_path / "run"
+    key_file.touch(mode=0o600)
+    key_file.write_text(key)
+    named = "${PLANTED_KEY}" if source == "environment" else f"file:{key_file}"
+    endpoints = [{"base_url": "offline-teacher", "model": "m", "api_key": named}]
+    synthesis = {"accepted": 6, "alpha": 0.0, "endpoints": endpoints}
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump({"extends": str(repo / "configs" / "demo_cpu.yaml"), "synthesis": synthesis}))
+    env = {"CONFIG": str(config), "RUN_DIR": str(run), "MEDSSR_HOME": str(repo), "MEDSSR_PYTHON": sys.executable}
+    job = cluster.sbatch(f"--output={run}.out", repo / "slurm" / "synthesize.sh", **env, PLANTED_KEY=key)
+    shown = [""]
+
+    def has_ended() -> bool:
+        shown[0] += command_lines() + cluster.slurm("scontrol", "show", "job", job) + cluster.slurm("squeue", "--long")
+        return cluster.state(job) in ("COMPLETED", "FAILED")
+
+    cluster.until(has_ended, f"job {job} has ended", within_s=300)
+    log = Path(f"{run}.out").read_text()
+    assert cluster.state(job) == "COMPLETED", log
+    assert "synthesize.sh" in shown[0] and key not in shown[0] + log
+    written = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+    assert run / "synthesis" / "questions.jsonl" in written and run / "attempts" / "0001" / "launch.log" in written
+    assert [file for file, data in written.items() if key.encode() in data] == []
+    assert [path for path in (run, *run.rglob("*")) if path.stat().st_mode & 0o077] == []
