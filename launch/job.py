@@ -10,7 +10,6 @@ where requeue is off, until the work is done or some attempts in a row have adde
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -84,12 +83,16 @@ class Launcher:
     def head(self) -> str:
         return self.job.host
 
+    @property
+    def _others(self) -> list[str]:
+        return [name for name in self.job.nodes if name != self.head]
+
     async def run(self) -> tuple[int, str]:
         token = self.attempt.new_token()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.hub.put, Event(self.head, "signal", {"number": number}))
-        async with self.hub.listen(self._own_address(), token):
+        async with self.hub.listen(node_address(self._others), token):
             srun = await self._start_supervisors()
             try:
                 for phase in (self._join, self._preflight, self._start_ray, self._drive):
@@ -101,11 +104,6 @@ class Launcher:
                 return EXIT_FAULT, str(lost)
             finally:
                 await self._end_supervisors(srun)
-
-    def _own_address(self) -> str:
-        """Loopback for a job of one node, whose ports then are open to this machine alone."""
-        others = [name for name in self.job.nodes if name != self.head]
-        return node_address(others) if others or "MEDSSR_IFNAME" in os.environ else "127.0.0.1"
 
     async def _start_supervisors(self) -> asyncio.subprocess.Process:
         plan, count = self.plan, len(self.job.nodes)
@@ -165,9 +163,8 @@ class Launcher:
         wanted = [f"{name}={data['ip']}" for name, data in self.hub.nodes.items()]
         watch = [self.plan.python, "-m", "medssr_dist.launch.watch", "--address", address, "--nodes", *wanted]
         await self._wait(lambda event: event.is_line("ray", "Ray runtime started"), _RAY_S, "Ray's head did not start")
-        for name in self.job.nodes:
-            if name != self.head:
-                self.hub.send(name, {"do": "ray", "head": address})
+        for name in self._others:
+            self.hub.send(name, {"do": "ray", "head": address})
         self.hub.start(self.head, "watch", watch)
         await self._wait(lambda event: event.is_line("watch", READY), _RAY_S, "Ray did not start on every node")
         self.timings.mark("Ray on every node")
