@@ -3,7 +3,7 @@ VENV ?= .venv
 RUN ?= runs/demo
 export VENV
 
-.PHONY: install demo test test-slow lint clean
+.PHONY: install demo test test-slow test-slurm test-slurm-short lint clean
 
 install:
 	launch/install.sh
@@ -16,7 +16,15 @@ test: install  ## unit tests, and integration tests on the real stack with a tin
 	$(VENV)/bin/python -m pytest -q -m "not slow and not slurm and not gpu"
 
 test-slow: install  ## minutes to tens of minutes: learning, kill -9 in every step, real data
-	$(VENV)/bin/python -m pytest -q -m "slow"
+	$(VENV)/bin/python -m pytest -q -m "slow and not slurm"
+
+test-slurm: install  ## a real Slurm of two nodes on this machine: every fault, preemption in every step; an hour
+	tests/slurm_packages.sh
+	$(VENV)/bin/python -m pytest -q -m "slurm"
+
+test-slurm-short: install  ## one and two nodes, one requeue, a failing preflight; minutes
+	tests/slurm_packages.sh
+	$(VENV)/bin/python -m pytest -q -m "slurm and not slow"
 
 lint: install
 	$(VENV)/bin/ruff format .

@@ -9,9 +9,10 @@ import signal
 from asyncio.subprocess import DEVNULL, PIPE, STDOUT, Process
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
-_PR_SET_PDEATHSIG = 1
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 _LINE = 2000  # characters of a line that are sent on
 _libc = ctypes.CDLL(None)
 
@@ -37,6 +38,9 @@ class Component:
     def pid(self) -> int:
         return self._process.pid
 
+    def kill(self) -> None:
+        self.signal(signal.SIGKILL)
+
     async def wait(self) -> int:
         """Pass its output on until it ends; its exit code, -N where signal N ended it.
 
@@ -61,12 +65,32 @@ class Component:
         if self._process.returncode is None:
             self._process.send_signal(number)
 
-    def kill_group(self) -> None:
-        """End whatever is left of its session's first process group."""
-        try:
-            os.killpg(self.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            return
+
+def adopt_orphans() -> None:
+    """Make this process the parent of descendants whose own parent ends, so that `kill_descendants` finds them."""
+    _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def kill_descendants() -> None:
+    """End every process below this one, whatever session it went into."""
+    while left := [pid for pid in _descendants(os.getpid()) if not _is_zombie(pid)]:
+        for pid in left:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def _descendants(pid: int) -> list[int]:
+    children: list[int] = []
+    with suppress(FileNotFoundError, ProcessLookupError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            children += map(int, (task / "children").read_text().split())
+    return children + [below for child in children for below in _descendants(child)]
+
+
+def _is_zombie(pid: int) -> bool:
+    with suppress(FileNotFoundError, ProcessLookupError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    return True
 
 
 def _die_with_parent() -> None:

@@ -100,6 +100,10 @@ class Hub:
             raise NodeLost(event.node, f"node {self.describe(event.node)} is lost: {event.data['why']}")
         return event
 
+    @property
+    def connected(self) -> tuple[str, ...]:
+        return tuple(self._links)
+
     def describe(self, name: str) -> str:
         return f"{name} ({self.nodes[name]['ip']})"
 

@@ -10,7 +10,6 @@ where requeue is off, until the work is done or some attempts in a row have adde
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -28,9 +27,9 @@ from medssr_dist.runtime.network import node_address
 
 EXIT_FAULT = 4  # a node or a component was lost; the run can be resumed
 _JOIN_S, _PREFLIGHT_S, _RAY_S = 300.0, 300.0, 300.0
-# What the driver has to save and end: after a warning (slurm/*.sh ask for it 300 s ahead) or a fault; and when Slurm
-# has sent SIGTERM to all, SIGKILL following after KillWait (30 s by default).
-_STOP_S, _TERM_S = 240.0, 5.0
+# What the driver has to save and end: after a warning (slurm/*.sh ask for it 300 s ahead); after a fault, which may
+# hold it up for ever; and when Slurm has sent SIGTERM to all, SIGKILL following after KillWait (30 s by default).
+_STOP_S = {signal.SIGUSR1: 240.0, signal.SIGINT: 240.0, None: 60.0, signal.SIGTERM: 5.0}
 _END_S = 20.0  # what the supervisors have to end everything and to clean up
 _SRUN_S = 10.0  # srun waits for tasks of a dead node until it is told to end
 _TICK_S = 1.0
@@ -77,18 +76,23 @@ class Launcher:
         self.hub = Hub(attempt.log)
         self.overrides = plan.overrides
         self.lost_while_voting: str | None = None
-        self.terminated = False
+        self.driver_runs = False
+        self.stopped_by: signal.Signals | None = None
 
     @property
     def head(self) -> str:
         return self.job.host
+
+    @property
+    def _others(self) -> list[str]:
+        return [name for name in self.job.nodes if name != self.head]
 
     async def run(self) -> tuple[int, str]:
         token = self.attempt.new_token()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.hub.put, Event(self.head, "signal", {"number": number}))
-        async with self.hub.listen(self._own_address(), token):
+        async with self.hub.listen(node_address(self._others), token):
             srun = await self._start_supervisors()
             try:
                 for phase in (self._join, self._preflight, self._start_ray, self._drive):
@@ -100,11 +104,6 @@ class Launcher:
                 return EXIT_FAULT, str(lost)
             finally:
                 await self._end_supervisors(srun)
-
-    def _own_address(self) -> str:
-        """Loopback for a job of one node, whose ports then are open to this machine alone."""
-        others = [name for name in self.job.nodes if name != self.head]
-        return node_address(others) if others or "MEDSSR_IFNAME" in os.environ else "127.0.0.1"
 
     async def _start_supervisors(self) -> asyncio.subprocess.Process:
         plan, count = self.plan, len(self.job.nodes)
@@ -164,9 +163,8 @@ class Launcher:
         wanted = [f"{name}={data['ip']}" for name, data in self.hub.nodes.items()]
         watch = [self.plan.python, "-m", "medssr_dist.launch.watch", "--address", address, "--nodes", *wanted]
         await self._wait(lambda event: event.is_line("ray", "Ray runtime started"), _RAY_S, "Ray's head did not start")
-        for name in self.job.nodes:
-            if name != self.head:
-                self.hub.send(name, {"do": "ray", "head": address})
+        for name in self._others:
+            self.hub.send(name, {"do": "ray", "head": address})
         self.hub.start(self.head, "watch", watch)
         await self._wait(lambda event: event.is_line("watch", READY), _RAY_S, "Ray did not start on every node")
         self.timings.mark("Ray on every node")
@@ -176,19 +174,21 @@ class Launcher:
         command = self.plan.command or [*self.plan.medssr(self.plan.step), *self.overrides]
         env = {"RAY_ADDRESS": self.hub.nodes[self.head]["gcs"]} if self.plan.needs_ray else {}
         self.hub.start(self.head, DRIVER, command, env)
+        self.driver_runs = True
         try:
             ended = await self._driver_end()
         except (Ended, NodeLost):
             await self._stop_driver()
             raise
-        code, last = ended.data["code"], (ended.data["tail"] or ["it printed nothing"])[-1]
+        code, last = ended.data["code"], _telling(ended)
+        if code == 0:
+            return
         if self.lost_while_voting:
             raise Ended(EXIT_FAULT, self.lost_while_voting)
         if code in (EXIT_BAD_INPUT, EXIT_STOPPED):
             raise Ended(code, last)
-        if code:
-            await self._find_cause()
-            raise Ended(1, f"the driver ended with exit code {code}: {last}")
+        await self._find_cause()
+        raise Ended(1, f"the driver ended with exit code {code}: {last}")
 
     async def _driver_end(self) -> Event:
         """Events until the driver's own end. Raises Ended or NodeLost for what ends the job before that."""
@@ -201,7 +201,7 @@ class Launcher:
             self.timings.look()
             if event and event.ended == DRIVER:
                 return event
-            if self.lost_while_voting and self._is_finished("vote"):
+            if self.lost_while_voting and self.plan.step == "run" and self._is_finished("vote"):
                 raise Ended(EXIT_FAULT, f"{self.lost_while_voting}; the vote went on and is finished")
 
     def _go_on_without(self, lost: NodeLost) -> None:
@@ -224,16 +224,17 @@ class Launcher:
 
     async def _stop_driver(self) -> None:
         """Ask the driver to save and end; what happens meanwhile changes nothing any more."""
+        if not self.driver_runs:
+            return
         self.hub.send(self.head, {"do": "signal", "name": DRIVER, "number": signal.SIGTERM})
-        within_s = _TERM_S if self.terminated else _STOP_S
-        await self.hub.until(lambda event: event.ended == DRIVER, self.head, within_s)
+        await self.hub.until(lambda event: event.ended == DRIVER, self.head, _STOP_S[self.stopped_by])
 
     async def _find_cause(self) -> None:
-        """Raise NodeLost or Ended where the driver's end has its cause in a node that is gone or has no Ray."""
+        """Raise NodeLost where what was noticed has its cause in a node that is gone or has no Ray."""
         self.hub.send_all({"do": "probe"})
-        for event in await self._all("probed", self.job.nodes, 2 * _JOIN_S, "answered"):
+        for event in await self._all("probed", list(self.hub.connected), _JOIN_S, "answered"):
             if not event.data["ray"]:
-                raise Ended(EXIT_FAULT, f"Ray on {self.hub.describe(event.node)} is gone")
+                raise NodeLost(event.node, f"Ray on {self.hub.describe(event.node)} is gone")
 
     async def _all(self, kind: str, names: Sequence[str], within_s: float, what: str) -> list[Event]:
         """One event of `kind` from each node of `names`; at the deadline the missing ones are named."""
@@ -255,9 +256,8 @@ class Launcher:
             event = await self._wait(lambda event: event.ended == component, within_s, f"{component} did not end")
             waiting.discard(event.node)
             if event.data["code"]:
-                last = (event.data["tail"] or [f"exit code {event.data['code']}"])[-1]
                 code = EXIT_BAD_INPUT if event.data["code"] == EXIT_BAD_INPUT else EXIT_FAULT
-                raise Ended(code, f"{component} failed on {event.node}: {last}")
+                raise Ended(code, f"{component} failed on {event.node}: {_telling(event, 'fail ')}")
 
     async def _wait(self, wanted: Callable[[Event], bool], within_s: float, failure: str) -> Event:
         deadline = asyncio.get_running_loop().time() + within_s
@@ -272,24 +272,21 @@ class Launcher:
         if event is None:
             return None
         if event.kind == "signal":
-            self.terminated = event.data["number"] == signal.SIGTERM
-            raise Ended(EXIT_STOPPED, f"stopped by {signal.Signals(event.data['number']).name}")
+            self.stopped_by = signal.Signals(event.data["number"])
+            raise Ended(EXIT_STOPPED, f"stopped by {self.stopped_by.name}")
         if event.kind == "srun":
             raise Ended(EXIT_FAULT, f"srun ended with {event.data['code']}; see {self.attempt.folder}/*.supervisor.log")
         if event.kind in ("refused", "unfit"):
             code = EXIT_BAD_INPUT if event.kind == "refused" else EXIT_FAULT
             raise Ended(code, f"{event.node}: {event.data['text']}")
-        if event.ended in ("ray", "watch"):
-            self._component_lost(event)
-        return event
-
-    def _component_lost(self, event: Event) -> None:
-        tail = [line for line in event.data["tail"] if "exit code" in line or "lost" in line or "not joined" in line]
-        last = (tail or event.data["tail"] or [f"exit code {event.data['code']}"])[-1]
+        if event.ended == DRIVER:
+            self.driver_runs = False
         if event.ended == "ray":
-            raise NodeLost(event.node, f"Ray on {self.hub.describe(event.node)} ended: {last.strip()}")
-        if not self.lost_while_voting:
-            raise Ended(EXIT_FAULT, last)
+            raise NodeLost(event.node, f"Ray on {self.hub.describe(event.node)} ended: {_telling(event, 'exit code')}")
+        if event.ended == "watch" and not self.lost_while_voting:
+            await self._find_cause()
+            raise Ended(EXIT_FAULT, _telling(event))
+        return event
 
     async def _end_supervisors(self, srun: asyncio.subprocess.Process) -> None:
         """Tell all nodes to end, and wait for srun; a node that cannot be reached does not hold it up."""
@@ -301,3 +298,9 @@ class Launcher:
             done, _ = await asyncio.wait([self._srun], timeout=_SRUN_S)
             if done:
                 return
+
+
+def _telling(ended: Event, text: str = "") -> str:
+    """The line of a component's last ones that tells why it ended: the first with `text`, else the last."""
+    tail = ended.data["tail"] or [f"exit code {ended.data['code']}, nothing printed"]
+    return next((line for line in tail if text and text in line), tail[-1]).strip()

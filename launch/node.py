@@ -18,7 +18,7 @@ from pathlib import Path
 from medssr_dist.errors import InputError
 from medssr_dist.launch import channel
 from medssr_dist.launch.channel import Channel, Lost
-from medssr_dist.launch.component import Component
+from medssr_dist.launch.component import Component, adopt_orphans, kill_descendants
 from medssr_dist.launch.hub import DRIVER
 from medssr_dist.launch.ports import NoPorts, claim
 from medssr_dist.launch.ray_node import Resources, node_environment, ray_command
@@ -106,16 +106,17 @@ class Supervisor:
         self.link.send({"event": "line", "name": name, "text": text})
 
     async def end_all(self) -> None:
-        """End the driver, then all others at once: it leaves Ray before Ray goes."""
+        """End the driver, then all others at once (it leaves Ray before Ray goes), and whatever they leave behind."""
         others = [name for name in self.components if name != DRIVER]
         for names in ([DRIVER], others):
             await asyncio.gather(*(self._end(name) for name in names if name in self.components))
+        kill_descendants()
 
     async def _end(self, name: str) -> None:
         component = self.components[name]
         component.signal(signal.SIGTERM)
         await asyncio.wait([self.waits[name]], timeout=_END_S)
-        component.kill_group()
+        component.kill()
         await self.waits[name]
 
 
@@ -162,6 +163,7 @@ def main() -> int:
     parser.add_argument("--job", required=True, type=int)
     args = parser.parse_args()
     os.umask(0o077)
+    adopt_orphans()
     return asyncio.run(supervise(args.launcher, args.attempt, args.job))
 
 

@@ -45,6 +45,7 @@ def ray_command(head: str | None, ip: str, block: Block, resources: Resources, s
     )
     return [
         sys.executable, "-m", "ray.scripts.scripts", "start", *role, "--block", "--disable-usage-stats",
+        "--log-style=pretty", "--log-color=false",
         f"--node-ip-address={ip}", f"--num-cpus={cpus}", f"--num-gpus={gpus}", f"--object-store-memory={store}",
         f"--temp-dir={temp_dir}", *block.ray_options(head is None),
     ]  # fmt: skip

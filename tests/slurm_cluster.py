@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-NEEDED = ("slurmctld", "slurmd", "munged", "ip", "unshare", "nsenter")
+NEEDED = ("slurmctld", "slurmd", "munged", "ip", "setpriv", "unshare", "nsenter")
 _NETWORK = "10.77.0"
 _DAEMONS = "/usr/sbin"
 _SETUP = """
@@ -71,7 +71,8 @@ class Host:
             kept=" ".join(f"'{path}'" for path in self._kept), hosts=self._folder / "hosts", name=self.name
         )
         self._unshare = subprocess.Popen(
-            ["unshare", "--net", "--uts", "--ipc", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child",
+            ["setpriv", "--pdeathsig=KILL",  # no host outlives the tests, however they end
+             "unshare", "--net", "--uts", "--ipc", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child",
              "sh", "-c", script],
             stdout=subprocess.PIPE, text=True,
         )  # fmt: skip

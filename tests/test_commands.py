@@ -230,9 +230,9 @@ def test_doctor_fails_with_a_fix_for_each_bad_part(tree, tmp_path, capsys, monke
     tree["synthesis"]["seeds"] = ["absent.jsonl"]
     tree["synthesis"]["endpoints"][0]["base_url"] = "http://127.0.0.1:9/v1"
     assert doctor(config_of(tree), tmp_path / "run", Form()) == EXIT_BAD_INPUT
-    text = capsys.readouterr().out
+    text, _, last = capsys.readouterr().out.strip().rpartition("\n")
     for name in ("model", "data", "endpoint"):
-        assert f"fail  {name}" in text
+        assert f"fail  {name}" in text and f"; {name}" in last
     assert text.count("no_model") == 1 and "warn  memory" in text and "warn  disk" in text
     assert text.count("fix: ") == sum(line[:4] in ("warn", "fail") for line in text.splitlines())
 

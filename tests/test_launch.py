@@ -276,6 +276,23 @@ def test_a_component_ends_with_its_supervisor(tmp_path):
     assert (tmp_path / "ended").exists()
 
 
+_ORPHANS = """
+import os, subprocess, sys
+from medssr_dist.launch.component import adopt_orphans, kill_descendants
+
+adopt_orphans()
+parent = "import subprocess; print(subprocess.Popen(['sleep', '600'], stdout=subprocess.DEVNULL).pid, flush=True)"
+orphan = int(subprocess.run([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True).stdout.split()[0])
+os.kill(orphan, 0)
+kill_descendants()
+os.waitpid(orphan, 0)
+"""
+
+
+def test_what_a_component_leaves_behind_is_ended():
+    subprocess.run([sys.executable, "-c", _ORPHANS], check=True, timeout=120)
+
+
 def test_outside_a_job_the_launcher_says_so(tmp_path, monkeypatch, capsys):
     from medssr_dist.launch.__main__ import main
 

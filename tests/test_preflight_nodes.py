@@ -67,7 +67,7 @@ def network_of(tmp_path, name: str) -> dict:
 def test_a_node_that_does_not_come_is_named(node, tmp_path):
     ended(node("n1", 1, wait_s=0.5))
     found = network_of(tmp_path, "n1")
-    assert found["status"] == "fail" and found["detail"].startswith("n2 did not come to")
+    assert found["status"] == "fail" and found["detail"].startswith("n2 published no address in")
     assert "not on a file system that all nodes share" in found["fix"]
 
 
@@ -97,8 +97,9 @@ def test_another_machine_with_the_same_address_is_not_taken_for_the_node(node, t
     assert "another machine answers at this address" in network_of(tmp_path, "n1")["detail"]
 
 
-def test_an_interface_that_is_not_there_is_reported_at_once(node, tmp_path):
-    ended(node("n1", 1, MEDSSR_NODE_IP="", MEDSSR_IFNAME="ib9"))
+def test_an_interface_that_is_not_there_is_reported_at_once_and_nobody_waits_for_that_node(node, tmp_path):
+    ended(node("n1", 1, wait_s=3000, MEDSSR_NODE_IP="", MEDSSR_IFNAME="ib9"), node("n2", 2, wait_s=3000))
+    assert network_of(tmp_path, "n2")["detail"].startswith("n1 published no address in")
     found = network_of(tmp_path, "n1")
     assert "MEDSSR_IFNAME = 'ib9'" in found["detail"] and "lo" in found["detail"]
 

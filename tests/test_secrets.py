@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from process_list import command_lines
 
 from medssr_dist.config_io import load_config
 from medssr_dist.errors import InputError
@@ -75,17 +76,6 @@ def test_a_literal_key_is_still_refused_and_not_repeated(config_file):
     with pytest.raises(InputError, match="or a file of mode 0600") as error:
         load_config(config_file, [f"synthesis.endpoints.0.api_key={KEY}"])
     assert KEY not in str(error.value)
-
-
-def command_lines() -> str:
-    """What `ps` shows of every process now."""
-    lines = []
-    for file in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            lines.append(file.read_text(errors="replace"))
-        except OSError:  # it has ended meanwhile
-            continue
-    return "\n".join(lines)
 
 
 @pytest.mark.parametrize("source", ["environment", "file"])

@@ -26,6 +26,22 @@ def cluster(repo, tmp_path_factory) -> Iterator[SlurmCluster]:
         yield cluster
 
 
+@pytest.fixture
+def submit(cluster) -> Iterator[Callable[..., Submitted]]:
+    """Submits as `Submitted` does; what still runs at the test's end is cancelled."""
+    jobs: list[Submitted] = []
+
+    def submitted(*arguments: object, **options: object) -> Submitted:
+        jobs.append(Submitted(cluster, *arguments, **options))
+        return jobs[-1]
+
+    yield submitted
+    cluster.slurm("scancel", *(job.id for job in jobs))
+    for job in jobs:
+        cluster.wait(job.id)
+    _assert_nothing_left(cluster)
+
+
 class Submitted:
     """A job of the launcher with `ray_program.py`, and its run directory."""
 
@@ -82,7 +98,7 @@ def _kill(cluster: SlurmCluster, node: str, text: str) -> None:
 
 
 def _cut(cluster: SlurmCluster, node: str) -> None:
-    cluster.nodes[node].run("ip", "link", "set", "eth0", "down", check=True)
+    cluster.nodes[node].run("ip", "link", "set", "eth0", "down")
 
 
 # Fault -> what is done, and what the last line then says.
@@ -90,15 +106,15 @@ _FAULTS: dict[str, tuple[Callable[[SlurmCluster], None], str]] = {
     "supervisor": (lambda c: _kill(c, "n2", "medssr_dist.launch.node"), "node n2 (10.77.0.3) is lost: its process"),
     "ray": (lambda c: _kill(c, "n2", "raylet/raylet"), "Ray on n2 (10.77.0.3) ended: raylet"),
     "head's ray": (lambda c: _kill(c, "n1", "gcs_server"), "Ray on n1 (10.77.0.2) ended: gcs_server"),
-    "launcher": (lambda c: _kill(c, "n1", "medssr_dist.launch --run-dir"), "the launcher on n1 was killed by signal 9"),
+    "launcher": (lambda c: _kill(c, "n1", "medssr_dist.launch --python"), "the launcher on n1 was killed by signal 9"),
     "link": (lambda c: _cut(c, "n2"), "node n2 (10.77.0.3) is lost: not heard from for 30 s"),
 }
 
 
 @pytest.mark.parametrize("fault", _FAULTS)
-def test_a_fault_is_told_and_the_job_goes_on(cluster, tmp_path, fault):
+def test_a_fault_is_told_and_the_job_goes_on(cluster, submit, tmp_path, fault):
     act, reason = _FAULTS[fault]
-    job = Submitted(cluster, tmp_path)
+    job = submit(tmp_path)
     job.reaches(1)
     act(cluster)
     end = job.end_of(1)
@@ -109,7 +125,6 @@ def test_a_fault_is_told_and_the_job_goes_on(cluster, tmp_path, fault):
     job.cancel()
     assert job.end_of(2)["reason"] == "stopped by SIGTERM"
     assert not job.attempt(3).exists()
-    _assert_nothing_left(cluster)
 
 
 def _assert_nothing_left(cluster: SlurmCluster) -> None:
@@ -118,22 +133,20 @@ def _assert_nothing_left(cluster: SlurmCluster) -> None:
         assert [name for name in host.run("ls", "/tmp").stdout.split() if "medssr-" in name] == []
 
 
-def test_the_head_node_crashes(cluster, tmp_path):
+def test_the_head_node_crashes(cluster, submit, tmp_path):
     """Slurm itself requeues; the other node notices that the launcher is gone and cleans up."""
-    job = Submitted(cluster, tmp_path)
+    job = submit(tmp_path)
     job.reaches(1)
     cluster.nodes["n1"].crash()
     log = job.attempt(1) / "n2.supervisor.log"
     cluster.until(lambda: "the launcher is lost" in log.read_text(), "n2 notices", 120)
     cluster.boot_node("n1")
     job.reaches(2)
-    job.cancel()
-    _assert_nothing_left(cluster)
 
 
 @pytest.mark.parametrize("how", ["USR1", "requeue"])
-def test_preemption_and_walltime(cluster, tmp_path, how):
-    job = Submitted(cluster, tmp_path)
+def test_preemption_and_walltime(cluster, submit, tmp_path, how):
+    job = submit(tmp_path)
     job.reaches(1)
     command = ["scancel", "--batch", "--signal=USR1"] if how == "USR1" else ["scontrol", "requeue"]
     cluster.slurm(*command, job.id)
@@ -144,8 +157,8 @@ def test_preemption_and_walltime(cluster, tmp_path, how):
     assert not job.attempt(3).exists()
 
 
-def test_where_requeue_is_off_the_job_submits_itself(cluster, tmp_path):
-    job = Submitted(cluster, tmp_path, "--no-requeue", "--job-name=again")
+def test_where_requeue_is_off_the_job_submits_itself(cluster, submit, tmp_path):
+    job = submit(tmp_path, "--no-requeue", "--job-name=again")
     job.reaches(1)
     waiting = cluster.sbatch(f"--dependency=afterok:{job.id}", "--wrap=true", "--output=/dev/null")
     cluster.slurm("scancel", "--batch", "--signal=USR1", job.id)
@@ -158,23 +171,23 @@ def test_where_requeue_is_off_the_job_submits_itself(cluster, tmp_path):
     cluster.wait(new)
 
 
-def test_attempts_without_progress_come_to_an_end(cluster, tmp_path):
+def test_attempts_without_progress_come_to_an_end(cluster, submit, tmp_path):
     """A program that fails at once is tried as often as asked, not for ever."""
-    job = Submitted(cluster, tmp_path, actors=9, MEDSSR_IDLE_ATTEMPTS="2")  # more than there are slots: refused at once
+    job = submit(tmp_path, actors=9, MEDSSR_IDLE_ATTEMPTS="2")  # more than there are slots: refused at once
     assert cluster.wait(job.id)["JobState"] == "FAILED"
     assert job.end_of(1)["code"] == 1
     assert "not requeued: 2 attempts in a row" in job.last_line(2)
     assert not job.attempt(3).exists()
 
 
-def test_two_jobs_of_two_users_at_once(cluster):
+def test_two_jobs_of_two_users_at_once(cluster, submit):
     """On the same nodes: each has its own cluster, ports and temporary directories, closed to the other."""
     folders = {user: cluster.folder / f"user{user}" for user in (0, _OTHER_USER)}
     jobs = {}
     for user, folder in folders.items():
         folder.mkdir()
         os.chown(folder, user, user)
-        jobs[user] = Submitted(cluster, folder, user=user)
+        jobs[user] = submit(folder, user=user)
     for job in jobs.values():
         job.reaches(1)
     ours, theirs = (job.head_address() for job in jobs.values())
@@ -188,9 +201,6 @@ def test_two_jobs_of_two_users_at_once(cluster):
     token = (jobs[0].attempt(1) / "token").read_text()
     assert _ray_client(cluster, ours, user=0, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token).stdout.strip() == "2"
     _assert_secret(cluster, jobs[0], token)
-    for job in jobs.values():
-        job.cancel()
-    _assert_nothing_left(cluster)
 
 
 def _ray_client(cluster: SlurmCluster, address: str, user: int, **env: str) -> subprocess.CompletedProcess:

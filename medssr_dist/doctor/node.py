@@ -54,13 +54,13 @@ def check_node(config: Config, run_dir: Path, out: Path, wait_s: float, checks: 
         write_json(report_file, _report(config, name, "", {"network": Result("fail", detail, fix)}, {}))
         return
     with _greeter(address) as (port, token):
-        write_json(Path(out) / f"{name}.address.json", {"address": address, "port": port, "token": token})
+        write_json(_address_file(Path(out), name), {"address": address, "port": port, "token": token})
         results = {check: run_check(work, config, run_dir) for check, work in checks.items()}
         results["ports"] = run_check(lambda config, run_dir: _ports(address), config, run_dir)
         results["network"], offsets = _meet(Path(out), address, others, wait_s)
         write_json(report_file, _report(config, name, address, results, offsets))
-        came = [host for host in others if (Path(out) / f"{host}.address.json").exists()]
-        _wait_for([Path(out) / f"{host}.json" for host in came], wait_s)  # they may not have greeted this node yet
+        came = [host for host in others if _address_file(Path(out), host).exists()]
+        _wait_for(came, lambda host: (Path(out) / f"{host}.json").exists(), wait_s)  # they may still have to greet it
 
 
 def _report(config: Config, name: str, address: str, results: dict[str, Result], offsets: dict[str, float]) -> dict:
@@ -105,22 +105,24 @@ def _greeter(address: str):
 
 def _meet(out: Path, address: str, others: list[str], wait_s: float) -> tuple[Result, dict[str, float]]:
     """Greet `others`. Returns the result, and each one's clock less this one's, in seconds."""
-    files = {host: out / f"{host}.address.json" for host in others}
-    absent = set(_wait_for(list(files.values()), wait_s))
+    _wait_for(others, lambda host: _address_file(out, host).exists() or (out / f"{host}.json").exists(), wait_s)
+    missing = [host for host in others if not _address_file(out, host).exists()]
     offsets, failed = {}, []
-    for host in (host for host in others if files[host] not in absent):
+    for host in (host for host in others if host not in missing):
+        peer = read_json(_address_file(out, host))
         try:
-            offsets[host] = _greet(address, read_json(files[host]))
+            offsets[host] = _greet(address, peer)
         except (OSError, ValueError) as error:
-            failed.append(f"{host} at {read_json(files[host])['address']} ({error or type(error).__name__})")
+            failed.append(f"{host} at {peer['address']} ({error or type(error).__name__})")
     here = describe(interface_addresses())
-    missing = [host for host in others if files[host] in absent]
     if failed:
         fix = f"set MEDSSR_IFNAME to the interface that all nodes share (here: {here}), or open the firewall"
         return Result("fail", f"from {address} no way to {', '.join(failed)}", fix), offsets
     if missing:
         fix = "the node is down, or the run directory is not on a file system that all nodes share: see its log"
-        return Result("fail", f"{', '.join(missing)} did not come to {out} within {wait_s:g} s", fix), offsets
+        return Result(
+            "fail", f"{', '.join(missing)} published no address in {out} (waited at most {wait_s:g} s)", fix
+        ), offsets
     met = f"{len(others)} other nodes reached" if others else "no other nodes"
     return Result("pass", f"{address} ({here}); {met}"), offsets
 
@@ -136,16 +138,15 @@ def _greet(address: str, peer: dict) -> float:
     return round(told["time"] - (started + time.time()) / 2, 3)
 
 
-def _wait_for(files: list[Path], wait_s: float) -> list[Path]:
-    """Wait until all `files` are there, at most `wait_s` seconds; returns those that are not."""
-    return _until(lambda: [file for file in files if not file.exists()], wait_s)
+def _address_file(out: Path, host: str) -> Path:
+    return out / f"{host}.address.json"
 
 
-def _until(missing: Callable[[], list[Path]], wait_s: float) -> list[Path]:
+def _wait_for(hosts: list[str], came: Callable[[str], bool], wait_s: float) -> None:
+    """Wait until all `hosts` have come, at most `wait_s` seconds. Only their files show it."""
     deadline, never = time.monotonic() + wait_s, threading.Event()
-    while (absent := missing()) and time.monotonic() < deadline:
+    while not all(map(came, hosts)) and time.monotonic() < deadline:
         never.wait(_LOOK_EVERY_S)
-    return absent
 
 
 def _ports(address: str) -> Result:

@@ -110,7 +110,7 @@ def temp(config: Config, run_dir: Path) -> Result:
     detail = f"{folder}: {readable_size(free)} free; /dev/shm: {readable_size(shm)} free"
     if len(str(folder)) > _LONGEST_TEMP:
         fix = f"set MEDSSR_SCRATCH to a path of at most {_LONGEST_TEMP} characters: Ray's sockets lie below it"
-        return Result("fail", f"{folder} is {len(str(folder))} characters long", fix)
+        return Result("warn", f"{folder} is {len(str(folder))} characters long: Ray's temporary files go to /tmp", fix)
     if shm < _COMFORTABLE_SHM:
         return Result("warn", detail, "remove left-over files in /dev/shm; in a container give it more (--shm-size)")
     if free < _COMFORTABLE_TEMP:

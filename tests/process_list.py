@@ -1,0 +1,16 @@
+"""What `ps` shows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def command_lines() -> str:
+    """The command line of every process that can be seen now, one a line."""
+    lines = []
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            lines.append(file.read_text(errors="replace"))
+        except OSError:  # it has ended meanwhile
+            continue
+    return "\n".join(lines)
