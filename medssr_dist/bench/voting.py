@@ -29,7 +29,11 @@ _MEMORY_FOLDER, _MEMORY_FOLDER_BYTES = Path("/dev/shm"), 4 * 2**30
 
 @dataclass(frozen=True)
 class Scale:
-    """How much is measured. Memory runs take `memory_samples` votes a question, all of them, so that 10^6 end."""
+    """How much is measured.
+
+    Memory runs take `memory_samples` votes a question, all of them, so that 10^6 questions end in minutes, and have so
+    few engines that also 10^4 questions are more than are under way at once.
+    """
 
     pool_questions: int = 32
     pool_rounds: int = 6
@@ -40,6 +44,7 @@ class Scale:
     coordinator_engines: int = 512
     memory_questions: tuple[int, int] = (10_000, 1_000_000)
     memory_samples: int = 4
+    memory_engines: int = 64
     clusters: tuple[Cluster, ...] = (
         Cluster(engines=64, questions=150_000),
         Cluster(engines=512, questions=400_000),
@@ -50,7 +55,7 @@ class Scale:
 FULL = Scale()
 QUICK = Scale(
     pool_questions=8, pool_rounds=1, demo_questions=4, curve_questions=50, coordinator_rounds=1,
-    coordinator_questions=2_000, coordinator_engines=8, memory_questions=(500, 2_000), stream_s=3.0,
+    coordinator_questions=2_000, coordinator_engines=8, memory_questions=(500, 2_000), memory_engines=2, stream_s=5.0,
     clusters=(Cluster(engines=4, questions=400, mtbf_s=300.0), Cluster(engines=8, questions=800, mtbf_s=300.0)),
 )  # fmt: skip
 
@@ -81,8 +86,9 @@ def without_engine(folder: Path, scale: Scale) -> dict:
 
 
 def _coordinator(folder: Path, scale: Scale) -> dict:
+    engines = scale.coordinator_engines
     rounds = {
-        mode: [_alone(folder, scale.coordinator_questions, 16, mode, scale) for _ in range(scale.coordinator_rounds)]
+        mode: [_alone(folder, scale.coordinator_questions, 16, mode, engines) for _ in range(scale.coordinator_rounds)]
         for mode in ("lossless", "never")
     }
     rates = {mode: statistics.median(each["votes_per_s"] for each in found) for mode, found in rounds.items()}
@@ -92,16 +98,21 @@ def _coordinator(folder: Path, scale: Scale) -> dict:
         "coordinator_votes_per_s_full": rates["never"],
         "coordinator_peak_mb_10k": few["peak_mb"],
         "coordinator_peak_mb_1m": many["peak_mb"],
-        "coordinator": {"engines": scale.coordinator_engines, "rounds": rounds, "memory": [few, many]},
+        "coordinator": {
+            "engines": engines,
+            "memory_engines": scale.memory_engines,
+            "rounds": rounds,
+            "memory": [few, many],
+        },
     }
 
 
-def _alone(folder: Path, questions: int, samples: int, adaptive: str, scale: Scale) -> dict:
+def _alone(folder: Path, questions: int, samples: int, adaptive: str, engines: int) -> dict:
     """The coordinator in a fresh process. Raises RuntimeError with its error output when it fails."""
     with tempfile.TemporaryDirectory(dir=folder, prefix=".bench") as scratch:
         file = Path(scratch) / "questions.jsonl"
         write_questions(file, questions)
-        options = ["--samples", samples, "--adaptive", adaptive, "--engines", scale.coordinator_engines]
+        options = ["--samples", samples, "--adaptive", adaptive, "--engines", engines]
         command = [sys.executable, "-m", "medssr_dist.bench.coordinator", file, scratch, *options]
         done = subprocess.run([*map(str, command)], stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:

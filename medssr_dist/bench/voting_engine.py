@@ -42,6 +42,7 @@ from medssr_dist.voting.segments import read_votes, stored_segments
 from medssr_dist.voting.tally import Tally
 
 DEMO = Path(__file__).parents[2] / "configs" / "demo_cpu.yaml"
+_VOTE_ONLY = ("training.stage1.enabled=false", "training.stage2.enabled=false")
 _SAMPLES = 16
 
 
@@ -155,7 +156,7 @@ class RecordingBallots(Ballots):
 def adaptive_against_full(folder: Path, questions: int) -> dict:
     """Tokens of adaptive over full voting on the demo's first `questions` questions, and whether labels agree."""
     file = demo_questions(folder, questions)
-    config = load_config(DEMO, ["policy.dtype=float32", f"voting.samples={_SAMPLES}"])
+    config = load_config(DEMO, [*_VOTE_ONLY, "policy.dtype=float32", f"voting.samples={_SAMPLES}"])
     model = resolve_model(config.policy)
     tokenizer = load_tokenizer(model, config.policy)
     with _engines(config, model) as pool:

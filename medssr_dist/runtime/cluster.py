@@ -73,7 +73,7 @@ def _start(slots: int, temp_dir: Path) -> None:
     import ray
 
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    # Else vLLM's processes outlive an engine that is killed, and hold its GPU's memory.
+    # Else vLLM's processes outlive a worker that is killed, and hold its GPU's memory.
     os.environ.setdefault("RAY_process_group_cleanup_enabled", "true")
     ray.init(
         address="local",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -36,6 +37,7 @@ class VoteEngine:
     async def __init__(self, kwargs: dict, fingerprint: str, linger: float):
         import vllm
 
+        self._guard = _end_children_with_this_process()
         self._llm = vllm.AsyncLLMEngine.from_engine_args(vllm.AsyncEngineArgs(**kwargs))
         _refuse_other_weights(Path(kwargs["model"]), fingerprint)
         self._tokenizer = await _tokenizer_of(self._llm)
@@ -139,6 +141,18 @@ class VoteEngine:
         return [tokens[0] for tokens in ids]
 
 
+def _end_children_with_this_process() -> subprocess.Popen:
+    """A guard that ends this process' group once it is gone, however it went.
+
+    Else vLLM's processes would outlive an engine that is killed, and hold its GPU's memory. The guard waits for the end
+    of a pipe that only this process holds; vLLM spawns its processes, which inherit the group and not the pipe.
+    """
+    if os.getpgrp() != os.getpid():
+        os.setpgrp()
+    script = f"cat > /dev/null; kill -9 -- -{os.getpid()}"
+    return subprocess.Popen(["sh", "-c", script], stdin=subprocess.PIPE, start_new_session=True)
+
+
 def _refuse_other_weights(model: Path, fingerprint: str) -> None:
     """After loading, so that a directory replaced meanwhile is noticed too."""
     if (found := model_fingerprint(model)) != fingerprint:
@@ -218,7 +232,7 @@ class RayEngine:
         return await self._actor.take.remote()
 
     async def stop(self) -> None:
-        """Its children (vLLM's own processes) end with it: Ray kills a worker's process group (`cluster`)."""
+        """vLLM's own processes end with the actor's."""
         if self._actor is not None:
             ray.kill(self._actor)
             self._actor = None
