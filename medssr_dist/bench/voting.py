@@ -92,7 +92,9 @@ def _coordinator(folder: Path, scale: Scale) -> dict:
         for mode in ("lossless", "never")
     }
     rates = {mode: statistics.median(each["votes_per_s"] for each in found) for mode, found in rounds.items()}
-    few, many = (_alone(folder, count, scale.memory_samples, "never", scale) for count in scale.memory_questions)
+    few, many = (
+        _alone(folder, count, scale.memory_samples, "never", scale.memory_engines) for count in scale.memory_questions
+    )
     return {
         "coordinator_votes_per_s": rates["lossless"],
         "coordinator_votes_per_s_full": rates["never"],

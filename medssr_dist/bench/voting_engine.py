@@ -160,11 +160,11 @@ def adaptive_against_full(folder: Path, questions: int) -> dict:
     model = resolve_model(config.policy)
     tokenizer = load_tokenizer(model, config.policy)
     with _engines(config, model) as pool:
-        full = Voted(_with(config, "never", "requested"), file, folder / "never", pool, tokenizer, model)
+        full = Voted(with_voting(config, "never", "requested"), file, folder / "never", pool, tokenizer, model)
         cases = {}
         for confidence in ("requested", "valid"):
             for mode in ("lossless", "kept"):
-                case = _with(config, mode, confidence)
+                case = with_voting(config, mode, confidence)
                 voted = Voted(case, file, folder / f"{mode}_{confidence}", pool, tokenizer, model)
                 cases[f"{mode}_{confidence}"] = voted.against(full, case.voting)
     return {
@@ -190,7 +190,7 @@ def demo_questions(folder: Path, count: int) -> Path:
     return run / "synthesis" / "questions.jsonl"
 
 
-def _with(config: Config, adaptive: str, confidence: str) -> Config:
+def with_voting(config: Config, adaptive: str, confidence: str) -> Config:
     voting = config.voting.model_copy(update={"adaptive": adaptive, "confidence": confidence})
     return config.model_copy(update={"voting": voting})
 
@@ -230,7 +230,7 @@ class Voted:
 
     def against(self, full: Voted, voting) -> dict:
         """What was saved of `full`, which took all votes, and whether the labels are those of full voting."""
-        expected = [self._full_label(label.question, full, voting) for label in self.labels]
+        expected = [self._full_label(label.question, full, voting) for label in full.labels]
         asked_tokens = sum(full.votes[key].tokens for key in self.asked)
         least = sum(
             least_tokens(full.votes_on(each.question), tuple(each.question.options), voting) for each in expected
