@@ -57,7 +57,7 @@ class Submitted:
         self.output = folder / "job.out"
         self.id = cluster.sbatch(
             "--nodes=2", "--no-kill", "--requeue", "--open-mode=append", f"--output={self.output}", *options, script,
-            user=user, **env,
+            user=user, **({"HOME": str(folder)} if user else {}), **env,
         )  # fmt: skip
 
     def attempt(self, number: int) -> Path:
