@@ -30,7 +30,7 @@ class Component:
     ) -> Component:
         process = await asyncio.create_subprocess_exec(
             *command, env=os.environ | env, stdin=DEVNULL, stdout=PIPE, stderr=STDOUT,
-            start_new_session=True, preexec_fn=_die_with_parent, limit=2**24,
+            start_new_session=True, preexec_fn=_before_start, limit=2**24,
         )  # fmt: skip
         return cls(name, process, log, on_line)
 
@@ -93,5 +93,7 @@ def _is_zombie(pid: int) -> bool:
     return True
 
 
-def _die_with_parent() -> None:
+def _before_start() -> None:
+    """In the child. USR1, by which Slurm warns, may reach all processes of a job, and would end most of them."""
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)

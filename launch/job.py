@@ -301,6 +301,10 @@ class Launcher:
 
 
 def _telling(ended: Event, text: str = "") -> str:
-    """The line of a component's last ones that tells why it ended: the first with `text`, else the last."""
-    tail = ended.data["tail"] or [f"exit code {ended.data['code']}, nothing printed"]
-    return next((line for line in tail if text and text in line), tail[-1]).strip()
+    """The line that tells why a component ended: the first of its last ones with `text`, else the last of all."""
+    code, tail = ended.data["code"], ended.data["tail"]
+    if not tail:
+        return f"exit code {code}, nothing printed"
+    if not text:
+        return tail[-1]
+    return next((line.strip() for line in tail if text in line), f"exit code {code}, at the end: {tail[-1]}")

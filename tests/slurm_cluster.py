@@ -30,7 +30,8 @@ mount --bind {hosts} /etc/hosts
 hostname {name}
 ip link set lo up
 echo ready
-exec sleep infinity
+sleep infinity &
+wait
 """
 _CONFIG = """
 ClusterName=medssr

@@ -276,6 +276,11 @@ def test_a_component_ends_with_its_supervisor(tmp_path):
     assert (tmp_path / "ended").exists()
 
 
+async def test_slurms_warning_does_not_end_a_component(tmp_path):
+    component = await Component.start("ray", ["sh", "-c", "kill -USR1 $$; exit 3"], {}, tmp_path / "log", print)
+    assert await component.wait() == 3
+
+
 _ORPHANS = """
 import os, subprocess, sys
 from medssr_dist.launch.component import adopt_orphans, kill_descendants

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from slurm_cluster import SlurmCluster, why_not
 
-from medssr_dist.jsonl import read_json
+from medssr_dist.jsonl import read_json, write_json
 
-pytestmark = [pytest.mark.slurm, pytest.mark.skipif(bool(why_not()), reason=str(why_not()))]
+pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.skipif(bool(why_not()), reason=str(why_not()))]
 PROGRAM = Path(__file__).with_name("ray_program.py")
 _OTHER_USER = 65534
 
@@ -57,7 +57,7 @@ class Submitted:
         self.output = folder / "job.out"
         self.id = cluster.sbatch(
             "--nodes=2", "--no-kill", "--requeue", "--open-mode=append", f"--output={self.output}", *options, script,
-            user=user, **env,
+            user=user, **({"HOME": str(folder)} if user else {}), **env,
         )  # fmt: skip
 
     def attempt(self, number: int) -> Path:
@@ -78,6 +78,9 @@ class Submitted:
         end = read_json(file)
         self.cluster.until(lambda: end["reason"] in self.last_line(number), "the last line is the reason")
         return end
+
+    def votes(self) -> int:
+        return (self.run_dir / "voting" / "votes.jsonl").stat().st_size
 
     def last_line(self, number: int) -> str:
         return (self.attempt(number) / "launch.log").read_text().splitlines()[-1]
@@ -141,6 +144,22 @@ def test_the_head_node_crashes(cluster, submit, tmp_path):
     log = job.attempt(1) / "n2.supervisor.log"
     cluster.until(lambda: "the launcher is lost" in log.read_text(), "n2 notices", 120)
     cluster.boot_node("n1")
+    job.reaches(2)
+
+
+def test_voting_goes_on_without_a_lost_node(cluster, submit, tmp_path):
+    """The program says that it is voting; when its vote is finished, the job goes on in a new attempt on all nodes."""
+    job = submit(tmp_path)
+    job.reaches(1)
+    write_json(job.run_dir / "manifest.json", {"steps": {"vote": {"finished": None}}})
+    _kill(cluster, "n2", "medssr_dist.launch.node")
+    log = job.attempt(1) / "launch.log"
+    cluster.until(lambda: "voting goes on with the remaining engines" in log.read_text(), "the loss is told")
+    before = job.votes()
+    cluster.until(lambda: job.votes() > before, "votes are still taken")
+    assert not (job.attempt(1) / "exit.json").exists()
+    write_json(job.run_dir / "manifest.json", {"steps": {"vote": {"finished": "now"}}})
+    assert "n2 (10.77.0.3) is lost" in job.end_of(1)["reason"]
     job.reaches(2)
 
 

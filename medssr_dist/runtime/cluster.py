@@ -95,10 +95,10 @@ def reserve(bundles: list[dict[str, float]], what: str, per_node: int | None = N
     import ray
     from ray.util.placement_group import placement_group, remove_placement_group
 
-    if per_node:
-        nodes = _nodes_with_room(per_node * bundles[0]["GPU"])
-        bundles = [_pinned(bundle, nodes, index // per_node) for index, bundle in enumerate(bundles)]
-    group = placement_group(bundles, strategy="PACK")
+    nodes = _nodes_with_room(per_node * bundles[0]["GPU"]) if per_node else []
+    places = [index // per_node for index in range(len(bundles))] if per_node else []
+    selectors = [{"ray.io/node-id": nodes[place]} if place < len(nodes) else {} for place in places]
+    group = placement_group(bundles, strategy="PACK", bundle_label_selector=selectors or None)
     ready, _ = ray.wait([group.ready()], timeout=_PLACEMENT_S)
     if ready:
         return group
@@ -111,18 +111,11 @@ def reserve(bundles: list[dict[str, float]], what: str, per_node: int | None = N
 
 
 def _nodes_with_room(gpus: float) -> list[str]:
-    """Ray's own resource of each node with `gpus` free GPUs ("node:IP"), those with most of them free first."""
+    """Ids of the nodes with `gpus` free GPUs, those with most of them free first."""
     import ray
 
-    free = ray._private.state.available_resources_per_node()
-    nodes = sorted(free.values(), key=lambda node: -node.get("GPU", 0))
-    names = [[name for name in node if name.startswith("node:") and "head" not in name] for node in nodes]
-    return [name for node, (name,) in zip(nodes, names, strict=True) if node.get("GPU", 0) >= gpus]
-
-
-def _pinned(bundle: dict[str, float], nodes: list[str], index: int) -> dict[str, float]:
-    """`bundle` on the `index`-th of `nodes`; where there are not so many, wherever Ray finds room."""
-    return bundle | ({nodes[index]: 0.001} if index < len(nodes) else {})
+    free = {id: node.get("GPU", 0) for id, node in ray._private.state.available_resources_per_node().items()}
+    return sorted((id for id in free if free[id] >= gpus), key=lambda id: -free[id])
 
 
 def _check_slots(slots: int) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 _LONGEST = 107 - 64  # Ray adds up to 64 bytes
 _PREFIX = "medssr-"
-_KEPT = ("worker-*.out", "worker-*.err", "raylet.err", "gcs_server.err", "ray_process_exit.log")
+_KEPT = ("worker-*.out", "worker-*.err", "raylet.*", "gcs_server.*", "ray_process_exit.log")
 
 
 @contextmanager
