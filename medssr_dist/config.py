@@ -55,7 +55,7 @@ class Voting(Section):
     tensor_parallel_size: int = Field(1, ge=1, description="GPUs an engine")
     servers: list[Server] = Field(default_factory=list, description="running vLLM servers that take part")
     in_flight: int = Field(256, ge=1, description="samples an engine works on at once (vLLM's max_num_seqs)")
-    window: int = Field(262144, ge=1, description="questions voted on ahead of the first one without a label")
+    window: int = Field(262144, ge=1, description="questions voted on beyond the first without a label, 14 kB each")
     stall_s: float = Field(300.0, gt=0, description="an engine with work and without a token for so long is replaced")
     deadline_s: float = Field(3600.0, gt=0, description="a request without its end after so long is asked elsewhere")
     buffer: int = Field(512, ge=1, description="kept labels the trainer may lag behind before voting waits")

@@ -36,18 +36,18 @@ class Scale:
     """
 
     pool_questions: int = 32
-    pool_rounds: int = 6
+    pool_rounds: int = 4
     demo_questions: int = 24
     curve_questions: int = 500
     coordinator_rounds: int = 3
-    coordinator_questions: int = 40_000
+    coordinator_questions: int = 20_000
     coordinator_engines: int = 512
     memory_questions: tuple[int, int] = (10_000, 1_000_000)
-    memory_samples: int = 4
+    memory_samples: int = 2
     memory_engines: int = 64
     clusters: tuple[Cluster, ...] = (
-        Cluster(engines=64, questions=150_000),
-        Cluster(engines=512, questions=400_000),
+        Cluster(engines=64, questions=100_000),
+        Cluster(engines=512, questions=300_000),
     )
     stream_s: float = 25.0
 
