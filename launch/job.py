@@ -257,7 +257,7 @@ class Launcher:
             waiting.discard(event.node)
             if event.data["code"]:
                 code = EXIT_BAD_INPUT if event.data["code"] == EXIT_BAD_INPUT else EXIT_FAULT
-                raise Ended(code, f"{component} failed on {event.node}: {_telling(event, 'fail ')}")
+                raise Ended(code, f"{component} failed on {event.node}: {_telling(event)}")
 
     async def _wait(self, wanted: Callable[[Event], bool], within_s: float, failure: str) -> Event:
         deadline = asyncio.get_running_loop().time() + within_s

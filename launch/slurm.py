@@ -12,7 +12,7 @@ _ABSENT = ("", "(null)", "N/A", "None")
 _COPIED = {
     "Partition": "partition", "Account": "account", "QOS": "qos", "TimeLimit": "time", "NumNodes": "nodes",
     "CPUs/Task": "cpus-per-task", "MinMemoryNode": "mem", "MinMemoryCPU": "mem-per-cpu", "TresPerNode": "gres",
-    "Features": "constraint", "Reservation": "reservation", "JobName": "job-name",
+    "Features": "constraint", "Reservation": "reservation", "JobName": "job-name", "StdOut": "output",
 }  # fmt: skip
 
 
@@ -55,7 +55,15 @@ class Job:
             _output(["scontrol", "requeue", str(self.id)])
             return
         environment = os.environ | {"RUN_DIR": run_dir}
-        command = ["sbatch", "--parsable", "--no-requeue", *same_request(record), script, *arguments]
+        command = [
+            "sbatch",
+            "--parsable",
+            "--no-requeue",
+            "--open-mode=append",
+            *same_request(record),
+            script,
+            *arguments,
+        ]
         new = _output(command, environment).strip().split(";")[0]
         for waiting in _waiting_for(self.id):
             _output(["scontrol", "update", f"JobId={waiting}", f"Dependency=afterok:{new}"])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -24,6 +25,7 @@ index=0
 for path in {kept}; do index=$((index + 1)); mkdir /mnt/$index; mount --bind "$path" /mnt/$index; done
 mount -t tmpfs -o mode=1777 tmpfs /tmp
 mount -t tmpfs -o mode=1777 tmpfs /dev/shm
+mount -t tmpfs -o mode=755 tmpfs {home}
 index=0
 for path in {kept}; do index=$((index + 1)); mkdir -p "$path"; mount --bind /mnt/$index "$path"; done
 mount --bind {hosts} /etc/hosts
@@ -69,7 +71,10 @@ class Host:
 
     def boot(self) -> None:
         script = _SETUP.format(
-            kept=" ".join(f"'{path}'" for path in self._kept), hosts=self._folder / "hosts", name=self.name
+            kept=" ".join(f"'{path}'" for path in self._kept),
+            home=Path.home(),
+            hosts=self._folder / "hosts",
+            name=self.name,
         )
         self._unshare = subprocess.Popen(
             ["setpriv", "--pdeathsig=KILL",  # no host outlives the tests, however they end
@@ -119,7 +124,11 @@ class SlurmCluster:
     def __init__(self, nodes: int, kept: list[Path], cpus: int = 8):
         self.folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/var/tmp"))
         self.folder.chmod(0o755)
-        self._kept = [path for path in kept if path.is_relative_to("/tmp")]
+        cache = Path.home() / ".cache"
+        cache.mkdir(exist_ok=True)
+        # Python itself may lie in a home that only its owner may enter: of that, too, only what is needed is there.
+        kept = [*kept, cache, Path(sys.base_prefix)]
+        self._kept = [path for path in kept if path.is_relative_to("/tmp") or path.is_relative_to(Path.home())]
         self._daemons: dict[str, subprocess.Popen] = {}
         self.login = self._host("login", 1)
         self.nodes = {f"n{index}": self._host(f"n{index}", 1 + index) for index in range(1, nodes + 1)}
