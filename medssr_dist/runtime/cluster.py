@@ -86,11 +86,12 @@ def _start(slots: int, temp_dir: Path) -> None:
     )
 
 
-def reserve(bundles: list[dict[str, float]], what: str, per_node: int | None = None):
+def reserve(bundles: list[dict[str, float]], what: str, per_node: int | None = None, strategy: str = "PACK"):
     """A placement group of `bundles`, waited for. Raises InputError, with asked and available, if it cannot be had.
 
     Args:
-        per_node: put this many bundles on each node that is used, in order; None: on as few nodes as hold them.
+        per_node: put this many bundles on each node that is used, in order; None: as `strategy` says.
+        strategy: PACK on as few nodes as hold them, SPREAD over as many as there are.
     """
     import ray
     from ray.util.placement_group import placement_group, remove_placement_group

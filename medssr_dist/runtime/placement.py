@@ -104,7 +104,7 @@ class Places:
 
     def _first_group(self) -> PlacementGroup:
         if not self._groups:
-            self._groups.append(reserve([self._bundle] * self._first, "the vLLM engines"))
+            self._groups.append(reserve([self._bundle] * self._first, "the vLLM engines", strategy="SPREAD"))
         return self._groups[0]
 
     def _engine(self, place: Callable[[], tuple[PlacementGroup, int]]) -> RayEngine:
