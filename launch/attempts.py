@@ -9,9 +9,9 @@ from pathlib import Path
 from medssr_dist.jsonl import read_json, write_json
 
 # What grows as each step works. An attempt that adds to none of it has made no progress.
-_LEDGERS = ("synthesis/journal*", "voting/votes*", "training/*/metrics.jsonl", "evaluation/answers*")
+_LEDGERS = ("synthesis/journal*", "voting/votes/*", "training/*/metrics.jsonl", "evaluation/answers*")
 _EXIT_FILE = "exit.json"
-ANSWERS = ("voting/votes*", "evaluation/answers*")
+ANSWERS = ("voting/votes/*", "evaluation/answers*")
 TRAINING_STEPS = ("training/*/metrics.jsonl",)
 
 

@@ -99,7 +99,7 @@ def reserve(bundles: list[dict[str, float]], what: str, per_node: int | None = N
     nodes = _nodes_with_room(per_node * bundles[0]["GPU"]) if per_node else []
     places = [index // per_node for index in range(len(bundles))] if per_node else []
     selectors = [{"ray.io/node-id": nodes[place]} if place < len(nodes) else {} for place in places]
-    group = placement_group(bundles, strategy="PACK", bundle_label_selector=selectors or None)
+    group = placement_group(bundles, strategy=strategy, bundle_label_selector=selectors or None)
     ready, _ = ray.wait([group.ready()], timeout=_PLACEMENT_S)
     if ready:
         return group

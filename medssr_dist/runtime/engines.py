@@ -149,7 +149,7 @@ def _end_children_with_this_process() -> subprocess.Popen:
     """
     if os.getpgrp() != os.getpid():
         os.setpgrp()
-    script = f"cat > /dev/null; kill -9 -- -{os.getpid()}"
+    script = f"cat > /dev/null; kill -s KILL -- -{os.getpid()}"
     return subprocess.Popen(["sh", "-c", script], stdin=subprocess.PIPE, start_new_session=True)
 
 

@@ -1,0 +1,38 @@
+"""What an engine leaves behind when it is killed: nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+_PROGRAM = """
+import subprocess, sys, time
+from medssr_dist.runtime.engines import _end_children_with_this_process
+guard = _end_children_with_this_process()
+child = subprocess.Popen(["sleep", "600"])
+print(child.pid, guard.pid, flush=True)
+time.sleep(600)
+"""
+
+
+def gone(pid: int) -> bool:
+    """Ended, be it as a zombie that nobody has asked for yet."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def test_the_children_of_a_killed_engine_end_with_it():
+    with subprocess.Popen([sys.executable, "-c", _PROGRAM], stdout=subprocess.PIPE, text=True) as engine:
+        child, guard = map(int, engine.stdout.readline().split())
+        assert not gone(child) and not gone(guard)
+        os.kill(engine.pid, signal.SIGKILL)
+        deadline = time.monotonic() + 60
+        while not (gone(child) and gone(guard)):
+            assert time.monotonic() < deadline, "they live on"
+            time.sleep(0.05)
