@@ -91,7 +91,7 @@ class Voter:
 def below(pid: int) -> list[tuple[int, str]]:
     """(process id, command) of a process and all that descend from it."""
     rows = subprocess.run(
-        ["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True
+        ["ps", "-eww", "-o", "pid,ppid,args"], capture_output=True, text=True, check=True
     ).stdout.splitlines()
     table = [row.split(None, 2) for row in rows[1:]]
     family = {pid}
