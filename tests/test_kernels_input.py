@@ -164,7 +164,7 @@ def test_a_wheel_carries_it_inside_the_package(repo, tmp_path):
     source.mkdir()
     for name in ("setup.py", "pyproject.toml", "README.md"):
         (source / name).write_bytes((repo / name).read_bytes())
-    for folder in ("medssr_dist", "kernels"):
+    for folder in ("medssr_dist", "kernels", "launch"):
         for file in (repo / folder).rglob("*.py"):
             (source / file.relative_to(repo)).parent.mkdir(parents=True, exist_ok=True)
             (source / file.relative_to(repo)).write_bytes(file.read_bytes())
