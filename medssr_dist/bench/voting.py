@@ -35,8 +35,8 @@ class Scale:
     few engines that also 10^4 questions are more than are under way at once.
     """
 
-    pool_questions: int = 32
-    pool_rounds: int = 4
+    pool_questions: int = 20
+    pool_rounds: int = 2
     demo_questions: int = 24
     curve_questions: int = 500
     coordinator_rounds: int = 3
