@@ -16,7 +16,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, Place
 
 from medssr_dist.errors import InputError
 from medssr_dist.runtime.models import model_fingerprint
-from medssr_dist.runtime.requests import Completion, Request
+from medssr_dist.runtime.requests import Completion, Request, choice_ids, without_room
 from medssr_dist.runtime.slots import Taken
 
 _STREAM_TOKENS = 32  # an unfinished sample tells of its tokens this often
@@ -89,11 +89,10 @@ class VoteEngine:
     async def _generate(self, lease: int, request: Request) -> None:
         from vllm.inputs import TokensPrompt
 
-        ids = self._tokenizer(request.prompt, add_special_tokens=False)["input_ids"]
+        ids = self._ids(request.prompt)
         room = self._max_model_len - len(ids)
         if room < 1:  # a prompt that fills the context gets empty, truncated samples
-            samples = [Completion(request.seed + index, "", 0, truncated=True) for index in range(request.n)]
-            self._taken.samples += [(lease, sample) for sample in samples]
+            self._taken.samples += [(lease, sample) for sample in without_room(request)]
             return
         params = self._sampling_params(request, room)
         tokens = [0] * request.n
@@ -124,7 +123,7 @@ class VoteEngine:
         }
         if request.choices:
             return SamplingParams(
-                temperature=0.0, max_tokens=1, allowed_token_ids=self._choice_ids(request.choices), **common
+                temperature=0.0, max_tokens=1, allowed_token_ids=choice_ids(request.choices, self._ids), **common
             )
         return SamplingParams(
             temperature=request.temperature,
@@ -134,11 +133,8 @@ class VoteEngine:
             **common,
         )
 
-    def _choice_ids(self, choices: tuple[str, ...]) -> list[int]:
-        ids = [self._tokenizer.encode(choice, add_special_tokens=False) for choice in choices]
-        if any(len(tokens) != 1 for tokens in ids):
-            raise ValueError(f"choices must be single tokens of this tokenizer, got {choices}")
-        return [tokens[0] for tokens in ids]
+    def _ids(self, text: str) -> list[int]:
+        return self._tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def _end_children_with_this_process() -> subprocess.Popen:

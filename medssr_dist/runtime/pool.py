@@ -2,7 +2,7 @@
 
 Work goes to the engine with the fewest tokens outstanding for its speed, one request a question. An engine that dies,
 or has work and yields no token for `stall_s`, is replaced, and its leases return to the queue (`leases.py`). A slow one
-gets less, and what it holds while others would idle is asked of them too: a sample is drawn from its own seed, so the
+gets less, and what one much slower or silent holds is asked of others too: a sample is drawn from its own seed, so the
 first to come counts and the other is dropped. Everything runs on one asyncio loop, which the caller turns by iterating
 over `EnginePool.run`; no thread, no lock.
 """

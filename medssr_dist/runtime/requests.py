@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from medssr_dist.answers import extract_answer
@@ -46,3 +46,16 @@ class Completion:
         """A sample of `request`, with its answer extracted."""
         found = extract_answer(text, request.options)
         return cls(seed, text, tokens, truncated, found.letter, found.method)
+
+
+def without_room(request: Request) -> list[Completion]:
+    """The samples of a request whose prompt fills the context: empty and truncated."""
+    return [Completion(request.seed + index, "", 0, truncated=True) for index in range(request.n)]
+
+
+def choice_ids(choices: tuple[str, ...], tokenize: Callable[[str], list[int]]) -> list[int]:
+    """The token of each of `choices`. Raises ValueError where one is not a single token."""
+    ids = [tokenize(choice) for choice in choices]
+    if any(len(tokens) != 1 for tokens in ids):
+        raise ValueError(f"choices must be single tokens of this tokenizer, got {choices}")
+    return [tokens[0] for tokens in ids]

@@ -23,9 +23,9 @@ from yarl import URL
 
 from medssr_dist.config import Policy, Server
 from medssr_dist.errors import InputError
-from medssr_dist.runtime.pool import Taken
-from medssr_dist.runtime.requests import Completion, Request
+from medssr_dist.runtime.requests import Completion, Request, choice_ids, without_room
 from medssr_dist.runtime.served_models import ModelCard, find_policy
+from medssr_dist.runtime.slots import Taken
 
 _CONNECT_S = 30.0
 _START_S = 180.0  # a server that is busy for others answers the first request late
@@ -64,7 +64,7 @@ class _Chunk(msgspec.Struct):
 
 
 class ServerEngine:
-    """Handle of one server; see `pool.Engine`.
+    """Handle of one server; see `slots.Engine`.
 
     Args:
         server: where it is, under which name it serves the policy, and its key.
@@ -223,8 +223,7 @@ class ServerEngine:
         except (TypeError, ValueError) as error:  # a prompt that has no UTF-8 form, a choice of several tokens
             raise RequestRefused(f"{type(error).__name__}: {error}") from None
         if room < 1:
-            seeds = range(request.seed, request.seed + request.n)
-            self._taken.samples += [(lease, Completion.of(request, seed, "", 0, True)) for seed in seeds]
+            self._taken.samples += [(lease, sample) for sample in without_room(request)]
             return
         await self._stream(lease, request, body)
 
@@ -246,14 +245,8 @@ class ServerEngine:
         }
         if request.choices:
             greedy = {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "max_tokens": 1}
-            return body | greedy | {"allowed_token_ids": self._choice_ids(request.choices)}
+            return body | greedy | {"allowed_token_ids": choice_ids(request.choices, self._tokenize)}
         return body
-
-    def _choice_ids(self, choices: tuple[str, ...]) -> list[int]:
-        ids = [self._tokenize(choice) for choice in choices]
-        if any(len(tokens) != 1 for tokens in ids):
-            raise ValueError(f"choices must be single tokens of this tokenizer, got {choices}")
-        return [tokens[0] for tokens in ids]
 
     async def _stream(self, lease: int, request: Request, body: dict[str, Any]) -> None:
         """Ask, and hand over each sample when it is whole. Raises ServerLost, RequestRefused or InputError."""
