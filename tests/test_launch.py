@@ -142,8 +142,8 @@ def test_resources_are_slurms(monkeypatch):
 
 def _attempt_with(run: Path, votes: int, end: bool = True) -> Attempt:
     attempt = Attempt.begin(run)
-    (run / "voting").mkdir(exist_ok=True)
-    (run / "voting" / "votes.jsonl").write_text("x" * votes)
+    (run / "voting" / "votes").mkdir(parents=True, exist_ok=True)
+    (run / "voting" / "votes" / "00000.jsonl").write_text("x" * votes)
     if end:
         attempt.finish(4, "node n2 is lost")
     return attempt
@@ -175,7 +175,7 @@ def test_timings_show_the_first_answer_of_this_attempt(tmp_path):
     timings = Timings(attempt, started=0.0)
     timings.look()
     assert FIRST_ANSWER not in timings.reached
-    (tmp_path / "voting" / "votes.jsonl").write_text("x" * 4)
+    (tmp_path / "voting" / "votes" / "00000.jsonl").write_text("x" * 4)
     timings.look()
     timings.write()
     assert set(read_json(attempt.folder / "timings.json")) == {FIRST_ANSWER, "end of the attempt"}
