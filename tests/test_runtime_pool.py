@@ -74,7 +74,7 @@ def test_engines_are_kept_full_and_not_overfull():
 
     with Counting([engine], voting()) as pool:
         check_whole(dict(pool.generate(asked)), asked)
-    assert max(outstanding) in (9, 10)  # 8 and an eighth; room for one sample is room for a request of two
+    assert max(outstanding) in (16, 17)  # 8, and as many that wait; room for one is room for a request of two
 
 
 def test_an_engine_that_dies_is_replaced_and_loses_nothing():
@@ -172,7 +172,7 @@ def test_engines_join_while_it_runs():
 
 def test_a_slow_engine_gets_less_and_is_helped_at_the_end(monkeypatch):
     monkeypatch.setattr(slots, "_KNOWN_S", 0.05)
-    asked = requests(60, n=2)
+    asked = requests(200, n=2)
     quick, slow = FarEngine("quick", 0.002), FarEngine("slow", 0.4)
     check_whole(answers([quick, slow], asked, voting=voting(stall_s=60)), asked)
     assert len(slow.given) < len(quick.given) / 4

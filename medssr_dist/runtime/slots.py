@@ -13,6 +13,7 @@ from medssr_dist.runtime.requests import Completion, Request
 _TAU_S = 10.0  # over which an engine's speed is averaged
 _KNOWN_S = 5.0  # of work after which its speed is known
 _SLOW = 4  # times slower a sample than the others
+_WAITING = 32  # samples that may end at once, as all do that are cut at the same length, and are replaced at once
 _QUIET_S = 15.0  # without a token; engines tell of theirs every second
 
 
@@ -128,8 +129,9 @@ class Slot:
     def room(self, in_flight: int, usual: float) -> int:
         """Samples it may still be given; less than none where it has too many.
 
-        `in_flight` and an eighth, which wait at the engine for a free seat; less for one slower than half the others;
-        a slow one gets one request at a time, which shows whether it has recovered.
+        `in_flight`, and some that wait at the engine for a free seat; less for one slower than half the others; a slow
+        one gets one request at a time, which shows whether it has recovered.
         """
         share = 0.0 if self.slow(usual) else min(1.0, 2 * (self.speed or usual) / usual)
-        return max(1, math.floor(in_flight * 1.125 * share)) - self.samples
+        waiting = max(in_flight // 8, min(in_flight, _WAITING))
+        return max(1, math.floor((in_flight + waiting) * share)) - self.samples

@@ -3,13 +3,13 @@
 A question gets votes in waves of the fewest after which its outcome could be certain (`bound.needed`), so that with
 `voting.adaptive` none is drawn in vain; with `never` its wave is all K. Questions are taken in order, `voting.window`
 of them at most ahead of the first without a label, and get their labels in that order: what the trainer sees does not
-depend on which engine was quick. Near the end, engines that would idle draw votes that may turn out to be needed.
+depend on which engine was quick. A question that half a window waits for asks all its votes at once, and near the end
+engines that would idle draw votes that may turn out to be needed.
 """
 
 from __future__ import annotations
 
 import heapq
-import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -27,9 +27,6 @@ from medssr_dist.voting.bound import certain, needed
 from medssr_dist.voting.ledger import VoteLedger, seeds_of
 from medssr_dist.voting.majority import decide, quarantine
 from medssr_dist.voting.tally import Tally
-
-_SPARE_AHEAD = 64  # undecided questions that spare votes are drawn for, from the first
-
 
 @dataclass(slots=True, eq=False)
 class Ballot:
@@ -80,6 +77,7 @@ class Ballots:
         self._to_ask = 0  # samples of present waves that no engine has been given
         self._unwanted: list[str] = []
         self._position = ledger.decided
+        self._spare_from = 0  # all votes of the questions before it are taken or out
         self.votes = 0  # taken by this process
 
     @property
@@ -111,9 +109,12 @@ class Ballots:
         no_more = self._feed.ended or len(self._open) >= self._voting.window
         if self._voting.adaptive == "never" or not no_more or self._hold():
             return None
-        for ballot in itertools.islice(self._open.values(), _SPARE_AHEAD):
+        self._spare_from = max(self._spare_from, self._ledger.decided)
+        while self._spare_from < self._position:
+            ballot = self._open[self._spare_from]
             if ballot.label is None and len(ballot.seeds) + len(ballot.out) < self._voting.samples:
                 return self._request(ballot, most)
+            self._spare_from += 1
         return None
 
     def unwanted(self) -> list[str]:
@@ -181,9 +182,15 @@ class Ballots:
             if ballot.out:
                 self._unwanted.append(ballot.question.id)
         elif not ballot.out and not ballot.to_ask:
-            ballot.to_ask = needed(ballot.tally, letters, self._voting)
+            ballot.to_ask = self._wave(ballot, letters)
             self._to_ask += ballot.to_ask
             heapq.heappush(self._asking, ballot.position)
+
+    def _wave(self, ballot: Ballot, letters: tuple[str, ...]) -> int:
+        """How many votes to ask for next: the fewest that may settle it, or all where half a window waits for it."""
+        if self._position - ballot.position > self._voting.window // 2:
+            return self._voting.samples - len(ballot.seeds)
+        return needed(ballot.tally, letters, self._voting)
 
     def _summed(self, ballot: Ballot) -> dict:
         return {
