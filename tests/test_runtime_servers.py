@@ -1,105 +1,27 @@
-"""The handle of a vLLM server: against a far end that misbehaves on demand, and against the real server."""
+"""The handle of a vLLM server, against a far end that misbehaves on demand."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import os
-import socket
-import subprocess
-import sys
-import time
 import traceback
-import urllib.request
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from aiohttp import web
-from aiohttp.test_utils import TestServer
+from far_server import KEY, POLICY, FarEnd, ask, event, stated, take_all
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medssr_dist.config import Policy, Runtime, Server
+from medssr_dist.config import Policy, Server
 from medssr_dist.errors import InputError
 from medssr_dist.runtime import servers
-from medssr_dist.runtime.device import engine_env, engine_kwargs
-from medssr_dist.runtime.models import load_tokenizer, model_fingerprint
+from medssr_dist.runtime.models import model_fingerprint
 from medssr_dist.runtime.pool import Taken
-from medssr_dist.runtime.requests import Completion, Request
+from medssr_dist.runtime.requests import Completion
 from medssr_dist.runtime.served_models import ModelCard, find_policy
 from medssr_dist.runtime.servers import ServerEngine, ServerLost
-
-OPTIONS = {"A": "scurvy", "B": "rickets", "C": "gout", "D": "pellagra"}
-POLICY = Policy(model="models/policy", max_model_len=64)
-CARD = {"id": "policy", "object": "model", "owned_by": "vllm", "root": "models/policy", "max_model_len": 64}
-KEY = "sk-very-secret-42"
-
-
-def ask(n: int = 1, seed: int = 0, prompt: str = "which vitamin", **fields) -> Request:
-    return Request(key="q", prompt=prompt, options=OPTIONS, n=n, seed=seed, max_tokens=8, **fields)
-
-
-def event(index: int, text: str, tokens: int, end: str | None = None, **fields) -> bytes:
-    chunk = {"id": "c", "choices": [{"index": index, "text": text, "finish_reason": end}]}
-    chunk |= {"usage": {"prompt_tokens": 2, "completion_tokens": tokens, "total_tokens": 2 + tokens}} | fields
-    return b"data: " + json.dumps(chunk).encode() + b"\n\n"
-
-
-def stated(seed: int) -> str:
-    return f"The answer is ({'ABCD'[seed % 4]})."
-
-
-class FarEnd:
-    """A server of completions. `script(body, say)` answers what comes after the trial request of `start`."""
-
-    def __init__(self):
-        self.cards, self.key, self.bodies, self.open = [CARD], None, [], 0
-        self.script = self.answer
-
-    async def answer(self, body, say):
-        for index in range(body["n"]):
-            await say(event(index, stated(body["seed"] + index)[:-5], 3))
-        for index in range(body["n"]):
-            await say(event(index, stated(body["seed"] + index)[-5:], 5, "stop"))
-        await say(b'data: {"choices": [], "usage": {"completion_tokens": 99}}\n\ndata: [DONE]\n\n')
-
-    async def models(self, request):
-        if self.key and request.headers.get("Authorization") != f"Bearer {self.key}":
-            return web.json_response({"error": "Unauthorized"}, status=401)
-        return web.json_response({"object": "list", "data": self.cards})
-
-    async def completions(self, request):
-        body = await request.json()
-        trial = body["max_tokens"] == 1 and "allowed_token_ids" not in body
-        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
-
-        async def say(data: bytes):
-            if not response.prepared:
-                await response.prepare(request)
-            await response.write(data)
-
-        self.open += 1
-        try:
-            if trial:
-                await self.answer(body, say)
-                return response
-            self.bodies.append(body)
-            other = await self.script(body, say)
-            if other == "cut":
-                request.transport.abort()
-            return other if isinstance(other, web.Response) else response
-        finally:
-            self.open -= 1
-
-    @asynccontextmanager
-    async def serve(self):
-        app = web.Application()
-        app.router.add_get("/v1/models", self.models)
-        app.router.add_post("/v1/completions", self.completions)
-        async with TestServer(app, handler_cancellation=True) as server:
-            yield str(server.make_url("/v1"))
 
 
 @pytest.fixture
@@ -123,16 +45,6 @@ async def running(far_end: FarEnd, **server):
             yield engine
         finally:
             await engine.stop()
-
-
-async def take_all(engine: ServerEngine, samples: int) -> Taken:
-    whole = Taken()
-    while len(whole.samples) < samples:
-        taken = await engine.take()
-        assert not taken.failed
-        whole.samples += taken.samples
-        whole.tokens += taken.tokens
-    return whole
 
 
 async def until(condition) -> None:
@@ -538,147 +450,3 @@ async def test_pieces_come_together_wherever_the_stream_is_cut(data):
             samples.append(sample)
     assert {sample.seed - 10: sample.text for sample in samples} == {i: "".join(t) for i, t in enumerate(texts)}
     assert (growing.missing, growing.tokens) == (0, 2 * len(order))
-
-
-# --- the real server -----------------------------------------------------------------------------------
-
-LENGTH = 256
-PROMPTS = ["Pick the letter that is named :", "Option A Option B . Pick", "the letter"]
-OFFLINE = """
-import json, sys
-import vllm
-kwargs, prompts = json.loads(sys.argv[1])
-llm = vllm.LLM(**kwargs, disable_log_stats=True)
-params = vllm.SamplingParams(n=4, seed=3, temperature=1.0, top_p=0.9, top_k=12, max_tokens=24)
-outputs = [llm.generate(vllm.TokensPrompt(prompt_token_ids=ids), params, use_tqdm=False)[0] for ids in prompts]
-print(json.dumps([[(o.text, len(o.token_ids), o.finish_reason) for o in output.outputs] for output in outputs]))
-"""
-
-
-@pytest.fixture(scope="module")
-def policy_folder(tiny_model, tmp_path_factory) -> Path:
-    """The tiny model with a generation config that asks for other sampling than a vote."""
-    folder = tmp_path_factory.mktemp("served") / "policy"
-    folder.mkdir()
-    for file in tiny_model.iterdir():
-        (folder / file.name).symlink_to(file)
-    (folder / "generation_config.json").unlink(missing_ok=True)
-    settings = {"eos_token_id": 2, "repetition_penalty": 1.8, "temperature": 0.1, "top_k": 2, "min_p": 0.5}
-    (folder / "generation_config.json").write_text(json.dumps(settings))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def vllm_server(policy_folder, tmp_path_factory):
-    """The address of `vllm serve` on that model, up."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--model", str(policy_folder), "--served-model-name", "tiny", "--api-key", KEY, "--enforce-eager"]
-    command += ["--max-model-len", str(LENGTH), "--dtype", "bfloat16", "--max-num-seqs", "32"]
-    command += ["--no-enable-chunked-prefill", "--max-num-batched-tokens", "4096"]
-    log = tmp_path_factory.mktemp("log") / "server.log"
-    env = os.environ | engine_env(Runtime(), 1)
-    with open(log, "wb") as out, subprocess.Popen(command, stdout=out, stderr=out, env=env) as process:
-        try:
-            while not _healthy(f"http://127.0.0.1:{port}/health"):
-                assert process.poll() is None, log.read_text()[-3000:]
-                time.sleep(0.5)
-            yield f"http://127.0.0.1:{port}/v1"
-        finally:
-            process.terminate()
-            try:
-                process.wait(60)
-            except subprocess.TimeoutExpired:
-                process.kill()
-
-
-def _healthy(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=10) as response:
-            return response.status == 200
-    except OSError:
-        return False
-
-
-@asynccontextmanager
-async def real(url: str, folder: Path):
-    policy = Policy(model=str(folder), max_model_len=LENGTH)
-    tokenizer = load_tokenizer(folder, policy)
-    engine = ServerEngine(
-        Server(base_url=url, api_key=KEY), policy, folder, model_fingerprint(folder),
-        lambda text: tokenizer(text, add_special_tokens=False)["input_ids"],
-    )  # fmt: skip
-    await engine.start()
-    try:
-        yield engine
-    finally:
-        await engine.stop()
-
-
-@pytest.fixture(scope="module")
-def offline(policy_folder) -> list[list[Completion]]:
-    """The samples of a vLLM engine of our own, for `PROMPTS`."""
-    policy = Policy(model=str(policy_folder), max_model_len=LENGTH)
-    tokenizer = load_tokenizer(policy_folder, policy)
-    ids = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in PROMPTS]
-    argument = json.dumps([engine_kwargs(policy_folder, policy, Runtime(enforce_eager=True), 1), ids])
-    command, env = [sys.executable, "-c", OFFLINE, argument], os.environ | engine_env(Runtime(), 1)
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env, timeout=600)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return [
-        [Completion.of(ask(), 3 + i, text, tokens, end == "length") for i, (text, tokens, end) in enumerate(samples)]
-        for samples in json.loads(done.stdout.splitlines()[-1])
-    ]
-
-
-async def drawn(engine: ServerEngine, *requests: Request) -> list[Completion]:
-    engine.give(list(enumerate(requests)), [])
-    samples = (await take_all(engine, sum(request.n for request in requests))).samples
-    return [sample for _, sample in sorted(samples, key=lambda pair: (pair[0], pair[1].seed))]
-
-
-@pytest.mark.slow
-async def test_a_real_server_draws_what_our_engine_draws(offline, vllm_server, policy_folder):
-    sampling = {"temperature": 1.0, "top_p": 0.9, "top_k": 12}
-    requests = [replace(ask(n=4, seed=3, prompt=prompt, **sampling), max_tokens=24) for prompt in PROMPTS]
-    async with real(vllm_server, policy_folder) as engine:
-        whole = [await drawn(engine, request) for request in requests]
-        apart = await drawn(engine, replace(requests[0], n=2), replace(requests[0], n=2, seed=5))
-        chosen = await drawn(engine, ask(prompt=PROMPTS[0], choices=("C", "D")))
-        full = await drawn(engine, ask(prompt=" ".join(["letter"] * (LENGTH - 2)), n=4))
-    assert whole == offline
-    assert len({sample.text for samples in whole for sample in samples}) > 4  # no min_p, no top_k = 2
-    assert apart == whole[0]
-    assert [(sample.text in ("C", "D"), sample.tokens) for sample in chosen] == [(True, 1)]
-    assert all(sample.tokens <= 2 for sample in full)
-
-
-@pytest.mark.slow
-async def test_a_real_server_aborts_what_nobody_waits_for(vllm_server, policy_folder):
-    def finished() -> float:
-        with urllib.request.urlopen(vllm_server.removesuffix("/v1") + "/metrics", timeout=10) as response:
-            lines = response.read().decode().splitlines()
-        return sum(float(line.split()[-1]) for line in lines if line.startswith("vllm:request_success_total"))
-
-    long = replace(ask(n=16, prompt=PROMPTS[0]), max_tokens=200)
-    async with real(vllm_server, policy_folder) as engine:
-        before = finished()
-        engine.give([(lease, long) for lease in range(24)], [])
-        assert (await engine.take()).samples
-        engine.give([], list(range(24)))
-        # The server runs 32 samples at once, first come first served: these would come after all of the others.
-        assert len(await drawn(engine, ask(n=2, prompt=PROMPTS[0]))) == 2
-        assert finished() - before < 24 * 16
-
-
-@pytest.mark.slow
-async def test_a_real_server_refuses_in_words(vllm_server, policy_folder):
-    async with real(vllm_server, policy_folder) as engine:
-        engine.give([(4, ask(prompt=PROMPTS[0], n=2, temperature=0.0))], [])
-        [(lease, reason)] = (await engine.take()).failed
-    assert lease == 4
-    assert reason.startswith("HTTP 400: ")
-    with pytest.raises(InputError, match="refuses the key"):
-        await ServerEngine(Server(base_url=vllm_server), POLICY, policy_folder, "", str.split).start()
