@@ -59,6 +59,7 @@ def node_environment(ip: str, block: Block, slots: int, hosts: list[str], resour
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_process_group_cleanup_enabled": "true",  # else vLLM's own processes outlive a killed engine
+        "RAY_worker_niceness": "0",  # Ray's own 15 makes the work yield to whatever else a shared node runs
         "VLLM_HOST_IP": ip,
         "MEDSSR_NODE_IP": ip,
         "MEDSSR_NODES": " ".join(hosts),

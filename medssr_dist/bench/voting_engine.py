@@ -16,7 +16,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tqdm import tqdm
@@ -64,27 +65,18 @@ def pool_against_vllm(questions: int, rounds: int) -> dict:
     }  # fmt: skip
 
 
-class _engines:
-    """A Ray of its own, and a pool of one engine on it."""
+@contextmanager
+def _engines(config: Config, model: Path) -> Iterator[EnginePool]:
+    """A pool of one engine, on a Ray as a run starts it."""
+    from medssr_dist.runtime.cluster import ray_cluster
+    from medssr_dist.runtime.placement import engine_pool
 
-    def __init__(self, config: Config, model: Path):
-        self._config, self._model = config, model
-
-    def __enter__(self) -> EnginePool:
-        import ray
-
-        from medssr_dist.runtime.placement import engine_pool
-
-        os.environ |= engine_env(self._config.runtime, os.cpu_count() or 1)
-        ray.init(num_gpus=1, num_cpus=4, include_dashboard=False, log_to_driver=False)
-        self._pool = engine_pool(self._config, self._model)
-        return self._pool.__enter__()
-
-    def __exit__(self, *exc_info: object) -> None:
-        import ray
-
-        self._pool.__exit__(*exc_info)
-        ray.shutdown()
+    with (
+        tempfile.TemporaryDirectory(prefix="bench") as logs,
+        ray_cluster(config, Path(logs)),
+        engine_pool(config, model) as pool,
+    ):
+        yield pool
 
 
 def _requests(tokenizer, questions: int) -> list[Request]:
@@ -98,6 +90,7 @@ def _raw_vllm(config: Config, model: Path, requests: list[Request]) -> Callable[
     """Start vLLM in this process; returns a function that answers all requests and counts the tokens."""
     import vllm
 
+    os.environ |= engine_env(config.runtime, os.cpu_count() or 1)
     kwargs = engine_kwargs(model, config.policy, config.runtime, 1) | {"max_num_seqs": config.voting.in_flight}
     engine = vllm.LLM(**kwargs)
     prompts = [

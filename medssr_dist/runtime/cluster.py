@@ -75,6 +75,7 @@ def _start(slots: int, temp_dir: Path) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # Else vLLM's processes outlive a worker that is killed, and hold its GPU's memory.
     os.environ.setdefault("RAY_process_group_cleanup_enabled", "true")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # the workers are the work; Ray's own 15 makes them yield to all
     ray.init(
         address="local",
         num_cpus=max(os.cpu_count() or 1, 2 * slots + 2),

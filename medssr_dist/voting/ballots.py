@@ -28,6 +28,7 @@ from medssr_dist.voting.ledger import VoteLedger, seeds_of
 from medssr_dist.voting.majority import decide, quarantine
 from medssr_dist.voting.tally import Tally
 
+
 @dataclass(slots=True, eq=False)
 class Ballot:
     """A question on its way to a label."""
