@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "medssr_dist"
 # A module may import from the lines above its own, and nothing from its own line or from below.
 LAYERS = (
     ("errors", "shares", "kernels"),
-    ("records", "config_base", "jsonl", "cache"),
+    ("records", "config_base", "jsonl", "cache", "api_key"),
     ("config_synthesis",),
     ("config",),
     ("answers", "config_io", "stream", "step_clock"),
@@ -34,7 +34,7 @@ HEAVY = ("torch", "vllm", "ray", "transformers", "openrlhf", "deepspeed", "faiss
 # Only heavy code imports these.
 HEAVY_MODULES = {
     "runtime.engines", "runtime.placement", "voting.run", "training.actors", "training.agent", "training.platform",
-    "training.run", "training.stage", "training.trainer", "training.head", "training.policy", "bench.kernels",
+    "training.run", "training.shared_prompts", "training.stage", "training.trainer", "training.head", "training.policy", "bench.kernels",
     "bench.kernels_peers", "bench.kernels_report",
 }  # fmt: skip
 

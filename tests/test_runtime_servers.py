@@ -363,7 +363,7 @@ def test_a_base_url_with_a_secret_is_refused_without_repeating_it(url):
 
 @pytest.mark.parametrize("key", ["", "two words", "line\nbreak", "schlüssel"])
 def test_a_key_that_no_header_can_carry(key):
-    with pytest.raises(InputError, match="api_key of http://node7/v1 is empty, or holds"):
+    with pytest.raises(InputError, match="http://node7/v1: the api_key is empty, or holds"):
         handle("http://node7/v1", api_key=key)
 
 

@@ -237,7 +237,7 @@ def test_unusable_base_url(url):
 @pytest.mark.parametrize("key", ["", "sk-1\n", "sk 1", "sk-é"])
 def test_unusable_key_is_named_but_not_shown(key):
     synthesis = settings(api_key=key)
-    with pytest.raises(InputError, match="the api_key of http://127.0.0.1:1/v1 is empty, or holds") as error:
+    with pytest.raises(InputError, match="http://127.0.0.1:1/v1: the api_key is empty, or holds") as error:
         ChatClient(synthesis.endpoints[0], synthesis)
     assert "sk" not in str(error.value)
 

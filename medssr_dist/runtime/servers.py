@@ -21,6 +21,7 @@ import aiohttp
 import msgspec
 from yarl import URL
 
+from medssr_dist.api_key import SAID_CHARS, authorization, scrub, words_of
 from medssr_dist.config import Policy, Server
 from medssr_dist.errors import InputError
 from medssr_dist.runtime.requests import Completion, Request, choice_ids, without_room
@@ -32,7 +33,6 @@ _START_S = 180.0  # a server that is busy for others answers the first request l
 _BEAT_S = 1.0  # tokens without a finished sample are told this often
 _CHUNK_TOKENS = 16  # a token a chunk costs a server more than the token; ignored by older ones
 _OF_THE_REQUEST = {400, 413, 422}  # statuses that are about this request, not about the server
-_SAID_CHARS = 300
 
 
 class ServerLost(Exception):
@@ -81,7 +81,10 @@ class ServerEngine:
         self, server: Server, policy: Policy, folder: Path, fingerprint: str, tokenize: Callable[[str], list[int]]
     ):
         self._url = _base_url(server)
-        self._headers = {"Content-Type": "application/json", **_authorization(server)}
+        self._headers = {
+            "Content-Type": "application/json",
+            **authorization(server.api_key, f"voting.servers: {server.base_url}"),
+        }
         self._server, self._policy, self._folder, self._fingerprint = server, policy, folder, fingerprint
         self._tokenize = tokenize
         self.name = f"server {server.base_url}"
@@ -290,20 +293,10 @@ class ServerEngine:
         return error
 
     def _broken(self, error: Exception) -> ServerLost:
-        return ServerLost(self._scrub(f"{type(error).__name__}: {error}")[:_SAID_CHARS])
+        return ServerLost(scrub(f"{type(error).__name__}: {error}", self._server.api_key)[:SAID_CHARS])
 
     def _said(self, answer: bytes) -> str:
-        """The server's words on one line, without the key; the error message alone where there is one."""
-        try:
-            error = msgspec.json.decode(answer)["error"]
-            text = str(error["message"] if isinstance(error, dict) else error)
-        except (msgspec.DecodeError, LookupError, TypeError):
-            text = answer.decode("utf-8", "replace")
-        return self._scrub(" ".join(text.split()))[:_SAID_CHARS] or "(nothing)"
-
-    def _scrub(self, text: str) -> str:
-        key = self._server.api_key.get_secret_value() if self._server.api_key else ""
-        return text.replace(key, "***") if key else text
+        return words_of(answer, self._server.api_key)
 
 
 class _Unusable(Exception):
@@ -370,15 +363,3 @@ def _base_url(server: Server) -> URL:
     if not url.host:
         raise InputError(f"voting.servers: base_url = {server.base_url!r} is not of the form http://node7:8000/v1")
     return url
-
-
-def _authorization(server: Server) -> dict[str, str]:
-    if server.api_key is None:
-        return {}
-    key = server.api_key.get_secret_value()
-    if not key or not key.isascii() or not key.isprintable() or " " in key:
-        raise InputError(
-            f"voting.servers: the api_key of {server.base_url} is empty, or holds a space, a line break or a character "
-            "outside ASCII; correct the variable that it is taken from"
-        )
-    return {"Authorization": f"Bearer {key}"}

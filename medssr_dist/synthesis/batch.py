@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from medssr_dist.api_key import scrub
 from medssr_dist.config_synthesis import Endpoint, Synthesis
 from medssr_dist.errors import InputError
 from medssr_dist.synthesis.batch_api import CHAT_PATH, BatchApi, StopAsked
@@ -34,7 +35,6 @@ from medssr_dist.synthesis.client import (
     PromptRefused,
     Refused,
     Reply,
-    scrub,
 )  # fmt: skip
 from medssr_dist.synthesis.lane import EndpointState
 from medssr_dist.synthesis.prompts import request_body
@@ -278,7 +278,7 @@ def _refusal_of_all(told: dict, outcomes: list[tuple[Job, Reply | NoReply]], end
     if told["status"] == "failed":
         said = "; ".join(str(error.get("message")) for error in _errors(told)[:1]) or "no reason given"
         return InputError(
-            f"endpoint {endpoint.base_url} failed a batch ({scrub(said, endpoint)[:300]}); check the model and "
+            f"endpoint {endpoint.base_url} failed a batch ({scrub(said, endpoint.api_key)[:300]}); check the model and "
             "json_schema of the endpoint, or set a smaller synthesis.batch_size"
         )
     refusals = [outcome for _, outcome in outcomes if isinstance(outcome, _REFUSALS)]

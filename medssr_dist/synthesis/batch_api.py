@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 import aiohttp
 
+from medssr_dist.api_key import scrub
 from medssr_dist.config_synthesis import Endpoint, Synthesis
 from medssr_dist.errors import InputError
 from medssr_dist.synthesis.client import (
@@ -28,7 +29,6 @@ from medssr_dist.synthesis.client import (
     NotAnEndpoint,
     PromptRefused,
     Reply,
-    scrub,
 )
 from medssr_dist.synthesis.dispatch import wait_s
 
@@ -116,7 +116,7 @@ class BatchApi(ChatClient):
         """What one line of an answer file says."""
         response = line.get("response")
         if not response:
-            return Failed(scrub(f"no reply: {line.get('error')}", self.endpoint), may_be_billed=False)
+            return Failed(scrub(f"no reply: {line.get('error')}", self.endpoint.api_key), may_be_billed=False)
         answer = json.dumps(response.get("body")).encode()
         try:
             if response.get("status_code") == 200:

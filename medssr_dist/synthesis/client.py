@@ -11,7 +11,6 @@ import asyncio
 import json
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from urllib.request import getproxies, proxy_bypass
@@ -20,6 +19,7 @@ import aiohttp
 import msgspec
 from yarl import URL
 
+from medssr_dist.api_key import authorization, scrub, words_of
 from medssr_dist.config_synthesis import Endpoint, Synthesis
 from medssr_dist.errors import InputError
 from medssr_dist.synthesis.prompts import request_body
@@ -31,7 +31,6 @@ _ADDRESS = {404, 405, 406, 407, 410, 415}
 _TRY_AGAIN = {408, 409, 425}
 _MAY_BE_BILLED = {408, 504, 524}  # a gateway gave up waiting; the server behind it may have gone on
 _KEEPALIVE_S = 60.0
-_SAID_CHARS = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +102,10 @@ class ChatClient:
         self._synthesis = synthesis
         self._retry = synthesis.retry
         self._url = chat_url(endpoint.base_url)
-        self._headers = {"Content-Type": "application/json", **authorization(endpoint)}
+        self._headers = {
+            "Content-Type": "application/json",
+            **authorization(endpoint.api_key, f"synthesis.endpoints: {endpoint.base_url}"),
+        }
 
     async def __aenter__(self) -> ChatClient:
         retry = self._retry
@@ -172,19 +174,15 @@ class ChatClient:
         if isinstance(error, aiohttp.ConnectionTimeoutError):
             return Unreachable(f"no connection within connect_s = {retry.connect_s:g}")
         if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ClientHttpProxyError):
-            return Unreachable(scrub(f"{type(error).__name__}: {error}", self.endpoint))
+            return Unreachable(scrub(f"{type(error).__name__}: {error}", self.endpoint.api_key))
         if isinstance(error, aiohttp.SocketTimeoutError):
             return Failed(f"nothing came for first_byte_s = {retry.first_byte_s:g}")
         if isinstance(error, asyncio.TimeoutError):
             return Failed(f"no whole reply within whole_s = {retry.whole_s:g}")
-        return Failed(scrub(f"{type(error).__name__}: {error}", self.endpoint))
+        return Failed(scrub(f"{type(error).__name__}: {error}", self.endpoint.api_key))
 
     def _said(self, answer: bytes) -> str:
-        """The server's words on one line, without the key; the error message alone where there is one."""
-        text = answer.decode("utf-8", "replace")
-        with suppress(ValueError, TypeError, LookupError, RecursionError):
-            text = str(_decode(answer)["error"]["message"])
-        return scrub(" ".join(text.split()), self.endpoint)[:_SAID_CHARS] or "(nothing)"
+        return words_of(answer, self.endpoint.api_key)
 
 
 def retry_after(value: str | None, date: str | None = None) -> float | None:
@@ -220,30 +218,11 @@ def chat_url(base_url: str) -> URL:
     return url
 
 
-def authorization(endpoint: Endpoint) -> dict[str, str]:
-    """The header that carries the key; none when there is no key. Raises InputError when no header can carry it."""
-    if endpoint.api_key is None:
-        return {}
-    key = endpoint.api_key.get_secret_value()
-    if not key or not key.isascii() or not key.isprintable() or " " in key:
-        raise InputError(
-            f"synthesis.endpoints: the api_key of {endpoint.base_url} is empty, or holds a space, a line break or a "
-            "character outside ASCII; correct the variable that it is taken from"
-        )
-    return {"Authorization": f"Bearer {key}"}
-
-
 def proxy_for(url: URL) -> str | None:
     """The environment's proxy for `url`, never for loopback. Asked once: aiohttp's trust_env asks at each request."""
     if url.host in _LOOPBACK or proxy_bypass(url.host):
         return None
     return getproxies().get(url.scheme)
-
-
-def scrub(text: str, endpoint: Endpoint) -> str:
-    """`text` without the endpoint's key."""
-    key = endpoint.api_key.get_secret_value() if endpoint.api_key else ""
-    return text.replace(key, "***") if key else text
 
 
 def _timestamp(date: str | None) -> float | None:
