@@ -165,44 +165,50 @@ def test_weights_replaced_in_the_middle_are_noticed_and_never_mixed(voter, tiny_
     voter.check()
 
 
-def test_a_full_object_store_is_survived(voter, monkeypatch):
+# What a cluster of one or two slots can hold.
+SMALL = ("runtime.mode=sequential", "training.ranks_per_node=1", "voting.engines=1")
+FILL = """
+import ray, sys
+ray.init(address=sys.argv[1], log_to_driver=False)
+kept = [ray.put(bytes(2**22)) for _ in range(int(ray.cluster_resources()["object_store_memory"] // 2**22))]
+print("full", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def cluster():
+    """A Ray cluster with a node of two slots and a small object store."""
+    from ray.cluster_utils import Cluster
+
+    head = {"num_gpus": 2, "num_cpus": 4, "object_store_memory": 80 * 2**20}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    yield cluster
+    cluster.shutdown()
+
+
+def test_a_full_object_store_is_survived(voter, cluster):
     """Ray's store filled by another: votes travel in messages, and go on."""
     voter.questions(60)
-    voter.start("voting.in_flight=8")
-    assert voter.wait_for(lambda: voter.votes >= 40)
-    session = next(command for _, command in below(voter.process.pid) if "gcs_server" in command)
-    port = session.split("--gcs_server_port=")[1].split()[0]
-    fill = (
-        "import ray, sys; ray.init(address=sys.argv[1], log_to_driver=False)\n"
-        "kept = [ray.put(bytes(2**24)) for _ in range(int(ray.cluster_resources()['object_store_memory'] // 2**24))]\n"
-        "print('full', flush=True); sys.stdin.read()"
-    )
-    command = [sys.executable, "-c", fill, f"127.0.0.1:{port}"]
+    command = [sys.executable, "-c", FILL, cluster.address]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as filler:
         assert filler.stdout.readline() == b"full\n"
+        voter.start(*SMALL, "voting.in_flight=8", env={"RAY_ADDRESS": cluster.address})
         voter.finish()
         filler.kill()
     voter.check()
     assert read_json(voter.run / "voting" / "summary.json")["votes_taken_now"] == 60 * K
 
 
-def test_engines_join_and_leave_with_nodes(voter):
+def test_engines_join_and_leave_with_nodes(voter, cluster):
     """A node that joins brings an engine; one that is lost takes it along, and the vote goes on."""
-    from ray.cluster_utils import Cluster
-
     voter.questions(300)
-    cluster = Cluster(initialize_head=True, head_node_args={"num_gpus": 2, "num_cpus": 4})
-    fewer = ["runtime.mode=sequential", "training.ranks_per_node=1", "voting.engines=1", "voting.max_engines=3"]
-    try:
-        voter.start(*fewer, "voting.in_flight=4", env={"RAY_ADDRESS": cluster.address})
-        assert voter.wait_for(lambda: voter.votes >= 40)
-        node = cluster.add_node(num_gpus=1, num_cpus=2)
-        assert voter.wait_for(
-            lambda: {row["engine"] for row in voter.events("ready")} == {f"engine {n}" for n in range(3)}
-        )
-        cluster.remove_node(node, allow_graceful=False)
-        voter.finish()
-    finally:
-        cluster.shutdown()
+    voter.start(*SMALL, "voting.max_engines=3", "voting.in_flight=4", env={"RAY_ADDRESS": cluster.address})
+    assert voter.wait_for(lambda: voter.votes >= 40)
+    node = cluster.add_node(num_gpus=1, num_cpus=2)
+    everyone = {f"engine {number}" for number in range(3)}
+    assert voter.wait_for(lambda: {row["engine"] for row in voter.events("ready")} == everyone)
+    cluster.remove_node(node, allow_graceful=False)
+    voter.finish()
     voter.check()
     assert voter.events("died")
