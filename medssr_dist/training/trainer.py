@@ -1,4 +1,4 @@
-"""OpenRLHF's PPOTrainer fed by our prompts: its loop, its update, our data, our metrics file."""
+"""OpenRLHF's PPOTrainer fed by our prompts: its loop, our data, experience, update and metrics file."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import json
 import time
 from pathlib import Path
 
+import ray
+
 from medssr_dist.jsonl import JsonlLedger, write_atomic
 from medssr_dist.stream import follow
 from medssr_dist.training.actors import BasePPOTrainer, PlainPPOTrainer, SamplesGenerator
 from medssr_dist.training.checkpoints import mark_whole
+from medssr_dist.training.experience import ExperienceMaker
 from medssr_dist.training.prompts import PromptLoader
 
 # metrics.jsonl name -> OpenRLHF's name
@@ -24,6 +27,14 @@ _METRICS = {
     "kl": "kl",
     "entropy": "entropy",
     "clip_ratio": "ppo_clip_ratio",
+    "old_kl": "ppo_kl",
+    "rollout_kl": "vllm_kl",
+    "importance_dropped": "is_filter_ratio",
+    "advantage_abs": "advantage_abs",
+    "zero_variance": "zero_variance",
+    "label_confidence": "label_confidence",
+    "tokens_per_s_per_gpu": "tokens_per_s_per_gpu",
+    "mfu": "mfu",
     "grad_norm": "actor_grad_norm",
     "learning_rate": "actor_lr",
     "samples": "rollout/num_samples",
@@ -58,8 +69,27 @@ class StageTrainer(PlainPPOTrainer):
         }
         self.samples_generator = SamplesGenerator(strategy, prompts, None, tokenizer, engines)
         self._metrics_file = metrics_file
+        self._plans = strategy.config.training.batching != "openrlhf"
         self._waited_s = 0.0  # for examples, in all steps so far; part of a step's seconds_generate and seconds
         BasePPOTrainer.__init__(self, strategy, policy, None, None, reference, engines, tokenizer)
+        if self._plans:
+            self.experience_maker = ExperienceMaker(strategy, policy, reference, tokenizer.pad_token_id)
+
+    def train_step(self, rollout_samples, global_step: int) -> tuple[dict, int]:
+        """One step on whole groups of samples: experience, update, weights to the engines."""
+        if not self._plans:
+            return super().train_step(rollout_samples, global_step)
+        began = time.monotonic()
+        prepared = self.experience_maker.prepare(rollout_samples, global_step)
+        ray.get(self.actor_model_group.async_run_method_batch(method_name="take", updates=prepared.shares))
+        made = time.monotonic()
+        status = self.ppo_train(global_step) | prepared.metrics | self._compute_rollout_stats(rollout_samples)
+        trained = time.monotonic()
+        self.broadcast_to_vllm()
+        status["timing/make_experience"] = made - began
+        status["timing/ppo_train"] = trained - made
+        status["timing/broadcast"] = time.monotonic() - trained
+        return status, global_step + 1
 
     def init_checkpoint_states(self) -> dict:
         states = super().init_checkpoint_states()
