@@ -59,7 +59,11 @@ def run(case: SimpleNamespace, rank: int, world: int, port: int) -> dict:
     else:
         policy.take([[part(own, rows) for rows in micro_batches] for micro_batches in case.updates[str(world)]])
     status = policy.fit(batch["kl_coef"])
-    return result | seen() | {"status": status, "weights": whole(policy, "weight")}
+    result |= seen() | {"status": status, "weights": whole(policy, "weight")}
+    if case.lora_rank:
+        policy.save_model()
+        result["logp_after"] = policy.forward(*tokens)
+    return result
 
 
 def make_strategy(case: SimpleNamespace, sequences: int, world: int):
@@ -100,9 +104,12 @@ def shard(batch: dict, rank: int, world: int) -> Experience:
 
 
 def part(own: Experience, rows: list[int]) -> Experience:
-    """These rows of the rank's; as ExperienceMaker does, without what is known of whole samples."""
+    """These rows of the rank's, as ExperienceMaker gives them; without any, one none of whose tokens counts."""
     fields = {name: getattr(own, name) for name in STEP_FIELDS}
-    return Experience(**{name: None if value is None else value[rows] for name, value in fields.items()})
+    chosen = {name: None if value is None else value[rows or [0]].clone() for name, value in fields.items()}
+    if not rows:
+        chosen["action_mask"] = torch.zeros_like(chosen["action_mask"])
+    return Experience(**chosen)
 
 
 def watch(strategy, policy):

@@ -43,7 +43,7 @@ class ExperienceMaker:
     """
 
     def __init__(self, strategy: Strategy, policy: RayActorGroup, reference: RayActorGroup | None, pad_token: int):
-        self._training, self._stage = strategy.config.training, strategy.stage
+        self._training, self._stage = strategy.config.training, strategy.grpo
         self._seed = strategy.config.runtime.random_seed
         self._policy, self._reference, self._pad_token = policy, reference, pad_token
 

@@ -81,7 +81,7 @@ class KernelLoss(ActorPPOTrainer):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self._options = grpo_options(self.strategy.stage)
+        self._options = grpo_options(self.strategy.grpo)
 
     def training_step(self, experience: Experience, kl_ctl: float, step: int, loss_batch_info: dict) -> dict:
         """One micro-batch forward and backward, and the optimizer's step where DeepSpeed's accumulation is full.
@@ -94,7 +94,7 @@ class KernelLoss(ActorPPOTrainer):
         loss, metrics = self._loss(experience, kl_ctl, loss_batch_info)
         self.strategy.backward(loss, self.actor, self.actor_optim)
         self.strategy.optimizer_step(self.actor_optim, self.actor, self.actor_scheduler, name="actor")
-        return self._status(experience, metrics, loss_batch_info)
+        return self._status(experience, loss, metrics, loss_batch_info)
 
     def _loss(self, experience: Experience, kl_ctl: float, counts: dict) -> tuple[torch.Tensor, GrpoMetrics]:
         actions = experience.action_mask.bool()
@@ -126,12 +126,13 @@ class KernelLoss(ActorPPOTrainer):
         value = self.actor.over_rows(loss, experience.sequences, actions, experience.attention_mask)
         return value, metrics
 
-    def _status(self, experience: Experience, metrics: GrpoMetrics, counts: dict) -> dict:
+    def _status(self, experience: Experience, loss: torch.Tensor, metrics: GrpoMetrics, counts: dict) -> dict:
         """What OpenRLHF's loop averages and logs: over tokens, over samples, or as it is where the weight is None."""
         tokens = experience.action_mask.sum()
         # The loss is this micro-batch's share of the step's mean; its own mean is what can be averaged over tokens.
         own_mean = counts["batch_num_tokens"] / (counts["dp_size"] * tokens.clamp(min=1))
         over_tokens = {
+            "loss": loss.detach() * own_mean,
             "policy_loss": metrics.policy_loss * own_mean,
             "kl": metrics.kl_loss * own_mean,
             "entropy": metrics.entropy * own_mean,
@@ -139,7 +140,7 @@ class KernelLoss(ActorPPOTrainer):
             "ppo_kl": metrics.old_kl,
             "logprobs_diff": metrics.reference_log_ratio,
         }
-        if self.strategy.stage.importance != "off":
+        if self.strategy.grpo.importance != "off":
             over_tokens |= {"vllm_kl": metrics.rollout_kl, "is_filter_ratio": metrics.importance_dropped}
         over_samples = {name: torch.as_tensor(value, dtype=torch.float32) for name, value in experience.info.items()}
         over_samples |= {

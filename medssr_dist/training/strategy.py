@@ -29,6 +29,7 @@ class Strategy(DeepspeedStrategy):
     with `update_ends` set, whatever the number on this rank (`managed_gradient_accumulation` false).
 
     Attributes:
+        grpo: the stage (`stage` is OpenRLHF's name for that of ZeRO).
         update_ends: whether the micro-batch that is trained is the last of its optimizer step.
     """
 
@@ -43,7 +44,7 @@ class Strategy(DeepspeedStrategy):
             zero_stage=args.ds.zero_stage,
             args=args,
         )
-        self.config, self.stage = config, stage
+        self.config, self.grpo = config, stage
         self.update_ends = True
 
     def get_ds_train_config(self, *args, **kwargs) -> dict:

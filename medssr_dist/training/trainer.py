@@ -23,6 +23,7 @@ _METRICS = {
     "invalid_answer": "invalid_answer",
     "response_length": "rollout/response_length_mean",
     "truncated": "rollout/truncated_rate",
+    "loss": "loss",
     "policy_loss": "policy_loss",
     "kl": "kl",
     "entropy": "entropy",
@@ -97,7 +98,7 @@ class StageTrainer(PlainPPOTrainer):
         return states
 
     def save_logs_and_checkpoints(self, global_step: int, logs_dict=None, client_states=None) -> None:
-        row = {name: round(float(logs_dict[key]), 6) for name, key in _METRICS.items() if key in logs_dict}
+        row = {name: float(f"{logs_dict[key]:.8g}") for name, key in _METRICS.items() if key in logs_dict}
         row |= {"step": global_step, "prompts": client_states["total_consumed_prompts"], "time": round(time.time(), 3)}
         row["tokens"] = int(row["response_length"] * row["samples"])
         row["seconds_wait"] = round(self.prompts_dataloader.waited_s - self._waited_s, 6)
