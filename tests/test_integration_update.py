@@ -1,4 +1,4 @@
-"""Options of the update together on the real stack, which has no second opinion: that they run, and what they report."""
+"""Options of the update together on the real stack: that they run, and what they report."""
 
 from __future__ import annotations
 

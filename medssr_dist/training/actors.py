@@ -24,13 +24,14 @@ from openrlhf.trainer.ray import launcher, ppo_actor  # noqa: E402
 from openrlhf.trainer.ray.launcher import RayActorGroup  # noqa: E402
 from openrlhf.trainer.ray.vllm_engine import RolloutRayActor  # noqa: E402
 from openrlhf.utils import utils  # noqa: E402
+from openrlhf.utils.logging_utils import init_logger  # noqa: E402
 
 from medssr_dist.training.lora import save_merged  # noqa: E402
 from medssr_dist.training.strategy import Strategy, torch_dtype  # noqa: E402
 
 __all__ = [
     "BasePPOTrainer", "PlainPPOTrainer", "PolicyRank", "RayActorGroup", "ReferenceRank", "RolloutEngine",
-    "SamplesGenerator",
+    "SamplesGenerator", "init_logger",
 ]  # fmt: skip
 
 

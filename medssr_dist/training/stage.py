@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +14,6 @@ from medssr_dist.config import Config, Stage
 from medssr_dist.runtime.cluster import reserve
 from medssr_dist.runtime.device import device_env, engine_env, engine_kwargs, on_gpu
 from medssr_dist.runtime.models import load_tokenizer
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -48,8 +45,6 @@ class StageRunner:
 
         config, stage = job.config, job.stage
         strategy = Strategy(config, stage, job.folder)
-        old_logprobs = algorithm.told(config.training, stage)
-        _log.info("log-probs of the policy before the update: %s", old_logprobs)
         tokenizer = load_tokenizer(job.model, config.policy)
         room = config.policy.max_model_len - stage.max_new_tokens
         prompts = PromptLoader(examples, tokenizer, room, stage.prompts_per_step, stage.steps, on_taken)
@@ -59,7 +54,8 @@ class StageRunner:
         ray.get(policy.async_save_model())
         for bundle in bundles:
             remove_placement_group(bundle)
-        return {"prompts": prompts.taken, "skipped_too_long": prompts.skipped, "old_logprobs": old_logprobs}
+        counts = {"prompts": prompts.taken, "skipped_too_long": prompts.skipped}
+        return counts | {"old_logprobs": algorithm.told(config.training, stage)}
 
     def _start(self, job: StageJob, strategy) -> tuple:
         """Start engines, policy and reference side by side, and wait for all of them."""

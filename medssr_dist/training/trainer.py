@@ -10,10 +10,13 @@ import ray
 
 from medssr_dist.jsonl import JsonlLedger, write_atomic
 from medssr_dist.stream import follow
-from medssr_dist.training.actors import BasePPOTrainer, PlainPPOTrainer, SamplesGenerator
+from medssr_dist.training.actors import BasePPOTrainer, PlainPPOTrainer, SamplesGenerator, init_logger
+from medssr_dist.training.algorithm import told
 from medssr_dist.training.checkpoints import mark_whole
 from medssr_dist.training.experience import ExperienceMaker
 from medssr_dist.training.prompts import PromptLoader
+
+_log = init_logger(__name__)
 
 # metrics.jsonl name -> OpenRLHF's name
 _METRICS = {
@@ -73,6 +76,7 @@ class StageTrainer(PlainPPOTrainer):
         self._plans = strategy.config.training.batching != "openrlhf"
         self._waited_s = 0.0  # for examples, in all steps so far; part of a step's seconds_generate and seconds
         BasePPOTrainer.__init__(self, strategy, policy, None, None, reference, engines, tokenizer)
+        _log.info("log-probs before the update: %s", told(strategy.config.training, strategy.grpo))
         if self._plans:
             self.experience_maker = ExperienceMaker(strategy, policy, reference, tokenizer.pad_token_id)
 

@@ -43,8 +43,8 @@ class PlannedUpdate(ActorPPOTrainer):
             counts = self._counts(micro_batches, device)
             for number, experience in enumerate(micro_batches, start=1):
                 self.strategy.update_ends = number == len(micro_batches)
-                totals.add(self.training_step(experience.to_device(device), kl_ctl, number, counts))
                 work += self._work_of(experience)
+                totals.add(self.training_step(experience.to_device(device), kl_ctl, number, counts))
         self._updates = []
         means = totals.means()  # waits for the device
         return means | self._speed(work, time.monotonic() - started, device)
