@@ -114,7 +114,7 @@ def test_adapters_are_trained_alone_and_saved_merged(results):
 
     for world in (1, 2):
         found = results["lora", "kernels", world]
-        assert all(".lora_" in name for name in found["gradients"] if found["gradients"][name].any())
+        assert len(found["gradients"]) == 2 * 7 * 2 and all(".lora_" in name for name in found["gradients"])
         assert error(found["logp_after"], found["logp"].double()) > 1e-3
     model = AutoModelForCausalLM.from_pretrained(Path(results["models"][True]) / "stage" / "hf.partial")
     batch = make_batch(idle=False)

@@ -133,11 +133,12 @@ def watch(strategy, policy):
 
 
 def whole(policy, what: str) -> dict[str, torch.Tensor]:
-    """fp32 master weights or gradients by name, gathered from all ranks."""
+    """fp32 master weights or gradients of what is trained, by name, gathered from all ranks."""
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_grad
 
     get = {"weight": safe_get_full_fp32_param, "gradient": safe_get_full_grad}[what]
-    return {name: get(weight).clone() for name, weight in policy.actor.model.module.named_parameters()}
+    weights = policy.actor.model.module.named_parameters()
+    return {name: get(weight).clone() for name, weight in weights if weight.requires_grad}
 
 
 if __name__ == "__main__":
