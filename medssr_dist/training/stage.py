@@ -38,13 +38,13 @@ class StageRunner:
             examples: callable giving the Examples in order; may wait for more.
             on_taken: callable told how many examples have been taken.
         """
-        from medssr_dist.training.actors import get_strategy
-        from medssr_dist.training.openrlhf_args import as_namespace, openrlhf_options
+        from medssr_dist.training import algorithm
         from medssr_dist.training.prompts import PromptLoader
+        from medssr_dist.training.strategy import Strategy
         from medssr_dist.training.trainer import StageTrainer
 
         config, stage = job.config, job.stage
-        strategy = get_strategy(as_namespace(openrlhf_options(config, stage, job.folder)))
+        strategy = Strategy(config, stage, job.folder)
         tokenizer = load_tokenizer(job.model, config.policy)
         room = config.policy.max_model_len - stage.max_new_tokens
         prompts = PromptLoader(examples, tokenizer, room, stage.prompts_per_step, stage.steps, on_taken)
@@ -54,19 +54,22 @@ class StageRunner:
         ray.get(policy.async_save_model())
         for bundle in bundles:
             remove_placement_group(bundle)
-        return {"prompts": prompts.taken, "skipped_too_long": prompts.skipped}
+        counts = {"prompts": prompts.taken, "skipped_too_long": prompts.skipped}
+        return counts | {"old_logprobs": algorithm.told(config.training, stage)}
 
     def _start(self, job: StageJob, strategy) -> tuple:
         """Start engines, policy and reference side by side, and wait for all of them."""
-        policy_class, reference_class = _rank_classes(job.config)
-        ranks, bundles = _rank_group(job.config, policy_class, None)  # first: the ranks are tied to whole nodes
-        engines, engine_bundles = _start_engines(job.config, job.model)
+        from medssr_dist.training.actors import PolicyRank, ReferenceRank
+
+        ranks, bundles = _rank_group(job.config, PolicyRank, None)  # first: the ranks are tied to whole nodes
+        engines, engine_bundles = _start_engines(job.config, job.stage, job.model)
         if job.stage.kl_coef > 0:
             shared = bundles if job.config.training.colocate_reference else None
-            reference, reference_bundles = _rank_group(job.config, reference_class, shared)
+            reference, reference_bundles = _rank_group(job.config, ReferenceRank, shared)
         else:
             reference, reference_bundles = None, bundles
-        refs = ranks.async_init_model_from_pretrained(strategy, str(job.model), job.expected_steps, engines)
+        optimizer_steps = job.expected_steps * job.stage.updates_per_rollout
+        refs = ranks.async_init_model_from_pretrained(strategy, str(job.model), optimizer_steps, engines)
         if reference is not None:
             refs += reference.async_init_model_from_pretrained(strategy, str(job.reference))
         # Engines first: the policy waits in its weight-sync group for an engine that has died.
@@ -75,23 +78,13 @@ class StageRunner:
         return ranks, reference, engines, {engine_bundles, bundles, reference_bundles}
 
 
-def _rank_classes(config: Config) -> tuple[type, type]:
-    """The classes of a policy rank and of a reference rank."""
-    from medssr_dist.training import actors
-
-    if config.training.logprob == "kernels":
-        return actors.KernelPolicyRank, actors.KernelReferenceRank
-    return actors.PolicyRank, actors.ReferenceRank
-
-
 def _rank_group(config: Config, rank_class: type, bundles) -> tuple:
     """A RayActorGroup of ZeRO-3 ranks, on `bundles` or on new ones; returns it and its placement group."""
     from medssr_dist.training.actors import RayActorGroup
 
     training = config.training
-    ranks = training.nodes * training.ranks_per_node
     if bundles is None:
-        bundles = reserve([{"GPU": 1, "CPU": 1}] * ranks, "the training ranks", training.ranks_per_node)
+        bundles = reserve([{"GPU": 1, "CPU": 1}] * training.ranks, "the training ranks", training.ranks_per_node)
     # Policy and reference share a GPU where the reference is colocated.
     share = 0.4 if training.colocate_reference else 1
     actor = ray.remote(num_gpus=1, runtime_env={"env_vars": _rank_env(training.ranks_per_node)})(rank_class)
@@ -105,7 +98,7 @@ def _rank_env(ranks_per_node: int) -> dict[str, str]:
     return env | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // ranks_per_node))}
 
 
-def _start_engines(config: Config, model: Path) -> tuple:
+def _start_engines(config: Config, stage: Stage, model: Path) -> tuple:
     """Rollout engines: OpenRLHF's actor around vLLM, with our arguments and our reward."""
     from medssr_dist.training.actors import RolloutEngine
 
@@ -117,6 +110,8 @@ def _start_engines(config: Config, model: Path) -> tuple:
         "agent_func_path": str(Path(__file__).with_name("agent.py")),
         "num_gpus": 1,
     }
+    if stage.importance != "off":
+        kwargs["logprobs_mode"] = "processed_logprobs"  # of the distribution that was sampled from
     env = engine_env(config.runtime, max(1, (os.cpu_count() or 1) // training.engines))
     actor = ray.remote(RolloutEngine)
     engines = [
