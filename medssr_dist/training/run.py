@@ -20,6 +20,7 @@ from medssr_dist.stream import follow, kept_at_end, kept_labels, kept_labels_fro
 from medssr_dist.training.checkpoints import drop_torn
 from medssr_dist.training.prompts import Example, from_labels, from_questions, shuffled
 from medssr_dist.training.stage import StageJob, StageRunner
+from medssr_dist.training.watch import StallWatch, start_board
 
 _FULL_DISK_BYTES = 2**28
 
@@ -39,7 +40,9 @@ class RunningStage:
         _clear_partial(job.folder)
         drop_torn(job.folder / "checkpoints")
         self._actor = ray.remote(num_cpus=1, runtime_env={"env_vars": device_env()})(StageRunner).remote()
-        self._result = self._actor.run.remote(job, examples, on_taken)
+        board = start_board()
+        self._watch = StallWatch(board, job.config.training.stall_s)
+        self._result = self._actor.run.remote(job, examples, on_taken, board)
         self._bar = tqdm(total=job.expected_steps, desc=name, unit="step", initial=0)
 
     def check(self) -> bool:
@@ -47,6 +50,7 @@ class RunningStage:
         import ray
 
         self._show()
+        self._watch.check()
         done, _ = ray.wait([self._result], timeout=0)
         if not done:
             return False

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from medssr_dist.jsonl import JsonlLedger, write_atomic
 from medssr_dist.stream import follow
-from medssr_dist.training.actors import BasePPOTrainer, PlainPPOTrainer, SamplesGenerator
+from medssr_dist.training.actors import BasePPOTrainer, PlainPPOTrainer
 from medssr_dist.training.checkpoints import mark_whole
 from medssr_dist.training.prompts import PromptLoader
+from medssr_dist.training.rollout_side import RolloutSide
 
 # metrics.jsonl name -> OpenRLHF's name
 _METRICS = {
@@ -41,12 +42,14 @@ class StageTrainer(PlainPPOTrainer):
     Args:
         strategy: OpenRLHF's DeepspeedStrategy, holding the options.
         policy, reference: RayActorGroups; reference is None when the KL weight is 0.
-        engines: rollout engine actors.
+        rollout: engines and generator.
         prompts: where prompts and labels come from.
         metrics_file: one JSON line a step; lines of steps that a restart repeats are dropped.
     """
 
-    def __init__(self, strategy, policy, reference, engines, tokenizer, prompts: PromptLoader, metrics_file: Path):
+    def __init__(
+        self, strategy, policy, reference, rollout: RolloutSide, tokenizer, prompts: PromptLoader, metrics_file: Path
+    ):
         args = strategy.args
         self.prompts_dataloader, self.eval_dataloader = prompts, None
         self.generate_kwargs = {
@@ -56,10 +59,13 @@ class StageTrainer(PlainPPOTrainer):
             "temperature": args.rollout.temperature,
             "top_p": args.rollout.top_p,
         }
-        self.samples_generator = SamplesGenerator(strategy, prompts, None, tokenizer, engines)
+        self.samples_generator, self._rollout = rollout.generator, rollout
         self._metrics_file = metrics_file
         self._waited_s = 0.0  # for examples, in all steps so far; part of a step's seconds_generate and seconds
-        BasePPOTrainer.__init__(self, strategy, policy, None, None, reference, engines, tokenizer)
+        BasePPOTrainer.__init__(self, strategy, policy, None, None, reference, rollout.pool.handles, tokenizer)
+
+    def broadcast_to_vllm(self) -> None:
+        self._rollout.sync()
 
     def init_checkpoint_states(self) -> dict:
         states = super().init_checkpoint_states()
@@ -68,6 +74,7 @@ class StageTrainer(PlainPPOTrainer):
 
     def save_logs_and_checkpoints(self, global_step: int, logs_dict=None, client_states=None) -> None:
         row = {name: round(float(logs_dict[key]), 6) for name, key in _METRICS.items() if key in logs_dict}
+        row |= self.samples_generator.metrics
         row |= {"step": global_step, "prompts": client_states["total_consumed_prompts"], "time": round(time.time(), 3)}
         row["tokens"] = int(row["response_length"] * row["samples"])
         row["seconds_wait"] = round(self.prompts_dataloader.waited_s - self._waited_s, 6)
