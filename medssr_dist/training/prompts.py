@@ -140,6 +140,7 @@ class PromptLoader:
         }
 
     def load_state_dict(self, state: dict) -> None:
+        self._drawn = None
         self._place, self._first_pass = state["place"], state["first_pass"]
         self.taken, self.skipped, self._total = state["taken"], state["skipped"], state["total"]
 

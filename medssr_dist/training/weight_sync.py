@@ -57,7 +57,7 @@ class ZeroSource(WeightSource):
 
     def iter_groups(self) -> Iterator[tuple[list[str], list[torch.Tensor]]]:
         """One gather a bucket; its tensors are there until the next is asked for."""
-        from deepspeed.zero import GatheredParameters
+        from deepspeed.runtime.zero import GatheredParameters
 
         for names in self._groups:
             weights = [self._weights[name] for name in names]
@@ -76,10 +76,10 @@ def _whole_shape(weight: torch.nn.Parameter) -> tuple[int, ...]:
 def buckets(metas: list[ParamMeta], most_bytes: int) -> list[list[ParamMeta]]:
     """Consecutive weights of at most `most_bytes` together; one that is larger is a bucket of its own."""
     found: list[list[ParamMeta]] = []
-    filled = most_bytes
+    filled = 0
     for meta in metas:
         size = math.prod(meta.shape) * meta.dtype.itemsize
-        if filled + size > most_bytes:
+        if not found or filled + size > most_bytes:
             found.append([])
             filled = 0
         found[-1].append(meta)
