@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import time
-from pathlib import Path
 
-from medssr_dist.jsonl import JsonlLedger, write_atomic
-from medssr_dist.stream import follow
+from medssr_dist.errors import Stopped
 from medssr_dist.training.actors import BasePPOTrainer, PlainPPOTrainer, SamplesGenerator
-from medssr_dist.training.checkpoints import mark_whole
+from medssr_dist.training.boundary import Boundary
 from medssr_dist.training.prompts import PromptLoader
+from medssr_dist.training.samples import SampleBook
 
 # metrics.jsonl name -> OpenRLHF's name
 _METRICS = {
@@ -43,10 +41,21 @@ class StageTrainer(PlainPPOTrainer):
         policy, reference: RayActorGroups; reference is None when the KL weight is 0.
         engines: rollout engine actors.
         prompts: where prompts and labels come from.
-        metrics_file: one JSON line a step; lines of steps that a restart repeats are dropped.
+        boundary: takes each step's metrics and state.
+        samples: takes some of each step's rollouts.
     """
 
-    def __init__(self, strategy, policy, reference, engines, tokenizer, prompts: PromptLoader, metrics_file: Path):
+    def __init__(
+        self,
+        strategy,
+        policy,
+        reference,
+        engines,
+        tokenizer,
+        prompts: PromptLoader,
+        boundary: Boundary,
+        samples: SampleBook,
+    ):
         args = strategy.args
         self.prompts_dataloader, self.eval_dataloader = prompts, None
         self.generate_kwargs = {
@@ -57,14 +66,23 @@ class StageTrainer(PlainPPOTrainer):
             "top_p": args.rollout.top_p,
         }
         self.samples_generator = SamplesGenerator(strategy, prompts, None, tokenizer, engines)
-        self._metrics_file = metrics_file
+        self._boundary, self._samples = boundary, samples
         self._waited_s = 0.0  # for examples, in all steps so far; part of a step's seconds_generate and seconds
         BasePPOTrainer.__init__(self, strategy, policy, None, None, reference, engines, tokenizer)
 
+    def fit(self) -> None:
+        """Train to the end. Raises Stopped, with all finished steps saved, where the stage has to stop."""
+        try:
+            super().fit()
+        except Stopped as reason:
+            raise self._boundary.stopped(reason) from None
+
+    def train_step(self, rollout_samples, global_step: int) -> tuple[dict, int]:
+        self._samples.keep(rollout_samples, global_step + 1)
+        return super().train_step(rollout_samples, global_step)
+
     def init_checkpoint_states(self) -> dict:
-        states = super().init_checkpoint_states()
-        _drop_steps_after(self._metrics_file, states["global_step"])
-        return states
+        return self._boundary.resumed_state()
 
     def save_logs_and_checkpoints(self, global_step: int, logs_dict=None, client_states=None) -> None:
         row = {name: round(float(logs_dict[key]), 6) for name, key in _METRICS.items() if key in logs_dict}
@@ -72,14 +90,4 @@ class StageTrainer(PlainPPOTrainer):
         row["tokens"] = int(row["response_length"] * row["samples"])
         row["seconds_wait"] = round(self.prompts_dataloader.waited_s - self._waited_s, 6)
         self._waited_s = self.prompts_dataloader.waited_s
-        with JsonlLedger(self._metrics_file) as ledger:
-            ledger.append(row)
-        # Last: a restart drops the rows of steps after the checkpoint, but cannot make one that is missing.
-        super().save_logs_and_checkpoints(global_step, logs_dict, client_states)
-        if global_step % self.args.ckpt.save_steps == 0:
-            mark_whole(Path(self.args.ckpt.path), global_step)
-
-
-def _drop_steps_after(metrics_file: Path, step: int) -> None:
-    kept = [row for row in follow(metrics_file, ended=lambda: True) if row["step"] <= step]
-    write_atomic(metrics_file, "".join(json.dumps(row) + "\n" for row in kept))
+        self._boundary.passed(global_step, row, client_states)
