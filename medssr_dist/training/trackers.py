@@ -72,7 +72,7 @@ class Wandb:
         self._run.log({"train/step": step} | {f"train/{name}": value for name, value in metrics.items()})
 
     def close(self) -> None:
-        self._run.finish(quiet=True)
+        self._run.finish()
 
 
 class MLflow:
