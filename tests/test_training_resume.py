@@ -93,6 +93,12 @@ class Ranks:
         return [torch.load(f"{job}.{rank}", weights_only=False) for rank in range(world)]
 
 
+def drift(weights: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
+    """Root of the mean squared difference."""
+    apart = torch.cat([(weights[name] - weight).flatten() for name, weight in expected.items()])
+    return apart.square().mean().sqrt().item()
+
+
 @pytest.mark.slow
 def test_ranks_go_on_as_if_never_stopped_and_so_do_other_numbers_of_them(tmp_path):
     ranks, found = Ranks(tmp_path), []
@@ -121,8 +127,7 @@ def test_ranks_go_on_as_if_never_stopped_and_so_do_other_numbers_of_them(tmp_pat
         assert other["state"]["global_step"] == 2
         assert other["status"][0]["actor_lr"] == undisturbed["status"][2]["actor_lr"]
         assert other["status"][0]["policy_loss"] == pytest.approx(undisturbed["status"][2]["policy_loss"], abs=1e-3)
-        drift = max((other["weights"][name] - weight).abs().max() for name, weight in undisturbed["weights"].items())
-        # AdamW moves a weight by about the learning rate a step: what differs is rounding, not the state it goes on from.
-        assert drift < 0.5 * undisturbed["status"][2]["actor_lr"], world
+        # AdamW moves weights by about the learning rate a step; without its moments they would end that far apart.
+        assert drift(other["weights"], undisturbed["weights"]) < 0.1 * undisturbed["status"][2]["actor_lr"], world
         assert settle(checkpoints) == saved
     assert [folder.name for folder in (checkpoints / RANKS_FOLDER).iterdir() if folder.is_dir()] == [saved.name]

@@ -59,6 +59,10 @@ class Boundary:
         if self._job.stage.export_steps and step % self._job.stage.export_steps == 0:
             folder = self._job.folder / f"hf_step{step}"
             publish_folder(self.export(folder.with_suffix(".partial")), folder)
+        self.go_on()
+
+    def go_on(self) -> None:
+        """Raise Stopped where no other step is to be begun."""
         self._stop.check()
 
     def stopped(self, reason: Stopped) -> Stopped:

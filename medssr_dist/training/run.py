@@ -43,6 +43,8 @@ class RunningStage:
     def __init__(self, job: StageJob, examples: Callable, on_taken, should_stop: Callable[[], bool]):
         import ray
 
+        if should_stop():
+            raise Stopped(f"stopped before {job.name}; the same command goes on")
         _clear_partial(job.folder)
         checkpoint = settle(job.folder / "checkpoints")
         done = checkpoint.step if checkpoint else 0

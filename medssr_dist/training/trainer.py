@@ -73,6 +73,7 @@ class StageTrainer(PlainPPOTrainer):
     def fit(self) -> None:
         """Train to the end. Raises Stopped, with all finished steps saved, where the stage has to stop."""
         try:
+            self._boundary.go_on()
             super().fit()
         except Stopped as reason:
             raise self._boundary.stopped(reason) from None
