@@ -1,4 +1,4 @@
-"""Each shipped ablation, end to end on the real stack: its own file, over the tiny model's config in place of Qwen's."""
+"""Each shipped ablation end to end on the real stack: its own file, over the tiny model's config in place of Qwen's."""
 
 from __future__ import annotations
 

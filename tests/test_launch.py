@@ -183,7 +183,7 @@ def test_timings_show_the_first_answer_of_this_attempt(tmp_path):
 
 @pytest.mark.parametrize(("told", "end"), [("2026-01-31T18:00:00", "2026-01-31T18:00:00"), ("Unknown", "")])
 def test_the_driver_is_told_when_slurm_will_end_the_job(monkeypatch, told, end):
-    monkeypatch.setattr(Job, "record", lambda job: parse_record(f"JobId=7 StartTime=2026-01-30T18:00:00 EndTime={told}"))
+    monkeypatch.setattr(Job, "record", lambda job: parse_record(f"JobId=7 EndTime={told} Partition=gpu"))
     assert Job(7, ("n1",), "n1").ends() == end
 
 

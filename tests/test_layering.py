@@ -34,8 +34,8 @@ HEAVY = ("torch", "vllm", "ray", "transformers", "openrlhf", "deepspeed", "faiss
 # Only heavy code imports these.
 HEAVY_MODULES = {
     "runtime.engines", "runtime.placement", "voting.run", "training.actors", "training.agent", "training.platform",
-    "training.run", "training.stage", "training.trainer", "training.boundary", "training.resume", "training.head", "training.policy", "bench.kernels",
-    "bench.kernels_peers", "bench.kernels_report",
+    "training.run", "training.stage", "training.trainer", "training.head", "training.policy", "training.boundary",
+    "training.resume", "bench.kernels", "bench.kernels_peers", "bench.kernels_report",
 }  # fmt: skip
 
 

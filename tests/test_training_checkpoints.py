@@ -1,4 +1,4 @@
-"""Whatever dies when, a run finds its newest whole checkpoint; nothing good is deleted before its better is complete."""
+"""Whatever dies when, a run finds its newest whole checkpoint; nothing good goes before its better is complete."""
 
 from __future__ import annotations
 

@@ -16,11 +16,9 @@ from conftest import LETTERS, letter_question
 
 from medssr_dist.errors import EXIT_STOPPED
 from medssr_dist.jsonl import JsonlLedger, read_json, read_jsonl
-from medssr_dist.training.checkpoints import complete_checkpoints
+from medssr_dist.training.checkpoints import Checkpoint, complete_checkpoints
 
 STEPS = 6
-# What may differ between two runs that took the same steps.
-_CLOCKS = ("time", "seconds")
 
 
 @pytest.fixture
@@ -41,12 +39,10 @@ def command(tiny_config, tmp_path) -> Callable[..., list[str]]:
     return arguments
 
 
-def start(arguments: list[str], log: Path, **env: str) -> subprocess.Popen:
+def start(arguments: list[str], log: Path, **env: str) -> tuple[subprocess.Popen, Path]:
+    command = [sys.executable, "-m", "medssr_dist.cli", *arguments]
     with open(log, "w") as out:
-        return subprocess.Popen(
-            [sys.executable, "-m", "medssr_dist.cli", *arguments], stdout=out, stderr=subprocess.STDOUT,
-            env=os.environ | env,
-        )  # fmt: skip
+        return subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=os.environ | env), log
 
 
 def until(condition: Callable[[], bool], process: subprocess.Popen, log: Path) -> None:
@@ -62,8 +58,8 @@ def rows_of(run: Path) -> list[dict]:
     return list(read_jsonl(file)) if file.exists() else []
 
 
-def numbers(run: Path) -> list[dict]:
-    return [{name: row[name] for name in row if not name.startswith(_CLOCKS)} for row in rows_of(run)]
+def newest(run: Path) -> Checkpoint:
+    return complete_checkpoints(run / "training" / "stage2" / "checkpoints")[-1]
 
 
 def steps_saved(run: Path) -> list[int]:
@@ -71,25 +67,38 @@ def steps_saved(run: Path) -> list[int]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
-def test_a_signal_ends_it_after_the_step_and_nothing_is_done_twice(medssr, command, tmp_path, number):
-    run, log = tmp_path / "run", tmp_path / "log"
-    arguments = command(run, "training.stage2.save_steps=1000", "training.stage2.export_steps=2")
-    process = start(arguments, log)
-    until(lambda: len(rows_of(run)) >= 2, process, log)
-    process.send_signal(number)
-    assert process.wait(300) == EXIT_STOPPED, log.read_text()[-4000:]
+def test_a_stage_goes_on_through_a_kill_other_ranks_a_signal_and_a_deadline(medssr, command, tmp_path):
+    run = tmp_path / "run"
+    arguments = command(run, "training.stage2.export_steps=2", "training.trackers=[tensorboard]")
+    folder = run / "training" / "stage2"
+
+    killed, log = start([*arguments, "training.ranks_per_node=1"], tmp_path / "killed")
+    until(lambda: len(steps_saved(run)) >= 1 and len(rows_of(run)) >= 2, killed, log)
+    killed.kill()
+    killed.wait()
+    kept = [row for row in rows_of(run) if row["step"] <= steps_saved(run)[-1]]
+
+    # From now on with two ranks, and saved by nothing but the signal.
+    arguments.append("training.stage2.save_steps=1000")
+    asked, log = start(arguments, tmp_path / "asked")
+    until(lambda: len(rows_of(run)) > len(kept) and rows_of(run)[: len(kept)] == kept, asked, log)
+    asked.send_signal(signal.SIGUSR1)
+    assert asked.wait(300) == EXIT_STOPPED, log.read_text()[-4000:]
     before = rows_of(run)
     done = before[-1]["step"]
-    assert steps_saved(run) == [done], "the last step was not saved"
     assert f"stage2 stopped after step {done}, asked to; the same command goes on from there" in log.read_text()
+    assert steps_saved(run)[-1] == done and newest(run).ranks == 2, "the last step was not saved"
+
+    late, log = start(arguments, tmp_path / "late", MEDSSR_DEADLINE=str(time.time() - 1))
+    assert late.wait(600) == EXIT_STOPPED
+    assert f"stage2 stopped after step {done}, before its end time" in log.read_text()
 
     medssr(*arguments)
     rows = rows_of(run)
-    assert rows[: len(before)] == before and [row["step"] for row in rows] == list(range(1, STEPS + 1))
-    assert [row["prompts"] for row in rows] == [2 * step for step in range(1, STEPS + 1)]
-    folder = run / "training" / "stage2"
-    assert [row["step"] for row in read_jsonl(folder / "samples.jsonl")] == sorted([*range(1, STEPS + 1)] * 4)
+    assert rows[: len(before)] == before
+    assert [(row["step"], row["prompts"]) for row in rows] == [(step, 2 * step) for step in range(1, STEPS + 1)]
+    kept_samples = [row["step"] for row in read_jsonl(folder / "samples.jsonl")]
+    assert kept_samples == sorted([*range(1, STEPS + 1)] * 4)
     for export in ("hf_step2", "hf_step4", "hf_step6", "hf"):
         assert (folder / export / "config.json").exists()
         assert "Not for clinical use" in (folder / export / "README.md").read_text()
@@ -98,30 +107,23 @@ def test_a_signal_ends_it_after_the_step_and_nothing_is_done_twice(medssr, comma
 
 
 @pytest.mark.slow
-def test_it_stops_in_time_for_its_deadline(medssr, command, tmp_path):
-    run, log = tmp_path / "run", tmp_path / "log"
-    arguments = command(run, "training.stage2.save_steps=1000")
-    # Long past when the first step can have been taken: what is asked is the order of events, not their pace.
-    process = start(arguments, log, MEDSSR_DEADLINE=str(time.time() - 1))
-    assert process.wait(600) == EXIT_STOPPED
-    assert "stage2 stopped after step 0, before its end time" in log.read_text()
-    assert not rows_of(run) and not steps_saved(run)
-    medssr(*arguments)
-    assert len(rows_of(run)) == STEPS
+def test_killed_at_a_random_moment_it_gives_the_numbers_of_one_that_was_not(medssr, command, tmp_path):
+    """In deterministic mode: every metric of every step, and the weights at the end."""
+    settings = ("training.deterministic=true", "training.stage2.save_steps=2")
+    medssr(*command(tmp_path / "whole", *settings))
+    run, rng = tmp_path / "run", random.Random()
+    killed, log = start(command(run, *settings), tmp_path / "killed")
+    rows = rng.randrange(1, STEPS)
+    until(lambda: len(rows_of(run)) >= rows, killed, log)
+    time.sleep(rng.random())
+    killed.kill()
+    killed.wait()
+    medssr(*command(run, *settings))
+    assert numbers(run) == numbers(tmp_path / "whole"), f"killed after {rows} steps"
+    weights = [(folder / "training/stage2/hf/model.safetensors").read_bytes() for folder in (run, tmp_path / "whole")]
+    assert weights[0] == weights[1]
 
 
-@pytest.mark.slow
-def test_more_ranks_take_it_up(medssr, command, tmp_path):
-    """And fewer, in the other direction; a run goes on with the optimizer state and the place in the data."""
-    run, log = tmp_path / "run", tmp_path / "log"
-    arguments = command(run, "training.stage2.save_steps=1")
-    process = start([*arguments, "training.ranks_per_node=1"], log)
-    until(lambda: len(steps_saved(run)) >= 1 and len(rows_of(run)) >= 2, process, log)
-    process.kill()
-    process.wait()
-    before = steps_saved(run)[-1]
-    medssr(*arguments, "training.ranks_per_node=2")
-    rows = rows_of(run)
-    assert [(row["step"], row["prompts"]) for row in rows] == [(step, 2 * step) for step in range(1, STEPS + 1)]
-    assert 1 <= before < STEPS
-    assert complete_checkpoints(run / "training" / "stage2" / "checkpoints")[-1].ranks == 2
+def numbers(run: Path) -> list[dict]:
+    """The metrics, less what the clock tells."""
+    return [{name: row[name] for name in row if not name.startswith(("time", "seconds"))} for row in rows_of(run)]
