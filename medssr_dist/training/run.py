@@ -87,10 +87,16 @@ class RunningStage:
         import ray
 
         if self._should_stop():
-            self._ask_to_stop()
-            ray.wait([self._result])
+            self._end_in_order()
         self._close()
         ray.kill(self._actor)
+
+    def _end_in_order(self) -> None:
+        """Wait for the end it was asked for; how it ended is told here, for something else has ended the run."""
+        try:
+            self.wait()
+        except Exception as error:
+            tqdm.write(str(error))
 
     def _ask_to_stop(self) -> None:
         file = self._job.folder / STOP_FILE
