@@ -7,6 +7,7 @@ Validators only refuse; none rewrites a value.
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Literal
 
 from pydantic import Field, SecretStr, model_validator
@@ -95,7 +96,8 @@ class Stage(Section):
         True, description="replace groups whose rewards are all equal by groups of the next prompts"
     )
     save_steps: int = Field(10, ge=1, description="checkpoint every N steps")
-    keep_checkpoints: int = Field(2, ge=2, description="the oldest is deleted before the next is written, hence >= 2")
+    keep_checkpoints: int = Field(1, ge=1, description="newest complete checkpoints kept, beside the best by reward")
+    export_steps: int = Field(0, ge=0, description="a Hugging Face checkpoint every N steps; 0 = the final one alone")
 
 
 class Stage2(Stage):
@@ -121,6 +123,12 @@ class Training(RolloutOptions):
         "kernels", description="log-probs and loss by our kernels, or by OpenRLHF's own code over whole logits"
     )
     packing: bool = Field(False, description="sequences laid end to end without padding; openrlhf's needs flash-attn")
+    deterministic: bool = Field(False, description="slower kernels that give the same numbers in every run")
+    trackers: list[Literal["tensorboard", "wandb", "mlflow"]] = Field(
+        default_factory=lambda: ["tensorboard"], description="they follow metrics.jsonl; keys are in the environment"
+    )
+    tracker_project: str = Field("medssr_dist", min_length=1, description="W&B project, MLflow experiment")
+    keep_samples: int = Field(4, ge=0, description="rollouts of each step kept for reading in samples.jsonl; 0 = none")
     stage1: Stage = Field(default_factory=Stage)
     stage2: Stage2 = Field(default_factory=Stage2)
 
@@ -188,6 +196,9 @@ class Runtime(Section):
     random_seed: int = Field(42, ge=0, description="of draws, vignettes, votes, shuffles and training")
     gpu_memory_utilization: float = Field(0.85, gt=0, le=1, description="vLLM's share of a GPU; not used on CPU")
     cpu_kv_cache_gib: int = Field(1, ge=1, description="KV cache of an engine on CPU, GiB; not used on GPU")
+    deadline: datetime | None = Field(
+        None, description="training saves and stops before it, as at $MEDSSR_DEADLINE; without a zone, local time"
+    )
     enforce_eager: bool = Field(False, description="no CUDA graphs or torch.compile in vLLM (always so on CPU)")
 
 

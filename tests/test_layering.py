@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "medssr_dist"
 # A module may import from the lines above its own, and nothing from its own line or from below.
 LAYERS = (
-    ("errors", "shares", "kernels"),
+    ("errors", "shares", "kernels", "cards"),
     ("records", "config_base", "jsonl", "cache"),
     ("config_synthesis", "config_rollout"),
     ("config",),
@@ -34,10 +34,10 @@ HEAVY = ("torch", "vllm", "ray", "transformers", "openrlhf", "deepspeed", "faiss
 # Only heavy code imports these.
 HEAVY_MODULES = {
     "runtime.engines", "runtime.placement", "voting.run", "training.actors", "training.agent", "training.platform",
-    "training.run", "training.stage", "training.trainer", "training.head", "training.policy", "bench.kernels",
-    "bench.kernels_peers", "bench.kernels_report", "training.engine_pool", "training.rollout_engine",
-    "training.rollout_side", "training.stock_rollout", "training.watch", "training.weight_sync",
-    "training.weight_transfer",
+    "training.run", "training.stage", "training.trainer", "training.head", "training.policy", "training.boundary",
+    "training.resume", "bench.kernels", "bench.kernels_peers", "bench.kernels_report", "training.engine_pool",
+    "training.rollout_engine", "training.rollout_side", "training.stock_rollout", "training.watch",
+    "training.weight_sync", "training.weight_transfer",
 }  # fmt: skip
 
 

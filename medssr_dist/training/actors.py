@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
 import ray
 
 from medssr_dist.training import platform
+from medssr_dist.training.resume import read_back, restore_rng, rng_state, shard_bytes
 from medssr_dist.training.watch import Beats, Board, dump_stacks_on_signal
 
 platform.apply()
@@ -68,9 +70,33 @@ class Watched:
 
 
 class PolicyRank(Watched, plain_class(ppo_actor.PolicyModelActor)):
-    """One ZeRO-3 rank of the policy: OpenRLHF's own, and the weight sync."""
+    """One ZeRO-3 rank of the policy: OpenRLHF's own, but for checkpoints and the weight sync."""
 
     _weights: WeightSync | None = None
+
+    def init_model_from_pretrained(self, *args, **kwargs):
+        super().init_model_from_pretrained(*args, **kwargs)
+        if "rng" in self.checkpoint_states:
+            restore_rng(self.checkpoint_states["rng"])
+
+    def get_checkpoint_states(self) -> dict:
+        """The trainer's state in the checkpoint that was taken up; {} where there was none."""
+        return self.checkpoint_states.get("trainer", {})
+
+    def checkpoint_bytes(self) -> int:
+        """What this rank's part of a checkpoint takes."""
+        return shard_bytes(self.actor.model.module)
+
+    def write_checkpoint(self, folder: Path, tag: str, state: dict) -> dict[str, int]:
+        """Write this rank's part below `folder`/`tag` and read it back; name -> bytes of its files."""
+        states = {"trainer": state, "rng": rng_state()}
+        self.actor.model.save_checkpoint(str(folder), tag=tag, client_state=states, save_latest=False)
+        return read_back(folder / tag, self._rank)
+
+    def export(self, folder: str) -> None:
+        """Write the whole policy as a Hugging Face checkpoint; all ranks take part."""
+        self.strategy.args.ckpt.output_dir = folder
+        self.save_model()
 
     def fit(self, *args, **kwargs):
         step = self.trainer.training_step

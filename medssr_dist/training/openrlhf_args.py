@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 from medssr_dist.config import Config, Stage
 
-# Options that are the same in every run: GRPO has no critic and no reward model, and the ways of
-# running that we do not offer are off. Names are OpenRLHF 0.11.2's.
+# Options that are the same in every run: GRPO has no critic and no reward model, and the ways of running that we do
+# not offer are off, as are OpenRLHF's own loggers and saving (see boundary.py). Names are OpenRLHF 0.11.2's.
 _FIXED = {
     "local_rank": -1,
     "actor.aux_loss_coef": 0.0,
@@ -44,7 +44,9 @@ _FIXED = {
     "ckpt.disable_ds": False,
     "ckpt.load_enable": True,
     "ckpt.max_mem": float("inf"),
+    "ckpt.max_num": float("inf"),
     "ckpt.save_hf": False,
+    "ckpt.save_steps": float("inf"),
     "critic.freezing_steps": -1,
     "data.disable_fast_tokenizer": False,
     "ds.deepcompile": False,
@@ -64,7 +66,8 @@ _FIXED = {
     "ds.zero_stage": 3,
     "ds.zpg": 1,
     "eval.steps": float("inf"),
-    "logger.logging_steps": 1,
+    "logger.logging_steps": float("inf"),
+    "logger.tensorboard_dir": None,
     "logger.wandb.key": None,
     "ref.offload": False,
     "reward.clip_range": (-10.0, 10.0),
@@ -76,7 +79,6 @@ _FIXED = {
     "train.dynamic_batch_enable": False,
     "train.ema_beta": 0.992,
     "train.enable_ema": False,
-    "train.full_determinism_enable": False,
     "train.max_epochs": 1,
     "train.num_episodes": 1,
     "vllm.enable_sleep": False,
@@ -90,7 +92,7 @@ def openrlhf_options(config: Config, stage: Stage, folder: Path) -> dict:
 
     Args:
         stage: config.training.stage1 or stage2.
-        folder: the stage's folder; checkpoints and TensorBoard go below it.
+        folder: the stage's folder; checkpoints go below it.
     """
     training = config.training
     dtype = {"bfloat16": "bf16", "float16": "fp16"}[config.policy.dtype]
@@ -105,17 +107,13 @@ def openrlhf_options(config: Config, stage: Stage, folder: Path) -> dict:
         "actor.num_gpus_per_node": training.ranks_per_node,
         "actor.num_nodes": training.nodes,
         "algo.kl.init_coef": stage.kl_coef,
-        "ckpt.max_num": stage.keep_checkpoints,
         "ckpt.output_dir": str(folder / "hf.partial"),
         "ckpt.path": str(folder / "checkpoints"),
-        "ckpt.save_steps": stage.save_steps,
         "data.max_len": config.policy.max_model_len,
         "ds.adam_offload": training.offload_optimizer,
         "ds.attn_implementation": training.attention,
         "ds.packing_samples": training.packing,
         "ds.param_dtype": dtype,
-        "logger.tensorboard_dir": str(folder),
-        "logger.wandb.run_name": "tensorboard",
         "rollout.batch_size": stage.prompts_per_step,
         "rollout.max_new_tokens": stage.max_new_tokens,
         "rollout.micro_batch_size": stage.micro_batch_size,
@@ -125,6 +123,7 @@ def openrlhf_options(config: Config, stage: Stage, folder: Path) -> dict:
         "rollout.vllm_generate_batch_size": stage.prompts_per_step,
         "train.batch_size": stage.prompts_per_step * stage.samples_per_prompt,
         "train.colocate_actor_ref": training.colocate_reference,
+        "train.full_determinism_enable": training.deterministic,
         "train.micro_batch_size": stage.micro_batch_size,
         "train.seed": config.runtime.random_seed,
         "vllm.enable_prefix_caching": True,

@@ -3,30 +3,19 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 
 import ray
 from ray.util.placement_group import remove_placement_group
 
-from medssr_dist.config import Config, Stage
+from medssr_dist.config import Config
 from medssr_dist.runtime.cluster import reserve
 from medssr_dist.runtime.device import device_env, on_gpu
 from medssr_dist.runtime.models import load_tokenizer
+from medssr_dist.training.deadline import StopSign
+from medssr_dist.training.job import STOP_FILE, StageJob
 from medssr_dist.training.rollout_side import RolloutSide
 from medssr_dist.training.watch import Board
-
-
-@dataclass(frozen=True)
-class StageJob:
-    """What one stage is to do: from `model`, against `reference`, on `examples`, into `folder`."""
-
-    config: Config
-    stage: Stage
-    model: Path
-    reference: Path
-    folder: Path
-    expected_steps: int  # for the learning-rate schedule; exact unless one pass over a stream is asked
 
 
 class StageRunner:
@@ -36,29 +25,33 @@ class StageRunner:
         """Train and write `folder`/hf.partial. Returns counts of the prompts.
 
         Args:
-            examples: callable giving the Examples in order; may wait for more.
+            examples: callable giving the Examples in order from a place; may wait for more, and calls its `watch`
+                meanwhile.
             on_taken: callable told how many examples have been taken.
             board: told what every part of the stage does.
+
+        Raises:
+            Stopped: the stage was asked to stop or its end time is near; all finished steps are saved.
         """
-        from medssr_dist.training.actors import get_strategy
-        from medssr_dist.training.openrlhf_args import as_namespace, openrlhf_options
+        from medssr_dist.training.boundary import Boundary
         from medssr_dist.training.prompts import PromptLoader
+        from medssr_dist.training.samples import SampleBook
         from medssr_dist.training.trainer import StageTrainer
 
         config, stage = job.config, job.stage
-        strategy = get_strategy(as_namespace(openrlhf_options(config, stage, job.folder)))
+        stop = StopSign(job.folder / STOP_FILE, job.end, job.checkpoint.seconds if job.checkpoint else 0.0)
+        strategy = _strategy(job)
         tokenizer = load_tokenizer(job.model, config.policy)
         room = config.policy.max_model_len - stage.max_new_tokens
-        grouped = config.training.rollout == "grouped"  # it counts the steps itself
-        prompts = PromptLoader(
-            examples, tokenizer, room, stage.prompts_per_step, 0 if grouped else stage.steps, on_taken
-        )
+        watched = partial(examples, watch=partial(stop.check, before_step=False))
+        steps = 0 if config.training.rollout == "grouped" else stage.steps  # grouped counts them itself
+        prompts = PromptLoader(watched, tokenizer, room, stage.prompts_per_step, steps, on_taken)
         policy, reference, rollout, bundles = self._start(job, strategy, board)
         rollout.generate_with(prompts, tokenizer, strategy)
-        metrics = job.folder / "metrics.jsonl"
-        trainer = StageTrainer(strategy, policy, reference, rollout, tokenizer, prompts, metrics)
-        trainer.fit()
-        ray.get(policy.async_save_model())
+        boundary = Boundary(job, policy, stop)
+        samples = SampleBook(job.folder / "samples.jsonl", tokenizer, config.training.keep_samples)
+        StageTrainer(strategy, policy, reference, rollout, tokenizer, prompts, boundary, samples).fit()
+        boundary.export(job.folder / "hf.partial")
         for bundle in bundles:
             remove_placement_group(bundle)
         return {"prompts": prompts.taken, "skipped_too_long": prompts.skipped}
@@ -82,6 +75,20 @@ class StageRunner:
         rollout.pool.wait_ready()  # first: the policy waits in its weight-sync group for an engine that has died
         ray.get(refs)
         return ranks, reference, rollout, {rollout.bundles, bundles, reference_bundles}
+
+
+def _strategy(job: StageJob):
+    """OpenRLHF's strategy with the stage's options, and the checkpoint made ready for its number of ranks."""
+    from medssr_dist.training.actors import get_strategy
+    from medssr_dist.training.openrlhf_args import as_namespace, openrlhf_options
+    from medssr_dist.training.resume import fit_to_ranks
+
+    training = job.config.training
+    options = openrlhf_options(job.config, job.stage, job.folder)
+    if job.checkpoint:
+        ranks = training.nodes * training.ranks_per_node
+        options["ds.use_universal_ckpt"] = fit_to_ranks(job.folder / "checkpoints", job.checkpoint, ranks)
+    return get_strategy(as_namespace(options))
 
 
 def _rank_classes(config: Config) -> tuple[type, type]:
