@@ -13,6 +13,7 @@ from typing import Literal
 from pydantic import Field, SecretStr, model_validator
 
 from medssr_dist.config_base import Section, Source
+from medssr_dist.config_rollout import RolloutOptions
 from medssr_dist.config_synthesis import Knowledge, Synthesis
 
 
@@ -91,6 +92,9 @@ class Stage(Section):
     temperature: float = Field(1.0, gt=0, le=2, description="rollout temperature")
     top_p: float = Field(1.0, gt=0, le=1, description="nucleus sampling; 1 = off")
     max_new_tokens: int = Field(2048, ge=1, description="rollout limit, tokens")
+    drop_zero_variance: bool = Field(
+        True, description="replace groups whose rewards are all equal by groups of the next prompts"
+    )
     save_steps: int = Field(10, ge=1, description="checkpoint every N steps")
     keep_checkpoints: int = Field(1, ge=1, description="newest complete checkpoints kept, beside the best by reward")
     export_steps: int = Field(0, ge=0, description="a Hugging Face checkpoint every N steps; 0 = the final one alone")
@@ -104,7 +108,7 @@ class Stage2(Stage):
     reference: Literal["base", "stage1"] = Field("base", description="policy that the KL is measured against")
 
 
-class Training(Section):
+class Training(RolloutOptions):
     """OpenRLHF with DeepSpeed ZeRO-3 and vLLM rollout engines."""
 
     nodes: int = Field(1, ge=1, description="nodes with training ranks")
@@ -134,6 +138,16 @@ class Training(Section):
         return self.stage1.enabled or (self.stage2.enabled and self.stage2.mix_pseudo_labels)
 
     @model_validator(mode="after")
+    def _stages_can_roll_out(self) -> Training:
+        for name in ("stage1", "stage2"):
+            stage = getattr(self, name)
+            if stage.enabled and stage.drop_zero_variance and self.rollout == "openrlhf":
+                raise ValueError(
+                    f"{name}: drop_zero_variance needs rollout=grouped; set training.{name}.drop_zero_variance=false"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _check(self) -> Training:
         ranks = self.nodes * self.ranks_per_node
         for name in ("stage1", "stage2"):
@@ -144,6 +158,8 @@ class Training(Section):
                     f"{name}: prompts_per_step x samples_per_prompt = {sequences} is not a multiple of "
                     f"ranks x micro_batch_size = {ranks} x {stage.micro_batch_size}"
                 )
+        if self.deterministic and self.rollout == "openrlhf":
+            raise ValueError("deterministic needs rollout=grouped: samples of rollout=openrlhf are drawn without seeds")
         if self.packing and self.logprob == "openrlhf" and self.attention != "flash_attention_2":
             raise ValueError("packing with logprob=openrlhf needs attention=flash_attention_2; set logprob=kernels")
         if self.stage2.enabled and not self.stage2.data and not self.stage2.mix_pseudo_labels:

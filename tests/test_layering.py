@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "medssr_dist"
 LAYERS = (
     ("errors", "shares", "kernels", "cards"),
     ("records", "config_base", "jsonl", "cache"),
-    ("config_synthesis",),
+    ("config_synthesis", "config_rollout"),
     ("config",),
     ("answers", "config_io", "stream", "step_clock"),
     ("run_dir",),
@@ -35,7 +35,9 @@ HEAVY = ("torch", "vllm", "ray", "transformers", "openrlhf", "deepspeed", "faiss
 HEAVY_MODULES = {
     "runtime.engines", "runtime.placement", "voting.run", "training.actors", "training.agent", "training.platform",
     "training.run", "training.stage", "training.trainer", "training.head", "training.policy", "training.boundary",
-    "training.resume", "bench.kernels", "bench.kernels_peers", "bench.kernels_report",
+    "training.resume", "bench.kernels", "bench.kernels_peers", "bench.kernels_report", "training.engine_pool",
+    "training.rollout_engine", "training.rollout_side", "training.stock_rollout", "training.watch",
+    "training.weight_sync", "training.weight_transfer",
 }  # fmt: skip
 
 

@@ -6,15 +6,17 @@ Importing this module applies the CPU platform first, in every Ray worker: impor
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import ray
 
 from medssr_dist.training import platform
 from medssr_dist.training.resume import read_back, restore_rng, rng_state, shard_bytes
+from medssr_dist.training.watch import Beats, Board, dump_stacks_on_signal
 
 platform.apply()
 
@@ -25,9 +27,12 @@ from openrlhf.trainer.ray.launcher import RayActorGroup  # noqa: E402
 from openrlhf.trainer.ray.vllm_engine import RolloutRayActor  # noqa: E402
 from openrlhf.utils import get_strategy  # noqa: E402
 
+if TYPE_CHECKING:
+    from medssr_dist.training.weight_sync import SyncSettings, WeightSync
+
 __all__ = [
     "BasePPOTrainer", "KernelPolicyRank", "KernelReferenceRank", "PlainPPOTrainer", "PolicyRank", "RayActorGroup",
-    "ReferenceRank", "RolloutEngine", "SamplesGenerator", "get_strategy",
+    "ReferenceRank", "RolloutRayActor", "SamplesGenerator", "get_strategy",
 ]  # fmt: skip
 
 
@@ -47,8 +52,27 @@ def _built_from(module: ModuleType, **classes: type) -> Iterator[None]:
         vars(module).update(own)
 
 
-class PolicyRank(plain_class(ppo_actor.PolicyModelActor)):
-    """One ZeRO-3 rank of the policy: OpenRLHF's own, but for what is written of it and taken up again."""
+class Watched:
+    """A rank that tells a board what it does, once it has been given one."""
+
+    _name = "training rank"
+    _beats: Beats | None = None
+
+    def watch(self, board: Board) -> None:
+        dump_stacks_on_signal()
+        self._beats = Beats(board, f"{self._name} {self._rank}")
+
+    def forward(self, *args, **kwargs):
+        return self._told("log-probs", super().forward)(*args, **kwargs)
+
+    def _told(self, doing: str, function: Callable) -> Callable:
+        return self._beats.during(doing, function) if self._beats else function
+
+
+class PolicyRank(Watched, plain_class(ppo_actor.PolicyModelActor)):
+    """One ZeRO-3 rank of the policy: OpenRLHF's own, the weight sync, and what is written of it and taken up again."""
+
+    _weights: WeightSync | None = None
 
     def init_model_from_pretrained(self, *args, **kwargs):
         super().init_model_from_pretrained(*args, **kwargs)
@@ -74,9 +98,30 @@ class PolicyRank(plain_class(ppo_actor.PolicyModelActor)):
         self.strategy.args.ckpt.output_dir = folder
         self.save_model()
 
+    def fit(self, *args, **kwargs):
+        step = self.trainer.training_step
+        self.trainer.training_step = self._told("update", step)
+        try:
+            return self._told("update", super().fit)(*args, **kwargs)
+        finally:
+            self.trainer.training_step = step
 
-class ReferenceRank(plain_class(launcher.ReferenceModelActor)):
+    def connect_engines(self, engines: dict, settings: SyncSettings) -> None:
+        """WeightSync.connect, on every rank."""
+        from medssr_dist.training.weight_sync import WeightSync
+
+        self._weights = self._weights or WeightSync(self.actor.model.module, settings)
+        self._told("weight sync", self._weights.connect)(engines)
+
+    def send_weights(self, version: int) -> None:
+        """WeightSync.send, on every rank."""
+        self._told("weight sync", self._weights.send)(version)
+
+
+class ReferenceRank(Watched, plain_class(launcher.ReferenceModelActor)):
     """One ZeRO-3 rank of the reference policy, all OpenRLHF's own."""
+
+    _name = "reference rank"
 
 
 class KernelPolicyRank(PolicyRank):
@@ -97,10 +142,6 @@ class KernelReferenceRank(ReferenceRank):
 
         with _built_from(launcher, Actor=KernelActor):
             super().init_model_from_pretrained(*args, **kwargs)
-
-
-class RolloutEngine(plain_class(RolloutRayActor)):
-    """One vLLM rollout engine."""
 
 
 PlainPPOTrainer = plain_class(PPOTrainer)

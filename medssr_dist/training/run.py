@@ -26,6 +26,7 @@ from medssr_dist.training.job import STOP_FILE, StageJob
 from medssr_dist.training.prompts import Example, from_labels, from_questions, shuffled
 from medssr_dist.training.stage import StageRunner
 from medssr_dist.training.trackers import Trackers
+from medssr_dist.training.watch import StallWatch, start_board
 
 _FULL_DISK_BYTES = 2**28
 
@@ -51,7 +52,9 @@ class RunningStage:
         _drop_steps_after(job.folder, done)
         self._job, self._should_stop, self._started = replace(job, checkpoint=checkpoint), should_stop, time.monotonic()
         self._actor = ray.remote(num_cpus=1, runtime_env={"env_vars": device_env()})(StageRunner).remote()
-        self._result = self._actor.run.remote(self._job, examples, on_taken)
+        board = start_board()
+        self._watch = StallWatch(board, job.config.training.stall_s)
+        self._result = self._actor.run.remote(self._job, examples, on_taken, board)
         self._trackers = Trackers(self._job)
         self._bar = tqdm(total=job.expected_steps, desc=job.name, unit="step", initial=done)
 
@@ -65,6 +68,7 @@ class RunningStage:
         self._show()
         if self._should_stop():
             self._ask_to_stop()
+        self._watch.check()
         done, _ = ray.wait([self._result], timeout=0)
         if not done:
             return False

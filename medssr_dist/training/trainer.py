@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 
 from medssr_dist.errors import Stopped
-from medssr_dist.training.actors import BasePPOTrainer, PlainPPOTrainer, SamplesGenerator
+from medssr_dist.training.actors import BasePPOTrainer, PlainPPOTrainer
 from medssr_dist.training.boundary import Boundary
 from medssr_dist.training.prompts import PromptLoader
+from medssr_dist.training.rollout_side import RolloutSide
 from medssr_dist.training.samples import SampleBook
 
 # metrics.jsonl name -> OpenRLHF's name
@@ -39,7 +40,7 @@ class StageTrainer(PlainPPOTrainer):
     Args:
         strategy: OpenRLHF's DeepspeedStrategy, holding the options.
         policy, reference: RayActorGroups; reference is None when the KL weight is 0.
-        engines: rollout engine actors.
+        rollout: engines and generator.
         prompts: where prompts and labels come from.
         boundary: takes each step's metrics and state.
         samples: takes some of each step's rollouts.
@@ -50,7 +51,7 @@ class StageTrainer(PlainPPOTrainer):
         strategy,
         policy,
         reference,
-        engines,
+        rollout: RolloutSide,
         tokenizer,
         prompts: PromptLoader,
         boundary: Boundary,
@@ -65,10 +66,13 @@ class StageTrainer(PlainPPOTrainer):
             "temperature": args.rollout.temperature,
             "top_p": args.rollout.top_p,
         }
-        self.samples_generator = SamplesGenerator(strategy, prompts, None, tokenizer, engines)
+        self.samples_generator, self._rollout = rollout.generator, rollout
         self._boundary, self._samples = boundary, samples
         self._waited_s = 0.0  # for examples, in all steps so far; part of a step's seconds_generate and seconds
-        BasePPOTrainer.__init__(self, strategy, policy, None, None, reference, engines, tokenizer)
+        BasePPOTrainer.__init__(self, strategy, policy, None, None, reference, rollout.pool.handles, tokenizer)
+
+    def broadcast_to_vllm(self) -> None:
+        self._rollout.sync()
 
     def fit(self) -> None:
         """Train to the end. Raises Stopped, with all finished steps saved, where the stage has to stop."""
@@ -83,12 +87,19 @@ class StageTrainer(PlainPPOTrainer):
         return super().train_step(rollout_samples, global_step)
 
     def init_checkpoint_states(self) -> dict:
-        return self._boundary.resumed_state()
+        states = self._boundary.resumed_state()
+        if "samples" in states:
+            self.samples_generator.load_state_dict(states["samples"])
+        return states
 
     def save_logs_and_checkpoints(self, global_step: int, logs_dict=None, client_states=None) -> None:
         row = {name: round(float(logs_dict[key]), 6) for name, key in _METRICS.items() if key in logs_dict}
+        row |= self.samples_generator.metrics
         row |= {"step": global_step, "prompts": client_states["total_consumed_prompts"], "time": round(time.time(), 3)}
         row["tokens"] = int(row["response_length"] * row["samples"])
         row["seconds_wait"] = round(self.prompts_dataloader.waited_s - self._waited_s, 6)
         self._waited_s = self.prompts_dataloader.waited_s
-        self._boundary.passed(global_step, row, client_states)
+        # In this order: the generator may be drawing prompts still.
+        state = client_states | {"samples": self.samples_generator.state_dict()}
+        state["data_loader_state_dict"] = self.prompts_dataloader.state_dict()
+        self._boundary.passed(global_step, row, state)
