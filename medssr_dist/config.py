@@ -158,6 +158,8 @@ class Training(RolloutOptions):
                     f"{name}: prompts_per_step x samples_per_prompt = {sequences} is not a multiple of "
                     f"ranks x micro_batch_size = {ranks} x {stage.micro_batch_size}"
                 )
+        if self.deterministic and self.rollout == "openrlhf":
+            raise ValueError("deterministic needs rollout=grouped: samples of rollout=openrlhf are drawn without seeds")
         if self.packing and self.logprob == "openrlhf" and self.attention != "flash_attention_2":
             raise ValueError("packing with logprob=openrlhf needs attention=flash_attention_2; set logprob=kernels")
         if self.stage2.enabled and not self.stage2.data and not self.stage2.mix_pseudo_labels:

@@ -36,7 +36,7 @@ HEAVY_MODULES = {
     "runtime.engines", "runtime.placement", "voting.run", "training.actors", "training.agent", "training.platform",
     "training.run", "training.stage", "training.trainer", "training.head", "training.policy", "training.boundary",
     "training.resume", "bench.kernels", "bench.kernels_peers", "bench.kernels_report", "training.engine_pool",
-    "training.rollout_engine", "training.rollout_side", "training.stock_rollout", "training.watch",
+    "training.rollout", "training.rollout_engine", "training.rollout_side", "training.stock_rollout", "training.watch",
     "training.weight_sync", "training.weight_transfer",
 }  # fmt: skip
 

@@ -70,7 +70,7 @@ class Watched:
 
 
 class PolicyRank(Watched, plain_class(ppo_actor.PolicyModelActor)):
-    """One ZeRO-3 rank of the policy: OpenRLHF's own, but for checkpoints and the weight sync."""
+    """One ZeRO-3 rank of the policy: OpenRLHF's own, the weight sync, and what is written of it and taken up again."""
 
     _weights: WeightSync | None = None
 

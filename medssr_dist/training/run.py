@@ -66,9 +66,9 @@ class RunningStage:
         import ray
 
         self._show()
-        self._watch.check()
         if self._should_stop():
             self._ask_to_stop()
+        self._watch.check()
         done, _ = ray.wait([self._result], timeout=0)
         if not done:
             return False

@@ -29,7 +29,6 @@ class StageRunner:
                 meanwhile.
             on_taken: callable told how many examples have been taken.
             board: told what every part of the stage does.
-
         Raises:
             Stopped: the stage was asked to stop or its end time is near; all finished steps are saved.
         """
@@ -44,7 +43,8 @@ class StageRunner:
         tokenizer = load_tokenizer(job.model, config.policy)
         room = config.policy.max_model_len - stage.max_new_tokens
         watched = partial(examples, watch=partial(stop.check, before_step=False))
-        steps = 0 if config.training.rollout == "grouped" else stage.steps  # grouped counts them itself
+        grouped = config.training.rollout == "grouped"  # it counts the steps itself
+        steps = 0 if grouped else stage.steps
         prompts = PromptLoader(watched, tokenizer, room, stage.prompts_per_step, steps, on_taken)
         policy, reference, rollout, bundles = self._start(job, strategy, board)
         rollout.generate_with(prompts, tokenizer, strategy)

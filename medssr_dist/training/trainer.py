@@ -99,7 +99,7 @@ class StageTrainer(PlainPPOTrainer):
         row["tokens"] = int(row["response_length"] * row["samples"])
         row["seconds_wait"] = round(self.prompts_dataloader.waited_s - self._waited_s, 6)
         self._waited_s = self.prompts_dataloader.waited_s
-        # The generator first: what it makes beside the training takes prompts.
-        states = {"samples": self.samples_generator.state_dict()}
-        states["data_loader_state_dict"] = self.prompts_dataloader.state_dict()
-        self._boundary.passed(global_step, row, client_states | states)
+        # In this order: the generator may be drawing prompts still.
+        state = client_states | {"samples": self.samples_generator.state_dict()}
+        state["data_loader_state_dict"] = self.prompts_dataloader.state_dict()
+        self._boundary.passed(global_step, row, state)
