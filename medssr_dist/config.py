@@ -132,6 +132,9 @@ class Training(RolloutOptions):
         "kernels", description="log-probs and loss by our kernels, or by OpenRLHF's own code over whole logits"
     )
     packing: bool = Field(False, description="sequences laid end to end without padding; openrlhf's needs flash-attn")
+    share_prompts: bool = Field(
+        False, description="the answers to a question in one row with its prompt, computed once; needs attention=sdpa"
+    )
     batching: Literal["balanced", "fixed", "openrlhf"] = Field(
         "balanced",
         description="micro-batches of like lengths, ranks with like work | as the samples come | OpenRLHF's experience "
@@ -217,6 +220,20 @@ class Training(RolloutOptions):
                     f"{name}: micro_batch_tokens needs batching=balanced and packing=true, not batching="
                     f"{self.batching} and packing={str(self.packing).lower()}"
                 )
+            if self.share_prompts and stage.micro_batch_size % stage.samples_per_prompt:
+                raise ValueError(
+                    f"{name}: share_prompts needs whole groups in a micro-batch: micro_batch_size = "
+                    f"{stage.micro_batch_size} is not a multiple of samples_per_prompt = {stage.samples_per_prompt}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _prompts_can_be_shared(self) -> Training:
+        needs = {"attention": "sdpa", "logprob": "kernels", "batching": "balanced", "packing": False}
+        wrong = [name for name, value in needs.items() if getattr(self, name) != value]
+        if self.share_prompts and wrong:
+            wanted = ", ".join(f"{name}={str(needs[name]).lower()}" for name in wrong)
+            raise ValueError(f"share_prompts needs {wanted}; or set training.share_prompts=false")
         return self
 
     @model_validator(mode="after")

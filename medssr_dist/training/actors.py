@@ -47,7 +47,7 @@ def plain_class(actor_class: ray.actor.ActorClass) -> type:
 
 
 @contextmanager
-def _built_from(module: ModuleType, **classes: type) -> Iterator[None]:
+def _built_from(module: ModuleType, **classes: Callable) -> Iterator[None]:
     """Within, what `module` builds by these names is of these classes."""
     own = {name: getattr(module, name) for name in classes}
     vars(module).update(classes)
@@ -57,11 +57,11 @@ def _built_from(module: ModuleType, **classes: type) -> Iterator[None]:
         vars(module).update(own)
 
 
-def _parts(training: Training) -> dict[str, type]:
+def _parts(training: Training) -> dict[str, Callable]:
     """What a rank's model and trainer are made of, by OpenRLHF's names for it."""
-    from medssr_dist.training.policy import KernelActor, trainer_class
+    from medssr_dist.training.policy import actor_class, trainer_class
 
-    actor = {"Actor": KernelActor} if training.logprob == "kernels" else {}
+    actor = {"Actor": actor_class(training)} if training.logprob == "kernels" else {}
     return actor | {"ActorPPOTrainer": trainer_class(training)}
 
 

@@ -72,16 +72,22 @@ class ExperienceMaker:
 
     def _planned(self, samples: list[Experience], advantages: torch.Tensor, step: int) -> list:
         training, stage = self._training, self._stage
-        lengths = [sample.sequences.shape[1] for sample in samples]
+        size = stage.samples_per_prompt if training.share_prompts else 1
+        units = [range(start, start + size) for start in range(0, len(samples), size)]
+        lengths = [_tokens([samples[index] for index in unit]) for unit in units]
         if stage.micro_batch_tokens:
             cut = batching.budgeted(lengths, training.ranks, stage.micro_batch_tokens)
         elif training.batching == "balanced":
-            cut = batching.balanced(lengths, training.ranks, stage.micro_batch_size)
+            cut = batching.balanced(lengths, training.ranks, stage.micro_batch_size // size)
         else:
             cut = batching.fixed(training.ranks, stage.micro_batch_size)
         plan = batching.plan(lengths, training.ranks, stage.updates_per_rollout, self._seed + step, cut)
         make = partial(micro_batch, samples, advantages, pad_token=self._pad_token)
-        return [[[make(indices) for indices in update] for update in rank] for rank in plan]
+
+        def made(bin_: list[int]) -> Experience:
+            return make([index for unit in bin_ for index in units[unit]])
+
+        return [[[made(bin_) for bin_ in update] for update in rank] for rank in plan]
 
     def _ask(self, group: RayActorGroup, batches: list[Experience], field: str) -> None:
         """Fill in `field` [B, A] of every micro-batch with the log-probs of the ranks of `group`."""
@@ -92,6 +98,12 @@ class ExperienceMaker:
             setattr(batch, field, log_probs)
         if self._training.colocate_reference:
             ray.get(group.async_run_method(method_name="empty_cache"))
+
+
+def _tokens(samples: list[Experience]) -> int:
+    """Tokens of samples that share their prompt, or of one."""
+    answers = sum(int(sample.action_mask.sum()) for sample in samples)
+    return samples[0].sequences.shape[1] - int(samples[0].action_mask.sum()) + answers
 
 
 def micro_batch(samples: list[Experience], advantages: torch.Tensor, indices: list[int], pad_token: int) -> Experience:

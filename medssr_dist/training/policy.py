@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields, replace
+from functools import partial
 
 import torch
 from torch.nn import functional as F
@@ -18,6 +19,7 @@ from medssr_dist.kernels import GrpoMetrics, linear_grpo_loss, linear_logprob
 from medssr_dist.training import platform
 from medssr_dist.training.algorithm import grpo_options
 from medssr_dist.training.head import KernelHead, install_head
+from medssr_dist.training.layout import Layout, packed, padded, shared
 from medssr_dist.training.update import PlannedUpdate
 
 platform.apply()
@@ -27,15 +29,21 @@ from openrlhf.trainer.ppo_utils.experience import Experience  # noqa: E402
 from openrlhf.trainer.ray.ppo_actor import ActorPPOTrainer  # noqa: E402
 
 # What is computed over the rows: (hidden [n, H], weight [V, H], target [n]) -> one tensor, n the unmasked actions.
+LayOut = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], Layout]
 OverRows = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 class KernelActor(Actor):
-    """OpenRLHF's Actor, whose head computes what is asked for in place of logits. B sequences, T tokens, A actions."""
+    """OpenRLHF's Actor, whose head computes what is asked for in place of logits. B sequences, T tokens, A actions.
 
-    def __init__(self, *args, **kwargs):
+    Args:
+        lay_out: how the model is given the sequences, of `layout.py`.
+    """
+
+    def __init__(self, *args, lay_out: LayOut = padded, **kwargs):
         super().__init__(*args, **kwargs)
         install_head(self.model)
+        self._lay_out = lay_out
 
     @property
     def head(self) -> KernelHead:
@@ -57,23 +65,14 @@ class KernelActor(Actor):
             sequences, attention_mask: [B, T].
             action_mask: [B, A], of the last A tokens; the row before a token predicts it.
         """
-        real = attention_mask.bool()
-        predicts = F.pad(action_mask.bool(), (sequences.shape[1] - 1 - action_mask.shape[1], 1))
-        target = sequences.roll(-1, dims=1)[predicts]
-        positions = attention_mask.long().cumsum(-1) - 1
-        if self.packing_samples:
-            # One row of all real tokens; attention tells the sequences apart by positions that begin again.
-            tokens, positions, predicts = sequences[real][None], positions[real][None], predicts[real]
-            attention_mask = None
-        else:
-            tokens, positions = sequences, positions.masked_fill(~real, 1)
-        rows = predicts.flatten().nonzero().squeeze(1)
+        layout = self._lay_out(sequences, attention_mask, action_mask)
 
         def chosen(hidden, weight):
-            return compute(hidden.flatten(0, 1).index_select(0, rows), weight, target)
+            return compute(hidden.flatten(0, 1).index_select(0, layout.rows), weight, layout.target)
 
         with self.head.computing(chosen):
-            return self.model(tokens, attention_mask=attention_mask, position_ids=positions)["logits"]
+            found = self.model(layout.tokens, attention_mask=layout.attention, position_ids=layout.positions)
+        return found["logits"]
 
 
 class KernelLoss(ActorPPOTrainer):
@@ -161,6 +160,13 @@ class KernelLoss(ActorPPOTrainer):
             "num_samples": float(len(experience.action_mask)),
             "num_action_tokens": float(tokens),
         }
+
+
+def actor_class(training: Training) -> Callable[..., KernelActor]:
+    """What makes a rank's model."""
+    if training.share_prompts:
+        return partial(KernelActor, lay_out=shared)
+    return partial(KernelActor, lay_out=packed if training.packing else padded)
 
 
 def trainer_class(training: Training) -> type[ActorPPOTrainer]:

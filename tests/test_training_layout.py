@@ -1,4 +1,4 @@
-"""Answers that share a prompt: the log-probs are those of the sequences apart."""
+"""Layouts: log-probs are those of the sequences apart."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from medssr_dist.training.shared_prompts import shared_row
+from medssr_dist.training.layout import padded, shared
 
 VOCABULARY = 31
 
@@ -44,10 +44,11 @@ def apart(model, sequences, real, acts) -> torch.Tensor:
     return found[acts.bool()]
 
 
-def together(model, sequences, real, acts) -> torch.Tensor:
-    row = shared_row(sequences, real, acts)
-    logits = model(row.tokens, attention_mask=row.visible, position_ids=row.positions).logits[0]
-    return logits.index_select(0, row.rows).log_softmax(-1).gather(-1, row.target[:, None]).squeeze(-1)
+def laid_out(model, lay_out, given_batch) -> torch.Tensor:
+    layout = lay_out(*given_batch)
+    logits = model(layout.tokens, attention_mask=layout.attention, position_ids=layout.positions).logits
+    chosen = logits.flatten(0, 1).index_select(0, layout.rows)
+    return chosen.log_softmax(-1).gather(-1, layout.target[:, None]).squeeze(-1)
 
 
 tokens = st.lists(st.integers(1, VOCABULARY - 1), min_size=1, max_size=6)
@@ -59,22 +60,23 @@ def test_log_probs_are_those_of_the_sequences_apart(model, data):
     prompts = data.draw(st.lists(tokens, min_size=1, max_size=3))
     pairs = st.tuples(st.integers(0, len(prompts) - 1), tokens)
     given_batch = batch(prompts, data.draw(st.lists(pairs, min_size=1, max_size=6)))
-    torch.testing.assert_close(together(model, *given_batch), apart(model, *given_batch))
+    for lay_out in (padded, shared):
+        torch.testing.assert_close(laid_out(model, lay_out, given_batch), apart(model, *given_batch))
 
 
 def test_gradients_are_those_of_the_sequences_apart(model):
     given_batch = batch([[1, 2, 3], [4, 5]], [(0, [6, 7]), (1, [8]), (0, [9, 10, 11]), (0, [6, 12])])
     gradients = []
-    for way in (apart, together):
+    for found in (apart(model, *given_batch), laid_out(model, shared, given_batch)):
         model.zero_grad()
-        way(model, *given_batch).square().sum().backward()
+        found.square().sum().backward()
         gradients.append([parameter.grad.clone() for parameter in model.parameters()])
     for expected, found in zip(*gradients, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)  # norms are in fp32
 
 
 def test_a_prompt_is_there_once():
-    row = shared_row(*batch([[1, 2, 3]], [(0, [6, 7]), (0, [8, 9])]))
+    row = shared(*batch([[1, 2, 3]], [(0, [6, 7]), (0, [8, 9])]))
     assert row.tokens.tolist() == [[1, 2, 3, 6, 8]]  # nothing is predicted after an answer's last token
     assert row.positions.tolist() == [[0, 1, 2, 3, 3]]
     assert row.rows.tolist() == [2, 3, 2, 4] and row.target.tolist() == [6, 7, 8, 9]
@@ -82,5 +84,5 @@ def test_a_prompt_is_there_once():
 
 def test_without_actions_a_token_is_left():
     sequences, real, acts = batch([[1, 2]], [(0, [3])])
-    row = shared_row(sequences, real, torch.zeros_like(acts))
+    row = shared(sequences, real, torch.zeros_like(acts))
     assert row.tokens.shape == (1, 1) and not len(row.rows) and not len(row.target)
