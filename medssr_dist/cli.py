@@ -21,8 +21,9 @@ _STEPS = {
 }
 _BENCHES = {
     "synthesis": "the API client against a bare loop and other clients; its memory; decontamination; retrieval",
-    "voting": "the engine pool against vLLM itself",
+    "voting": "the engine pool against vLLM itself; adaptive voting; coordinator; simulated clusters; stream",
     "kernels": "log-prob and GRPO loss kernels against torch and other libraries",
+    "training": "a GRPO step against stock OpenRLHF, and the share of each piece",
 }
 _TOOLS = {
     "prefetch": "bring models, encoders and the passage index to local disk (run where there is internet)",
