@@ -184,7 +184,7 @@ class Rollout:
         samples = [sample for group in batch.groups for sample in group.samples]
         self.metrics = {
             "policy_lag": sum(self.given - sample.version for sample in samples) / len(samples),
-            "zero_variance": batch.flat / batch.drawn,
+            "zero_variance_drawn": batch.flat / batch.drawn,
             "prompts_drawn": batch.drawn,
             "engine_restarts": self._pool.restarts,
             "seconds_rollout": round(batch.seconds, 6),
