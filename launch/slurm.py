@@ -45,6 +45,11 @@ class Job:
         """When Slurm started it, seconds since the epoch."""
         return time.mktime(time.strptime(self.record()["StartTime"], "%Y-%m-%dT%H:%M:%S"))
 
+    def ends(self) -> str:
+        """When Slurm will end it, local time in ISO 8601; "" where it has no limit."""
+        end = self.record()["EndTime"]
+        return "" if end == "Unknown" else end
+
     def go_on(self, script: str, arguments: list[str], run_dir: str) -> None:
         """Requeue, or submit `script` again where requeue is off.
 

@@ -7,12 +7,14 @@ Validators only refuse; none rewrites a value.
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Literal
 
 from pydantic import Field, SecretStr, model_validator
 
 from medssr_dist.config_algorithm import Algorithm
 from medssr_dist.config_base import Section, Source
+from medssr_dist.config_rollout import RolloutOptions
 from medssr_dist.config_synthesis import Knowledge, Synthesis
 
 
@@ -91,8 +93,12 @@ class Stage(Algorithm):
     temperature: float = Field(1.0, gt=0, le=2, description="rollout temperature")
     top_p: float = Field(1.0, gt=0, le=1, description="nucleus sampling; 1 = off")
     max_new_tokens: int = Field(2048, ge=1, description="rollout limit, tokens")
+    drop_zero_variance: bool = Field(
+        True, description="replace groups whose rewards are all equal by groups of the next prompts"
+    )
     save_steps: int = Field(10, ge=1, description="checkpoint every N steps")
-    keep_checkpoints: int = Field(2, ge=2, description="the oldest is deleted before the next is written, hence >= 2")
+    keep_checkpoints: int = Field(1, ge=1, description="newest complete checkpoints kept, beside the best by reward")
+    export_steps: int = Field(0, ge=0, description="a Hugging Face checkpoint every N steps; 0 = the final one alone")
 
     @property
     def sequences(self) -> int:
@@ -108,7 +114,7 @@ class Stage2(Stage):
     reference: Literal["base", "stage1"] = Field("base", description="policy that the KL is measured against")
 
 
-class Training(Section):
+class Training(RolloutOptions):
     """OpenRLHF with DeepSpeed ZeRO-3 and vLLM rollout engines."""
 
     nodes: int = Field(1, ge=1, description="nodes with training ranks")
@@ -126,6 +132,12 @@ class Training(Section):
         "kernels", description="log-probs and loss by our kernels, or by OpenRLHF's own code over whole logits"
     )
     packing: bool = Field(False, description="sequences laid end to end without padding; openrlhf's needs flash-attn")
+    deterministic: bool = Field(False, description="slower kernels that give the same numbers in every run")
+    trackers: list[Literal["tensorboard", "wandb", "mlflow"]] = Field(
+        default_factory=lambda: ["tensorboard"], description="they follow metrics.jsonl; keys are in the environment"
+    )
+    tracker_project: str = Field("medssr_dist", min_length=1, description="W&B project, MLflow experiment")
+    keep_samples: int = Field(4, ge=0, description="rollouts of each step kept for reading in samples.jsonl; 0 = none")
     batching: Literal["balanced", "fixed", "openrlhf"] = Field(
         "balanced",
         description="micro-batches of like lengths, ranks with like work | as the samples come | OpenRLHF's experience "
@@ -151,6 +163,20 @@ class Training(Section):
     def ranks(self) -> int:
         """ZeRO-3 ranks on all nodes."""
         return self.nodes * self.ranks_per_node
+
+    @model_validator(mode="after")
+    def _stages_can_roll_out(self) -> Training:
+        for name in ("stage1", "stage2"):
+            stage = getattr(self, name)
+            if stage.enabled and stage.drop_zero_variance and self.rollout == "openrlhf":
+                raise ValueError(
+                    f"{name}: drop_zero_variance needs rollout=grouped; set training.{name}.drop_zero_variance=false"
+                )
+            if stage.enabled and stage.importance == "off" and self.async_rollout:
+                raise ValueError(
+                    f"{name}: async_rollout trains on samples of older weights; set training.{name}.importance=token"
+                )
+        return self
 
     @model_validator(mode="after")
     def _steps_divide(self) -> Training:
@@ -190,6 +216,8 @@ class Training(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Training:
+        if self.deterministic and self.rollout == "openrlhf":
+            raise ValueError("deterministic needs rollout=grouped: samples of rollout=openrlhf are drawn without seeds")
         if self.packing and self.logprob == "openrlhf" and self.attention != "flash_attention_2":
             raise ValueError("packing with logprob=openrlhf needs attention=flash_attention_2; set logprob=kernels")
         if self.stage2.enabled and not self.stage2.data and not self.stage2.mix_pseudo_labels:
@@ -228,6 +256,9 @@ class Runtime(Section):
     random_seed: int = Field(42, ge=0, description="of draws, vignettes, votes, shuffles and training")
     gpu_memory_utilization: float = Field(0.85, gt=0, le=1, description="vLLM's share of a GPU; not used on CPU")
     cpu_kv_cache_gib: int = Field(1, ge=1, description="KV cache of an engine on CPU, GiB; not used on GPU")
+    deadline: datetime | None = Field(
+        None, description="training saves and stops before it, as at $MEDSSR_DEADLINE; without a zone, local time"
+    )
     enforce_eager: bool = Field(False, description="no CUDA graphs or torch.compile in vLLM (always so on CPU)")
 
 

@@ -17,11 +17,12 @@ import msgspec
 import yaml
 from tqdm import tqdm
 
+from medssr_dist.cards import CARD, header_text
 from medssr_dist.errors import InputError
 from medssr_dist.export_forms import FORMS, Form
 from medssr_dist.jsonl import raise_if_disk_full, read_text, write_atomic
 from medssr_dist.records import Label, Question, Record, parse_record
-from medssr_dist.synthesis.card import CARD, header_text, size_category
+from medssr_dist.synthesis.card import size_category
 
 LABELS = ("kept", "all", "none")
 _BLOCK = 2_000  # rows a Parquet row group

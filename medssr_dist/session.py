@@ -15,6 +15,8 @@ from medssr_dist.memory import refuse_too_little_memory
 from medssr_dist.run_dir import RunDir, open_run
 from medssr_dist.step_clock import step_clock
 
+_STOPS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
 
 @dataclass(frozen=True)
 class Session:
@@ -47,7 +49,7 @@ def open_session(config: Config, root: Path) -> Iterator[Session]:
 
     Raises:
         InputError: see `open_run`.
-        Stopped: in place of what an engine's end raises after SIGTERM or Ctrl-C.
+        Stopped: in place of what an engine's end raises after SIGTERM, USR1 or Ctrl-C.
     """
     with open_run(root, config) as run, _stop_on_signal() as should_stop, _ray_on_demand(config, run) as start_ray:
         yield Session(config, run, should_stop, start_ray)
@@ -72,9 +74,9 @@ def _ray_on_demand(config: Config, run: RunDir) -> Iterator[Callable[[], None]]:
 
 @contextmanager
 def _stop_on_signal() -> Iterator[Callable[[], bool]]:
-    """SIGTERM and the first Ctrl-C ask the run to stop at the next safe point; a second Ctrl-C ends it.
+    """SIGTERM, USR1 and the first Ctrl-C ask the run to stop at the next safe point; a second Ctrl-C ends it.
 
-    SIGTERM may come twice, from Slurm and from the job's launcher.
+    SIGTERM may come twice, from Slurm and from the job's launcher; USR1 is how Slurm warns of a job's end.
     """
     asked = threading.Event()
 
@@ -83,7 +85,7 @@ def _stop_on_signal() -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt
         asked.set()
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, ask) for number in _STOPS}
     try:
         yield asked.is_set
     except Exception as error:

@@ -149,9 +149,20 @@ def kept_labels(labels: Path) -> Iterator[Label]:
     return (label for _, label in kept_labels_from(labels, 0))
 
 
-def kept_labels_from(labels: Path, start: int) -> Iterator[tuple[int, Label]]:
-    """(lines of the ledger up to and with it, kept label), beginning after the first `start` lines."""
-    rows = follow(labels, lambda: has_ended(labels), start)
+def kept_labels_from(
+    labels: Path, start: int, watch: Callable[[], object] = lambda: None
+) -> Iterator[tuple[int, Label]]:
+    """(lines of the ledger up to and with it, kept label), beginning after the first `start` lines.
+
+    Args:
+        watch: called several times a second while there is nothing to give; what it raises ends the waiting.
+    """
+
+    def ended() -> bool:
+        watch()
+        return has_ended(labels)
+
+    rows = follow(labels, ended, start)
     for number, row in enumerate(rows, start=start + 1):
         label = parse_record(Label, row, str(labels))
         if label.kept:

@@ -21,7 +21,7 @@ from medssr_dist.launch.component import Component
 from medssr_dist.launch.hub import Hub, NodeLost
 from medssr_dist.launch.layout import layout
 from medssr_dist.launch.ray_node import Resources, node_environment, ray_command
-from medssr_dist.launch.slurm import parse_record, same_request
+from medssr_dist.launch.slurm import Job, parse_record, same_request
 from medssr_dist.launch.timings import FIRST_ANSWER, Timings
 from medssr_dist.launch.watch import missing
 
@@ -179,6 +179,12 @@ def test_timings_show_the_first_answer_of_this_attempt(tmp_path):
     timings.look()
     timings.write()
     assert set(read_json(attempt.folder / "timings.json")) == {FIRST_ANSWER, "end of the attempt"}
+
+
+@pytest.mark.parametrize(("told", "end"), [("2026-01-31T18:00:00", "2026-01-31T18:00:00"), ("Unknown", "")])
+def test_the_driver_is_told_when_slurm_will_end_the_job(monkeypatch, told, end):
+    monkeypatch.setattr(Job, "record", lambda job: parse_record(f"JobId=7 EndTime={told} Partition=gpu"))
+    assert Job(7, ("n1",), "n1").ends() == end
 
 
 def test_slurms_record_is_read_and_asked_for_again():

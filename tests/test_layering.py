@@ -10,9 +10,9 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "medssr_dist"
 # A module may import from the lines above its own, and nothing from its own line or from below.
 LAYERS = (
-    ("errors", "shares", "kernels"),
+    ("errors", "shares", "kernels", "cards"),
     ("records", "config_base", "jsonl", "cache"),
-    ("config_algorithm", "config_synthesis"),
+    ("config_algorithm", "config_rollout", "config_synthesis"),
     ("config",),
     ("answers", "config_io", "stream", "step_clock"),
     ("run_dir",),
@@ -34,9 +34,11 @@ HEAVY = ("torch", "vllm", "ray", "transformers", "openrlhf", "deepspeed", "faiss
 # Only heavy code imports these.
 HEAVY_MODULES = {
     "runtime.engines", "runtime.placement", "voting.run", "training.actors", "training.agent",
-    "training.algorithm", "training.experience", "training.flops", "training.head", "training.lora",
-    "training.platform", "training.policy", "training.run", "training.stage", "training.strategy", "training.trainer",
-    "training.update", "bench.kernels", "bench.kernels_peers", "bench.kernels_report",
+    "training.algorithm", "training.boundary", "training.engine_pool", "training.experience", "training.flops",
+    "training.head", "training.lora", "training.platform", "training.policy", "training.resume", "training.rollout",
+    "training.rollout_engine", "training.rollout_side", "training.run", "training.stage", "training.stock_rollout",
+    "training.strategy", "training.trainer", "training.update", "training.watch", "training.weight_sync",
+    "training.weight_transfer", "bench.kernels", "bench.kernels_peers", "bench.kernels_report",
 }  # fmt: skip
 
 

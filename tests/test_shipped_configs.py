@@ -19,6 +19,7 @@ ABLATIONS = {
     "no_knowledge": {"synthesis.alpha": (0.5, 0.0)},
     "no_filter": {"voting.threshold": (0.5, 0.0)},
     "no_stage1": {"training.stage1.enabled": (True, False)},
+    "no_stage2": {"training.stage2.enabled": (True, False)},
     "single_stage_mix": {
         "training.stage1.enabled": (True, False),
         "training.stage2.mix_pseudo_labels": (False, True),

@@ -180,6 +180,9 @@ def test_stopped_in_each_step(cluster, repo, slurm_config, tmp_path, how):
         cluster.until(ended.exists, f"attempt {attempt} has ended", 300)
     assert cluster.wait(job, 1800)["JobState"] == "COMPLETED"
     assert _counts(run) == _EXPECTED
+    if how == "USR1":
+        drivers = "".join(file.read_text() for file in (run / "attempts").glob("*/*.driver.log"))
+        assert "stage1 stopped after step" in drivers and "asked to" in drivers
 
 
 @pytest.mark.slow

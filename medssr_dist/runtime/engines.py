@@ -37,7 +37,7 @@ class VoteEngine:
     async def __init__(self, kwargs: dict, fingerprint: str, linger: float):
         import vllm
 
-        self._guard = _end_children_with_this_process()
+        self._guard = end_children_with_this_process()
         self._llm = vllm.AsyncLLMEngine.from_engine_args(vllm.AsyncEngineArgs(**kwargs))
         _refuse_other_weights(Path(kwargs["model"]), fingerprint)
         self._tokenizer = await _tokenizer_of(self._llm)
@@ -137,7 +137,7 @@ class VoteEngine:
         return self._tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def _end_children_with_this_process() -> subprocess.Popen:
+def end_children_with_this_process() -> subprocess.Popen:
     """A guard that ends this process' group once it is gone, however it went.
 
     Else vLLM's processes would outlive an engine that is killed, and hold its GPU's memory. The guard waits for the end

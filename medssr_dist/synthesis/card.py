@@ -12,9 +12,9 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel
 
+from medssr_dist.cards import CARD, header_text
 from medssr_dist.config import Config
 from medssr_dist.config_base import DataSource
 from medssr_dist.config_synthesis import Checks
@@ -23,7 +23,6 @@ from medssr_dist.knowledge.hpo import HPO_CITATION, hpo_version
 from medssr_dist.records import LETTERS, Question
 from medssr_dist.run_dir import commit
 
-CARD = "README.md"
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 _TYPES = {str: "string", int: "int64", float: "float64", bool: "bool"}
 _STOPPED_BY = {
@@ -72,11 +71,6 @@ def write_card(folder: Path, config: Config, summary: dict) -> Path:
     path = Path(folder) / CARD
     write_atomic(path, text + "\n")
     return path
-
-
-def header_text(header: dict) -> str:
-    """`header` as the YAML block that opens a card."""
-    return f"---\n{yaml.safe_dump(header, sort_keys=False, allow_unicode=True)}---\n"
 
 
 def size_category(count: int) -> str:

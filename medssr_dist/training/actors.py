@@ -6,15 +6,18 @@ Importing this module applies the CPU platform first, in every Ray worker: impor
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import ray
 
 from medssr_dist.config import Training
 from medssr_dist.training import platform
+from medssr_dist.training.resume import read_back, restore_rng, rng_state, shard_bytes
+from medssr_dist.training.watch import Beats, Board, dump_stacks_on_signal
 
 platform.apply()
 
@@ -29,8 +32,11 @@ from openrlhf.utils.logging_utils import init_logger  # noqa: E402
 from medssr_dist.training.lora import save_merged  # noqa: E402
 from medssr_dist.training.strategy import Strategy, torch_dtype  # noqa: E402
 
+if TYPE_CHECKING:
+    from medssr_dist.training.weight_sync import SyncSettings, WeightSync
+
 __all__ = [
-    "BasePPOTrainer", "PlainPPOTrainer", "PolicyRank", "RayActorGroup", "ReferenceRank", "RolloutEngine",
+    "BasePPOTrainer", "PlainPPOTrainer", "PolicyRank", "RayActorGroup", "ReferenceRank", "RolloutRayActor",
     "SamplesGenerator", "init_logger",
 ]  # fmt: skip
 
@@ -51,6 +57,23 @@ def _built_from(module: ModuleType, **classes: type) -> Iterator[None]:
         vars(module).update(own)
 
 
+class Watched:
+    """A rank that tells a board what it does, once it has been given one."""
+
+    _name = "training rank"
+    _beats: Beats | None = None
+
+    def watch(self, board: Board) -> None:
+        dump_stacks_on_signal()
+        self._beats = Beats(board, f"{self._name} {self._rank}")
+
+    def forward(self, *args, **kwargs):
+        return self._told("log-probs", super().forward)(*args, **kwargs)
+
+    def _told(self, doing: str, function: Callable) -> Callable:
+        return self._beats.during(doing, function) if self._beats else function
+
+
 def _parts(training: Training) -> dict[str, type]:
     """What a rank's model and trainer are made of, by OpenRLHF's names for it."""
     from medssr_dist.training.policy import KernelActor, trainer_class
@@ -59,13 +82,20 @@ def _parts(training: Training) -> dict[str, type]:
     return actor | {"ActorPPOTrainer": trainer_class(training)}
 
 
-class PolicyRank(plain_class(ppo_actor.PolicyModelActor)):
-    """One ZeRO-3 rank of the policy: OpenRLHF's, with the loss and the loop that the config chooses."""
+class PolicyRank(Watched, plain_class(ppo_actor.PolicyModelActor)):
+    """One ZeRO-3 rank of the policy: OpenRLHF's, with the loss and the loop that the config chooses.
+
+    Ours too: the weight sync, and what is written of a rank and taken up again.
+    """
+
+    _weights: WeightSync | None = None
 
     def init_model_from_pretrained(self, strategy: Strategy, *args, **kwargs):
         parts = _parts(strategy.config.training)
         with _built_from(ppo_actor, **parts), _built_from(utils, convert_to_torch_dtype=torch_dtype):
             super().init_model_from_pretrained(strategy, *args, **kwargs)
+        if "rng" in self.checkpoint_states:
+            restore_rng(self.checkpoint_states["rng"])
 
     def take(self, updates: list) -> None:
         """See PlannedUpdate.take."""
@@ -78,18 +108,54 @@ class PolicyRank(plain_class(ppo_actor.PolicyModelActor)):
         model = self.strategy._unwrap_model(self.actor)
         return save_merged(model, self.tokenizer, Path(self.strategy.args.ckpt.output_dir), self.strategy.is_rank_0())
 
+    def get_checkpoint_states(self) -> dict:
+        """The trainer's state in the checkpoint that was taken up; {} where there was none."""
+        return self.checkpoint_states.get("trainer", {})
 
-class ReferenceRank(plain_class(launcher.ReferenceModelActor)):
+    def checkpoint_bytes(self) -> int:
+        """What this rank's part of a checkpoint takes."""
+        return shard_bytes(self.actor.model.module)
+
+    def write_checkpoint(self, folder: Path, tag: str, state: dict) -> dict[str, int]:
+        """Write this rank's part below `folder`/`tag` and read it back; name -> bytes of its files."""
+        states = {"trainer": state, "rng": rng_state()}
+        self.actor.model.save_checkpoint(str(folder), tag=tag, client_state=states, save_latest=False)
+        return read_back(folder / tag, self._rank)
+
+    def export(self, folder: str) -> None:
+        """Write the whole policy as a Hugging Face checkpoint; all ranks take part."""
+        self.strategy.args.ckpt.output_dir = folder
+        self.save_model()
+
+    def fit(self, *args, **kwargs):
+        step = self.trainer.training_step
+        self.trainer.training_step = self._told("update", step)
+        try:
+            return self._told("update", super().fit)(*args, **kwargs)
+        finally:
+            self.trainer.training_step = step
+
+    def connect_engines(self, engines: dict, settings: SyncSettings) -> None:
+        """WeightSync.connect, on every rank."""
+        from medssr_dist.training.weight_sync import WeightSync
+
+        self._weights = self._weights or WeightSync(self.actor.model.module, settings)
+        self._told("weight sync", self._weights.connect)(engines)
+
+    def send_weights(self, version: int) -> None:
+        """WeightSync.send, on every rank."""
+        self._told("weight sync", self._weights.send)(version)
+
+
+class ReferenceRank(Watched, plain_class(launcher.ReferenceModelActor)):
     """One ZeRO-3 rank of the reference policy, whose log-probs are computed as the policy's are."""
+
+    _name = "reference rank"
 
     def init_model_from_pretrained(self, strategy: Strategy, *args, **kwargs):
         actor = {name: part for name, part in _parts(strategy.config.training).items() if name == "Actor"}
         with _built_from(launcher, **actor), _built_from(utils, convert_to_torch_dtype=torch_dtype):
             super().init_model_from_pretrained(strategy, *args, **kwargs)
-
-
-class RolloutEngine(plain_class(RolloutRayActor)):
-    """One vLLM rollout engine."""
 
 
 PlainPPOTrainer = plain_class(PPOTrainer)

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 from medssr_dist.config import Config, Stage
 
-# Options that are the same in every run: GRPO has no critic and no reward model, and the ways of
-# running that we do not offer are off. Names are OpenRLHF 0.11.2's.
+# Options that are the same in every run: GRPO has no critic and no reward model, and the ways of running that we do
+# not offer are off, as are OpenRLHF's own loggers and saving (see boundary.py). Names are OpenRLHF 0.11.2's.
 _FIXED = {
     "local_rank": -1,
     "actor.aux_loss_coef": 0.0,
@@ -32,7 +32,9 @@ _FIXED = {
     "ckpt.disable_ds": False,
     "ckpt.load_enable": True,
     "ckpt.max_mem": float("inf"),
+    "ckpt.max_num": float("inf"),
     "ckpt.save_hf": False,
+    "ckpt.save_steps": float("inf"),
     "critic.freezing_steps": -1,
     "data.disable_fast_tokenizer": False,
     "ds.deepcompile": False,
@@ -50,7 +52,8 @@ _FIXED = {
     "ds.zero_stage": 3,
     "ds.zpg": 1,
     "eval.steps": float("inf"),
-    "logger.logging_steps": 1,
+    "logger.logging_steps": float("inf"),
+    "logger.tensorboard_dir": None,
     "logger.wandb.key": None,
     "reward.clip_range": (-10.0, 10.0),
     "reward.overlong_buffer_len": None,
@@ -61,7 +64,6 @@ _FIXED = {
     "train.dynamic_batch_enable": False,
     "train.ema_beta": 0.992,
     "train.enable_ema": False,
-    "train.full_determinism_enable": False,
     "train.max_epochs": 1,
     "train.num_episodes": 1,
     "vllm.enable_sleep": False,
@@ -77,7 +79,7 @@ def openrlhf_options(config: Config, stage: Stage, folder: Path) -> dict:
 
     Args:
         stage: config.training.stage1 or stage2.
-        folder: the stage's folder; checkpoints and TensorBoard go below it.
+        folder: the stage's folder; checkpoints go below it.
     """
     training = config.training
     return (
@@ -91,10 +93,8 @@ def openrlhf_options(config: Config, stage: Stage, folder: Path) -> dict:
             "actor.max_norm": stage.max_grad_norm,
             "actor.num_gpus_per_node": training.ranks_per_node,
             "actor.num_nodes": training.nodes,
-            "ckpt.max_num": stage.keep_checkpoints,
             "ckpt.output_dir": str(folder / "hf.partial"),
             "ckpt.path": str(folder / "checkpoints"),
-            "ckpt.save_steps": stage.save_steps,
             "data.max_len": config.policy.max_model_len,
             "ds.adam_offload": training.offload_optimizer,
             "ds.attn_implementation": training.attention,
@@ -102,8 +102,6 @@ def openrlhf_options(config: Config, stage: Stage, folder: Path) -> dict:
             "ds.lora.rank": training.lora_rank,
             "ds.packing_samples": training.packing,
             "ds.param_dtype": _DTYPES[config.policy.dtype],
-            "logger.tensorboard_dir": str(folder),
-            "logger.wandb.run_name": "tensorboard",
             "ref.offload": training.offload_reference,
             "rollout.batch_size": stage.prompts_per_step,
             "rollout.max_new_tokens": stage.max_new_tokens,
@@ -114,6 +112,7 @@ def openrlhf_options(config: Config, stage: Stage, folder: Path) -> dict:
             "rollout.vllm_generate_batch_size": stage.prompts_per_step,
             "train.batch_size": stage.sequences // stage.updates_per_rollout,
             "train.colocate_actor_ref": training.colocate_reference,
+            "train.full_determinism_enable": training.deterministic,
             "train.micro_batch_size": stage.micro_batch_size,
             "train.seed": config.runtime.random_seed,
             "vllm.enable_prefix_caching": True,

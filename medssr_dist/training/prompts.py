@@ -89,6 +89,7 @@ class PromptLoader:
         self._on_taken = on_taken
         self._place = 0
         self._first_pass = True
+        self._drawn: Iterator[tuple[str, str]] | None = None  # the pass that `draw` is in
         self.taken = 0
         self.skipped = 0
         self.waited_s = 0.0
@@ -99,20 +100,44 @@ class PromptLoader:
     def __iter__(self) -> Iterator[tuple[list, list, list, list]]:
         self._tell()
         while not self._complete:
-            for place, example in self._waited_for(self._examples(self._place)):
-                self._place = place
-                item = self._render(example)
-                self.taken += item is not None
-                self.skipped += item is None and self._first_pass
-                self._tell()
-                if item:
-                    yield ["medssr"], [item[0]], [item[1]], [None]
+            for prompt, label in self._one_pass():
+                yield ["medssr"], [prompt], [label], [None]
                 if self._complete:
                     return
-            if not self.taken:
-                raise InputError("no example to train on: every label was rejected, or every prompt is too long")
-            self._total = self._total or -(-self.taken // self._prompts_per_step) * self._prompts_per_step
-            self._place, self._first_pass = 0, False
+
+    def draw(self, wrap: bool) -> tuple[str, str] | None:
+        """The next prompt and its label, for one who counts steps itself: `steps` is 0, and `finish` is called.
+
+        Args:
+            wrap: begin again after the last example; else None once the first pass is over.
+        """
+        while wrap or self._first_pass:
+            if self._drawn is None:
+                self._tell()
+                self._drawn = self._one_pass()
+            if item := next(self._drawn, None):
+                return item
+            self._drawn = None
+        return None
+
+    def finish(self) -> None:
+        """No more will be drawn."""
+        self._on_taken(ALL_TAKEN)
+
+    def _one_pass(self) -> Iterator[tuple[str, str]]:
+        """(prompt, label) from the place reached to the end of the examples."""
+        for place, example in self._waited_for(self._examples(self._place)):
+            self._place = place
+            item = self._render(example)
+            self.taken += item is not None
+            self.skipped += item is None and self._first_pass
+            self._tell()
+            if item:
+                yield item
+        if not self.taken:
+            raise InputError("no example to train on: every label was rejected, or every prompt is too long")
+        self._total = self._total or -(-self.taken // self._prompts_per_step) * self._prompts_per_step
+        self._place, self._first_pass = 0, False
 
     def state_dict(self) -> dict:
         return {
@@ -124,6 +149,7 @@ class PromptLoader:
         }
 
     def load_state_dict(self, state: dict) -> None:
+        self._drawn = None
         self._place, self._first_pass = state["place"], state["first_pass"]
         self.taken, self.skipped, self._total = state["taken"], state["skipped"], state["total"]
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -12,14 +14,19 @@ from tqdm import tqdm
 
 from medssr_dist.config import Config, Stage
 from medssr_dist.errors import InputError, Stopped
-from medssr_dist.jsonl import write_json
+from medssr_dist.jsonl import write_atomic, write_json
+from medssr_dist.readers import source_name
 from medssr_dist.records import Question
 from medssr_dist.runtime.device import device_env
 from medssr_dist.runtime.models import publish_folder
 from medssr_dist.stream import follow, kept_at_end, kept_labels, kept_labels_from, publish_taken
-from medssr_dist.training.checkpoints import drop_torn
+from medssr_dist.training.checkpoints import settle
+from medssr_dist.training.deadline import end_time
+from medssr_dist.training.job import STOP_FILE, StageJob
 from medssr_dist.training.prompts import Example, from_labels, from_questions, of_label, shuffled
-from medssr_dist.training.stage import StageJob, StageRunner
+from medssr_dist.training.stage import StageRunner
+from medssr_dist.training.trackers import Trackers
+from medssr_dist.training.watch import StallWatch, start_board
 
 _FULL_DISK_BYTES = 2**28
 
@@ -28,66 +35,101 @@ class RunningStage:
     """A stage that trains in its own Ray actors while the caller does something else.
 
     Args:
-        examples: see PromptLoader; called inside the stage's actor.
+        job: what it is to do; its `checkpoint` is found here.
+        examples: see StageRunner.run; called inside the stage's actor.
         on_taken: told how many examples the stage has taken.
+        should_stop: whether the run was asked to stop; the stage then ends after the step it is in, saved.
     """
 
-    def __init__(self, name: str, job: StageJob, examples: Callable[[int], Iterable[tuple[int, Example]]], on_taken):
+    def __init__(self, job: StageJob, examples: Callable, on_taken, should_stop: Callable[[], bool]):
         import ray
 
-        self._job, self._started = job, time.monotonic()
+        if should_stop():
+            raise Stopped(f"stopped before {job.name}; the same command goes on")
         _clear_partial(job.folder)
-        drop_torn(job.folder / "checkpoints")
+        checkpoint = settle(job.folder / "checkpoints")
+        done = checkpoint.step if checkpoint else 0
+        _drop_steps_after(job.folder, done)
+        self._job, self._should_stop, self._started = replace(job, checkpoint=checkpoint), should_stop, time.monotonic()
         self._actor = ray.remote(num_cpus=1, runtime_env={"env_vars": device_env()})(StageRunner).remote()
-        self._result = self._actor.run.remote(job, examples, on_taken)
-        self._bar = tqdm(total=job.expected_steps, desc=name, unit="step", initial=0)
+        board = start_board()
+        self._watch = StallWatch(board, job.config.training.stall_s)
+        self._result = self._actor.run.remote(self._job, examples, on_taken, board)
+        self._trackers = Trackers(self._job)
+        self._bar = tqdm(total=job.expected_steps, desc=job.name, unit="step", initial=done)
 
     def check(self) -> bool:
-        """Whether the stage is done; then `folder`/hf and its summary are there. Raises what the stage raised."""
+        """Whether the stage is done; then `folder`/hf and its summary are there. Raises what the stage raised.
+
+        Once the run is asked to stop, so is the stage.
+        """
         import ray
 
         self._show()
+        if self._should_stop():
+            self._ask_to_stop()
+        self._watch.check()
         done, _ = ray.wait([self._result], timeout=0)
         if not done:
             return False
+        self._close()
         try:
             counts = ray.get(self._result)
         except ray.exceptions.RayTaskError as error:
             raise _explained(error, self._job.folder) from None
-        self.kill()
         _publish(self._job.folder, counts | {"seconds": round(time.monotonic() - self._started, 1)})
+        ray.kill(self._actor)
         return True
 
-    def wait(self, should_stop: Callable[[], bool]) -> None:
-        """Wait for the end. Raises Stopped if asked to."""
+    def wait(self) -> None:
+        """Wait for the end. Raises what ended the stage before: Stopped where it was asked to."""
         while not self.check():
-            if should_stop():
-                self.kill()
-                raise Stopped("training stopped; the same command goes on from the last checkpoint")
             time.sleep(1)
 
     def kill(self) -> None:
-        """End the stage's actors; its checkpoints stay."""
+        """End the stage: after the step it is in and saved where the run was asked to stop, else at once."""
         import ray
 
-        self._bar.close()
+        if self._should_stop():
+            self._end_in_order()
+        self._close()
         ray.kill(self._actor)
 
+    def _end_in_order(self) -> None:
+        """Wait for the end it was asked for; how it ended is told here, for something else has ended the run."""
+        try:
+            self.wait()
+        except Exception as error:
+            tqdm.write(str(error))
+
+    def _ask_to_stop(self) -> None:
+        file = self._job.folder / STOP_FILE
+        if not file.exists():
+            tqdm.write(f"{self._job.name}: stops after this step, when it is saved")
+            file.touch()
+
+    def _close(self) -> None:
+        self._show()
+        self._trackers.close()
+        self._bar.close()
+
     def _show(self) -> None:
+        """The bar tells reward and KL of the newest step and, from the pace of the last ones, the time to go."""
         rows = _metrics(self._job.folder)
-        if rows:
-            self._bar.set_postfix(reward=f"{rows[-1]['reward']:.2f}", kl=f"{rows[-1].get('kl', 0):.1e}")
-            self._bar.n = rows[-1]["step"]
-            self._bar.refresh()
+        if rows and rows[-1]["step"] > self._bar.n:
+            self._bar.set_postfix(reward=f"{rows[-1]['reward']:.2f}", kl=f"{rows[-1].get('kl', 0):.1e}", refresh=False)
+            self._bar.update(rows[-1]["step"] - self._bar.n)
 
 
 def _explained(error, folder: Path) -> Exception:
-    """What ended a stage, as bad input where it is that: its own InputError, too little memory, or a full disk.
+    """What ended a stage: its own Stopped or InputError; bad input too where memory or disk were full.
 
     torch and DeepSpeed tell of a full disk in several ways, so the disk itself is asked.
     """
     import ray
 
+    if isinstance(error.cause, Stopped):
+        return Stopped(f"{folder.name} {error.cause}")
     if isinstance(error.cause, InputError):
         return error.cause
     if isinstance(error.cause, ray.exceptions.OutOfMemoryError):
@@ -105,7 +147,9 @@ def _explained(error, folder: Path) -> Exception:
     return error
 
 
-def start_stage1(config: Config, model: Path, labels: Path, folder: Path, most_examples: int) -> RunningStage:
+def start_stage1(
+    config: Config, model: Path, labels: Path, folder: Path, most_examples: int, should_stop: Callable[[], bool]
+) -> RunningStage:
     """Stage 1: self-supervised GRPO on the kept pseudo-labels, as they come (paper section 3.3).
 
     Args:
@@ -116,12 +160,18 @@ def start_stage1(config: Config, model: Path, labels: Path, folder: Path, most_e
     known = kept_at_end(labels)
     publish_taken(labels, 0)  # what an earlier attempt said holds no more
     steps = _expected_steps(stage, most_examples if known is None else known)
-    job = StageJob(config.without_secrets(), stage, model, model, folder, steps)
-    return RunningStage("stage 1", job, partial(_label_examples, labels), partial(publish_taken, labels))
+    job = _job("stage1", config, model, model, folder, _pseudo_labels(config), steps)
+    return RunningStage(job, partial(_label_examples, labels), partial(publish_taken, labels), should_stop)
 
 
 def start_stage2(
-    config: Config, model: Path, reference: Path, questions: list[Question], labels: Path, folder: Path
+    config: Config,
+    model: Path,
+    reference: Path,
+    questions: list[Question],
+    labels: Path,
+    folder: Path,
+    should_stop: Callable[[], bool],
 ) -> RunningStage:
     """Stage 2: supervised GRPO on human-annotated questions (paper section 3.4).
 
@@ -131,19 +181,40 @@ def start_stage2(
     """
     stage = config.training.stage2
     examples = from_questions(questions)
+    data = f"{len(examples):,} human-annotated questions: {', '.join(map(source_name, stage.data)) or 'none'}."
     if stage.mix_pseudo_labels:
         examples += from_labels(kept_labels(labels))
+        data += f" Mixed with {_pseudo_labels(config)}"
     examples = shuffled(examples, config.runtime.random_seed)
-    job = StageJob(config.without_secrets(), stage, model, reference, folder, _expected_steps(stage, len(examples)))
-    return RunningStage("stage 2", job, partial(_listed, examples), _ignore)
+    job = _job("stage2", config, model, reference, folder, data, _expected_steps(stage, len(examples)))
+    return RunningStage(job, partial(_listed, examples), _ignore, should_stop)
 
 
-def _label_examples(labels: Path, start: int) -> Iterable[tuple[int, Example]]:
+def _job(
+    name: str, config: Config, model: Path, reference: Path, folder: Path, data: str, expected_steps: int
+) -> StageJob:
+    return StageJob(
+        name, config.without_secrets(), getattr(config.training, name), model, reference, folder, data, expected_steps,
+        checkpoint=None, end=end_time(config.runtime),
+    )  # fmt: skip
+
+
+def _pseudo_labels(config: Config) -> str:
+    voting, synthesis = config.voting, config.synthesis
+    return (
+        f"synthetic questions (alpha = {synthesis.alpha:g} of the requests with a rare disease and its passages), each "
+        f"labelled by the majority of up to {voting.samples} answers of the base model and kept with a share of "
+        f"{voting.threshold:g} of the {voting.confidence} votes or more."
+    )
+
+
+def _label_examples(labels: Path, start: int, watch: Callable[[], object]) -> Iterable[tuple[int, Example]]:
     """A place is a number of lines of the ledger."""
-    return ((place, of_label(label)) for place, label in kept_labels_from(labels, start))
+    return ((place, of_label(label)) for place, label in kept_labels_from(labels, start, watch))
 
 
-def _listed(examples: list[Example], start: int) -> Iterable[tuple[int, Example]]:
+def _listed(examples: list[Example], start: int, watch: Callable[[], object]) -> Iterable[tuple[int, Example]]:
+    """All are there: nothing is waited for, and nothing to `watch`."""
     return enumerate(examples[start:], start=start + 1)
 
 
@@ -157,7 +228,18 @@ def _expected_steps(stage: Stage, examples: int) -> int:
 
 def _clear_partial(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(folder / "hf.partial", ignore_errors=True)
+    (folder / STOP_FILE).unlink(missing_ok=True)
+    for partial_export in folder.glob("hf*.partial"):
+        shutil.rmtree(partial_export)
+
+
+def _drop_steps_after(folder: Path, step: int) -> None:
+    """Take back what was told of steps that will be taken again."""
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        rows = list(follow(folder / name, ended=lambda: True))
+        kept = [row for row in rows if row["step"] <= step]
+        if len(kept) < len(rows):
+            write_atomic(folder / name, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
 
 
 def _metrics(folder: Path) -> list[dict]:

@@ -3,79 +3,97 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
+from typing import TYPE_CHECKING
 
 import ray
 from ray.util.placement_group import remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from medssr_dist.config import Config, Stage
+from medssr_dist.config import Config
 from medssr_dist.runtime.cluster import reserve
-from medssr_dist.runtime.device import device_env, engine_env, engine_kwargs, on_gpu
+from medssr_dist.runtime.device import device_env, on_gpu
 from medssr_dist.runtime.models import load_tokenizer
+from medssr_dist.training.deadline import StopSign
+from medssr_dist.training.job import STOP_FILE, StageJob
+from medssr_dist.training.rollout_side import RolloutSide
+from medssr_dist.training.watch import Board
 
-
-@dataclass(frozen=True)
-class StageJob:
-    """What one stage is to do: from `model`, against `reference`, on `examples`, into `folder`."""
-
-    config: Config
-    stage: Stage
-    model: Path
-    reference: Path
-    folder: Path
-    expected_steps: int  # for the learning-rate schedule; exact unless one pass over a stream is asked
+if TYPE_CHECKING:
+    from medssr_dist.training.strategy import Strategy
 
 
 class StageRunner:
     """Ray actor, the controller of a stage (OpenRLHF's `train_ppo_ray.train`, with our parts)."""
 
-    def run(self, job: StageJob, examples, on_taken) -> dict:
+    def run(self, job: StageJob, examples, on_taken, board: Board) -> dict:
         """Train and write `folder`/hf.partial. Returns counts of the prompts.
 
         Args:
-            examples: callable giving the Examples in order; may wait for more.
+            examples: callable giving the Examples in order from a place; may wait for more, and calls its `watch`
+                meanwhile.
             on_taken: callable told how many examples have been taken.
+            board: told what every part of the stage does.
+        Raises:
+            Stopped: the stage was asked to stop or its end time is near; all finished steps are saved.
         """
         from medssr_dist.training import algorithm
+        from medssr_dist.training.boundary import Boundary
         from medssr_dist.training.prompts import PromptLoader
-        from medssr_dist.training.strategy import Strategy
+        from medssr_dist.training.samples import SampleBook
         from medssr_dist.training.trainer import StageTrainer
 
         config, stage = job.config, job.stage
-        strategy = Strategy(config, stage, job.folder)
+        stop = StopSign(job.folder / STOP_FILE, job.end, job.checkpoint.seconds if job.checkpoint else 0.0)
+        strategy = _strategy(job)
         tokenizer = load_tokenizer(job.model, config.policy)
         room = config.policy.max_model_len - stage.max_new_tokens
-        prompts = PromptLoader(examples, tokenizer, room, stage.prompts_per_step, stage.steps, on_taken)
-        policy, reference, engines, bundles = self._start(job, strategy)
-        trainer = StageTrainer(strategy, policy, reference, engines, tokenizer, prompts, job.folder / "metrics.jsonl")
-        trainer.fit()
-        ray.get(policy.async_save_model())
+        watched = partial(examples, watch=partial(stop.check, before_step=False))
+        grouped = config.training.rollout == "grouped"  # it counts the steps itself
+        steps = 0 if grouped else stage.steps
+        prompts = PromptLoader(watched, tokenizer, room, stage.prompts_per_step, steps, on_taken)
+        policy, reference, rollout, bundles = self._start(job, strategy, board)
+        rollout.generate_with(prompts, tokenizer, strategy)
+        boundary = Boundary(job, policy, stop)
+        samples = SampleBook(job.folder / "samples.jsonl", tokenizer, config.training.keep_samples)
+        StageTrainer(strategy, policy, reference, rollout, tokenizer, prompts, boundary, samples).fit()
+        boundary.export(job.folder / "hf.partial")
         for bundle in bundles:
             remove_placement_group(bundle)
         counts = {"prompts": prompts.taken, "skipped_too_long": prompts.skipped}
         return counts | {"old_logprobs": algorithm.told(config.training, stage)}
 
-    def _start(self, job: StageJob, strategy) -> tuple:
+    def _start(self, job: StageJob, strategy, board: Board) -> tuple:
         """Start engines, policy and reference side by side, and wait for all of them."""
         from medssr_dist.training.actors import PolicyRank, ReferenceRank
 
         ranks, bundles = _rank_group(job.config, PolicyRank, None)  # first: the ranks are tied to whole nodes
-        engines, engine_bundles = _start_engines(job.config, job.stage, job.model)
+        rollout = RolloutSide(job.config, job.stage, job.model, board, ranks)
         if job.stage.kl_coef > 0:
             shared = bundles if job.config.training.colocate_reference else None
             reference, reference_bundles = _rank_group(job.config, ReferenceRank, shared)
         else:
             reference, reference_bundles = None, bundles
+        engines = rollout.pool.handles if job.config.training.weight_sync == "openrlhf" else None
         optimizer_steps = job.expected_steps * job.stage.updates_per_rollout
         refs = ranks.async_init_model_from_pretrained(strategy, str(job.model), optimizer_steps, engines)
+        refs += ranks.async_run_method("watch", board)
         if reference is not None:
             refs += reference.async_init_model_from_pretrained(strategy, str(job.reference))
-        # Engines first: the policy waits in its weight-sync group for an engine that has died.
-        ray.get([engine.get_num_unfinished_requests.remote() for engine in engines])
+            refs += reference.async_run_method("watch", board)
+        rollout.pool.wait_ready()  # first: the policy waits in its weight-sync group for an engine that has died
         ray.get(refs)
-        return ranks, reference, engines, {engine_bundles, bundles, reference_bundles}
+        return ranks, reference, rollout, {rollout.bundles, bundles, reference_bundles}
+
+
+def _strategy(job: StageJob) -> Strategy:
+    """OpenRLHF's strategy with the stage's options, and the checkpoint made ready for its number of ranks."""
+    from medssr_dist.training.resume import fit_to_ranks
+    from medssr_dist.training.strategy import Strategy
+
+    if job.checkpoint is None:
+        return Strategy(job.config, job.stage, job.folder)
+    universal = fit_to_ranks(job.folder / "checkpoints", job.checkpoint, job.config.training.ranks)
+    return Strategy(job.config, job.stage, job.folder, universal)
 
 
 def _rank_group(config: Config, rank_class: type, bundles) -> tuple:
@@ -96,37 +114,3 @@ def _rank_env(ranks_per_node: int) -> dict[str, str]:
     if on_gpu():
         return env
     return env | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // ranks_per_node))}
-
-
-def _start_engines(config: Config, stage: Stage, model: Path) -> tuple:
-    """Rollout engines: OpenRLHF's actor around vLLM, with our arguments and our reward."""
-    from medssr_dist.training.actors import RolloutEngine
-
-    training = config.training
-    size = training.tensor_parallel_size
-    bundles = reserve([{"GPU": size, "CPU": 1}] * training.engines, "the rollout engines")
-    kwargs = engine_kwargs(model, config.policy, config.runtime, size) | {
-        "worker_extension_cls": _worker_extension(),
-        "agent_func_path": str(Path(__file__).with_name("agent.py")),
-        "num_gpus": 1,
-    }
-    if stage.importance != "off":
-        kwargs["logprobs_mode"] = "processed_logprobs"  # of the distribution that was sampled from
-    env = engine_env(config.runtime, max(1, (os.cpu_count() or 1) // training.engines))
-    actor = ray.remote(RolloutEngine)
-    engines = [
-        actor.options(
-            num_gpus=size,
-            num_cpus=1,
-            scheduling_strategy=PlacementGroupSchedulingStrategy(bundles, index),
-            runtime_env={"env_vars": env},
-        ).remote(**(kwargs | {"seed": kwargs["seed"] + index}))
-        for index in range(training.engines)
-    ]
-    return engines, bundles
-
-
-def _worker_extension() -> str:
-    if on_gpu():
-        return "openrlhf.trainer.ray.vllm_worker_wrap.WorkerWrap"
-    return "medssr_dist.training.platform.GlooWorkerExtension"

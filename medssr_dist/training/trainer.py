@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import time
-from pathlib import Path
 
 import ray
 
-from medssr_dist.jsonl import JsonlLedger, write_atomic
-from medssr_dist.stream import follow
-from medssr_dist.training.actors import BasePPOTrainer, PlainPPOTrainer, SamplesGenerator, init_logger
+from medssr_dist.errors import Stopped
+from medssr_dist.training.actors import BasePPOTrainer, PlainPPOTrainer, init_logger
 from medssr_dist.training.algorithm import told
-from medssr_dist.training.checkpoints import mark_whole
+from medssr_dist.training.boundary import Boundary
 from medssr_dist.training.experience import ExperienceMaker
 from medssr_dist.training.prompts import PromptLoader
+from medssr_dist.training.rollout_side import RolloutSide
+from medssr_dist.training.samples import SampleBook
 
 _log = init_logger(__name__)
 
@@ -56,12 +55,23 @@ class StageTrainer(PlainPPOTrainer):
     Args:
         strategy: OpenRLHF's DeepspeedStrategy, holding the options.
         policy, reference: RayActorGroups; reference is None when the KL weight is 0.
-        engines: rollout engine actors.
+        rollout: engines and generator.
         prompts: where prompts and labels come from.
-        metrics_file: one JSON line a step; lines of steps that a restart repeats are dropped.
+        boundary: takes each step's metrics and state.
+        samples: takes some of each step's rollouts.
     """
 
-    def __init__(self, strategy, policy, reference, engines, tokenizer, prompts: PromptLoader, metrics_file: Path):
+    def __init__(
+        self,
+        strategy,
+        policy,
+        reference,
+        rollout: RolloutSide,
+        tokenizer,
+        prompts: PromptLoader,
+        boundary: Boundary,
+        samples: SampleBook,
+    ):
         args = strategy.args
         self.prompts_dataloader, self.eval_dataloader = prompts, None
         self.generate_kwargs = {
@@ -71,17 +81,29 @@ class StageTrainer(PlainPPOTrainer):
             "temperature": args.rollout.temperature,
             "top_p": args.rollout.top_p,
         }
-        self.samples_generator = SamplesGenerator(strategy, prompts, None, tokenizer, engines)
-        self._metrics_file = metrics_file
+        self.samples_generator, self._rollout = rollout.generator, rollout
+        self._boundary, self._samples = boundary, samples
         self._plans = strategy.config.training.batching != "openrlhf"
         self._waited_s = 0.0  # for examples, in all steps so far; part of a step's seconds_generate and seconds
-        BasePPOTrainer.__init__(self, strategy, policy, None, None, reference, engines, tokenizer)
+        BasePPOTrainer.__init__(self, strategy, policy, None, None, reference, rollout.pool.handles, tokenizer)
         _log.info("log-probs before the update: %s", told(strategy.config.training, strategy.grpo))
         if self._plans:
             self.experience_maker = ExperienceMaker(strategy, policy, reference, tokenizer.pad_token_id)
 
+    def broadcast_to_vllm(self) -> None:
+        self._rollout.sync()
+
+    def fit(self) -> None:
+        """Train to the end. Raises Stopped, with all finished steps saved, where the stage has to stop."""
+        try:
+            self._boundary.go_on()
+            super().fit()
+        except Stopped as reason:
+            raise self._boundary.stopped(reason) from None
+
     def train_step(self, rollout_samples, global_step: int) -> tuple[dict, int]:
         """One step on whole groups of samples: experience, update, weights to the engines."""
+        self._samples.keep(rollout_samples, global_step + 1)
         if not self._plans:
             return super().train_step(rollout_samples, global_step)
         began = time.monotonic()
@@ -97,24 +119,19 @@ class StageTrainer(PlainPPOTrainer):
         return status, global_step + 1
 
     def init_checkpoint_states(self) -> dict:
-        states = super().init_checkpoint_states()
-        _drop_steps_after(self._metrics_file, states["global_step"])
+        states = self._boundary.resumed_state()
+        if "samples" in states:
+            self.samples_generator.load_state_dict(states["samples"])
         return states
 
     def save_logs_and_checkpoints(self, global_step: int, logs_dict=None, client_states=None) -> None:
         row = {name: float(f"{logs_dict[key]:.8g}") for name, key in _METRICS.items() if key in logs_dict}
+        row |= self.samples_generator.metrics
         row |= {"step": global_step, "prompts": client_states["total_consumed_prompts"], "time": round(time.time(), 3)}
         row["tokens"] = int(row["response_length"] * row["samples"])
         row["seconds_wait"] = round(self.prompts_dataloader.waited_s - self._waited_s, 6)
         self._waited_s = self.prompts_dataloader.waited_s
-        with JsonlLedger(self._metrics_file) as ledger:
-            ledger.append(row)
-        # Last: a restart drops the rows of steps after the checkpoint, but cannot make one that is missing.
-        super().save_logs_and_checkpoints(global_step, logs_dict, client_states)
-        if global_step % self.args.ckpt.save_steps == 0:
-            mark_whole(Path(self.args.ckpt.path), global_step)
-
-
-def _drop_steps_after(metrics_file: Path, step: int) -> None:
-    kept = [row for row in follow(metrics_file, ended=lambda: True) if row["step"] <= step]
-    write_atomic(metrics_file, "".join(json.dumps(row) + "\n" for row in kept))
+        # In this order: the generator may be drawing prompts still.
+        state = client_states | {"samples": self.samples_generator.state_dict()}
+        state["data_loader_state_dict"] = self.prompts_dataloader.state_dict()
+        self._boundary.passed(global_step, row, state)
