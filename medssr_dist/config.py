@@ -12,6 +12,7 @@ from typing import Literal
 
 from pydantic import Field, SecretStr, model_validator
 
+from medssr_dist.config_algorithm import Algorithm
 from medssr_dist.config_base import Section, Source
 from medssr_dist.config_rollout import RolloutOptions
 from medssr_dist.config_synthesis import Knowledge, Synthesis
@@ -72,23 +73,23 @@ class Voting(Section):
         return self
 
 
-class Stage(Section):
-    """One GRPO stage (arXiv 2402.03300 eq. 3; the paper's sections 3.3 and 3.4)."""
+class Stage(Algorithm):
+    """One GRPO stage (the paper's sections 3.3 and 3.4)."""
 
     enabled: bool = Field(True, description="false leaves the stage out")
     steps: int = Field(0, ge=0, description="optimizer steps; 0 = one pass over the data")
     prompts_per_step: int = Field(64, ge=1, description="questions a step")
     samples_per_prompt: int = Field(8, ge=2, description="group size G")
-    micro_batch_size: int = Field(1, ge=1, description="sequences a rank holds in one forward")
+    micro_batch_size: int = Field(1, ge=1, description="sequences a rank holds in one forward, at most")
+    micro_batch_tokens: int = Field(
+        0, ge=0, description="tokens a rank holds in one forward, in place of micro_batch_size; needs packing; 0 = off"
+    )
     learning_rate: float = Field(1e-6, gt=0, description="AdamW, after warm-up")
     lr_scheduler: Literal["constant_with_warmup", "cosine_with_min_lr", "linear"] = Field(
         "constant_with_warmup", description="over the stage's steps; min_lr is 0.1 of the rate"
     )
     warmup_ratio: float = Field(0.03, ge=0, le=1, description="share of the steps; > 0 makes the first step's rate 0")
     max_grad_norm: float = Field(1.0, ge=0, description="0 = no clipping")
-    kl_coef: float = Field(1e-3, ge=0, description="weight of the k3 KL to the reference in the loss; 0 = none")
-    clip_low: float = Field(0.2, gt=0, lt=1, description="ratio is clipped below at 1 - clip_low")
-    clip_high: float = Field(0.2, gt=0, description="ratio is clipped above at 1 + clip_high")
     temperature: float = Field(1.0, gt=0, le=2, description="rollout temperature")
     top_p: float = Field(1.0, gt=0, le=1, description="nucleus sampling; 1 = off")
     max_new_tokens: int = Field(2048, ge=1, description="rollout limit, tokens")
@@ -98,6 +99,11 @@ class Stage(Section):
     save_steps: int = Field(10, ge=1, description="checkpoint every N steps")
     keep_checkpoints: int = Field(1, ge=1, description="newest complete checkpoints kept, beside the best by reward")
     export_steps: int = Field(0, ge=0, description="a Hugging Face checkpoint every N steps; 0 = the final one alone")
+
+    @property
+    def sequences(self) -> int:
+        """Samples of a step."""
+        return self.prompts_per_step * self.samples_per_prompt
 
 
 class Stage2(Stage):
@@ -118,6 +124,9 @@ class Training(RolloutOptions):
     colocate_reference: bool = Field(True, description="reference model shares the ranks' GPUs")
     gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
     offload_optimizer: bool = Field(False, description="keep optimizer state in host memory")
+    offload_reference: bool = Field(False, description="keep the reference model's weights in host memory")
+    lora_rank: int = Field(0, ge=0, description="train adapters of this rank on all linear layers; 0 = all weights")
+    lora_alpha: int = Field(32, ge=1, description="adapters are scaled by lora_alpha / lora_rank")
     attention: Literal["flash_attention_2", "sdpa", "eager"] = Field("flash_attention_2", description="sdpa on CPU")
     logprob: Literal["kernels", "openrlhf"] = Field(
         "kernels", description="log-probs and loss by our kernels, or by OpenRLHF's own code over whole logits"
@@ -129,6 +138,19 @@ class Training(RolloutOptions):
     )
     tracker_project: str = Field("medssr_dist", min_length=1, description="W&B project, MLflow experiment")
     keep_samples: int = Field(4, ge=0, description="rollouts of each step kept for reading in samples.jsonl; 0 = none")
+    batching: Literal["balanced", "fixed", "openrlhf"] = Field(
+        "balanced",
+        description="micro-batches of like lengths, ranks with like work | as the samples come | OpenRLHF's experience "
+        "maker and update loop",
+    )
+    old_logprobs: Literal["auto", "always"] = Field(
+        "auto",
+        description="auto: where the update is exactly on-policy, those of the training forward; always: by a pass of "
+        "their own, as OpenRLHF",
+    )
+    peak_tflops: float = Field(
+        0.0, ge=0, description="of one GPU in the training's dtype, for the MFU; 0 = by the GPU's name, where known"
+    )
     stage1: Stage = Field(default_factory=Stage)
     stage2: Stage2 = Field(default_factory=Stage2)
 
@@ -136,6 +158,11 @@ class Training(RolloutOptions):
     def uses_pseudo_labels(self) -> bool:
         """Whether any stage trains on pseudo-labels, so that synthesis and vote are needed."""
         return self.stage1.enabled or (self.stage2.enabled and self.stage2.mix_pseudo_labels)
+
+    @property
+    def ranks(self) -> int:
+        """ZeRO-3 ranks on all nodes."""
+        return self.nodes * self.ranks_per_node
 
     @model_validator(mode="after")
     def _stages_can_roll_out(self) -> Training:
@@ -145,19 +172,50 @@ class Training(RolloutOptions):
                 raise ValueError(
                     f"{name}: drop_zero_variance needs rollout=grouped; set training.{name}.drop_zero_variance=false"
                 )
+            if stage.enabled and stage.importance == "off" and self.async_rollout:
+                raise ValueError(
+                    f"{name}: async_rollout trains on samples of older weights; set training.{name}.importance=token"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _steps_divide(self) -> Training:
+        for name in ("stage1", "stage2"):
+            stage = getattr(self, name)
+            if not stage.enabled:
+                continue
+            parts = self.ranks * stage.updates_per_rollout
+            if self.batching == "openrlhf" and stage.sequences % (parts * stage.micro_batch_size):
+                raise ValueError(
+                    f"{name}: prompts_per_step x samples_per_prompt = {stage.sequences} is not a multiple of ranks x "
+                    f"updates_per_rollout x micro_batch_size = {self.ranks} x {stage.updates_per_rollout} x "
+                    f"{stage.micro_batch_size}, which batching=openrlhf needs; set batching=balanced"
+                )
+            if stage.sequences < parts:
+                raise ValueError(
+                    f"{name}: prompts_per_step x samples_per_prompt = {stage.sequences} is fewer than ranks x "
+                    f"updates_per_rollout = {self.ranks} x {stage.updates_per_rollout}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _paths_can(self) -> Training:
+        for name in ("stage1", "stage2"):
+            stage = getattr(self, name)
+            if not stage.enabled:
+                continue
+            cannot = stage.openrlhf_cannot() if self.logprob == "openrlhf" else ""
+            if cannot:
+                raise ValueError(f"{name}: logprob=openrlhf has no {cannot}; set training.logprob=kernels")
+            if stage.micro_batch_tokens and (self.batching != "balanced" or not self.packing):
+                raise ValueError(
+                    f"{name}: micro_batch_tokens needs batching=balanced and packing=true, not batching="
+                    f"{self.batching} and packing={str(self.packing).lower()}"
+                )
         return self
 
     @model_validator(mode="after")
     def _check(self) -> Training:
-        ranks = self.nodes * self.ranks_per_node
-        for name in ("stage1", "stage2"):
-            stage = getattr(self, name)
-            sequences = stage.prompts_per_step * stage.samples_per_prompt
-            if stage.enabled and sequences % (ranks * stage.micro_batch_size):
-                raise ValueError(
-                    f"{name}: prompts_per_step x samples_per_prompt = {sequences} is not a multiple of "
-                    f"ranks x micro_batch_size = {ranks} x {stage.micro_batch_size}"
-                )
         if self.deterministic and self.rollout == "openrlhf":
             raise ValueError("deterministic needs rollout=grouped: samples of rollout=openrlhf are drawn without seeds")
         if self.packing and self.logprob == "openrlhf" and self.attention != "flash_attention_2":
@@ -229,11 +287,23 @@ class Config(Section):
     @model_validator(mode="after")
     def _dtype_trains(self) -> Config:
         training = self.training
-        if self.policy.dtype == "float32" and (training.stage1.enabled or training.stage2.enabled):
+        trained = training.stage1.enabled or training.stage2.enabled
+        if self.policy.dtype == "float32" and trained and training.attention == "flash_attention_2":
             raise ValueError(
-                "policy.dtype = float32 votes and evaluates, but is not trained; use bfloat16, or set "
-                "training.stage1.enabled=false training.stage2.enabled=false"
+                "policy.dtype = float32 is not trained with attention=flash_attention_2, which computes in 16 bits; "
+                "set training.attention=sdpa"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _micro_batches_hold_a_sequence(self) -> Config:
+        for name in ("stage1", "stage2"):
+            tokens = getattr(self.training, name).micro_batch_tokens
+            if 0 < tokens < self.policy.max_model_len:
+                raise ValueError(
+                    f"training.{name}.micro_batch_tokens = {tokens} does not hold a sequence of policy.max_model_len = "
+                    f"{self.policy.max_model_len} tokens"
+                )
         return self
 
     @model_validator(mode="after")

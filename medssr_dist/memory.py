@@ -16,8 +16,7 @@ _EMBEDDED_PARAMETERS = 134_515_008  # of SmolLM2-135M, while there is no convert
 # What a process holds beside weights, optimizer state and KV cache. Seen on CPU in the demo with two ranks
 # (SmolLM2-135M, 8 sequences of 200 tokens a forward): libraries, buffers and a rank's activations.
 _ENGINE_BYTES, _RANK_BYTES, _REFERENCE_BYTES, _DRIVER_BYTES = 2.1e9, 2.5e9, 0.7e9, 1.7e9
-# Bytes a parameter: bf16 weights and gradients; fp32 master weights and two Adam moments.
-_WEIGHTS, _GRADIENTS, _OPTIMIZER = 2, 2, 12
+_OPTIMIZER = 12  # bytes a parameter that is trained: fp32 master weights and two Adam moments
 
 
 @dataclass(frozen=True)
@@ -43,14 +42,17 @@ def memory_demands(config: Config, parameters: int) -> list[Demand]:
     training, free = config.training, torch.cuda.mem_get_info()[0]
     size = min(config.voting.tensor_parallel_size, training.tensor_parallel_size)
     room = free * config.runtime.gpu_memory_utilization
-    optimizer = _OPTIMIZER * parameters if training.offload_optimizer else 0
-    rank = (_state_bytes(config, parameters) - optimizer) / (training.nodes * training.ranks_per_node)
+    optimizer = _OPTIMIZER * _trained(config, parameters) if training.offload_optimizer else 0
+    reference = _word(config) * parameters if training.offload_reference and _has_reference(config) else 0
+    rank = (_state_bytes(config, parameters) - optimizer - reference) / training.ranks
     demands = [
-        Demand("an engine's GPU", _WEIGHTS * parameters / size, room),
+        Demand("an engine's GPU", _word(config) * parameters / size, room),
         Demand("a training rank's GPU", rank, free),
     ]
     if optimizer:
         demands.append(Demand("the optimizer on the host", optimizer / training.nodes, available_memory()))
+    if reference:
+        demands.append(Demand("the reference on the host", reference / training.nodes, available_memory()))
     return demands
 
 
@@ -62,7 +64,7 @@ def refuse_too_little_memory(config: Config) -> None:
         return
     parameters, available = parameter_count(config.policy), available_memory()
     kv_cache = config.runtime.cpu_kv_cache_gib * 2**30
-    needed = _state_bytes(config, parameters) + config.training.engines * (_WEIGHTS * parameters + kv_cache)
+    needed = _state_bytes(config, parameters) + config.training.engines * (_word(config) * parameters + kv_cache)
     if needed > available:
         raise InputError(
             f"policy.model = {config.policy.model!r} with {parameters / 1e6:,.0f}M parameters needs at least "
@@ -73,16 +75,28 @@ def refuse_too_little_memory(config: Config) -> None:
 
 def _cpu_bytes(config: Config, parameters: int) -> float:
     training = config.training
-    engine = _WEIGHTS * parameters + config.runtime.cpu_kv_cache_gib * 2**30 + _ENGINE_BYTES
+    engine = _word(config) * parameters + config.runtime.cpu_kv_cache_gib * 2**30 + _ENGINE_BYTES
     rank = _RANK_BYTES + _REFERENCE_BYTES * _has_reference(config)
-    ranks = training.nodes * training.ranks_per_node * rank + _state_bytes(config, parameters)
+    ranks = training.ranks * rank + _state_bytes(config, parameters)
     vote, train = config.voting.engines * engine, training.engines * engine + ranks
     return _DRIVER_BYTES + (vote + train if config.runtime.mode == "stream" else max(vote, train))
 
 
 def _state_bytes(config: Config, parameters: int) -> float:
-    """Training state over all ranks, with a bf16 reference where a stage measures its KL."""
-    return parameters * (_WEIGHTS + _GRADIENTS + _OPTIMIZER + _WEIGHTS * _has_reference(config))
+    """Training state over all ranks: weights, and of what is trained gradients and optimizer; with the reference."""
+    word = _word(config)
+    models = word * parameters * (1 + _has_reference(config))
+    return models + (word + _OPTIMIZER) * _trained(config, parameters)
+
+
+def _word(config: Config) -> int:
+    """Bytes of a weight or a gradient."""
+    return 4 if config.policy.dtype == "float32" else 2
+
+
+def _trained(config: Config, parameters: int) -> int:
+    """Parameters that are trained; adapters are too few to count."""
+    return 0 if config.training.lora_rank else parameters
 
 
 def _has_reference(config: Config) -> bool:
@@ -92,8 +106,8 @@ def _has_reference(config: Config) -> bool:
 def checkpoint_bytes(config: Config, parameters: int) -> float:
     """The most that both stages hold on disk: the kept checkpoints, the one being written, the exported model."""
     stages = [stage for stage in (config.training.stage1, config.training.stage2) if stage.enabled]
-    checkpoint = _WEIGHTS + _OPTIMIZER
-    return parameters * sum(checkpoint * (stage.keep_checkpoints + 2) + _WEIGHTS for stage in stages)
+    checkpoint = _word(config) * parameters + _OPTIMIZER * _trained(config, parameters)
+    return sum(checkpoint * (stage.keep_checkpoints + 2) + _word(config) * parameters for stage in stages)
 
 
 def parameter_count(policy: Policy) -> int:

@@ -28,7 +28,10 @@ _SOURCES = {
 }
 _FILES = {
     "synthesize": (
-        "synthesis/questions.jsonl", "synthesis/rejected.jsonl", "synthesis/README.md", "synthesis/review.csv",
+        "synthesis/questions.jsonl",
+        "synthesis/rejected.jsonl",
+        "synthesis/README.md",
+        "synthesis/review.csv",
     ),
     "vote": ("voting/votes", "voting/labeled.jsonl"),
     "stage1": (

@@ -39,7 +39,7 @@ def tiny_model(tmp_path_factory) -> Path:
     """A two-layer Llama over whole words that has learnt to answer with one letter, any letter."""
     folder = tmp_path_factory.mktemp("tiny_model")
     tokenizer = _tiny_tokenizer()
-    model = _answers_with_a_letter(_tiny_llama(len(tokenizer)), tokenizer)
+    model = _answers_with_a_letter(_tiny_llama(len(tokenizer)).float(), tokenizer).bfloat16()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -72,13 +72,12 @@ def _tiny_llama(vocabulary: int):
 
 
 def _answers_with_a_letter(model, tokenizer):
-    """Supervised steps towards a uniformly random letter: the form of an answer, none of the knowledge."""
+    """Supervised steps, in the model's dtype, to a uniformly random letter: the form of an answer, no knowledge."""
     import torch
 
     from medssr_dist.answers import chat_prompt
 
     rng = random.Random(0)
-    model = model.float()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     for _ in range(60):
         texts = [chat_prompt(tokenizer, letter_question(rng.choice(LETTERS), rng.random())) for _ in range(16)]
@@ -89,7 +88,7 @@ def _answers_with_a_letter(model, tokenizer):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    return model.bfloat16()
+    return model
 
 
 def letter_question(letter: str, nonce: float):

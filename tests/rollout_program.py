@@ -46,12 +46,12 @@ def main(case: dict) -> None:
 
 def start(config, engine_model: Path, rank_model: Path) -> RolloutSide:
     """Engines with the weights of one model and ranks with those of another, connected."""
-    from medssr_dist.training.actors import get_strategy
-    from medssr_dist.training.openrlhf_args import as_namespace, openrlhf_options
+    from medssr_dist.training.actors import PolicyRank
+    from medssr_dist.training.strategy import Strategy
 
     stage, board = config.training.stage1, start_board()
-    strategy = get_strategy(as_namespace(openrlhf_options(config, stage, engine_model / "stage")))
-    ranks, _ = stages._rank_group(config, stages._rank_classes(config)[0], None)
+    strategy = Strategy(config, stage, engine_model / "stage")
+    ranks, _ = stages._rank_group(config, PolicyRank, None)
     side = RolloutSide(config, stage, engine_model, board, ranks)
     engines = side.pool.handles if config.training.weight_sync == "openrlhf" else None
     refs = ranks.async_init_model_from_pretrained(strategy, str(rank_model), 10, engines)

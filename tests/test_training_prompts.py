@@ -51,7 +51,8 @@ def numbers(batches) -> list[int]:
 def test_a_batch_is_what_openrlhf_unpacks():
     sources, prompts, labels, images = next(iter(loader()))
     assert prompts == [chat_prompt(Tokenizer(), EXAMPLES[0].question)]
-    assert json.loads(labels[0]) == {"answer": "B", "options": {"A": "yes", "B": "no"}, "id": EXAMPLES[0].question.id}
+    expected = {"answer": "B", "options": {"A": "yes", "B": "no"}, "id": EXAMPLES[0].question.id, "confidence": None}
+    assert json.loads(labels[0]) == expected
     assert (len(sources), images) == (1, [None])
 
 

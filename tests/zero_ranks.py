@@ -22,13 +22,14 @@ torch.set_num_threads(1)
 
 from medssr_dist.config_io import load_config  # noqa: E402
 from medssr_dist.training import actors  # noqa: E402
-from medssr_dist.training.openrlhf_args import as_namespace, openrlhf_options  # noqa: E402
+from medssr_dist.training.experience import Experience  # noqa: E402
+from medssr_dist.training.strategy import Strategy  # noqa: E402
 
+STEP_FIELDS = (
+    "sequences", "attention_mask", "action_mask", "action_log_probs", "base_action_log_probs", "rollout_log_probs",
+    "advantages",
+)  # fmt: skip
 CONFIG = Path(__file__).parents[1] / "configs" / "demo_cpu.yaml"
-CLASSES = {
-    "kernels": (actors.KernelPolicyRank, actors.KernelReferenceRank),
-    "openrlhf": (actors.PolicyRank, actors.ReferenceRank),
-}
 
 
 def main() -> None:
@@ -42,38 +43,44 @@ def main() -> None:
 def run(case: SimpleNamespace, rank: int, world: int, port: int) -> dict:
     batch = case.batch
     strategy = make_strategy(case, len(batch["sequences"]), world)
-    policy_class, reference_class = CLASSES[case.path]
     place = (world, rank, "127.0.0.1", port)
     tokens = [batch[name] for name in ("sequences", "action_mask", "attention_mask")]
-    reference = reference_class(*place)
+    reference = actors.ReferenceRank(*place)
     reference.init_model_from_pretrained(strategy, case.model)
-    policy = policy_class(*place)
+    policy = actors.PolicyRank(*place)
     policy.init_model_from_pretrained(strategy, case.model, 10)
     seen = watch(strategy, policy)
     result = {"reference_logp": reference.forward(*tokens), "logp": policy.forward(*tokens)}
     heads = [actor.model.get_output_embeddings() for actor in (reference.model, policy.actor)]
     result["released"] = [head.weight.numel() == 0 for head in heads]
-    policy.append(shard(batch, rank, world))
+    own = shard(batch, rank, world)
+    if case.batching == "openrlhf":
+        policy.append(own)
+    else:
+        policy.take([[part(own, rows) for rows in micro_batches] for micro_batches in case.updates[str(world)]])
     status = policy.fit(batch["kl_coef"])
-    return result | seen() | {"status": status, "weights": whole(policy, "weight")}
+    result |= seen() | {"status": status, "weights": whole(policy, "weight")}
+    if case.lora_rank:
+        policy.save_model()
+        result["logp_after"] = policy.forward(*tokens)
+    return result
 
 
 def make_strategy(case: SimpleNamespace, sequences: int, world: int):
-    config = load_config(
-        CONFIG,
-        [
-            f"policy.model={case.model}", f"training.ranks_per_node={world}", f"training.packing={case.packing}",
-            f"training.gradient_checkpointing={case.checkpointing}", "training.stage1.prompts_per_step=1",
-            f"training.stage1.samples_per_prompt={sequences}", "training.stage1.micro_batch_size=2",
-            f"training.stage1.temperature={case.temperature}", "training.stage1.max_grad_norm=0",
-        ],
-    )  # fmt: skip
-    folder = Path(case.model) / "stage"
-    options = openrlhf_options(config, config.training.stage1, folder) | {"vllm.sync_backend": "gloo"}
-    if case.dtype == "fp32":
-        allow_fp32()
-        options["ds.param_dtype"] = "fp32"
-    strategy = actors.get_strategy(as_namespace(options))
+    stage = {
+        "prompts_per_step": 1, "samples_per_prompt": sequences, "micro_batch_size": 2, "max_new_tokens": 15,
+        "temperature": case.temperature, "max_grad_norm": 0,
+    } | case.stage  # fmt: skip
+    training = {
+        "ranks_per_node": world, "packing": case.packing, "gradient_checkpointing": case.checkpointing,
+        "logprob": case.path, "batching": case.batching, "lora_rank": case.lora_rank,
+    }  # fmt: skip
+    overrides = [f"training.{name}={value}" for name, value in training.items()]
+    overrides += [f"training.stage1.{name}={value}" for name, value in stage.items()]
+    overrides += [f"policy.model={case.model}", f"policy.dtype={case.dtype}"]
+    config = load_config(CONFIG, overrides)
+    strategy = Strategy(config, config.training.stage1, Path(case.model) / "stage")
+    strategy.args.vllm.sync_backend = "gloo"
     train_config, eval_config = strategy.get_ds_train_config, strategy.get_ds_eval_config
     optimizer = {"type": "SGD", "params": {"lr": case.learning_rate}}
     strategy.get_ds_train_config = lambda **kwargs: release_all(train_config(**kwargs)) | {"optimizer": optimizer}
@@ -87,36 +94,38 @@ def release_all(ds_config: dict) -> dict:
     return ds_config | {"zero_allow_untested_optimizer": True}
 
 
-def allow_fp32() -> None:
-    """OpenRLHF offers 16-bit weights only; the comparison in fp32 needs the name of the type."""
-    from openrlhf.utils import utils
-
-    own = utils.convert_to_torch_dtype
-    utils.convert_to_torch_dtype = lambda name: torch.float32 if name == "fp32" else own(name)
-
-
-def shard(batch: dict, rank: int, world: int):
-    from openrlhf.trainer.ppo_utils.experience import Experience
-
+def shard(batch: dict, rank: int, world: int) -> Experience:
     count = len(batch["sequences"])
-    part = slice(rank * count // world, (rank + 1) * count // world)
-    names = ("sequences", "attention_mask", "action_mask", "action_log_probs", "base_action_log_probs", "advantages")
-    fields = {name: batch[name][part].clone() for name in names}
+    rows = slice(rank * count // world, (rank + 1) * count // world)
+    names = [name for name in STEP_FIELDS if batch.get(name) is not None]
+    fields = {name: batch[name][rows].clone() for name in names}
     lengths = fields["action_mask"].sum(1).float()
     return Experience(**fields, response_length=lengths, info={"reward": torch.ones(len(lengths))})
 
 
+def part(own: Experience, rows: list[int]) -> Experience:
+    """These rows of the rank's, as ExperienceMaker gives them; without any, one none of whose tokens counts."""
+    fields = {name: getattr(own, name) for name in STEP_FIELDS}
+    chosen = {name: None if value is None else value[rows or [0]].clone() for name, value in fields.items()}
+    if not rows:
+        chosen["action_mask"] = torch.zeros_like(chosen["action_mask"])
+    return Experience(**chosen)
+
+
 def watch(strategy, policy):
     """Note the loss of every micro-batch, and the whole gradients before the optimizer's step."""
+    stock = strategy.config.training.batching == "openrlhf"
     backward, step, seen = strategy.backward, strategy.optimizer_step, {"loss": torch.zeros(())}
 
     def noting_loss(loss, *args, **kwargs):
-        seen["loss"] += loss.detach() / strategy.accumulated_gradient
+        seen["loss"] += loss.detach() / (strategy.accumulated_gradient if stock else 1)
         return backward(loss, *args, **kwargs)
 
     def noting_gradients(*args, **kwargs):
-        if policy.actor.model.is_gradient_accumulation_boundary():
+        ends = policy.actor.model.is_gradient_accumulation_boundary() if stock else strategy.update_ends
+        if ends:
             seen["gradients"] = whole(policy, "gradient")
+            seen["steps"] = seen.get("steps", 0) + 1
         return step(*args, **kwargs)
 
     strategy.backward, strategy.optimizer_step = noting_loss, noting_gradients
@@ -124,11 +133,12 @@ def watch(strategy, policy):
 
 
 def whole(policy, what: str) -> dict[str, torch.Tensor]:
-    """fp32 master weights or gradients by name, gathered from all ranks."""
+    """fp32 master weights or gradients of what is trained, by name, gathered from all ranks."""
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_grad
 
     get = {"weight": safe_get_full_fp32_param, "gradient": safe_get_full_grad}[what]
-    return {name: get(weight).clone() for name, weight in policy.actor.model.module.named_parameters()}
+    weights = policy.actor.model.module.named_parameters()
+    return {name: get(weight).clone() for name, weight in weights if weight.requires_grad}
 
 
 if __name__ == "__main__":

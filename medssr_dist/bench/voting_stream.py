@@ -24,7 +24,7 @@ from medssr_dist.bench.simulation import DrawnAnswers, SimulatedEngine, Speed
 from medssr_dist.bench.simulation_cluster import POLICY, SAMPLING, PlainTokenizer, simulated_config, write_questions
 from medssr_dist.runtime.pool import EnginePool
 from medssr_dist.stream import QuestionFeed, kept_labels_from, mark_end, publish_taken, room
-from medssr_dist.training.prompts import Example, PromptLoader
+from medssr_dist.training.prompts import PromptLoader, of_label
 from medssr_dist.voting.ballots import Ballots, take_votes
 from medssr_dist.voting.ledger import VoteLedger
 
@@ -122,7 +122,7 @@ def train(labels: Path, step_s: float) -> int:
     """Take prompts as stage 1 does, and sleep `step_s` for each step of them; returns how many were taken."""
 
     def examples(start: int):
-        return ((place, Example(label.question, label.answer)) for place, label in kept_labels_from(labels, start))
+        return ((place, of_label(label)) for place, label in kept_labels_from(labels, start))
 
     loader = PromptLoader(examples, _Words(), 4096, _STEP, 0, lambda taken: publish_taken(labels, taken))
     for number, _ in enumerate(loader, start=1):

@@ -48,9 +48,7 @@ def engine_pool(
         engines = [places.engine(bundle) for bundle in range(count)]
         if servers:
             tokenize = partial(_ids, load_tokenizer(model, config.policy))
-            engines += [
-                ServerEngine(server, config.policy, model, places.fingerprint, tokenize) for server in servers
-            ]
+            engines += [ServerEngine(server, config.policy, model, places.fingerprint, tokenize) for server in servers]
         tell = stack.enter_context(_Teller(events)) if events else _silent
         yield stack.enter_context(EnginePool(engines, voting, places.more, tell=tell))
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import ray
 
+from medssr_dist.config import Training
 from medssr_dist.training import platform
 from medssr_dist.training.resume import read_back, restore_rng, rng_state, shard_bytes
 from medssr_dist.training.watch import Beats, Board, dump_stacks_on_signal
@@ -25,14 +26,18 @@ from openrlhf.trainer.ppo_utils.samples_generator import SamplesGenerator  # noq
 from openrlhf.trainer.ray import launcher, ppo_actor  # noqa: E402
 from openrlhf.trainer.ray.launcher import RayActorGroup  # noqa: E402
 from openrlhf.trainer.ray.vllm_engine import RolloutRayActor  # noqa: E402
-from openrlhf.utils import get_strategy  # noqa: E402
+from openrlhf.utils import utils  # noqa: E402
+from openrlhf.utils.logging_utils import init_logger  # noqa: E402
+
+from medssr_dist.training.lora import save_merged  # noqa: E402
+from medssr_dist.training.strategy import Strategy, torch_dtype  # noqa: E402
 
 if TYPE_CHECKING:
     from medssr_dist.training.weight_sync import SyncSettings, WeightSync
 
 __all__ = [
-    "BasePPOTrainer", "KernelPolicyRank", "KernelReferenceRank", "PlainPPOTrainer", "PolicyRank", "RayActorGroup",
-    "ReferenceRank", "RolloutRayActor", "SamplesGenerator", "get_strategy",
+    "BasePPOTrainer", "PlainPPOTrainer", "PolicyRank", "RayActorGroup", "ReferenceRank", "RolloutRayActor",
+    "SamplesGenerator", "init_logger",
 ]  # fmt: skip
 
 
@@ -69,15 +74,39 @@ class Watched:
         return self._beats.during(doing, function) if self._beats else function
 
 
+def _parts(training: Training) -> dict[str, type]:
+    """What a rank's model and trainer are made of, by OpenRLHF's names for it."""
+    from medssr_dist.training.policy import KernelActor, trainer_class
+
+    actor = {"Actor": KernelActor} if training.logprob == "kernels" else {}
+    return actor | {"ActorPPOTrainer": trainer_class(training)}
+
+
 class PolicyRank(Watched, plain_class(ppo_actor.PolicyModelActor)):
-    """One ZeRO-3 rank of the policy: OpenRLHF's own, the weight sync, and what is written of it and taken up again."""
+    """One ZeRO-3 rank of the policy: OpenRLHF's, with the loss and the loop that the config chooses.
+
+    Ours too: the weight sync, and what is written of a rank and taken up again.
+    """
 
     _weights: WeightSync | None = None
 
-    def init_model_from_pretrained(self, *args, **kwargs):
-        super().init_model_from_pretrained(*args, **kwargs)
+    def init_model_from_pretrained(self, strategy: Strategy, *args, **kwargs):
+        parts = _parts(strategy.config.training)
+        with _built_from(ppo_actor, **parts), _built_from(utils, convert_to_torch_dtype=torch_dtype):
+            super().init_model_from_pretrained(strategy, *args, **kwargs)
         if "rng" in self.checkpoint_states:
             restore_rng(self.checkpoint_states["rng"])
+
+    def take(self, updates: list) -> None:
+        """See PlannedUpdate.take."""
+        self.trainer.take(updates)
+
+    def save_model(self):
+        """Write the whole model as a Hugging Face checkpoint; adapters merged."""
+        if not self.strategy.config.training.lora_rank:
+            return super().save_model()
+        model = self.strategy._unwrap_model(self.actor)
+        return save_merged(model, self.tokenizer, Path(self.strategy.args.ckpt.output_dir), self.strategy.is_rank_0())
 
     def get_checkpoint_states(self) -> dict:
         """The trainer's state in the checkpoint that was taken up; {} where there was none."""
@@ -119,29 +148,14 @@ class PolicyRank(Watched, plain_class(ppo_actor.PolicyModelActor)):
 
 
 class ReferenceRank(Watched, plain_class(launcher.ReferenceModelActor)):
-    """One ZeRO-3 rank of the reference policy, all OpenRLHF's own."""
+    """One ZeRO-3 rank of the reference policy, whose log-probs are computed as the policy's are."""
 
     _name = "reference rank"
 
-
-class KernelPolicyRank(PolicyRank):
-    """One ZeRO-3 rank of the policy, with log-probs and loss by the kernels."""
-
-    def init_model_from_pretrained(self, *args, **kwargs):
-        from medssr_dist.training.policy import KernelActor, KernelTrainer
-
-        with _built_from(ppo_actor, Actor=KernelActor, ActorPPOTrainer=KernelTrainer):
-            super().init_model_from_pretrained(*args, **kwargs)
-
-
-class KernelReferenceRank(ReferenceRank):
-    """One ZeRO-3 rank of the reference policy, with log-probs by the kernels."""
-
-    def init_model_from_pretrained(self, *args, **kwargs):
-        from medssr_dist.training.policy import KernelActor
-
-        with _built_from(launcher, Actor=KernelActor):
-            super().init_model_from_pretrained(*args, **kwargs)
+    def init_model_from_pretrained(self, strategy: Strategy, *args, **kwargs):
+        actor = {name: part for name, part in _parts(strategy.config.training).items() if name == "Actor"}
+        with _built_from(launcher, **actor), _built_from(utils, convert_to_torch_dtype=torch_dtype):
+            super().init_model_from_pretrained(strategy, *args, **kwargs)
 
 
 PlainPPOTrainer = plain_class(PPOTrainer)

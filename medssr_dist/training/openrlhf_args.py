@@ -12,34 +12,22 @@ from medssr_dist.config import Config, Stage
 _FIXED = {
     "local_rank": -1,
     "actor.aux_loss_coef": 0.0,
-    "actor.dual_clip": None,
-    "actor.entropy_coef": None,
     "actor.freeze_visual_encoder": False,
     "actor.gradient_checkpointing_reentrant": False,
-    "actor.loss_agg_mode": "token-mean",
     "actor.min_lr_ratio": 0.1,
     "actor.optim": "adam",
-    "actor.policy_loss_type": "ppo",
     "actor.adam.betas": (0.9, 0.95),
     "actor.adam.eps": 1e-8,
     "actor.adam.weight_decay": 0.0,
     "actor.muon.lr": 0.02,
     "actor.muon.momentum": 0.95,
-    "algo.advantage.estimator": "group_norm",
     "algo.advantage.gamma": 1.0,
-    "algo.advantage.is_correction_gating": "ratio",
-    "algo.advantage.is_correction_level": "off",
-    "algo.advantage.is_correction_mode": "mask",
-    "algo.advantage.is_correction_threshold": [0.5, 5.0],
     "algo.advantage.lambd": 1.0,
     "algo.advantage.no_std_norm": False,
     "algo.dynamic_filtering_enable": False,
     "algo.dynamic_filtering_range": (0.0, 1.0),
-    "algo.kl.estimator": "k3",
     "algo.kl.horizon": 10000,
     "algo.kl.target": None,
-    "algo.kl.unbiased_gradient": False,
-    "algo.kl.use_loss": True,
     "ckpt.best_metric_key": "none",
     "ckpt.disable_ds": False,
     "ckpt.load_enable": True,
@@ -54,9 +42,7 @@ _FIXED = {
     "ds.experts_implementation": None,
     "ds.grad_accum_dtype": None,
     "ds.load_in_4bit": False,
-    "ds.lora.alpha": 16,
     "ds.lora.dropout": 0.0,
-    "ds.lora.rank": 0,
     "ds.lora.target_modules": "all-linear",
     "ds.overlap_comm": False,
     "ds.ring_attn_size": 1,
@@ -69,7 +55,6 @@ _FIXED = {
     "logger.logging_steps": float("inf"),
     "logger.tensorboard_dir": None,
     "logger.wandb.key": None,
-    "ref.offload": False,
     "reward.clip_range": (-10.0, 10.0),
     "reward.overlong_buffer_len": None,
     "reward.stop_properly_penalty_coef": None,
@@ -85,6 +70,8 @@ _FIXED = {
     "vllm.sync_backend": "nccl",
     "vllm.sync_with_ray": False,
 }
+# policy.dtype -> OpenRLHF's name; "fp32" is ours, see strategy.torch_dtype.
+_DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 
 
 def openrlhf_options(config: Config, stage: Stage, folder: Path) -> dict:
@@ -95,40 +82,65 @@ def openrlhf_options(config: Config, stage: Stage, folder: Path) -> dict:
         folder: the stage's folder; checkpoints go below it.
     """
     training = config.training
-    dtype = {"bfloat16": "bf16", "float16": "fp16"}[config.policy.dtype]
-    return _FIXED | {
-        "actor.adam.lr": stage.learning_rate,
+    return (
+        _FIXED
+        | _algorithm(stage)
+        | {
+            "actor.adam.lr": stage.learning_rate,
+            "actor.gradient_checkpointing_enable": training.gradient_checkpointing,
+            "actor.lr_scheduler": stage.lr_scheduler,
+            "actor.lr_warmup_ratio": stage.warmup_ratio,
+            "actor.max_norm": stage.max_grad_norm,
+            "actor.num_gpus_per_node": training.ranks_per_node,
+            "actor.num_nodes": training.nodes,
+            "ckpt.output_dir": str(folder / "hf.partial"),
+            "ckpt.path": str(folder / "checkpoints"),
+            "data.max_len": config.policy.max_model_len,
+            "ds.adam_offload": training.offload_optimizer,
+            "ds.attn_implementation": training.attention,
+            "ds.lora.alpha": training.lora_alpha,
+            "ds.lora.rank": training.lora_rank,
+            "ds.packing_samples": training.packing,
+            "ds.param_dtype": _DTYPES[config.policy.dtype],
+            "ref.offload": training.offload_reference,
+            "rollout.batch_size": stage.prompts_per_step,
+            "rollout.max_new_tokens": stage.max_new_tokens,
+            "rollout.micro_batch_size": stage.micro_batch_size,
+            "rollout.n_samples_per_prompt": stage.samples_per_prompt,
+            "rollout.temperature": stage.temperature,
+            "rollout.top_p": stage.top_p,
+            "rollout.vllm_generate_batch_size": stage.prompts_per_step,
+            "train.batch_size": stage.sequences // stage.updates_per_rollout,
+            "train.colocate_actor_ref": training.colocate_reference,
+            "train.full_determinism_enable": training.deterministic,
+            "train.micro_batch_size": stage.micro_batch_size,
+            "train.seed": config.runtime.random_seed,
+            "vllm.enable_prefix_caching": True,
+            "vllm.num_engines": training.engines,
+            "vllm.tensor_parallel_size": training.tensor_parallel_size,
+        }
+    )
+
+
+def _algorithm(stage: Stage) -> dict:
+    """The loss in OpenRLHF's words. What it has no word for, only our own loss reads: see Algorithm.openrlhf_cannot."""
+    sequences = stage.aggregation == "sequence_mean"
+    return {
+        "actor.dual_clip": stage.dual_clip,
+        "actor.entropy_coef": stage.entropy_coef or None,
         "actor.eps_clip": stage.clip_low,
         "actor.eps_clip_low_high": (stage.clip_low, stage.clip_high),
-        "actor.gradient_checkpointing_enable": training.gradient_checkpointing,
-        "actor.lr_scheduler": stage.lr_scheduler,
-        "actor.lr_warmup_ratio": stage.warmup_ratio,
-        "actor.max_norm": stage.max_grad_norm,
-        "actor.num_gpus_per_node": training.ranks_per_node,
-        "actor.num_nodes": training.nodes,
+        "actor.loss_agg_mode": "seq-mean-token-mean" if sequences else "token-mean",
+        "actor.policy_loss_type": {"token": "ppo", "sequence": "gspo"}[stage.ratio],
+        "algo.advantage.estimator": {"mean_only": "dr_grpo"}.get(stage.advantage, stage.advantage),
+        "algo.advantage.is_correction_gating": stage.importance_gate,
+        "algo.advantage.is_correction_level": {"sequence": "seq"}.get(stage.importance, stage.importance),
+        "algo.advantage.is_correction_mode": stage.importance_mode,
+        "algo.advantage.is_correction_threshold": [stage.importance_low, stage.importance_high],
+        "algo.kl.estimator": stage.kl_estimator,
         "algo.kl.init_coef": stage.kl_coef,
-        "ckpt.output_dir": str(folder / "hf.partial"),
-        "ckpt.path": str(folder / "checkpoints"),
-        "data.max_len": config.policy.max_model_len,
-        "ds.adam_offload": training.offload_optimizer,
-        "ds.attn_implementation": training.attention,
-        "ds.packing_samples": training.packing,
-        "ds.param_dtype": dtype,
-        "rollout.batch_size": stage.prompts_per_step,
-        "rollout.max_new_tokens": stage.max_new_tokens,
-        "rollout.micro_batch_size": stage.micro_batch_size,
-        "rollout.n_samples_per_prompt": stage.samples_per_prompt,
-        "rollout.temperature": stage.temperature,
-        "rollout.top_p": stage.top_p,
-        "rollout.vllm_generate_batch_size": stage.prompts_per_step,
-        "train.batch_size": stage.prompts_per_step * stage.samples_per_prompt,
-        "train.colocate_actor_ref": training.colocate_reference,
-        "train.full_determinism_enable": training.deterministic,
-        "train.micro_batch_size": stage.micro_batch_size,
-        "train.seed": config.runtime.random_seed,
-        "vllm.enable_prefix_caching": True,
-        "vllm.num_engines": training.engines,
-        "vllm.tensor_parallel_size": training.tensor_parallel_size,
+        "algo.kl.unbiased_gradient": stage.kl_unbiased,
+        "algo.kl.use_loss": stage.kl_in == "loss",
     }
 
 

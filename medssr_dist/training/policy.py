@@ -8,14 +8,17 @@ read (critic, mixture-of-experts loss, images, ring attention) are fixed to off 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import torch
 from torch.nn import functional as F
 
-from medssr_dist.kernels import GrpoMetrics, GrpoOptions, linear_grpo_loss, linear_logprob
+from medssr_dist.config import Training
+from medssr_dist.kernels import GrpoMetrics, linear_grpo_loss, linear_logprob
 from medssr_dist.training import platform
+from medssr_dist.training.algorithm import grpo_options
 from medssr_dist.training.head import KernelHead, install_head
+from medssr_dist.training.update import PlannedUpdate
 
 platform.apply()
 
@@ -73,8 +76,12 @@ class KernelActor(Actor):
             return self.model(tokens, attention_mask=attention_mask, position_ids=positions)["logits"]
 
 
-class KernelTrainer(ActorPPOTrainer):
-    """OpenRLHF's update of a KernelActor: its data, accumulation and optimizer, and the kernels' loss."""
+class KernelLoss(ActorPPOTrainer):
+    """OpenRLHF's trainer of a KernelActor with the kernels' loss; all algorithms of the config."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._options = grpo_options(self.strategy.grpo)
 
     def training_step(self, experience: Experience, kl_ctl: float, step: int, loss_batch_info: dict) -> dict:
         """One micro-batch forward and backward, and the optimizer's step where DeepSpeed's accumulation is full.
@@ -87,19 +94,14 @@ class KernelTrainer(ActorPPOTrainer):
         loss, metrics = self._loss(experience, kl_ctl, loss_batch_info)
         self.strategy.backward(loss, self.actor, self.actor_optim)
         self.strategy.optimizer_step(self.actor_optim, self.actor, self.actor_scheduler, name="actor")
-        return self._status(experience, metrics, loss_batch_info)
+        return self._status(experience, loss, metrics, loss_batch_info)
 
     def _loss(self, experience: Experience, kl_ctl: float, counts: dict) -> tuple[torch.Tensor, GrpoMetrics]:
         actions = experience.action_mask.bool()
-        clip_low, clip_high = self.args.actor.eps_clip_low_high
-        options = GrpoOptions(
-            clip_low=clip_low,
-            clip_high=clip_high,
-            kl_coef=kl_ctl,
-            kl_estimator=self.args.algo.kl.estimator,
-            entropy_coef=0.0,  # for the metrics alone
-        )
-        reference = experience.base_action_log_probs
+
+        def of_actions(values: torch.Tensor | None) -> torch.Tensor | None:
+            return None if values is None else values[actions]
+
         metrics = None
 
         def loss(hidden, weight, target):
@@ -110,10 +112,13 @@ class KernelTrainer(ActorPPOTrainer):
                 target,
                 experience.advantages[actions],
                 temperature=self.actor.temperature,
-                old_logp=experience.action_log_probs[actions],
-                ref_logp=None if reference is None else reference[actions],
-                options=options,
+                old_logp=of_actions(experience.action_log_probs),
+                ref_logp=of_actions(experience.base_action_log_probs),
+                rollout_logp=of_actions(experience.rollout_log_probs),
+                offsets=F.pad(actions.sum(1).cumsum(0), (1, 0)),
+                options=replace(self._options, kl_coef=kl_ctl if self.args.algo.kl.use_loss else 0.0),
                 token_count=counts["batch_num_tokens"],
+                sequence_count=counts["global_batch_size"],
                 dp_size=counts["dp_size"],
             )
             return value
@@ -121,12 +126,13 @@ class KernelTrainer(ActorPPOTrainer):
         value = self.actor.over_rows(loss, experience.sequences, actions, experience.attention_mask)
         return value, metrics
 
-    def _status(self, experience: Experience, metrics: GrpoMetrics, counts: dict) -> dict:
+    def _status(self, experience: Experience, loss: torch.Tensor, metrics: GrpoMetrics, counts: dict) -> dict:
         """What OpenRLHF's loop averages and logs: over tokens, over samples, or as it is where the weight is None."""
         tokens = experience.action_mask.sum()
         # The loss is this micro-batch's share of the step's mean; its own mean is what can be averaged over tokens.
         own_mean = counts["batch_num_tokens"] / (counts["dp_size"] * tokens.clamp(min=1))
         over_tokens = {
+            "loss": loss.detach() * own_mean,
             "policy_loss": metrics.policy_loss * own_mean,
             "kl": metrics.kl_loss * own_mean,
             "entropy": metrics.entropy * own_mean,
@@ -134,6 +140,8 @@ class KernelTrainer(ActorPPOTrainer):
             "ppo_kl": metrics.old_kl,
             "logprobs_diff": metrics.reference_log_ratio,
         }
+        if self.strategy.grpo.importance != "off":
+            over_tokens |= {"vllm_kl": metrics.rollout_kl, "is_filter_ratio": metrics.importance_dropped}
         over_samples = {name: torch.as_tensor(value, dtype=torch.float32) for name, value in experience.info.items()}
         over_samples |= {
             field.name: getattr(experience, field.name)
@@ -153,3 +161,10 @@ class KernelTrainer(ActorPPOTrainer):
             "num_samples": float(len(experience.action_mask)),
             "num_action_tokens": float(tokens),
         }
+
+
+def trainer_class(training: Training) -> type[ActorPPOTrainer]:
+    """The trainer of a rank: our loss and our loop, or OpenRLHF's own in place of either."""
+    loss = (KernelLoss,) if training.logprob == "kernels" else ()
+    loop = (PlannedUpdate,) if training.batching != "openrlhf" else ()
+    return type("Trainer", (*loss, *loop, ActorPPOTrainer), {})

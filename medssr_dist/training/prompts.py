@@ -16,15 +16,24 @@ from medssr_dist.stream import ALL_TAKEN
 
 @dataclass(frozen=True)
 class Example:
-    """One question to train on and the answer that earns the reward."""
+    """One question to train on and the answer that earns the reward.
+
+    confidence: least share of valid votes for the answer, where it is a pseudo-label; None where a human gave it.
+    """
 
     question: Question
     answer: str
+    confidence: float | None = None
+
+
+def of_label(label: Label) -> Example:
+    """A pseudo-labelled example."""
+    return Example(label.question, label.answer, label.confidence_valid[0])
 
 
 def from_labels(labels: Iterable[Label]) -> Iterator[Example]:
     """Pseudo-labelled examples, in ledger order."""
-    return (Example(label.question, label.answer) for label in labels)
+    return map(of_label, labels)
 
 
 def from_questions(questions: Iterable[Question]) -> list[Example]:
@@ -140,6 +149,7 @@ class PromptLoader:
         }
 
     def load_state_dict(self, state: dict) -> None:
+        self._drawn = None
         self._place, self._first_pass = state["place"], state["first_pass"]
         self.taken, self.skipped, self._total = state["taken"], state["skipped"], state["total"]
 
@@ -168,5 +178,10 @@ class PromptLoader:
         prompt = chat_prompt(self._tokenizer, example.question)
         if len(self._tokenizer(prompt, add_special_tokens=False)["input_ids"]) > self._max_prompt_tokens:
             return None
-        label = {"answer": example.answer, "options": example.question.options, "id": example.question.id}
+        label = {
+            "answer": example.answer,
+            "options": example.question.options,
+            "id": example.question.id,
+            "confidence": example.confidence,
+        }
         return prompt, json.dumps(label)

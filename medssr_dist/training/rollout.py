@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 from medssr_dist.training.engine_pool import EnginePool
@@ -79,7 +79,6 @@ class Rollout:
     ):
         self._plan, self._sampling, self._prompts, self._tokenizer = plan, sampling, prompts, tokenizer
         self._pool, self._tell = pool, tell
-        self._thread = ThreadPoolExecutor(max_workers=1) if plan.ahead else None
         self._coming: Future[Batch | None] | None = None
         self._left: list[Batch] = []  # made and not yet given
         self._made = 0
@@ -100,9 +99,9 @@ class Rollout:
             return [], None, 0, True
         self.ranks_free.acquire()
         self._training = True
-        if self._thread:
-            self._coming = self._thread.submit(self._make)
-            self._coming.add_done_callback(self._tell_done)
+        if self._plan.ahead:
+            self._coming = Future()
+            threading.Thread(target=self._make_beside, args=(self._coming,), daemon=True).start()
         samples = [experience for group in batch.groups for experience in group.experiences(self.given)]
         self._note(batch)
         self.given += 1
@@ -117,11 +116,15 @@ class Rollout:
         with self.ranks_free:
             self.ranks_free.wait_for(self._coming.done)
         self._tell(f"step {self.given}")
-        if batch := self._coming.result():
+        coming, self._coming = self._coming, None
+        if batch := coming.result():
             self._left.append(batch)
-        self._coming = None
 
-    def _tell_done(self, _: Future) -> None:
+    def _make_beside(self, coming: Future) -> None:
+        try:
+            coming.set_result(self._make())
+        except BaseException as error:
+            coming.set_exception(error)
         with self.ranks_free:
             self.ranks_free.notify_all()
 
@@ -136,7 +139,15 @@ class Rollout:
         self._left = [Batch.from_dict(batch) for batch in state["left"]]
 
     def _make(self) -> Batch | None:
-        """The next batch, None where there is none to come."""
+        """The next batch, None where there is none to come. Where it cannot be made, its prompts are given back."""
+        before = self._prompts.state_dict()
+        try:
+            return self._collect()
+        except BaseException:
+            self._prompts.load_state_dict(before)
+            raise
+
+    def _collect(self) -> Batch | None:
         if self._plan.steps and self._made == self._plan.steps:
             self._prompts.finish()
             return None
@@ -173,7 +184,7 @@ class Rollout:
         samples = [sample for group in batch.groups for sample in group.samples]
         self.metrics = {
             "policy_lag": sum(self.given - sample.version for sample in samples) / len(samples),
-            "zero_variance": batch.flat / batch.drawn,
+            "zero_variance_drawn": batch.flat / batch.drawn,
             "prompts_drawn": batch.drawn,
             "engine_restarts": self._pool.restarts,
             "seconds_rollout": round(batch.seconds, 6),

@@ -97,14 +97,9 @@ def _plan(config: Config, stage: Stage) -> tuple[BatchPlan, Sampling]:
         temperature=stage.temperature,
         top_p=stage.top_p,
         max_tokens=stage.max_new_tokens,
-        logprobs=_asks_logprobs(stage),
+        logprobs=stage.importance != "off",
         random_seed=config.runtime.random_seed,
     )
-
-
-def _asks_logprobs(stage: Stage) -> bool:
-    """Whether the update corrects for what the engines drew from."""
-    return getattr(stage, "importance", "off") != "off"
 
 
 def engine_starter(config: Config, stage: Stage, model: Path, board: Board) -> tuple[Callable, object]:
@@ -118,7 +113,7 @@ def engine_starter(config: Config, stage: Stage, model: Path, board: Board) -> t
     kwargs |= {"num_gpus": 1, "board": board}
     if training.rollout == "openrlhf":
         kwargs["agent_func_path"] = str(Path(__file__).with_name("agent.py"))
-    if _asks_logprobs(stage):
+    if stage.importance != "off":
         kwargs["logprobs_mode"] = "processed_logprobs"  # of the distribution that was drawn from
     env = engine_env(config.runtime, max(1, (os.cpu_count() or 1) // training.engines))
     actor = ray.remote(RolloutEngine)

@@ -24,7 +24,7 @@ from medssr_dist.stream import follow, kept_at_end, kept_labels, kept_labels_fro
 from medssr_dist.training.checkpoints import settle
 from medssr_dist.training.deadline import end_time
 from medssr_dist.training.job import STOP_FILE, StageJob
-from medssr_dist.training.prompts import Example, from_labels, from_questions, shuffled
+from medssr_dist.training.prompts import Example, from_labels, from_questions, of_label, shuffled
 from medssr_dist.training.stage import StageRunner
 from medssr_dist.training.trackers import Trackers
 from medssr_dist.training.watch import StallWatch, start_board
@@ -219,8 +219,7 @@ def _pseudo_labels(config: Config) -> str:
 
 def _label_examples(labels: Path, start: int, watch: Callable[[], object]) -> Iterable[tuple[int, Example]]:
     """A place is a number of lines of the ledger."""
-    found = kept_labels_from(labels, start, watch)
-    return ((place, Example(label.question, label.answer)) for place, label in found)
+    return ((place, of_label(label)) for place, label in kept_labels_from(labels, start, watch))
 
 
 def _listed(examples: list[Example], start: int, watch: Callable[[], object]) -> Iterable[tuple[int, Example]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from functools import partial
+from typing import TYPE_CHECKING
 
 import ray
 from ray.util.placement_group import remove_placement_group
@@ -16,6 +17,9 @@ from medssr_dist.training.deadline import StopSign
 from medssr_dist.training.job import STOP_FILE, StageJob
 from medssr_dist.training.rollout_side import RolloutSide
 from medssr_dist.training.watch import Board
+
+if TYPE_CHECKING:
+    from medssr_dist.training.strategy import Strategy
 
 
 class StageRunner:
@@ -32,6 +36,7 @@ class StageRunner:
         Raises:
             Stopped: the stage was asked to stop or its end time is near; all finished steps are saved.
         """
+        from medssr_dist.training import algorithm
         from medssr_dist.training.boundary import Boundary
         from medssr_dist.training.prompts import PromptLoader
         from medssr_dist.training.samples import SampleBook
@@ -54,20 +59,23 @@ class StageRunner:
         boundary.export(job.folder / "hf.partial")
         for bundle in bundles:
             remove_placement_group(bundle)
-        return {"prompts": prompts.taken, "skipped_too_long": prompts.skipped}
+        counts = {"prompts": prompts.taken, "skipped_too_long": prompts.skipped}
+        return counts | {"old_logprobs": algorithm.told(config.training, stage)}
 
     def _start(self, job: StageJob, strategy, board: Board) -> tuple:
         """Start engines, policy and reference side by side, and wait for all of them."""
-        policy_class, reference_class = _rank_classes(job.config)
-        ranks, bundles = _rank_group(job.config, policy_class, None)  # first: the ranks are tied to whole nodes
+        from medssr_dist.training.actors import PolicyRank, ReferenceRank
+
+        ranks, bundles = _rank_group(job.config, PolicyRank, None)  # first: the ranks are tied to whole nodes
         rollout = RolloutSide(job.config, job.stage, job.model, board, ranks)
         if job.stage.kl_coef > 0:
             shared = bundles if job.config.training.colocate_reference else None
-            reference, reference_bundles = _rank_group(job.config, reference_class, shared)
+            reference, reference_bundles = _rank_group(job.config, ReferenceRank, shared)
         else:
             reference, reference_bundles = None, bundles
         engines = rollout.pool.handles if job.config.training.weight_sync == "openrlhf" else None
-        refs = ranks.async_init_model_from_pretrained(strategy, str(job.model), job.expected_steps, engines)
+        optimizer_steps = job.expected_steps * job.stage.updates_per_rollout
+        refs = ranks.async_init_model_from_pretrained(strategy, str(job.model), optimizer_steps, engines)
         refs += ranks.async_run_method("watch", board)
         if reference is not None:
             refs += reference.async_init_model_from_pretrained(strategy, str(job.reference))
@@ -77,27 +85,15 @@ class StageRunner:
         return ranks, reference, rollout, {rollout.bundles, bundles, reference_bundles}
 
 
-def _strategy(job: StageJob):
+def _strategy(job: StageJob) -> Strategy:
     """OpenRLHF's strategy with the stage's options, and the checkpoint made ready for its number of ranks."""
-    from medssr_dist.training.actors import get_strategy
-    from medssr_dist.training.openrlhf_args import as_namespace, openrlhf_options
     from medssr_dist.training.resume import fit_to_ranks
+    from medssr_dist.training.strategy import Strategy
 
-    training = job.config.training
-    options = openrlhf_options(job.config, job.stage, job.folder)
-    if job.checkpoint:
-        ranks = training.nodes * training.ranks_per_node
-        options["ds.use_universal_ckpt"] = fit_to_ranks(job.folder / "checkpoints", job.checkpoint, ranks)
-    return get_strategy(as_namespace(options))
-
-
-def _rank_classes(config: Config) -> tuple[type, type]:
-    """The classes of a policy rank and of a reference rank."""
-    from medssr_dist.training import actors
-
-    if config.training.logprob == "kernels":
-        return actors.KernelPolicyRank, actors.KernelReferenceRank
-    return actors.PolicyRank, actors.ReferenceRank
+    if job.checkpoint is None:
+        return Strategy(job.config, job.stage, job.folder)
+    universal = fit_to_ranks(job.folder / "checkpoints", job.checkpoint, job.config.training.ranks)
+    return Strategy(job.config, job.stage, job.folder, universal)
 
 
 def _rank_group(config: Config, rank_class: type, bundles) -> tuple:
@@ -105,9 +101,8 @@ def _rank_group(config: Config, rank_class: type, bundles) -> tuple:
     from medssr_dist.training.actors import RayActorGroup
 
     training = config.training
-    ranks = training.nodes * training.ranks_per_node
     if bundles is None:
-        bundles = reserve([{"GPU": 1, "CPU": 1}] * ranks, "the training ranks", training.ranks_per_node)
+        bundles = reserve([{"GPU": 1, "CPU": 1}] * training.ranks, "the training ranks", training.ranks_per_node)
     # Policy and reference share a GPU where the reference is colocated.
     share = 0.4 if training.colocate_reference else 1
     actor = ray.remote(num_gpus=1, runtime_env={"env_vars": _rank_env(training.ranks_per_node)})(rank_class)

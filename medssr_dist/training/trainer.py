@@ -1,15 +1,21 @@
-"""OpenRLHF's PPOTrainer fed by our prompts: its loop, its update, our data, our metrics file."""
+"""OpenRLHF's PPOTrainer fed by our prompts: its loop, our data, experience, update and metrics file."""
 
 from __future__ import annotations
 
 import time
 
+import ray
+
 from medssr_dist.errors import Stopped
-from medssr_dist.training.actors import BasePPOTrainer, PlainPPOTrainer
+from medssr_dist.training.actors import BasePPOTrainer, PlainPPOTrainer, init_logger
+from medssr_dist.training.algorithm import told
 from medssr_dist.training.boundary import Boundary
+from medssr_dist.training.experience import ExperienceMaker
 from medssr_dist.training.prompts import PromptLoader
 from medssr_dist.training.rollout_side import RolloutSide
 from medssr_dist.training.samples import SampleBook
+
+_log = init_logger(__name__)
 
 # metrics.jsonl name -> OpenRLHF's name
 _METRICS = {
@@ -19,10 +25,19 @@ _METRICS = {
     "invalid_answer": "invalid_answer",
     "response_length": "rollout/response_length_mean",
     "truncated": "rollout/truncated_rate",
+    "loss": "loss",
     "policy_loss": "policy_loss",
     "kl": "kl",
     "entropy": "entropy",
     "clip_ratio": "ppo_clip_ratio",
+    "old_kl": "ppo_kl",
+    "rollout_kl": "vllm_kl",
+    "importance_dropped": "is_filter_ratio",
+    "advantage_abs": "advantage_abs",
+    "zero_variance": "zero_variance",
+    "label_confidence": "label_confidence",
+    "tokens_per_s_per_gpu": "tokens_per_s_per_gpu",
+    "mfu": "mfu",
     "grad_norm": "actor_grad_norm",
     "learning_rate": "actor_lr",
     "samples": "rollout/num_samples",
@@ -68,8 +83,12 @@ class StageTrainer(PlainPPOTrainer):
         }
         self.samples_generator, self._rollout = rollout.generator, rollout
         self._boundary, self._samples = boundary, samples
+        self._plans = strategy.config.training.batching != "openrlhf"
         self._waited_s = 0.0  # for examples, in all steps so far; part of a step's seconds_generate and seconds
         BasePPOTrainer.__init__(self, strategy, policy, None, None, reference, rollout.pool.handles, tokenizer)
+        _log.info("log-probs before the update: %s", told(strategy.config.training, strategy.grpo))
+        if self._plans:
+            self.experience_maker = ExperienceMaker(strategy, policy, reference, tokenizer.pad_token_id)
 
     def broadcast_to_vllm(self) -> None:
         self._rollout.sync()
@@ -83,8 +102,21 @@ class StageTrainer(PlainPPOTrainer):
             raise self._boundary.stopped(reason) from None
 
     def train_step(self, rollout_samples, global_step: int) -> tuple[dict, int]:
+        """One step on whole groups of samples: experience, update, weights to the engines."""
         self._samples.keep(rollout_samples, global_step + 1)
-        return super().train_step(rollout_samples, global_step)
+        if not self._plans:
+            return super().train_step(rollout_samples, global_step)
+        began = time.monotonic()
+        prepared = self.experience_maker.prepare(rollout_samples, global_step)
+        ray.get(self.actor_model_group.async_run_method_batch(method_name="take", updates=prepared.shares))
+        made = time.monotonic()
+        status = self.ppo_train(global_step) | prepared.metrics | self._compute_rollout_stats(rollout_samples)
+        trained = time.monotonic()
+        self.broadcast_to_vllm()
+        status["timing/make_experience"] = made - began
+        status["timing/ppo_train"] = trained - made
+        status["timing/broadcast"] = time.monotonic() - trained
+        return status, global_step + 1
 
     def init_checkpoint_states(self) -> dict:
         states = self._boundary.resumed_state()
@@ -93,7 +125,7 @@ class StageTrainer(PlainPPOTrainer):
         return states
 
     def save_logs_and_checkpoints(self, global_step: int, logs_dict=None, client_states=None) -> None:
-        row = {name: round(float(logs_dict[key]), 6) for name, key in _METRICS.items() if key in logs_dict}
+        row = {name: float(f"{logs_dict[key]:.8g}") for name, key in _METRICS.items() if key in logs_dict}
         row |= self.samples_generator.metrics
         row |= {"step": global_step, "prompts": client_states["total_consumed_prompts"], "time": round(time.time(), 3)}
         row["tokens"] = int(row["response_length"] * row["samples"])

@@ -17,6 +17,7 @@ from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
 from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
 
 from medssr_dist.runtime.device import on_gpu
+from medssr_dist.training.lora import exported
 from medssr_dist.training.weight_transfer import GlooTrainerInitInfo, register
 
 
@@ -39,14 +40,14 @@ class SyncSettings:
 
 
 class ZeroSource(WeightSource):
-    """A module's weights whole, from ZeRO-3 shards (or from a module that is whole), bucket by bucket.
+    """A policy's weights whole, adapters merged, from ZeRO-3 shards (or from a module that is whole), by buckets.
 
     Iterating is a collective: every rank does it, in the same order.
     """
 
     def __init__(self, module: torch.nn.Module, bucket_bytes: int):
-        self._weights = dict(module.named_parameters())
-        self._metas = [ParamMeta(name, weight.dtype, _whole_shape(weight)) for name, weight in self._weights.items()]
+        self._weights = {each.name: each for each in exported(module)}
+        self._metas = [ParamMeta(each.name, each.dtype, tuple(each.shape)) for each in self._weights.values()]
         self._groups = [[meta.name for meta in bucket] for bucket in buckets(self._metas, bucket_bytes)]
 
     def metadata(self) -> list[ParamMeta]:
@@ -57,29 +58,25 @@ class ZeroSource(WeightSource):
 
     def iter_groups(self) -> Iterator[tuple[list[str], list[torch.Tensor]]]:
         """One gather a bucket; its tensors are there until the next is asked for."""
-        from deepspeed.zero import GatheredParameters
+        from deepspeed.runtime.zero import GatheredParameters
 
         for names in self._groups:
             weights = [self._weights[name] for name in names]
-            with GatheredParameters(weights):
-                yield names, [weight.data for weight in weights]
+            with GatheredParameters([parameter for each in weights for parameter in each.parameters]):
+                yield names, [each.value() for each in weights]
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
         for names, tensors in self.iter_groups():
             yield from zip(names, tensors, strict=True)
 
 
-def _whole_shape(weight: torch.nn.Parameter) -> tuple[int, ...]:
-    return tuple(getattr(weight, "ds_shape", weight.shape))
-
-
 def buckets(metas: list[ParamMeta], most_bytes: int) -> list[list[ParamMeta]]:
     """Consecutive weights of at most `most_bytes` together; one that is larger is a bucket of its own."""
     found: list[list[ParamMeta]] = []
-    filled = most_bytes
+    filled = 0
     for meta in metas:
         size = math.prod(meta.shape) * meta.dtype.itemsize
-        if filled + size > most_bytes:
+        if not found or filled + size > most_bytes:
             found.append([])
             filled = 0
         found[-1].append(meta)
