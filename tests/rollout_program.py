@@ -5,7 +5,8 @@
 CASE: config (a file), overrides, engine_model and rank_model (folders), syncs (how many), prompts (token ids, one group
 each), kill (kill engine 0 while the prompts are sampled), hang (stop its processes at the end), logs, out.
 
-Writes to `out` seconds of each sync, the groups that the engines sampled before and after them, and what a sync with hung engines says.
+Writes to `out` seconds of each sync, the groups that the engines sampled before and after them, and what a sync with
+hung engines says.
 """
 
 from __future__ import annotations
