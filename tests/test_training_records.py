@@ -67,7 +67,7 @@ def rollout(index: int) -> SimpleNamespace:
     return SimpleNamespace(
         prompts=[f"question {index}"], labels=[json.dumps({"answer": "B", "options": {}, "id": f"q{index}"})],
         sequences=sequence, action_mask=torch.tensor([[0, 0, 1, 1]]), rewards=torch.tensor([1.0]),
-        truncated=torch.tensor([False]),
+        truncated=torch.tensor([False]), info={"policy_lag": torch.tensor([1.0])},
     )  # fmt: skip
 
 
@@ -78,7 +78,7 @@ def test_samples_are_spread_over_the_step_and_read_as_text(tmp_path):
     assert [row["question_id"] for row in rows] == ["q0", "q2", "q4"]
     assert rows[0] == {
         "step": 5, "question_id": "q0", "prompt": "question 0", "response": "B", "label": "B", "reward": 1.0,
-        "truncated": False,
+        "truncated": False, "policy_lag": 1,
     }  # fmt: skip
 
 
