@@ -17,7 +17,7 @@ import ray
 from medssr_dist.config import Training
 from medssr_dist.training import platform
 from medssr_dist.training.resume import read_back, restore_rng, rng_state, shard_bytes
-from medssr_dist.training.watch import Beats, Board, dump_stacks_on_signal
+from medssr_dist.training.watch import Beats, Board
 
 platform.apply()
 
@@ -64,7 +64,6 @@ class Watched:
     _beats: Beats | None = None
 
     def watch(self, board: Board) -> None:
-        dump_stacks_on_signal()
         self._beats = Beats(board, f"{self._name} {self._rank}")
 
     def forward(self, *args, **kwargs):
