@@ -135,6 +135,12 @@ class Training(RolloutOptions):
     share_prompts: bool = Field(
         False, description="the answers to a question in one row with its prompt, computed once; needs attention=sdpa"
     )
+    deterministic: bool = Field(False, description="slower kernels that give the same numbers in every run")
+    trackers: list[Literal["tensorboard", "wandb", "mlflow"]] = Field(
+        default_factory=lambda: ["tensorboard"], description="they follow metrics.jsonl; keys are in the environment"
+    )
+    tracker_project: str = Field("medssr_dist", min_length=1, description="W&B project, MLflow experiment")
+    keep_samples: int = Field(4, ge=0, description="rollouts of each step kept for reading in samples.jsonl; 0 = none")
     batching: Literal["balanced", "fixed", "openrlhf"] = Field(
         "balanced",
         description="micro-batches of like lengths, ranks with like work | as the samples come | OpenRLHF's experience "
@@ -148,12 +154,6 @@ class Training(RolloutOptions):
     peak_tflops: float = Field(
         0.0, ge=0, description="of one GPU in the training's dtype, for the MFU; 0 = by the GPU's name, where known"
     )
-    deterministic: bool = Field(False, description="slower kernels that give the same numbers in every run")
-    trackers: list[Literal["tensorboard", "wandb", "mlflow"]] = Field(
-        default_factory=lambda: ["tensorboard"], description="they follow metrics.jsonl; keys are in the environment"
-    )
-    tracker_project: str = Field("medssr_dist", min_length=1, description="W&B project, MLflow experiment")
-    keep_samples: int = Field(4, ge=0, description="rollouts of each step kept for reading in samples.jsonl; 0 = none")
     stage1: Stage = Field(default_factory=Stage)
     stage2: Stage2 = Field(default_factory=Stage2)
 
@@ -175,15 +175,10 @@ class Training(RolloutOptions):
                 raise ValueError(
                     f"{name}: drop_zero_variance needs rollout=grouped; set training.{name}.drop_zero_variance=false"
                 )
-            if stage.enabled and self.async_rollout and stage.importance == "off":
+            if stage.enabled and stage.importance == "off" and self.async_rollout:
                 raise ValueError(
-                    f"{name}: async_rollout samples from the policy of the step before, which has to be corrected for; "
-                    f"set training.{name}.importance=token"
+                    f"{name}: async_rollout trains on samples of older weights; set training.{name}.importance=token"
                 )
-        if self.deterministic and self.rollout == "openrlhf":
-            raise ValueError("deterministic needs rollout=grouped: samples of rollout=openrlhf are drawn without seeds")
-        if self.lora_rank and self.weight_sync == "openrlhf":
-            raise ValueError("lora_rank needs weight_sync=packed: OpenRLHF's sync knows no adapters")
         return self
 
     @model_validator(mode="after")
@@ -238,6 +233,10 @@ class Training(RolloutOptions):
 
     @model_validator(mode="after")
     def _check(self) -> Training:
+        if self.deterministic and self.rollout == "openrlhf":
+            raise ValueError("deterministic needs rollout=grouped: samples of rollout=openrlhf are drawn without seeds")
+        if self.lora_rank and self.weight_sync == "openrlhf":
+            raise ValueError("lora_rank > 0 needs weight_sync=packed: openrlhf's sends adapters unmerged")
         if self.packing and self.logprob == "openrlhf" and self.attention != "flash_attention_2":
             raise ValueError("packing with logprob=openrlhf needs attention=flash_attention_2; set logprob=kernels")
         if self.stage2.enabled and not self.stage2.data and not self.stage2.mix_pseudo_labels:

@@ -25,7 +25,9 @@ class RolloutOptions(Section):
         256, ge=1, description="packed: MiB gathered and sent at once; above it a weight goes alone"
     )
     sync_timeout_s: float = Field(600.0, gt=0, description="packed: a rank or engine missing for so long ends the run")
-    stall_s: float = Field(1800.0, gt=0, description="a stage in which nothing moves for so long ends, with its stacks")
+    stall_s: float = Field(
+        1800.0, gt=0, description="a stage in which nothing moves for so long ends; more than a checkpoint takes"
+    )
 
     @model_validator(mode="after")
     def _rollout_can(self) -> RolloutOptions:

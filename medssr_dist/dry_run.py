@@ -210,8 +210,10 @@ def _engines(config: Config, model: Path) -> dict:
 
 def _plan_training(config: Config, run: RunDir, folder: Path, model: Path) -> list[tuple[str, str]]:
     from medssr_dist.training.openrlhf_args import openrlhf_options
+    from medssr_dist.training.trackers import check_trackers
 
     training = config.training
+    check_trackers(training)
     starts = {"stage1": model, "stage2": run.training("stage1") / "hf" if training.stage1.enabled else model}
     examples = {"stage1": config.synthesis.accepted, "stage2": 0}
     rows = []

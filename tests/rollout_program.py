@@ -3,8 +3,10 @@
     python rollout_program.py CASE.json
 
 CASE: config (a file), overrides, engine_model and rank_model (folders), syncs (how many), prompts (token ids, one group
-each), kill (kill engine 0 while the prompts are sampled), logs, out. Writes `out`: seconds of each sync, and the groups
-that the engines sampled before and after them.
+each), kill (kill engine 0 while the prompts are sampled), hang (stop its processes at the end), logs, out.
+
+Writes to `out` seconds of each sync, the groups that the engines sampled before and after them, and what a sync with
+hung engines says.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from pathlib import Path
 
 os.environ["MEDSSR_DEVICE"] = "cpu"
 
+import psutil  # noqa: E402
 import ray  # noqa: E402
 
 from medssr_dist.config_io import load_config  # noqa: E402
@@ -40,18 +43,19 @@ def main(case: dict) -> None:
             side.sync()
             seconds.append(time.monotonic() - since)
         after = sample(side, case["prompts"], case["kill"])
-        found = {"seconds": seconds, "before": before, "after": after, "restarts": side.pool.restarts}
+        hung = hang(side) if case["hang"] else ""
+        found = {"hung": hung, "seconds": seconds, "before": before, "after": after, "restarts": side.pool.restarts}
         Path(case["out"]).write_text(json.dumps(found))
 
 
 def start(config, engine_model: Path, rank_model: Path) -> RolloutSide:
     """Engines with the weights of one model and ranks with those of another, connected."""
-    from medssr_dist.training.actors import get_strategy
-    from medssr_dist.training.openrlhf_args import as_namespace, openrlhf_options
+    from medssr_dist.training.actors import PolicyRank
+    from medssr_dist.training.strategy import Strategy
 
     stage, board = config.training.stage1, start_board()
-    strategy = get_strategy(as_namespace(openrlhf_options(config, stage, engine_model / "stage")))
-    ranks, _ = stages._rank_group(config, stages._rank_classes(config)[0], None)
+    strategy = Strategy(config, stage, engine_model / "stage")
+    ranks, _ = stages._rank_group(config, PolicyRank, None)
     side = RolloutSide(config, stage, engine_model, board, ranks)
     engines = side.pool.handles if config.training.weight_sync == "openrlhf" else None
     refs = ranks.async_init_model_from_pretrained(strategy, str(rank_model), 10, engines)
@@ -60,6 +64,22 @@ def start(config, engine_model: Path, rank_model: Path) -> RolloutSide:
     ray.get(refs)
     side.generate_with(None, None, strategy)
     return side
+
+
+def hang(side: RolloutSide) -> str:
+    """What a sync says with an engine whose processes are stopped."""
+    engine = psutil.Process(ray.get(side.pool.handles[0].ready.remote()))
+    stopped = [child for child in engine.children(recursive=True) if child.name().startswith("VLLM")]
+    for child in stopped:
+        child.suspend()
+    try:
+        side.sync()
+    except Exception as error:
+        return str(error)
+    finally:
+        for child in stopped:
+            child.resume()
+    return f"no error, with {len(stopped)} processes stopped"
 
 
 def sample(side: RolloutSide, prompts: list[list[int]], kill: bool = False) -> list[dict]:

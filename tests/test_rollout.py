@@ -83,14 +83,14 @@ def test_at_the_end_of_the_data_no_group_that_teaches_is_lost():
 def test_a_policy_that_learns_nothing_more_is_not_waited_for():
     made = rollout(Pool(set(range(100))), steps=3)
     assert batches(made) == [[0, 1]] * 3  # 8 prompts each, and the first two of them kept
-    assert made.metrics["zero_variance"] == 1.0 and made.metrics["prompts_drawn"] == 8
+    assert made.metrics["zero_variance_drawn"] == 1.0 and made.metrics["prompts_drawn"] == 8
 
 
 def test_the_share_of_groups_that_taught_nothing_is_of_all_drawn():
     made = rollout(Pool({1, 2}))
     _, percentage, drawn, exhausted = made.generate_samples()
     assert (percentage, drawn, exhausted) == (50.0, 4, False)
-    assert made.metrics["zero_variance"] == 0.5
+    assert made.metrics["zero_variance_drawn"] == 0.5
 
 
 @given(flat=st.sets(st.integers(0, 40)), orders=st.tuples(st.integers(), st.integers()), steps=st.integers(0, 6))

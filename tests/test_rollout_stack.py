@@ -41,7 +41,7 @@ def run(models, tmp_path, repo, *overrides: str, **options) -> dict:
             "training.stage1.micro_batch_size=2", *overrides,
         ],
         "engine_model": str(models[0]), "rank_model": str(models[1]), "logs": str(tmp_path / "logs"),
-        "out": str(tmp_path / "out.json"), "prompts": PROMPTS, "syncs": 2, "kill": False,
+        "out": str(tmp_path / "out.json"), "prompts": PROMPTS, "syncs": 2, "kill": False, "hang": False,
     } | options  # fmt: skip
     (tmp_path / "logs").mkdir()
     (tmp_path / "case.json").write_text(json.dumps(case))
@@ -78,8 +78,10 @@ def test_engines_sample_from_the_ranks_weights_after_a_sync(models, tmp_path, re
 
 
 def test_an_engine_that_dies_in_a_rollout_comes_back_with_the_current_weights(models, tmp_path, repo):
-    found = run(models, tmp_path, repo, kill=True)
+    """And one that hangs is named by the next sync."""
+    found = run(models, tmp_path, repo, "training.sync_timeout_s=20", kill=True, hang=True)
     assert found["restarts"] == 1
     assert [group["number"] for group in found["after"]] == [0, 1, 2, 3]
     assert logp_error(models[1], found["after"]) < 0.1
     assert {sample["version"] for group in found["after"] for sample in group["samples"]} == {2}
+    assert "no answer from rollout engine 0 to start_weight_update within 20 s" in found["hung"]

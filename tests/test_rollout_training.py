@@ -38,10 +38,10 @@ def rows(run: Path) -> list[dict]:
 
 
 def test_the_next_batch_is_made_beside_the_training(medssr, arguments, tmp_path):
-    medssr(*arguments, "training.async_rollout=true")
+    medssr(*arguments, "training.async_rollout=true", "training.stage2.importance=token")
     found = rows(tmp_path / "run")
     assert [row["policy_lag"] for row in found] == [0, 1, 1]
-    assert all(row["samples"] == 8 and 2 <= row["prompts_drawn"] <= 8 for row in found)
+    assert all("rollout_kl" in row and row["samples"] == 8 and 2 <= row["prompts_drawn"] <= 8 for row in found)
 
 
 def start(arguments, *more: str) -> subprocess.Popen:

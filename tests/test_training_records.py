@@ -18,7 +18,7 @@ from medssr_dist.jsonl import JsonlLedger, read_json, read_jsonl
 from medssr_dist.training.checkpoints import Checkpoint
 from medssr_dist.training.job import StageJob
 from medssr_dist.training.model_card import write_model_card
-from medssr_dist.training.run import _drop_steps_after
+from medssr_dist.training.run import _drop_steps_after, _told
 from medssr_dist.training.samples import SampleBook
 from medssr_dist.training.trackers import Trackers, check_trackers
 
@@ -67,7 +67,7 @@ def rollout(index: int) -> SimpleNamespace:
     return SimpleNamespace(
         prompts=[f"question {index}"], labels=[json.dumps({"answer": "B", "options": {}, "id": f"q{index}"})],
         sequences=sequence, action_mask=torch.tensor([[0, 0, 1, 1]]), rewards=torch.tensor([1.0]),
-        truncated=torch.tensor([False]),
+        truncated=torch.tensor([False]), info={"policy_lag": torch.tensor([1.0])},
     )  # fmt: skip
 
 
@@ -78,7 +78,7 @@ def test_samples_are_spread_over_the_step_and_read_as_text(tmp_path):
     assert [row["question_id"] for row in rows] == ["q0", "q2", "q4"]
     assert rows[0] == {
         "step": 5, "question_id": "q0", "prompt": "question 0", "response": "B", "label": "B", "reward": 1.0,
-        "truncated": False,
+        "truncated": False, "policy_lag": 1,
     }  # fmt: skip
 
 
@@ -86,6 +86,16 @@ def test_samples_are_spread_over_the_step_and_read_as_text(tmp_path):
 def test_as_many_samples_as_asked_for_and_there_are(tmp_path, count, rollouts, kept):
     SampleBook(tmp_path / "s", _tiny_tokenizer(), count).keep([rollout(index) for index in range(rollouts)], 1)
     assert (len(list(read_jsonl(tmp_path / "s"))) if kept else (tmp_path / "s").exists()) == kept
+
+
+# --- the progress bar
+
+
+def test_the_bar_tells_reward_and_time_to_go_by_the_last_steps():
+    seconds = [1000.0] * 5 + [60.0] * 5
+    rows = [{"step": n, "reward": n / 100, "kl": 2e-4, "seconds": each} for n, each in enumerate(seconds, start=1)]
+    assert _told(rows, total=40) == {"reward": "0.10", "kl": "2.0e-04", "ETA": "30 min"}
+    assert _told(rows[:1], total=1)["ETA"] == "0 s"
 
 
 # --- what a restart takes back

@@ -25,6 +25,7 @@ _READ: dict[str, Check] = {
     "knowledge": inputs.knowledge,
     "data": inputs.data,
     "tiktoken": inputs.vocabulary,
+    "trackers": inputs.trackers,
 }
 _ASKED: dict[str, Check] = {"endpoints": inputs.endpoints, "api keys": inputs.api_keys}
 NODE: dict[str, Check] = {
@@ -53,7 +54,7 @@ LOGIN: dict[str, Check] = {
 
 
 _FOR_SYNTHESIS_ALONE = {"knowledge", "endpoints", "api keys"}
-_NOT_FOR_SYNTHESIS = {"imports", "compiler", "devices", "memory", "model", "gpus"}
+_NOT_FOR_SYNTHESIS = {"imports", "compiler", "devices", "memory", "model", "gpus", "trackers"}
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from medssr_dist.prefetch import (
 )
 from medssr_dist.run_dir import RunDir
 from medssr_dist.synthesis.client import chat_url, proxy_for
+from medssr_dist.training.trackers import check_trackers
 
 
 def synthesis_finished(run_dir: Path) -> bool:
@@ -51,6 +52,12 @@ def knowledge(config: Config, run_dir: Path) -> Result:
     refuse_absent_encoders(config.knowledge)
     detail = f"{missing:,} of {entities:,} entities have no passages from {config.knowledge.corpus.path} yet"
     return Result("warn", f"{detail}; the run finds them", "run `medssr prefetch`")
+
+
+def trackers(config: Config, run_dir: Path) -> Result:
+    """Where metrics go: installed, and with its key in the environment."""
+    check_trackers(config.training)
+    return Result("pass", ", ".join(config.training.trackers) or "none")
 
 
 def vocabulary(config: Config, run_dir: Path) -> Result:

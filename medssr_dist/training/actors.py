@@ -17,7 +17,7 @@ import ray
 from medssr_dist.config import Training
 from medssr_dist.training import platform
 from medssr_dist.training.resume import read_back, restore_rng, rng_state, shard_bytes
-from medssr_dist.training.watch import Beats, Board, dump_stacks_on_signal
+from medssr_dist.training.watch import Beats, Board
 
 platform.apply()
 
@@ -57,14 +57,6 @@ def _built_from(module: ModuleType, **classes: Callable) -> Iterator[None]:
         vars(module).update(own)
 
 
-def _parts(training: Training) -> dict[str, Callable]:
-    """What a rank's model and trainer are made of, by OpenRLHF's names for it."""
-    from medssr_dist.training.policy import actor_class, trainer_class
-
-    actor = {"Actor": actor_class(training)} if training.logprob == "kernels" else {}
-    return actor | {"ActorPPOTrainer": trainer_class(training)}
-
-
 class Watched:
     """A rank that tells a board what it does, once it has been given one."""
 
@@ -72,7 +64,6 @@ class Watched:
     _beats: Beats | None = None
 
     def watch(self, board: Board) -> None:
-        dump_stacks_on_signal()
         self._beats = Beats(board, f"{self._name} {self._rank}")
 
     def forward(self, *args, **kwargs):
@@ -82,8 +73,19 @@ class Watched:
         return self._beats.during(doing, function) if self._beats else function
 
 
+def _parts(training: Training) -> dict[str, Callable]:
+    """What a rank's model and trainer are made of, by OpenRLHF's names for it."""
+    from medssr_dist.training.policy import actor_class, trainer_class
+
+    actor = {"Actor": actor_class(training)} if training.logprob == "kernels" else {}
+    return actor | {"ActorPPOTrainer": trainer_class(training)}
+
+
 class PolicyRank(Watched, plain_class(ppo_actor.PolicyModelActor)):
-    """One ZeRO-3 rank of the policy: OpenRLHF's, with what the config chooses for loss, loop and weight sync."""
+    """One ZeRO-3 rank of the policy: OpenRLHF's, with the loss and the loop that the config chooses.
+
+    Ours too: the weight sync, and what is written of a rank and taken up again.
+    """
 
     _weights: WeightSync | None = None
 
@@ -97,6 +99,13 @@ class PolicyRank(Watched, plain_class(ppo_actor.PolicyModelActor)):
     def take(self, updates: list) -> None:
         """See PlannedUpdate.take."""
         self.trainer.take(updates)
+
+    def save_model(self):
+        """Write the whole model as a Hugging Face checkpoint; adapters merged."""
+        if not self.strategy.config.training.lora_rank:
+            return super().save_model()
+        model = self.strategy._unwrap_model(self.actor)
+        return save_merged(model, self.tokenizer, Path(self.strategy.args.ckpt.output_dir), self.strategy.is_rank_0())
 
     def get_checkpoint_states(self) -> dict:
         """The trainer's state in the checkpoint that was taken up; {} where there was none."""
@@ -116,13 +125,6 @@ class PolicyRank(Watched, plain_class(ppo_actor.PolicyModelActor)):
         """Write the whole policy as a Hugging Face checkpoint; all ranks take part."""
         self.strategy.args.ckpt.output_dir = folder
         self.save_model()
-
-    def save_model(self):
-        """Write the whole model as a Hugging Face checkpoint; adapters merged."""
-        if not self.strategy.config.training.lora_rank:
-            return super().save_model()
-        model = self.strategy._unwrap_model(self.actor)
-        return save_merged(model, self.tokenizer, Path(self.strategy.args.ckpt.output_dir), self.strategy.is_rank_0())
 
     def fit(self, *args, **kwargs):
         step = self.trainer.training_step

@@ -11,7 +11,7 @@ import ray
 if TYPE_CHECKING:
     from medssr_dist.training.groups import Group, GroupRequest
 
-_DEATHS = 3  # in a row, without a finished group between them
+_DEATHS = 3  # of one engine, without a group that it has finished between them
 _END_S = 30.0
 
 
@@ -44,7 +44,7 @@ class EnginePool:
         self._starting: dict[ray.ObjectRef, int] = {}
         self._asked: dict[ray.ObjectRef, tuple[GroupRequest, int, ray.actor.ActorHandle]] = {}
         self._waiting: deque[GroupRequest] = deque()
-        self._deaths = 0
+        self._deaths: Counter[int] = Counter()
         self.restarts = 0
 
     @property
@@ -88,7 +88,6 @@ class EnginePool:
             if done[0] in self._starting:
                 self._started(done[0], admit=True)
             elif group := self._finished(done[0]):
-                self._deaths = 0
                 return group
 
     def _hand_out(self) -> None:
@@ -104,7 +103,7 @@ class EnginePool:
         """The group; None where its engine has died, and then it is asked for again."""
         request, index, engine = self._asked.pop(ref)
         try:
-            return ray.get(ref)
+            group = ray.get(ref)
         except ray.exceptions.RayError as error:
             if not _is_death(error):
                 raise getattr(error, "cause", None) or error from None
@@ -112,14 +111,16 @@ class EnginePool:
             if engine is self._engines[index] and index in self._ready:
                 self._restart(index, error)
             return None
+        del self._deaths[index]
+        return group
 
     def _restart(self, index: int, error: Exception) -> None:
-        self._deaths += 1
+        self._deaths[index] += 1
         told = f"{engine_name(index)} died ({type(error).__name__}: {str(error).strip().splitlines()[-1][:300]})"
         if self._admit is None:
             raise EngineLostError(f"{told}; only training.weight_sync=packed brings an engine back")
-        if self._deaths > _DEATHS:
-            raise EngineLostError(f"{told}: {self._deaths} deaths without a finished prompt between them; see logs/")
+        if self._deaths[index] > _DEATHS:
+            raise EngineLostError(f"{told}, for the {self._deaths[index]}th time without a prompt that it has finished")
         self._ready.discard(index)
         ray.kill(self._engines[index])
         self.restarts += 1

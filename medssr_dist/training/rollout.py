@@ -83,6 +83,7 @@ class Rollout:
         self._left: list[Batch] = []  # made and not yet given
         self._made = 0
         self._training = False
+        self._failed: BaseException | None = None
         self.ranks_free = threading.Condition()
         self.given = 0
         self.metrics: dict[str, float] = {}
@@ -90,6 +91,8 @@ class Rollout:
     def generate_samples(self, **_) -> tuple[list, float | None, int, bool]:
         """(samples, percentage of the groups that teach, prompts drawn, whether there are no more), as OpenRLHF's."""
         self.finish()
+        if self._failed:
+            raise self._failed
         self._tell("")
         if self._training:
             self._training = False
@@ -109,7 +112,10 @@ class Rollout:
         return samples, 100 * (1 - batch.flat / batch.drawn), batch.drawn, False
 
     def finish(self) -> None:
-        """Wait for the batch that is being made beside the training, if one is. Raises what making it raises."""
+        """Wait for the batch that is being made beside the training, if one is.
+
+        What making it raised, the next `generate_samples` raises: the step that is trained is to end first.
+        """
         if self._coming is None:
             return
         self._tell("")
@@ -117,7 +123,8 @@ class Rollout:
             self.ranks_free.wait_for(self._coming.done)
         self._tell(f"step {self.given}")
         coming, self._coming = self._coming, None
-        if batch := coming.result():
+        self._failed = coming.exception()
+        if not self._failed and (batch := coming.result()):
             self._left.append(batch)
 
     def _make_beside(self, coming: Future) -> None:
@@ -184,7 +191,7 @@ class Rollout:
         samples = [sample for group in batch.groups for sample in group.samples]
         self.metrics = {
             "policy_lag": sum(self.given - sample.version for sample in samples) / len(samples),
-            "zero_variance": batch.flat / batch.drawn,
+            "zero_variance_drawn": batch.flat / batch.drawn,
             "prompts_drawn": batch.drawn,
             "engine_restarts": self._pool.restarts,
             "seconds_rollout": round(batch.seconds, 6),

@@ -8,7 +8,7 @@ from medssr_dist.runtime.engines import end_children_with_this_process
 from medssr_dist.training.actors import RolloutRayActor, plain_class
 from medssr_dist.training.groups import Group, GroupRequest, Sample
 from medssr_dist.training.reward import score
-from medssr_dist.training.watch import Beats, Board, dump_stacks_on_signal
+from medssr_dist.training.watch import Beats, Board
 
 _STREAM_TOKENS = 32  # an unfinished sample tells of its tokens this often
 
@@ -23,7 +23,6 @@ class RolloutEngine(plain_class(RolloutRayActor)):
 
     async def __init__(self, *args, name: str, board: Board, **kwargs):
         self._guard = end_children_with_this_process()
-        dump_stacks_on_signal()
         self._beats = Beats(board, name)
         self._version = self._open = 0
         await super().__init__(*args, **kwargs)

@@ -19,6 +19,7 @@ from medssr_dist.readers import source_name
 from medssr_dist.records import Question
 from medssr_dist.runtime.device import device_env
 from medssr_dist.runtime.models import publish_folder
+from medssr_dist.step_clock import duration
 from medssr_dist.stream import follow, kept_at_end, kept_labels, kept_labels_from, publish_taken
 from medssr_dist.training.checkpoints import settle
 from medssr_dist.training.deadline import end_time
@@ -29,6 +30,8 @@ from medssr_dist.training.trackers import Trackers
 from medssr_dist.training.watch import StallWatch, start_board
 
 _FULL_DISK_BYTES = 2**28
+_BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} steps [{elapsed}{postfix}]"
+_PACE_STEPS = 5
 
 
 class RunningStage:
@@ -56,7 +59,7 @@ class RunningStage:
         self._watch = StallWatch(board, job.config.training.stall_s)
         self._result = self._actor.run.remote(self._job, examples, on_taken, board)
         self._trackers = Trackers(self._job)
-        self._bar = tqdm(total=job.expected_steps, desc=job.name, unit="step", initial=done)
+        self._bar = tqdm(total=job.expected_steps, desc=job.name, initial=done, bar_format=_BAR)
 
     def check(self) -> bool:
         """Whether the stage is done; then `folder`/hf and its summary are there. Raises what the stage raised.
@@ -114,11 +117,17 @@ class RunningStage:
         self._bar.close()
 
     def _show(self) -> None:
-        """The bar tells reward and KL of the newest step and, from the pace of the last ones, the time to go."""
         rows = _metrics(self._job.folder)
         if rows and rows[-1]["step"] > self._bar.n:
-            self._bar.set_postfix(reward=f"{rows[-1]['reward']:.2f}", kl=f"{rows[-1].get('kl', 0):.1e}", refresh=False)
-            self._bar.update(rows[-1]["step"] - self._bar.n)
+            self._bar.n = rows[-1]["step"]
+            self._bar.set_postfix(_told(rows, self._job.expected_steps))
+
+
+def _told(rows: list[dict], total: int) -> dict[str, str]:
+    """What the bar says of the newest step; the time to go is by the pace of the last ones, not of the start-up."""
+    pace = sum(row["seconds"] for row in rows[-_PACE_STEPS:]) / len(rows[-_PACE_STEPS:])
+    to_go = duration(pace * max(0, total - rows[-1]["step"]))
+    return {"reward": f"{rows[-1]['reward']:.2f}", "kl": f"{rows[-1].get('kl', 0):.1e}", "ETA": to_go}
 
 
 def _explained(error, folder: Path) -> Exception:

@@ -28,7 +28,7 @@ class SampleBook:
     def _row(self, rollout, step: int) -> dict:
         label = json.loads(rollout.labels[0])
         actions = rollout.sequences[0, 1:][rollout.action_mask[0].bool()]
-        return {
+        row = {
             "step": step,
             "question_id": label["id"],
             "prompt": rollout.prompts[0],
@@ -37,3 +37,6 @@ class SampleBook:
             "reward": float(rollout.rewards[0]),
             "truncated": bool(rollout.truncated[0]),
         }
+        if "policy_lag" in rollout.info:  # OpenRLHF's own generator does not know it
+            row["policy_lag"] = int(rollout.info["policy_lag"][0])
+        return row

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from functools import partial
+from typing import TYPE_CHECKING
 
 import ray
 from ray.util.placement_group import remove_placement_group
@@ -16,6 +17,9 @@ from medssr_dist.training.deadline import StopSign
 from medssr_dist.training.job import STOP_FILE, StageJob
 from medssr_dist.training.rollout_side import RolloutSide
 from medssr_dist.training.watch import Board
+
+if TYPE_CHECKING:
+    from medssr_dist.training.strategy import Strategy
 
 
 class StageRunner:
@@ -69,8 +73,8 @@ class StageRunner:
             reference, reference_bundles = _rank_group(job.config, ReferenceRank, shared)
         else:
             reference, reference_bundles = None, bundles
-        optimizer_steps = job.expected_steps * job.stage.updates_per_rollout
         engines = rollout.pool.handles if job.config.training.weight_sync == "openrlhf" else None
+        optimizer_steps = job.expected_steps * job.stage.updates_per_rollout
         refs = ranks.async_init_model_from_pretrained(strategy, str(job.model), optimizer_steps, engines)
         refs += ranks.async_run_method("watch", board)
         if reference is not None:
@@ -81,16 +85,15 @@ class StageRunner:
         return ranks, reference, rollout, {rollout.bundles, bundles, reference_bundles}
 
 
-def _strategy(job: StageJob):
-    """The stage's strategy, and its checkpoint made ready for its number of ranks."""
+def _strategy(job: StageJob) -> Strategy:
+    """OpenRLHF's strategy with the stage's options, and the checkpoint made ready for its number of ranks."""
     from medssr_dist.training.resume import fit_to_ranks
     from medssr_dist.training.strategy import Strategy
 
-    strategy = Strategy(job.config, job.stage, job.folder)
-    if job.checkpoint:
-        universal = fit_to_ranks(job.folder / "checkpoints", job.checkpoint, job.config.training.ranks)
-        strategy.args.ds.use_universal_ckpt = universal
-    return strategy
+    if job.checkpoint is None:
+        return Strategy(job.config, job.stage, job.folder)
+    universal = fit_to_ranks(job.folder / "checkpoints", job.checkpoint, job.config.training.ranks)
+    return Strategy(job.config, job.stage, job.folder, universal)
 
 
 def _rank_group(config: Config, rank_class: type, bundles) -> tuple:

@@ -33,8 +33,9 @@ class Strategy(DeepspeedStrategy):
         update_ends: whether the micro-batch that is trained is the last of its optimizer step.
     """
 
-    def __init__(self, config: Config, stage: Stage, folder: Path):
-        args = as_namespace(openrlhf_options(config, stage, folder))
+    def __init__(self, config: Config, stage: Stage, folder: Path, universal: bool = False):
+        """`universal`: the checkpoint that is taken up is one of DeepSpeed's universal form."""
+        args = as_namespace(openrlhf_options(config, stage, folder) | {"ds.use_universal_ckpt": universal})
         super().__init__(
             seed=args.train.seed,
             full_determinism=args.train.full_determinism_enable,

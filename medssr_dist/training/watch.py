@@ -62,12 +62,13 @@ def start_board() -> Board:
 
 
 class Beats:
-    """A component's line to the board. Cheap enough to call for every token."""
+    """A component's line to the board, cheap enough to call for every token; and its process tells its stacks."""
 
     def __init__(self, board: Board, component: str):
         self._board, self._component = board, component
         self._doing, self._beats, self._told = "", 0, 0.0
         self._place = ray.get_runtime_context().get_node_id(), os.getpid()
+        dump_stacks_on_signal()
 
     def beat(self, doing: str) -> None:
         """It has moved, and is now `doing` this; "" = nothing, until the next call."""

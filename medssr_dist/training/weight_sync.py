@@ -40,14 +40,14 @@ class SyncSettings:
 
 
 class ZeroSource(WeightSource):
-    """A module's weights whole, adapters merged, from ZeRO-3 shards (or a module that is whole), bucket by bucket.
+    """A policy's weights whole, adapters merged, from ZeRO-3 shards (or from a module that is whole), by buckets.
 
     Iterating is a collective: every rank does it, in the same order.
     """
 
     def __init__(self, module: torch.nn.Module, bucket_bytes: int):
-        self._weights = {weight.name: weight for weight in exported(module)}
-        self._metas = [ParamMeta(name, weight.dtype, tuple(weight.shape)) for name, weight in self._weights.items()]
+        self._weights = {each.name: each for each in exported(module)}
+        self._metas = [ParamMeta(each.name, each.dtype, tuple(each.shape)) for each in self._weights.values()]
         self._groups = [[meta.name for meta in bucket] for bucket in buckets(self._metas, bucket_bytes)]
 
     def metadata(self) -> list[ParamMeta]:
@@ -62,8 +62,8 @@ class ZeroSource(WeightSource):
 
         for names in self._groups:
             weights = [self._weights[name] for name in names]
-            with GatheredParameters([parameter for weight in weights for parameter in weight.parameters]):
-                yield names, [weight.value() for weight in weights]
+            with GatheredParameters([parameter for each in weights for parameter in each.parameters]):
+                yield names, [each.value() for each in weights]
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
         for names, tensors in self.iter_groups():
