@@ -218,6 +218,8 @@ class Training(RolloutOptions):
     def _check(self) -> Training:
         if self.deterministic and self.rollout == "openrlhf":
             raise ValueError("deterministic needs rollout=grouped: samples of rollout=openrlhf are drawn without seeds")
+        if self.lora_rank and self.weight_sync == "openrlhf":
+            raise ValueError("lora_rank > 0 needs weight_sync=packed: openrlhf's sends adapters unmerged")
         if self.packing and self.logprob == "openrlhf" and self.attention != "flash_attention_2":
             raise ValueError("packing with logprob=openrlhf needs attention=flash_attention_2; set logprob=kernels")
         if self.stage2.enabled and not self.stage2.data and not self.stage2.mix_pseudo_labels:

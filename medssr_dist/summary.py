@@ -35,11 +35,15 @@ _FILES = {
     ),
     "vote": ("voting/votes", "voting/labeled.jsonl"),
     "stage1": (
-        "training/stage1/metrics.jsonl", "training/stage1/samples.jsonl", "training/stage1/hf",
+        "training/stage1/metrics.jsonl",
+        "training/stage1/samples.jsonl",
+        "training/stage1/hf",
         "training/stage1/tensorboard",
     ),
     "stage2": (
-        "training/stage2/metrics.jsonl", "training/stage2/samples.jsonl", "training/stage2/hf",
+        "training/stage2/metrics.jsonl",
+        "training/stage2/samples.jsonl",
+        "training/stage2/hf",
         "training/stage2/tensorboard",
     ),
     "evaluate": ("evaluation/scores.json", "evaluation/answers.jsonl", "evaluation/scores.md", "evaluation/scores.png"),

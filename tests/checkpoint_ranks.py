@@ -19,19 +19,19 @@ import torch  # noqa: E402
 
 torch.set_num_threads(1)
 
-from zero_ranks import CONFIG, shard, whole  # noqa: E402
+from zero_ranks import CONFIG, part, shard, whole  # noqa: E402
 
 from medssr_dist.config_io import load_config  # noqa: E402
 from medssr_dist.training import actors  # noqa: E402
 from medssr_dist.training.checkpoints import RANKS_FOLDER  # noqa: E402
-from medssr_dist.training.openrlhf_args import as_namespace, openrlhf_options  # noqa: E402
+from medssr_dist.training.strategy import Strategy  # noqa: E402
 
 
 def main() -> None:
     job_file, rank, world, port = Path(sys.argv[1]), *map(int, sys.argv[2:5])
     job = torch.load(job_file, weights_only=False)
     strategy = make_strategy(job, world)
-    policy = actors.KernelPolicyRank(world, rank, "127.0.0.1", port)
+    policy = actors.PolicyRank(world, rank, "127.0.0.1", port)
     policy.init_model_from_pretrained(strategy, job["model"], 10)
     result = {"state": policy.get_checkpoint_states(), "status": [], "files": {}}
     result["status"] += [step(policy, job["batch"], rank, world) for _ in range(job["steps"])]
@@ -52,13 +52,15 @@ def make_strategy(job: dict, world: int):
             "training.stage1.micro_batch_size=2", "training.stage1.warmup_ratio=0.5", "training.deterministic=true",
         ],
     )  # fmt: skip
-    options = openrlhf_options(config, config.training.stage1, Path(job["folder"]))
-    options |= {"vllm.sync_backend": "gloo", "ds.use_universal_ckpt": job["universal"]}
-    return actors.get_strategy(as_namespace(options))
+    strategy = Strategy(config, config.training.stage1, Path(job["folder"]), job["universal"])
+    strategy.args.vllm.sync_backend = "gloo"
+    return strategy
 
 
 def step(policy, batch: dict, rank: int, world: int) -> dict:
-    policy.append(shard(batch, rank, world))
+    own = shard(batch, rank, world)
+    rows = list(range(len(own.sequences)))
+    policy.take([[part(own, rows[start : start + 2]) for start in rows[::2]]])
     return policy.fit(batch["kl_coef"])
 
 

@@ -83,6 +83,11 @@ def test_what_a_path_cannot_do_is_refused(stage, training, needle):
     assert needle in message and "stage1" in message
 
 
+def test_adapters_are_merged_for_the_engines():
+    assert "needs weight_sync=packed" in refused(config, lora_rank=8, weight_sync="openrlhf")
+    assert config(lora_rank=8).training.weight_sync == "packed"
+
+
 def test_a_disabled_stage_is_not_checked():
     config(stage={"enabled": False, "aggregation": "fixed_length", "updates_per_rollout": 999}, logprob="openrlhf")
 

@@ -25,7 +25,7 @@ def trained(medssr, tiny_config, tmp_path):
         medssr(
             "train", "--config", tiny_config, "--run-dir", tmp_path / "run", "training.stage1.enabled=false",
             f"training.stage2.data=[{data}]", "training.stage2.steps=2", "training.stage2.prompts_per_step=4",
-            "training.stage2.max_new_tokens=3", "training.stage2.save_steps=500", *overrides,
+            "training.stage2.max_new_tokens=1", "training.stage2.save_steps=500", *overrides,
         )  # fmt: skip
         return tmp_path / "run" / "training" / "stage2"
 
@@ -50,7 +50,20 @@ def test_off_policy_with_everything_on(trained):
         assert row["samples"] == 16
         assert 0 < row["mfu"] < 1 and row["tokens_per_s_per_gpu"] > 0
         assert 0 <= row["importance_dropped"] < 0.5 and abs(row["rollout_kl"]) < 0.1
-        assert 0 <= row["zero_variance"] <= 1 and row["entropy"] > 0
+        assert 0 <= row["zero_variance"] < 1 and row["advantage_abs"] > 0 and row["entropy"] > 0
     assert rows[0]["kl"] == pytest.approx(0, abs=1e-3)  # the reference is where it began
     assert any(row["clip_ratio"] > 0 or row["old_kl"] != 0 for row in rows)  # the second update is off-policy
     assert "by a forward pass of their own: 2 updates a rollout" in read_json(folder / "summary.json")["old_logprobs"]
+
+
+def test_adapters_reach_engines_and_checkpoint_merged(trained, tiny_model):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    folder = trained(lora_rank=4, **{"stage2.learning_rate": 1e-2, "stage2.kl_coef": 0})
+    rows = list(read_jsonl(folder / "metrics.jsonl"))
+    assert all(row["grad_norm"] > 0 for row in rows)
+    base, trained_model = (dict(AutoModelForCausalLM.from_pretrained(path).named_parameters()) for path in
+                           (tiny_model, folder / "hf"))  # fmt: skip
+    changed = {name for name, weight in trained_model.items() if not torch.equal(weight, base[name])}
+    assert changed and all("_proj" in name for name in changed)

@@ -25,6 +25,7 @@ class RolloutEngine(plain_class(RolloutRayActor)):
         self._guard = end_children_with_this_process()
         self._beats = Beats(board, name)
         self._version = self._open = 0
+        self._syncing = False
         await super().__init__(*args, **kwargs)
 
     def ready(self) -> int:
@@ -58,7 +59,8 @@ class RolloutEngine(plain_class(RolloutRayActor)):
         return [done[index] for index in range(request.sampling.n)]
 
     def _tell(self) -> None:
-        self._beats.beat(f"{self._open} prompts" if self._open else "")
+        prompts = f"{self._open} prompts" if self._open else ""
+        self._beats.beat("weight sync" if self._syncing else prompts)
 
     def _graded(self, request: GroupRequest, output) -> Sample:
         token_ids, logprobs = list(output.token_ids), None
@@ -80,6 +82,8 @@ class RolloutEngine(plain_class(RolloutRayActor)):
         await self.llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info))
 
     async def start_weight_update(self) -> None:
+        self._syncing = True
+        self._tell()
         await self.llm.start_weight_update()
 
     async def update_weights(self, update_info: dict) -> None:
@@ -91,6 +95,8 @@ class RolloutEngine(plain_class(RolloutRayActor)):
         await self.llm.finish_weight_update()
         await self.llm.reset_prefix_cache()  # it holds what the weights before have computed
         await self.stamp(version)
+        self._syncing = False
+        self._tell()
 
 
 def sampling_params(request: GroupRequest):
