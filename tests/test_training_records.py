@@ -13,12 +13,12 @@ import yaml
 from conftest import _tiny_tokenizer
 
 from medssr_dist.config import Config, Training
-from medssr_dist.errors import InputError
+from medssr_dist.errors import InputError, Stopped
 from medssr_dist.jsonl import JsonlLedger, read_json, read_jsonl
 from medssr_dist.training.checkpoints import Checkpoint
 from medssr_dist.training.job import StageJob
 from medssr_dist.training.model_card import write_model_card
-from medssr_dist.training.run import _drop_steps_after, _told
+from medssr_dist.training.run import RunningStage, _drop_steps_after, _told
 from medssr_dist.training.samples import SampleBook
 from medssr_dist.training.trackers import Trackers, check_trackers
 
@@ -111,6 +111,19 @@ def test_steps_that_will_be_taken_again_are_taken_back(job):
     _drop_steps_after(job.folder, 2)
     assert [row["step"] for row in read_jsonl(job.folder / "metrics.jsonl")] == [1, 2]
     assert list(read_jsonl(job.folder / "samples.jsonl")) == [{"step": 2, "response": "é"}]
+
+
+# --- a stage that is not begun
+
+
+def test_a_stage_without_time_or_wish_is_not_begun(job):
+    told(job, 1)
+    late = StageJob(**{**vars(job), "end": time.time() - 1})
+    with pytest.raises(Stopped, match="stage1 stopped after step 0, its end time is over"):
+        RunningStage(late, None, None, should_stop=lambda: False)
+    with pytest.raises(Stopped, match="stopped before stage1"):
+        RunningStage(job, None, None, should_stop=lambda: True)
+    assert len(list(read_jsonl(job.folder / "metrics.jsonl"))) == 1
 
 
 # --- model card

@@ -94,7 +94,7 @@ def test_a_stage_goes_on_through_a_kill_other_ranks_a_signal_and_a_deadline(meds
 
     late, log = start(arguments, tmp_path / "late", MEDSSR_DEADLINE=str(time.time() - 1))
     assert late.wait(600) == EXIT_STOPPED
-    assert f"stage2 stopped after step {done}, before its end time" in log.read_text()
+    assert f"stage2 stopped after step {done}, its end time is over" in log.read_text()
 
     medssr(*arguments)
     rows = rows_of(run)

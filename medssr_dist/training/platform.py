@@ -5,8 +5,8 @@ OpenRLHF is imported there. What it stands in for, and why:
 - `torch.cuda` device calls are made unconditionally;
 - flash-attn is imported for packing and ring attention, neither of which is used on CPU;
 - the device mesh and the replay buffer name "cuda";
-- weights travel to vLLM over PyNccl, which has no CPU form: a gloo group takes its place, and
-  vLLM's end of it is `GlooWorkerExtension`.
+- with `training.weight_sync: openrlhf` weights travel to vLLM over PyNccl, which has no CPU form: a gloo group
+  takes its place, and vLLM's end of it is `GlooWorkerExtension`.
 """
 
 from __future__ import annotations

@@ -64,8 +64,8 @@ class Rollout:
 
     Attributes:
         given: batches given so far. metrics: numbers of the last, for the step's row.
-        ranks_free: held from the time a batch is given until `finish`, while the ranks train on it; whoever makes the
-            next batch beside them takes it before it needs the ranks.
+        ranks_free: held while the ranks train on the batch given, but not while `finish` waits; whoever makes the next
+            batch beside them takes it before it needs the ranks.
     """
 
     def __init__(

@@ -35,6 +35,7 @@ class RankSync:
     def send(self, engines: dict[str, ray.actor.ActorHandle], version: int) -> None:
         """The policy's weights as they are now, as `version`. Raises SyncError naming who is missing."""
         if engines != self._connected:
+            self._connected = {}  # for a connection that fails
             self._all("connect_engines", engines, self._settings)
             self._connected = engines
         self._all("send_weights", version)

@@ -52,6 +52,8 @@ class RunningStage:
         _clear_partial(job.folder)
         checkpoint = settle(job.folder / "checkpoints")
         done = checkpoint.step if checkpoint else 0
+        if job.end is not None and time.time() > job.end:  # before minutes are spent on starting it
+            raise Stopped(f"{job.name} stopped after step {done}, its end time is over; the same command goes on")
         _drop_steps_after(job.folder, done)
         self._job, self._should_stop, self._started = replace(job, checkpoint=checkpoint), should_stop, time.monotonic()
         self._actor = ray.remote(num_cpus=1, runtime_env={"env_vars": device_env()})(StageRunner).remote()
