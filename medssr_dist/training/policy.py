@@ -20,7 +20,7 @@ from medssr_dist.training import platform
 from medssr_dist.training.algorithm import grpo_options
 from medssr_dist.training.head import KernelHead, install_head
 from medssr_dist.training.layout import Layout, packed, padded, shared
-from medssr_dist.training.update import PlannedUpdate
+from medssr_dist.training.update import OpenRlhfLoss, PlannedUpdate
 
 platform.apply()
 
@@ -171,6 +171,10 @@ def actor_class(training: Training) -> Callable[..., KernelActor]:
 
 def trainer_class(training: Training) -> type[ActorPPOTrainer]:
     """The trainer of a rank: our loss and our loop, or OpenRLHF's own in place of either."""
-    loss = (KernelLoss,) if training.logprob == "kernels" else ()
-    loop = (PlannedUpdate,) if training.batching != "openrlhf" else ()
-    return type("Trainer", (*loss, *loop, ActorPPOTrainer), {})
+    planned = training.batching != "openrlhf"
+    bases = [PlannedUpdate] if planned else []
+    if training.logprob == "kernels":
+        bases.insert(0, KernelLoss)
+    elif planned:
+        bases.insert(0, OpenRlhfLoss)
+    return type("Trainer", (*bases, ActorPPOTrainer), {})

@@ -26,7 +26,6 @@ class PlannedUpdate(ActorPPOTrainer):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.actor_loss_fn = partial(_on_policy, self.actor_loss_fn)
         self._updates: list[list[Experience]] = []
         self._work = model_work(self.strategy._unwrap_model(self.actor))
 
@@ -99,6 +98,25 @@ class _Totals:
         dist.all_reduce(sums)
         tokens, *values = sums.tolist()
         return {name: value / max(tokens, 1) for name, value in zip(self._sums, values, strict=True)} | self._last
+
+
+class OpenRlhfLoss(ActorPPOTrainer):
+    """OpenRLHF's loss in our loop: on-policy where old log-probs are missing, with metrics that can be averaged."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.actor_loss_fn = partial(_on_policy, self.actor_loss_fn)
+
+    def training_step(self, experience: Experience, kl_ctl: float, step: int, loss_batch_info: dict) -> dict:
+        """See KernelLoss.training_step. Its aggregates are shares of the optimizer step's: here, own means."""
+        status = super().training_step(experience, kl_ctl, step, loss_batch_info)
+        metrics, tokens = status["metrics"], max(status["num_action_tokens"], 1)
+        for name in ("policy_loss", "kl", "entropy_loss"):
+            if name in metrics:
+                metrics[name] = (
+                    metrics[name] * loss_batch_info["batch_num_tokens"] / loss_batch_info["dp_size"] / tokens
+                )
+        return status
 
 
 def _on_policy(loss, log_probs, old_log_probs, *args, **kwargs):
