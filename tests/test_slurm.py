@@ -4,33 +4,22 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
+from moments import MOMENTS, lines
 from slurm_cluster import SlurmCluster, why_not
+from stored_votes import stored_labels, stored_votes
 
 from medssr_dist.jsonl import read_json, read_jsonl
 from medssr_dist.launch.timings import FIRST_ANSWER, FIRST_STEP
 
 pytestmark = [pytest.mark.slurm, pytest.mark.skipif(bool(why_not()), reason=str(why_not()))]
 _STEPS = ("synthesize", "vote", "stage1", "stage2", "evaluate")
-
-
-def _lines(file: Path) -> int:
-    return file.read_text(encoding="utf-8").count("\n") if file.exists() else 0
-
-
-# Step -> when it has begun to leave something and is not finished.
-_MOMENTS: dict[str, Callable[[Path], bool]] = {
-    "synthesize": lambda run: _lines(run / "synthesis" / "journal.jsonl") >= 1,
-    "vote": lambda run: _lines(run / "voting" / "votes.jsonl") >= 1,
-    "stage1": lambda run: _lines(run / "training" / "stage1" / "metrics.jsonl") >= 1,
-    "stage2": lambda run: _lines(run / "training" / "stage2" / "metrics.jsonl") >= 1,
-    "evaluate": lambda run: _lines(run / "evaluation" / "answers.jsonl") >= 1,
-}
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +35,9 @@ def _cache() -> list[Path]:
 
 @pytest.fixture
 def slurm_config(tiny_config) -> Path:
-    """The tiny config with one rank a node, each step on all slots."""
+    """The tiny config with one rank a node, each step on all slots, and as many votes whatever the timing."""
     tree = yaml.safe_load(tiny_config.read_text())
+    tree["voting"]["adaptive"] = "never"
     tree["training"]["ranks_per_node"] = 1
     tree["runtime"] = {"mode": "sequential"}
     tiny_config.write_text(yaml.safe_dump(tree))
@@ -60,9 +50,11 @@ def finished(tmp_path_factory) -> dict[int, Path]:
     return {}
 
 
-def _submit(cluster: SlurmCluster, repo: Path, config: Path, run: Path, *options: str, script="medssr_ssl.sh") -> int:
+def _submit(
+    cluster: SlurmCluster, repo: Path, config: Path, run: Path, *overrides: str, nodes: int = 1, script="medssr_ssl.sh"
+) -> int:
     env = {"CONFIG": str(config), "RUN_DIR": str(run), "MEDSSR_HOME": str(repo), "MEDSSR_PYTHON": sys.executable}
-    return cluster.sbatch(f"--output={run}.out", *options, repo / "slurm" / script, **env)
+    return cluster.sbatch(f"--output={run}.out", f"--nodes={nodes}", repo / "slurm" / script, *overrides, **env)
 
 
 def _reason(run: Path, attempt: int) -> str:
@@ -71,14 +63,14 @@ def _reason(run: Path, attempt: int) -> str:
 
 def _counts(run: Path) -> dict:
     """What a run holds, by number: the same for an undisturbed run and for one that was stopped in each step."""
-    votes = [(row["question_id"], row["seed"]) for row in read_jsonl(run / "voting" / "votes.jsonl")]
+    votes = [(vote.question_id, vote.seed) for vote in stored_votes(run / "voting")]
     answers = [row for row in read_jsonl(run / "evaluation" / "answers.jsonl") if not row["second_pass"]]
     steps = [(row["step"], row["prompts"]) for stage in (1, 2) for row in _metrics(run, stage)]
     assert len(set(votes)) == len(votes)
     return {
-        "questions": _lines(run / "synthesis" / "questions.jsonl"),
+        "questions": lines(run / "synthesis" / "questions.jsonl"),
         "votes a question": Counter(Counter(question for question, _ in votes).values()),
-        "labels": _lines(run / "voting" / "labeled.jsonl"),
+        "labels": lines(run / "voting" / "labeled.jsonl"),
         "steps": steps,
         "answers": len({(row["policy"], row["question_id"], row["generation"]) for row in answers}),
         "finished": [step for step in _STEPS if read_json(run / "manifest.json")["steps"][step]["finished"]],
@@ -102,8 +94,8 @@ _EXPECTED = {
 def test_one_node_with_a_requeue(cluster, repo, slurm_config, finished, tmp_path):
     """USR1, as before the time limit, in the vote: the job saves, requeues itself and completes."""
     run = tmp_path / "one"
-    job = _submit(cluster, repo, slurm_config, run, "--nodes=1")
-    cluster.until(lambda: _MOMENTS["vote"](run), "the vote has begun", 900)
+    job = _submit(cluster, repo, slurm_config, run)
+    cluster.until(lambda: MOMENTS["vote"](run), "the vote has begun", 900)
     cluster.slurm("scancel", "--batch", "--signal=USR1", job)
     assert cluster.wait(job, 1800)["JobState"] == "COMPLETED", _reason(run, 2)
     assert "stopped by SIGUSR1" in _reason(run, 1)
@@ -114,20 +106,22 @@ def test_one_node_with_a_requeue(cluster, repo, slurm_config, finished, tmp_path
 
 def test_two_nodes_with_the_same_script(cluster, repo, slurm_config, finished, tmp_path):
     run = tmp_path / "two"
-    job = _submit(cluster, repo, slurm_config, run, "--nodes=2")
-    places = {}
+    job = _submit(cluster, repo, slurm_config, run, nodes=2)
+    places = {name: set() for name in ("VoteEngine", "KernelPolicyRank", "RolloutEngine")}
     while cluster.state(job) in ("PENDING", "RUNNING", "COMPLETING"):
-        for class_name in ("KernelPolicyRank", "RolloutEngine"):
+        for class_name in places:
             at = {name for name, host in cluster.nodes.items() if host.processes(f"ray::{class_name}")}
-            places[class_name] = max(at, places.get(class_name, set()), key=len)
+            places[class_name] = max(at, places[class_name], key=len)
+        time.sleep(1)
     assert cluster.job(job)["JobState"] == "COMPLETED", _reason(run, 1)
     assert places == dict.fromkeys(places, {"n1", "n2"})
     assert _counts(run) == _EXPECTED
     timings = read_json(run / "attempts" / "0001" / "timings.json")
     assert {"preflight passed", "Ray on every node", FIRST_ANSWER, FIRST_STEP} <= set(timings)
-    assert "first training step" in Path(f"{run}.out").read_text()
+    assert FIRST_STEP in Path(f"{run}.out").read_text()
     if 1 in finished:
         assert _questions(run) == _questions(finished[1])
+        assert _votes(run) == _votes(finished[1])
 
 
 def _questions(run: Path) -> list[str]:
@@ -136,7 +130,7 @@ def _questions(run: Path) -> list[str]:
 
 def test_a_failing_preflight_stops_before_anything_starts(cluster, repo, slurm_config, tmp_path):
     run = tmp_path / "refused"
-    job = _submit(cluster, repo, slurm_config, run, "--nodes=2", "policy.model=/no/such/model")
+    job = _submit(cluster, repo, slurm_config, run, "policy.model=/no/such/model", nodes=2)
     assert cluster.wait(job)["JobState"] == "FAILED"
     end = read_json(run / "attempts" / "0001" / "exit.json")
     assert end["code"] == 2
@@ -171,9 +165,9 @@ def test_a_chain_of_steps(cluster, repo, slurm_config, tmp_path):
 def test_stopped_in_each_step(cluster, repo, slurm_config, tmp_path, how):
     """The finished run equals an undisturbed one in counts."""
     run = tmp_path / "run"
-    job = _submit(cluster, repo, slurm_config, run, "--nodes=2")
+    job = _submit(cluster, repo, slurm_config, run, nodes=2)
     command = {"USR1": ("scancel", "--batch", "--signal=USR1"), "requeue": ("scontrol", "requeue")}[how]
-    for attempt, moment in enumerate(_MOMENTS.values(), start=1):
+    for attempt, moment in enumerate(MOMENTS.values(), start=1):
         cluster.until(lambda moment=moment: moment(run), "the step has begun", 900)
         cluster.slurm(*command, job)
         ended = run / "attempts" / f"{attempt:04}" / "exit.json"
@@ -186,11 +180,16 @@ def test_stopped_in_each_step(cluster, repo, slurm_config, tmp_path, how):
 def test_the_same_as_a_local_run(cluster, medssr, repo, slurm_config, tmp_path):
     """Questions and their votes do not depend on where the run was."""
     medssr("run", "--config", slurm_config, "--run-dir", tmp_path / "local")
-    job = _submit(cluster, repo, slurm_config, tmp_path / "slurm", "--nodes=1")
+    job = _submit(cluster, repo, slurm_config, tmp_path / "slurm")
     assert cluster.wait(job, 1800)["JobState"] == "COMPLETED"
     assert _questions(tmp_path / "slurm") == _questions(tmp_path / "local")
     assert _votes(tmp_path / "slurm") == _votes(tmp_path / "local")
+    assert _labels(tmp_path / "slurm") == _labels(tmp_path / "local")
 
 
 def _votes(run: Path) -> set[tuple]:
-    return {(row["question_id"], row["seed"], row["answer"]) for row in read_jsonl(run / "voting" / "votes.jsonl")}
+    return {(vote.question_id, vote.seed, vote.answer) for vote in stored_votes(run / "voting")}
+
+
+def _labels(run: Path) -> list[tuple]:
+    return [(label.question.id, label.outcome, label.answer) for label in stored_labels(run / "voting")]
