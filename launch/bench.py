@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from medssr_dist.jsonl import read_json, write_json
-from medssr_dist.launch.timings import FIRST_ANSWER
+from medssr_dist.launch.attempts import FIRST_ANSWER
 
 
 def rows(folder: Path) -> list[dict]:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import time
 
 from medssr_dist.jsonl import write_json
-from medssr_dist.launch.attempts import ANSWERS, TRAINING_STEPS, Attempt
+from medssr_dist.launch.attempts import ANSWERS, FIRST_ANSWER, FIRST_STEP, TRAINING_STEPS, Attempt
 
-FIRST_ANSWER, FIRST_STEP = "first answer of a vLLM engine on disk", "first training step"
 _WATCHED = {FIRST_ANSWER: ANSWERS, FIRST_STEP: TRAINING_STEPS}
 
 

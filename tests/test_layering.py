@@ -20,7 +20,7 @@ LAYERS = (
     ("knowledge", "launch"),
     ("readers",),
     ("synthesis", "voting", "training", "evaluation"),
-    ("summary", "prefetch", "export_forms", "forecast", "attempts"),
+    ("summary", "prefetch", "export_forms", "forecast"),
     ("memory",),
     ("session",),
     ("sides",),

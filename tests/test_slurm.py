@@ -16,7 +16,7 @@ from slurm_cluster import SlurmCluster, why_not
 from stored_votes import stored_labels, stored_votes
 
 from medssr_dist.jsonl import read_json, read_jsonl
-from medssr_dist.launch.timings import FIRST_ANSWER, FIRST_STEP
+from medssr_dist.launch.attempts import FIRST_ANSWER, FIRST_STEP
 
 pytestmark = [pytest.mark.slurm, pytest.mark.skipif(bool(why_not()), reason=str(why_not()))]
 _STEPS = ("synthesize", "vote", "stage1", "stage2", "evaluate")
