@@ -18,7 +18,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from medssr_dist.config import Evaluation
+from medssr_dist.config import Evaluation, Stage
 from medssr_dist.errors import EXIT_STOPPED, InputError
 from medssr_dist.jsonl import read_json
 from medssr_dist.launch.attempts import attempts_of
@@ -26,6 +26,7 @@ from medssr_dist.run_dir import STEP_SECTIONS, RunDir
 from medssr_dist.step_clock import duration, seconds_by_step
 from medssr_dist.stream import follow, kept_at_end
 from medssr_dist.voting.ledger import stored_counts
+from medssr_dist.workload import benchmark_questions, stage_steps
 
 _CHUNK = 2**20
 _LOG_TAIL = 2**18  # bytes of a log that are searched, from its end
@@ -155,8 +156,9 @@ def _voting(run: RunDir, config: dict, begun: dict) -> Progress:
 def _stage1(run: RunDir, config: dict, begun: dict) -> Progress:
     kept = kept_at_end(run.voting / "labeled.jsonl")
     stage = config["training"]["stage1"]
-    one_pass = None if kept is None else max(1, -(-kept // stage["prompts_per_step"]))
-    return _stage(run, "stage1", stage["steps"] or one_pass)
+    return _stage(
+        run, "stage1", stage["steps"] or (None if kept is None else stage_steps(Stage.model_validate(stage), kept))
+    )
 
 
 def _stage2(run: RunDir, config: dict, begun: dict) -> Progress:
@@ -185,14 +187,11 @@ def _evaluation(run: RunDir, config: dict, begun: dict) -> Progress:
 
 def _questions_to_evaluate(config: dict) -> int | None:
     """Distinct questions of the benchmarks; None where they cannot be read from here."""
-    from medssr_dist.evaluation.benchmarks import read_benchmarks
-
     try:
         evaluation = Evaluation.model_validate(config["evaluation"])
-        benchmarks = read_benchmarks(evaluation, config["runtime"]["random_seed"])
+        return benchmark_questions(evaluation, config["runtime"]["random_seed"])
     except (InputError, ValidationError):
         return None
-    return len({question.id for items in benchmarks.values() for question in items})
 
 
 _PROGRESS = {

@@ -20,6 +20,7 @@ LAYERS = (
     ("knowledge", "launch"),
     ("readers",),
     ("synthesis", "voting", "training", "evaluation"),
+    ("workload",),
     ("summary", "prefetch", "export_forms", "forecast"),
     ("memory",),
     ("session",),
