@@ -12,7 +12,8 @@ from pathlib import Path
 
 from medssr_dist.jsonl import read_json, write_json
 
-FIRST_ANSWER, FIRST_STEP = "first answer of a vLLM engine on disk", "first training step"
+FIRST_ENGINE, FIRST_TOKEN = "a vLLM engine is ready", "first vLLM token"
+FIRST_ANSWER, FIRST_STEP = "first answer on disk", "first training step"
 ANSWERS = ("voting/votes/*", "evaluation/answers*")
 TRAINING_STEPS = ("training/*/metrics.jsonl",)
 # What is only ever appended to. Of training it is the checkpoints that count: an attempt that dies before its next

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import select
 import stat
@@ -15,7 +16,14 @@ import pytest
 from medssr_dist.errors import InputError
 from medssr_dist.jsonl import read_json, write_json
 from medssr_dist.launch import channel, ports
-from medssr_dist.launch.attempts import FIRST_ANSWER, Attempt, idle_attempts, unfinished
+from medssr_dist.launch.attempts import (
+    FIRST_ANSWER,
+    FIRST_ENGINE,
+    FIRST_TOKEN,
+    Attempt,
+    idle_attempts,
+    unfinished,
+)
 from medssr_dist.launch.channel import Lost, Refused
 from medssr_dist.launch.component import Component
 from medssr_dist.launch.hub import Hub, NodeLost
@@ -191,6 +199,21 @@ def test_timings_show_the_first_answer_of_this_attempt(tmp_path):
     timings.look()
     timings.write()
     assert set(read_json(attempt.folder / "timings.json")) == {FIRST_ANSWER, "end of the attempt"}
+
+
+def test_timings_show_the_first_engine_and_token_of_this_job(tmp_path):
+    attempt = Attempt.begin(tmp_path)
+    (tmp_path / "voting").mkdir()
+    rows = [(90.0, "ready"), (91.0, "first token"), (130.0, "ready"), (131.5, "first token"), (140.0, "ready")]
+    lines = [json.dumps({"time": time, "engine": "engine 0", "event": event, "detail": ""}) for time, event in rows]
+    (tmp_path / "voting" / "engines.jsonl").write_text("\n".join(lines) + '\n{"time": 14')
+    timings = Timings(attempt, started=100.0)
+    timings.mark("Ray on every node", 120.0)
+    timings.write()
+    reached = read_json(attempt.folder / "timings.json")
+    assert list(reached)[:3] == ["Ray on every node", FIRST_ENGINE, FIRST_TOKEN]
+    assert (reached[FIRST_ENGINE], reached[FIRST_TOKEN]) == (30.0, 31.5)
+    assert "1.5 s, at     31.5 s: first vLLM token" in (attempt.folder / "launch.log").read_text()
 
 
 def test_slurms_record_is_read_and_asked_for_again():
