@@ -16,7 +16,7 @@ from slurm_cluster import SlurmCluster, why_not
 from stored_votes import stored_labels, stored_votes
 
 from medssr_dist.jsonl import read_json, read_jsonl
-from medssr_dist.launch.attempts import FIRST_ANSWER, FIRST_STEP
+from medssr_dist.launch.attempts import FIRST_ANSWER, FIRST_ENGINE, FIRST_STEP, FIRST_TOKEN
 
 pytestmark = [pytest.mark.slurm, pytest.mark.skipif(bool(why_not()), reason=str(why_not()))]
 _STEPS = ("synthesize", "vote", "stage1", "stage2", "evaluate")
@@ -63,44 +63,53 @@ def _reason(run: Path, attempt: int) -> str:
 
 def _counts(run: Path) -> dict:
     """What a run holds, by number: the same for an undisturbed run and for one that was stopped in each step."""
+    asked = [row["provenance"]["index"] for row in read_jsonl(run / "synthesis" / "journal.jsonl")]
     votes = [(vote.question_id, vote.seed) for vote in stored_votes(run / "voting")]
-    answers = [row for row in read_jsonl(run / "evaluation" / "answers.jsonl") if not row["second_pass"]]
+    rows = [row for row in read_jsonl(run / "evaluation" / "answers.jsonl") if not row["second_pass"]]
+    answers = [(row["policy"], row["question_id"], row["generation"]) for row in rows]
     steps = [(row["step"], row["prompts"]) for stage in (1, 2) for row in _metrics(run, stage)]
-    assert len(set(votes)) == len(votes)
+    for keys in (asked, votes, answers):
+        assert len(set(keys)) == len(keys)
     return {
         "questions": lines(run / "synthesis" / "questions.jsonl"),
         "votes a question": Counter(Counter(question for question, _ in votes).values()),
         "labels": lines(run / "voting" / "labeled.jsonl"),
         "steps": steps,
-        "answers": len({(row["policy"], row["question_id"], row["generation"]) for row in answers}),
-        "finished": [step for step in _STEPS if read_json(run / "manifest.json")["steps"][step]["finished"]],
+        "answers": len(answers),
+        "finished": _finished(run),
     }
+
+
+def _finished(run: Path) -> list[str]:
+    steps = read_json(run / "manifest.json")["steps"]
+    return [step for step in _STEPS if steps.get(step, {}).get("finished")]
 
 
 def _metrics(run: Path, stage: int) -> list[dict]:
     return list(read_jsonl(run / "training" / f"stage{stage}" / "metrics.jsonl"))
 
 
-_EXPECTED = {
-    "questions": 8,
-    "votes a question": Counter({5: 8}),
-    "labels": 8,
-    "steps": [(1, 2), (2, 4)] * 2,
-    "answers": 3 * 4 * 2,
-    "finished": list(_STEPS),
-}
+def _expected(votes: int = 5, steps: int = 2, policies: int = 3) -> dict:
+    return {
+        "questions": 8,
+        "votes a question": Counter({votes: 8}),
+        "labels": 8,
+        "steps": [(step, 2 * step) for step in range(1, steps + 1)] * 2,
+        "answers": policies * 4 * 2,
+        "finished": list(_STEPS),
+    }
 
 
 def test_one_node_with_a_requeue(cluster, repo, slurm_config, finished, tmp_path):
     """USR1, as before the time limit, in the vote: the job saves, requeues itself and completes."""
     run = tmp_path / "one"
-    job = _submit(cluster, repo, slurm_config, run)
+    job = _submit(cluster, repo, slurm_config, run, "evaluation.policies=[stage2]")
     cluster.until(lambda: MOMENTS["vote"](run), "the vote has begun", 900)
     cluster.slurm("scancel", "--batch", "--signal=USR1", job)
     assert cluster.wait(job, 1800)["JobState"] == "COMPLETED", _reason(run, 2)
     assert "stopped by SIGUSR1" in _reason(run, 1)
     assert _reason(run, 2).endswith("ended with 0: done")
-    assert _counts(run) == _EXPECTED
+    assert _counts(run) == _expected(policies=1)
     finished[1] = run
 
 
@@ -115,13 +124,13 @@ def test_two_nodes_with_the_same_script(cluster, repo, slurm_config, finished, t
         time.sleep(1)
     assert cluster.job(job)["JobState"] == "COMPLETED", _reason(run, 1)
     assert places == dict.fromkeys(places, {"n1", "n2"})
-    assert _counts(run) == _EXPECTED
+    assert _counts(run) == _expected()
     timings = read_json(run / "attempts" / "0001" / "timings.json")
-    assert {"preflight passed", "Ray on every node", FIRST_ANSWER, FIRST_STEP} <= set(timings)
-    assert FIRST_STEP in Path(f"{run}.out").read_text()
+    milestones = ["preflight passed", "Ray on every node", FIRST_ENGINE, FIRST_TOKEN, FIRST_ANSWER, FIRST_STEP]
+    assert [name for name in timings if name in milestones] == milestones
+    assert all(f": {name}\n" in Path(f"{run}.out").read_text() for name in milestones)
     if 1 in finished:
         assert _questions(run) == _questions(finished[1])
-        assert _votes(run) == _votes(finished[1])
 
 
 def _questions(run: Path) -> list[str]:
@@ -157,34 +166,60 @@ def test_a_chain_of_steps(cluster, repo, slurm_config, tmp_path):
     text = cluster.slurm(repo / "slurm" / "submit_all.sh", env=env)
     for line in text.splitlines():
         assert cluster.wait(int(line.split()[-1]), 1800)["JobState"] == "COMPLETED", line
-    assert _counts(tmp_path / "chain") == _EXPECTED
+    assert _counts(tmp_path / "chain") == _expected()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["USR1", "requeue"])
-def test_stopped_in_each_step(cluster, repo, slurm_config, tmp_path, how):
+@pytest.mark.parametrize(("how", "nodes"), [("USR1", 2), ("requeue", 1)])
+def test_stopped_in_each_step(cluster, repo, longer_config, tmp_path, how, nodes):
     """The finished run equals an undisturbed one in counts."""
     run = tmp_path / "run"
-    job = _submit(cluster, repo, slurm_config, run, nodes=2)
+    job = _submit(cluster, repo, longer_config, run, nodes=nodes)
     command = {"USR1": ("scancel", "--batch", "--signal=USR1"), "requeue": ("scontrol", "requeue")}[how]
-    for attempt, moment in enumerate(MOMENTS.values(), start=1):
-        cluster.until(lambda moment=moment: moment(run), "the step has begun", 900)
+    for attempt, (step, moment) in enumerate(MOMENTS.items(), start=1):
+        cluster.until(lambda moment=moment: moment(run), f"{step} has begun", 900)
         cluster.slurm(*command, job)
         ended = run / "attempts" / f"{attempt:04}" / "exit.json"
         cluster.until(ended.exists, f"attempt {attempt} has ended", 300)
-    assert cluster.wait(job, 1800)["JobState"] == "COMPLETED"
-    assert _counts(run) == _EXPECTED
+        assert "stopped by" in _reason(run, attempt)
+        assert _finished(run) == list(MOMENTS)[: attempt - 1]
+    assert cluster.wait(job, 1800)["JobState"] == "COMPLETED", _reason(run, 6)
+    assert _counts(run) == _expected(votes=16, steps=4)
+
+
+@pytest.fixture
+def longer_config(slurm_config) -> Path:
+    """Each step lasts long enough to be stopped in it."""
+    tree = yaml.safe_load(slurm_config.read_text())
+    teacher = {"base_url": "offline-teacher", "model": "offline-teacher", "concurrency": 1, "requests_per_minute": 60}
+    tree["synthesis"]["endpoints"] = [teacher]
+    tree["voting"] |= {"samples": 16, "in_flight": 2}
+    for stage in ("stage1", "stage2"):
+        tree["training"][stage]["steps"] = 4
+    slurm_config.write_text(yaml.safe_dump(tree))
+    return slurm_config
 
 
 @pytest.mark.slow
-def test_the_same_as_a_local_run(cluster, medssr, repo, slurm_config, tmp_path):
-    """Questions and their votes do not depend on where the run was."""
-    medssr("run", "--config", slurm_config, "--run-dir", tmp_path / "local")
-    job = _submit(cluster, repo, slurm_config, tmp_path / "slurm")
-    assert cluster.wait(job, 1800)["JobState"] == "COMPLETED"
-    assert _questions(tmp_path / "slurm") == _questions(tmp_path / "local")
-    assert _votes(tmp_path / "slurm") == _votes(tmp_path / "local")
-    assert _labels(tmp_path / "slurm") == _labels(tmp_path / "local")
+def test_throughput_by_nodes_and_the_same_votes_as_locally(cluster, medssr, repo, slurm_config, tmp_path):
+    """slurm/bench.sh: one and two nodes vote on the questions of a local run, and in float32, whose sums do not hang on
+    the batch, get its votes."""
+    untrained = ["training.stage1.enabled=false", "training.stage2.enabled=false", "policy.dtype=float32"]
+    local, bench = tmp_path / "local", tmp_path / "bench"
+    for step in ("synthesize", "vote"):
+        medssr(step, "--config", slurm_config, "--run-dir", local, *untrained)
+    env = {"CONFIG": str(slurm_config), "QUESTIONS": str(local), "BENCH": str(bench), "COUNTS": "1 2"}
+    env |= {"MEDSSR_PYTHON": sys.executable, "SBATCH_GPU": f"--output={tmp_path}/%j.out"}
+    script = repo / "slurm" / "bench.sh"
+    jobs = [int(line.split()[-1]) for line in cluster.slurm(script, *untrained, env=env).splitlines()]
+    assert [cluster.wait(job, 1800)["JobState"] for job in jobs] == ["COMPLETED"] * 2
+    for nodes in (1, 2):
+        assert _votes(bench / f"nodes-{nodes}") == _votes(local)
+        assert _labels(bench / f"nodes-{nodes}") == _labels(local)
+    table = cluster.slurm(script, "table", bench, env=env)
+    print(table)
+    assert [line.split()[0] for line in table.splitlines()] == ["nodes", "1", "2"]
+    assert all(row["votes_per_s"] > 0 and row["first_token_s"] for row in read_json(bench / "bench.json")["rows"])
 
 
 def _votes(run: Path) -> set[tuple]:
