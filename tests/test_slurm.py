@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections import Counter
@@ -24,13 +23,8 @@ _STEPS = ("synthesize", "vote", "stage1", "stage2", "evaluate")
 
 @pytest.fixture(scope="module")
 def cluster(repo, tmp_path_factory) -> Iterator[SlurmCluster]:
-    kept = [repo, Path(sys.prefix), tmp_path_factory.getbasetemp(), *_cache()]
-    with SlurmCluster(nodes=2, kept=kept) as cluster:
+    with SlurmCluster(nodes=2, kept=[repo, Path(sys.prefix), tmp_path_factory.getbasetemp()]) as cluster:
         yield cluster
-
-
-def _cache() -> list[Path]:
-    return [Path(os.environ["MEDSSR_CACHE"])] if "MEDSSR_CACHE" in os.environ else []
 
 
 @pytest.fixture

@@ -110,4 +110,5 @@ def test_a_planted_key_is_in_nothing_that_slurm_shows_and_no_file_of_the_run(clu
     written = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
     assert run / "synthesis" / "questions.jsonl" in written and run / "attempts" / "0001" / "launch.log" in written
     assert [file for file, data in written.items() if key.encode() in data] == []
-    assert [path for path in (run, *run.rglob("*")) if path.stat().st_mode & 0o077] == []
+    private = (Path(f"{run}.out"), run, *run.rglob("*"))
+    assert [path for path in private if path.stat().st_mode & 0o077] == []
