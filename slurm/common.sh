@@ -38,9 +38,9 @@ medssr_supervise() {
     trap 'kill -TERM $launcher' TERM
     [ -z "$medssr_signal" ] || kill "-$medssr_signal" "$launcher"
     while kill -0 "$launcher" 2>/dev/null; do
-        code=0
-        wait "$launcher" || code=$?
+        wait "$launcher" || true # a signal ends it too
     done
+    wait "$launcher" || code=$?
     if [ "$code" -gt 128 ]; then # killed, for want of memory perhaps: nobody is left to say so
         "${command[@]}" --killed $((code - 128)) "$@" || code=$?
     fi
