@@ -18,6 +18,7 @@ from medssr_dist.jsonl import read_json, read_jsonl
 from medssr_dist.launch.attempts import FIRST_ANSWER, FIRST_ENGINE, FIRST_STEP, FIRST_TOKEN
 
 pytestmark = [pytest.mark.slurm, pytest.mark.skipif(bool(why_not()), reason=str(why_not()))]
+_SLOW_VOTE = ("voting.samples=100", "voting.in_flight=1")  # slow enough to be stopped in
 _STEPS = ("synthesize", "vote", "stage1", "stage2", "evaluate")
 
 
@@ -97,13 +98,14 @@ def _expected(votes: int = 5, steps: int = 2, policies: int = 3) -> dict:
 def test_one_node_with_a_requeue(cluster, repo, slurm_config, finished, tmp_path):
     """USR1, as before the time limit, in the vote: the job saves, requeues itself and completes."""
     run = tmp_path / "one"
-    job = _submit(cluster, repo, slurm_config, run, "evaluation.policies=[stage2]")
+    job = _submit(cluster, repo, slurm_config, run, "evaluation.policies=[stage2]", *_SLOW_VOTE)
     cluster.until(lambda: MOMENTS["vote"](run), "the vote has begun", 900)
     cluster.slurm("scancel", "--batch", "--signal=USR1", job)
     assert cluster.wait(job, 1800)["JobState"] == "COMPLETED", _reason(run, 2)
     assert "stopped by SIGUSR1" in _reason(run, 1)
+    assert "voting stopped" in (run / "attempts" / "0001" / "n1.driver.log").read_text()
     assert _reason(run, 2).endswith("ended with 0: done")
-    assert _counts(run) == _expected(policies=1)
+    assert _counts(run) == _expected(votes=100, policies=1)
     finished[1] = run
 
 
@@ -168,7 +170,7 @@ def test_a_chain_of_steps(cluster, repo, slurm_config, tmp_path):
 def test_stopped_in_each_step(cluster, repo, longer_config, tmp_path, how, nodes):
     """The finished run equals an undisturbed one in counts."""
     run = tmp_path / "run"
-    job = _submit(cluster, repo, longer_config, run, nodes=nodes)
+    job = _submit(cluster, repo, longer_config, run, *_SLOW_VOTE, nodes=nodes)
     command = {"USR1": ("scancel", "--batch", "--signal=USR1"), "requeue": ("scontrol", "requeue")}[how]
     for attempt, (step, moment) in enumerate(MOMENTS.items(), start=1):
         cluster.until(lambda moment=moment: moment(run), f"{step} has begun", 900)
@@ -178,7 +180,7 @@ def test_stopped_in_each_step(cluster, repo, longer_config, tmp_path, how, nodes
         assert "stopped by" in _reason(run, attempt)
         assert _finished(run) == list(MOMENTS)[: attempt - 1]
     assert cluster.wait(job, 1800)["JobState"] == "COMPLETED", _reason(run, 6)
-    assert _counts(run) == _expected(votes=16, steps=4)
+    assert _counts(run) == _expected(votes=100, steps=4)
 
 
 @pytest.fixture
@@ -187,7 +189,6 @@ def longer_config(slurm_config) -> Path:
     tree = yaml.safe_load(slurm_config.read_text())
     teacher = {"base_url": "offline-teacher", "model": "offline-teacher", "concurrency": 1, "requests_per_minute": 60}
     tree["synthesis"]["endpoints"] = [teacher]
-    tree["voting"] |= {"samples": 16, "in_flight": 2}
     for stage in ("stage1", "stage2"):
         tree["training"][stage]["steps"] = 4
     slurm_config.write_text(yaml.safe_dump(tree))
