@@ -139,6 +139,7 @@ def test_a_failing_preflight_stops_before_anything_starts(cluster, repo, slurm_c
     assert cluster.wait(job)["JobState"] == "FAILED"
     end = read_json(run / "attempts" / "0001" / "exit.json")
     assert end["code"] == 2
+    assert "the preflight failed: " in _reason(run, 1) and "'/no/such/model' is neither" in _reason(run, 1)
     assert not list((run / "attempts" / "0001").glob("*.ray.log"))
     assert not (run / "attempts" / "0002").exists()
 
