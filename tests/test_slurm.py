@@ -146,32 +146,36 @@ def test_a_failing_preflight_stops_before_anything_starts(cluster, repo, slurm_c
 
 def test_a_chain_of_steps_stops_where_one_fails(cluster, repo, slurm_config, tmp_path):
     """Bad input in step 1: Slurm starts none of the others."""
-    env = {"CONFIG": str(slurm_config), "RUN_DIR": str(tmp_path / "chain"), "MEDSSR_PYTHON": sys.executable}
-    env |= {"MEDSSR_HOME": str(repo), "NODES": "2", "SBATCH_ALL": f"--output={tmp_path}/%x.out"}
-    text = cluster.slurm(repo / "slurm" / "submit_all.sh", "synthesis.seeds=[/no/such/file.jsonl]", env=env)
-    jobs = [int(line.split()[-1]) for line in text.splitlines()]
-    assert [line.split(":")[0] for line in text.splitlines()] == ["synthesize", "vote", "train", "evaluate"]
-    assert cluster.wait(jobs[0])["JobState"] == "FAILED"
-    assert [cluster.wait(job)["JobState"] for job in jobs[1:]] == ["CANCELLED"] * 3
+    jobs = _submit_all(cluster, repo, slurm_config, tmp_path, "synthesis.seeds=[/no/such/file.jsonl]")
+    assert cluster.wait(jobs["synthesize"])["JobState"] == "FAILED"
+    assert [cluster.wait(jobs[step])["JobState"] for step in ("vote", "train", "evaluate")] == ["CANCELLED"] * 3
+    assert "/no/such/file.jsonl does not exist" in _reason(tmp_path / "chain", 1)
     assert not (tmp_path / "chain" / "voting").exists()
 
 
 @pytest.mark.slow
 def test_a_chain_of_steps(cluster, repo, slurm_config, tmp_path):
-    env = {"CONFIG": str(slurm_config), "RUN_DIR": str(tmp_path / "chain"), "MEDSSR_PYTHON": sys.executable}
-    env |= {"MEDSSR_HOME": str(repo), "NODES": "2", "SBATCH_ALL": f"--output={tmp_path}/%x.out"}
-    text = cluster.slurm(repo / "slurm" / "submit_all.sh", env=env)
-    for line in text.splitlines():
-        assert cluster.wait(int(line.split()[-1]), 1800)["JobState"] == "COMPLETED", line
-    assert _counts(tmp_path / "chain") == _expected()
+    for step, job in _submit_all(cluster, repo, slurm_config, tmp_path, "evaluation.policies=[stage2]").items():
+        assert cluster.wait(job, 1800)["JobState"] == "COMPLETED", step
+    assert _counts(tmp_path / "chain") == _expected(policies=1)
+
+
+def _submit_all(cluster: SlurmCluster, repo: Path, config: Path, folder: Path, *overrides: str) -> dict[str, int]:
+    """slurm/submit_all.sh with the run directory `folder`/chain. Returns step -> job."""
+    env = {"CONFIG": str(config), "RUN_DIR": str(folder / "chain"), "MEDSSR_PYTHON": sys.executable}
+    env |= {"MEDSSR_HOME": str(repo), "NODES": "1", "SBATCH_ALL": f"--output={folder}/%x.out"}
+    lines = cluster.slurm(repo / "slurm" / "submit_all.sh", *overrides, env=env).splitlines()
+    jobs = {line.split(":")[0]: int(line.split()[-1]) for line in lines}
+    assert list(jobs) == ["synthesize", "vote", "train", "evaluate"]
+    return jobs
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("how", "nodes"), [("USR1", 2), ("requeue", 1)])
-def test_stopped_in_each_step(cluster, repo, longer_config, tmp_path, how, nodes):
+@pytest.mark.parametrize("how", ["USR1", "requeue"])
+def test_stopped_in_each_step(cluster, repo, longer_config, tmp_path, how):
     """The finished run equals an undisturbed one in counts."""
     run = tmp_path / "run"
-    job = _submit(cluster, repo, longer_config, run, *_SLOW_VOTE, nodes=nodes)
+    job = _submit(cluster, repo, longer_config, run, *_SLOW_VOTE)
     command = {"USR1": ("scancel", "--batch", "--signal=USR1"), "requeue": ("scontrol", "requeue")}[how]
     for attempt, (step, moment) in enumerate(MOMENTS.items(), start=1):
         cluster.until(lambda moment=moment: moment(run), f"{step} has begun", 900)
