@@ -37,8 +37,11 @@ class Timings:
             if milestone not in self.reached and (times := self._times_of(event)):
                 self.mark(milestone, min(times))
         for milestone, patterns in _GROWING.items():
-            if milestone not in self.reached and self._attempt.sizes(patterns) != self._before[milestone]:
+            if milestone not in self.reached and self._has_grown(patterns, self._before[milestone]):
                 self.mark(milestone)
+
+    def _has_grown(self, patterns: tuple[str, ...], before: dict[str, int]) -> bool:
+        return any(size > before.get(file, 0) for file, size in self._attempt.sizes(patterns).items())
 
     def _times_of(self, event: str) -> list[float]:
         times = []

@@ -193,6 +193,8 @@ def test_the_token_is_its_owners_alone_and_ends_with_the_attempt(tmp_path):
 def test_timings_show_the_first_answer_of_this_attempt(tmp_path):
     attempt = _attempt_with(tmp_path, 3, end=False)
     timings = Timings(attempt, started=0.0)
+    (tmp_path / "evaluation").mkdir()
+    (tmp_path / "evaluation" / "answers.jsonl").touch()
     timings.look()
     assert FIRST_ANSWER not in timings.reached
     (tmp_path / "voting" / "votes" / "00000.jsonl").write_text("x" * 4)
