@@ -171,15 +171,15 @@ def _submit_all(cluster: SlurmCluster, repo: Path, config: Path, folder: Path, *
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["USR1", "requeue"])
-def test_stopped_in_each_step(cluster, repo, longer_config, tmp_path, how):
-    """The finished run equals an undisturbed one in counts."""
+@pytest.mark.parametrize("first", ["USR1", "requeue"])
+def test_stopped_in_each_step(cluster, repo, longer_config, tmp_path, first):
+    """By USR1 and by scontrol requeue in turn; the finished run equals an undisturbed one in counts."""
     run = tmp_path / "run"
     job = _submit(cluster, repo, longer_config, run, *_SLOW_VOTE)
-    command = {"USR1": ("scancel", "--batch", "--signal=USR1"), "requeue": ("scontrol", "requeue")}[how]
+    commands = [("scancel", "--batch", "--signal=USR1"), ("scontrol", "requeue")]
     for attempt, (step, moment) in enumerate(MOMENTS.items(), start=1):
         cluster.until(lambda moment=moment: moment(run), f"{step} has begun", 900)
-        cluster.slurm(*command, job)
+        cluster.slurm(*commands[(attempt + (first == "USR1")) % 2], job)
         ended = run / "attempts" / f"{attempt:04}" / "exit.json"
         cluster.until(ended.exists, f"attempt {attempt} has ended", 300)
         assert "stopped by" in _reason(run, attempt)
