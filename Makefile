@@ -22,7 +22,7 @@ test-slurm: install  ## a real Slurm of two nodes on this machine: every fault, 
 	tests/slurm_packages.sh
 	$(VENV)/bin/python -m pytest -q -m "slurm"
 
-test-slurm-short: install  ## one and two nodes, one requeue, a failing preflight; minutes
+test-slurm-short: install  ## one and two nodes, one requeue, a failing preflight, a planted key; minutes
 	tests/slurm_packages.sh
 	$(VENV)/bin/python -m pytest -q -m "slurm and not slow"
 

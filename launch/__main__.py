@@ -18,7 +18,7 @@ import traceback
 from pathlib import Path
 
 from medssr_dist.errors import EXIT_BAD_INPUT, InputError
-from medssr_dist.launch.attempts import Attempt, idle_attempts
+from medssr_dist.launch.attempts import Attempt, idle_attempts, unfinished
 from medssr_dist.launch.job import EXIT_FAULT, Launcher, Plan
 from medssr_dist.launch.slurm import Job, SlurmError
 from medssr_dist.launch.timings import Timings
@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
         attempt = Attempt.begin(run_dir)
         code, reason = _run(_plan(args, run_dir), job, attempt)
     else:
-        attempt = Attempt.unfinished(run_dir) or Attempt.begin(run_dir)
+        attempt = unfinished(run_dir) or Attempt.begin(run_dir)
         code, reason = EXIT_FAULT, f"the launcher on {job.host} was killed by signal {args.killed}"
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what a requeue sends to this very job
     attempt.finish(code, reason)

@@ -251,14 +251,15 @@ class Launcher:
         return found
 
     async def _all_ended(self, component: str, names: list[str], within_s: float) -> None:
-        """Wait for `component` on each of `names`. Raises Ended with its last line where one fails."""
+        """Wait for this part of the preflight on each of `names`. Raises Ended with its last line where one fails."""
         waiting = set(names)
         while waiting:
             event = await self._wait(lambda event: event.ended == component, within_s, f"{component} did not end")
             waiting.discard(event.node)
             if event.data["code"]:
                 code = EXIT_BAD_INPUT if event.data["code"] == EXIT_BAD_INPUT else EXIT_FAULT
-                raise Ended(code, f"{component} failed on {event.node}: {_telling(event)}")
+                where = "" if component == "gather" else f" on {event.node}"  # that one speaks for all nodes
+                raise Ended(code, f"the preflight failed{where}: {_telling(event)}")
 
     async def _wait(self, wanted: Callable[[Event], bool], within_s: float, failure: str) -> Event:
         deadline = asyncio.get_running_loop().time() + within_s

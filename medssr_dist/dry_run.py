@@ -24,6 +24,7 @@ from medssr_dist.prefetch import index_on_disk, policy_on_disk
 from medssr_dist.readers import human_labelled, read_all, read_questions, refuse_evaluation_items, source_name
 from medssr_dist.records import Question
 from medssr_dist.run_dir import RunDir, commit
+from medssr_dist.workload import answers, benchmark_questions, gold_examples, mixed_labels, policies_asked, stage_steps
 
 _STAGES = ("stage1", "stage2")
 
@@ -67,8 +68,7 @@ def _wall_time(config: Config, run: RunDir, rates_of: Path | None) -> list[tuple
     if rates is None:
         how = "give --rates RUN_DIR of a run that has them; a short one will do, on the same kind of machine, e.g. with"
         return [("rates", f"none known: this run has none yet; {how} synthesis.accepted=64")]
-    gold = len(_supervised(config)) if config.training.stage2.enabled else 0
-    return forecast_rows(config, rates, Todo(gold, _answers(config)[0]), on_gpu())
+    return forecast_rows(config, rates, Todo(gold_examples(config), answers(config)), on_gpu())
 
 
 def _locate_model(config: Config) -> tuple[Path | None, str | None]:
@@ -218,9 +218,8 @@ def _plan_training(config: Config, run: RunDir, folder: Path, model: Path) -> li
     examples = {"stage1": config.synthesis.accepted, "stage2": 0}
     rows = []
     if training.stage2.enabled:
-        questions = _supervised(config)
-        mixed = config.synthesis.accepted if training.stage2.mix_pseudo_labels else 0
-        examples["stage2"] = len(questions) + mixed
+        _refuse_bad_supervised(config)
+        examples["stage2"] = gold_examples(config) + mixed_labels(config)
         rows = _sources("data", training.stage2.data, config)
     plans = []
     for name in _STAGES:
@@ -234,15 +233,14 @@ def _plan_training(config: Config, run: RunDir, folder: Path, model: Path) -> li
     return plans + rows
 
 
-def _supervised(config: Config) -> list[Question]:
+def _refuse_bad_supervised(config: Config) -> None:
     questions = read_all(config.training.stage2.data, config.runtime.random_seed)
     human_labelled(questions)
     refuse_evaluation_items(questions, read_all(config.evaluation.benchmarks, config.runtime.random_seed))
-    return questions
 
 
 def _stage_plan(stage: Stage, examples: int, start: Path) -> str:
-    steps = stage.steps or math.ceil(examples / stage.prompts_per_step)
+    steps = stage_steps(stage, examples)
     sequences = steps * stage.prompts_per_step * stage.samples_per_prompt
     limit = "" if stage.steps else " at most (one pass)"
     return f"{steps:,} GRPO steps, {sequences:,} sequences{limit}, on {examples:,} examples at most, from {start}"
@@ -255,27 +253,16 @@ def _plain(value: object) -> object:
 
 def _plan_evaluation(config: Config, run: RunDir, folder: Path, model: Path) -> list[tuple[str, str]]:
     evaluation = config.evaluation
-    total, asked, policies = _answers(config)
+    policies = policies_asked(config)
+    asked = benchmark_questions(evaluation, config.runtime.random_seed)
     return [
         (
             "generations",
             f"{asked:,} questions x {evaluation.generations} x {len(policies)} policies ({', '.join(policies)}) = "
-            f"{total:,}, and a second pass for those without an answer",
+            f"{answers(config):,}, and a second pass for those without an answer",
         ),
         *_sources("benchmarks", evaluation.benchmarks, config),
     ]
-
-
-def _answers(config: Config) -> tuple[int, int, list[str]]:
-    """Answers of the evaluation's first pass, the distinct questions, and the policies asked."""
-    from medssr_dist.evaluation.benchmarks import read_benchmarks
-
-    evaluation = config.evaluation
-    benchmarks = read_benchmarks(evaluation, config.runtime.random_seed)
-    asked = len({question.id for items in benchmarks.values() for question in items})
-    off = {name for name in _STAGES if not getattr(config.training, name).enabled}
-    policies = [name for name in evaluation.policies if name not in off]
-    return asked * evaluation.generations * len(policies), asked, policies
 
 
 _PLANS = {"synthesize": _plan_synthesis, "vote": _plan_vote, "train": _plan_training, "evaluate": _plan_evaluation}

@@ -21,7 +21,6 @@ predict badly.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +34,7 @@ from medssr_dist.run_dir import RunDir
 from medssr_dist.runtime.cluster import slots_in_use, slots_needed
 from medssr_dist.step_clock import duration, seconds_by_step
 from medssr_dist.stream import follow
+from medssr_dist.workload import stage_steps
 
 STEPS = ("synthesize", "vote", "stage1", "stage2", "evaluate")
 _SIDE_BY_SIDE = ("synthesize", "vote", "stage1")
@@ -260,7 +260,7 @@ def _steps(config: Config, name: str, gold: int, vote: VoteRate | None) -> int |
         if vote is None:
             return None
         examples += config.synthesis.accepted * vote.kept_share
-    return max(1, math.ceil(round(examples, 6) / stage.prompts_per_step))
+    return stage_steps(stage, examples)
 
 
 # --- in words -----------------------------------------------------------------------------------------------------

@@ -18,14 +18,15 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from medssr_dist.attempts import read_attempts
-from medssr_dist.config import Evaluation
+from medssr_dist.config import Evaluation, Stage
 from medssr_dist.errors import EXIT_STOPPED, InputError
 from medssr_dist.jsonl import read_json
+from medssr_dist.launch.attempts import attempts_of
 from medssr_dist.run_dir import STEP_SECTIONS, RunDir
 from medssr_dist.step_clock import duration, seconds_by_step
 from medssr_dist.stream import follow, kept_at_end
 from medssr_dist.voting.ledger import stored_counts
+from medssr_dist.workload import benchmark_questions, stage_steps
 
 _CHUNK = 2**20
 _LOG_TAIL = 2**18  # bytes of a log that are searched, from its end
@@ -76,7 +77,7 @@ def status(run_dir: Path) -> None:
 
 def _print_unbegun(run: RunDir) -> None:
     """A job whose attempts have not come as far as the first step. Raises InputError where there are none."""
-    if not read_attempts(run.root):
+    if not attempts_of(run.root):
         raise InputError(f"{run.root} is no run directory: it has no manifest.json; name one with --run-dir")
     print(f"run {run.root}: no step has been begun")
     _print_attempts(run, held=False)
@@ -155,8 +156,9 @@ def _voting(run: RunDir, config: dict, begun: dict) -> Progress:
 def _stage1(run: RunDir, config: dict, begun: dict) -> Progress:
     kept = kept_at_end(run.voting / "labeled.jsonl")
     stage = config["training"]["stage1"]
-    one_pass = None if kept is None else max(1, -(-kept // stage["prompts_per_step"]))
-    return _stage(run, "stage1", stage["steps"] or one_pass)
+    return _stage(
+        run, "stage1", stage["steps"] or (None if kept is None else stage_steps(Stage.model_validate(stage), kept))
+    )
 
 
 def _stage2(run: RunDir, config: dict, begun: dict) -> Progress:
@@ -185,14 +187,11 @@ def _evaluation(run: RunDir, config: dict, begun: dict) -> Progress:
 
 def _questions_to_evaluate(config: dict) -> int | None:
     """Distinct questions of the benchmarks; None where they cannot be read from here."""
-    from medssr_dist.evaluation.benchmarks import read_benchmarks
-
     try:
         evaluation = Evaluation.model_validate(config["evaluation"])
-        benchmarks = read_benchmarks(evaluation, config["runtime"]["random_seed"])
+        return benchmark_questions(evaluation, config["runtime"]["random_seed"])
     except (InputError, ValidationError):
         return None
-    return len({question.id for items in benchmarks.values() for question in items})
 
 
 _PROGRESS = {
@@ -224,9 +223,9 @@ def count_lines(path: Path) -> int:
 def newest_problem(run: RunDir) -> str | None:
     """Why the newest attempt of the job ended, if not well; else the last line that looks like an error, in the
     newest log that has one: 'file, time: line'."""
-    for attempt in read_attempts(run.root)[-1:]:
+    for attempt in attempts_of(run.root)[-1:]:
         if attempt.code not in (None, 0, EXIT_STOPPED):
-            return f"attempt {attempt.folder.name} ended with {attempt.code}: {attempt.reason}"
+            return f"attempt {attempt.number} ended with {attempt.code}: {attempt.reason}"
     logs = [*run.logs.glob("*"), *run.synthesis.glob("*.log"), *run.root.glob("attempts/*/*.log")]
     for file in sorted((log for log in logs if log.is_file()), key=lambda log: -log.stat().st_mtime):
         with open(file, "rb") as handle:
@@ -263,19 +262,19 @@ def measured(run: RunDir) -> dict[str, tuple[int, float | None]]:
 
 def startup_seconds(run: RunDir) -> float:
     """What the newest attempt that had a result took to get it; 0 where none is known."""
-    known = [attempt.startup_seconds for attempt in read_attempts(run.root)]
+    known = [attempt.startup_seconds for attempt in attempts_of(run.root)]
     return next((seconds for seconds in reversed(known) if seconds is not None), 0.0)
 
 
 def _print_attempts(run: RunDir, held: bool) -> None:
     """A line an attempt of the job: how it ended, and when it had its first results; the newest one's logs."""
-    attempts = read_attempts(run.root)
+    attempts = attempts_of(run.root)
     for attempt in attempts:
         going_on = held and attempt is attempts[-1]
         ended = "going on" if going_on else "no end recorded: it is starting, or its head was lost"
         if attempt.code is not None:
             ended = f"ended with {attempt.code}: {attempt.reason}"
         reached = ", ".join(f"{milestone} at {seconds:.0f} s" for milestone, seconds in attempt.timings.items())
-        print(f"attempt {attempt.folder.name}: {ended}{f' ({reached})' if reached else ''}")
+        print(f"attempt {attempt.number}: {ended}{f' ({reached})' if reached else ''}")
     for attempt in attempts[-1:]:
         print(f"  {attempt.folder}: {'  '.join(attempt.logs) or 'no logs yet'}")

@@ -3,11 +3,12 @@
 # directory of its own; run on the login node, after `medssr synthesize` in the run directory QUESTIONS:
 #     CONFIG=configs/qwen3_8b.yaml QUESTIONS=runs/qwen3_8b COUNTS="1 2 4" slurm/bench.sh
 #     slurm/bench.sh table runs/bench      # when they have ended
-# Options of sbatch in SBATCH_GPU, the folder in BENCH (default runs/bench).
+# Options of sbatch in SBATCH_GPU, the folder in BENCH (default runs/bench). The same command goes on with stopped ones.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+bench=("${MEDSSR_PYTHON:-${VENV:-.venv}/bin/python}" -m medssr_dist.bench.nodes)
 if [ "${1:-}" = table ]; then
-    exec "${MEDSSR_PYTHON:-${VENV:-.venv}/bin/python}" -m medssr_dist.launch.bench "$2"
+    exec "${bench[@]}" table "$2"
 fi
 : "${CONFIG:?name a config: CONFIG=configs/qwen3_8b.yaml slurm/bench.sh}"
 : "${QUESTIONS:?name the run directory whose questions are voted on}"
@@ -15,8 +16,7 @@ read -ra gpu <<<"${SBATCH_GPU:-}"
 umask 077
 for count in ${COUNTS:-1 2 4}; do
     run="${BENCH:-runs/bench}/nodes-$count"
-    mkdir -p "$run"
-    cp -r "$QUESTIONS/synthesis" "$QUESTIONS/manifest.json" "$QUESTIONS/config.resolved.json" "$run/"
+    "${bench[@]}" begin "$QUESTIONS" "$run"
     job=$(RUN_DIR="$run" sbatch --parsable --nodes="$count" "${gpu[@]}" slurm/vote.sh "$@")
     echo "$count nodes: job ${job%%;*}"
 done

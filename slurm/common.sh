@@ -4,6 +4,10 @@
 # container where there is one) and MEDSSR_HOST_PYTHON (the launcher's, outside; default the same).
 set -euo pipefail
 umask 077
+[ ! -f /proc/self/fd/1 ] || chmod go= /proc/self/fd/1 # the job's output, which sbatch made with its caller's umask
+medssr_signal="" # one that comes before the launcher runs is passed on when it does
+trap 'medssr_signal=USR1' USR1
+trap 'medssr_signal=TERM' TERM
 export MEDSSR_HOME=${MEDSSR_HOME:-${SLURM_SUBMIT_DIR:-$PWD}}
 cd "$MEDSSR_HOME"
 
@@ -32,10 +36,11 @@ medssr_supervise() {
     launcher=$!
     trap 'kill -USR1 $launcher' USR1
     trap 'kill -TERM $launcher' TERM
+    [ -z "$medssr_signal" ] || kill "-$medssr_signal" "$launcher"
     while kill -0 "$launcher" 2>/dev/null; do
-        code=0
-        wait "$launcher" || code=$?
+        wait "$launcher" || true # a signal ends it too
     done
+    wait "$launcher" || code=$?
     if [ "$code" -gt 128 ]; then # killed, for want of memory perhaps: nobody is left to say so
         "${command[@]}" --killed $((code - 128)) "$@" || code=$?
     fi

@@ -32,9 +32,10 @@ def main(run_dir: Path, actors: int) -> int:
     workers = [actor.options(scheduling_strategy="SPREAD").remote() for _ in range(actors)]
     places = ray.get([worker.where.remote() for worker in workers])
     print("actors on", *sorted(set(places)), flush=True)
-    (run_dir / "voting").mkdir(exist_ok=True)
+    votes = run_dir / "voting" / "votes" / "00000.jsonl"
+    votes.parent.mkdir(parents=True, exist_ok=True)
     while not asked.wait(0.2):
-        with open(run_dir / "voting" / "votes.jsonl", "a", encoding="utf-8") as file:
+        with open(votes, "a", encoding="utf-8") as file:
             file.write("{}\n")
         answers, _ = ray.wait([worker.where.remote() for worker in workers], num_returns=1)
         assert answers  # of those that are left

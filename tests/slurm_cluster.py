@@ -127,7 +127,7 @@ class SlurmCluster:
         cache = Path.home() / ".cache"
         cache.mkdir(exist_ok=True)
         # Python itself may lie in a home that only its owner may enter: of that, too, only what is needed is there.
-        kept = [*kept, cache, Path(sys.base_prefix)]
+        kept = [*kept, cache, Path(sys.base_prefix), *_own_cache()]
         self._kept = [path for path in kept if path.is_relative_to("/tmp") or path.is_relative_to(Path.home())]
         self._daemons: dict[str, subprocess.Popen] = {}
         self.login = self._host("login", 1)
@@ -240,6 +240,14 @@ class SlurmCluster:
         for daemon in self._daemons.values():
             daemon.wait()
         shutil.rmtree(self.folder)
+
+
+def _own_cache() -> list[Path]:
+    """$MEDSSR_CACHE, which may lie in /tmp."""
+    folders = [Path(os.environ["MEDSSR_CACHE"])] if "MEDSSR_CACHE" in os.environ else []
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
+    return folders
 
 
 def why_not() -> str | None:

@@ -8,26 +8,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
+from moments import MOMENTS
 from stored_votes import stored_labels, stored_votes
 
 from medssr_dist.jsonl import read_json, read_jsonl
-
-
-def _lines(file: Path) -> int:
-    return file.read_text(encoding="utf-8").count("\n") if file.exists() else 0
-
-
-# Step -> when to kill: the step has begun to leave something, and is not finished.
-_MOMENTS: dict[str, Callable[[Path], bool]] = {
-    "synthesize": lambda run: _lines(run / "synthesis" / "journal.jsonl") >= 1,
-    "vote": lambda run: _lines(run / "voting" / "votes" / "00000.jsonl") >= 1,
-    "stage1": lambda run: _lines(run / "training" / "stage1" / "metrics.jsonl") >= 1,
-    "stage2": lambda run: _lines(run / "training" / "stage2" / "metrics.jsonl") >= 1,
-    "evaluate": lambda run: _lines(run / "evaluation" / "answers.jsonl") >= 1,
-}
 
 
 def _start_and_kill(command: list[str], moment: Callable[[], bool]) -> None:
@@ -45,7 +31,7 @@ def _start_and_kill(command: list[str], moment: Callable[[], bool]) -> None:
 def test_killed_in_every_step(medssr, tiny_config, tmp_path):
     run = tmp_path / "run"
     arguments = ["run", "--config", str(tiny_config), "--run-dir", str(run)]
-    for moment in _MOMENTS.values():
+    for moment in MOMENTS.values():
         _start_and_kill([sys.executable, "-m", "medssr_dist.cli", *arguments], lambda moment=moment: moment(run))
     medssr(*arguments)
 
@@ -62,4 +48,4 @@ def test_killed_in_every_step(medssr, tiny_config, tmp_path):
     answers = list(read_jsonl(run / "evaluation" / "answers.jsonl"))
     first_pass = [(row["policy"], row["question_id"], row["generation"]) for row in answers if not row["second_pass"]]
     assert len(first_pass) == len(set(first_pass)) == 3 * 4 * 2
-    assert len(read_json(run / "manifest.json")["attempts"]) == len(_MOMENTS) + 1
+    assert len(read_json(run / "manifest.json")["attempts"]) == len(MOMENTS) + 1

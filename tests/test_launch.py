@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import select
 import stat
@@ -15,14 +16,21 @@ import pytest
 from medssr_dist.errors import InputError
 from medssr_dist.jsonl import read_json, write_json
 from medssr_dist.launch import channel, ports
-from medssr_dist.launch.attempts import Attempt, idle_attempts
+from medssr_dist.launch.attempts import (
+    FIRST_ANSWER,
+    FIRST_ENGINE,
+    FIRST_TOKEN,
+    Attempt,
+    idle_attempts,
+    unfinished,
+)
 from medssr_dist.launch.channel import Lost, Refused
 from medssr_dist.launch.component import Component
 from medssr_dist.launch.hub import Hub, NodeLost
 from medssr_dist.launch.layout import layout
 from medssr_dist.launch.ray_node import Resources, node_environment, ray_command
 from medssr_dist.launch.slurm import Job, parse_record, same_request
-from medssr_dist.launch.timings import FIRST_ANSWER, Timings
+from medssr_dist.launch.timings import Timings
 from medssr_dist.launch.watch import missing
 
 LOOPBACK = "127.0.0.1"
@@ -151,14 +159,26 @@ def _attempt_with(run: Path, votes: int, end: bool = True) -> Attempt:
 
 def test_attempts_are_numbered_and_those_without_progress_counted(tmp_path):
     assert idle_attempts(tmp_path) == 0
-    for votes, idle in ((0, 0), (5, 0), (5, 1), (5, 2), (9, 0)):
+    for votes, idle in ((0, 1), (5, 0), (5, 1), (5, 2), (9, 0)):
         attempt = _attempt_with(tmp_path, votes)
         assert idle_attempts(tmp_path) == idle
     assert attempt.number == "0005"
     assert read_json(attempt.folder / "exit.json")["reason"] == "node n2 is lost"
-    assert Attempt.unfinished(tmp_path) is None
+    assert unfinished(tmp_path) is None
     last = _attempt_with(tmp_path, 9, end=False)
-    assert Attempt.unfinished(tmp_path).number == last.number == "0006"
+    assert unfinished(tmp_path).number == last.number == "0006"
+
+
+def test_steps_trained_again_and_lost_again_are_no_progress_and_a_checkpoint_is(tmp_path):
+    stage = tmp_path / "training" / "stage1"
+    for steps, saved, idle in ((2, None, 1), (3, None, 2), (4, 4, 0), (7, 4, 1), (5, 8, 0)):
+        attempt = Attempt.begin(tmp_path)
+        stage.mkdir(parents=True, exist_ok=True)
+        (stage / "metrics.jsonl").write_text("{}\n" * steps)
+        if saved:
+            write_json(stage / "checkpoints" / "whole.json", {"step": saved})
+        attempt.finish(1, "the driver failed")
+        assert idle_attempts(tmp_path) == idle
 
 
 def test_the_token_is_its_owners_alone_and_ends_with_the_attempt(tmp_path):
@@ -173,6 +193,8 @@ def test_the_token_is_its_owners_alone_and_ends_with_the_attempt(tmp_path):
 def test_timings_show_the_first_answer_of_this_attempt(tmp_path):
     attempt = _attempt_with(tmp_path, 3, end=False)
     timings = Timings(attempt, started=0.0)
+    (tmp_path / "evaluation").mkdir()
+    (tmp_path / "evaluation" / "answers.jsonl").touch()
     timings.look()
     assert FIRST_ANSWER not in timings.reached
     (tmp_path / "voting" / "votes" / "00000.jsonl").write_text("x" * 4)
@@ -185,6 +207,21 @@ def test_timings_show_the_first_answer_of_this_attempt(tmp_path):
 def test_the_driver_is_told_when_slurm_will_end_the_job(monkeypatch, told, end):
     monkeypatch.setattr(Job, "record", lambda job: parse_record(f"JobId=7 EndTime={told} Partition=gpu"))
     assert Job(7, ("n1",), "n1").ends() == end
+
+
+def test_timings_show_the_first_engine_and_token_of_this_job(tmp_path):
+    attempt = Attempt.begin(tmp_path)
+    (tmp_path / "voting").mkdir()
+    rows = [(90.0, "ready"), (91.0, "first token"), (130.0, "ready"), (131.5, "first token"), (140.0, "ready")]
+    lines = [json.dumps({"time": time, "engine": "engine 0", "event": event, "detail": ""}) for time, event in rows]
+    (tmp_path / "voting" / "engines.jsonl").write_text("\n".join(lines) + '\n{"time": 14')
+    timings = Timings(attempt, started=100.0)
+    timings.mark("Ray on every node", 120.0)
+    timings.write()
+    reached = read_json(attempt.folder / "timings.json")
+    assert list(reached)[:3] == ["Ray on every node", FIRST_ENGINE, FIRST_TOKEN]
+    assert (reached[FIRST_ENGINE], reached[FIRST_TOKEN]) == (30.0, 31.5)
+    assert "1.5 s, at     31.5 s: first vLLM token" in (attempt.folder / "launch.log").read_text()
 
 
 def test_slurms_record_is_read_and_asked_for_again():

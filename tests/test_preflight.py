@@ -16,7 +16,7 @@ from medssr_dist.doctor.result import Result
 from medssr_dist.doctor.slurm import Partition, job_hosts, parse_partition, parse_time, seconds_left
 from medssr_dist.errors import EXIT_BAD_INPUT
 from medssr_dist.jsonl import write_json
-from medssr_dist.launch.timings import FIRST_ANSWER
+from medssr_dist.launch.attempts import FIRST_ANSWER
 from medssr_dist.run_dir import open_run
 
 # --- what Slurm says

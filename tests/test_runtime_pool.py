@@ -88,6 +88,14 @@ def test_an_engine_that_dies_is_replaced_and_loses_nothing():
     # q7 is there at two deaths, at one of them in company: that is not enough to give it up.
     check_whole(answers(engines, asked, tell=lambda *event: events.append(event)), asked)
     assert [event for _, event, _ in events].count("died") == 2
+    for name in "ab":  # each life in order
+        lives = " ".join(event for engine, event, _ in events if engine == name).split("start")[1:]
+        assert {life.strip() for life in lives} <= {
+            "ready",
+            "ready first token",
+            "ready first token died",
+            "ready died",
+        }
 
 
 def test_a_question_that_kills_is_quarantined_and_all_others_answered():

@@ -80,7 +80,7 @@ class Submitted:
         return end
 
     def votes(self) -> int:
-        return (self.run_dir / "voting" / "votes.jsonl").stat().st_size
+        return (self.run_dir / "voting" / "votes" / "00000.jsonl").stat().st_size
 
     def last_line(self, number: int) -> str:
         return (self.attempt(number) / "launch.log").read_text().splitlines()[-1]

@@ -4,10 +4,9 @@ import fcntl
 
 import pytest
 
-from medssr_dist.attempts import read_attempts
 from medssr_dist.config import Config
 from medssr_dist.jsonl import write_json
-from medssr_dist.launch.timings import FIRST_ANSWER, FIRST_STEP
+from medssr_dist.launch.attempts import FIRST_ANSWER, FIRST_STEP, attempts_of
 from medssr_dist.run_dir import RunDir, open_run
 from medssr_dist.status import newest_problem, startup_seconds, status
 
@@ -33,7 +32,7 @@ def job(tmp_path):
 
 
 def test_attempts_in_order_with_how_each_ended(job):
-    first, second, third = read_attempts(job.root)
+    first, second, third = attempts_of(job.root)
     assert (first.code, first.reason, first.startup_seconds) == (4, "node n2 is lost", 50.0)
     assert (second.code, second.startup_seconds) == (3, None)
     assert (third.code, third.timings, third.logs) == (None, {}, ["launch.log", "n1.driver.log", "n2.ray.log"])

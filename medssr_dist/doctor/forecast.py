@@ -8,10 +8,10 @@ from pathlib import Path
 from medssr_dist.config import Config
 from medssr_dist.doctor.result import Result
 from medssr_dist.doctor.slurm import seconds_left
-from medssr_dist.errors import InputError
 from medssr_dist.run_dir import STEP_SECTIONS, RunDir
 from medssr_dist.status import measured, startup_seconds
 from medssr_dist.step_clock import duration
+from medssr_dist.workload import workload
 
 
 def walltime(config: Config, run_dir: Path, rates_from: Path | None = None) -> Result:
@@ -53,29 +53,9 @@ def _units_to_go(config: Config, run_dir: Path, done: dict[str, int]) -> dict[st
     """Step -> units of work that are left; a stage's steps and the questions at most."""
     run = RunDir(run_dir)
     begun = run.manifest()["steps"] if run.manifest_file.exists() else {}
-    totals = _units(config)
+    totals = workload(config)
     return {
         step: 0 if begun.get(step, {}).get("finished") else max(0, totals[step] - done.get(step, 0))
         for step in STEP_SECTIONS
         if step in totals
     }
-
-
-def _units(config: Config) -> dict[str, int]:
-    from medssr_dist.evaluation.benchmarks import read_benchmarks
-    from medssr_dist.readers import read_all
-
-    training, seed = config.training, config.runtime.random_seed
-    accepted = config.synthesis.accepted if training.uses_pseudo_labels else 0
-    units = {"synthesize": accepted, "vote": accepted}
-    if training.stage1.enabled:
-        units["stage1"] = training.stage1.steps or math.ceil(accepted / training.stage1.prompts_per_step)
-    try:
-        if training.stage2.enabled:
-            examples = len(read_all(training.stage2.data, seed)) + accepted * training.stage2.mix_pseudo_labels
-            units["stage2"] = training.stage2.steps or math.ceil(examples / training.stage2.prompts_per_step)
-        asked = {question.id for items in read_benchmarks(config.evaluation, seed).values() for question in items}
-    except InputError:  # the data check's to report
-        return units
-    units["evaluate"] = len(asked) * config.evaluation.generations * len(config.evaluation.policies)
-    return units

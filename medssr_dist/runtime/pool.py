@@ -205,6 +205,9 @@ class EnginePool:
 
     def _take(self, slot: Slot, taken: Taken) -> None:
         self.tokens += taken.tokens
+        if taken.tokens and not slot.spoke:
+            slot.spoke = True
+            self._tell(slot.engine.name, "first token", "")
         slot.heard(taken.tokens, len(taken.samples), self._loop.time())
         for lease_id, sample in taken.samples:
             self._deliver(lease_id, sample)

@@ -52,6 +52,7 @@ class Slot:
     engine: Engine
     live: bool = False
     over: bool = False  # given up
+    spoke: bool = False  # it has yielded a token since its start
     proven: bool = False  # it has answered
     failures: int = 0  # starts and deaths in a row without a sample between them
     samples: int = 0  # outstanding
@@ -103,7 +104,7 @@ class Slot:
 
     def empty(self) -> None:
         """Its engine is gone, and what it held with it."""
-        self.live, self.verdict = False, ""
+        self.live, self.spoke, self.verdict = False, False, ""
         self.rate = self.worked = 0.0
         self.samples = self.suspects = 0
         self.tokens = 0.0

@@ -1,0 +1,92 @@
+"""slurm/bench.sh's two ends: run directories that vote on the same questions, and the table by number of nodes.
+
+python -m medssr_dist.bench.nodes begin runs/questions runs/bench/nodes-2
+python -m medssr_dist.bench.nodes table runs/bench
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+
+from medssr_dist.bench.report import write_result
+from medssr_dist.errors import EXIT_BAD_INPUT, InputError
+from medssr_dist.forecast import measured_rates
+from medssr_dist.jsonl import read_json, write_json
+from medssr_dist.launch.attempts import FIRST_TOKEN, attempts_of
+from medssr_dist.run_dir import RunDir
+
+
+def begin(questions: Path, run_dir: Path) -> None:
+    """Make `run_dir` a run that holds the questions of the run `questions` and nothing else; one that is there stays.
+
+    Raises:
+        InputError: `questions` holds no finished questions.
+    """
+    source, run = RunDir(questions), RunDir(run_dir)
+    if not (source.manifest_file.exists() and source.is_finished("synthesize")):
+        raise InputError(f"{questions} holds no finished questions; run `medssr synthesize` there first")
+    if run.manifest_file.exists():
+        return
+    shutil.copytree(source.synthesis, run.synthesis, dirs_exist_ok=True)
+    shutil.copy(source.root / "config.resolved.json", run.root)
+    steps = {"synthesize": source.manifest()["steps"]["synthesize"]}
+    write_json(run.manifest_file, {"attempts": [], "steps": steps})
+
+
+def rows(folder: Path) -> list[dict]:
+    """One row a finished `nodes-N`, by N: votes and tokens a second without start-up, seconds to the first token."""
+    found = []
+    for run in sorted(Path(folder).glob("nodes-*")):
+        rates = measured_rates(run) if (run / "voting" / "summary.json").exists() else None
+        if rates is None or rates.vote is None:
+            continue
+        quality = read_json(run / "voting" / "summary.json")["quality"]
+        votes_per_s = rates.vote.tokens_per_s * quality["votes"] / quality["tokens"]
+        first = [attempt.timings.get(FIRST_TOKEN) for attempt in attempts_of(run)]
+        found.append(
+            {
+                "nodes": int(run.name.removeprefix("nodes-")),
+                "votes_per_s": round(votes_per_s, 2),
+                "tokens_per_s": round(rates.vote.tokens_per_s, 2),
+                "first_token_s": next(filter(None, first), None),
+            }
+        )
+    return sorted(found, key=lambda row: row["nodes"])
+
+
+def table(folder: Path) -> None:
+    """Print the rows and write them to `folder`/bench.json. Raises InputError where there are none."""
+    found = rows(folder)
+    if not found:
+        raise InputError(f"{folder} holds no finished nodes-N/voting; wait for the jobs of slurm/bench.sh")
+    write_result(folder / "bench.json", {"rows": found})
+    print("nodes   votes/s   tokens/s   tokens/s a node, to the smallest   first token after s")
+    least = found[0]["tokens_per_s"] / found[0]["nodes"]
+    for row in found:
+        share = row["tokens_per_s"] / row["nodes"] / least
+        first = row["first_token_s"] or "-"
+        print(f"{row['nodes']:5} {row['votes_per_s']:9} {row['tokens_per_s']:10} {share:34.2f} {first:>21}")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m medssr_dist.bench.nodes", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, folders in {"begin": ("questions", "run_dir"), "table": ("folder",)}.items():
+        command = commands.add_parser(name)
+        for folder in folders:
+            command.add_argument(folder, type=Path)
+    args = vars(parser.parse_args(arguments))
+    try:
+        {"begin": begin, "table": table}[args.pop("command")](**args)
+    except InputError as error:
+        print(f"medssr: {error}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
