@@ -35,7 +35,7 @@ HEAVY = ("torch", "vllm", "ray", "transformers", "openrlhf", "deepspeed", "faiss
 # Only heavy code imports these.
 HEAVY_MODULES = {
     "runtime.engines", "runtime.placement", "voting.run", "training.actors", "training.agent", "training.platform",
-    "training.run", "training.shared_prompts", "training.stage", "training.trainer", "training.head",
+    "training.run", "training.stage", "training.trainer", "training.head",
     "training.policy", "bench.kernels", "bench.kernels_peers", "bench.kernels_report",
 }  # fmt: skip
 
