@@ -101,7 +101,7 @@ class Attempt:
 
     def _progress(self) -> dict[str, int]:
         """How far the run has come, in numbers that only grow."""
-        steps = {str(file.parent.parent.name): read_json(file)["step"] for file in self.run_dir.glob(_CHECKPOINTS)}
+        steps = {file.parent.parent.name: read_json(file)["step"] for file in self.run_dir.glob(_CHECKPOINTS)}
         manifest = self.run_dir / "manifest.json"
         states = read_json(manifest)["steps"].values() if manifest.exists() else ()
         return self.sizes(_LEDGERS) | steps | {"finished steps": sum(bool(state["finished"]) for state in states)}

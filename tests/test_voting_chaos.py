@@ -202,7 +202,7 @@ def test_a_full_object_store_is_survived(voter, cluster):
 
 def test_engines_join_and_leave_with_nodes(voter, cluster):
     """A node that joins brings an engine; one that is lost takes it along, and the vote goes on."""
-    voter.questions(300)
+    voter.questions(1500)  # enough for an engine to start and for its node to be missed
     voter.start(*SMALL, "voting.max_engines=3", "voting.in_flight=4", env={"RAY_ADDRESS": cluster.address})
     assert voter.wait_for(lambda: voter.votes >= 40)
     node = cluster.add_node(num_gpus=1, num_cpus=2)

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import ray
-from ray.util.placement_group import PlacementGroup, placement_group_table
+from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from medssr_dist.errors import InputError
@@ -22,7 +22,6 @@ from medssr_dist.runtime.slots import Taken
 _STREAM_TOKENS = 32  # an unfinished sample tells of its tokens this often
 _QUIET_S = 1.0  # tokens without a finished sample are told this often
 _START_S = 1800.0
-_PLACE_POLL_S = 1.0
 _END_S = 30.0
 
 
@@ -177,15 +176,6 @@ async def _tokenizer_of(llm):
     return await tokenizer if asyncio.iscoroutine(tokenizer) else tokenizer
 
 
-async def _on_a_node(group: PlacementGroup, bundle: int) -> None:
-    """Wait for the bundle to have a node; one whose node was lost has none until Ray finds another.
-
-    An actor asked for before would keep Ray's GCS at it without a pause (seen in Ray 2.55).
-    """
-    while not (await asyncio.to_thread(placement_group_table, group))["bundles_to_node_id"].get(bundle):
-        await asyncio.sleep(_PLACE_POLL_S)
-
-
 class RayEngine:
     """A VoteEngine in a bundle of a placement group; a new actor each time that it is started.
 
@@ -214,7 +204,6 @@ class RayEngine:
     async def start(self) -> None:
         """Raises what vLLM raises, InputError for other weights, TimeoutError after half an hour without a place."""
         group, bundle = self._place()
-        await asyncio.wait_for(_on_a_node(group, bundle), _START_S)
         self._actor = (
             ray.remote(VoteEngine)
             .options(
