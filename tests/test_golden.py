@@ -21,7 +21,7 @@ GOLDEN = Path(__file__).with_name("golden") / "grpo_fp32.json"
 COMPARED = ("loss", "policy_loss", "kl", "reward", "grad_norm", "entropy", "response_length", "learning_rate")
 # Of the committed sequence: fp32 sums in another order, on another CPU, differ in the last digits.
 RELATIVE, ABSOLUTE = 1e-4, 1e-6
-OPENRLHFS = {"logprob": "openrlhf", "batching": "openrlhf"}
+OPENRLHFS = {"logprob": "openrlhf", "batching": "openrlhf", "share_prompts": "false"}
 
 
 @pytest.fixture(scope="module")

@@ -16,13 +16,13 @@ from medssr_dist.training.engine_pool import EnginePool, engine_name
 from medssr_dist.training.groups import Sampling
 from medssr_dist.training.rollout import BatchPlan, Rollout
 from medssr_dist.training.watch import Beats, Board
-from medssr_dist.training.weight_sync import SyncSettings
 
 if TYPE_CHECKING:
     from medssr_dist.config import Config, Stage
     from medssr_dist.training.actors import RayActorGroup
     from medssr_dist.training.prompts import PromptLoader
     from medssr_dist.training.stock_rollout import StockRollout
+    from medssr_dist.training.weight_sync import SyncSettings
 
 
 class RankSync:
@@ -56,6 +56,8 @@ class RolloutSide:
     """
 
     def __init__(self, config: Config, stage: Stage, model: Path, board: Board, ranks: RayActorGroup):
+        from medssr_dist.training.weight_sync import SyncSettings
+
         training = config.training
         self._config, self._stage, self._ranks, self._board = config, stage, ranks, board
         settings = SyncSettings(training.sync_bucket_mb * 2**20, training.sync_timeout_s, training.tensor_parallel_size)
