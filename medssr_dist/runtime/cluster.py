@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -87,12 +88,11 @@ def _start(slots: int, temp_dir: Path) -> None:
     )
 
 
-def reserve(bundles: list[dict[str, float]], what: str, per_node: int | None = None, strategy: str = "PACK"):
+def reserve(bundles: list[dict[str, float]], what: str, per_node: int | None = None):
     """A placement group of `bundles`, waited for. Raises InputError, with asked and available, if it cannot be had.
 
     Args:
-        per_node: put this many bundles on each node that is used, in order; None: as `strategy` says.
-        strategy: PACK on as few nodes as hold them, SPREAD over as many as there are.
+        per_node: put this many bundles on each node that is used, in order; None: on as few nodes as hold them.
     """
     import ray
     from ray.util.placement_group import placement_group, remove_placement_group
@@ -100,15 +100,45 @@ def reserve(bundles: list[dict[str, float]], what: str, per_node: int | None = N
     nodes = _nodes_with_room(per_node * bundles[0]["GPU"]) if per_node else []
     places = [index // per_node for index in range(len(bundles))] if per_node else []
     selectors = [{"ray.io/node-id": nodes[place]} if place < len(nodes) else {} for place in places]
-    group = placement_group(bundles, strategy=strategy, bundle_label_selector=selectors or None)
+    group = placement_group(bundles, bundle_label_selector=selectors or None)
     ready, _ = ray.wait([group.ready()], timeout=_PLACEMENT_S)
     if ready:
         return group
     remove_placement_group(group)
-    raise InputError(
-        f"{what} ask for {len(bundles)} x {bundles[0]}, which the cluster cannot place; it has "
-        f"{ray.available_resources().get('GPU', 0):g} GPUs free of {ray.cluster_resources().get('GPU', 0):g}, "
-        f"on {len(ray.nodes())} nodes; ask for fewer, or for bundles that fit a node"
+    raise _no_room(bundles[0], len(bundles), what, _free_gpus())
+
+
+def reserve_each(bundle: dict[str, float], count: int, what: str) -> list:
+    """`count` placement groups of one bundle each, on the nodes with most room; all, or InputError as `reserve`.
+
+    For what lives on when a node is lost: the part of a larger group that was on it Ray seeks a place for without
+    pause, which takes its control service a whole core until there is one (seen with 2.55).
+    """
+    from ray.util.placement_group import placement_group, remove_placement_group
+
+    free = _free_gpus()
+    groups = [placement_group([bundle]) for _ in range(count)]
+    deadline = time.monotonic() + _PLACEMENT_S
+    if all(group.wait(max(0.1, deadline - time.monotonic())) for group in groups):
+        return groups
+    for group in groups:
+        remove_placement_group(group)
+    raise _no_room(bundle, count, what, free)
+
+
+def _free_gpus() -> float:
+    import ray
+
+    return ray.available_resources().get("GPU", 0)
+
+
+def _no_room(bundle: dict[str, float], count: int, what: str, free: float) -> InputError:
+    import ray
+
+    return InputError(
+        f"{what} ask for {count} x {bundle}, which the cluster cannot place; it has {free:g} GPUs free of "
+        f"{ray.cluster_resources().get('GPU', 0):g}, on {len(ray.nodes())} nodes; ask for fewer, or for bundles that "
+        "fit a node"
     )
 
 

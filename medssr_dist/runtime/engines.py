@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import ray
-from ray.util.placement_group import PlacementGroup
+from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from medssr_dist.errors import InputError
@@ -21,6 +21,7 @@ from medssr_dist.runtime.slots import Taken
 
 _STREAM_TOKENS = 32  # an unfinished sample tells of its tokens this often
 _QUIET_S = 1.0  # tokens without a finished sample are told this often
+_PLACE_S = 60
 _START_S = 1800.0
 _END_S = 30.0
 
@@ -177,10 +178,10 @@ async def _tokenizer_of(llm):
 
 
 class RayEngine:
-    """A VoteEngine in a bundle of a placement group; a new actor each time that it is started.
+    """A VoteEngine in a placement group of its own; a new actor, in a new group, each time that it is started.
 
     Args:
-        place: gives the placement group and the bundle's number.
+        place: gives a placement group of one bundle, which may still be waiting for room.
         gpus: of the bundle.
         env: of the actor's process.
     """
@@ -188,7 +189,7 @@ class RayEngine:
     def __init__(
         self,
         name: str,
-        place: Callable[[], tuple[PlacementGroup, int]],
+        place: Callable[[], PlacementGroup],
         gpus: int,
         kwargs: dict,
         fingerprint: str,
@@ -198,18 +199,20 @@ class RayEngine:
         self.name = name
         self._place, self._gpus, self._env = place, gpus, env
         self._arguments = (kwargs, fingerprint, linger)
+        self._group: PlacementGroup | None = None
         self._actor = None
         self._process: tuple[str, int, str] | None = None
 
     async def start(self) -> None:
-        """Raises what vLLM raises, InputError for other weights, TimeoutError after half an hour without a place."""
-        group, bundle = self._place()
+        """Raises what vLLM raises, InputError for other weights, TimeoutError without a place or an answer."""
+        self._group = self._place()
+        await _placed(self._group)
         self._actor = (
             ray.remote(VoteEngine)
             .options(
                 num_gpus=self._gpus,
                 num_cpus=1,
-                scheduling_strategy=PlacementGroupSchedulingStrategy(group, bundle),
+                scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, 0),
                 runtime_env={"env_vars": self._env},
             )
             .remote(*self._arguments)
@@ -228,7 +231,7 @@ class RayEngine:
         return await self._actor.take.remote()
 
     async def stop(self) -> None:
-        """vLLM's own processes end with the actor's."""
+        """vLLM's own processes end with the actor's; the place is free again, or gone with its node."""
         if self._actor is not None:
             ray.kill(self._actor)
             self._actor = None
@@ -237,3 +240,14 @@ class RayEngine:
             there = NodeAffinitySchedulingStrategy(node, soft=False)
             with suppress(ray.exceptions.RayError, asyncio.TimeoutError):  # the node may be gone, and it with it
                 await asyncio.wait_for(_end_process.options(scheduling_strategy=there).remote(pid, birth), _END_S)
+        if self._group is not None:
+            remove_placement_group(self._group)
+            self._group = None
+
+
+async def _placed(group: PlacementGroup) -> None:
+    for _ in range(_PLACE_S):
+        if placement_group_table(group)["state"] == "CREATED":
+            return
+        await asyncio.sleep(1)
+    raise TimeoutError(f"no room for {group.bundle_specs[0]} on the cluster within {_PLACE_S} s")

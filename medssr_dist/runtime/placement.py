@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 
 from medssr_dist.config import Config
 from medssr_dist.jsonl import JsonlLedger
-from medssr_dist.runtime.cluster import reserve
+from medssr_dist.runtime.cluster import reserve_each
 from medssr_dist.runtime.device import engine_env, engine_kwargs
 from medssr_dist.runtime.engines import RayEngine
 from medssr_dist.runtime.models import load_tokenizer, model_fingerprint
@@ -45,7 +44,7 @@ def engine_pool(
     with ExitStack() as stack:
         places = Places(config, model, count)
         stack.callback(places.give_back)
-        engines = [places.engine(bundle) for bundle in range(count)]
+        engines = [places.engine() for _ in range(count)]
         if servers:
             tokenize = partial(_ids, load_tokenizer(model, config.policy))
             engines += [ServerEngine(server, config.policy, model, places.fingerprint, tokenize) for server in servers]
@@ -62,7 +61,7 @@ def _silent(engine: str, event: str, detail: str) -> None:
 
 
 class Places:
-    """Placement groups of a pool's engines: one for those it begins with, one for each that joins."""
+    """Gives a pool's engines their places: those it begins with theirs all at once, the others one by one."""
 
     def __init__(self, config: Config, model: Path, engines: int):
         self._voting, self._first = config.voting, engines
@@ -73,43 +72,34 @@ class Places:
         self._env = engine_env(config.runtime, threads)
         self._linger = _LINGER_S + engines / 1000
         self.fingerprint = model_fingerprint(model)
-        self._groups: list[PlacementGroup] = []
-        self._names = itertools.count()
+        self._reserved: list[PlacementGroup] | None = None
+        self._made = 0
 
     @property
     def _bundle(self) -> dict[str, float]:
         return {"GPU": self._voting.tensor_parallel_size, "CPU": 1}
 
-    def engine(self, bundle: int) -> RayEngine:
-        """An engine of those the pool begins with; all their bundles are reserved when the first one starts."""
-        return self._engine(lambda: (self._first_group(), bundle))
+    def engine(self) -> RayEngine:
+        name, self._made = f"engine {self._made}", self._made + 1
+        gpus = self._voting.tensor_parallel_size
+        return RayEngine(name, self._place, gpus, self._kwargs, self.fingerprint, self._env, self._linger)
 
     def more(self) -> RayEngine | None:
         """One engine more, where `max_engines` and the cluster allow it."""
-        running = self._first + len(self._groups) - 1
+        if self._reserved is None or self._made >= self._voting.max_engines:
+            return None
         free = ray.available_resources()
-        if not self._groups or running >= self._voting.max_engines:
-            return None
-        if any(free.get(kind, 0) < amount for kind, amount in self._bundle.items()):
-            return None
-        group = placement_group([self._bundle])
-        self._groups.append(group)
-        return self._engine(lambda: (group, 0))
+        return self.engine() if all(free.get(kind, 0) >= amount for kind, amount in self._bundle.items()) else None
 
     def give_back(self) -> None:
-        for group in self._groups:
+        """What was reserved and no engine took; an engine gives back its own."""
+        for group in self._reserved or []:
             remove_placement_group(group)
 
-    def _first_group(self) -> PlacementGroup:
-        if not self._groups:
-            self._groups.append(reserve([self._bundle] * self._first, "the vLLM engines", strategy="SPREAD"))
-        return self._groups[0]
-
-    def _engine(self, place: Callable[[], tuple[PlacementGroup, int]]) -> RayEngine:
-        return RayEngine(
-            f"engine {next(self._names)}", place, self._voting.tensor_parallel_size, self._kwargs, self.fingerprint,
-            self._env, self._linger,
-        )  # fmt: skip
+    def _place(self) -> PlacementGroup:
+        if self._reserved is None:
+            self._reserved = reserve_each(self._bundle, self._first, "the vLLM engines")
+        return self._reserved.pop(0) if self._reserved else placement_group([self._bundle])
 
 
 class _Teller(JsonlLedger):
