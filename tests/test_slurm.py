@@ -34,6 +34,8 @@ def slurm_config(tiny_config) -> Path:
     tree = yaml.safe_load(tiny_config.read_text())
     tree["voting"]["adaptive"] = "never"
     tree["training"]["ranks_per_node"] = 1
+    for stage in ("stage1", "stage2"):
+        tree["training"][stage] |= {"drop_zero_variance": False}  # as many prompts a step, whatever is drawn
     tree["runtime"] = {"mode": "sequential"}
     tiny_config.write_text(yaml.safe_dump(tree))
     return tiny_config
