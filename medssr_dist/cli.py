@@ -24,6 +24,7 @@ _BENCHES = {
     "voting": "the engine pool against vLLM itself; adaptive voting; coordinator; simulated clusters; stream",
     "kernels": "log-prob and GRPO loss kernels against torch and other libraries",
     "training": "a GRPO step against stock OpenRLHF, and the share of each piece",
+    "update": "the update alone on one device: tokens/s, MFU and peak memory, with and without each piece",
 }
 _TOOLS = {
     "prefetch": "bring models, encoders and the passage index to local disk (run where there is internet)",
