@@ -14,13 +14,13 @@ def layout(config_file: Path, overrides: list[str], nodes: int, gpus: int, step:
     """The overrides that spread the config over `nodes` nodes, and the logical GPUs a CPU node then has.
 
     A config for `training.nodes` nodes is laid out as many times as it fits: training ranks and engines grow in
-    proportion. The batch stays; where more ranks share it, their micro-batches become smaller. What the user
-    overrides is left as it is.
+    proportion. The batch stays; where more ranks share it, micro-batches become smaller with batching=openrlhf, which
+    needs as many on every rank. What the user overrides is left as it is.
 
     Args:
         gpus: real GPUs of a node; 0 on CPU.
     Raises:
-        InputError: the config is bad, `nodes` is no multiple of its nodes, or its batch no multiple of the ranks.
+        InputError: the config is bad, `nodes` is no multiple of its nodes, or its batch too small for the ranks.
     """
     config = load_config(config_file, overrides)
     given = {override.partition("=")[0] for override in overrides}
@@ -43,7 +43,7 @@ def _scaled(config: Config, nodes: int) -> dict[str, int]:
         "training.engines": training.engines * nodes // training.nodes,
         "voting.engines": config.voting.engines * nodes // training.nodes,
     }
-    for name in ("stage1", "stage2"):
+    for name in ("stage1", "stage2") if training.batching == "openrlhf" else ():
         fitting = _micro_batch(name, getattr(training, name), nodes * training.ranks_per_node)
         if fitting != getattr(training, name).micro_batch_size:
             values[f"training.{name}.micro_batch_size"] = fitting

@@ -40,8 +40,8 @@ def test_off_policy_with_everything_on(trained):
         "updates_per_rollout": 2, "micro_batch_tokens": 256,
     }  # fmt: skip
     folder = trained(
-        packing="true", gradient_checkpointing="true", offload_optimizer="true", offload_reference="true",
-        peak_tflops=1, **{f"stage2.{name}": value for name, value in stage.items()},
+        packing="true", share_prompts="false", gradient_checkpointing="true", offload_optimizer="true",
+        offload_reference="true", peak_tflops=1, **{f"stage2.{name}": value for name, value in stage.items()},
     )  # fmt: skip
     rows = list(read_jsonl(folder / "metrics.jsonl"))
     assert [row["step"] for row in rows] == [1, 2]

@@ -34,6 +34,7 @@ from medssr_dist.launch.timings import Timings
 from medssr_dist.launch.watch import missing
 
 LOOPBACK = "127.0.0.1"
+STOCK = ["training.batching=openrlhf", "training.share_prompts=false"]
 
 
 def test_the_launcher_needs_the_standard_library_alone():
@@ -252,13 +253,11 @@ def test_a_config_is_laid_out_over_one_node(repo, overrides, nodes, expected, sl
 
 
 def test_more_nodes_hold_smaller_micro_batches_of_the_same_batch(repo):
-    """16 sequences a step: two ranks take 8 each, eight ranks 2 each."""
-    fitted, slots = layout(repo / "configs" / "demo_cpu.yaml", [], 4, 0, "run")
-    assert fitted == [
-        "training.nodes=4", "training.engines=4", "voting.engines=4",
-        "training.stage1.micro_batch_size=2", "training.stage2.micro_batch_size=2",
-    ]  # fmt: skip
-    assert slots == 4
+    """16 sequences a step: two ranks take 8 each, eight ranks 2 each; which only OpenRLHF's own loop has to know."""
+    nodes = ["training.nodes=4", "training.engines=4", "voting.engines=4"]
+    assert layout(repo / "configs" / "demo_cpu.yaml", [], 4, 0, "run") == (nodes, 4)
+    smaller = ["training.stage1.micro_batch_size=2", "training.stage2.micro_batch_size=2"]
+    assert layout(repo / "configs" / "demo_cpu.yaml", STOCK, 4, 0, "run") == ([*STOCK, *nodes, *smaller], 4)
 
 
 def test_nodes_that_the_config_does_not_fit_are_refused(repo, tmp_path):
@@ -268,7 +267,9 @@ def test_nodes_that_the_config_does_not_fit_are_refused(repo, tmp_path):
     with pytest.raises(InputError, match="laid out for 2 nodes .* the job has 3"):
         layout(file, [], 3, 8, "run")
     with pytest.raises(InputError, match=r"stage1: prompts_per_step x samples_per_prompt = 16 .* 14 ranks"):
-        layout(repo / "configs" / "demo_cpu.yaml", [], 7, 8, "run")
+        layout(repo / "configs" / "demo_cpu.yaml", STOCK, 7, 8, "run")
+    with pytest.raises(InputError, match=r"stage1: prompts_per_step x samples_per_prompt = 16 is fewer than ranks"):
+        layout(repo / "configs" / "demo_cpu.yaml", [], 9, 8, "run")
 
 
 def test_missing_nodes_are_named():
