@@ -49,7 +49,8 @@ def make_strategy(job: dict, world: int):
         [
             f"policy.model={job['model']}", f"training.ranks_per_node={world}", "training.stage1.prompts_per_step=1",
             f"training.stage1.samples_per_prompt={len(job['batch']['sequences'])}",
-            "training.stage1.micro_batch_size=2", "training.stage1.warmup_ratio=0.5", "training.deterministic=true",
+            "training.stage1.micro_batch_size=2", "training.share_prompts=false", "training.stage1.warmup_ratio=0.5",
+            "training.deterministic=true",
         ],
     )  # fmt: skip
     strategy = Strategy(config, config.training.stage1, Path(job["folder"]), job["universal"])

@@ -73,7 +73,7 @@ def make_strategy(case: SimpleNamespace, sequences: int, world: int):
     } | case.stage  # fmt: skip
     training = {
         "ranks_per_node": world, "packing": case.packing, "gradient_checkpointing": case.checkpointing,
-        "logprob": case.path, "batching": case.batching, "lora_rank": case.lora_rank,
+        "logprob": case.path, "batching": case.batching, "lora_rank": case.lora_rank, "share_prompts": False,
     }  # fmt: skip
     overrides = [f"training.{name}={value}" for name, value in training.items()]
     overrides += [f"training.stage1.{name}={value}" for name, value in stage.items()]
