@@ -211,7 +211,7 @@ class World:
     def accepted(self):
         return (self.root / "synthesis" / "questions.jsonl").read_bytes().count(b"\n")
 
-    def start_stage1(self, config, model, labels, folder, most_examples):
+    def start_stage1(self, config, model, labels, folder, most_examples, should_stop):
         assert most_examples == 60
         publish_taken(labels, 0)
         side = ThreadSide(lambda should_stop: self.train(config.training.stage1, labels, folder, should_stop), never)
