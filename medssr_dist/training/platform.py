@@ -5,6 +5,8 @@ OpenRLHF is imported there. What it stands in for, and why:
 - `torch.cuda` device calls are made unconditionally;
 - flash-attn is imported for packing and ring attention, neither of which is used on CPU;
 - the device mesh and the replay buffer name "cuda";
+- DeepSpeed takes a batch of gathers for done when the last is, which holds in the order of an NCCL stream: gloo has
+  several threads, and a weight might be read before it is whole;
 - with `training.weight_sync: openrlhf` weights travel to vLLM over PyNccl, which has no CPU form: a gloo group
   takes its place, and vLLM's end of it is `GlooWorkerExtension`.
 """
@@ -39,6 +41,7 @@ def apply() -> None:
     _stand_in_for_cuda()
     _import_without_flash_attn()
     _use_cpu_in_openrlhf()
+    _wait_for_every_gather()
     _applied = True
 
 
@@ -72,6 +75,18 @@ def _import_without_flash_attn() -> None:
     finally:
         for name in names:
             del sys.modules[name]
+
+
+def _wait_for_every_gather() -> None:
+    from deepspeed.runtime.zero.partition_parameters import Init
+
+    together = Init._allgather_params_coalesced
+
+    def one_by_one(self, parameters, *args, **kwargs):
+        for parameter in parameters:
+            together(self, [parameter], *args, **kwargs)
+
+    Init._allgather_params_coalesced = one_by_one
 
 
 def _needs_flash_attn(*args, **kwargs):
