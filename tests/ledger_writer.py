@@ -41,6 +41,30 @@ def stored(folder: Path) -> list[Vote]:
     return [vote for number in stored_segments(votes) for vote in read_votes(votes, number)]
 
 
+def seeds(ledger: VoteLedger, position: int) -> list[int]:
+    """Of the votes that the ledger has for a question."""
+    return sorted(ledger.known(position, question(position)))
+
+
+def fill(folder: Path, questions: int, labels: int | None = None, **identity: str) -> None:
+    """`questions` with K votes each, `labels` of them with their label."""
+    with VoteLedger(folder, identity.get("policy", "p"), identity.get("sampling", "s")) as ledger:
+        for position in range(questions):
+            ledger.add_votes(position, [vote(position, seed, **identity) for seed in range(K)])
+        for position in range(ledger.decided, questions if labels is None else labels):
+            ledger.add_label(position, label(position, **identity))
+
+
+def names(folder: Path) -> list[str]:
+    """Files of the votes."""
+    return sorted(file.name for file in (folder / "votes").iterdir())
+
+
+def keep_lines(file: Path, count: int, rest: bytes = b"") -> None:
+    """Cut `file` after its first lines."""
+    file.write_bytes(b"".join(file.read_bytes().splitlines(keepends=True)[:count]) + rest)
+
+
 def write(folder: Path, questions: int, rng: random.Random) -> None:
     """Vote on all questions, several at a time, and say after each commit what is on disk now: position, seed."""
     with VoteLedger(folder, "p", "s") as ledger:
