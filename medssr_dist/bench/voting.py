@@ -47,7 +47,7 @@ class Scale:
     memory_engines: int = 64
     clusters: tuple[Cluster, ...] = (
         Cluster(engines=64, questions=100_000),
-        Cluster(engines=512, questions=300_000),
+        Cluster(engines=512, questions=450_000),
     )
     stream_s: float = 25.0
 
