@@ -37,10 +37,10 @@ HEAVY_MODULES = {
     "bench.kernels", "bench.kernels_peers", "bench.kernels_report", "bench.update", "runtime.engines",
     "runtime.placement", "training.actors", "training.agent", "training.algorithm", "training.boundary",
     "training.engine_pool", "training.experience", "training.flops", "training.head", "training.layout",
-    "training.lora", "training.platform", "training.policy", "training.resume", "training.rollout",
-    "training.rollout_engine", "training.rollout_side", "training.run", "training.stage", "training.stock_rollout",
-    "training.strategy", "training.trainer", "training.update", "training.watch", "training.weight_sync",
-    "training.weight_transfer", "voting.run",
+    "training.lora", "training.op_builds", "training.platform", "training.policy", "training.resume",
+    "training.rollout", "training.rollout_engine", "training.rollout_side", "training.run", "training.stage",
+    "training.stock_rollout", "training.strategy", "training.trainer", "training.update", "training.watch",
+    "training.weight_sync", "training.weight_transfer", "voting.run",
 }  # fmt: skip
 
 

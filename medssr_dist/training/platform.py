@@ -1,4 +1,5 @@
-"""OpenRLHF on a machine without GPU: every stand-in it needs, in one place. On GPU only the version is checked.
+"""OpenRLHF on a machine without GPU: every stand-in it needs, in one place. On GPU only the version is checked,
+and builds are guarded (`op_builds.py`).
 
 Importing `medssr_dist.training.actors` applies it, so it is in force in each Ray worker before
 OpenRLHF is imported there. What it stands in for, and why:
@@ -24,6 +25,7 @@ from functools import partial
 import torch
 
 from medssr_dist.runtime.device import on_gpu
+from medssr_dist.training.op_builds import guard_op_builds
 
 SUPPORTED_OPENRLHF = "0.11.2"
 _applied = False
@@ -35,6 +37,7 @@ def apply() -> None:
     version = importlib.metadata.version("openrlhf")
     if version != SUPPORTED_OPENRLHF:
         raise RuntimeError(f"training is written for openrlhf {SUPPORTED_OPENRLHF}, found {version}")
+    guard_op_builds()
     if _applied or on_gpu():
         return
     os.environ["DS_ACCELERATOR"] = "cpu"
