@@ -38,6 +38,7 @@ setup(
         # Every process of vLLM calls these.
         "vllm.general_plugins": [
             "medssr_gloo=medssr_dist.training.weight_transfer:register",
+            "medssr_naps=medssr_dist.runtime.device:nap_instead_of_spinning",
             "medssr_stacks=medssr_dist.training.watch:dump_stacks_on_signal",
         ],
     },
