@@ -12,6 +12,7 @@ Loss: one rank in fp32, on the same samples (seeded requests), stock update agai
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -41,6 +42,8 @@ VARIANTS = {
     "next rollout beside training": {"async_rollout": "true", "stage2.importance": "token"},
     "zero-variance groups dropped": {"stage2.drop_zero_variance": "true"},
 }
+# Stock vLLM waits for its workers without pause; the plugin that lets it sleep is ours.
+ENVIRONMENTS = {"stock": {"VLLM_PLUGINS": "medssr_stacks"}}
 # What a variant is compared with where it is not "ours": the one that differs in that piece alone.
 BESIDE = {"stock loss": "prompts not shared", "micro-batches as they come": "prompts not shared"}
 
@@ -138,9 +141,9 @@ def _run(folder: Path, name: str, keys: dict, scale: Scale, *others: str) -> lis
     keys = {"stage1.enabled": "false"} | {f"stage2.{key}": value for key, value in stage.items()} | keys
     overrides = [f"training.{key}={value}" for key, value in keys.items()]
     command = [sys.executable, "-m", "medssr_dist.cli", "train", "--config", str(DEMO), "--run-dir", str(run)]
-    done = subprocess.run(
-        [*command, "runtime.mode=sequential", *overrides, *others], capture_output=True, text=True, check=False
-    )
+    command += ["runtime.mode=sequential", *overrides, *others]
+    env = os.environ | ENVIRONMENTS.get(name, {})
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"the run {name!r} of {json.dumps(keys)} failed:\n{done.stderr[-3000:]}")
     return list(read_jsonl(run / "training" / "stage2" / "metrics.jsonl"))

@@ -1,0 +1,20 @@
+import time
+
+import pytest
+
+from medssr_dist.runtime.device import nap_instead_of_spinning, on_gpu
+
+shm_broadcast = pytest.importorskip("vllm.distributed.device_communicators.shm_broadcast")
+
+
+@pytest.mark.skipif(on_gpu(), reason="hosts of a GPU have cores to spare")
+def test_vllm_waits_asleep_where_it_would_yield(monkeypatch):
+    """The name that the plugin replaces is the one that vLLM's waiting loop calls."""
+    slept = []
+    monkeypatch.setattr(shm_broadcast, "sched_yield", shm_broadcast.sched_yield)
+    monkeypatch.setattr(time, "sleep", slept.append)
+    nap_instead_of_spinning()
+    condition = object.__new__(shm_broadcast.SpinCondition)
+    condition.is_reader, condition.last_read, condition.busy_loop_s = True, time.monotonic(), 10
+    condition.wait()
+    assert slept and 0 < slept[0] < 0.01
