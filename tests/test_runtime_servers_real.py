@@ -33,6 +33,7 @@ kwargs, prompts = json.loads(sys.argv[1])
 llm = vllm.LLM(**kwargs, disable_log_stats=True)
 params = vllm.SamplingParams(n=4, seed=3, temperature=1.0, top_p=0.9, top_k=12, max_tokens=24)
 outputs = [llm.generate(vllm.TokensPrompt(prompt_token_ids=ids), params, use_tqdm=False)[0] for ids in prompts]
+print()
 print(json.dumps([[(o.text, len(o.token_ids), o.finish_reason) for o in output.outputs] for output in outputs]))
 """
 
@@ -111,7 +112,7 @@ def offline(policy_folder) -> list[list[Completion]]:
     assert done.returncode == 0, done.stderr[-3000:]
     return [
         [Completion.of(ask(), 3 + i, text, tokens, end == "length") for i, (text, tokens, end) in enumerate(samples)]
-        for samples in json.loads(done.stdout.splitlines()[-1])
+        for samples in json.loads(next(line for line in done.stdout.splitlines() if line.startswith("[[")))
     ]
 
 
