@@ -13,7 +13,7 @@ from medssr_dist.config import Voting
 from medssr_dist.errors import InputError
 from medssr_dist.runtime import pool as pool_module
 from medssr_dist.runtime import slots
-from medssr_dist.runtime.leases import Refused
+from medssr_dist.runtime.leases import Record, Refused
 from medssr_dist.runtime.pool import EnginePool, Result
 from medssr_dist.runtime.requests import Completion, Request
 from medssr_dist.runtime.work import Listed
@@ -112,6 +112,17 @@ def test_a_question_that_kills_is_quarantined_and_all_others_answered():
     got = Counter((outcome.key, outcome.sample.seed) for outcome in outcomes if isinstance(outcome, Result))
     wanted = {(request.key, request.seed + i) for request in asked if request.key != "q5" for i in range(request.n)}
     assert set(got) == wanted and set(got.values()) == {1}
+
+
+def test_a_suspect_need_not_wait_for_the_last_of_the_others():
+    outcomes = []
+    with EnginePool([FarEngine(delay=0.001)], voting()) as pool:
+        for turn, batch in enumerate(pool.run(Listed(iter(requests(200))))):
+            if turn == 40:  # the engine is busy
+                pool._leases.suspects.append((Request("suspect", "prompt"), Record(deaths=2, company=1)))
+            outcomes += batch
+    assert len(outcomes) == 200 * 3 + 1
+    assert [outcome.key for outcome in outcomes].index("suspect") < len(outcomes) // 2
 
 
 def test_an_engine_that_hangs_is_ended_with_its_reason():

@@ -119,9 +119,9 @@ class Slot:
         """Whether it holds samples and has not yielded a token for so long that it may be wedged."""
         return self.samples > 0 and now - self.moved > _QUIET_S
 
-    def load(self, usual: float) -> float:
-        """Tokens outstanding, in those of an engine of usual speed."""
-        return self.tokens * usual / (self.speed or usual)
+    def load(self, usual: float, more: float) -> float:
+        """Tokens outstanding and `more`, in those of an engine of usual speed."""
+        return (self.tokens + more) * usual / (self.speed or usual)
 
     def slow(self, usual: float) -> bool:
         """Whether it is so much slower than the others that what it holds is better asked of them."""
