@@ -2,7 +2,7 @@
 
     python gather_ranks.py RANK PORT
 
-Prints how many weights were not whole when DeepSpeed gave them out.
+Prints how many weights were not whole when DeepSpeed gave them out, and how many when `gathered` did.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ import sys
 import torch
 
 from medssr_dist.training import platform
+from medssr_dist.training.weight_sync import gathered
 
 ROUNDS = 40
-SIZES = (1500, 4)  # the small one comes last and is there first
+SIZES = (1500, 4, 3)  # a small one comes last and is there first; the last is padded
 
 
 def main() -> None:
@@ -35,7 +36,19 @@ def main() -> None:
             weight.ds_tensor.fill_(turn + number)
         with deepspeed.zero.GatheredParameters(weights):
             wrong += sum(not bool((w == turn + number).all()) for number, w in enumerate(weights))
-    print(wrong)
+    print(wrong, wrong_in_one_gather(weights, int(rank)))
+
+
+def wrong_in_one_gather(weights: list[torch.nn.Parameter], rank: int) -> int:
+    """Weights that count 0, 1, 2, ... over both shards; rank 1 is to get none."""
+    for weight in weights:
+        size = weight.ds_tensor.numel()
+        weight.ds_tensor.copy_(torch.arange(rank * size, (rank + 1) * size) % 251)
+    whole = gathered(weights)
+    if rank:
+        return len(whole)
+    counting = [torch.arange(size * size).view(size, size) % 251 for size in SIZES]
+    return sum(not torch.equal(found.long(), count) for found, count in zip(whole, counting, strict=True))
 
 
 if __name__ == "__main__":

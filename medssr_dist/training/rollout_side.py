@@ -119,6 +119,7 @@ def engine_starter(config: Config, stage: Stage, model: Path, board: Board) -> t
     if stage.importance != "off":
         kwargs["logprobs_mode"] = "processed_logprobs"  # of the distribution that was drawn from
     env = engine_env(config.runtime, max(1, (os.cpu_count() or 1) // training.engines))
+    env["GOMP_SPINCOUNT"] = "0"  # its threads wait asleep: the ranks that send weights need the cores it would spin on
     actor = ray.remote(RolloutEngine)
 
     def start(index: int) -> ray.actor.ActorHandle:

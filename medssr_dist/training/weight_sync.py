@@ -42,7 +42,8 @@ class SyncSettings:
 class ZeroSource(WeightSource):
     """A policy's weights whole, adapters merged, from ZeRO-3 shards (or from a module that is whole), by buckets.
 
-    Iterating is a collective: every rank does it, in the same order.
+    Iterating is a collective: every rank does it, in the same order. Rank 0, which sends, has the tensors; the others
+    have none, except in buckets with adapters.
     """
 
     def __init__(self, module: torch.nn.Module, bucket_bytes: int):
@@ -59,15 +60,20 @@ class ZeroSource(WeightSource):
     def iter_groups(self) -> Iterator[tuple[list[str], list[torch.Tensor]]]:
         """One gather a bucket; its tensors are there until the next is asked for."""
         from deepspeed.runtime.zero import GatheredParameters
+        from deepspeed.runtime.zero.partition_parameters import is_zero_param
 
         for names in self._groups:
             weights = [self._weights[name] for name in names]
-            with GatheredParameters([parameter for each in weights for parameter in each.parameters]):
-                yield names, [each.value() for each in weights]
+            parameters = [parameter for each in weights for parameter in each.parameters]
+            if len(parameters) == len(weights) and all(map(is_zero_param, parameters)):
+                yield names, gathered(parameters)
+            else:
+                with GatheredParameters(parameters):
+                    yield names, [each.value() for each in weights]
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
         for names, tensors in self.iter_groups():
-            yield from zip(names, tensors, strict=True)
+            yield from zip(names, tensors, strict=False)
 
 
 def buckets(metas: list[ParamMeta], most_bytes: int) -> list[list[ParamMeta]]:
@@ -82,6 +88,26 @@ def buckets(metas: list[ParamMeta], most_bytes: int) -> list[list[ParamMeta]]:
         found[-1].append(meta)
         filled += size
     return found
+
+
+def gathered(parameters: list[torch.nn.Parameter]) -> list[torch.Tensor]:
+    """ZeRO-3 parameters whole in rank 0, [] in the others. A collective: one gather of all their shards.
+
+    DeepSpeed's GatheredParameters brings them to every rank, and on CPU one at a time.
+    """
+    shards = [each.ds_tensor.detach().to(each.device).view(-1).view(torch.uint8) for each in parameters]
+    own, group = torch.cat(shards), parameters[0].ds_process_group
+    world = torch.distributed.get_world_size(group)
+    received = [torch.empty_like(own) for _ in range(world)] if torch.distributed.get_rank(group) == 0 else None
+    torch.distributed.gather(own, received, group=group, group_dst=0)
+    if received is None:
+        return []
+    sizes = [shard.numel() for shard in shards]
+    parts = zip(*(each.split(sizes) for each in received), strict=True)
+    return [
+        torch.cat(part).view(each.dtype)[: each.ds_numel].view(each.ds_shape)
+        for part, each in zip(parts, parameters, strict=True)
+    ]
 
 
 class EngineClient:
