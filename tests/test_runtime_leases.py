@@ -34,6 +34,17 @@ def test_a_copy_counts_once_whichever_comes_first():
     assert first.missing == second.missing == {1, 2}
 
 
+def test_a_copy_goes_to_another_engine_and_not_for_what_has_come():
+    leases = Leases()
+    lease = leased(leases, n=4)
+    leases.copy(lease)
+    assert leases.next_waiting(0) is None
+    leases.deliver(lease.id, sample(1))
+    again = [leases.next_waiting(1)[0] for _ in range(2)]
+    assert [(request.seed, request.n) for request in again] == [(0, 1), (2, 2)]
+    assert leases.next_waiting(1) is None
+
+
 def test_what_a_dead_engine_held_is_asked_again_without_what_had_come():
     leases = Leases()
     lease = leased(leases, n=5)

@@ -9,6 +9,7 @@ from itertools import count
 import pytest
 from far_engine import FarEngine
 
+from medssr_dist.bench.simulation import SimulatedEngine, Speed, VirtualLoop
 from medssr_dist.config import Voting
 from medssr_dist.errors import InputError
 from medssr_dist.runtime import pool as pool_module
@@ -196,6 +197,31 @@ def test_a_slow_engine_gets_less_and_is_helped_at_the_end(monkeypatch):
     check_whole(answers([quick, slow], asked, voting=voting(stall_s=60)), asked)
     assert len(slow.given) < len(quick.given) / 4
     assert slow.aborted  # what was asked of both came from the quick one
+
+
+def test_what_is_late_on_an_engine_that_lags_is_asked_of_another_too():
+    """A sample of 2000 tokens takes 40 s, and 150 s on the one that lags: another is asked before."""
+    loop, long, given = VirtualLoop(), set(), {}
+
+    def answer(request, seed):
+        return Completion(seed, request.key, 2000 if request.key in long else 200, truncated=False)
+
+    def slow_answer(request, seed):
+        if loop.time() > 50 and not long:
+            long.add(request.key)
+            given[request.key] = loop.time()
+        return answer(request, seed)
+
+    engines = [SimulatedEngine(str(number), Speed(0.02, 0.0, 64), answer) for number in range(3)]
+    engines.append(SimulatedEngine("lags", Speed(0.02, 0.0, 64), slow_answer, slowness=3.75))
+    asked = (Request(f"q{number}", "prompt", max_tokens=2000) for number in range(12000))
+    came = {}
+    with EnginePool(engines, voting(in_flight=64, stall_s=600, deadline_s=600), loop=loop) as pool:
+        for key, _ in pool.generate(asked):
+            came[key] = loop.time()
+    assert len(came) == 12000
+    ((key, at),) = given.items()
+    assert 60 < came[key] - at < 140
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -98,6 +98,8 @@ class Leases:
         others = self._by_key[lease.request.key]
         waited = [lease] if len(others) == 1 else [lease, *(self._all[each] for each in others if each != lease_id)]
         waited = [each for each in waited if sample.seed in each.missing]
+        if sample.seed in lease.copied and len(waited) == 1:
+            self._forget(lease.request.key, sample.seed)
         for each in waited:
             each.missing.discard(sample.seed)
             if not each.missing:
@@ -150,6 +152,15 @@ class Leases:
             return None
         return Refused(lease.request.key, f"{reason}, {record.overdue} times")
 
+    def next_waiting(self, engine: int) -> tuple[Request, Record] | None:
+        """What is to be asked again, unless it is a copy of what `engine` itself holds."""
+        if not self.waiting:
+            return None
+        if any(self._all[each].engine == engine for each in self._by_key.get(self.waiting[0][0].key, ())):
+            self.waiting.rotate(-1)
+            return None
+        return self.waiting.popleft()
+
     def next_suspect(self, engine: int) -> tuple[Request, Record] | None:
         """A suspect that may join what `engine` holds: suspects alone, and no more than each of them allows."""
         held = self.of(engine)
@@ -171,6 +182,16 @@ class Leases:
     def overdue(self, before: float) -> list[Lease]:
         """Leases since before that time."""
         return [lease for lease in self._all.values() if lease.since < before]
+
+    def _forget(self, key: str, seed: int) -> None:
+        """A copy that waits for an engine need not bring `seed` any more."""
+        for entry in [entry for entry in self.waiting if entry[0].key == key]:
+            request, record = entry
+            seeds = range(request.seed, request.seed + request.n)
+            if seed in seeds:
+                self.waiting.remove(entry)
+                for first, count in contiguous([each for each in seeds if each != seed]):
+                    self.waiting.append((replace(request, seed=first, n=count), record))
 
     def _again(self, lease: Lease, record: Record, queue: deque[tuple[Request, Record]]) -> None:
         elsewhere = set().union(*(self._all[other].missing for other in self._by_key.get(lease.request.key, ())))

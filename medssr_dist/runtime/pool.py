@@ -32,6 +32,7 @@ _ATTEMPTS_PROVEN = 8  # of one that has answered before: a server may take minut
 _BACKOFF_S = 5.0  # doubled with each further attempt
 _SPARE_SHARE = 0.5  # an engine with less than half its samples takes some that may turn out to be needed
 _EXCESS_SHARE = 0.125  # of its samples, which an engine may have too many
+_LATE = 1.5  # times as long as the longest sample takes the others
 _PLENTY = 2**31  # no limit to the samples of a request
 
 
@@ -188,8 +189,8 @@ class EnginePool:
             return suspect
         if slot.suspects or slot is self._aside:
             return None
-        if self._leases.waiting:
-            return self._leases.waiting.popleft()
+        if again := self._leases.next_waiting(slot.number):
+            return again
         request = work.next(most)
         if request is None and slot.samples < self._voting.in_flight * _SPARE_SHARE:
             request = work.spare(most)
@@ -343,11 +344,18 @@ class EnginePool:
         self._news.set()
 
     def _help(self, slot: Slot) -> None:
-        """Ask the other engines, too, for what a slow one or one that may be wedged holds."""
-        if slot.samples and (slot.quiet(self._loop.time()) or slot.slow(self._usual)):
-            for lease in self._leases.of(slot.number):
+        """Ask the other engines, too, for what a slow one or one that may be wedged holds.
+
+        Of one that only lags, for what should be there by now, however long it is.
+        """
+        now = self._loop.time()
+        whole = slot.quiet(now) or slot.slow(self._usual)
+        if not slot.samples or not (whole or (slot.speed or self._usual) * _LATE < self._usual):
+            return
+        for lease in self._leases.of(slot.number):
+            if whole or now - lease.since > _LATE * lease.request.max_tokens / self._usual:
                 self._leases.copy(lease)
-            self._news.set()
+        self._news.set()
 
     def _add(self, engine: Engine | None) -> None:
         if engine:
