@@ -185,7 +185,8 @@ def test_the_report_names_what_was_missed(tmp_path):
         figures |= {f"{name}_{key}": cluster[key] for key in ("utilisation", "lost", "doubled")}
     missed = [line.split("  ")[0] for line in table(figures).splitlines() if "NOT MET" in line]
     assert "lossless, tokens to full voting's" in missed and "pool, tokens/s to vLLM's" not in missed
-    draw(figures, tmp_path / "voting.json")
+    occupancy = {name: cluster["timeline"]["occupancy"] for name, cluster in found.items()}
+    draw(figures, occupancy, tmp_path / "voting.json")
     assert {path.name for path in tmp_path.glob("*.png")} == {
         "voting_sim64.png", "voting_sim512.png", "voting_adaptive.png",
     }  # fmt: skip

@@ -4,12 +4,12 @@ import pytest
 
 from medssr_dist.runtime.device import nap_instead_of_spinning, on_gpu
 
-shm_broadcast = pytest.importorskip("vllm.distributed.device_communicators.shm_broadcast")
-
 
 @pytest.mark.skipif(on_gpu(), reason="hosts of a GPU have cores to spare")
 def test_vllm_waits_asleep_where_it_would_yield(monkeypatch):
     """The name that the plugin replaces is the one that vLLM's waiting loop calls."""
+    from vllm.distributed.device_communicators import shm_broadcast
+
     slept = []
     monkeypatch.setattr(shm_broadcast, "sched_yield", shm_broadcast.sched_yield)
     monkeypatch.setattr(time, "sleep", slept.append)

@@ -78,8 +78,8 @@ def bench_training(json_path: Path, quick: bool = False) -> None:
         }
         loss = loss_difference(Path(scratch), scale)
     figures = ratios(found) | loss | {"quick": quick, "scale": asdict(scale)}
-    draw(figures, json_path)
     write_result(json_path, figures)
+    draw(figures, json_path)
     print(table(figures))
 
 

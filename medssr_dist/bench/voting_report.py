@@ -71,21 +71,24 @@ def _said(value) -> str:
     return f"{value:,.4g}" if isinstance(value, float) else f"{value:,}"
 
 
-def draw(figures: dict, json_path: Path) -> None:
-    """Beside `json_path`: a timeline of each cluster, and the curve of what adaptive voting saves."""
+def draw(figures: dict, occupancy: dict[str, list[bytes]], json_path: Path) -> None:
+    """Beside `json_path`: a timeline of each cluster, and the curve of what adaptive voting saves.
+
+    `occupancy`: by cluster, each engine's share of its batch in 1/255, at the times of the timeline.
+    """
     for name, found in figures["clusters"].items():
-        _draw_timeline(found, json_path.with_name(f"{json_path.stem}_{name}.png"))
+        _draw_timeline(found, occupancy[name], json_path.with_name(f"{json_path.stem}_{name}.png"))
     _draw_curve(figures, json_path.with_name(f"{json_path.stem}_adaptive.png"))
 
 
-def _draw_timeline(found: dict, path: Path) -> None:
+def _draw_timeline(found: dict, looks: list[bytes], path: Path) -> None:
     """Each engine's occupancy over time with its failures, and the tokens of votes against what could have been."""
     import numpy
     from matplotlib.figure import Figure
 
     timeline, engines = found["timeline"], found["cluster"]["engines"]
     times = numpy.array(timeline["time_s"])
-    occupancy = numpy.frombuffer(b"".join(timeline["occupancy"]), numpy.uint8).reshape(len(times), engines) / 255
+    occupancy = numpy.frombuffer(b"".join(looks), numpy.uint8).reshape(len(times), engines) / 255
     figure = Figure(figsize=(11, 7), layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     # Rows are looked at about once a second: their own times are the edges.
