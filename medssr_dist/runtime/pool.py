@@ -172,12 +172,11 @@ class EnginePool:
 
     def _set_aside(self, live: list[Slot]) -> None:
         """While suspects wait, one engine runs empty for them: on busy ones there is never room for suspects alone."""
-        if not self._leases.suspects:
+        if not self._leases.suspects or any(slot.suspects and self._able(slot) for slot in live):
             self._aside = None
         elif not (self._aside and self._able(self._aside)):
             able = [slot for slot in live if self._able(slot)]
-            taken = any(slot.suspects for slot in able)
-            self._aside = None if taken else min(able, key=lambda slot: slot.samples, default=None)
+            self._aside = min(able, key=lambda slot: slot.samples, default=None)
 
     def _able(self, slot: Slot) -> bool:
         """Whether it is neither slow nor quiet."""
