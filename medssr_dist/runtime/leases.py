@@ -176,8 +176,7 @@ class Leases:
         alone = lease.missing - lease.copied
         if alone and not lease.suspect:
             lease.copied |= alone
-            for first, count in contiguous(sorted(alone)):
-                self.waiting.append((replace(lease.request, seed=first, n=count), lease.record))
+            self.waiting += _asking(lease.request, alone, lease.record)
 
     def overdue(self, before: float) -> list[Lease]:
         """Leases since before that time."""
@@ -187,16 +186,14 @@ class Leases:
         """A copy that waits for an engine need not bring `seed` any more."""
         for entry in [entry for entry in self.waiting if entry[0].key == key]:
             request, record = entry
-            seeds = range(request.seed, request.seed + request.n)
+            seeds = set(range(request.seed, request.seed + request.n))
             if seed in seeds:
                 self.waiting.remove(entry)
-                for first, count in contiguous([each for each in seeds if each != seed]):
-                    self.waiting.append((replace(request, seed=first, n=count), record))
+                self.waiting += _asking(request, seeds - {seed}, record)
 
     def _again(self, lease: Lease, record: Record, queue: deque[tuple[Request, Record]]) -> None:
         elsewhere = set().union(*(self._all[other].missing for other in self._by_key.get(lease.request.key, ())))
-        for first, count in contiguous(sorted(lease.missing - elsewhere)):
-            queue.append((replace(lease.request, seed=first, n=count), record))
+        queue += _asking(lease.request, lease.missing - elsewhere, record)
 
     def _drop(self, lease: Lease) -> None:
         del self._all[lease.id]
@@ -207,6 +204,11 @@ class Leases:
             self._all[other].copied -= lease.missing
         if not others:
             del self._by_key[lease.request.key]
+
+
+def _asking(request: Request, seeds: set[int], record: Record) -> list[tuple[Request, Record]]:
+    """`request` for `seeds` alone: one entry of a queue for each run of them."""
+    return [(replace(request, seed=first, n=count), record) for first, count in contiguous(sorted(seeds))]
 
 
 def contiguous(seeds: list[int]) -> list[tuple[int, int]]:
