@@ -11,6 +11,8 @@ from conftest import LETTERS, letter_question
 
 from medssr_dist.jsonl import JsonlLedger, read_json, read_jsonl
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def trained(medssr, tiny_config, tmp_path):

@@ -67,9 +67,9 @@ def logp_error(folder: Path, groups: list[dict]) -> float:
     return worst
 
 
-@pytest.mark.parametrize("bucket", ["training.sync_bucket_mb=256", "training.weight_sync=openrlhf"])
-def test_engines_sample_from_the_ranks_weights_after_a_sync(models, tmp_path, repo, bucket):
-    found = run(models, tmp_path, repo, bucket)
+@pytest.mark.parametrize("way", ["packed", pytest.param("openrlhf", marks=pytest.mark.slow)])
+def test_engines_sample_from_the_ranks_weights_after_a_sync(models, tmp_path, repo, way):
+    found = run(models, tmp_path, repo, f"training.weight_sync={way}")
     assert logp_error(models[0], found["before"]) < 0.1 < logp_error(models[1], found["before"])
     assert logp_error(models[1], found["after"]) < 0.1 < logp_error(models[0], found["after"])
     versions = [{sample["version"] for group in found[when] for sample in group["samples"]} for when in found if
@@ -77,6 +77,7 @@ def test_engines_sample_from_the_ranks_weights_after_a_sync(models, tmp_path, re
     assert versions == [{0}, {2}]
 
 
+@pytest.mark.slow
 def test_an_engine_that_dies_in_a_rollout_comes_back_with_the_current_weights(models, tmp_path, repo):
     """And one that hangs is named by the next sync."""
     found = run(models, tmp_path, repo, "training.sync_timeout_s=20", kill=True, hang=True)

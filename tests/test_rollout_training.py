@@ -16,6 +16,7 @@ from conftest import LETTERS, letter_question
 
 from medssr_dist.jsonl import JsonlLedger, read_jsonl
 
+pytestmark = pytest.mark.slow
 GENEROUS_S = 900
 
 
@@ -69,7 +70,6 @@ def is_core_of(each: psutil.Process, driver: int) -> bool:
         return False
 
 
-@pytest.mark.slow
 def test_an_engine_killed_in_training_comes_back(arguments, tmp_path):
     process = start(arguments, "training.stage2.steps=30")
     os.kill(engine_core(process, tmp_path / "run"), signal.SIGKILL)
@@ -81,7 +81,6 @@ def test_an_engine_killed_in_training_comes_back(arguments, tmp_path):
     assert {row["policy_lag"] for row in found} == {0}
 
 
-@pytest.mark.slow
 def test_an_engine_that_hangs_ends_the_run_by_name(arguments, tmp_path):
     process = start(arguments, "training.stage2.steps=10000", "training.stall_s=20")
     core = engine_core(process, tmp_path / "run")
