@@ -26,6 +26,8 @@ from medssr_dist.training import actors  # noqa: E402
 from medssr_dist.training.checkpoints import RANKS_FOLDER  # noqa: E402
 from medssr_dist.training.strategy import Strategy  # noqa: E402
 
+SPEEDS = ("tokens_per_s_per_gpu", "mfu")  # what the clock tells
+
 
 def main() -> None:
     job_file, rank, world, port = Path(sys.argv[1]), *map(int, sys.argv[2:5])
@@ -62,7 +64,8 @@ def step(policy, batch: dict, rank: int, world: int) -> dict:
     own = shard(batch, rank, world)
     rows = list(range(len(own.sequences)))
     policy.take([[part(own, rows[start : start + 2]) for start in rows[::2]]])
-    return policy.fit(batch["kl_coef"])
+    status = policy.fit(batch["kl_coef"])
+    return {name: value for name, value in status.items() if name not in SPEEDS}
 
 
 if __name__ == "__main__":
