@@ -21,6 +21,7 @@ def imports_nothing():
     import no_such_library  # noqa: F401
 
 
+@pytest.mark.slow
 def test_all_that_it_writes(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(kernels, "SHAPES", {"cpu quick": [(32, 16, 97), (48, 16, 97)]})

@@ -62,6 +62,7 @@ def encoded_here(knowledge, folder):
     return np.vstack([shard for _, shard in vectors])
 
 
+@pytest.mark.slow
 def test_a_killed_encoding_goes_on_where_it_stopped(knowledge, tmp_path):
     expected = encoded_here(knowledge, tmp_path / "whole")
     folder = tmp_path / "killed"
@@ -114,6 +115,7 @@ def workers_alive():
     return found
 
 
+@pytest.mark.slow
 def test_ray_workers_give_the_same_vectors_though_one_is_killed(knowledge, tmp_path, caplog):
     pytest.importorskip("ray")
     from medssr_dist.knowledge.workers import encode_on_workers

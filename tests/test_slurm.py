@@ -19,7 +19,6 @@ from medssr_dist.launch.attempts import FIRST_ANSWER, FIRST_ENGINE, FIRST_STEP, 
 
 pytestmark = [pytest.mark.slurm, pytest.mark.skipif(bool(why_not()), reason=str(why_not()))]
 _SLOW_VOTE = ("voting.samples=40", "voting.in_flight=1")  # slow enough to be stopped in
-_UNTRAINED = ("training.stage1.enabled=false", "training.stage2.enabled=false")
 _STEPS = ("synthesize", "vote", "stage1", "stage2", "evaluate")
 
 
@@ -102,17 +101,21 @@ def _expected(votes: int = 5, steps: int = 2, policies: int = 3) -> dict:
 def test_one_node_with_a_requeue(cluster, repo, slurm_config, finished, tmp_path):
     """USR1, as before the time limit, in the vote: the job saves, requeues itself and completes.
 
-    Without training, for the minutes it takes; test_stopped_in_each_step is the whole method on one node.
+    Without stage 2, for the minute it takes; test_stopped_in_each_step is the whole method on one node.
     """
-    run = tmp_path / "one"
-    job = _submit(cluster, repo, slurm_config, run, *_UNTRAINED, "evaluation.policies=[base]", *_SLOW_VOTE)
+    run, less = tmp_path / "one", ("training.stage2.enabled=false", "evaluation.policies=[stage1]")
+    job = _submit(cluster, repo, slurm_config, run, *less, *_SLOW_VOTE)
     cluster.until(lambda: MOMENTS["vote"](run), "the vote has begun", 900)
     cluster.slurm("scancel", "--batch", "--signal=USR1", job)
     assert cluster.wait(job, 1800)["JobState"] == "COMPLETED", _reason(run, 2)
     assert "stopped by SIGUSR1" in _reason(run, 1)
     assert "voting stopped" in (run / "attempts" / "0001" / "n1.driver.log").read_text()
     assert _reason(run, 2).endswith("ended with 0: done")
-    assert _counts(run) == _expected(votes=40, steps=0, policies=1) | {"finished": ["synthesize", "vote", "evaluate"]}
+    whole = _expected(votes=40, policies=1)
+    assert _counts(run) == whole | {
+        "steps": whole["steps"][:2],
+        "finished": ["synthesize", "vote", "stage1", "evaluate"],
+    }
     finished[1] = run
 
 
@@ -211,7 +214,7 @@ def longer_config(slurm_config) -> Path:
 def test_throughput_by_nodes_and_the_same_votes_as_locally(cluster, medssr, repo, slurm_config, tmp_path):
     """slurm/bench.sh: one and two nodes vote on the questions of a local run, and in float32, whose sums do not hang on
     the batch, get its votes."""
-    untrained = [*_UNTRAINED, "policy.dtype=float32"]
+    untrained = ["training.stage1.enabled=false", "training.stage2.enabled=false", "policy.dtype=float32"]
     local, bench = tmp_path / "local", tmp_path / "bench"
     for step in ("synthesize", "vote"):
         medssr(step, "--config", slurm_config, "--run-dir", local, *untrained)

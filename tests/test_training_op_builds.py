@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 
+import pytest
 from torch.utils import cpp_extension
 
 from medssr_dist.training import op_builds
@@ -33,6 +34,7 @@ def test_the_lock_of_a_killed_build_is_free(tmp_path):
     mine.release()
 
 
+@pytest.mark.slow
 def test_torch_builds_past_a_file_that_a_killed_build_left(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
     monkeypatch.setattr(cpp_extension, "FileBaton", cpp_extension.FileBaton)
