@@ -10,6 +10,8 @@ from stored_votes import stored_labels, stored_votes
 
 from medssr_dist.jsonl import read_json, read_jsonl
 
+POLICIES = "evaluation.policies=[base, stage2]"  # an engine less to start
+
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
@@ -17,7 +19,7 @@ def finished(tmp_path_factory) -> Path:
 
 
 def test_whole_method(medssr, tiny_config, finished):
-    done = medssr("run", "--config", tiny_config, "--run-dir", finished)
+    done = medssr("run", "--config", tiny_config, "--run-dir", finished, POLICIES)
     assert "accuracy" in done.stdout
     questions = list(read_jsonl(finished / "synthesis" / "questions.jsonl"))
     assert len(questions) == 8
@@ -31,7 +33,7 @@ def test_whole_method(medssr, tiny_config, finished):
         assert all(0 <= row["reward"] <= 1 and row["samples"] == 8 for row in rows)
         assert any((finished / "training" / stage / "tensorboard").iterdir())
     scores = read_json(finished / "evaluation" / "scores.json")
-    assert list(scores["policies"]) == ["base", "stage1", "stage2"]
+    assert list(scores["policies"]) == ["base", "stage2"]
     assert read_json(finished / "summary.json")["steps"]["evaluate"] == scores
 
 
@@ -54,13 +56,13 @@ def _hf(run: Path, stage: str) -> Path:
 
 def test_finished_run_is_recognised(medssr, tiny_config, finished):
     before = (finished / "voting" / "votes" / "00000.jsonl").stat()
-    done = medssr("run", "--config", tiny_config, "--run-dir", finished)
+    done = medssr("run", "--config", tiny_config, "--run-dir", finished, POLICIES)
     assert done.stdout.count("already finished") == 5
     assert (finished / "voting" / "votes" / "00000.jsonl").stat().st_mtime_ns == before.st_mtime_ns
 
 
 def test_other_settings_are_refused(medssr, tiny_config, finished):
-    done = medssr("run", "--config", tiny_config, "--run-dir", finished, "voting.samples=6", check=False)
+    done = medssr("run", "--config", tiny_config, "--run-dir", finished, POLICIES, "voting.samples=6", check=False)
     assert done.returncode == 2
     assert "voting.samples: 5 -> 6" in done.stderr
     assert "Traceback" not in done.stderr

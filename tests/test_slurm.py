@@ -19,6 +19,7 @@ from medssr_dist.launch.attempts import FIRST_ANSWER, FIRST_ENGINE, FIRST_STEP, 
 
 pytestmark = [pytest.mark.slurm, pytest.mark.skipif(bool(why_not()), reason=str(why_not()))]
 _SLOW_VOTE = ("voting.samples=40", "voting.in_flight=1")  # slow enough to be stopped in
+_WITHOUT_STAGE_2 = ("training.stage2.enabled=false", "evaluation.policies=[stage1]")  # for the minute it takes
 _STEPS = ("synthesize", "vote", "stage1", "stage2", "evaluate")
 
 
@@ -98,30 +99,32 @@ def _expected(votes: int = 5, steps: int = 2, policies: int = 3) -> dict:
     }
 
 
+def _without_stage_2(expected: dict) -> dict:
+    steps = expected["steps"]
+    return expected | {"steps": steps[: len(steps) // 2], "finished": [step for step in _STEPS if step != "stage2"]}
+
+
 def test_one_node_with_a_requeue(cluster, repo, slurm_config, finished, tmp_path):
     """USR1, as before the time limit, in the vote: the job saves, requeues itself and completes.
 
-    Without stage 2, for the minute it takes; test_stopped_in_each_step is the whole method on one node.
+    test_stopped_in_each_step is the whole method on one node.
     """
-    run, less = tmp_path / "one", ("training.stage2.enabled=false", "evaluation.policies=[stage1]")
-    job = _submit(cluster, repo, slurm_config, run, *less, *_SLOW_VOTE)
+    run = tmp_path / "one"
+    job = _submit(cluster, repo, slurm_config, run, *_WITHOUT_STAGE_2, *_SLOW_VOTE)
     cluster.until(lambda: MOMENTS["vote"](run), "the vote has begun", 900)
     cluster.slurm("scancel", "--batch", "--signal=USR1", job)
     assert cluster.wait(job, 1800)["JobState"] == "COMPLETED", _reason(run, 2)
     assert "stopped by SIGUSR1" in _reason(run, 1)
     assert "voting stopped" in (run / "attempts" / "0001" / "n1.driver.log").read_text()
     assert _reason(run, 2).endswith("ended with 0: done")
-    whole = _expected(votes=40, policies=1)
-    assert _counts(run) == whole | {
-        "steps": whole["steps"][:2],
-        "finished": ["synthesize", "vote", "stage1", "evaluate"],
-    }
+    assert _counts(run) == _without_stage_2(_expected(votes=40, policies=1))
     finished[1] = run
 
 
-def test_two_nodes_with_the_same_script(cluster, repo, slurm_config, finished, tmp_path):
-    run = tmp_path / "two"
-    job = _submit(cluster, repo, slurm_config, run, "evaluation.policies=[stage2]", nodes=2)
+@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_two_nodes_with_the_same_script(cluster, repo, slurm_config, finished, tmp_path, whole):
+    run, less = tmp_path / "two", ["evaluation.policies=[stage2]"] if whole else _WITHOUT_STAGE_2
+    job = _submit(cluster, repo, slurm_config, run, *less, nodes=2)
     places = {name: set() for name in ("VoteEngine", "PolicyRank", "RolloutEngine")}
     while cluster.state(job) in ("PENDING", "RUNNING", "COMPLETING"):
         for class_name in places:
@@ -130,7 +133,8 @@ def test_two_nodes_with_the_same_script(cluster, repo, slurm_config, finished, t
         time.sleep(1)
     assert cluster.job(job)["JobState"] == "COMPLETED", _reason(run, 1)
     assert places == dict.fromkeys(places, {"n1", "n2"})
-    assert _counts(run) == _expected(policies=1)
+    expected = _expected(policies=1)
+    assert _counts(run) == (expected if whole else _without_stage_2(expected))
     timings = read_json(run / "attempts" / "0001" / "timings.json")
     milestones = ["preflight passed", "Ray on every node", FIRST_ENGINE, FIRST_TOKEN, FIRST_ANSWER, FIRST_STEP]
     assert [name for name in timings if name in milestones] == milestones
