@@ -16,7 +16,7 @@ from medssr_dist.doctor import arithmetic, inputs, software, storage
 from medssr_dist.doctor.forecast import walltime
 from medssr_dist.doctor.gather import gather
 from medssr_dist.doctor.node import check_node
-from medssr_dist.doctor.result import Check, Result, print_table, run_check
+from medssr_dist.doctor.result import Check, Result, print_table, run_check, run_checks
 
 __all__ = ["CHECKS", "Form", "LOGIN", "NODE", "Result", "doctor", "doctor_gather", "doctor_node", "run_check"]
 
@@ -88,7 +88,7 @@ def doctor(config: Config, run_dir: Path, form: Form, dry_run: bool = False) -> 
     if dry_run:
         print("doctor would check:", *checks, sep="\n  ")
         return 0
-    return print_table((name, run_check(check, config, Path(run_dir))) for name, check in checks.items())
+    return print_table(run_checks(checks, config, Path(run_dir)).items())
 
 
 def doctor_node(config: Config, run_dir: Path, form: Form, out: Path, wait_s: float) -> int:

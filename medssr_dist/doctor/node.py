@@ -20,7 +20,7 @@ from pathlib import Path
 
 from medssr_dist.config import Config
 from medssr_dist.doctor.arithmetic import node_gpus
-from medssr_dist.doctor.result import Check, Result, run_check
+from medssr_dist.doctor.result import Check, Result, run_check, run_checks
 from medssr_dist.doctor.slurm import host_name, job_hosts
 from medssr_dist.errors import InputError
 from medssr_dist.jsonl import read_json, write_json
@@ -55,7 +55,7 @@ def check_node(config: Config, run_dir: Path, out: Path, wait_s: float, checks: 
         return
     with _greeter(address) as (port, token):
         write_json(_address_file(Path(out), name), {"address": address, "port": port, "token": token})
-        results = {check: run_check(work, config, run_dir) for check, work in checks.items()}
+        results = run_checks(checks, config, run_dir)
         results["ports"] = run_check(lambda config, run_dir: _ports(address), config, run_dir)
         results["network"], offsets = _meet(Path(out), address, others, wait_s)
         write_json(report_file, _report(config, name, address, results, offsets))
