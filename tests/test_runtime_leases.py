@@ -50,7 +50,7 @@ def test_what_a_dead_engine_held_is_asked_again_without_what_had_come():
     lease = leased(leases, n=5)
     for seed in (1, 2):
         leases.deliver(lease.id, sample(seed))
-    assert leases.bury(0, "died") == []
+    assert leases.bury(0, "died", 0.0) == []
     again = [(request.seed, request.n) for request, _ in leases.waiting]
     assert again == [(0, 1), (3, 2)]
     assert leases.deliver(lease.id, sample(0)) == []  # too late: its lease is over
@@ -60,14 +60,14 @@ def test_what_another_engine_still_holds_is_not_asked_again():
     leases = Leases()
     leased(leases, engine=0)
     leased(leases, engine=1, n=2)
-    leases.bury(0, "died")
+    leases.bury(0, "died", 0.0)
     assert [(request.seed, request.n) for request, _ in leases.waiting] == [(2, 1)]
 
 
 def test_cancel_forgets_a_key_at_engines_and_in_the_queues():
     leases = Leases()
     leased(leases, engine=0)
-    leases.bury(0, "died")
+    leases.bury(0, "died", 0.0)
     lease = leased(leases, engine=1)
     other = leased(leases, key="other", engine=1)
     assert leases.cancel("q") == [lease]
@@ -80,9 +80,9 @@ def test_those_at_a_second_death_share_an_engine_with_few_of_their_kind_alone():
         leased(leases, key=f"q{number}", record=Record(deaths=1))
     leased(leases, key="new")
     innocent = leased(leases, key="innocent", engine=1)
-    leases.bury(0, "died")
+    leases.bury(0, "died", 0.0)
     assert len(leases.suspects) == 8
-    assert [(request.key, record) for request, record in leases.waiting] == [("new", Record(deaths=1))]
+    assert [(request.key, record) for request, record in leases.waiting] == [("new", Record(deaths=1, died=0.0))]
     assert leases.next_suspect(1) is None  # an innocent is there
     leases.deliver(innocent.id, sample(0))
     for _ in range(2):  # 8 were together, so 2 may be
@@ -103,7 +103,7 @@ def run_to_the_end(leases: Leases, poison: set[str], engine=0) -> tuple[set[str]
         held = leases.of(engine)
         if any(lease.request.key in poison for lease in held):
             deaths += 1
-            for each in leases.bury(engine, "killed"):
+            for each in leases.bury(engine, "killed", 100.0 * deaths):
                 refused.add(each.key)
                 leases.cancel(each.key)
             continue
@@ -129,10 +129,23 @@ def test_killers_are_quarantined_and_all_others_answered(questions, poison):
 def test_the_reason_tells_the_deaths():
     leases = Leases()
     leased(leases, key="poison", record=Record(deaths=1, alone=1))
-    (refused,) = leases.bury(0, "segmentation fault")
+    (refused,) = leases.bury(0, "segmentation fault", 100.0)
     assert (refused.key, refused.reason) == (
         "poison", "in flight at 2 engine deaths, 2 times alone; the last: segmentation fault",
     )  # fmt: skip
+
+
+def test_two_engines_lost_together_make_no_killer_of_what_was_alone_at_both_but_a_third_does():
+    leases = Leases()
+    leased(leases, key="alone")
+    refused = []
+    for engine, time in enumerate((5.0, 5.1, 5.2)):
+        refused.append(leases.bury(engine, "lost", time))
+        for queue in (leases.waiting, leases.suspects):
+            while queue:
+                request, record = queue.popleft()
+                leases.add(request, engine + 1, time, record, 1.0)
+    assert [[each.key for each in found] for found in refused] == [[], [], ["alone"]]
 
 
 def test_what_is_taken_back_waits_for_another_engine():
@@ -169,6 +182,6 @@ def test_a_copy_that_is_lost_can_be_copied_again():
     leases.add(request, 1, 0.0, record, 1.0)
     leases.copy(slow)
     assert not leases.waiting
-    leases.bury(1, "died")
+    leases.bury(1, "died", 0.0)
     leases.copy(slow)
     assert [(request.seed, request.n) for request, _ in leases.waiting] == [(0, 3)]

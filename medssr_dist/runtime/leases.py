@@ -3,12 +3,14 @@
 A lease is one request at one engine. Samples are named by (key, seed): however many leases asked for one, it is
 delivered once. What an engine held when it died is asked again at once, of any engine. A request that is there at a
 second death is a suspect: it is asked in company of suspects alone, a quarter of those that were together, so that
-after some deaths the culprit is alone. One that was alone at two deaths is quarantined, and no innocent with it.
+after some deaths the culprit is alone. One that was alone at two deaths is quarantined, and no innocent with it: two
+deaths close together may be those of one node, so the second of such a pair is not held against it, once.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections import defaultdict, deque
 from dataclasses import dataclass, field, replace
 
@@ -16,6 +18,7 @@ from medssr_dist.runtime.requests import Completion, Request
 
 _SHRINK = 4
 _DEATHS_ALONE = 2
+_TOGETHER_S = 10.0  # deaths so close together may have one cause that is no request
 _OVERDUE = 2
 
 
@@ -27,6 +30,13 @@ class Record:
     alone: int = 0  # of those, with nothing else in flight
     company: int = 0  # most suspects that may share an engine with it; 0 = it is no suspect
     overdue: int = 0
+    died: float = -math.inf  # when the last of these deaths was, s
+    excused: bool = False  # a death has not been counted, as it was so close to another
+
+    def after_death(self, alone: bool, now: float) -> Record:
+        if self.alone and not self.excused and now - self.died < _TOGETHER_S:
+            return replace(self, excused=True)
+        return replace(self, deaths=self.deaths + 1, alone=self.alone + alone, died=now)
 
 
 CLEAN = Record()
@@ -116,8 +126,8 @@ class Leases:
                 queue.remove(entry)
         return leases
 
-    def bury(self, engine: int, reason: str) -> list[Refused]:
-        """`engine` is dead: its requests go back to be asked again; those alone at it once too often do not.
+    def bury(self, engine: int, reason: str, now: float) -> list[Refused]:
+        """`engine` died at `now`: its requests are asked again, but for those that were alone at it once too often.
 
         Whoever calls cancels the keys that are refused.
         """
@@ -128,7 +138,7 @@ class Leases:
         for lease in leases:
             self._drop(lease)
             before = lease.record
-            record = replace(before, deaths=before.deaths + 1, alone=before.alone + alone)
+            record = before.after_death(alone, now)
             if record.alone >= _DEATHS_ALONE:
                 words = f"in flight at {record.deaths} engine deaths, {record.alone} times alone; the last: {reason}"
                 refused[lease.request.key] = Refused(lease.request.key, words)

@@ -301,7 +301,7 @@ class EnginePool:
         self._tell(slot.engine.name, "died", reason)
         slot.empty()
         slot.failures += 1
-        for refused in self._leases.bury(slot.number, reason):
+        for refused in self._leases.bury(slot.number, reason, self._loop.time()):
             self._refuse(refused)
         self._news.set()
         await slot.engine.stop()
