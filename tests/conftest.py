@@ -105,7 +105,7 @@ def tiny_config(tmp_path: Path, repo: Path, tiny_model: Path) -> Path:
     training = {"prompts_per_step": 2, "samples_per_prompt": 4, "micro_batch_size": 4, "max_new_tokens": 1}
     tree = {
         "extends": str(repo / "configs" / "demo_cpu.yaml"),
-        "policy": {"model": str(tiny_model), "max_model_len": 256},
+        "policy": {"model": str(tiny_model), "dtype": "bfloat16", "max_model_len": 256},
         "knowledge": {"corpus": {"path": "hpo:passages", "limit": 40}, "entities": 10},
         "synthesis": {"accepted": 8},
         "voting": {"samples": 5, "threshold": 0.0, "max_tokens": 1},

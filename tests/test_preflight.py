@@ -104,6 +104,24 @@ def test_gpus_that_slurm_gave_and_torch_cannot_see_fail(monkeypatch, tmp_path):
     assert "flash attention needs CUDA" in run_check(CHECKS["devices"], config(), tmp_path).detail
 
 
+@pytest.mark.parametrize(
+    ("dtype", "able", "status"),
+    [
+        ("bfloat16", {"avx2": True, "avx512_bf16": False}, "warn"),
+        ("bfloat16", {"avx512_bf16": True}, "pass"),
+        ("bfloat16", {"architecture": "aarch64", "bf16": True}, "pass"),
+        ("float16", {"avx512_bf16": True}, "warn"),
+        ("float32", {}, "pass"),
+    ],
+)
+def test_a_cpu_without_instructions_for_the_dtype_is_told(monkeypatch, tmp_path, dtype, able, status):
+    monkeypatch.setenv("MEDSSR_DEVICE", "cpu")
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: able)
+    asked = config(policy={"dtype": dtype}, training={"attention": "sdpa"})
+    result = run_check(CHECKS["devices"], asked, tmp_path)
+    assert (result.status, result.fix) == (status, "" if status == "pass" else "set policy.dtype=float32")
+
+
 def test_an_import_that_fails_is_named(monkeypatch, tmp_path):
     (tmp_path / "broken_library.py").write_text("raise ImportError('libcuda.so.1: cannot open shared object file')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))

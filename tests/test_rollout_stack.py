@@ -38,8 +38,8 @@ def run(models, tmp_path, repo, *overrides: str, **options) -> dict:
     case = {
         "config": str(repo / "configs" / "demo_cpu.yaml"),
         "overrides": [
-            f"policy.model={models[0]}", "policy.max_model_len=256", "training.stage1.samples_per_prompt=4",
-            "training.stage1.micro_batch_size=4", *overrides,
+            f"policy.model={models[0]}", "policy.dtype=bfloat16", "policy.max_model_len=256",
+            "training.stage1.samples_per_prompt=4", "training.stage1.micro_batch_size=4", *overrides,
         ],
         "engine_model": str(models[0]), "rank_model": str(models[1]), "logs": str(tmp_path / "logs"),
         "out": str(tmp_path / "out.json"), "prompts": PROMPTS, "syncs": 2, "kill": False, "hang": False,

@@ -105,7 +105,7 @@ def test_the_papers_figures(load, name):
 def test_the_demo_needs_nothing_from_outside(monkeypatch):
     monkeypatch.delenv("MEDSSR_DATA", raising=False)
     config = load_config(REPO / "configs" / "demo_cpu.yaml")
-    assert config.policy.model == "embedded:smollm2-135m"
+    assert (config.policy.model, config.policy.dtype) == ("embedded:smollm2-135m", "float32")
     assert (config.knowledge.encoder, config.synthesis.endpoints[0].base_url) == ("minilm", "offline-teacher")
     sources = [config.knowledge.corpus, *config.synthesis.seeds, *config.training.stage2.data]
     assert all(source.path.startswith("hpo:") for source in [*sources, *config.evaluation.benchmarks])

@@ -28,6 +28,11 @@ for name in sys.argv[1:]:
 """
 _COMFORTABLE_FILES = 4096  # descriptors; Ray and vLLM open hundreds a process
 _COMFORTABLE_PROCESSES = 4096  # Linux counts threads; Ray starts hundreds a worker on large nodes
+# Names in torch.cpu.get_capabilities() of what makes a CPU fast in 16 bits; any one is enough.
+_FAST_16_BIT = {
+    "bfloat16": ("avx512_bf16", "amx_bf16", "avx512_bw", "avx_ne_convert", "bf16"),
+    "float16": ("avx512_fp16", "amx_fp16", "fp16_arith"),
+}
 _BUSY_MIB = 1024  # more than this on a GPU before the run is somebody else's
 
 
@@ -92,7 +97,7 @@ def devices(config: Config, run_dir: Path) -> Result:
             return Result("fail", detail, "install the cuda set, update the driver, or give the container --nv")
         if config.training.attention == "flash_attention_2":
             return Result("fail", "no GPU, but flash attention needs CUDA", "set training.attention=sdpa")
-        return Result("pass", f"no GPU; {os.cpu_count()} cores")
+        return _cores(config.policy.dtype)
     import torch
 
     here = torch.cuda.device_count()
@@ -103,6 +108,16 @@ def devices(config: Config, run_dir: Path) -> Result:
         return Result("fail", f"{detail}; Slurm gave {given}", "see CUDA_VISIBLE_DEVICES, and the job's --gpus options")
     if max((used for _, _, used in driver), default=0) > _BUSY_MIB:
         return Result("warn", f"{detail}; another process holds memory there", "ask for whole nodes (--exclusive)")
+    return Result("pass", detail)
+
+
+def _cores(dtype: str) -> Result:
+    """The CPU as the run's device; a warning if it has no instructions for `dtype`."""
+    import torch
+
+    detail, able = f"no GPU; {os.cpu_count()} cores", torch.cpu.get_capabilities()
+    if dtype in _FAST_16_BIT and not any(able.get(name) for name in _FAST_16_BIT[dtype]):
+        return Result("warn", f"{detail} without instructions for {dtype}: slow", "set policy.dtype=float32")
     return Result("pass", detail)
 
 
