@@ -37,9 +37,9 @@ setup(
         "console_scripts": ["medssr=medssr_dist.cli:main"],
         # Every process of vLLM calls these.
         "vllm.general_plugins": [
-            "medssr_gloo=medssr_dist.training.weight_transfer:register",
-            "medssr_naps=medssr_dist.runtime.device:nap_instead_of_spinning",
-            "medssr_stacks=medssr_dist.training.watch:dump_stacks_on_signal",
+            "medssr_gloo=medssr_dist.training.weights.gloo_transfer:register",
+            "medssr_naps=medssr_dist.inference.vllm_args:nap_instead_of_spinning",
+            "medssr_stacks=medssr_dist.training.stall_watch:dump_stacks_on_signal",
         ],
     },
 )

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from medssr_dist.errors import EXIT_BAD_INPUT, InputError
 from medssr_dist.launch.attempts import Attempt, idle_attempts, unfinished
-from medssr_dist.launch.job import EXIT_FAULT, Launcher, Plan
+from medssr_dist.launch.launcher import EXIT_FAULT, Launcher, Plan
 from medssr_dist.launch.slurm import Job, SlurmError
 from medssr_dist.launch.timings import Timings
 

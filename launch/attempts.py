@@ -10,7 +10,7 @@ import secrets
 import time
 from pathlib import Path
 
-from medssr_dist.jsonl import read_json, write_json
+from medssr_dist.data.jsonl import read_json, write_json
 
 FIRST_ENGINE, FIRST_TOKEN = "a vLLM engine is ready", "first vLLM token"
 FIRST_ANSWER, FIRST_STEP = "first answer on disk", "first training step"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from medssr_dist.jsonl import numbered_rows, write_json
+from medssr_dist.data.jsonl import numbered_rows, write_json
 from medssr_dist.launch.attempts import (
     ANSWERS,
     FIRST_ANSWER,

@@ -164,14 +164,14 @@ def _bench_command(commands) -> None:
 
 
 def _add_teacher(parser: argparse.ArgumentParser) -> None:
-    from medssr_dist.synthesis.teacher.cli import add_teacher_arguments, run_teacher
+    from medssr_dist.offline_teacher.cli import add_teacher_arguments, run_teacher
 
     add_teacher_arguments(parser)
     parser.set_defaults(call=run_teacher)
 
 
 def _load(args: argparse.Namespace):
-    from medssr_dist.config_io import load_config
+    from medssr_dist.config.load import load_config
 
     args.run_dir = args.run_dir or _default_run_dir(args.config)
     return load_config(args.config, args.overrides)
@@ -187,7 +187,7 @@ def _run_steps(args: argparse.Namespace) -> int:
     config = _load(args)
     steps = STEPS if args.command == "run" else (args.command,)
     if args.dry_run:
-        from medssr_dist.dry_run import dry_run
+        from medssr_dist.commands.dry_run import dry_run
 
         dry_run(config, args.run_dir, steps, args.rates)
         return 0
@@ -198,14 +198,14 @@ def _run_steps(args: argparse.Namespace) -> int:
 
 
 def _prefetch(args: argparse.Namespace) -> int:
-    from medssr_dist.prefetch import prefetch
+    from medssr_dist.commands.prefetch import prefetch
 
     prefetch(_load(args), dry_run=args.dry_run)
     return 0
 
 
 def _doctor(args: argparse.Namespace) -> int:
-    from medssr_dist.doctor import Form, doctor, doctor_gather, doctor_node
+    from medssr_dist.commands.doctor import Form, doctor, doctor_gather, doctor_node
 
     config, form = _load(args), Form(args.step, args.login, args.rates)
     if args.node:
@@ -218,14 +218,14 @@ def _doctor(args: argparse.Namespace) -> int:
 
 
 def _status(args: argparse.Namespace) -> int:
-    from medssr_dist.status import status
+    from medssr_dist.commands.status import status
 
     status(args.run_dir or args.run_dir_option or _default_run_dir(args.config))
     return 0
 
 
 def _export(args: argparse.Namespace) -> int:
-    from medssr_dist.export import export
+    from medssr_dist.commands.export import export
 
     export(args.run_dir, args.to, args.form, args.labels)
     return 0

@@ -16,21 +16,21 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medssr_dist.config import Config
+from medssr_dist.config.schema import Config
+from medssr_dist.data.jsonl import read_json, write_json
+from medssr_dist.data.records import Question, content_hash
 from medssr_dist.errors import InputError
 from medssr_dist.evaluation.benchmarks import read_benchmarks
-from medssr_dist.jsonl import read_json, write_json
 from medssr_dist.readers import human_labelled, read_all, read_questions, refuse_evaluation_items, source_name
-from medssr_dist.records import Question, content_hash
-from medssr_dist.run_dir import RunDir, commit
-from medssr_dist.session import Session, open_session
-from medssr_dist.sides import Beside, ThreadSide
-from medssr_dist.step_clock import step_clock
-from medssr_dist.stream import QuestionFeed, clear_end, has_ended, kept_labels
+from medssr_dist.run.background import Beside, ThreadSide
+from medssr_dist.run.clock import step_clock
+from medssr_dist.run.directory import RunDir, commit
+from medssr_dist.run.session import Session, open_session
+from medssr_dist.run.stream import QuestionFeed, clear_end, has_ended, kept_labels
 from medssr_dist.summary import build_summary, render_summary
 
 if TYPE_CHECKING:
-    from medssr_dist.training.run import RunningStage
+    from medssr_dist.training.train_stage import RunningStage
 
 STEPS = ("synthesize", "vote", "train", "evaluate")
 
@@ -101,8 +101,8 @@ def _synthesis(session: Session) -> tuple[dict[str, str], Callable[[], Callable[
     The first may start Ray and belongs into the main thread; the second may run in another.
     """
     from medssr_dist.knowledge.retrieval import Retriever, entities
-    from medssr_dist.synthesis.run import Inputs, goes_on
-    from medssr_dist.synthesis.run import synthesize as work
+    from medssr_dist.synthesis.synthesize import Inputs, goes_on
+    from medssr_dist.synthesis.synthesize import synthesize as work
 
     config, folder = session.config, session.run.synthesis
     seeds = read_all(config.synthesis.seeds, config.runtime.random_seed)
@@ -136,7 +136,7 @@ def vote(
     """
     from medssr_dist.knowledge.vignettes import hpo_truth
     from medssr_dist.runtime.models import model_fingerprint
-    from medssr_dist.voting.run import vote as work
+    from medssr_dist.voting.vote import vote as work
 
     model = _base_model(session)
 
@@ -196,7 +196,7 @@ def _need_vote(session: Session) -> None:
 
 
 def _start_stage1(session: Session) -> RunningStage:
-    from medssr_dist.training.run import start_stage1
+    from medssr_dist.training.train_stage import start_stage1
 
     session.start_ray()
     labels, folder = session.run.voting / "labeled.jsonl", session.run.training("stage1")
@@ -213,7 +213,7 @@ def _stage1_inputs(session: Session) -> dict[str, str]:
 def train_stage2(session: Session) -> None:
     """Step 3b: supervised GRPO on human-annotated questions, from stage 1's weights."""
     from medssr_dist.runtime.models import model_fingerprint
-    from medssr_dist.training.run import start_stage2
+    from medssr_dist.training.train_stage import start_stage2
 
     config, stage = session.config, session.config.training.stage2
     if not stage.enabled:
@@ -269,8 +269,8 @@ def _evaluate_policies(session: Session, benchmarks: dict[str, list[Question]], 
     from medssr_dist.evaluation.protocol import evaluate_policy
     from medssr_dist.evaluation.report import write_report
     from medssr_dist.evaluation.scores import build_scores
+    from medssr_dist.inference.placement import engine_pool
     from medssr_dist.runtime.models import load_tokenizer, model_fingerprint
-    from medssr_dist.runtime.placement import engine_pool
 
     session.start_ray()
     config, events = session.config, session.run.evaluation / "engines.jsonl"

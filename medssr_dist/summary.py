@@ -11,9 +11,9 @@ from __future__ import annotations
 import textwrap
 from pathlib import Path
 
-from medssr_dist.jsonl import read_json
-from medssr_dist.shares import part
-from medssr_dist.step_clock import seconds_by_step
+from medssr_dist.data.jsonl import read_json
+from medssr_dist.data.wilson import part
+from medssr_dist.run.clock import seconds_by_step
 from medssr_dist.voting.quality import quality_lines
 
 WIDTH = 100

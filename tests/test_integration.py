@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-from stored_votes import stored_labels, stored_votes
+from helpers.stored_votes import stored_labels, stored_votes
 
-from medssr_dist.jsonl import read_json, read_jsonl
+from medssr_dist.data.jsonl import read_json, read_jsonl
 
 POLICIES = "evaluation.policies=[base, stage2]"  # an engine less to start
 

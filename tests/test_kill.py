@@ -10,10 +10,10 @@ import time
 from collections.abc import Callable
 
 import pytest
-from moments import MOMENTS
-from stored_votes import stored_labels, stored_votes
+from helpers.moments import MOMENTS
+from helpers.stored_votes import stored_labels, stored_votes
 
-from medssr_dist.jsonl import read_json, read_jsonl
+from medssr_dist.data.jsonl import read_json, read_jsonl
 
 
 def _start_and_kill(command: list[str], moment: Callable[[], bool]) -> None:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from process_list import command_lines
+from helpers.process_list import command_lines
 
-from medssr_dist.config_io import load_config
+from medssr_dist.config.load import load_config
 from medssr_dist.errors import InputError
-from medssr_dist.synthesis.teacher.launch import start_teacher
+from medssr_dist.offline_teacher.server import start_teacher
 
 KEY = "sk-planted-0123456789abcdef"
 

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from medssr_dist.config import Voting
+from medssr_dist.config.schema import Voting
+from medssr_dist.data.wilson import share_of
 from medssr_dist.errors import InputError
-from medssr_dist.shares import share_of
 from medssr_dist.summary import WIDTH, build_summary, render_summary
 from medssr_dist.voting.quality import label_quality
 

@@ -11,12 +11,12 @@ import shutil
 import sys
 from pathlib import Path
 
-from medssr_dist.bench.report import write_result
+from medssr_dist.bench.result import write_result
+from medssr_dist.data.jsonl import read_json, write_json
 from medssr_dist.errors import EXIT_BAD_INPUT, InputError
-from medssr_dist.forecast import measured_rates
-from medssr_dist.jsonl import read_json, write_json
+from medssr_dist.estimates.rates import measured_rates
 from medssr_dist.launch.attempts import FIRST_TOKEN, attempts_of
-from medssr_dist.run_dir import RunDir
+from medssr_dist.run.directory import RunDir
 
 
 def begin(questions: Path, run_dir: Path) -> None:

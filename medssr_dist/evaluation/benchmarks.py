@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from medssr_dist.config import Evaluation
+from medssr_dist.config.schema import Evaluation
+from medssr_dist.data.records import Question
 from medssr_dist.errors import InputError
 from medssr_dist.readers import human_labelled, read_questions, source_name
-from medssr_dist.records import Question
 
 
 def read_benchmarks(evaluation: Evaluation, random_seed: int) -> dict[str, list[Question]]:

@@ -17,12 +17,12 @@ from typing import Protocol
 from pydantic import Field
 from tqdm import tqdm
 
-from medssr_dist.answers import INSTRUCTION, chat_prompt
-from medssr_dist.config import Evaluation
+from medssr_dist.config.schema import Evaluation
+from medssr_dist.data.answers import INSTRUCTION, chat_prompt
+from medssr_dist.data.jsonl import JsonlLedger, read_jsonl
+from medssr_dist.data.records import Question, Record, content_hash, parse_record
 from medssr_dist.errors import Stopped
-from medssr_dist.jsonl import JsonlLedger, read_jsonl
-from medssr_dist.records import Question, Record, content_hash, parse_record
-from medssr_dist.runtime.requests import Completion, Request
+from medssr_dist.inference.requests import Completion, Request
 
 SECOND_PASS = "\n\nThe answer is ("
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from medssr_dist.jsonl import write_atomic, write_json
+from medssr_dist.data.jsonl import write_atomic, write_json
 
 
 def write_report(scores: dict, folder: Path) -> None:

@@ -22,9 +22,9 @@ from __future__ import annotations
 from collections import Counter
 from statistics import fmean, stdev
 
-from medssr_dist.config import Evaluation
+from medssr_dist.config.schema import Evaluation
+from medssr_dist.data.records import Question
 from medssr_dist.evaluation.protocol import Answer
-from medssr_dist.records import Question
 
 Benchmarks = dict[str, list[Question]]
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from medssr_dist.config_base import DataSource
+from medssr_dist.config.base import DataSource
+from medssr_dist.data.records import content_hash
 from medssr_dist.errors import InputError
 from medssr_dist.knowledge.corpus_files import FileCorpus
 from medssr_dist.knowledge.hpo import Disease, Phenotype, rare_diseases
 from medssr_dist.knowledge.names import in_sentence
 from medssr_dist.knowledge.passages import Corpus, Passage
 from medssr_dist.knowledge.splits import is_evaluation
-from medssr_dist.records import content_hash
 
 HPO_PASSAGES = "hpo:passages"
 # Ours: the most frequent ones; about 800 characters, so that three passages keep a prompt near 2.5 KB.

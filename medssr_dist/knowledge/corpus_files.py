@@ -18,12 +18,12 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from medssr_dist.cache import cache_dir
+from medssr_dist.data.jsonl import read_json, write_json
+from medssr_dist.data.records import content_hash
 from medssr_dist.errors import InputError
-from medssr_dist.jsonl import read_json, write_json
 from medssr_dist.knowledge.files import locked, replacing
 from medssr_dist.knowledge.passages import Corpus, Passage
-from medssr_dist.records import content_hash
+from medssr_dist.runtime.cache import cache_dir
 
 
 class _Line(msgspec.Struct):

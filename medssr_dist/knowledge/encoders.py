@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from medssr_dist.config_synthesis import Knowledge
+from medssr_dist.config.synthesis import Knowledge
 from medssr_dist.errors import InputError
 from medssr_dist.knowledge.passages import Passage
 from medssr_dist.runtime.models import model_fingerprint

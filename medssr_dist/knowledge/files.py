@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from medssr_dist.jsonl import raise_if_disk_full
+from medssr_dist.data.jsonl import raise_if_disk_full
 
 _log = logging.getLogger(__name__)
 

@@ -15,9 +15,9 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+from medssr_dist.data.records import content_hash
 from medssr_dist.errors import InputError
 from medssr_dist.knowledge.names import is_clean, tidy_name, words
-from medssr_dist.records import content_hash
 
 HPO_CITATION = (
     "Gargano MA et al. The Human Phenotype Ontology in 2024: phenotypes around the world. "

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import numpy as np
 
-from medssr_dist.cache import cache_dir
-from medssr_dist.config_synthesis import Knowledge
+from medssr_dist.config.synthesis import Knowledge
+from medssr_dist.data.jsonl import read_json, write_json
+from medssr_dist.data.records import content_hash
 from medssr_dist.errors import InputError
-from medssr_dist.jsonl import read_json, write_json
 from medssr_dist.knowledge.encoders import Encoder, encoder_dimension, encoder_name
 from medssr_dist.knowledge.files import locked
 from medssr_dist.knowledge.passages import Corpus
@@ -35,7 +35,7 @@ from medssr_dist.knowledge.search import (
     training_vectors,
 )
 from medssr_dist.knowledge.vectors import Vectors, encode_corpus
-from medssr_dist.records import content_hash
+from medssr_dist.runtime.cache import cache_dir
 from medssr_dist.runtime.device import available_memory
 
 _log = logging.getLogger(__name__)

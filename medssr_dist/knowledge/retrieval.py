@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 
-from medssr_dist.config_synthesis import Knowledge
+from medssr_dist.config.synthesis import Knowledge
+from medssr_dist.data.jsonl import JsonlLedger, read_jsonl
+from medssr_dist.data.records import content_hash
 from medssr_dist.errors import InputError
-from medssr_dist.jsonl import JsonlLedger, read_jsonl
 from medssr_dist.knowledge.corpus import HPO_PASSAGES, corpus_diseases, read_corpus
 from medssr_dist.knowledge.encoders import Encoder, load_encoder, model_name
 from medssr_dist.knowledge.files import locked
@@ -22,7 +23,6 @@ from medssr_dist.knowledge.passages import Corpus, Passage
 from medssr_dist.knowledge.reranker import Reranker
 from medssr_dist.knowledge.search import Index
 from medssr_dist.knowledge.splits import is_evaluation
-from medssr_dist.records import content_hash
 
 _SEARCHED_AT_ONCE = 4096  # entities: large, as sharded_flat reads all vectors for each batch
 _RECORDED_AT_ONCE = 256  # entities: what a kill may lose

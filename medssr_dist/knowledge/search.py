@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from medssr_dist.config_synthesis import Knowledge
+from medssr_dist.config.synthesis import Knowledge
 from medssr_dist.errors import InputError
 from medssr_dist.knowledge.files import replacing
 from medssr_dist.knowledge.vectors import Vectors

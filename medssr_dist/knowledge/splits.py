@@ -6,9 +6,9 @@ numbered types of one disease, are on the same side.
 
 from __future__ import annotations
 
+from medssr_dist.data.records import content_hash
 from medssr_dist.knowledge.hpo import Disease
 from medssr_dist.knowledge.names import family
-from medssr_dist.records import content_hash
 
 # Upper bounds in percent of the hash range.
 _BOUNDS = (("hpo:seeds", 25), ("hpo:supervised", 70), ("hpo:evaluation", 100))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from medssr_dist.config_synthesis import Knowledge
+from medssr_dist.config.synthesis import Knowledge
 from medssr_dist.knowledge.encoders import Encoder
 from medssr_dist.knowledge.files import replacing
 from medssr_dist.knowledge.passages import Corpus

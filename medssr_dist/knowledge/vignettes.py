@@ -12,6 +12,7 @@ import re
 from collections import Counter, defaultdict
 from functools import cache
 
+from medssr_dist.data.records import LETTERS, Question
 from medssr_dist.errors import InputError
 from medssr_dist.knowledge.hpo import (
     Disease,
@@ -24,7 +25,6 @@ from medssr_dist.knowledge.hpo import (
 )
 from medssr_dist.knowledge.names import family, in_sentence, words
 from medssr_dist.knowledge.splits import SPLITS, split_of
-from medssr_dist.records import LETTERS, Question
 
 DEFAULT_QUESTIONS = 200
 OPTIONS = 4

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from medssr_dist.config_synthesis import Knowledge
+from medssr_dist.config.synthesis import Knowledge
 from medssr_dist.errors import InputError
 from medssr_dist.knowledge.encoders import load_encoder
 from medssr_dist.knowledge.passages import Corpus, Passage

@@ -10,8 +10,8 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from medssr_dist.data.records import LETTERS, Question, content_hash, parse_record
 from medssr_dist.errors import InputError
-from medssr_dist.records import LETTERS, Question, content_hash, parse_record
 
 Parse = Callable[[dict], Question]
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from medssr_dist.config_base import DataSource
+from medssr_dist.config.base import DataSource
+from medssr_dist.data.jsonl import read_json, read_jsonl, read_text
+from medssr_dist.data.records import Question
 from medssr_dist.errors import InputError
-from medssr_dist.jsonl import read_json, read_jsonl, read_text
 from medssr_dist.readers.formats import Parse, detect
-from medssr_dist.records import Question
 
 _SHOWN_PROBLEMS = 3
 

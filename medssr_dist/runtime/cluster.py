@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from medssr_dist.config import Config
+from medssr_dist.config.schema import Config
 from medssr_dist.errors import InputError
 from medssr_dist.runtime.device import on_gpu
 from medssr_dist.runtime.temp_dir import ray_temp_dir

@@ -8,10 +8,10 @@ import os
 import shutil
 from pathlib import Path
 
-from medssr_dist.cache import cache_dir
-from medssr_dist.config import Policy
+from medssr_dist.config.schema import Policy
+from medssr_dist.data.jsonl import read_json
 from medssr_dist.errors import InputError
-from medssr_dist.jsonl import read_json
+from medssr_dist.runtime.cache import cache_dir
 
 EMBEDDED_MODEL = "embedded:smollm2-135m"
 _FINGERPRINT_SAMPLES, _FINGERPRINT_BYTES = 256, 2**16
@@ -118,3 +118,17 @@ def load_tokenizer(folder: Path, policy: Policy):
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def policy_on_disk(policy: Policy) -> Path | None:
+    """The policy's directory; None for the embedded model before its conversion.
+
+    Raises:
+        InputError: the model is not on this machine, or cannot be used.
+    """
+    from medssr_dist.runtime.models import EMBEDDED_MODEL, resolve_model
+
+    if policy.model == EMBEDDED_MODEL and not (cache_dir() / "models" / "smollm2-135m" / "config.json").exists():
+        return None
+    return resolve_model(policy)
+

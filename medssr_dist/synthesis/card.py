@@ -14,14 +14,14 @@ from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
 
-from medssr_dist.cards import CARD, header_text
-from medssr_dist.config import Config
-from medssr_dist.config_base import DataSource
-from medssr_dist.config_synthesis import Checks
-from medssr_dist.jsonl import write_atomic
+from medssr_dist.config.base import DataSource
+from medssr_dist.config.schema import Config
+from medssr_dist.config.synthesis import Checks
+from medssr_dist.data.cards import CARD, header_text
+from medssr_dist.data.jsonl import write_atomic
+from medssr_dist.data.records import LETTERS, Question
 from medssr_dist.knowledge.hpo import HPO_CITATION, hpo_version
-from medssr_dist.records import LETTERS, Question
-from medssr_dist.run_dir import commit
+from medssr_dist.run.directory import commit
 
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 _TYPES = {str: "string", int: "int64", float: "float64", bool: "bool"}

@@ -18,10 +18,10 @@ from pathlib import Path
 import msgspec
 from pydantic import Field
 
+from medssr_dist.data.jsonl import raise_if_disk_full
+from medssr_dist.data.records import Provenance, Record, parse_record
 from medssr_dist.errors import InputError
-from medssr_dist.jsonl import raise_if_disk_full
-from medssr_dist.records import Provenance, Record, parse_record
-from medssr_dist.synthesis.client import GaveUp, Reply
+from medssr_dist.synthesis.client.chat_client import GaveUp, Reply
 
 _encode = msgspec.json.Encoder().encode
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from medssr_dist.config_synthesis import Endpoint, Synthesis
-from medssr_dist.records import LETTERS, Question
+from medssr_dist.config.synthesis import Endpoint, Synthesis
+from medssr_dist.data.records import LETTERS, Question
 
 if TYPE_CHECKING:
     from medssr_dist.knowledge.corpus import Passage

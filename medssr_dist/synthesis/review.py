@@ -14,8 +14,8 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
-from medssr_dist.jsonl import write_atomic
-from medssr_dist.records import LETTERS, Question
+from medssr_dist.data.jsonl import write_atomic
+from medssr_dist.data.records import LETTERS, Question
 
 TO_FILL_IN = ("one_correct_answer", "correct_letter", "medically_sound", "answerable_without_figure", "comment")
 COLUMNS = ("id", "rare", "entity", "stem", *LETTERS, "passages", *TO_FILL_IN)

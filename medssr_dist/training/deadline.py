@@ -8,7 +8,7 @@ from collections import deque
 from datetime import datetime
 from pathlib import Path
 
-from medssr_dist.config import Runtime
+from medssr_dist.config.schema import Runtime
 from medssr_dist.errors import InputError, Stopped
 
 VARIABLE = "MEDSSR_DEADLINE"

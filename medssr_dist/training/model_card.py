@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from medssr_dist.cards import CARD, header_text
-from medssr_dist.config import Policy
-from medssr_dist.jsonl import write_atomic
-from medssr_dist.run_dir import commit, versions
-from medssr_dist.stream import follow
-from medssr_dist.training.job import StageJob
+from medssr_dist.config.schema import Policy
+from medssr_dist.data.cards import CARD, header_text
+from medssr_dist.data.jsonl import write_atomic
+from medssr_dist.run.directory import commit, versions
+from medssr_dist.run.stream import follow
+from medssr_dist.training.stage_job import StageJob
 
 _NOTICE = """\
 > **For research only. Not for clinical use.** The model was trained to choose the letter of an option in medical

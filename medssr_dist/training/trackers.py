@@ -16,12 +16,12 @@ from typing import Protocol
 
 from tqdm import tqdm
 
-from medssr_dist.config import Training
-from medssr_dist.config_io import resolved
+from medssr_dist.config.load import resolved
+from medssr_dist.config.training import Training
+from medssr_dist.data.jsonl import read_json, write_json
 from medssr_dist.errors import InputError
-from medssr_dist.jsonl import read_json, write_json
-from medssr_dist.stream import follow
-from medssr_dist.training.job import StageJob
+from medssr_dist.run.stream import follow
+from medssr_dist.training.stage_job import StageJob
 
 _NOT_METRICS = ("step", "time")
 _CLOSE_S = 30.0  # what the last rows may take to be sent

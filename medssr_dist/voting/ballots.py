@@ -15,17 +15,17 @@ from dataclasses import dataclass, field
 
 from tqdm import tqdm
 
-from medssr_dist.answers import chat_prompt
-from medssr_dist.config import Config
+from medssr_dist.config.schema import Config
+from medssr_dist.data.answers import chat_prompt
+from medssr_dist.data.records import Label, Question, Vote
 from medssr_dist.errors import InputError, Stopped
-from medssr_dist.records import Label, Question, Vote
-from medssr_dist.runtime.leases import Refused, contiguous
-from medssr_dist.runtime.pool import EnginePool, Outcome, Result
-from medssr_dist.runtime.requests import Completion, Request
-from medssr_dist.stream import QuestionFeed
-from medssr_dist.voting.bound import certain, needed
+from medssr_dist.inference.leases import Refused, contiguous
+from medssr_dist.inference.pool import EnginePool, Outcome, Result
+from medssr_dist.inference.requests import Completion, Request
+from medssr_dist.run.stream import QuestionFeed
+from medssr_dist.voting.early_stopping import certain, needed
+from medssr_dist.voting.labels import decide, quarantine
 from medssr_dist.voting.ledger import VoteLedger, seeds_of
-from medssr_dist.voting.majority import decide, quarantine
 from medssr_dist.voting.tally import Tally
 
 

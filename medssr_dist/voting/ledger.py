@@ -15,11 +15,11 @@ from typing import NamedTuple, TypeVar
 
 import msgspec
 
-from medssr_dist.answers import INSTRUCTION
-from medssr_dist.config import Config
+from medssr_dist.config.schema import Config
+from medssr_dist.data.answers import INSTRUCTION
+from medssr_dist.data.jsonl import JsonlLedger, read_json, write_json
+from medssr_dist.data.records import Label, Question, Vote, content_hash
 from medssr_dist.errors import InputError
-from medssr_dist.jsonl import JsonlLedger, read_json, write_json
-from medssr_dist.records import Label, Question, Vote, content_hash
 from medssr_dist.voting.segments import Segment, count_votes, pack, remove_leftovers, segment_of, stored_segments
 
 LEDGER_FILE = "ledger.json"

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from medssr_dist.data.jsonl import numbered_rows, read_json
+from medssr_dist.data.records import Vote
 from medssr_dist.errors import InputError
-from medssr_dist.jsonl import numbered_rows, read_json
-from medssr_dist.records import Vote
-from medssr_dist.run_dir import RunDir, hold
+from medssr_dist.run.directory import RunDir, hold
 from medssr_dist.voting.ledger import LEDGER_FILE, VoteLedger, seeds_of
 from medssr_dist.voting.segments import read_votes, segment_of, stored_segments
 

@@ -19,11 +19,11 @@ from typing import Literal, NamedTuple
 from pydantic import ValidationError
 from tqdm import tqdm
 
-from medssr_dist.config import Voting
+from medssr_dist.config.schema import Voting
+from medssr_dist.data.jsonl import write_json
+from medssr_dist.data.records import LETTERS, Label, Question
+from medssr_dist.data.wilson import part, percent, share_of, wilson
 from medssr_dist.errors import InputError
-from medssr_dist.jsonl import write_json
-from medssr_dist.records import LETTERS, Label, Question
-from medssr_dist.shares import part, percent, share_of, wilson
 
 Truth = Callable[[Question], str | None]
 _FINEST = 50  # steps of the threshold, and bins of the histogram, where K is larger

@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medssr_dist.jsonl import raise_if_disk_full
-from medssr_dist.shares import part, percent
+from medssr_dist.data.jsonl import raise_if_disk_full
+from medssr_dist.data.wilson import part, percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

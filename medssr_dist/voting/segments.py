@@ -21,9 +21,9 @@ from typing import BinaryIO
 
 import msgspec
 
+from medssr_dist.data.jsonl import JsonlLedger, cut_torn_tail, numbered_rows, raise_if_disk_full, sync_folder
+from medssr_dist.data.records import Vote, parse_record
 from medssr_dist.errors import InputError
-from medssr_dist.jsonl import JsonlLedger, cut_torn_tail, numbered_rows, raise_if_disk_full, sync_folder
-from medssr_dist.records import Vote, parse_record
 
 SEGMENT = 4096  # questions
 _CHUNK = 2**20  # bytes

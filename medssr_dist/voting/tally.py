@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from medssr_dist.config import Voting
+from medssr_dist.config.schema import Voting
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from medssr_dist.records import Question
+from medssr_dist.data.records import Question
 from medssr_dist.synthesis.checks.wording import fold, ngram_hashes, whole_text, word_hashes
 
 N = 8

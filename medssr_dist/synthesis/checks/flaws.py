@@ -11,10 +11,10 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
+from medssr_dist.data.records import Provenance, Question
 from medssr_dist.knowledge.names import family
-from medssr_dist.records import Provenance, Question
+from medssr_dist.synthesis.checks.parse import Draft, Refusal
 from medssr_dist.synthesis.checks.wording import fold, whole_text
-from medssr_dist.synthesis.parse import Draft, Refusal
 
 # Lower case, as all texts that they are searched in: ignoring case makes a search five times slower.
 _PICTURE = (
@@ -128,3 +128,13 @@ def _padded(text: str) -> bytes:
 
 def _key_words(text: str) -> set[bytes]:
     return {word for word in fold(text).split() if len(word) >= _KEY_WORD}
+
+
+def min_words(draft: Draft, provenance: Provenance, least: int) -> Refusal | None:
+    count = len(draft.stem.split())
+    return Refusal("min_words", f"the stem has {count} words, at least {least} are wanted") if count < least else None
+
+
+def max_words(draft: Draft, provenance: Provenance, most: int) -> Refusal | None:
+    count = len(draft.stem.split())
+    return Refusal("max_words", f"the stem has {count} words, at most {most} are wanted") if count > most else None

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from medssr_dist.records import Provenance, Question
+from medssr_dist.data.records import Provenance, Question
+from medssr_dist.synthesis.checks.parse import Draft, Refusal
 from medssr_dist.synthesis.checks.wording import fold, whole_text
-from medssr_dist.synthesis.parse import Draft, Refusal
 
 _SHORTEST = 4  # letters of a content word
 # Words of four letters and more that any examination question may hold.

@@ -20,14 +20,14 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from medssr_dist.config_synthesis import Checks
-from medssr_dist.records import Provenance, Question, Rejected
-from medssr_dist.synthesis.checks import flaws, length
+from medssr_dist.config.synthesis import Checks
+from medssr_dist.data.records import Provenance, Question, Rejected
+from medssr_dist.synthesis.checks import flaws
 from medssr_dist.synthesis.checks.decontamination import Decontaminator
 from medssr_dist.synthesis.checks.grounding import Grounding
 from medssr_dist.synthesis.checks.near_duplicates import HashSet, NearDuplicates, Sketches
+from medssr_dist.synthesis.checks.parse import Draft, Refusal, read_reply
 from medssr_dist.synthesis.checks.wording import fold, text_hash, whole_text
-from medssr_dist.synthesis.parse import Draft, Refusal, read_reply
 
 _BATCH = 256  # replies read and checked ahead
 
@@ -175,9 +175,9 @@ def _draft_checks(
 ) -> Iterator[DraftCheck]:
     """Those that are on, in order."""
     if checks.min_words:
-        yield partial(length.min_words, least=checks.min_words)
+        yield partial(flaws.min_words, least=checks.min_words)
     if checks.max_words:
-        yield partial(length.max_words, most=checks.max_words)
+        yield partial(flaws.max_words, most=checks.max_words)
     for check in (flaws.all_or_none, flaws.negative_lead_in, flaws.missing_figure, flaws.entity_given_away):
         if getattr(checks, check.__name__):
             yield check

@@ -1,0 +1,170 @@
+"""The supervisor of one node: connects to the launcher and does what it says until told to stop, or until it is gone.
+
+Started on every node by the launcher's srun. Everything heavy (preflight, Ray, the driver) is its child; when it
+ends, for whatever reason, they end, and the node's temporary directory is removed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+import socket
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+
+from medssr_dist.errors import InputError
+from medssr_dist.launch import channel
+from medssr_dist.launch.channel import DRIVER, Channel, Lost
+from medssr_dist.launch.ports import NoPorts, claim
+from medssr_dist.launch.process import Component, adopt_orphans, kill_descendants
+from medssr_dist.launch.ray_node import Resources, node_environment, ray_command
+from medssr_dist.runtime.network import node_address
+from medssr_dist.runtime.temp_dir import ray_temp_dir
+
+_RAY = "ray"
+_END_S = 6.0  # what a component has between SIGTERM and SIGKILL; Slurm gives the whole job 30 (KillWait)
+EXIT_LAUNCHER_LOST = 5
+
+
+class Supervisor:
+    """One node of the job, from its connection to the launcher to its end."""
+
+    def __init__(self, link: Channel, name: str, job: int, attempt: Path, temp_dir: Path):
+        self.link, self.name, self.attempt, self.temp_dir = link, name, attempt, temp_dir
+        self.ip = node_address() if "MEDSSR_IFNAME" in os.environ else link.own_ip
+        self.resources = Resources.of_job()
+        self.block = claim(self.ip, job)
+        self.components: dict[str, Component] = {}
+        self.waits: dict[str, asyncio.Task] = {}
+        self.env: dict[str, str] = {}
+
+    def hello(self) -> None:
+        self.link.send(
+            {
+                "event": "hello", "name": self.name, "ip": self.ip, "gcs": f"{self.ip}:{self.block.gcs}",
+                "cpus": self.resources.cpus, "gpus": self.resources.gpus, "memory_mib": self.resources.memory_mib,
+            }
+        )  # fmt: skip
+
+    async def serve(self) -> None:
+        """Do what the launcher says until it says stop. Raises Lost when it is gone."""
+        while (message := await self.link.receive())["do"] != "stop":
+            await getattr(self, f"do_{message.pop('do')}")(**message)
+
+    async def do_layout(self, config: str | None, overrides: list[str], nodes: int, step: str) -> None:
+        """Fit the config to the job; answers with the overrides that do so and this node's slots."""
+        from medssr_dist.launch.fit_config import layout
+
+        try:
+            fitted, slots = layout(Path(config), overrides, nodes, self.resources.gpus, step)
+        except InputError as error:
+            self.link.send({"event": "refused", "text": str(error)})
+        else:
+            self.link.send({"event": "layout", "overrides": fitted, "slots": slots})
+
+    async def do_prepare(self, hosts: list[str], slots: int) -> None:
+        """What is the same for all that will run here."""
+        token = self.attempt / "token"
+        self.slots = slots
+        self.env = node_environment(self.ip, self.block, slots, hosts, self.resources, token)
+
+    async def do_ray(self, head: str | None) -> None:
+        command = ray_command(head, self.ip, self.block, self.resources, self.slots, self.temp_dir)
+        await self.do_start(_RAY, command, {})
+
+    async def do_start(self, name: str, command: list[str], env: dict[str, str]) -> None:
+        log = self.attempt / f"{self.name}.{name}.log"
+        component = await Component.start(name, command, self.env | env, log, self._line)
+        self.components[name] = component
+        self.waits[name] = asyncio.create_task(self._ended(component))
+
+    async def do_signal(self, name: str, number: int) -> None:
+        self.components[name].signal(number)
+
+    async def do_probe(self) -> None:
+        """Answers whether this node's Ray still listens."""
+        self.link.send({"event": "probed", "ray": _RAY not in self.waits or await self._ray_listens()})
+
+    async def _ray_listens(self) -> bool:
+        port = next(int(option.split("=")[1]) for option in self.block.ray_options(True) if "node-manager" in option)
+        try:
+            _, writer = await asyncio.open_connection(self.ip, port)
+        except OSError:
+            return False
+        writer.close()
+        return True
+
+    async def _ended(self, component: Component) -> None:
+        code = await component.wait()
+        self.link.send({"event": "ended", "name": component.name, "code": code, "tail": list(component.tail)})
+
+    def _line(self, name: str, text: str) -> None:
+        self.link.send({"event": "line", "name": name, "text": text})
+
+    async def end_all(self) -> None:
+        """End the driver, then all others at once (it leaves Ray before Ray goes), and whatever they leave behind."""
+        others = [name for name in self.components if name != DRIVER]
+        for names in ([DRIVER], others):
+            await asyncio.gather(*(self._end(name) for name in names if name in self.components))
+        kill_descendants()
+
+    async def _end(self, name: str) -> None:
+        component = self.components[name]
+        component.signal(signal.SIGTERM)
+        await asyncio.wait([self.waits[name]], timeout=_END_S)
+        component.kill()
+        await self.waits[name]
+
+
+async def supervise(launcher: str, attempt: Path, job: int) -> int:
+    """Returns the supervisor's exit code."""
+    name = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+    host, port = launcher.rsplit(":", 1)
+    scratch = os.environ.get("MEDSSR_SCRATCH")
+    link = await channel.connect(host, int(port), (attempt / "token").read_text())
+    with ExitStack() as stack:
+        try:
+            temp_dir = stack.enter_context(ray_temp_dir(attempt, scratch and Path(scratch), f"{name}."))
+            supervisor = Supervisor(link, name, job, attempt, temp_dir)
+        except (InputError, NoPorts, OSError) as error:
+            link.send({"event": "unfit", "name": name, "text": str(error)})
+            await link.close()
+            return 1
+        return await _serve(supervisor)
+
+
+async def _serve(supervisor: Supervisor) -> int:
+    link = supervisor.link
+    # Slurm's own SIGTERM reaches every process of the job at once: the launcher decides what it means.
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        asyncio.get_running_loop().add_signal_handler(number, link.send, {"event": "signal", "number": number})
+    beats = asyncio.create_task(link.beat())
+    supervisor.hello()
+    try:
+        await supervisor.serve()
+        return 0
+    except Lost as lost:
+        print(f"{supervisor.name}: the launcher is lost, {lost}; everything on this node ends", flush=True)
+        return EXIT_LAUNCHER_LOST
+    finally:
+        await supervisor.end_all()
+        beats.cancel()
+        await link.close()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m medssr_dist.launch.supervisor", description=__doc__)
+    parser.add_argument("--launcher", required=True, metavar="IP:PORT")
+    parser.add_argument("--attempt", required=True, type=Path, metavar="FOLDER")
+    parser.add_argument("--job", required=True, type=int)
+    args = parser.parse_args()
+    os.umask(0o077)
+    adopt_orphans()
+    return asyncio.run(supervise(args.launcher, args.attempt, args.job))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""medssr bench kernels: the kernels beside what they replace."""

@@ -1,0 +1,1 @@
+"""medssr bench synthesis: the client beside what it replaces."""

@@ -1,0 +1,1 @@
+"""medssr bench training and update: a step beside stock OpenRLHF's."""

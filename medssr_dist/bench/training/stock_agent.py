@@ -1,0 +1,21 @@
+"""The reward for `training.rollout: openrlhf`, which loads this file into each engine (its `agent_func_path`).
+
+A reward that raises stops the run; OpenRLHF's own reward functions log it and go on.
+"""
+
+from __future__ import annotations
+
+from openrlhf.utils.agent import SingleTurnAgentExecutor
+
+from medssr_dist.training.rollout.reward import score
+
+
+class AgentExecutor(SingleTurnAgentExecutor):
+    """One generation a prompt, graded by the same extractor as vote and evaluation."""
+
+    async def execute(self, prompt, label, sampling_params, max_length, hf_tokenizer, llm_engine, images=None):
+        output = await super().execute(prompt, label, sampling_params, max_length, hf_tokenizer, llm_engine, images)
+        start, end = output["action_ranges"][0]
+        text = hf_tokenizer.decode(output["observation_tokens"][start:end], skip_special_tokens=True)
+        reward, invalid = score(text, label)
+        return output | {"reward": reward, "scores": reward, "extra_logs": {"invalid_answer": float(invalid)}}

@@ -1,0 +1,1 @@
+"""medssr bench voting: the engine pool beside vLLM itself."""

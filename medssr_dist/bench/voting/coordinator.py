@@ -1,0 +1,88 @@
+"""How many votes a second the coordinator handles, and whether its memory grows with the questions.
+
+    python -m medssr_dist.bench.voting.coordinator QUESTIONS FOLDER --samples 16 --adaptive never
+
+holds a whole vote in `FOLDER`, in a process of its own, on engines that answer at once: pool, ballots, chat prompts of
+a real tokenizer, ledger with its syncs and its packing are the real ones. Samples come as from an engine, the answer
+extracted there; how they travel (Ray, HTTP) is not part of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import sys
+import time
+from dataclasses import astuple
+from pathlib import Path
+
+from tqdm import tqdm
+
+from medssr_dist.bench.voting.simulation import DrawnAnswers, InstantEngine
+from medssr_dist.bench.voting.simulation_cluster import POLICY, SAMPLING, simulated_config
+from medssr_dist.config.schema import Policy
+from medssr_dist.inference.pool import EnginePool
+from medssr_dist.inference.requests import Completion, Request
+from medssr_dist.run.stream import QuestionFeed
+from medssr_dist.runtime.models import EMBEDDED_MODEL, load_tokenizer, resolve_model
+from medssr_dist.voting.ballots import Ballots, take_votes
+from medssr_dist.voting.ledger import VoteLedger
+
+# About 400 characters, as an answer with a line of reasoning has.
+_TEXT = "The findings point to one of these more than to the others, as the course and the family history show. " * 4
+_KINDS, _SAMPLES = 256, 32
+
+
+class AnswerBank:
+    """Samples drawn beforehand, so that giving one costs next to nothing: 32 of each of 256 questions."""
+
+    def __init__(self) -> None:
+        answers = DrawnAnswers(tokens=100.0, text=_TEXT + "The answer is ({}).")
+        options = dict.fromkeys("ABCD", "")
+        drawn = [[answers.draw(f"{kind:x}", options, seed) for seed in range(_SAMPLES)] for kind in range(_KINDS)]
+        self._bank = [[astuple(sample)[1:] for sample in samples] for samples in drawn]
+
+    def __call__(self, request: Request, seed: int) -> Completion:
+        return Completion(seed, *self._bank[int(request.key[:2], 16)][seed % _SAMPLES])
+
+
+def measure(questions: Path, folder: Path, samples: int, adaptive: str, engines: int) -> dict:
+    """Vote on all of `questions`; returns votes, wall and CPU seconds, and the peak memory of this process in MiB."""
+    policy = Policy(model=EMBEDDED_MODEL)
+    tokenizer = load_tokenizer(resolve_model(policy), policy)
+    config = simulated_config(samples=samples, adaptive=adaptive, engines=engines)
+    answer = AnswerBank()
+    handles = [InstantEngine(f"engine {number}", answer) for number in range(engines)]
+    started, cpu = time.perf_counter(), time.process_time()
+    with (
+        VoteLedger(folder, POLICY, SAMPLING) as ledger,
+        EnginePool(handles, config.voting) as pool,
+        tqdm(desc="coordinator", unit="question", disable=not sys.stderr.isatty()) as bar,
+    ):
+        ballots = Ballots(config, QuestionFeed(questions), ledger, tokenizer)
+        take_votes(pool, ballots, ledger, bar, lambda: False)
+        seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
+    return {
+        "questions": ledger.decided,
+        "votes": ballots.votes,
+        "seconds": round(seconds, 2),
+        "cpu_s": round(cpu, 2),
+        "votes_per_s": round(ballots.votes / seconds),
+        "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("questions", type=Path, help="file of questions")
+    parser.add_argument("folder", type=Path, help="for the ledger")
+    parser.add_argument("--samples", type=int, default=16)
+    parser.add_argument("--adaptive", default="lossless")
+    parser.add_argument("--engines", type=int, default=64)
+    args = parser.parse_args()
+    print(json.dumps(measure(args.questions, args.folder, args.samples, args.adaptive, args.engines)))
+
+
+if __name__ == "__main__":
+    main()

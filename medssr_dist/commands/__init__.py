@@ -1,0 +1,1 @@
+"""Commands around a run: dry run, doctor, status, prefetch, export."""

@@ -1,0 +1,124 @@
+"""Checks of what a run reads: policy, passages, data sets, vocabulary, endpoints and their keys."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from yarl import URL
+
+from medssr_dist.commands.doctor.result import Result
+from medssr_dist.commands.doctor.slurm import job_hosts
+from medssr_dist.commands.prefetch import (
+    count_tokens,
+    entities_without_passages,
+    index_on_disk,
+    refuse_absent_encoders,
+    refuse_incomplete,
+)
+from medssr_dist.config.schema import Config
+from medssr_dist.run.directory import RunDir
+from medssr_dist.runtime.models import policy_on_disk
+from medssr_dist.synthesis.client.chat_client import chat_url, proxy_for
+from medssr_dist.training.trackers import check_trackers
+
+
+def synthesis_finished(run_dir: Path) -> bool:
+    """Whether this run has its questions, so that neither passages nor an endpoint are needed any more."""
+    run = RunDir(run_dir)
+    return run.manifest_file.exists() and run.is_finished("synthesize")
+
+
+def model(config: Config, run_dir: Path) -> Result:
+    """The policy: whole weights and a tokenizer that loads, found without a network."""
+    folder = policy_on_disk(config.policy)
+    if folder is None:
+        detail, nodes = f"{config.policy.model}, converted on first use", len(job_hosts())
+        return Result("pass", detail) if nodes == 1 else Result("warn", detail, "run `medssr prefetch`")
+    refuse_incomplete("policy.model", config.policy.model, folder, config.policy.trust_remote_code)
+    return Result("pass", str(folder))
+
+
+def knowledge(config: Config, run_dir: Path) -> Result:
+    """Passages of every entity; where they are not there yet, what finds them."""
+    if config.synthesis.alpha == 0:
+        return Result("pass", "synthesis.alpha is 0: no passages are needed")
+    if synthesis_finished(run_dir):
+        return Result("pass", "the questions are written already")
+    missing, entities = entities_without_passages(config)
+    if not missing:
+        return Result("pass", f"passages of {entities:,} entities in {index_on_disk(config.knowledge)}")
+    refuse_absent_encoders(config.knowledge)
+    detail = f"{missing:,} of {entities:,} entities have no passages from {config.knowledge.corpus.path} yet"
+    return Result("warn", f"{detail}; the run finds them", "run `medssr prefetch`")
+
+
+def trackers(config: Config, run_dir: Path) -> Result:
+    """Where metrics go: installed, and with its key in the environment."""
+    check_trackers(config.training)
+    return Result("pass", ", ".join(config.training.trackers) or "none")
+
+
+def vocabulary(config: Config, run_dir: Path) -> Result:
+    """What counts tokens, which tiktoken itself would download."""
+    return Result("pass", f"tiktoken counts offline ({count_tokens()} tokens in a trial)")
+
+
+def data(config: Config, run_dir: Path) -> Result:
+    """Every data set can be read, is labelled where it must be, and holds no evaluation item."""
+    from medssr_dist.readers import human_labelled, read_all, refuse_evaluation_items
+
+    benchmarks = read_all(config.evaluation.benchmarks, config.runtime.random_seed)
+    stage2 = config.training.stage2
+    sets = {"seeds": read_all(config.synthesis.seeds, config.runtime.random_seed)}
+    sets |= {"supervised": read_all(stage2.data, config.runtime.random_seed)} if stage2.enabled else {}
+    for questions in sets.values():
+        refuse_evaluation_items(questions, benchmarks)
+    human_labelled([*sets.get("supervised", []), *benchmarks])
+    counts = ", ".join(f"{len(items):,} {name}" for name, items in (sets | {"evaluation": benchmarks}).items())
+    if not benchmarks:
+        return Result("warn", counts, "name a data set in evaluation.benchmarks, or run without `evaluate`")
+    return Result("pass", counts)
+
+
+def endpoints(config: Config, run_dir: Path) -> Result:
+    """Something listens there, or at the proxy on the way."""
+    if not config.training.uses_pseudo_labels:
+        return Result("pass", "no stage uses pseudo-labels: no questions are asked for")
+    if synthesis_finished(run_dir):
+        return Result("pass", "the questions are written already")
+    answers = [_knock(endpoint.base_url) for endpoint in config.synthesis.endpoints]
+    failed = [detail for reached, detail in answers if not reached]
+    fix = "check synthesis.endpoints, proxies and the network; or run `medssr synthesize` first where there is internet"
+    return Result("fail", "; ".join(failed), fix) if failed else Result("pass", "; ".join(text for _, text in answers))
+
+
+def _knock(base_url: str) -> tuple[bool, str]:
+    """Whether something listens at `base_url`, and in words."""
+    if base_url == "offline-teacher":
+        return True, "offline-teacher, started by the run"
+    url, via = chat_url(base_url), ""
+    if proxy := proxy_for(url):
+        via, url = f" (proxy for {url.host})", URL(proxy)
+    where = f"{url.host}:{url.port}{via}"
+    try:
+        socket.create_connection((url.host, url.port), timeout=5).close()
+    except OSError as error:
+        return False, f"{where} cannot be reached ({error})"
+    return True, f"{where} answers"
+
+
+def api_keys(config: Config, run_dir: Path) -> Result:
+    """No key is empty, and none is forgotten."""
+    without = []
+    for number, endpoint in enumerate(config.synthesis.endpoints):
+        name = f"synthesis.endpoints.{number}.api_key"
+        if endpoint.api_key is not None and not endpoint.api_key.get_secret_value():
+            return Result("fail", f"{name} is empty", "export the variable that it names, or fill its file")
+        if endpoint.api_key is None and urlsplit(endpoint.base_url).scheme == "https":
+            without.append(name)
+    if without:
+        fix = f"set {without[0]} to ${{YOUR_VARIABLE}} or file:PATH"
+        return Result("warn", "none configured for an https endpoint", fix)
+    return Result("pass", f"as configured, {len(config.synthesis.endpoints)} endpoint(s)")

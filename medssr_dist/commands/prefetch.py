@@ -1,0 +1,206 @@
+"""`medssr prefetch`: bring all that a run needs from outside onto local disk, so that compute nodes need no network.
+
+1. The policy with its tokenizer: the embedded model is converted, a Hugging Face id is downloaded, a directory is
+   checked.
+2. The MedCPT encoders, where `knowledge.encoder` is medcpt, and the reranker where one is named.
+3. The corpus' offsets, its vectors and their index, and the passages of every entity: a run then loads neither
+   encoder nor index, and needs neither torch nor FAISS to synthesize.
+4. The data sets and tiktoken's vocabulary, which are only checked: files, and an installed package.
+
+A run with HF_HUB_OFFLINE=1 and the same MEDSSR_CACHE and HF_HOME then finds everything.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from medssr_dist.config.schema import Config, Policy
+from medssr_dist.config.synthesis import Knowledge
+from medssr_dist.data.jsonl import read_json
+from medssr_dist.errors import InputError
+from medssr_dist.readers import read_all
+from medssr_dist.runtime.cache import cache_dir
+
+# The same weights in other forms; Llama's repository carries 16 GB of them.
+_NOT_FETCHED = ["original/*", "onnx/*", "*.pth", "*.gguf", "*.h5", "*.msgpack", "*.ot"]
+
+
+def prefetch(config: Config, dry_run: bool) -> None:
+    """Fetch or build everything `config` needs, printing each path and its size in bytes (MB, GB).
+
+    Args:
+        dry_run: only say what would be fetched and built.
+    Raises:
+        InputError: no network, an id that does not exist or is gated, a directory that is no model.
+    """
+    if dry_run:
+        print("prefetch would bring to this machine:", *_planned(config), sep="\n  ")
+        return
+    _report("policy", _fetch_policy(config.policy))
+    if config.synthesis.alpha > 0:
+        for key, model in _models(config.knowledge).items():
+            _report(f"model {key}", _fetch_model(key, model))
+        _report("passage index", _fetch_passages(config))
+    print(f"data sets: {_count_questions(config):,} questions read")
+    print(f"tiktoken: {count_tokens()} tokens counted offline")
+    _say_where()
+
+
+def index_on_disk(knowledge: Knowledge) -> Path | None:
+    """The directory of the passage index, or None if it is not built yet."""
+    from medssr_dist.knowledge.index import form_dir
+
+    folder = _index_dir(knowledge)
+    return folder if (form_dir(folder, knowledge) / "index.json").exists() else None
+
+
+def refuse_incomplete(key: str, model: str, folder: Path, trust_remote_code: bool = False) -> None:
+    """Raise InputError unless `folder` holds whole weights, and a tokenizer that loads without a network."""
+    from transformers import AutoTokenizer
+
+    indexes = [*folder.glob("*.safetensors.index.json"), *folder.glob("*.bin.index.json")]
+    named = {name for index in indexes for name in read_json(index)["weight_map"].values()}
+    found = {file.name for kind in ("*.safetensors", "*.bin") for file in folder.glob(kind) if file.stat().st_size}
+    fix = "run `medssr prefetch` again where there is internet, or copy the model again"
+    if missing := sorted(named - found) or ([] if found else ["any weights"]):
+        raise InputError(f"{key} = {model!r}: {folder} is without {', '.join(missing[:3])}; {fix}")
+    try:
+        AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
+        raise InputError(f"{key} = {model!r}: {folder} has no tokenizer that loads ({reason}); {fix}") from None
+
+
+def refuse_absent_encoders(knowledge: Knowledge) -> None:
+    """Raise InputError where an encoder or the reranker is not on this machine."""
+    from transformers import AutoConfig
+
+    from medssr_dist.knowledge.encoders import encoder_dimension, from_disk
+
+    encoder_dimension(knowledge)
+    for model in _models(knowledge).values():
+        from_disk(AutoConfig, model)
+
+
+def entities_without_passages(config: Config) -> tuple[int, int]:
+    """How many entities have no passages on disk yet, and how many there are."""
+    from medssr_dist.knowledge.retrieval import Retriever, entities
+
+    names = [entity.name for entity in entities(config.knowledge, config.runtime.random_seed)]
+    unknown = Retriever(config.knowledge).unknown(names) if index_on_disk(config.knowledge) else names
+    return len(unknown), len(names)
+
+
+def count_tokens() -> int:
+    """Tokens of a short text, by the vocabulary that a package carries: proof that it loads offline."""
+    from medssr_dist.synthesis.client.budget import TokenCounter
+
+    return TokenCounter()([{"content": "A rare disease."}])
+
+
+def _index_dir(knowledge: Knowledge) -> Path:
+    from medssr_dist.knowledge.corpus import read_corpus
+    from medssr_dist.knowledge.index import index_dir
+
+    return index_dir(read_corpus(knowledge.corpus), knowledge)
+
+
+def _models(knowledge: Knowledge) -> dict[str, str]:
+    """Key in the config -> model that retrieval needs from outside."""
+    encoders = ("medcpt_query", "medcpt_article") if knowledge.encoder == "medcpt" else ()
+    found = {key: getattr(knowledge, key) for key in (*encoders, "reranker")}
+    return {key: model for key, model in found.items() if model}
+
+
+def _planned(config: Config) -> list[str]:
+    knowledge = config.knowledge
+    models = {"policy": config.policy.model}
+    if config.synthesis.alpha > 0:
+        models |= {f"model {key}": model for key, model in _models(knowledge).items()}
+    lines = [f"{name}: {model}{_how(model)}" for name, model in models.items()]
+    if config.synthesis.alpha > 0:
+        state = "already built" if index_on_disk(knowledge) else "to be built"
+        lines.append(f"passage index ({knowledge.index}) of {knowledge.corpus.path} under {knowledge.encoder}: {state}")
+        lines.append(f"passages of {knowledge.entities or 'all'} entities, {knowledge.top_k} each")
+    return lines
+
+
+def _how(model: str) -> str:
+    if model.startswith("embedded:"):
+        return " (from an installed package, converted once)"
+    return " (a directory, checked)" if Path(model).expanduser().is_dir() else " (downloaded from the Hugging Face hub)"
+
+
+def _fetch_policy(policy: Policy) -> Path:
+    from medssr_dist.runtime.models import EMBEDDED_MODEL, resolve_model
+
+    if policy.model != EMBEDDED_MODEL and not Path(policy.model).is_dir():
+        _download("policy.model", policy.model)
+    folder = resolve_model(policy)
+    refuse_incomplete("policy.model", policy.model, folder, policy.trust_remote_code)
+    return folder
+
+
+def _fetch_model(key: str, model: str) -> Path:
+    folder = Path(model).expanduser()
+    if not folder.is_dir():
+        folder = _download(f"knowledge.{key}", model)
+    if not (folder / "config.json").exists():
+        raise InputError(f"knowledge.{key} = {model!r} has no config.json, so it is no model directory")
+    refuse_incomplete(f"knowledge.{key}", model, folder)
+    return folder
+
+
+def _download(key: str, model: str) -> Path:
+    """Download a model by its id. Raises InputError naming the id, the reason and the fix."""
+    from httpx import HTTPError
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return Path(snapshot_download(model, ignore_patterns=_NOT_FETCHED))
+    except HFValidationError:
+        raise InputError(f"{key} = {model!r} is neither a directory nor a Hugging Face id such as owner/name") from None
+    except (OSError, HTTPError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
+        raise InputError(
+            f"{key} = {model!r} cannot be downloaded ({reason}); check the id, `hf auth login` if it is gated, run "
+            "where there is internet, or copy the model here and give its directory"
+        ) from None
+
+
+def _fetch_passages(config: Config) -> Path:
+    """Retrieve the passages of every entity into the cache beside the index; returns its directory."""
+    from medssr_dist.knowledge.retrieval import Retriever, entities
+
+    rare = entities(config.knowledge, config.runtime.random_seed)
+    Retriever(config.knowledge).prepare([entity.name for entity in rare])
+    print(f"passages: {config.knowledge.top_k} for each of {len(rare):,} entities")
+    return _index_dir(config.knowledge)
+
+
+def _count_questions(config: Config) -> int:
+    """Questions in all data sets of the config. Raises InputError where one cannot be read."""
+    stage2 = config.training.stage2
+    sources = [*config.synthesis.seeds, *config.evaluation.benchmarks, *(stage2.data if stage2.enabled else [])]
+    return len(read_all(sources, config.runtime.random_seed))
+
+
+def _say_where() -> None:
+    from huggingface_hub.constants import HF_HOME
+
+    print(f"offline: on compute nodes HF_HUB_OFFLINE=1 MEDSSR_CACHE={cache_dir()} HF_HOME={HF_HOME}")
+
+
+def _report(name: str, folder: Path) -> None:
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    print(f"{name}: {folder} ({readable_size(size)})")
+
+
+def readable_size(count: float) -> str:
+    """Bytes in decimal units. Example: 269060552 -> '269.1 MB'."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"

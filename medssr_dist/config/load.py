@@ -1,0 +1,189 @@
+"""YAML file + dotted overrides -> Config; errors name the key, the value and the fix."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import stat
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from medssr_dist.config.schema import Config
+from medssr_dist.data.jsonl import read_text
+from medssr_dist.errors import InputError
+
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+_SECRET_FILE = "file:"
+# ${ENV} is for secrets and paths only: anywhere else a run would depend on what is not recorded.
+_VARIABLE_KEYS = re.compile(
+    r"(^|\.)(api_key|path|model|base_url|medcpt_query|medcpt_article|seeds|corpus|benchmarks|data)(\.\d+)?$"
+)
+_SECRET_KEY = re.compile(r"(^|\.)api_key$")
+
+
+def load_config(path: Path, overrides: list[str] | None = None) -> Config:
+    """Read `path`, apply `overrides` ("voting.samples=16"), fill in ${ENV} and keys from files, validate.
+
+    A file may begin with `extends: other.yaml` (relative to itself) and give only what differs.
+
+    Raises:
+        InputError: unreadable file, unknown key (with the nearest valid name), value out of range.
+    """
+    tree = _read_yaml(Path(path))
+    for override in overrides or []:
+        _apply_override(tree, override)
+    _refuse_literal_secrets(tree, "")
+    tree = _fill_variables(tree, "")
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise InputError(f"{path}: " + "; ".join(_explain(item) for item in error.errors())) from None
+
+
+def _read_yaml(path: Path) -> dict:
+    try:
+        tree = yaml.safe_load(read_text(path))
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise InputError(f"{path} holds no settings; start from configs/demo_cpu.yaml")
+    base = tree.pop("extends", None)
+    return _merge(_read_yaml(path.parent / base), tree) if base else tree
+
+
+def _merge(base: dict, tree: dict) -> dict:
+    """`base` with the values of `tree` in place of its own; sections are merged key by key."""
+    merged = dict(base)
+    for key, value in tree.items():
+        both_sections = isinstance(value, dict) and isinstance(base.get(key), dict)
+        merged[key] = _merge(base[key], value) if both_sections else value
+    return merged
+
+
+def _apply_override(tree: dict, override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise InputError(f"override {override!r} is not of the form key=value, e.g. voting.samples=16")
+    try:
+        value = yaml.safe_load(text) if text else ""
+    except yaml.YAMLError:
+        raise InputError(f"override {override!r}: the value is not valid YAML; quote it") from None
+    *parents, leaf = key.split(".")
+    node = tree
+    for parent in parents:
+        node = _child(node, parent, override)
+    if isinstance(node, list):
+        node[_place(node, leaf, override)] = value
+    else:
+        node[leaf] = value
+
+
+def _child(node: dict | list, name: str, override: str) -> dict | list:
+    """The section or list `name` of a section, or item number `name` of a list."""
+    child = node[_place(node, name, override)] if isinstance(node, list) else node.setdefault(name, {})
+    if not isinstance(child, dict | list):
+        raise InputError(f"override {override!r}: {name} is a value, not a section")
+    return child
+
+
+def _place(items: list, name: str, override: str) -> int:
+    if not name.isdecimal() or int(name) >= len(items):
+        raise InputError(f"override {override!r}: {name} is no item of a list of {len(items)}; the first is 0")
+    return int(name)
+
+
+def _refuse_literal_secrets(node: Any, key: str) -> None:
+    if isinstance(node, dict | list):
+        for name, value in node.items() if isinstance(node, dict) else enumerate(node):
+            _refuse_literal_secrets(value, f"{key}.{name}" if key else str(name))
+    elif node is not None and _SECRET_KEY.search(key) and not _names_a_secret(str(node)):
+        raise InputError(
+            f"{key} must name an environment variable, e.g. ${{MEDSSR_API_KEY}}, or a file of mode 0600, e.g. "
+            f"{_SECRET_FILE}~/.medssr_api_key, not hold the key"
+        )
+
+
+def _names_a_secret(text: str) -> bool:
+    return bool(_VARIABLE.fullmatch(text)) or text.startswith(_SECRET_FILE)
+
+
+def _fill_variables(node: Any, key: str) -> Any:
+    if isinstance(node, dict):
+        return {name: _fill_variables(value, f"{key}.{name}" if key else str(name)) for name, value in node.items()}
+    if isinstance(node, list):
+        return [_fill_variables(value, f"{key}.{index}") for index, value in enumerate(node)]
+    if isinstance(node, str) and _SECRET_KEY.search(key) and node.startswith(_SECRET_FILE):
+        return _read_secret(Path(node.removeprefix(_SECRET_FILE)).expanduser(), key)
+    if isinstance(node, str) and _VARIABLE.search(node):
+        if not _VARIABLE_KEYS.search(key):
+            raise InputError(f"{key}: ${{...}} is allowed in secrets and paths only; write the value itself")
+        return _VARIABLE.sub(lambda match: _environment(match.group(1), key), node)
+    return node
+
+
+def _environment(name: str, key: str) -> str:
+    if name not in os.environ:
+        raise InputError(f"{key} needs the environment variable {name}, which is not set; export {name}=...")
+    return os.environ[name]
+
+
+def _read_secret(file: Path, key: str) -> str:
+    """The text of `file`, which must be this user's and closed to all others."""
+    try:
+        with open(file, encoding="utf-8") as handle:
+            info = os.fstat(handle.fileno())
+            if info.st_uid != os.getuid() or info.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+                raise InputError(
+                    f"{key}: {file} has mode {stat.S_IMODE(info.st_mode):04o} and owner {info.st_uid}: others may read "
+                    f"it; make it your own, then chmod 600 {file}"
+                )
+            return handle.read().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8"
+        raise InputError(f"{key}: {file} cannot be read ({reason}); write the key alone into it, mode 0600") from None
+
+
+def _explain(item: dict) -> str:
+    key = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        return f"unknown key {key!r}{_nearest(item['loc'])}"
+    if item["type"] == "missing":
+        return f"{key} is missing; set it in the file or as an override"
+    message = item["msg"].removeprefix("Value error, ")
+    if item["type"] == "value_error":
+        return f"{key}: {message}" if key else message
+    return f"{key} = {item['input']!r}: {message}"
+
+
+def _nearest(location: tuple) -> str:
+    section: Any = Config
+    for part in location[:-1]:
+        section = _section_of(section, part)
+        if section is None:
+            return ""
+    close = difflib.get_close_matches(str(location[-1]), list(section.model_fields), n=1, cutoff=0.5)
+    names = f"; did you mean {close[0]!r}?" if close else ""
+    return names or f"; valid names: {', '.join(section.model_fields)}"
+
+
+def _section_of(section: type[BaseModel], part: Any) -> Any:
+    if isinstance(part, int):
+        return section
+    field = section.model_fields.get(part)
+    return _model_in(field.annotation) if field else None
+
+
+def _model_in(annotation: Any) -> Any:
+    """The section class inside an annotation such as list[Annotated[DataSource, ...]]."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(filter(None, map(_model_in, get_args(annotation))), None)
+
+
+def resolved(config: Config) -> dict:
+    """The whole config as plain JSON values; secrets show as '**********'."""
+    return config.model_dump(mode="json")

@@ -1,0 +1,1 @@
+"""Estimates before and during a run: work, memory, rates, wall time."""

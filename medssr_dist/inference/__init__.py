@@ -1,0 +1,1 @@
+"""The engine pool: leases of requests, vLLM engines, vLLM servers, placement."""

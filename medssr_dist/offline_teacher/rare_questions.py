@@ -1,0 +1,221 @@
+"""Questions with injected knowledge: a vignette about the entity, from what the passages tell of it."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from medssr_dist.knowledge.names import family, words
+from medssr_dist.offline_teacher.facts import Facts, read_facts
+from medssr_dist.offline_teacher.patients import draw_patient
+from medssr_dist.offline_teacher.reading import PromptParts
+
+# Used only when passages and seeds name too few alternatives.
+_SPARE_DISEASES = (
+    "Marfan syndrome", "Wilson disease", "Fabry disease", "Gaucher disease", "Noonan syndrome", "Alport syndrome",
+    "Tuberous sclerosis", "Cystic fibrosis",
+)  # fmt: skip
+_SPARE_GENES = ("FBN1", "CFTR", "ATP7B", "GLA", "PTPN11", "COL4A5", "TSC2", "DMD")
+_MASK = "this condition"
+_OTHER_SHARE = 0.3  # of questions that ask something else than the diagnosis
+_TOP_FINDINGS = 12  # passages list the most frequent first
+_ALL_MODES = (
+    "Autosomal dominant", "Autosomal recessive", "X-linked recessive", "X-linked dominant", "Mitochondrial",
+)  # fmt: skip
+_DIAGNOSIS_ASKS = (
+    "Which of the following is the most likely diagnosis?",
+    "Which of the following conditions best explains this presentation?",
+    "What is the most likely underlying disorder?",
+    "Which diagnosis should be considered first?",
+    "Which of the following disorders accounts for this combination of findings?",
+)
+_VIGNETTES = (
+    "{Patient} is referred for evaluation of {first}. Examination and further work-up show {rest}.",
+    "At a specialty clinic, {patient} is assessed because of {first}. The medical record also lists {rest}.",
+    "{Patient} comes to the physician with {first}. In the course of the evaluation, {rest} are documented as well.",
+    "Two physicians discuss {patient} in whom {first} were noted early on. Since then, the "
+    "list of problems has grown by {rest}.",
+    "{Patient} is seen for a second opinion. {Possessive} documented findings are {first}. {Subject} is also found "
+    "to have {rest}.",
+)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The disease asked about, its facts, and the facts of the other diseases among the passages."""
+
+    name: str
+    facts: Facts
+    others: dict[str, Facts]
+    seed_options: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A question before its options are shuffled."""
+
+    stem: str
+    correct: str
+    wrong: list[str]
+
+
+def compose_rare(prompt: PromptParts, rng: random.Random) -> Draft:
+    """A question about the prompt's entity; diagnosis mostly, else gene, inheritance or expected finding."""
+    subject = _read_subject(prompt)
+    makers: list[Callable[[Subject, random.Random], Draft | None]] = [_diagnosis]
+    if rng.random() < _OTHER_SHARE:
+        makers = rng.sample([_gene, _inheritance, _expected_finding], 3) + makers
+    for make in (*makers, _inheritance, _gene):
+        draft = make(subject, rng)
+        if draft:
+            return draft
+    return _description(subject, rng)
+
+
+def _read_subject(prompt: PromptParts) -> Subject:
+    """Passages are sorted by disease. Where none is about the entity, the nearest passage's disease is asked."""
+    by_family: dict[str, list[tuple[str, str]]] = {}
+    for title, content in prompt.passages:
+        by_family.setdefault(family(title), []).append((title, content))
+    name = prompt.entity
+    if family(name) not in by_family:
+        name = next((title for title, content in prompt.passages if _names(title, name)), prompt.passages[0][0])
+    own = by_family.pop(family(name))
+    others = {group[0][0]: read_facts(content for _, content in group) for group in by_family.values()}
+    if name != prompt.entity and not _names(name, prompt.entity):
+        others = {prompt.entity: read_facts([]), **others}
+    options = tuple(option for seed in prompt.seeds for option in seed.options if seed.asks_diagnosis)
+    return Subject(name, read_facts(content for _, content in own), others, options)
+
+
+def _names(one: str, other: str) -> bool:
+    """Whether one name's words are all in the other's."""
+    left, right = set(words(one)), set(words(other))
+    return left <= right or right <= left
+
+
+def _diagnosis(subject: Subject, rng: random.Random) -> Draft | None:
+    findings = _pick_findings(subject, rng)
+    if not findings:
+        return None
+    stem = " ".join([_vignette(subject, findings, rng), *_clues(subject, rng), rng.choice(_DIAGNOSIS_ASKS)])
+    return Draft(stem, subject.name, _other_diseases(subject, findings, rng))
+
+
+def _gene(subject: Subject, rng: random.Random) -> Draft | None:
+    genes, findings = subject.facts.genes, _pick_findings(subject, rng)
+    if not genes or not findings:
+        return None
+    pool = [gene for facts in subject.others.values() for gene in facts.genes] + rng.sample(_SPARE_GENES, 4)
+    ask = f"The diagnosis of {subject.name} is made. A variant in which of the following genes is the likely cause?"
+    wrong = [gene for gene in dict.fromkeys(pool) if gene not in genes]
+    return Draft(f"{_vignette(subject, findings, rng)} {ask}", genes[0], wrong[:4])
+
+
+def _inheritance(subject: Subject, rng: random.Random) -> Draft | None:
+    mode = _only_mode(subject)
+    if mode is None:
+        return None
+    wrong = [other for other in _ALL_MODES if other != mode and not (mode == "X-linked" and other.startswith(mode))]
+    findings = _pick_findings(subject, rng)
+    patient = draw_patient(rng, subject.facts.onset, subject.facts.modes)
+    opening = (
+        f"{_vignette(subject, findings, rng)} The diagnosis of {subject.name} is made."
+        if findings
+        else f"The parents of {patient.article_noun} with newly diagnosed {subject.name} come for genetic counseling."
+    )
+    return Draft(f"{opening} Which pattern of inheritance is typical of this disorder?", mode, wrong)
+
+
+def _expected_finding(subject: Subject, rng: random.Random) -> Draft | None:
+    findings = _pick_findings(subject, rng)
+    told = subject.facts.text.casefold()
+    pool = [finding for facts in subject.others.values() for finding in facts.findings]
+    wrong = [finding for finding in dict.fromkeys(pool) if finding.casefold() not in told]
+    if len(findings) < 4 or len(wrong) < 3:
+        return None
+    *shown, correct = findings
+    ask = f"The diagnosis of {subject.name} is made. Which of the following further findings belongs to this disorder?"
+    return Draft(f"{_vignette(subject, shown, rng)} {ask}", correct, rng.sample(wrong, min(4, len(wrong))))
+
+
+def _description(subject: Subject, rng: random.Random) -> Draft:
+    """The last resort: a sentence of the passage with the name masked."""
+    masked = re.sub(re.escape(subject.name), _MASK, subject.facts.text, flags=re.IGNORECASE)
+    masked = re.sub(r"\s*\([^)]*\)", "", masked)
+    sentences = [part for part in re.split(r"(?<=[.?!])\s+", masked) if 8 <= len(part.split()) <= 40]
+    told = sorted(sentences or [masked[:200]], key=lambda part: (part.endswith("?"), _MASK not in part.casefold()))
+    quoted = told[0][:1].upper() + told[0][1:]
+    patient = draw_patient(rng, subject.facts.onset, subject.facts.modes)
+    stem = (
+        f"The family of {patient.article_noun} asks about a rare disorder that a specialist has mentioned. A reference "
+        f'text says of it: "{quoted}" {rng.choice(("Which disorder is meant?", "Which disorder does it describe?"))}'
+    )
+    return Draft(stem, subject.name, _other_diseases(subject, [], rng))
+
+
+def _pick_findings(subject: Subject, rng: random.Random) -> list[str]:
+    """4-6 findings, telling ones first, none giving the name away; [] when the passages tell too few."""
+    name = {word for word in words(subject.name) if len(word) > 3}
+    clean = [finding for finding in subject.facts.findings if not name & set(words(finding))]
+    if len(clean) < 3:  # a name such as 'distal myopathy' shares words with what it is made of
+        clean = [finding for finding in subject.facts.findings if not _names(finding, subject.name)]
+    if len(clean) < 3:
+        return []
+    elsewhere = " ".join(facts.text for facts in subject.others.values()).casefold()
+    top = clean[:_TOP_FINDINGS]
+    telling = [finding for finding in top if finding.casefold() not in elsewhere]
+    count = min(rng.randint(4, 6), len(top))
+    first = rng.sample(telling, min(len(telling), count - 1))
+    others = [finding for finding in top if finding not in first]
+    return first + rng.sample(others, count - len(first))
+
+
+def _vignette(subject: Subject, findings: list[str], rng: random.Random) -> str:
+    patient = draw_patient(rng, subject.facts.onset, subject.facts.modes)
+    return rng.choice(_VIGNETTES).format(
+        Patient=patient.article_noun.capitalize(),
+        patient=patient.article_noun,
+        Subject=patient.subject,
+        Possessive=patient.possessive,
+        first=_enumerate(findings[:2]),
+        rest=_enumerate(findings[2:]),
+    )
+
+
+def _clues(subject: Subject, rng: random.Random) -> Iterable[str]:
+    mode = _only_mode(subject)
+    if mode and rng.random() < 0.4:
+        yield f"The family history fits {mode if mode.startswith('X-') else mode.lower()} inheritance."
+    if subject.facts.genes and subject.facts.genes[0] not in subject.name and rng.random() < 0.25:
+        yield f"Sequencing reports a pathogenic variant in {subject.facts.genes[0]}."
+
+
+def _other_diseases(subject: Subject, findings: list[str], rng: random.Random) -> list[str]:
+    """3 or 4 alternatives from the other passages, the seeds' options and the spares, of distinct families.
+
+    A disease whose own passage tells every finding shown would be right as well, so it is left out.
+    """
+    near = [
+        title
+        for title, facts in subject.others.items()
+        if not findings or not all(finding.casefold() in facts.text.casefold() for finding in findings)
+    ]
+    pool = near + rng.sample(subject.seed_options, len(subject.seed_options)) + rng.sample(_SPARE_DISEASES, 8)
+    chosen: dict[str, str] = {}
+    for title in pool:
+        if not _names(title, subject.name) and family(title) != family(subject.name):
+            chosen.setdefault(family(title), title)
+    return list(chosen.values())[: rng.choice((3, 4))]
+
+
+def _only_mode(subject: Subject) -> str | None:
+    """The mode of inheritance, when the passages tell exactly one and the name does not tell it already."""
+    modes = subject.facts.modes
+    return modes[0] if len(modes) == 1 and modes[0].casefold() not in subject.name.casefold() else None
+
+
+def _enumerate(items: list[str]) -> str:
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"

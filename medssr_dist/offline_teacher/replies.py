@@ -1,0 +1,109 @@
+"""From the body of a chat request to the body of a chat completion."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from medssr_dist.data.records import LETTERS, content_hash
+from medssr_dist.offline_teacher.common_questions import compose_common
+from medssr_dist.offline_teacher.faults import FaultDraws, spoil
+from medssr_dist.offline_teacher.rare_questions import compose_rare
+from medssr_dist.offline_teacher.reading import PromptParts, read_prompt
+
+MODEL = "offline-teacher"
+NOTICE = "offline rule-based stand-in for a synthesis API; not a language model"
+_MOST_OPTIONS = 5
+class BadRequest(Exception):
+    """A request that no retry makes good: status 400."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRequest:
+    """A chat request that can be answered. `key` is the hash of its messages."""
+
+    messages: list[dict]
+    model: str
+    prompt: PromptParts
+    schema: Mapping[str, Any] | None
+    key: str
+
+
+def read_request(body: Any, knows_schemas: bool) -> ChatRequest:
+    """Read a request body. Raises BadRequest if it is none, or asks for what is not on offer."""
+    try:
+        messages, model = body["messages"], str(body.get("model") or MODEL)
+        prompt = read_prompt(messages)
+    except (LookupError, TypeError, AttributeError):
+        raise BadRequest("the body is not a chat completion request") from None
+    if prompt is None:
+        raise BadRequest(f"{NOTICE}: it answers the prompts of `medssr synthesize` only")
+    return ChatRequest(messages, model, prompt, _schema(body, knows_schemas), content_hash(messages))
+
+
+def _schema(body: Mapping[str, Any], supported: bool) -> Mapping[str, Any] | None:
+    asked = body.get("response_format") or {"type": "text"}
+    kind = asked.get("type") if isinstance(asked, dict) else None
+    if kind == "text":
+        return None
+    if kind != "json_schema" or not supported:
+        raise BadRequest(f"response_format of type {kind!r} is not supported")
+    try:
+        if asked["json_schema"]["name"]:
+            return asked["json_schema"]["schema"]["properties"] and asked["json_schema"]["schema"]
+    except (LookupError, TypeError):
+        pass
+    raise BadRequest("response_format.json_schema needs a name, and a schema with properties")
+
+
+def complete(asked: ChatRequest, random_seed: int, draws: FaultDraws) -> dict:
+    """The chat completion. Usage is counted at four characters a token."""
+    text = compose_reply(asked.prompt, f"{random_seed} {asked.key}", _most_options(asked.schema))
+    flaw = draws.flaw(asked.messages, structured=asked.schema is not None)
+    text = spoil(text, flaw) if flaw else text
+    if asked.schema is not None:
+        text = _in_form(text, asked.schema)
+    prompt_tokens = sum(len(str(message.get("content", ""))) for message in asked.messages) // 4
+    completion_tokens = len(text) // 4
+    return {
+        "id": f"chatcmpl-{asked.key}",
+        "object": "chat.completion",
+        "created": int(time.time()),
+        "model": asked.model,
+        "choices": [{"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}],
+        "usage": {
+            "prompt_tokens": prompt_tokens,
+            "completion_tokens": completion_tokens,
+            "total_tokens": prompt_tokens + completion_tokens,
+        },
+    }
+
+
+def _most_options(schema: Mapping[str, Any] | None) -> int:
+    letters = schema["properties"].get("options", {}).get("properties") if schema else None
+    return len(letters) if letters else _MOST_OPTIONS
+
+
+def _in_form(text: str, schema: Mapping[str, Any]) -> str:
+    """The reply in the form that the schema gives: its properties, in its order, options as list or as object."""
+    question = json.loads(text)
+    properties = schema["properties"]
+    if properties.get("options", {}).get("type") == "array":
+        question["options"] = list(question["options"].values())
+    return json.dumps({name: question[name] for name in properties if name in question}, ensure_ascii=False)
+
+
+def compose_reply(prompt: PromptParts, seed: str, most_options: int = 5) -> str:
+    """The reply's text: JSON in the form that the prompt asks for, without an answer."""
+    rng = random.Random(seed)
+    if prompt.entity and prompt.passages:
+        draft = compose_rare(prompt, rng)
+        stem, options = draft.stem, [draft.correct, *draft.wrong[: most_options - 1]]
+        rng.shuffle(options)
+    else:
+        stem, options = compose_common(prompt, rng, most_options)
+    return json.dumps({"question": stem, "options": dict(zip(LETTERS, options, strict=False))}, ensure_ascii=False)

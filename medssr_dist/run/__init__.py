@@ -1,0 +1,1 @@
+"""A run directory: its files, its manifest, and what runs in it."""

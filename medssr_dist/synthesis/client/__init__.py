@@ -1,0 +1,1 @@
+"""The async client of chat APIs: endpoints, rate limits, batches, budget."""

@@ -1,8 +1,0 @@
-"""The offline teacher: an OpenAI-compatible endpoint on loopback that writes questions by rule.
-
-It is a stand-in for a paid API in the demo and the tests. It is not a language model and says so.
-"""
-
-from medssr_dist.synthesis.teacher.launch import start_teacher
-
-__all__ = ["start_teacher"]

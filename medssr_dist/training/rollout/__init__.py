@@ -1,0 +1,1 @@
+"""Rollout of a GRPO step: prompts to groups of rewarded samples."""

@@ -1,0 +1,1 @@
+"""Update of a GRPO step: groups to micro-batches to optimizer steps."""

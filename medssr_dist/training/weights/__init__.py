@@ -1,0 +1,1 @@
+"""Weights of a stage: sync to the engines, checkpoints, adapters."""

@@ -1,0 +1,252 @@
+"""`medssr doctor` as preflight: what Slurm says, arithmetic, devices, storage, time. Nodes: test_preflight_nodes.py."""
+
+import json
+import socket
+import time
+from types import SimpleNamespace
+
+import pytest
+from helpers.preflight_config import TREE, config, outside_slurm  # noqa: F401
+
+from medssr_dist.commands.doctor import CHECKS, LOGIN, inputs, run_check, software, storage
+from medssr_dist.commands.doctor.arithmetic import compare, fit
+from medssr_dist.commands.doctor.result import Result
+from medssr_dist.commands.doctor.slurm import Partition, job_hosts, parse_partition, parse_time, seconds_left
+from medssr_dist.commands.doctor.walltime import walltime
+from medssr_dist.config.load import load_config
+from medssr_dist.data.jsonl import write_json
+from medssr_dist.errors import EXIT_BAD_INPUT
+from medssr_dist.launch.attempts import FIRST_ANSWER
+from medssr_dist.run.directory import open_run
+
+# --- what Slurm says
+
+
+def test_slurm_times():
+    texts = ["1-02:00:05", "2:00:05", "00:30", "59:59", "UNLIMITED", "NOT_SET", ""]
+    assert [parse_time(text) for text in texts] == [93605, 7205, 30, 3599, None, None, None]
+
+
+def test_partitions():
+    assert parse_partition("gpu|16|gpu:h100:8(S:0-1)|2-00:00:00") == Partition("gpu", 16, 8, 172800)
+    assert parse_partition("old|4|gpu:4,nvme:1|infinite") == Partition("old", 4, 4, None)
+    assert parse_partition("cpu|9|(null)|1:00:00").gpus == 0
+
+
+def test_hosts_of_the_job(monkeypatch):
+    assert len(job_hosts()) == 1
+    monkeypatch.setenv("MEDSSR_NODES", "n1,n2 n3")
+    assert job_hosts() == ["n1", "n2", "n3"]
+
+
+def test_the_limit_is_the_jobs_own(monkeypatch):
+    assert seconds_left() is None
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(time.time() + 3600))
+    assert 3000 < seconds_left() <= 3600
+
+
+# --- GPU arithmetic
+
+
+@pytest.mark.parametrize(
+    ("gpus", "training", "status", "said"),
+    [
+        ({"n1": 8}, {}, "pass", "voting engines 8, training ranks 6, rollout engines 2: 8 at once; 8 GPUs are there"),
+        ({"n1": 8, "n2": 8}, {}, "pass", "(n1 8, n2 8); 8 stay idle"),
+        ({"n1": 4, "n2": 2}, {}, "fail", "training.nodes = 1 need 6 each"),
+        ({"n1": 6}, {}, "fail", "2 are missing"),
+        ({"n1": 8, "n2": 4}, {"nodes": 2}, "fail", "training.nodes = 2 need 6 each"),
+        (
+            {"n1": 8},
+            {"tensor_parallel_size": 16},
+            "fail",
+            "training.tensor_parallel_size = 16 needs so many on one node",
+        ),
+        ({"n1": None, "n2": None}, {}, "pass", "as logical GPUs on 2 nodes"),
+    ],
+)
+def test_gpu_arithmetic(gpus, training, status, said):
+    result = compare(config(training=TREE["training"] | training), gpus)
+    assert result.status == status and said in result.detail, result
+    assert bool(result.fix) == (status != "pass")
+
+
+def test_missing_gpus_may_be_in_a_cluster_that_runs_already():
+    assert compare(config(), {"n1": 2}, joins_ray=True).status == "warn"
+
+
+def test_job_size_names_what_to_ask_slurm_for(monkeypatch):
+    small, large = Partition("small", 9, 4, None), Partition("large", 2, 8, None)
+    assert "sbatch --partition=large --nodes=1 --gpus-per-node=8" in fit(config(), [small, large]).detail
+    assert "small 9 x 4" in fit(config(), [small]).detail and fit(config(), [small]).status == "fail"
+    assert fit(config(), [Partition("cpu", 9, 0, None)]).status == "warn"
+    monkeypatch.setenv("MEDSSR_DEVICE", "cpu")
+    assert fit(config(), []).status == "pass"
+
+
+# --- devices and limits
+
+
+def test_driver_lines():
+    text = "NVIDIA H100 80GB HBM3, 550.54.15, 3\nNVIDIA A100, SXM, 550.54.15, [N/A]\n"
+    assert software.parse_driver(text) == [
+        ("NVIDIA H100 80GB HBM3", "550.54.15", 3),
+        ("NVIDIA A100, SXM", "550.54.15", 0),
+    ]
+
+
+def test_gpus_that_slurm_gave_and_torch_cannot_see_fail(monkeypatch, tmp_path):
+    monkeypatch.setenv("SLURM_GPUS_ON_NODE", "4")
+    monkeypatch.setattr("medssr_dist.runtime.device.on_gpu", lambda: False)
+    result = run_check(CHECKS["devices"], config(), tmp_path)
+    assert result.status == "fail" and "Slurm gave 4 to this node" in result.detail and "--nv" in result.fix
+    monkeypatch.setenv("MEDSSR_DEVICE", "cpu")
+    assert "flash attention needs CUDA" in run_check(CHECKS["devices"], config(), tmp_path).detail
+
+
+@pytest.mark.parametrize(
+    ("dtype", "able", "status"),
+    [
+        ("bfloat16", {"avx2": True, "avx512_bf16": False}, "warn"),
+        ("bfloat16", {"avx512_bf16": True}, "pass"),
+        ("bfloat16", {"architecture": "aarch64", "bf16": True}, "pass"),
+        ("float16", {"avx512_bf16": True}, "warn"),
+        ("float32", {}, "pass"),
+    ],
+)
+def test_a_cpu_without_instructions_for_the_dtype_is_told(monkeypatch, tmp_path, dtype, able, status):
+    monkeypatch.setenv("MEDSSR_DEVICE", "cpu")
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: able)
+    asked = config(policy={"dtype": dtype}, training={"attention": "sdpa"})
+    result = run_check(CHECKS["devices"], asked, tmp_path)
+    assert (result.status, result.fix) == (status, "" if status == "pass" else "set policy.dtype=float32")
+
+
+def test_an_import_that_fails_is_named(monkeypatch, tmp_path):
+    (tmp_path / "broken_library.py").write_text("raise ImportError('libcuda.so.1: cannot open shared object file')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(software, "_IMPORTED", ("json", "broken_library"))
+    result = run_check(software.imports, config(), tmp_path)
+    assert result.status == "fail"
+    assert result.detail == "cannot import broken_library: ImportError: libcuda.so.1: cannot open shared object file"
+
+
+def test_limits_name_the_ulimit_to_raise(monkeypatch, tmp_path):
+    small = {software.resource.RLIMIT_NOFILE: (1024, 4096), software.resource.RLIMIT_NPROC: (512, 512)}
+    monkeypatch.setattr(software.resource, "getrlimit", lambda kind: small.get(kind, (-1, -1)))
+    result = run_check(CHECKS["limits"], config(), tmp_path)
+    assert (result.status, result.fix) == ("warn", "ulimit -n 65536; ulimit -u 65536")
+    small[software.resource.RLIMIT_NOFILE] = (256, 4096)
+    assert run_check(CHECKS["limits"], config(), tmp_path).status == "fail"
+
+
+# --- storage
+
+
+def test_disk_leaves_nothing_and_few_inodes_fail(monkeypatch, tmp_path):
+    assert "32 files written" in run_check(CHECKS["disk"], config(), tmp_path / "run").detail
+    assert list(tmp_path.iterdir()) == []
+    room = SimpleNamespace(f_files=10**6, f_favail=9, f_bavail=10**9, f_blocks=10**9, f_bfree=10**9, f_frsize=512)
+    monkeypatch.setattr(storage.os, "statvfs", lambda path: room)
+    result = run_check(CHECKS["disk"], config(), tmp_path / "run")
+    assert result.status == "fail" and "9 inodes free" in result.detail
+
+
+@pytest.mark.parametrize(("mode", "status"), [(0o700, "pass"), (0o750, "warn"), (0o770, "fail"), (0o777, "fail")])
+def test_a_run_directory_that_others_may_enter(tmp_path, mode, status):
+    run = tmp_path / "run"
+    run.mkdir()
+    run.chmod(mode)
+    result = run_check(CHECKS["private"], config(), run)
+    assert result.status == status and (status == "pass" or result.fix == f"chmod 700 {run}")
+
+
+def test_scratch_that_is_absent_fails_and_one_that_is_too_long_is_not_used(monkeypatch, tmp_path):
+    monkeypatch.setenv("MEDSSR_SCRATCH", str(tmp_path / "absent"))
+    assert "cannot write in" in run_check(CHECKS["temp"], config(), tmp_path).detail
+    long = tmp_path / ("long" * 12)
+    long.mkdir()
+    monkeypatch.setenv("MEDSSR_SCRATCH", str(long))
+    result = run_check(CHECKS["temp"], config(), tmp_path)
+    assert result.status == "warn" and "characters long" in result.detail and "MEDSSR_SCRATCH" in result.fix
+
+
+def test_clocks_apart():
+    assert [storage.clock_result(apart, "x").status for apart in (0.1, 5.0, 100.0)] == ["pass", "warn", "fail"]
+
+
+# --- endpoints
+
+
+def test_an_endpoint_behind_a_proxy_and_one_that_is_not_needed_any_more(monkeypatch, tmp_path):
+    far = config(synthesis=TREE["synthesis"] | {"endpoints": [{"base_url": "https://api.invalid/v1", "model": "m"}]})
+    assert run_check(inputs.endpoints, far, tmp_path).status == "fail"
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{proxy.getsockname()[1]}")
+        assert "(proxy for api.invalid) answers" in run_check(inputs.endpoints, far, tmp_path).detail
+    assert run_check(inputs.endpoints, far, tmp_path).status == "fail"
+    with open_run(tmp_path / "run", far) as run:
+        run.begin_step("synthesize", far, {})
+        run.finish_step("synthesize")
+    assert run_check(inputs.endpoints, far, tmp_path / "run") == Result("pass", "the questions are written already")
+
+
+# --- time
+
+
+@pytest.fixture
+def voted(tmp_path):
+    """A run that has voted on 10 of 40 questions in 100 s, and whose only attempt took 30 s to start."""
+    settings = config()
+    with open_run(tmp_path / "run", settings) as run:
+        for step in ("synthesize", "vote"):
+            run.begin_step(step, settings, {})
+        run.finish_step("synthesize")
+    run.voting.mkdir()
+    (run.voting / "labeled.jsonl").write_text('{"kept": true}\n' * 10)
+    write_json(run.root / "clock.json", {"synthesize": 5.0, "vote": 100.0})
+    write_json(run.root / "attempts" / "0001" / "timings.json", {"Ray on every node": 20.0, FIRST_ANSWER: 30.0})
+    return run.root
+
+
+def test_time_is_unknown_before_anything_was_timed(tmp_path):
+    result = walltime(config(), tmp_path / "run")
+    assert result.status == "pass" and "unknown for synthesize, vote, stage1" in result.detail
+
+
+@pytest.mark.parametrize(
+    ("left", "status", "said"),
+    [(7200, "pass", "vote about 5 min"), (180, "warn", "about 2 attempts"), (35, "fail", "no attempt would get past")],
+)
+def test_time_against_the_limit(voted, monkeypatch, left, status, said):
+    monkeypatch.setattr("medssr_dist.commands.doctor.walltime.seconds_left", lambda: left)
+    result = walltime(config(), voted)
+    assert result.status == status and said in result.detail + result.fix, result
+    assert "unknown for stage1" in result.detail
+
+
+def test_rates_of_an_earlier_run(voted, tmp_path):
+    detail = walltime(config(), tmp_path / "new", rates_from=voted).detail
+    assert "vote about 7 min" in detail and "unknown for synthesize, stage1" in detail
+
+
+# --- the command
+
+
+def test_the_forms_of_the_command(medssr, tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text(json.dumps(TREE))
+    assert load_config(file) == config()
+    there = ["doctor", "--config", file, "--run-dir", tmp_path / "run"]
+    assert medssr(*there, "--login", "--dry-run").stdout.split("\n  ")[1:] == [
+        *list(LOGIN)[:-1],
+        f"{list(LOGIN)[-1]}\n",
+    ]
+    only_questions = medssr(*there, "--step", "synthesize", "--dry-run").stdout.split()
+    assert "endpoints" in only_questions and not {"devices", "gpus", "model"} & set(only_questions)
+    only_votes = medssr(*there, "--step", "vote", "--dry-run").stdout.split()
+    assert {"devices", "gpus", "model"} <= set(only_votes) and "endpoints" not in only_votes
+    refused = medssr(*there, "--node", check=False)
+    assert refused.returncode == EXIT_BAD_INPUT and "needs --out DIR" in refused.stderr
+    refused = medssr(*there, "--gather", tmp_path / "nothing", check=False)
+    assert refused.returncode == EXIT_BAD_INPUT and "holds no report" in refused.stderr

@@ -1,0 +1,168 @@
+"""The preflight of a job's nodes: they meet over real sockets, and the head makes one table of their reports."""
+
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+import yaml
+from helpers.preflight_config import TREE, config, outside_slurm  # noqa: F401
+
+from medssr_dist.commands.doctor.gather import gather, merge
+from medssr_dist.commands.doctor.result import Result, print_table
+from medssr_dist.data.jsonl import read_json, write_json
+from medssr_dist.errors import EXIT_BAD_INPUT, InputError
+
+# --- nodes that meet
+
+NODE = """
+import sys
+from pathlib import Path
+from medssr_dist.config_io import load_config
+from medssr_dist.doctor.node import check_node
+out, wait_s, config_file = Path(sys.argv[1]), float(sys.argv[2]), Path(sys.argv[3])
+check_node(load_config(config_file), out.parent, out, wait_s, {})
+"""
+
+
+@pytest.fixture
+def node(tmp_path):
+    """Start the preflight of a node of that name, at an address of its own on loopback."""
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(TREE))
+
+    def start(name: str, number: int, wait_s: float = 60, **env: str) -> subprocess.Popen:
+        env = {"SLURMD_NODENAME": name, "MEDSSR_NODES": "n1 n2", "MEDSSR_DEVICE": "cpu"} | env
+        env = {"MEDSSR_NODE_IP": f"127.0.0.{number + 1}"} | env
+        command = [sys.executable, "-c", NODE, str(tmp_path / "out"), str(wait_s), str(file)]
+        env = {key: value for key, value in (os.environ | env).items() if value}
+        return subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
+
+    return start
+
+
+def ended(*nodes: subprocess.Popen) -> None:
+    for node in nodes:
+        _, errors = node.communicate(timeout=300)
+        assert node.returncode == 0, errors
+
+
+def test_two_nodes_meet_and_the_head_gathers_one_table(node, tmp_path, monkeypatch, capsys):
+    ended(node("n1", 1), node("n2", 2))
+    monkeypatch.setenv("MEDSSR_NODES", "n1 n2")
+    assert gather(config(), tmp_path, tmp_path / "out", {}) == 0
+    text = capsys.readouterr().out
+    assert "pass  nodes        n1 127.0.0.2, n2 127.0.0.3" in text
+    assert "1 other nodes reached [n1; all 2 pass]" in text and " s apart from one another at most (n" in text
+    monkeypatch.setenv("MEDSSR_NODES", "n1 n2 n3")
+    assert gather(config(), tmp_path, tmp_path / "out", {}) == EXIT_BAD_INPUT
+    assert "fail  nodes        no report from n3" in capsys.readouterr().out
+
+
+def network_of(tmp_path, name: str) -> dict:
+    return read_json(tmp_path / "out" / f"{name}.json")["results"]["network"]
+
+
+def test_a_node_that_does_not_come_is_named(node, tmp_path):
+    ended(node("n1", 1, wait_s=0.5))
+    found = network_of(tmp_path, "n1")
+    assert found["status"] == "fail" and found["detail"].startswith("n2 published no address in")
+    assert "not on a file system that all nodes share" in found["fix"]
+
+
+def test_a_node_that_cannot_be_reached_is_named_with_its_address(node, tmp_path):
+    with socket.create_server(("127.0.0.3", 0)) as closed:
+        port = closed.getsockname()[1]
+    write_json(tmp_path / "out" / "n2.address.json", {"address": "127.0.0.3", "port": port, "token": "x"})
+    ended(node("n1", 1, wait_s=0.5))
+    found = network_of(tmp_path, "n1")
+    assert "no way to n2 at 127.0.0.3 ([Errno 111] Connection refused)" in found["detail"]
+    assert "MEDSSR_IFNAME" in found["fix"] and "lo 127.0.0.1" in found["fix"]
+
+
+def test_another_machine_with_the_same_address_is_not_taken_for_the_node(node, tmp_path):
+    """As where all nodes have a bridge 172.17.0.1."""
+    n2 = node("n2", 1, wait_s=5)
+    ended(n2)
+    here = node("n1", 1, wait_s=5)
+    write_json(tmp_path / "out" / "n2.json", {})
+    with socket.create_server(("127.0.0.3", 0)) as other:
+        wrong = {"address": "127.0.0.3", "port": other.getsockname()[1], "token": "x"}
+        write_json(tmp_path / "out" / "n2.address.json", wrong)
+        connection, _ = other.accept()
+        connection.sendall(b'{"token": "y", "time": 0}')
+        connection.close()
+        ended(here)
+    assert "another machine answers at this address" in network_of(tmp_path, "n1")["detail"]
+
+
+def test_an_interface_that_is_not_there_is_reported_at_once_and_nobody_waits_for_that_node(node, tmp_path):
+    ended(node("n1", 1, wait_s=3000, MEDSSR_NODE_IP="", MEDSSR_IFNAME="ib9"), node("n2", 2, wait_s=3000))
+    assert network_of(tmp_path, "n2")["detail"].startswith("n1 published no address in")
+    found = network_of(tmp_path, "n1")
+    assert "MEDSSR_IFNAME = 'ib9'" in found["detail"] and "lo" in found["detail"]
+
+
+def test_ports_of_the_job_that_are_taken_are_named(node, tmp_path):
+    with socket.create_server(("127.0.0.2", 0)) as taken:
+        port = taken.getsockname()[1]
+        ended(node("n1", 1, MEDSSR_NODES="n1", MEDSSR_PORTS=f"{port}-{port}"))
+    found = read_json(tmp_path / "out" / "n1.json")["results"]["ports"]
+    assert found["status"] == "fail" and f"are taken on 127.0.0.2: {port}" in found["detail"]
+
+
+def test_a_second_report_into_the_same_folder_is_refused(node, tmp_path):
+    ended(node("n1", 1, MEDSSR_NODES="n1"))
+    again = node("n1", 1, MEDSSR_NODES="n1")
+    assert "is there already; give a new folder" in again.communicate()[1]
+
+
+# --- the table of all nodes
+
+
+def test_the_last_line_says_what_failed_and_its_fix(capsys):
+    rows = {"a": Result("pass", "fine"), "b": Result("fail", "full", "free it"), "c": Result("warn", "w", "f")}
+    assert print_table(rows.items()) == EXIT_BAD_INPUT
+    assert capsys.readouterr().out.splitlines()[-1] == "1 pass, 1 warn, 1 fail; b: full (fix: free it)"
+    assert print_table([("a", Result("pass", "fine"))]) == 0
+
+
+def report(host: str, **fields) -> dict:
+    passed = {"status": "pass", "detail": "fine", "fix": ""}
+    return {
+        "host": host, "address": "10.0.0.1", "gpus": 8, "model": "m", "versions": {"torch": "2", "ray": "2"},
+        "clock_offsets": {}, "results": {"packages": passed, "disk": passed},
+    } | fields  # fmt: skip
+
+
+def test_a_check_that_fails_on_some_nodes_is_one_row_with_their_names():
+    bad = {"disk": {"status": "fail", "detail": "full", "fix": "free it"}}
+    reports = {host: report(host, results=report(host)["results"] | (bad if host != "n1" else {}))
+               for host in ("n1", "n2", "n3")}  # fmt: skip
+    assert merge(reports) == [
+        ("packages", Result("pass", "fine [n1; all 3 pass]")),
+        ("disk", Result("fail", "n2, n3: full", "free it")),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"versions": {"torch": "2", "ray": "3"}}, "fail  same code    n1 has ray 2, n2 ray 3"),
+        ({"model": "other"}, "fail  same model   n1 has m, n2 other"),
+        ({"clock_offsets": {"n1": -90.0}}, "fail  clocks       90.0 s apart from one another at most (n2, n1)"),
+        ({"gpus": 2}, "10 GPUs are there (n1 8, n2 2); training.nodes = 2 need 6 each"),
+    ],
+)
+def test_what_only_all_nodes_together_show(tmp_path, capsys, fields, said):
+    for name, more in (("n1", {}), ("n2", fields)):
+        write_json(tmp_path / f"{name}.json", report(name, **more))
+    settings = config(training=TREE["training"] | {"nodes": 2})
+    assert gather(settings, tmp_path, tmp_path, {}) == EXIT_BAD_INPUT
+    assert said in capsys.readouterr().out
+
+
+def test_nothing_to_gather(tmp_path):
+    with pytest.raises(InputError, match="holds no report; run `medssr doctor --node"):
+        gather(config(), tmp_path, tmp_path, {})

@@ -1,0 +1,142 @@
+"""Loading a config: overrides, ${ENV}, and messages that name key, value and fix."""
+
+import json
+
+import pytest
+import yaml
+
+from medssr_dist.config.load import load_config, resolved
+from medssr_dist.config.schema import Config
+from medssr_dist.errors import InputError
+
+TREE = {
+    "policy": {"model": "embedded:smollm2-135m"},
+    "synthesis": {
+        "accepted": 8,
+        "seeds": ["hpo:seeds"],
+        "endpoints": [{"base_url": "http://localhost:1/v1", "model": "m", "api_key": "${TEST_KEY}"}],
+    },
+    "training": {"stage2": {"data": [{"path": "hpo:supervised", "limit": 4}]}},
+    "evaluation": {"benchmarks": ["a.json", {"path": "b.json", "name": "b"}]},
+}
+
+
+@pytest.fixture
+def config_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("TEST_KEY", "sk-secret")
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(TREE))
+    return path
+
+
+def refused(config_file, *overrides: str) -> str:
+    with pytest.raises(InputError) as error:
+        load_config(config_file, list(overrides))
+    return str(error.value)
+
+
+def test_defaults_sources_and_overrides(config_file):
+    config = load_config(config_file, ["voting.samples=4", "synthesis.alpha=0", "synthesis.seeds=[x.jsonl, hpo:seeds]"])
+    assert (config.voting.samples, config.synthesis.alpha, config.voting.threshold) == (4, 0.0, 0.5)
+    assert [source.path for source in config.synthesis.seeds] == ["x.jsonl", "hpo:seeds"]
+    assert (config.evaluation.benchmarks[1].name, config.training.stage2.data[0].limit) == ("b", 4)
+    protocol = config.evaluation
+    assert (protocol.generations, protocol.temperature, protocol.top_p, protocol.top_k) == (4, 0.6, 0.95, 20)
+
+
+def test_an_override_reaches_into_a_list(config_file):
+    config = load_config(config_file, ["synthesis.endpoints.0.concurrency=3", "evaluation.benchmarks.1.limit=2"])
+    assert config.synthesis.endpoints[0].concurrency == 3
+    assert [source.limit for source in config.evaluation.benchmarks] == [0, 2]
+
+
+def test_resolved_is_json_without_the_secret(config_file):
+    config = load_config(config_file)
+    text = json.dumps(resolved(config))
+    assert "sk-secret" not in text and "********" in text
+    assert config.synthesis.endpoints[0].api_key.get_secret_value() == "sk-secret"
+    tree = json.loads(text)
+    tree["synthesis"]["endpoints"][0]["api_key"] = "sk-secret"
+    assert Config.model_validate(tree) == config
+
+
+@pytest.mark.parametrize(
+    ("override", "needles"),
+    [
+        ("voting.sample=4", ["'voting.sample'", "did you mean 'samples'?"]),
+        ("votign.samples=4", ["'votign'", "did you mean 'voting'?"]),
+        ("evaluation.zzz=1", ["'evaluation.zzz'", "valid names: benchmarks, generations"]),
+        ("training.stage2.data=[{path: x, limt: 1}]", ["limt", "did you mean 'limit'?"]),
+        ("synthesis.alpha=1.5", ["synthesis.alpha = 1.5", "less than or equal to 1"]),
+        ("synthesis.alpha=-0.1", ["synthesis.alpha = -0.1"]),
+        ("synthesis.seeds=[]", ["synthesis.seeds"]),
+        ("voting.samples=many", ["voting.samples = 'many'"]),
+        ("evaluation.max_tokens=4096", ["evaluation.max_tokens = 4096", "policy.max_model_len = 4096"]),
+        ("training.stage1.updates_per_rollout=65", ["stage1", "512 is fewer", "8 x 65"]),
+        ("training.stage2.data=[]", ["stage2.data is empty"]),
+        ("training.rollout=openrlhf", ["drop_zero_variance needs rollout=grouped", "drop_zero_variance=false"]),
+        ("training.async_rollout=true", ["stage1: async_rollout", "training.stage1.importance=token"]),
+        ("training.sync_timeout_s=0", ["training.sync_timeout_s = 0"]),
+        ("evaluation.policies=[stage3]", ["evaluation.policies.0 = 'stage3'"]),
+        ("voting.samples", ["key=value"]),
+        ("=4", ["key=value"]),
+        ("voting.samples=[", ["not valid YAML"]),
+        ("policy.model.name=x", ["model is a value, not a section"]),
+        ("synthesis.endpoints.0.api_key=sk-secret", ["synthesis.endpoints.0.api_key", "environment variable"]),
+        ("synthesis.endpoints.0.api_key=${NOT_SET}", ["NOT_SET", "export"]),
+        ("synthesis.endpoints=[{base_url: u, model: m, api_key: sk-secret}]", ["endpoints.0.api_key"]),
+        ("synthesis.endpoints.1.model=x", ["1 is no item of a list of 1"]),
+        ("synthesis.endpoints.first.model=x", ["first is no item"]),
+        ("synthesis.endpoints.0.modell=x", ["did you mean 'model'?"]),
+        ("synthesis.candidates=7", ["candidates = 7", "accepted = 8"]),
+        ("synthesis.budget.usd=1", ["price of 'm'", "synthesis.prices"]),
+        ("synthesis.checks.near_duplicat=0", ["did you mean 'near_duplicate'?"]),
+        ("voting.confidence=${TEST_KEY}", ["voting.confidence", "secrets and paths only"]),
+    ],
+)
+def test_bad_values_name_key_value_and_fix(config_file, override, needles):
+    message = refused(config_file, override)
+    assert "sk-secret" not in message
+    for needle in needles:
+        assert needle in message, message
+
+
+def test_stage2_reference_needs_stage1(config_file):
+    message = refused(config_file, "training.stage2.reference=stage1", "training.stage1.enabled=false")
+    assert "reference: base" in message
+
+
+def test_the_next_batch_is_not_made_ahead_by_openrlhfs_generator(config_file):
+    message = refused(config_file, "training.rollout=openrlhf", "training.async_rollout=true")
+    assert "async_rollout needs rollout=grouped" in message
+
+
+def test_missing_value_is_named(config_file):
+    tree = {key: value for key, value in TREE.items() if key != "policy"}
+    config_file.write_text(yaml.safe_dump(tree))
+    assert "policy is missing" in refused(config_file)
+    assert load_config(config_file, ["policy.model=x"]).policy.model == "x"
+
+
+def test_environment_variables_in_paths(config_file, monkeypatch):
+    monkeypatch.setenv("DATA", "/data")
+    config = load_config(config_file, ["evaluation.benchmarks=[{path: '${DATA}/x.json'}, '${DATA}/y.json']"])
+    assert [source.path for source in config.evaluation.benchmarks] == ["/data/x.json", "/data/y.json"]
+
+
+@pytest.mark.parametrize(
+    ("content", "needle"),
+    [(b"", "holds no settings"), (b"- 1", "holds no settings"), (b"a: [", "not valid YAML"), (b"\xff", "UTF-8")],
+)
+def test_unusable_files(tmp_path, content, needle):
+    (tmp_path / "c.yaml").write_bytes(content)
+    assert needle in refused(tmp_path / "c.yaml")
+
+
+def test_absent_file(tmp_path):
+    assert "does not exist" in refused(tmp_path / "none.yaml")
+
+
+def test_settings_cannot_change(config_file):
+    with pytest.raises(ValueError, match="frozen"):
+        load_config(config_file).voting.samples = 3

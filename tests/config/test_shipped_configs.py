@@ -1,0 +1,177 @@
+"""Every shipped config loads, the ablations differ from their base as their names say, no field is unread."""
+
+import ast
+import re
+from collections.abc import Iterator
+from typing import Any, get_args
+
+import pytest
+from places import REPO
+from pydantic import BaseModel
+
+from medssr_dist.config.load import load_config, resolved
+from medssr_dist.config.schema import Config
+from medssr_dist.synthesis.checks import flaws
+
+CONFIGS = sorted((REPO / "configs").rglob("*.yaml"))
+ABLATIONS = {
+    "no_knowledge": {"synthesis.alpha": (0.5, 0.0)},
+    "no_filter": {"voting.threshold": (0.5, 0.0)},
+    "no_stage1": {"training.stage1.enabled": (True, False)},
+    "no_stage2": {"training.stage2.enabled": (True, False)},
+    "single_stage_mix": {
+        "training.stage1.enabled": (True, False),
+        "training.stage2.mix_pseudo_labels": (False, True),
+    },
+}
+
+
+def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        return {prefix.removesuffix("."): tree}
+    return {key: value for name, below in tree.items() for key, value in flat(below, f"{prefix}{name}.").items()}
+
+
+@pytest.fixture
+def load(monkeypatch):
+    """Loads a config with a value for every environment variable that any shipped one names."""
+    for file in CONFIGS:
+        for name in re.findall(r"\$\{(\w+)\}", file.read_text(encoding="utf-8")):
+            monkeypatch.setenv(name, f"value-of-{name}")
+    return lambda name, *overrides: load_config(REPO / "configs" / name, list(overrides))
+
+
+def test_the_set_is_complete():
+    found = {str(file.relative_to(REPO / "configs")) for file in CONFIGS}
+    ablations = {f"ablations/{name}.yaml" for name in ABLATIONS}
+    assert found >= {"demo_cpu.yaml", "qwen3_8b.yaml", "llama31_8b.yaml"} | ablations
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
+def test_it_loads_and_survives_a_round_trip(load, file):
+    config = load(file)
+    assert isinstance(config, Config)
+    tree = resolved(config)
+    for endpoint in tree["synthesis"]["endpoints"]:
+        endpoint["api_key"] = None
+    assert flat(resolved(Config.model_validate(tree))) == flat(tree)
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
+def test_it_holds_no_secret_and_no_machine_path(load, file):
+    text = file.read_text(encoding="utf-8")
+    assert not re.search(r"sk-\w{8}|Bearer|/home/|/root|/work|/mnt|/scratch", text)
+    for endpoint in load(file).synthesis.endpoints:
+        assert endpoint.api_key is None or endpoint.api_key.get_secret_value().startswith("value-of-")
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
+def test_it_says_what_it_is(file):
+    assert file.read_text(encoding="utf-8").startswith("# ")
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
+def test_training_questions_are_no_evaluation_files(load, file):
+    config = load(file)
+    evaluation = {source.path for source in config.evaluation.benchmarks}
+    assert evaluation
+    assert not evaluation & {source.path for source in [*config.synthesis.seeds, *config.training.stage2.data]}
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_an_ablation_differs_from_its_base_as_its_name_says(load, name):
+    base, ablation = flat(resolved(load("qwen3_8b.yaml"))), flat(resolved(load(f"ablations/{name}.yaml")))
+    assert base.keys() == ablation.keys()
+    assert {key: (base[key], ablation[key]) for key in base if base[key] != ablation[key]} == ABLATIONS[name]
+
+
+def test_llama_differs_in_the_policy_alone(load):
+    qwen, llama = flat(resolved(load("qwen3_8b.yaml"))), flat(resolved(load("llama31_8b.yaml")))
+    assert {key for key in qwen if qwen[key] != llama[key]} == {"policy.model"}
+    assert llama["policy.model"] == "meta-llama/Llama-3.1-8B-Instruct"
+
+
+@pytest.mark.parametrize("name", ["qwen3_8b.yaml", "llama31_8b.yaml"])
+def test_the_papers_figures(load, name):
+    config = load(name)
+    evaluation = config.evaluation
+    protocol = (evaluation.generations, evaluation.temperature, evaluation.top_p, evaluation.top_k)
+    assert (*protocol, evaluation.max_tokens) == (4, 0.6, 0.95, 20, 2048)
+    assert (config.synthesis.accepted, config.knowledge.encoder) == (43000, "medcpt")
+    assert config.training.stage1.kl_coef > 0
+
+
+def test_the_demo_needs_nothing_from_outside(monkeypatch):
+    monkeypatch.delenv("MEDSSR_DATA", raising=False)
+    config = load_config(REPO / "configs" / "demo_cpu.yaml")
+    assert (config.policy.model, config.policy.dtype) == ("embedded:smollm2-135m", "float32")
+    assert (config.knowledge.encoder, config.synthesis.endpoints[0].base_url) == ("minilm", "offline-teacher")
+    sources = [config.knowledge.corpus, *config.synthesis.seeds, *config.training.stage2.data]
+    assert all(source.path.startswith("hpo:") for source in [*sources, *config.evaluation.benchmarks])
+    assert (config.training.stage1.steps, config.training.stage2.steps) == (2, 2)
+    assert (config.training.attention, config.runtime.mode) == ("sdpa", "stream")
+
+
+# --- every field is read ----------------------------------------------------------------------------
+
+# What a section's object is called where its fields are read, when not by the section's own name.
+ALIASES = {"stage1": {"stage"}, "stage2": {"stage"}, "corpus": {"source"}, "seeds": {"source"}, "data": {"source"}}
+ALIASES |= {"benchmarks": {"source"}, "endpoints": {"endpoint"}, "knowledge": {"_knowledge"}, "": {"config", "found"}}
+ALIASES |= {"synthesis": {"_synthesis"}, "retry": {"_retry"}, "budget": {"_budget"}, "prices": {"price"}}
+ALIASES |= {"checks": {"_checks"}, "voting": {"_voting"}, "servers": {"server", "_server"}}
+
+
+def section_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(filter(None, map(section_in, get_args(annotation))), None)
+
+
+def fields(section: type[BaseModel], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Paths of all fields of the config: the leaves and the sections."""
+    for name, field in section.model_fields.items():
+        yield (*path, name)
+        if below := section_in(field.annotation):
+            yield from fields(below, (*path, name))
+
+
+def names_read() -> set[tuple[str, str]]:
+    """(object, attribute) of every attribute read in the package outside config.py, and model_dump(include=...)."""
+    found = set()
+    for file in (REPO / "medssr_dist").rglob("*.py"):
+        if file.name.startswith("config"):
+            continue
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name | ast.Attribute):
+                owner = node.value
+                found.add((owner.id if isinstance(owner, ast.Name) else owner.attr, node.attr))
+            elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "getattr":
+                owner = node.args[0]
+                name = owner.id if isinstance(owner, ast.Name) else getattr(owner, "attr", "")
+                found |= {(name, "stage1"), (name, "stage2")} if isinstance(node.args[1], ast.Name) else set()
+    return found
+
+
+def test_no_field_is_unread():
+    read = names_read() | {("synthesis", "candidates")}  # through Synthesis.most_candidates
+    read |= {("checks", name) for name, check in vars(flaws).items() if callable(check)}  # Screen asks by name
+    unread = []
+    for path in fields(Config):
+        parent = path[-2] if len(path) > 1 else ""
+        if not any((owner, path[-1]) in read for owner in {parent} | ALIASES.get(parent, set())):
+            unread.append(".".join(path))
+    assert unread == []
+
+
+def test_every_field_says_what_it_is():
+    """A field's meaning is in its description, or plain from its name and type."""
+    plain = {"enabled", "learning_rate", "lr_scheduler", "top_p", "keep_checkpoints", "random_seed",
+             "gradient_checkpointing", "temperature"}  # fmt: skip
+    sections = {section_in(field.annotation) for field in Config.model_fields.values()}
+    undocumented = [
+        f"{section.__name__}.{name}"
+        for section in sections
+        for name, field in section.model_fields.items()
+        if not field.description and name not in plain and section_in(field.annotation) is None
+    ]
+    assert undocumented == []

@@ -1,0 +1,132 @@
+"""The extractor: every form, precedence, the question's own letters only, and never a guess."""
+
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from medssr_dist.data.answers import INSTRUCTION, chat_prompt, extract_answer, format_question, grade
+from medssr_dist.data.records import LETTERS, Question
+
+OPTIONS = {"A": "Anemia", "B": "Aplastic anemia", "C": "Iron deficiency", "D": "Hemophilia (type A)"}
+
+
+@pytest.mark.parametrize(
+    ("text", "letter", "method"),
+    [
+        ("The answer is (B).", "B", "statement"),
+        ("the answer is b", "B", "statement"),
+        ("The answer is [D]", "D", "statement"),
+        ("**Answer:** C", "C", "statement"),
+        ("The correct answer is: **B. Aplastic anemia**", "B", "statement"),
+        ("The best answer is option C.", "C", "statement"),
+        ("The answer is:\n\n B", "B", "statement"),
+        (r"\boxed{B}", "B", "boxed"),
+        (r"The answer is $\boxed{\text{C}}$", "C", "boxed"),
+        ("Surely (C)", "C", "bracketed"),
+        ("**B. Aplastic anemia**", "B", "bold"),
+        ("B", "B", "bare"),
+        ("B. Aplastic anemia", "B", "bare"),
+        ("It is iron\n  deficiency", "C", "option_text"),
+        ("Aplastic anemia", "B", "option_text"),
+        ("hemophilia (TYPE A)", "D", "option_text"),
+    ],
+)
+def test_forms(text, letter, method):
+    extraction = extract_answer(text, OPTIONS)
+    assert (extraction.letter, extraction.method) == (letter, method)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "The answer is (letter).",
+        "The answer is (E).",
+        "The answer is a drug",
+        "A patient presents with fever",
+        "Anemia or iron deficiency",
+        "It is aplastic anemia, not anemia",
+        "anemias",
+        "The answer is (AB)",
+    ],
+)
+def test_none_rather_than_a_guess(text):
+    extraction = extract_answer(text, OPTIONS)
+    assert (extraction.letter, extraction.method) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("The answer is A. No, wait: the answer is C.", "C"),
+        (r"\boxed{A}, and later \boxed{D}", "D"),
+        ("The answer is D because (A) and (B) are wrong", "D"),
+        (r"The answer is A. \boxed{B}", "B"),
+        ("The answer is B. The answer is (J).", "B"),
+    ],
+)
+def test_last_match_of_the_strongest_form_wins(text, letter):
+    assert extract_answer(text, OPTIONS).letter == letter
+
+
+def test_options_of_one_text_are_not_told_apart():
+    options = {"A": "36 hours", "B": "36 hours", "C": "72 hours"}
+    assert extract_answer("36 hours", options).letter is None
+    assert extract_answer("72 hours", options).letter == "C"
+    assert extract_answer("The answer is (B).", options).letter == "B"
+
+
+@pytest.mark.parametrize(
+    "filler", [" ", "\n", " \n", "\t", "(", "( ", "* ", ":", " :", "answer is ", r"\boxed{", "**A. "]
+)
+def test_degenerate_replies_are_read_to_their_end(filler):
+    """Long enough that an extractor of more than linear time would hang here."""
+    text = "The answer is" + filler * (8000 // len(filler)) + "\nThe answer is (D)."
+    assert extract_answer(text, OPTIONS).letter == "D"
+
+
+@given(st.text(max_size=300), st.integers(2, len(LETTERS)))
+def test_any_text_gives_an_offered_letter_or_none(text, count):
+    options = {letter: f"option {letter}" for letter in LETTERS[:count]}
+    extraction = extract_answer(text, options)
+    assert extraction.letter is None or extraction.letter in options
+    assert (extraction.letter is None) == (extraction.method is None)
+
+
+@given(
+    st.text(st.characters(exclude_categories=["Cs"]), max_size=100).filter(lambda text: "boxed" not in text),
+    st.sampled_from("ABCD"),
+    st.sampled_from(["The answer is ({}).", "The answer is {}", "Answer: {}", "the answer is **{}**"]),
+)
+def test_a_final_statement_is_found_after_any_reasoning(reasoning, letter, form):
+    assert extract_answer(f"{reasoning}\n{form.format(letter)}", OPTIONS).letter == letter
+
+
+@given(st.text("\\boxedanswer is:()[]*AaBb.\n ", max_size=60))
+def test_text_made_of_the_forms_own_parts(text):
+    assert extract_answer(text, {"A": "x1", "B": "x2"}).letter in (None, "A", "B")
+
+
+def test_grade():
+    assert grade("The answer is (B).", OPTIONS, "B") == 1.0
+    assert grade("The answer is (B).", OPTIONS, "C") == 0.0
+    assert grade("no idea", OPTIONS, "B") == 0.0
+
+
+def test_prompt():
+    question = Question.make("Which?", ["x", "y"], source="test")
+    assert format_question(question) == f"Which?\nA. x\nB. y\n\n{INSTRUCTION}"
+    assert chat_prompt(SimpleNamespace(chat_template=None), question) == format_question(question) + "\n"
+
+    def template(messages, tokenize, add_generation_prompt):
+        assert (tokenize, add_generation_prompt) == (False, True)
+        return f"<user>{messages[0]['content']}<assistant>"
+
+    tokenizer = SimpleNamespace(chat_template="t", apply_chat_template=template)
+    assert chat_prompt(tokenizer, question) == f"<user>{format_question(question)}<assistant>"
+
+
+def test_instruction_itself_answers_nothing():
+    assert extract_answer(INSTRUCTION, OPTIONS).letter is None

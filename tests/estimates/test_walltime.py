@@ -1,0 +1,243 @@
+"""The predicted wall time, against figures worked out by hand."""
+
+import json
+
+import pytest
+
+from medssr_dist.commands.dry_run import dry_run
+from medssr_dist.config.schema import Config
+from medssr_dist.data.jsonl import JsonlLedger, write_json
+from medssr_dist.errors import InputError
+from medssr_dist.estimates.rates import Rates, StageRate, VoteRate, measured_rates
+from medssr_dist.estimates.walltime import Todo, forecast, forecast_rows
+from medssr_dist.pipeline import STEPS
+from medssr_dist.run.directory import open_run
+
+SLOTS = {"voting engines": 2, "training ranks": 4, "reference ranks": 0, "rollout engines": 2}
+
+
+def config(mode="stream", **changes) -> Config:
+    """1,000 questions, 16 votes; one pass of stage 1, 10 steps of stage 2; 2 + 6 GPUs."""
+    training = {
+        "ranks_per_node": 4, "engines": 1, "tensor_parallel_size": 2,
+        "stage1": {"prompts_per_step": 32, "samples_per_prompt": 8},
+        "stage2": {"steps": 10, "prompts_per_step": 32, "samples_per_prompt": 8, "data": ["gold.jsonl"]},
+    }  # fmt: skip
+    tree = {
+        "policy": {"model": "x"},
+        "synthesis": {"accepted": 1000, "seeds": ["s"], "endpoints": [{"base_url": "http://h/v1", "model": "m"}]},
+        "voting": {"samples": 16, "engines": 2} | changes.pop("voting", {}),
+        "training": training | changes.pop("training", {}),
+        "evaluation": {"benchmarks": ["b"]},
+        "runtime": {"mode": mode},
+    }
+    return Config.model_validate(tree | changes)
+
+
+def rates(**changes) -> Rates:
+    found = {
+        "source": "run",
+        "mode": "sequential",
+        "slots": SLOTS,
+        "questions_per_s": 2.0,
+        "vote": VoteRate(tokens_per_s=1000.0, tokens_per_question=800.0, kept_share=0.64, samples=16, start_s=60.0),
+        "stages": {"stage1": StageRate(generate_s=12.0, learn_s=24.0, sync_s=2.0, sequences=256, start_s=90.0)},
+        "answers_per_s": 4.0,
+    }
+    return Rates(**found | changes)
+
+
+TODO = Todo(examples=500, answers=1200)
+
+
+def test_on_the_measured_gpus():
+    """synthesize 1000 / 2 = 500; vote 1000 x 800 / 1000 = 800; stage 1 20 steps x 38 = 760 (640 kept / 32)."""
+    found = forecast(config("sequential"), rates(), TODO, on_gpu=True)
+    assert {name: pace.work for name, pace in found["stream"].parts.items()} == {
+        "synthesize": 500, "vote": 800, "stage1": 760, "stage2": 380, "evaluate": 300,
+    }  # fmt: skip
+    assert found["stream"].parts == found["sequential"].parts and found["stream"].unknown == ()
+    assert found["stream"].seconds == 90 + 800 + (90 + 380) + 300
+    assert found["sequential"].seconds == 500 + (60 + 800) + (90 + 760) + (90 + 380) + 300
+
+
+def test_a_config_for_stream_has_all_its_gpus_in_each_step_of_sequential():
+    """8 GPUs in place of 2 for the vote (x 4), in place of 6 for training (x 4/3)."""
+    found = forecast(config("stream"), rates(), TODO, on_gpu=True)
+    assert found["stream"].seconds == 90 + 800 + (90 + 380) + 300
+    step = (12 + 24) / (8 / 6) + 2
+    whole = 500 + (60 + 800 / 4) + (90 + 20 * step) + (90 + 10 * step) + 300 / 4
+    assert found["sequential"].seconds == pytest.approx(whole)
+
+
+@pytest.mark.parametrize(
+    ("changes", "step", "expected"),
+    [
+        ({"voting": {"engines": 4}}, "vote", 400),
+        ({"voting": {"tensor_parallel_size": 2}}, "evaluate", 150),
+        ({"voting": {"samples": 4}}, "vote", 200),
+        ({"training": {"engines": 2}}, "stage1", 20 * (6 + 24 + 2)),
+        ({"training": {"nodes": 2}}, "stage1", 20 * (12 + 12 + 2)),
+        ({"training": {"stage1": {"prompts_per_step": 64, "samples_per_prompt": 8}}}, "stage1", 10 * (24 + 48 + 2)),
+        ({"training": {"stage1": {"steps": 3, "prompts_per_step": 32, "samples_per_prompt": 8}}}, "stage1", 3 * 38),
+        (
+            {"training": {"stage2": {"prompts_per_step": 32, "samples_per_prompt": 8, "mix_pseudo_labels": True}}},
+            "stage2", 36 * 38,  # (500 + 640) / 32, the last step filled up
+        ),
+    ],
+)  # fmt: skip
+def test_in_proportion_to_gpus_votes_sequences_and_examples(changes, step, expected):
+    found = forecast(config("sequential", **changes), rates(), TODO, on_gpu=True)
+    assert found["sequential"].parts[step].work == pytest.approx(expected)
+
+
+def test_on_cpu_engines_bring_no_cores_and_vote_and_trainer_share_them():
+    found = forecast(config("stream", voting={"engines": 8}), rates(), TODO, on_gpu=False)
+    assert found["stream"].seconds == 90 + (800 + 760) + (90 + 380) + 300
+    assert found["sequential"].seconds == 500 + (60 + 800) + (90 + 760) + (90 + 380) + 300
+
+
+def test_the_slowest_side_decides():
+    slow_api = forecast(config("sequential"), rates(questions_per_s=0.5), TODO, on_gpu=True)["stream"]
+    assert slow_api.seconds == 90 + 2000 + 470 + 300
+
+
+def test_what_was_not_measured_is_named_and_left_out():
+    found = forecast(config("sequential"), rates(vote=None, answers_per_s=None), TODO, on_gpu=True)
+    assert found["sequential"].unknown == ("vote", "stage1", "evaluate")  # steps of one pass hang on the share kept
+    assert found["sequential"].seconds == 500 + 470
+    text = dict(forecast_rows(config("sequential"), rates(vote=None), TODO, on_gpu=True))["sequential"]
+    assert text.endswith("without vote, stage1, not measured")
+
+
+def test_a_stage_that_is_off_is_no_part_of_it():
+    training = {"stage2": {"enabled": False}}
+    found = forecast(config("sequential", training=training), rates(), TODO, on_gpu=True)
+    assert "stage2" not in found["stream"].parts and found["stream"].unknown == ()
+
+
+def test_in_words():
+    label_and_text = forecast_rows(config("stream"), rates(), TODO, on_gpu=True)
+    rows = dict(label_and_text)
+    assert rows["rates"] == "of run, runtime.mode=sequential"
+    assert "vote: 1,000.0 tokens/s, 800 tokens a question of 16 votes, 64% kept" in [text for _, text in label_and_text]
+    assert rows["stream"] == (
+        "28 min on 8 GPUs = start-up 90 s + longest of (synthesize 8 min, vote 13 min, stage1 13 min) + stage2 8 min"
+        " + evaluate 5 min"
+    )
+    assert rows["sequential"].startswith("31 min on 8 GPUs = synthesize 8 min + vote 4 min + stage1 11 min")
+    alone = dict(forecast_rows(config("sequential"), rates(), TODO, on_gpu=True))
+    assert " on 8 GPUs = " in alone["stream"] and " on 6 GPUs = " in alone["sequential"]
+
+
+# --- what a run directory says ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def measured(tmp_path):
+    """The directory of a run with made-up figures; returns it and a function that writes one file more."""
+    root = tmp_path / "measured"
+    with open_run(root, config("sequential")) as run:
+        pass
+
+    def write(name, value):
+        if isinstance(value, list):
+            with JsonlLedger(run.root / name) as ledger:
+                ledger.append(*value)
+        else:
+            write_json(run.root / name, value)
+
+    return root, write
+
+
+def test_rates_of_a_run(measured):
+    root, write = measured
+    write("clock.json", {"synthesize": 99, "vote": 100.0, "stage1": 130.0})
+    write(
+        "synthesis/summary.json", {"seconds": 60, "held_s": 10, "requests_sent": 200, "accepted": 150, "requested": 300}
+    )
+    write("voting/summary.json", {"quality": {"questions": 50, "kept": 20, "tokens": 36000}, "seconds": 7})
+    events = [(5.0, "a", "start"), (5.5, "b", "start"), (15.0, "b", "ready"), (17.0, "a", "ready")]
+    write("voting/engines.jsonl", [{"time": t, "engine": e, "event": what, "detail": ""} for t, e, what in events])
+    step = {"seconds_generate": 20.0, "seconds_experience": 3.0, "seconds_update": 6.0, "seconds_sync": 1.0}
+    write("training/stage1/metrics.jsonl", [step | {"seconds": 30.0, "seconds_wait": wait} for wait in (12.0, 0.0)])
+    scores = {"seconds": 20.0, "benchmarks": {"b": {"answers": 30}, "c": {"answers": 50}}}
+    write("evaluation/scores.json", {"policies": {"base": scores, "stage1": scores}})
+    found = measured_rates(root)
+    assert (found.source, found.mode, found.slots) == (root.resolve(), "sequential", SLOTS)
+    assert found.questions_per_s == 200 / 50 * 0.5
+    assert found.vote == VoteRate(36000 / 90, 720.0, 0.4, 16, 10.0)
+    assert found.stages == {"stage1": StageRate(14.0, 9.0, 1.0, 256, 70.0)}
+    assert found.answers_per_s == 4.0
+
+
+def test_rates_of_a_synthesis_that_goes_on(measured):
+    root, write = measured
+    write("synthesis/progress.json", {"replies_per_s": 8.0, "accepted_share": 0.75})
+    found = measured_rates(root)
+    assert found.questions_per_s == 6.0 and found.vote is None and found.stages == {}
+
+
+def test_no_rates(measured, tmp_path):
+    assert measured_rates(tmp_path / "nothing") is None
+    assert measured_rates(measured[0]) is None
+
+
+def test_settings_of_another_version_are_told(measured):
+    root, _ = measured
+    file = root / "config.resolved.json"
+    tree = json.loads(file.read_text())
+    tree["voting"]["shard_size"] = 64
+    file.write_text(json.dumps(tree))
+    with pytest.raises(InputError, match="of another version"):
+        measured_rates(root)
+
+
+@pytest.fixture
+def planned(tmp_path, monkeypatch):
+    """A config that a dry run can read."""
+    monkeypatch.setenv("MEDSSR_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("MEDSSR_DEVICE", "cpu")
+    from medssr_dist.data.records import Question
+
+    def file(name, first):
+        path = tmp_path / name
+        path.write_text("".join(
+            Question.make(f"Sign {n}?", ["W", "X"], source="t", source_id=f"q{n}", truth="A").model_dump_json() + "\n"
+            for n in range(first, first + 6)
+        ))  # fmt: skip
+        return str(path)
+
+    base = config("sequential").model_dump()
+    base["policy"]["model"] = "embedded:smollm2-135m"
+    base["synthesis"] |= {"seeds": [file("seeds.jsonl", 0)], "alpha": 0.0}
+    base["training"]["stage2"]["data"] = [file("gold.jsonl", 10)]
+    base["evaluation"]["benchmarks"] = [file("bench.jsonl", 20)]
+    return Config.model_validate(base)
+
+
+def test_a_dry_run_without_rates_says_how_to_get_them(planned, tmp_path, capsys):
+    dry_run(planned, tmp_path / "run", STEPS)
+    out = capsys.readouterr().out
+    assert "rates             none known" in out and "--rates RUN_DIR" in out
+    with pytest.raises(InputError, match="no step of a run was measured there"):
+        dry_run(planned, tmp_path / "run", STEPS, tmp_path / "nothing")
+
+
+def test_a_dry_run_predicts_from_its_own_rates_or_from_others(planned, measured, tmp_path, capsys):
+    root, write = measured
+    write("synthesis/progress.json", {"replies_per_s": 10.0, "accepted_share": 1.0})
+    dry_run(planned, tmp_path / "run", STEPS, root)
+    out = capsys.readouterr().out
+    assert f"of {root.resolve()}" in out
+    assert "sequential        2 min on these cores = synthesize 2 min; without vote, stage1, stage2, evaluate" in out
+    with open_run(tmp_path / "run", planned):
+        pass
+    write_json(tmp_path / "run" / "synthesis" / "progress.json", {"replies_per_s": 50.0, "accepted_share": 1.0})
+    dry_run(planned, tmp_path / "run", STEPS)
+    assert "sequential        20 s on these cores = synthesize 20 s; without" in capsys.readouterr().out
+
+
+def test_only_the_whole_method_is_predicted(planned, tmp_path, capsys):
+    dry_run(planned, tmp_path / "run", ("synthesize",))
+    assert "wall time" not in capsys.readouterr().out

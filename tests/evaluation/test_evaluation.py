@@ -1,0 +1,215 @@
+"""The evaluation protocol against a recording pool, and scores and report from its answers."""
+
+import json
+import random
+from types import SimpleNamespace
+
+import pytest
+
+from medssr_dist.config.schema import Evaluation
+from medssr_dist.data.jsonl import read_jsonl
+from medssr_dist.data.records import Question
+from medssr_dist.errors import InputError
+from medssr_dist.evaluation.benchmarks import read_benchmarks
+from medssr_dist.evaluation.protocol import SECOND_PASS, evaluate_policy, sampling_hash
+from medssr_dist.evaluation.report import render_table, write_report
+from medssr_dist.evaluation.scores import build_scores, score_policy
+from medssr_dist.inference.requests import Completion
+
+TOKENIZER = SimpleNamespace(chat_template=None)
+EVALUATION = Evaluation(generations=3, max_tokens=32)
+QUESTIONS = [
+    Question.make(f"Question {i}", ["one", "two", "three", "four"][: 2 + i % 3], source="set", truth="A", rare=i == 0)
+    for i in range(5)
+]
+
+
+class RecordingPool:
+    """Answers a request with `reply(request, seed)`; completes in shuffled order; may die after some requests."""
+
+    def __init__(self, reply, dies_after: int | None = None):
+        self.reply, self.dies_after, self.requests = reply, dies_after, []
+
+    def generate(self, requests):
+        requests = list(requests)
+        random.Random(0).shuffle(requests)
+        for request in requests:
+            if self.dies_after is not None and len(self.requests) == self.dies_after:
+                raise KeyboardInterrupt
+            self.requests.append(request)
+            seeds = range(request.seed, request.seed + request.n)
+            yield request.key, [Completion.of(request, s, self.reply(request, s), 4, False) for s in seeds]
+
+
+def always_a(request, seed):
+    return "A" if request.choices else "The answer is (A)."
+
+
+def never_at_first(request, seed):
+    return request.choices[-1] if request.choices else "I do not know"
+
+
+def run(tmp_path, pool, questions=QUESTIONS, evaluation=EVALUATION, random_seed=1, policy="p1"):
+    return evaluate_policy(pool, TOKENIZER, questions, evaluation, random_seed, tmp_path / "a.jsonl", policy=policy)
+
+
+def test_one_request_a_question_with_the_protocols_parameters(tmp_path):
+    pool = RecordingPool(always_a)
+    answers = run(tmp_path, pool)
+    assert [(a.question_id, a.generation) for a in answers] == [(q.id, g) for q in QUESTIONS for g in range(3)]
+    assert all(a.letter == "A" and a.method == "statement" and not a.second_pass for a in answers)
+    assert len({a.seed for a in answers}) == 15
+    assert len(pool.requests) == 5
+    request = pool.requests[0]
+    assert (request.n, request.temperature, request.top_p, request.top_k) == (3, 0.6, 0.95, 20)
+    assert (request.max_tokens, request.choices) == (32, ())
+
+
+def test_second_pass_is_greedy_and_restricted_to_the_questions_own_letters(tmp_path):
+    pool = RecordingPool(never_at_first)
+    answers = run(tmp_path, pool)
+    second = [request for request in pool.requests if request.choices]
+    assert len(second) == 15
+    assert {request.choices for request in second} == {("A", "B"), ("A", "B", "C"), ("A", "B", "C", "D")}
+    assert all((r.temperature, r.max_tokens, r.n) == (0.0, 1, 1) for r in second)
+    assert all(r.prompt.endswith("I do not know" + SECOND_PASS) for r in second)
+    by_id = {q.id: q for q in QUESTIONS}
+    assert all(a.letter == list(by_id[a.question_id].options)[-1] for a in answers)
+    assert all(a.method == "second_pass" and a.second_pass and a.tokens == 8 for a in answers)
+
+
+def test_no_room_for_a_second_pass_stays_invalid_and_is_not_asked_again(tmp_path):
+    answers = run(tmp_path, RecordingPool(lambda request, seed: ""))
+    assert all(a.letter is None and a.method is None and a.second_pass for a in answers)
+    again = RecordingPool(always_a)
+    assert run(tmp_path, again) == answers
+    assert again.requests == []
+
+
+def test_killed_evaluation_resumes_without_asking_twice(tmp_path):
+    whole = run(tmp_path / "whole", RecordingPool(never_at_first))
+    asked = []
+    for dies_after in (2, 3, 1, 4, 6):
+        pool = RecordingPool(never_at_first, dies_after)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path, pool)
+        asked += pool.requests
+    last = RecordingPool(never_at_first)
+    assert run(tmp_path, last) == whole
+    keys = [request.key for request in asked + last.requests]
+    assert len(keys) == len(set(keys)) == 5 + 15
+
+
+def test_torn_ledger_line_asks_only_for_what_was_lost(tmp_path):
+    whole = run(tmp_path, RecordingPool(always_a))
+    ledger = tmp_path / "a.jsonl"
+    data = ledger.read_bytes()
+    ledger.write_bytes(data[:-20])
+    pool = RecordingPool(always_a)
+    assert run(tmp_path, pool) == whole
+    assert [(request.n, request.seed) for request in pool.requests] == [(1, whole_seed(whole, data))]
+    assert len(list(read_jsonl(ledger))) == 15
+
+
+def whole_seed(answers, data: bytes) -> int:
+    last = json.loads(data.splitlines()[-1])
+    return next(a.seed for a in answers if (a.question_id, a.generation) == (last["question_id"], last["generation"]))
+
+
+def test_more_generations_keep_those_there_are(tmp_path):
+    three = run(tmp_path, RecordingPool(always_a))
+    pool = RecordingPool(always_a)
+    five = run(tmp_path, pool, evaluation=Evaluation(generations=5, max_tokens=32))
+    assert all(request.n == 2 for request in pool.requests)
+    assert [a for a in five if a.generation < 3] == three
+
+
+@pytest.mark.parametrize("change", [{"policy": "p2"}, {"random_seed": 2}, {"evaluation": Evaluation(generations=3)}])
+def test_another_policy_seed_or_sampling_is_asked_anew(tmp_path, change):
+    run(tmp_path, RecordingPool(always_a))
+    pool = RecordingPool(always_a)
+    run(tmp_path, pool, **change)
+    assert len(pool.requests) == 5
+
+
+def test_chat_template_is_part_of_the_sampling_hash():
+    templated = SimpleNamespace(chat_template="x")
+    assert sampling_hash(EVALUATION, TOKENIZER, 1) != sampling_hash(EVALUATION, templated, 1)
+
+
+def test_a_question_that_occurs_twice_is_asked_once(tmp_path):
+    pool = RecordingPool(always_a)
+    assert len(run(tmp_path, pool, questions=[*QUESTIONS, QUESTIONS[0]])) == 15
+    assert len(pool.requests) == 5
+
+
+def mixed(request, seed):
+    """Generation 0 says A, 1 says B, 2 nothing; the second pass gives A except to 'Question 1'."""
+    if request.choices:
+        return "" if "Question 1" in request.prompt else "A"
+    return ["The answer is (A).", "The answer is (B).", "unsure"][seed - request.seed]
+
+
+def scores_of(tmp_path):
+    benchmarks = {"first": QUESTIONS[:2], "second": QUESTIONS[2:]}
+    given = {"base": run(tmp_path, RecordingPool(always_a)), "stage1": run(tmp_path, RecordingPool(mixed), policy="p2")}
+    return build_scores(benchmarks, given, EVALUATION, 1, {"base": 2.0, "stage1": 4.0})
+
+
+def test_scores_by_hand(tmp_path):
+    scores = scores_of(tmp_path)
+    base, mixed_scores = scores["policies"]["base"], scores["policies"]["stage1"]
+    assert base["benchmarks"]["first"] | {"letters": None} == {
+        "questions": 2, "answers": 6, "accuracy": 1.0, "std": 0.0, "per_generation": [1.0, 1.0, 1.0],
+        "recovered": 0, "invalid": 0, "truncated": 0, "letters": None,
+    }  # fmt: skip
+    first, second = mixed_scores["benchmarks"]["first"], mixed_scores["benchmarks"]["second"]
+    assert first["per_generation"] == [1.0, 0.0, 0.5]
+    assert (first["accuracy"], first["std"]) == (0.5, 0.5)
+    assert (first["recovered"], first["invalid"], first["letters"]) == (1, 1, {"A": 3, "B": 2, "none": 1})
+    assert second["per_generation"] == [1.0, 0.0, 1.0]
+    assert mixed_scores["macro"]["per_generation"] == [1.0, 0.0, 0.75]
+    assert mixed_scores["macro"]["accuracy"] == pytest.approx(7 / 12, abs=1e-6)
+    assert (mixed_scores["rare"]["questions"], mixed_scores["rare"]["per_generation"]) == (1, [1.0, 0.0, 1.0])
+    assert (mixed_scores["tokens"], mixed_scores["seconds"]) == (15 * 4 + 5 * 4, 4.0)
+    assert scores["benchmarks"]["first"] == {"questions": 2, "rare": 1, "truth_letters": {"A": 2}}
+    assert scores["protocol"]["std"] == "sample, over generations"
+
+
+def test_one_generation_has_no_deviation_and_no_rare_items_is_null(tmp_path):
+    one = Evaluation(generations=1)
+    answers = run(tmp_path, RecordingPool(always_a), evaluation=one)
+    score = score_policy({"set": QUESTIONS[1:]}, answers, 1, 1.0)
+    assert (score["benchmarks"]["set"]["std"], score["rare"]) == (0.0, None)
+
+
+def test_a_missing_answer_is_an_error_not_a_wrong_answer(tmp_path):
+    answers = run(tmp_path, RecordingPool(always_a))[1:]
+    with pytest.raises(KeyError):
+        score_policy({"set": QUESTIONS}, answers, 3, 1.0)
+
+
+def test_report_files(tmp_path):
+    scores = scores_of(tmp_path)
+    write_report(scores, tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "scores.json").read_text()) == scores
+    assert (tmp_path / "out" / "scores.png").read_bytes().startswith(b"\x89PNG")
+    table = (tmp_path / "out" / "scores.md").read_text()
+    assert table == render_table(scores)
+    lines = table.splitlines()
+    assert [cell.strip() for cell in lines[0].strip("|").split("|")] == ["benchmark", "questions", "base", "stage1"]
+    assert "50.0 ± 50.0 (16.7%)" in lines[2] and lines[2].startswith("| first")
+    assert lines[4].startswith("| macro average") and lines[5].startswith("| rare diseases")
+    assert len({len(line) for line in lines[:6]}) == 1
+
+
+def test_read_benchmarks(tmp_path):
+    row = {"question": "Q?", "options": {"A": "x", "B": "y"}, "answer_idx": "A"}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row))
+    (tmp_path / "b.jsonl").write_text(json.dumps(row | {"answer_idx": None}))
+    path, unlabelled = str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")
+    benchmarks = read_benchmarks(Evaluation(benchmarks=[path, {"path": path, "name": "again"}]), 1)
+    assert [(name, len(questions)) for name, questions in benchmarks.items()] == [("a", 1), ("again", 1)]
+    for sources, needle in (([], "empty"), ([path, path], "two named 'a'"), ([unlabelled], "no answer")):
+        with pytest.raises(InputError, match=needle):
+            read_benchmarks(Evaluation(benchmarks=sources), 1)

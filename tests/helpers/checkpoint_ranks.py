@@ -1,0 +1,72 @@
+"""One rank of a real DeepSpeed ZeRO-3 group that trains, writes its checkpoint or takes one up.
+
+    python checkpoint_ranks.py JOB RANK WORLD PORT
+
+Run as a process by test_training_resume.py. JOB is a torch file: model, folder (a stage's), batch, universal, steps,
+tag. The rank takes up what lies in the folder, takes `steps` steps on the batch, and where there is a tag writes the
+checkpoint and takes one step more. It leaves JOB.RANK: {files, state, status of each step, whole fp32 weights}.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+os.environ["MEDSSR_DEVICE"] = "cpu"
+
+import torch  # noqa: E402
+
+torch.set_num_threads(1)
+
+from helpers.zero_ranks import CONFIG, part, shard, whole  # noqa: E402
+
+from medssr_dist.config.load import load_config  # noqa: E402
+from medssr_dist.training import ranks  # noqa: E402
+from medssr_dist.training.backend.strategy import Strategy  # noqa: E402
+from medssr_dist.training.weights.checkpoints import RANKS_FOLDER  # noqa: E402
+
+SPEEDS = ("tokens_per_s_per_gpu", "mfu")  # what the clock tells
+
+
+def main() -> None:
+    job_file, rank, world, port = Path(sys.argv[1]), *map(int, sys.argv[2:5])
+    job = torch.load(job_file, weights_only=False)
+    strategy = make_strategy(job, world)
+    policy = ranks.PolicyRank(world, rank, "127.0.0.1", port)
+    policy.init_model_from_pretrained(strategy, job["model"], 10)
+    result = {"state": policy.get_checkpoint_states(), "status": [], "files": {}}
+    result["status"] += [step(policy, job["batch"], rank, world) for _ in range(job["steps"])]
+    if job["tag"]:
+        result["bytes"] = policy.checkpoint_bytes()
+        state = {"global_step": job["steps"], "left": torch.arange(3)}
+        result["files"] = policy.write_checkpoint(Path(job["folder"]) / "checkpoints" / RANKS_FOLDER, job["tag"], state)
+        result["status"].append(step(policy, job["batch"], rank, world))
+    torch.save(result | {"weights": whole(policy, "weight")}, f"{job_file}.{rank}")
+
+
+def make_strategy(job: dict, world: int):
+    config = load_config(
+        CONFIG,
+        [
+            f"policy.model={job['model']}", f"training.ranks_per_node={world}", "training.stage1.prompts_per_step=1",
+            f"training.stage1.samples_per_prompt={len(job['batch']['sequences'])}",
+            "training.stage1.micro_batch_size=2", "training.share_prompts=false", "training.stage1.warmup_ratio=0.5",
+            "training.deterministic=true",
+        ],
+    )  # fmt: skip
+    strategy = Strategy(config, config.training.stage1, Path(job["folder"]), job["universal"])
+    strategy.args.vllm.sync_backend = "gloo"
+    return strategy
+
+
+def step(policy, batch: dict, rank: int, world: int) -> dict:
+    own = shard(batch, rank, world)
+    rows = list(range(len(own.sequences)))
+    policy.take([[part(own, rows[start : start + 2]) for start in rows[::2]]])
+    status = policy.fit(batch["kl_coef"])
+    return {name: value for name, value in status.items() if name not in SPEEDS}
+
+
+if __name__ == "__main__":
+    main()

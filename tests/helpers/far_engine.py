@@ -1,0 +1,76 @@
+"""The far end of a pool in tests: answers, dies, hangs, refuses, as it is told."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from medssr_dist.inference.requests import Completion, Request
+from medssr_dist.inference.slot import Taken
+
+
+def numbered(request: Request, seed: int) -> Completion:
+    return Completion(seed, f"{request.key}/{seed}", 4, truncated=False)
+
+
+class FarEngine:
+    """Takes `delay` seconds a sample.
+
+    Args:
+        ill: (engine, request) -> 'die', 'die at N', 'hang', 'refuse', or None.
+        starts: called with the number of the start; may raise.
+        answer: (request, seed) -> the sample.
+    """
+
+    def __init__(
+        self,
+        name: str = "engine",
+        delay: float = 0.0,
+        ill: Callable = lambda engine, request: None,
+        starts: Callable = lambda attempt: None,
+        answer: Callable[[Request, int], Completion] = numbered,
+    ):
+        self.name, self.delay, self._ill, self._starts, self._answer_of = name, delay, ill, starts, answer
+        self.attempts = 0
+        self.given: list[Request] = []
+        self.aborted: list[int] = []
+        self._tasks: dict[int, asyncio.Task] = {}
+
+    async def start(self):
+        self.attempts += 1
+        self._starts(self.attempts)
+        self._tasks, self._done = {}, asyncio.Queue()
+
+    def give(self, requests, aborted):
+        for lease, request in requests:
+            self.given.append(request)
+            self._tasks[lease] = asyncio.ensure_future(self._answer(lease, request))
+        for lease in aborted:
+            self.aborted.append(lease)
+            if lease in self._tasks:
+                self._tasks.pop(lease).cancel()
+
+    async def _answer(self, lease, request):
+        what = self._ill(self, request)
+        if what == "hang":
+            await asyncio.sleep(3600)
+        if what == "refuse":
+            self._done.put_nowait(Taken(failed=[(lease, "bad prompt")]))
+            return
+        for index in range(request.n):
+            await asyncio.sleep(self.delay)
+            if what in ("die", f"die at {index}"):
+                self._done.put_nowait(RuntimeError("engine core died"))
+                return
+            sample = self._answer_of(request, request.seed + index)
+            self._done.put_nowait(Taken([(lease, sample)], tokens=sample.tokens))
+
+    async def take(self):
+        found = await self._done.get()
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    async def stop(self):
+        for task in self._tasks.values():
+            task.cancel()

@@ -1,0 +1,97 @@
+"""Training ranks and rollout engines alone, without a training loop; run as a process by test_rollout_stack.py.
+
+    python rollout_program.py CASE.json
+
+CASE: config (a file), overrides, engine_model and rank_model (folders), syncs (how many), prompts (token ids, one group
+each), kill (kill engine 0 while the prompts are sampled), hang (stop its processes at the end), logs, out.
+
+Writes to `out` seconds of each sync, the groups that the engines sampled before and after them, and what a sync with
+hung engines says.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+os.environ["MEDSSR_DEVICE"] = "cpu"
+
+import psutil  # noqa: E402
+import ray  # noqa: E402
+
+from medssr_dist.config.load import load_config  # noqa: E402
+from medssr_dist.runtime.cluster import ray_cluster  # noqa: E402
+from medssr_dist.training import stage_actor as stages  # noqa: E402
+from medssr_dist.training.rollout.groups import Group, GroupRequest, Sampling  # noqa: E402
+from medssr_dist.training.rollout.workers import RolloutSide  # noqa: E402
+from medssr_dist.training.stall_watch import start_board  # noqa: E402
+
+
+def main(case: dict) -> None:
+    config = load_config(Path(case["config"]), case["overrides"])
+    with ray_cluster(config, Path(case["logs"])):
+        side = start(config, Path(case["engine_model"]), Path(case["rank_model"]))
+        before = sample(side, case["prompts"])
+        seconds = []
+        for version in range(1, case["syncs"] + 1):
+            side.generator.given = version
+            since = time.monotonic()
+            side.sync()
+            seconds.append(time.monotonic() - since)
+        after = sample(side, case["prompts"], case["kill"])
+        hung = hang(side) if case["hang"] else ""
+        found = {"hung": hung, "seconds": seconds, "before": before, "after": after, "restarts": side.pool.restarts}
+        Path(case["out"]).write_text(json.dumps(found))
+
+
+def start(config, engine_model: Path, rank_model: Path) -> RolloutSide:
+    """Engines with the weights of one model and ranks with those of another, connected."""
+    from medssr_dist.training.backend.strategy import Strategy
+    from medssr_dist.training.ranks import PolicyRank
+
+    stage, board = config.training.stage1, start_board()
+    strategy = Strategy(config, stage, engine_model / "stage")
+    ranks, _ = stages._rank_group(config, PolicyRank, None)
+    side = RolloutSide(config, stage, engine_model, board, ranks)
+    engines = side.pool.handles if config.training.weight_sync == "openrlhf" else None
+    refs = ranks.async_init_model_from_pretrained(strategy, str(rank_model), 10, engines)
+    refs += ranks.async_run_method("watch", board)
+    side.pool.wait_ready()
+    ray.get(refs)
+    side.generate_with(None, None, strategy)
+    return side
+
+
+def hang(side: RolloutSide) -> str:
+    """What a sync says with an engine whose processes are stopped."""
+    engine = psutil.Process(ray.get(side.pool.handles[0].ready.remote()))
+    stopped = [child for child in engine.children(recursive=True) if child.name().startswith("VLLM")]
+    for child in stopped:
+        child.suspend()
+    try:
+        side.sync()
+    except Exception as error:
+        return str(error)
+    finally:
+        for child in stopped:
+            child.resume()
+    return f"no error, with {len(stopped)} processes stopped"
+
+
+def sample(side: RolloutSide, prompts: list[list[int]], kill: bool = False) -> list[dict]:
+    sampling = Sampling(n=3, temperature=1.0, top_p=1.0, max_tokens=6, logprobs=True, random_seed=5)
+    label = json.dumps({"answer": "A", "options": {"A": "yes", "B": "no"}})
+    for number, ids in enumerate(prompts):
+        side.pool.give(GroupRequest(number, "", ids, label, sampling))
+    if kill:
+        os.kill(ray.get(side.pool.handles[0].ready.remote()), signal.SIGKILL)
+    groups: list[Group] = [side.pool.take() for _ in prompts]
+    return [group.as_dict() for group in sorted(groups, key=lambda group: group.number)]
+
+
+if __name__ == "__main__":
+    main(json.loads(Path(sys.argv[1]).read_text()))

@@ -1,0 +1,47 @@
+"""What the tests of the streams share: questions, labels, a tokenizer of words, and patience."""
+
+from __future__ import annotations
+
+import time
+
+from medssr_dist.data.records import Label, Question
+from medssr_dist.training.rollout.examples import Example
+
+TIMEOUT_S = 60
+
+
+def never() -> bool:
+    return False
+
+
+class Tokenizer:
+    """One token a word."""
+
+    chat_template = None
+
+    def __call__(self, text, add_special_tokens):
+        assert add_special_tokens is False
+        return {"input_ids": text.split()}
+
+
+def example(number: int, words: int = 0) -> Example:
+    stem = f"Question {number}" + " word" * words
+    return Example(Question.make(stem, ["yes", "no"], source="set", truth="B"), "B")
+
+
+def question(number: int) -> Question:
+    return Question.make(f"Question {number}?", ["yes", "no"], source="set")
+
+
+def label(found: Question, kept: bool) -> Label:
+    return Label(
+        question=found, outcome="labeled", answer="A", counts={"A": 1}, requested=1, taken=1, valid=1, truncated=0,
+        tokens=7, confidence_requested=(1.0, 1.0), confidence_valid=(1.0, 1.0), kept=kept, policy="p", sampling="s",
+    )  # fmt: skip
+
+
+def until(condition):
+    deadline = time.monotonic() + TIMEOUT_S
+    while not condition():
+        assert time.monotonic() < deadline, "timed out"
+        time.sleep(0.001)

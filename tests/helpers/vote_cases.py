@@ -1,0 +1,54 @@
+"""Votes as strings of letters, and the decision over all ways in which further votes may fall."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from itertools import combinations_with_replacement
+
+from hypothesis import strategies as st
+
+from medssr_dist.config.schema import Voting
+from medssr_dist.voting.tally import Tally
+
+LETTERS = "ABCDE"
+
+
+def tally_of(votes: str) -> Tally:
+    tally = Tally()
+    for vote in votes:
+        tally = tally.add(None if vote == "-" else vote)
+    return tally
+
+
+@lru_cache(None)
+def full_decision(votes: str, threshold: float, confidence: str) -> tuple[str, str | None, bool]:
+    """(outcome, answer, kept) of all K votes, written down independently of the code under test."""
+    counts = {letter: votes.count(letter) for letter in set(votes) - {"-"}}
+    if not counts:
+        return "all_invalid", None, False
+    most = max(counts.values())
+    winners = [letter for letter, count in counts.items() if count == most]
+    if len(winners) > 1:
+        return "tie", None, False
+    of = len(votes) if confidence == "requested" else sum(counts.values())
+    return "labeled", winners[0], most / of >= threshold
+
+
+def all_decisions(votes: str, letters: str, voting: Voting) -> set[tuple]:
+    left = voting.samples - len(votes)
+    return {
+        full_decision("".join(sorted(votes + "".join(rest))), voting.threshold, voting.confidence)
+        for rest in combinations_with_replacement(letters + "-", left)
+    }
+
+
+@st.composite
+def unfinished(draw):
+    letters = LETTERS[: draw(st.integers(2, 5))]
+    samples = draw(st.integers(1, 8))
+    votes = draw(st.text(letters + "-", max_size=samples))
+    threshold = draw(st.sampled_from([0.0, 0.25, 0.3, 0.5, 0.6, 0.7, 0.75, 1.0]))
+    confidence = draw(st.sampled_from(["requested", "valid"]))
+    adaptive = draw(st.sampled_from(["lossless", "kept"]))
+    return votes, letters, Voting(samples=samples, threshold=threshold, confidence=confidence, adaptive=adaptive)
+

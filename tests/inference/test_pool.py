@@ -1,0 +1,286 @@
+"""The pool's coordinator with engines that are made to die, hang, refuse and lag."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from itertools import count
+
+import pytest
+from helpers.far_engine import FarEngine
+
+from medssr_dist.bench.voting.simulation import SimulatedEngine, Speed, VirtualLoop
+from medssr_dist.config.schema import Voting
+from medssr_dist.errors import InputError
+from medssr_dist.inference import pool as pool_module
+from medssr_dist.inference import slot
+from medssr_dist.inference.leases import Record, Refused
+from medssr_dist.inference.pool import EnginePool, Result
+from medssr_dist.inference.requests import Completion, Listed, Request
+
+
+def requests(number: int, n=3) -> list[Request]:
+    return [Request(f"q{index}", "prompt", n=n, seed=100 * index) for index in range(number)]
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    for name, value in {"_POLL_S": 0.01, "_WATCH_S": 0.02, "_BACKOFF_S": 0.01, "_GROW_S": 0.02}.items():
+        monkeypatch.setattr(pool_module, name, value)
+
+
+def voting(**changes) -> Voting:
+    return Voting(**{"in_flight": 8, "stall_s": 0.2, "deadline_s": 60} | changes)
+
+
+def answers(engines, asked, **options) -> dict[str, list[Completion]]:
+    settings = options.pop("voting", voting())
+    with EnginePool(engines, settings, **options) as pool:
+        return dict(pool.generate(asked))
+
+
+def check_whole(found: dict[str, list[Completion]], asked: list[Request]) -> None:
+    assert found.keys() == {request.key for request in asked}
+    for request in asked:
+        seeds = list(range(request.seed, request.seed + request.n))
+        assert [sample.seed for sample in found[request.key]] == seeds
+        assert [sample.text for sample in found[request.key]] == [f"{request.key}/{seed}" for seed in seeds]
+
+
+def test_all_is_answered_in_seed_order_by_all_engines():
+    asked, engines = requests(40), [FarEngine(str(number), 0.001) for number in range(3)]
+    check_whole(answers(engines, asked), asked)
+    assert all(len(engine.given) >= 8 for engine in engines)
+
+
+def test_nothing_is_started_where_nothing_is_asked():
+    engine = FarEngine()
+    assert answers([engine], []) == {}
+    assert engine.attempts == 0
+
+
+def test_engines_are_kept_full_and_not_overfull():
+    asked, engine = requests(30, n=2), FarEngine(delay=0.002)
+    outstanding = []
+
+    class Counting(EnginePool):
+        def _take(self, slot, taken):
+            super()._take(slot, taken)
+            outstanding.append(slot.samples)
+
+        def _fill(self, work):
+            super()._fill(work)
+            outstanding.append(self._slots[0].samples)
+
+    with Counting([engine], voting()) as pool:
+        check_whole(dict(pool.generate(asked)), asked)
+    assert max(outstanding) in (16, 17)  # 8, and as many that wait; room for one is room for a request of two
+
+
+def test_an_engine_that_dies_is_replaced_and_loses_nothing():
+    deaths = iter([True, True, False])
+
+    def ill(far, request):
+        return "die at 1" if request.key == "q7" and next(deaths) else None
+
+    asked, events = requests(20), []
+    engines = [FarEngine(name, 0.001, ill) for name in "ab"]
+    # q7 is there at two deaths, at one of them in company: that is not enough to give it up.
+    check_whole(answers(engines, asked, tell=lambda *event: events.append(event)), asked)
+    assert [event for _, event, _ in events].count("died") == 2
+    for name in "ab":  # each life in order
+        lives = " ".join(event for engine, event, _ in events if engine == name).split("start")[1:]
+        assert {life.strip() for life in lives} <= {
+            "ready",
+            "ready first token",
+            "ready first token died",
+            "ready died",
+        }
+
+
+def test_a_question_that_kills_is_quarantined_and_all_others_answered():
+    asked = requests(24)
+    engines = [FarEngine(name, 0.001, lambda far, request: "die" if request.key == "q5" else None) for name in "ab"]
+    outcomes = []
+    with EnginePool(engines, voting()) as pool:
+        work = Listed(iter(asked))
+        for batch in pool.run(work):
+            outcomes += batch
+    refused = [outcome for outcome in outcomes if isinstance(outcome, Refused)]
+    assert [each.key for each in refused] == ["q5"]
+    assert "engine core died" in refused[0].reason
+    got = Counter((outcome.key, outcome.sample.seed) for outcome in outcomes if isinstance(outcome, Result))
+    wanted = {(request.key, request.seed + i) for request in asked if request.key != "q5" for i in range(request.n)}
+    assert set(got) == wanted and set(got.values()) == {1}
+
+
+def test_a_suspect_need_not_wait_for_the_last_of_the_others():
+    outcomes = []
+    with EnginePool([FarEngine(delay=0.001)], voting()) as pool:
+        for turn, batch in enumerate(pool.run(Listed(iter(requests(200))))):
+            if turn == 40:  # the engine is busy
+                pool._leases.suspects.append((Request("suspect", "prompt"), Record(deaths=2, company=1)))
+            outcomes += batch
+    assert len(outcomes) == 200 * 3 + 1
+    assert [outcome.key for outcome in outcomes].index("suspect") < len(outcomes) // 2
+
+
+def test_an_engine_that_hangs_is_ended_with_its_reason():
+    stuck = iter([True])
+    events = []
+    engine = FarEngine("a", 0.001, lambda far, request: "hang" if next(stuck, False) else None)
+    asked = requests(6)
+    check_whole(answers([engine], asked, tell=lambda *event: events.append(event)), asked)
+    (detail,) = [detail for _, event, detail in events if event == "died"]
+    assert "yielded no token" in detail
+    assert engine.attempts == 2
+
+
+def test_a_request_without_end_is_asked_elsewhere_and_then_refused():
+    asked = requests(4)
+    engines = [FarEngine(name, 0.01, lambda far, request: "hang" if request.key == "q2" else None) for name in "ab"]
+    with EnginePool(engines, voting(stall_s=60, deadline_s=0.3)) as pool, pytest.raises(InputError) as error:
+        dict(pool.generate(asked))
+    assert "q2" in str(error.value) and "voting.deadline_s = 0.3 s, 2 times" in str(error.value)
+
+
+def test_a_request_that_engines_refuse_is_told():
+    engine = FarEngine("a", 0.0, lambda far, request: "refuse" if request.key == "q1" else None)
+    with pytest.raises(InputError, match="q1: refused by a: bad prompt, 2 times"):
+        answers([engine], requests(3))
+
+
+def test_the_run_ends_when_no_engine_survives():
+    def never(attempt):
+        raise OSError("no such device")
+
+    with pytest.raises(RuntimeError, match="no engine is left: .*3 times in a row.*no such device"):
+        answers([FarEngine("a", starts=never), FarEngine("b", starts=never)], requests(3))
+
+
+def test_one_that_never_starts_does_not_hold_the_others_up():
+    def never(attempt):
+        raise OSError("no such device")
+
+    asked = requests(10)
+    check_whole(answers([FarEngine("a", starts=never), FarEngine("b", 0.001)], asked), asked)
+
+
+def test_bad_input_at_a_start_ends_the_run_at_once():
+    def other_weights(attempt):
+        raise InputError("the directory holds other weights")
+
+    with pytest.raises(InputError, match="other weights"):
+        answers([FarEngine("a", starts=other_weights), FarEngine("b", 0.05)], requests(3))
+
+
+def test_engines_join_while_it_runs():
+    spare = iter([FarEngine("late", 0.001)])
+    asked = requests(60)
+    late = []
+
+    def grow():
+        engine = next(spare, None)
+        if engine:
+            late.append(engine)
+        return engine
+
+    check_whole(answers([FarEngine("a", 0.005)], asked, grow=grow), asked)
+    assert late and late[0].given
+
+
+def test_a_slow_engine_gets_less_and_is_helped_at_the_end(monkeypatch):
+    monkeypatch.setattr(slot, "_KNOWN_S", 0.05)
+    asked = requests(200, n=2)
+    quick, slow = FarEngine("quick", 0.002), FarEngine("slow", 0.4)
+    check_whole(answers([quick, slow], asked, voting=voting(stall_s=60)), asked)
+    assert len(slow.given) < len(quick.given) / 4
+    assert slow.aborted  # what was asked of both came from the quick one
+
+
+class Ending(Listed):
+    """It knows when all is asked."""
+
+    left = property(lambda self: 0 if self.ended else None)
+
+
+@pytest.mark.parametrize(("work_of", "count", "within"), [(Listed, 12_000, 140), (Ending, 3_500, 80)])
+def test_what_is_late_on_an_engine_that_lags_is_asked_of_another_too(work_of, count, within):
+    """A sample of 2000 tokens takes 40 s, 150 s on the one that lags; at the end its age does not matter."""
+    loop, long, given, came = VirtualLoop(), set(), [], []
+
+    def answer(request, seed):
+        return Completion(seed, request.key, 2000 if request.key in long else 200, truncated=False)
+
+    def slow_answer(request, seed):
+        if loop.time() > 50 and not long:
+            long.add(request.key)
+            given.append(loop.time())
+        return answer(request, seed)
+
+    engines = [SimulatedEngine(str(number), Speed(0.02, 0.0, 64), answer) for number in range(3)]
+    engines.append(SimulatedEngine("lags", Speed(0.02, 0.0, 64), slow_answer, slowness=3.75))
+    work = work_of(Request(f"q{number}", "prompt", max_tokens=2000) for number in range(count))
+    outcomes = []
+    with EnginePool(engines, voting(in_flight=64, stall_s=600, deadline_s=600), loop=loop) as pool:
+        for batch in pool.run(work):
+            outcomes += batch
+            came += [loop.time() for outcome in batch if outcome.key in long]
+    assert len({outcome.key for outcome in outcomes}) == len(outcomes) == count
+    assert 40 <= came[0] - given[0] < within
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_random_deaths_lose_and_double_nothing(seed):
+    rng, deaths = random.Random(seed), count()
+
+    def ill(far, request):
+        return f"die at {rng.randrange(3)}" if next(deaths) < 60 and rng.random() < 0.15 else None
+
+    asked = requests(50)
+    with EnginePool([FarEngine(name, 0.001, ill) for name in "abc"], voting()) as pool:
+        outcomes = [outcome for batch in pool.run(Listed(iter(asked))) for outcome in batch]
+    refused = {outcome.key for outcome in outcomes if isinstance(outcome, Refused)}
+    got = Counter((outcome.key, outcome.sample.seed) for outcome in outcomes if isinstance(outcome, Result))
+    assert set(got.values()) == {1}
+    wanted = {(each.key, each.seed + i) for each in asked if each.key not in refused for i in range(each.n)}
+    assert wanted <= set(got)
+
+
+class Tail:
+    """A question to begin with; then, once all engines are up, `left` samples of another."""
+
+    ended = False
+
+    def __init__(self, engines, left: int):
+        self._engines, self._rest, self._begun = engines, left, False
+
+    @property
+    def left(self):
+        return self._rest if all(engine.attempts for engine in self._engines) else None
+
+    def next(self, most):
+        if not self._begun:
+            self._begun = True
+            return Request("first", "prompt")
+        count = min(most, self.left or 0)
+        if not count:
+            return None
+        self._rest -= count
+        self.ended = not self._rest
+        return Request("q", "prompt", n=count, seed=self._rest)
+
+    def spare(self, most):
+        return None
+
+    def unwanted(self):
+        return []
+
+
+def test_near_the_end_what_is_left_is_shared_among_the_engines():
+    engines = [FarEngine(name, 0.05) for name in "abc"]
+    with EnginePool(engines, voting()) as pool:
+        work = Tail(engines, 7)
+        list(pool.run(work))
+    shares = sorted(sum(request.n for request in engine.given if request.key == "q") for engine in engines)
+    assert sum(shares) == 7 and shares[-1] < 7

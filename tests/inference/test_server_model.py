@@ -1,0 +1,101 @@
+"""Whether a server has the policy, and its stream of answers as bytes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from helpers.far_server import POLICY, ask
+from hypothesis import given
+from hypothesis import strategies as st
+
+from medssr_dist.config.schema import Policy, Server
+from medssr_dist.errors import InputError
+from medssr_dist.inference import vllm_server
+from medssr_dist.inference.server_model import ModelCard, find_policy
+from medssr_dist.runtime.models import model_fingerprint
+
+# --- is it the policy ----------------------------------------------------------------------------------
+
+
+def found(*cards: dict, name: str = "", policy: Policy = POLICY, folder: Path = Path("/models/policy"), print_="f00d"):
+    server = Server(base_url="http://node7:8000/v1", model=name)
+    return find_policy([ModelCard(**card) for card in cards], server, policy, folder, print_)
+
+
+@pytest.mark.parametrize(
+    ("cards", "name", "words"),
+    [
+        ([], "", "serves nothing; name the one"),
+        ([{"id": "a"}, {"id": "b"}], "", "serves 'a', 'b'; name the one that is the policy"),
+        ([{"id": "a"}, {"id": "b"}], "c", "serves 'a', 'b', not 'c'"),
+        ([{"id": "a"}, {"id": "tuned", "parent": "a"}], "tuned", "is an adapter of 'a'"),
+        ([{"id": "policy", "owned_by": "sglang"}], "", "is a server of 'sglang'"),
+        ([{"id": "x", "root": "Qwen/Qwen3-8B"}], "", "serves 'x' from 'Qwen/Qwen3-8B', which is not named as policy"),
+        ([{"id": "policy", "max_model_len": 63}], "", "max_model_len = 63.*restart it with --max-model-len 64"),
+    ],
+)
+def test_a_server_of_another_model_is_refused(cards, name, words):
+    with pytest.raises(InputError, match=f"voting.servers: http://node7:8000/v1.*{words}"):
+        found(*cards, name=name)
+
+
+def test_the_policy_is_found():
+    assert found({"id": "anything"}) == "anything"  # a server that tells nothing but a name
+    assert found({"id": "x", "root": "/elsewhere/Policy", "max_model_len": 128, "owned_by": "vllm"}) == "x"
+    assert found({"id": "x", "root": "/model"}, name="x") == "x"  # the user says so
+    assert found({"id": "x", "root": "m/policy"}, {"id": "y", "root": "m/policy"}) == "x"  # two names of one
+    assert found({"id": "x", "root": "m/policy"}, {"id": "y", "root": "adapter", "parent": "x"}) == "x"
+    assert found({"id": "x", "root": "m/policy"}, {"id": "y", "root": "z"}, name="x") == "x"
+
+
+def test_a_directory_that_is_here_too_is_compared_by_weights(tmp_path):
+    mine, copy, other = (tmp_path / name / "policy" for name in ("mine", "copy", "other"))
+    for folder, weights in ((mine, b"1"), (copy, b"1"), (other, b"2")):
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
+        (folder / "model.safetensors").write_bytes(weights)
+    fields = {"policy": Policy(model=str(mine)), "folder": mine, "print_": model_fingerprint(mine), "name": "x"}
+    assert found({"id": "x", "root": str(copy)}, **fields) == "x"
+    with pytest.raises(InputError, match="which has other weights than policy.model"):
+        found({"id": "x", "root": str(other)}, **fields)
+
+
+# --- the stream as bytes -------------------------------------------------------------------------------
+
+
+class Pieces:
+    """A stream that arrives in given pieces."""
+
+    def __init__(self, pieces: list[bytes]):
+        self._pieces = pieces
+
+    async def iter_any(self):
+        for piece in self._pieces:
+            yield piece
+
+
+@given(st.data())
+async def test_pieces_come_together_wherever_the_stream_is_cut(data):
+    texts = data.draw(st.lists(st.lists(st.text(max_size=4), min_size=1, max_size=4), min_size=1, max_size=4))
+    order = data.draw(st.permutations([index for index, pieces in enumerate(texts) for _ in pieces]))
+    stream, said = b"", [0] * len(texts)
+    for index in order:
+        said[index] += 1
+        ends = "stop" if said[index] == len(texts[index]) else None
+        text = texts[index][said[index] - 1]
+        chunk = {"choices": [{"index": index, "text": text, "finish_reason": ends}]}
+        chunk["usage"] = {"completion_tokens": 2 * said[index]}
+        stream += (
+            b"data: " + json.dumps(chunk, ensure_ascii=False).encode() + data.draw(st.sampled_from([b"\n", b"\r\n"]))
+        )
+        stream += b"\n"
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=6)))
+    pieces = [stream[a:b] for a, b in zip([0, *cuts], [*cuts, len(stream)], strict=True)]
+    growing, samples = vllm_server._Growing(ask(n=len(texts), seed=10), 8), []
+    async for line in vllm_server._events(Pieces(pieces)):
+        if sample := growing.add(vllm_server.msgspec.json.decode(line, type=vllm_server._Chunk)):
+            samples.append(sample)
+    assert {sample.seed - 10: sample.text for sample in samples} == {i: "".join(t) for i, t in enumerate(texts)}
+    assert (growing.missing, growing.tokens) == (0, 2 * len(order))

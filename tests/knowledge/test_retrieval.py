@@ -1,0 +1,285 @@
+"""Encoders, index and retrieval, with the real MiniLM and a small random MedCPT."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from helpers.tiny_bert import save_bert
+
+from medssr_dist.config.base import DataSource
+from medssr_dist.config.synthesis import Knowledge
+from medssr_dist.errors import InputError
+from medssr_dist.knowledge.encoders import encoder_name, load_encoder
+from medssr_dist.knowledge.passages import Passage
+from medssr_dist.knowledge.reranker import Reranker
+from medssr_dist.knowledge.retrieval import Retriever
+from medssr_dist.runtime.cache import cache_dir
+
+PASSAGES = [
+    Passage("p1", "Alkaptonuria", "Urine turns dark; joints hurt; homogentisic acid is high.", "t"),
+    Passage("p2", "Wilson disease", "Copper builds up in the liver and the brain; Kayser-Fleischer rings.", "t"),
+    Passage("p3", "Marfan syndrome", "Tall stature, lens dislocation, aortic root dilatation.", "t"),
+]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("MEDSSR_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    rows = [{"id": p.id, "title": p.title, "content": p.content} for p in PASSAGES]
+    path = tmp_path / "t.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return DataSource(path=str(path))
+
+
+@pytest.fixture
+def medcpt(tmp_path):
+    return Knowledge(
+        encoder="medcpt",
+        medcpt_query=save_bert(tmp_path / "query", 0),
+        medcpt_article=save_bert(tmp_path / "article", 1),
+        batch_size=2,
+    )
+
+
+def cls_state(directory, *texts):
+    from transformers import AutoModel, AutoTokenizer
+
+    inputs = AutoTokenizer.from_pretrained(directory)(*texts, return_tensors="pt")
+    with torch.no_grad():
+        return AutoModel.from_pretrained(directory).eval()(**inputs).last_hidden_state[0, 0].numpy()
+
+
+def test_cache_dir_is_private(tmp_path):
+    assert cache_dir() == tmp_path / "cache"
+    assert cache_dir().stat().st_mode & 0o777 == 0o700
+
+
+def test_cache_dir_that_cannot_be_made_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MEDSSR_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(InputError, match="MEDSSR_CACHE"):
+        cache_dir()
+
+
+def test_medcpt_queries_are_cls_states_of_the_query_tower(medcpt):
+    vectors = load_encoder(medcpt).encode_queries(["wilson disease", "rare", "copper liver eye"])
+    assert vectors.shape == (3, 32) and vectors.dtype == np.float32
+    np.testing.assert_allclose(vectors[0], cls_state(medcpt.medcpt_query, "wilson disease"), atol=1e-5)
+    np.testing.assert_allclose(vectors[2], cls_state(medcpt.medcpt_query, "copper liver eye"), atol=1e-5)
+    assert not np.allclose(np.linalg.norm(vectors, axis=1), 1)
+
+
+def test_medcpt_articles_are_title_content_pairs_of_the_article_tower(medcpt):
+    vector = load_encoder(medcpt).encode_articles([Passage("1", "wilson disease", "copper liver", "t")])[0]
+    pair = cls_state(medcpt.medcpt_article, "wilson disease", "copper liver")
+    np.testing.assert_allclose(vector, pair, atol=1e-5)
+    assert not np.allclose(vector, cls_state(medcpt.medcpt_article, "wilson disease copper liver"), atol=1e-3)
+
+
+def test_medcpt_cuts_queries_at_64_and_articles_at_512(medcpt):
+    encoder = load_encoder(medcpt)
+    query = cls_state(medcpt.medcpt_query, " ".join(["rare"] * 62))
+    np.testing.assert_allclose(encoder.encode_queries(["rare " * 100])[0], query, atol=1e-5)
+    article = cls_state(medcpt.medcpt_article, "eye", " ".join(["rare"] * 508))
+    np.testing.assert_allclose(
+        encoder.encode_articles([Passage("1", "eye", "rare " * 900, "t")])[0], article, atol=1e-5
+    )
+
+
+def test_absent_medcpt_says_what_to_do(tmp_path):
+    for model in (str(tmp_path / "nowhere"), "nobody/no-such-encoder"):
+        with pytest.raises(InputError, match=r"medssr prefetch.*knowledge\.encoder=minilm"):
+            load_encoder(Knowledge(encoder="medcpt", medcpt_query=model))
+
+
+def test_encoder_name_follows_the_model_files(medcpt, tmp_path):
+    before = encoder_name(medcpt)
+    (tmp_path / "article" / "model.safetensors").write_bytes(b"changed")
+    assert before != encoder_name(medcpt) and before.startswith("medcpt:")
+    assert encoder_name(Knowledge(encoder="minilm")) == "minilm"
+
+
+def test_minilm_gives_unit_vectors_that_know_meaning():
+    encoder = load_encoder(Knowledge(encoder="minilm", batch_size=2))
+    vectors = encoder.encode_articles(PASSAGES)
+    assert vectors.shape == (3, 384) and vectors.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    queries = encoder.encode_queries(["homogentisic aciduria", "copper in the liver", "a very tall patient"])
+    assert (queries @ vectors.T).argmax(axis=1).tolist() == [0, 1, 2]
+
+
+def test_retrieval_finds_the_disease_with_both_encoders(corpus, medcpt):
+    minilm = Knowledge(corpus=corpus, encoder="minilm", top_k=2)
+    found = Retriever(minilm).top_k("Wilson disease")
+    assert len(found) == 2 and found[0].id == "p2"
+    both = Retriever(medcpt.model_copy(update={"corpus": corpus, "top_k": 5})).top_k("Wilson disease")
+    assert sorted(passage.id for passage in both) == ["p1", "p2", "p3"]
+
+
+def test_resumed_retrieval_loads_no_model(corpus):
+    knowledge = Knowledge(corpus=corpus, encoder="minilm", top_k=1)
+    expected = [passage.id for passage in Retriever(knowledge).top_k("Marfan syndrome")]
+    code = (
+        "import sys\nfrom medssr_dist.config.schema import Knowledge\n"
+        "from medssr_dist.knowledge.retrieval import Retriever\n"
+        "knowledge = Knowledge.model_validate_json(sys.argv[1])\n"
+        "print([passage.id for passage in Retriever(knowledge).top_k('Marfan syndrome')])\n"
+        "sys.exit(len({'torch', 'transformers', 'faiss'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, knowledge.model_dump_json()], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, str(expected)), done.stderr
+
+
+def test_another_k_is_another_retrieval(corpus):
+    ids = [
+        [passage.id for passage in Retriever(Knowledge(corpus=corpus, encoder="minilm", top_k=k)).top_k("Marfan")]
+        for k in (1, 3, 1)
+    ]
+    assert [len(found) for found in ids] == [1, 3, 1] and ids[0] == ids[2] == ids[1][:1]
+
+
+def ledger(tmp_path):
+    (file,) = (tmp_path / "cache" / "index").glob("*/retrieval.jsonl")
+    return file
+
+
+def minilm(corpus, **settings):
+    return Knowledge(**{"corpus": corpus, "encoder": "minilm", "top_k": 2} | settings)
+
+
+def test_prepare_finds_all_in_one_search_and_records_it_once(corpus, tmp_path, monkeypatch):
+    retriever, names = Retriever(minilm(corpus)), ["Wilson disease", "Marfan syndrome", "Wilson disease"]
+    syncs, fsync = [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda file: syncs.append(file) or fsync(file))
+    retriever.prepare(names)
+    rows = [json.loads(line) for line in ledger(tmp_path).read_text().splitlines()]
+    assert [row["entity"] for row in rows] == names[:2] and [row["passage_ids"][0] for row in rows] == ["p2", "p3"]
+    syncs.clear()
+    retriever.prepare([*names, "Copper", "Eye"])
+    assert len(syncs) == 1 and len(ledger(tmp_path).read_text().splitlines()) == 4
+    assert retriever.passage_text("p2").startswith("Wilson disease\nCopper builds up")
+    with pytest.raises(KeyError):
+        retriever.passage_text("p9")
+
+
+def test_a_torn_ledger_is_repaired(corpus, tmp_path):
+    Retriever(minilm(corpus)).prepare(["Wilson disease"])
+    with open(ledger(tmp_path), "a") as file:
+        file.write('{"entity": "Marf')
+    assert Retriever(minilm(corpus)).top_k("Marfan syndrome")[0].id == "p3"
+    assert [json.loads(line)["entity"] for line in ledger(tmp_path).read_text().splitlines()] == [
+        "Wilson disease", "Marfan syndrome",
+    ]  # fmt: skip
+
+
+def test_what_is_known_is_read_where_there_is_neither_torch_nor_faiss(corpus):
+    """Prefetch on one machine, synthesize on another: all of it from the ledger and the corpus' offsets."""
+    knowledge = minilm(corpus)
+    Retriever(knowledge).prepare([p.title for p in PASSAGES])
+    code = (
+        "import sys\n"
+        "for name in ('torch', 'transformers', 'faiss', 'ray'): sys.modules[name] = None  # an import fails\n"
+        "from medssr_dist.config.synthesis import Knowledge; from medssr_dist.knowledge.retrieval import Retriever\n"
+        "retriever = Retriever(Knowledge.model_validate_json(sys.argv[1]))\n"
+        f"names = {[p.title for p in PASSAGES]}\n"
+        "retriever.prepare(names)\n"
+        "print(*[retriever.passage_text(retriever.top_k(name)[0].id).split('\\n')[0] for name in names], sep='|')"
+    )
+    done = subprocess.run([sys.executable, "-c", code, knowledge.model_dump_json()], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "|".join(p.title for p in PASSAGES)
+
+
+def test_processes_share_the_cache(corpus, tmp_path):
+    """Three at once, from nothing: one builds, the others wait; every line of the ledger is whole."""
+    code = (
+        "import sys; from medssr_dist.config.synthesis import Knowledge\n"
+        "from medssr_dist.knowledge import retrieval; retrieval._RECORDED_AT_ONCE = 3\n"
+        "retriever = retrieval.Retriever(Knowledge.model_validate_json(sys.argv[1]))\n"
+        "retriever.prepare([f'name {i} ' + sys.argv[2] for i in range(60)] + ['common'])"
+    )
+    commands = [[sys.executable, "-c", code, minilm(corpus).model_dump_json(), str(n)] for n in range(3)]
+    processes = [subprocess.Popen(command, stderr=subprocess.DEVNULL) for command in commands]
+    assert [process.wait() for process in processes] == [0, 0, 0]
+    rows = [json.loads(line) for line in ledger(tmp_path).read_text().splitlines()]
+    assert len({row["entity"] for row in rows}) == 181 and len(rows) <= 183
+    assert len({tuple(row["passage_ids"]) for row in rows if row["entity"] == "common"}) == 1
+
+
+def test_all_that_a_retrieval_depends_on_has_its_own_lines(corpus, tmp_path):
+    reranker = save_bert(tmp_path / "cross", 0, "BertForSequenceClassification", num_labels=1)
+    other = save_bert(tmp_path / "cross2", 1, "BertForSequenceClassification", num_labels=1)
+    settings = [
+        {}, {"top_k": 1}, {"index": "sharded_flat"}, {"reranker": reranker}, {"reranker": other},
+        {"reranker": reranker, "rerank_depth": 2},
+    ]  # fmt: skip
+    for more in settings * 2:
+        Retriever(minilm(corpus, **more)).prepare(["Wilson disease"])
+    assert len(ledger(tmp_path).read_text().splitlines()) == len(settings)
+    ivfpq = [{}, {"ivf_probes": 3}, {"candidates": 50}, {"pq_bytes": 32}, {"ivf_lists": 9}]
+    keys = {Retriever(minilm(corpus, index="ivfpq", **more))._settings for more in ivfpq}
+    assert len(keys) == len(ivfpq)
+
+
+def test_a_cross_encoder_ranks_again(corpus, tmp_path):
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    model = save_bert(tmp_path / "cross", 3, "BertForSequenceClassification", num_labels=1)
+    tokenizer, network = AutoTokenizer.from_pretrained(model), AutoModelForSequenceClassification.from_pretrained(model)
+    scores = {}
+    for passage in PASSAGES:
+        inputs = tokenizer("copper liver", f"{passage.title} {passage.content}", return_tensors="pt")
+        scores[passage.id] = network(**inputs).logits.item()
+    best = sorted(scores, key=scores.get, reverse=True)
+    knowledge = minilm(corpus, reranker=model, rerank_depth=3, batch_size=2)
+    assert [passage.id for passage in Retriever(knowledge).top_k("copper liver")] == best[:2]
+    plain = [passage.id for passage in Retriever(minilm(corpus)).top_k("copper liver")]
+    shallow = Retriever(minilm(corpus, reranker=model, rerank_depth=2)).top_k("copper liver")
+    assert sorted(passage.id for passage in shallow) == sorted(plain)
+
+
+def test_a_long_query_and_passage_are_cut_at_what_the_cross_encoder_reads(tmp_path):
+    model = save_bert(tmp_path / "cross", 3, "BertForSequenceClassification", num_labels=1)
+    long = Passage("x", "wilson", "copper " * 900, "t")
+    assert Reranker(model, 2).best("liver " * 600, [PASSAGES[0], long], 1)
+
+
+def test_a_classifier_with_several_outputs_is_no_cross_encoder(tmp_path):
+    model = save_bert(tmp_path / "three", 0, "BertForSequenceClassification", num_labels=3)
+    with pytest.raises(InputError, match=r"three' has 3 outputs; give a cross-encoder with one"):
+        Reranker(model, 2)
+    with pytest.raises(InputError, match=r"medssr prefetch.*knowledge\.reranker=null"):
+        Reranker(str(tmp_path / "nowhere"), 2)
+
+
+def test_a_large_corpus_in_shards_by_every_form_gives_the_same(tmp_path):
+    """MedRAG's form from end to end: shards, offsets, vectors in shards, search, passages."""
+    folder = tmp_path / "chunk"
+    folder.mkdir()
+    words = ["copper", "liver", "eye", "joint", "heart", "skin", "urine", "bone", "kidney", "nerve"]
+    for shard in range(3):
+        rows = [
+            {
+                "id": f"{shard}_{i}",
+                "title": f"{words[i % 10]} {i // 10}",
+                "content": f"About {words[i % 10]}, case {i}.",
+            }
+            for i in range(100)
+        ]
+        (folder / f"s{shard}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    forms = [{"index": "flat"}, {"index": "sharded_flat"}, {"index": "ivfpq", "ivf_lists": 8, "pq_bytes": 96}]
+    found = []
+    for form in forms:
+        retriever = Retriever(minilm(DataSource(path=str(folder)), shard_size=64, top_k=3, **form))
+        retriever.prepare(words)
+        found.append([[passage.content for passage in retriever.top_k(word)] for word in words])
+    assert found[0] == found[1] == found[2]
+    assert all(word in content for word, contents in zip(words, found[0], strict=True) for content in contents)

@@ -1,0 +1,357 @@
+"""The launcher's parts one by one; the whole of it runs on a real Slurm in test_slurm.py."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import select
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from medssr_dist.data.jsonl import read_json, write_json
+from medssr_dist.errors import InputError
+from medssr_dist.launch import channel, ports
+from medssr_dist.launch.attempts import (
+    FIRST_ANSWER,
+    FIRST_ENGINE,
+    FIRST_TOKEN,
+    Attempt,
+    idle_attempts,
+    unfinished,
+)
+from medssr_dist.launch.channel import Hub, Lost, NodeLost, Refused
+from medssr_dist.launch.fit_config import layout
+from medssr_dist.launch.process import Component
+from medssr_dist.launch.ray_node import Resources, node_environment, ray_command
+from medssr_dist.launch.ray_watch import missing
+from medssr_dist.launch.slurm import Job, parse_record, same_request
+from medssr_dist.launch.timings import Timings
+
+LOOPBACK = "127.0.0.1"
+STOCK = ["training.batching=openrlhf", "training.share_prompts=false"]
+
+
+def test_the_launcher_needs_the_standard_library_alone():
+    """It runs outside the container that holds everything else."""
+    code = (
+        "import sys, medssr_dist.launch.__main__\n"
+        "names = {name.split('.')[0] for name in sys.modules}\n"
+        "print(*sorted(names & {'pydantic', 'yaml', 'numpy', 'msgspec', 'tqdm', 'torch', 'ray', 'aiohttp'}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+@pytest.fixture
+async def hub():
+    """A listening hub, and what it logged."""
+    logged: list[tuple[str, str]] = []
+    hub = Hub(lambda who, text: logged.append((who, text)))
+    async with hub.listen(LOOPBACK, "secret"):
+        yield hub, logged
+
+
+async def _connect(hub: Hub, token: str = "secret") -> channel.Channel:
+    host, port = hub.address.split(":")
+    return await channel.connect(host, int(port), token)
+
+
+async def test_messages_pass_both_ways_and_an_end_is_noticed(hub):
+    hub, logged = hub
+    link = await _connect(hub)
+    link.send({"event": "hello", "name": "n1", "ip": "10.0.0.1"})
+    assert (await hub.next(5)).kind == "hello"
+    hub.start("n1", "driver", ["true"], {"KEY": "value"})
+    assert await link.receive() == {"do": "start", "name": "driver", "command": ["true"], "env": {"KEY": "value"}}
+    link.send({"event": "line", "name": "driver", "text": "half done"})
+    assert (await hub.next(5)).is_line("driver", "half")
+    assert ("n1 driver", "half done") in logged
+    await link.close()
+    with pytest.raises(NodeLost, match=r"node n1 \(10.0.0.1\) is lost: its process has ended"):
+        await hub.next(5)
+
+
+async def test_silence_is_a_loss(monkeypatch):
+    """The other end lives, and no beat comes: a link that is cut."""
+
+    async def say_nothing(reader, writer):
+        await channel.accept(reader, writer, "secret")
+        await reader.read()
+        writer.close()
+
+    monkeypatch.setattr(channel, "SILENCE_S", 0.05)
+    server = await asyncio.start_server(say_nothing, LOOPBACK, 0)
+    link = await channel.connect(*server.sockets[0].getsockname(), "secret")
+    with pytest.raises(Lost, match="not heard from"):
+        await link.receive()
+    await link.close()
+    server.close()
+
+
+async def test_without_the_token_nobody_is_let_in(hub):
+    hub, logged = hub
+    with pytest.raises(Refused):
+        await _connect(hub, "guess")
+    assert not hub.nodes
+    assert any("without this job's token" in text for _, text in logged)
+
+
+def test_two_jobs_on_a_node_get_different_ports():
+    first, second = ports.claim(LOOPBACK, 7), ports.claim(LOOPBACK, 7)
+    try:
+        assert abs(first.first - second.first) >= ports.SIZE
+        assert first.last < 32_768
+        numbers = [int(option.split("=")[1]) for option in first.ray_options(head=True)]
+        assert len(set(numbers)) == len(numbers)
+        assert all(first.first < number <= first.last for number in numbers)
+    finally:
+        first.guard.close()
+        second.guard.close()
+
+
+def test_a_block_with_a_port_in_use_is_passed_over():
+    block = ports.claim(LOOPBACK, 3)
+    block.guard.close()
+    taken = ports._bind(LOOPBACK, block.first + 100)
+    with taken:
+        other = ports.claim(LOOPBACK, 3)
+        other.guard.close()
+        assert other.first != block.first
+
+
+def test_ray_is_started_with_everything_explicit(tmp_path):
+    block = ports.Block(20_000, None)
+    head = ray_command(None, "10.0.0.1", block, Resources(4, 0, 8000), 2, tmp_path)
+    worker = ray_command("10.0.0.1:20001", "10.0.0.2", block, Resources(64, 8, 500_000), 0, tmp_path)
+    assert {"--head", "--port=20001", "--num-gpus=2", "--num-cpus=6", "--node-ip-address=10.0.0.1"} <= set(head)
+    assert {"--address=10.0.0.1:20001", "--num-gpus=8", "--num-cpus=64", f"--temp-dir={tmp_path}"} <= set(worker)
+    assert not any(option.startswith("--port=") for option in worker)
+
+
+def test_the_environment_holds_the_tokens_place_and_not_the_token(tmp_path):
+    block = ports.Block(20_000, None)
+    env = node_environment(LOOPBACK, block, 2, ["n1", "n2"], Resources(2, 0, 8000), tmp_path / "token")
+    assert env["RAY_AUTH_MODE"] == "token" and env["RAY_AUTH_TOKEN_PATH"] == str(tmp_path / "token")
+    assert env["GLOO_SOCKET_IFNAME"] == "lo" and env["MEDSSR_NODES"] == "n1 n2" and env["MEDSSR_DEVICE"] == "cpu"
+    assert "MEDSSR_DEVICE" not in node_environment(LOOPBACK, block, 2, ["n1"], Resources(2, 8, 8000), tmp_path)
+
+
+def test_resources_are_slurms(monkeypatch):
+    monkeypatch.setenv("SLURM_CPUS_ON_NODE", "12")
+    monkeypatch.setenv("SLURM_GPUS_ON_NODE", "4")
+    monkeypatch.setenv("SLURM_MEM_PER_NODE", "1000")
+    assert Resources.of_job() == Resources(12, 4, 1000)
+
+
+def _attempt_with(run: Path, votes: int, end: bool = True) -> Attempt:
+    attempt = Attempt.begin(run)
+    (run / "voting" / "votes").mkdir(parents=True, exist_ok=True)
+    (run / "voting" / "votes" / "00000.jsonl").write_text("x" * votes)
+    if end:
+        attempt.finish(4, "node n2 is lost")
+    return attempt
+
+
+def test_attempts_are_numbered_and_those_without_progress_counted(tmp_path):
+    assert idle_attempts(tmp_path) == 0
+    for votes, idle in ((0, 1), (5, 0), (5, 1), (5, 2), (9, 0)):
+        attempt = _attempt_with(tmp_path, votes)
+        assert idle_attempts(tmp_path) == idle
+    assert attempt.number == "0005"
+    assert read_json(attempt.folder / "exit.json")["reason"] == "node n2 is lost"
+    assert unfinished(tmp_path) is None
+    last = _attempt_with(tmp_path, 9, end=False)
+    assert unfinished(tmp_path).number == last.number == "0006"
+
+
+def test_steps_trained_again_and_lost_again_are_no_progress_and_a_checkpoint_is(tmp_path):
+    stage = tmp_path / "training" / "stage1"
+    for steps, saved, idle in ((2, None, 1), (3, None, 2), (4, 4, 0), (7, 4, 1), (5, 8, 0)):
+        attempt = Attempt.begin(tmp_path)
+        stage.mkdir(parents=True, exist_ok=True)
+        (stage / "metrics.jsonl").write_text("{}\n" * steps)
+        if saved:
+            write_json(stage / "checkpoints" / "whole.json", {"step": saved})
+        attempt.finish(1, "the driver failed")
+        assert idle_attempts(tmp_path) == idle
+
+
+def test_the_token_is_its_owners_alone_and_ends_with_the_attempt(tmp_path):
+    attempt = Attempt.begin(tmp_path)
+    token = attempt.new_token()
+    assert len(token) == 64 and attempt.token_file.read_text() == token
+    assert stat.S_IMODE(attempt.token_file.stat().st_mode) == 0o600
+    attempt.finish(0, "done")
+    assert not attempt.token_file.exists()
+
+
+def test_timings_show_the_first_answer_of_this_attempt(tmp_path):
+    attempt = _attempt_with(tmp_path, 3, end=False)
+    timings = Timings(attempt, started=0.0)
+    (tmp_path / "evaluation").mkdir()
+    (tmp_path / "evaluation" / "answers.jsonl").touch()
+    timings.look()
+    assert FIRST_ANSWER not in timings.reached
+    (tmp_path / "voting" / "votes" / "00000.jsonl").write_text("x" * 4)
+    timings.look()
+    timings.write()
+    assert set(read_json(attempt.folder / "timings.json")) == {FIRST_ANSWER, "end of the attempt"}
+
+
+@pytest.mark.parametrize(("told", "end"), [("2026-01-31T18:00:00", "2026-01-31T18:00:00"), ("Unknown", "")])
+def test_the_driver_is_told_when_slurm_will_end_the_job(monkeypatch, told, end):
+    monkeypatch.setattr(Job, "record", lambda job: parse_record(f"JobId=7 EndTime={told} Partition=gpu"))
+    assert Job(7, ("n1",), "n1").ends() == end
+
+
+def test_timings_show_the_first_engine_and_token_of_this_job(tmp_path):
+    attempt = Attempt.begin(tmp_path)
+    (tmp_path / "voting").mkdir()
+    rows = [(90.0, "ready"), (91.0, "first token"), (130.0, "ready"), (131.5, "first token"), (140.0, "ready")]
+    lines = [json.dumps({"time": time, "engine": "engine 0", "event": event, "detail": ""}) for time, event in rows]
+    (tmp_path / "voting" / "engines.jsonl").write_text("\n".join(lines) + '\n{"time": 14')
+    timings = Timings(attempt, started=100.0)
+    timings.mark("Ray on every node", 120.0)
+    timings.write()
+    reached = read_json(attempt.folder / "timings.json")
+    assert list(reached)[:3] == ["Ray on every node", FIRST_ENGINE, FIRST_TOKEN]
+    assert (reached[FIRST_ENGINE], reached[FIRST_TOKEN]) == (30.0, 31.5)
+    assert "1.5 s, at     31.5 s: first vLLM token" in (attempt.folder / "launch.log").read_text()
+
+
+def test_slurms_record_is_read_and_asked_for_again():
+    record = parse_record(
+        "JobId=7 JobName=two words Partition=gpu Account=(null) QOS=normal TimeLimit=1-00:00:00 NumNodes=4 "
+        "CPUs/Task=16 MinMemoryNode=0 TresPerNode=gres:gpu:8 Requeue=0 Command=/x/medssr_ssl.sh voting.samples=3"
+    )
+    assert record["Command"].endswith("medssr_ssl.sh voting.samples=3") and record["JobName"] == "two words"
+    assert same_request(record) == [
+        "--partition=gpu", "--qos=normal", "--time=1-00:00:00", "--nodes=4", "--cpus-per-task=16", "--gres=gpu:8",
+        "--job-name=two words",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("overrides", "nodes", "expected", "slots"),
+    [
+        ([], 1, ["training.nodes=1", "training.engines=1", "voting.engines=1"], 4),
+        (["voting.engines=7"], 1, ["training.nodes=1", "training.engines=1"], 10),
+        (["runtime.mode=sequential"], 1, ["training.nodes=1", "training.engines=1", "voting.engines=1"], 3),
+    ],
+)
+def test_a_config_is_laid_out_over_one_node(repo, overrides, nodes, expected, slots):
+    file = repo / "configs" / "demo_cpu.yaml"
+    assert layout(file, overrides, nodes, 0, "run") == ([*overrides, *expected], slots)
+    assert layout(file, overrides, nodes, 8, "run")[1] == 0
+    assert layout(file, overrides, nodes, 0, "synthesize")[1] == 0
+
+
+def test_more_nodes_hold_smaller_micro_batches_of_the_same_batch(repo):
+    """16 sequences a step: two ranks take 8 each, eight ranks 2 each; which only OpenRLHF's own loop has to know."""
+    nodes = ["training.nodes=4", "training.engines=4", "voting.engines=4"]
+    assert layout(repo / "configs" / "demo_cpu.yaml", [], 4, 0, "run") == (nodes, 4)
+    smaller = ["training.stage1.micro_batch_size=2", "training.stage2.micro_batch_size=2"]
+    assert layout(repo / "configs" / "demo_cpu.yaml", STOCK, 4, 0, "run") == ([*STOCK, *nodes, *smaller], 4)
+
+
+def test_nodes_that_the_config_does_not_fit_are_refused(repo, tmp_path):
+    file = tmp_path / "two.yaml"
+    file.write_text(f"extends: {repo}/configs/demo_cpu.yaml\ntraining: {{nodes: 2, stage1: {{micro_batch_size: 4}}, "
+                    "stage2: {micro_batch_size: 4}}\n")  # fmt: skip
+    with pytest.raises(InputError, match="laid out for 2 nodes .* the job has 3"):
+        layout(file, [], 3, 8, "run")
+    with pytest.raises(InputError, match=r"stage1: prompts_per_step x samples_per_prompt = 16 .* 14 ranks"):
+        layout(repo / "configs" / "demo_cpu.yaml", STOCK, 7, 8, "run")
+    with pytest.raises(InputError, match=r"stage1: prompts_per_step x samples_per_prompt = 16 is fewer than ranks"):
+        layout(repo / "configs" / "demo_cpu.yaml", [], 9, 8, "run")
+
+
+def test_missing_nodes_are_named():
+    assert missing({"n1": "10.0.0.1", "n2": "10.0.0.2"}, {"10.0.0.1"}) == "n2 (10.0.0.2)"
+
+
+async def test_a_components_output_goes_to_its_file_and_its_lines_on(tmp_path):
+    lines: list[tuple[str, str]] = []
+    command = [sys.executable, "-c", "print('10%\\r90%\\nfull', flush=True); raise SystemExit(3)"]
+    component = await Component.start("driver", command, {}, tmp_path / "log", lambda *line: lines.append(line))
+    assert await component.wait() == 3
+    assert lines == [("driver", "90%"), ("driver", "full")]
+    assert (tmp_path / "log").read_bytes() == b"10%\r90%\nfull\n"
+
+
+_CHILD = """
+import pathlib, signal, sys
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(pathlib.Path(sys.argv[1]).touch()))
+print("up", flush=True)
+signal.pause()
+"""
+_SUPERVISOR = """
+import asyncio, sys
+from pathlib import Path
+from medssr_dist.launch.component import Component
+
+async def main():
+    def on_line(name, text):
+        print(child.pid, flush=True)
+
+    child = await Component.start("child", [sys.executable, *sys.argv[1:]], {}, Path(sys.argv[2] + ".log"), on_line)
+    await child.wait()
+
+asyncio.run(main())
+"""
+
+
+def test_a_component_ends_with_its_supervisor(tmp_path):
+    """kill -9 of the supervisor: the kernel asks the child to end, and it still does its own last work."""
+    program = tmp_path / "child.py"
+    program.write_text(_CHILD)
+    command = [sys.executable, "-c", _SUPERVISOR, str(program), str(tmp_path / "ended")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as supervisor:
+        child = os.pidfd_open(int(supervisor.stdout.readline()))
+        supervisor.kill()
+    assert select.select([child], [], [], 60)[0]
+    os.close(child)
+    assert (tmp_path / "ended").exists()
+
+
+async def test_slurms_warning_does_not_end_a_component(tmp_path):
+    component = await Component.start("ray", ["sh", "-c", "kill -USR1 $$; exit 3"], {}, tmp_path / "log", print)
+    assert await component.wait() == 3
+
+
+_ORPHANS = """
+import os, subprocess, sys
+from medssr_dist.launch.component import adopt_orphans, kill_descendants
+
+adopt_orphans()
+parent = "import subprocess; print(subprocess.Popen(['sleep', '600'], stdout=subprocess.DEVNULL).pid, flush=True)"
+orphan = int(subprocess.run([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True).stdout.split()[0])
+os.kill(orphan, 0)
+kill_descendants()
+os.waitpid(orphan, 0)
+"""
+
+
+def test_what_a_component_leaves_behind_is_ended():
+    subprocess.run([sys.executable, "-c", _ORPHANS], check=True, timeout=120)
+
+
+def test_outside_a_job_the_launcher_says_so(tmp_path, monkeypatch, capsys):
+    from medssr_dist.launch.__main__ import main
+
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    assert main(["--run-dir", str(tmp_path), "--slots", "1", "true"]) == 2
+    assert "sbatch" in capsys.readouterr().err
+    assert not (tmp_path / "attempts").exists()
+
+
+def test_an_end_without_a_record_is_no_attempt_in_vain(tmp_path):
+    """A node that dies with the launcher leaves no exit.json; such attempts do not count as idle."""
+    _attempt_with(tmp_path, 1, end=False)
+    write_json(tmp_path / "attempts" / "0001" / "timings.json", {})
+    assert idle_attempts(tmp_path) == 0

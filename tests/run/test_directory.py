@@ -1,0 +1,345 @@
+"""The run directory: one process at a time, one set of settings, nothing secret, nothing half-written."""
+
+import os
+import stat
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from medssr_dist import __version__
+from medssr_dist.config.load import load_config
+from medssr_dist.data.jsonl import read_json
+from medssr_dist.errors import InputError
+from medssr_dist.run import directory
+from medssr_dist.run.directory import STEP_SECTIONS, commit, open_run
+from medssr_dist.runtime.models import model_fingerprint
+
+SECRET = "sk-0123456789-do-not-store"
+TREE = {
+    "policy": {"model": "embedded:smollm2-135m"},
+    "synthesis": {
+        "accepted": 8,
+        "seeds": ["hpo:seeds"],
+        "endpoints": [{"base_url": "http://localhost:1/v1", "model": "m", "api_key": "${RUN_DIR_TEST_KEY}"}],
+    },
+    "training": {"stage2": {"data": ["hpo:supervised"]}},
+}
+INPUTS = {"questions": "aa", "model": "bb"}
+HOLD_THE_LOCK = """
+import sys
+from pathlib import Path
+from medssr_dist.config_io import load_config
+from medssr_dist.runtime.models import model_fingerprint
+from medssr_dist.run_dir import open_run
+with open_run(Path(sys.argv[1]), load_config(Path(sys.argv[2]))):
+    print("open", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture(autouse=True)
+def umask_restored():
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
+
+
+@pytest.fixture
+def config_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("RUN_DIR_TEST_KEY", SECRET)
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(TREE))
+    return file
+
+
+@pytest.fixture
+def configured(config_file):
+    return lambda *overrides: load_config(config_file, list(overrides))
+
+
+@pytest.fixture
+def root(tmp_path):
+    return tmp_path / "run"
+
+
+def begin(root, config, step="vote", inputs=INPUTS):
+    with open_run(root, config) as run:
+        run.begin_step(step, config, inputs)
+        return run
+
+
+def refused(root, config, **options) -> str:
+    with pytest.raises(InputError) as error:
+        begin(root, config, **options)
+    return str(error.value)
+
+
+# --- opening ----------------------------------------------------------------------------------------
+
+
+def test_a_second_process_is_refused_and_the_first_one_goes_on(root, config_file, configured):
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD_THE_LOCK, str(root), str(config_file)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert holder.stdout.readline() == "open\n"
+        before = (root / "manifest.json").read_bytes()
+        with pytest.raises(InputError, match="in use by another medssr process"), open_run(root, configured()):
+            pass
+        assert (root / "manifest.json").read_bytes() == before
+    finally:
+        holder.kill()
+        holder.communicate()
+    with open_run(root, configured()) as run:  # the lock of a killed process is free
+        assert len(run.manifest()["attempts"]) == 2
+
+
+def test_the_manifest_says_what_ran(root, configured):
+    with open_run(root, configured()) as run:
+        run.begin_step("vote", configured(), INPUTS)
+        run.finish_step("vote")
+    manifest = read_json(root / "manifest.json")
+    (attempt,) = manifest["attempts"]
+    assert attempt["commit"] == commit()
+    assert attempt["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert attempt["versions"]["medssr_dist"] == __version__
+    assert attempt["versions"]["torch"]
+    assert attempt["host"]
+    step = manifest["steps"]["vote"]
+    assert step["inputs"] == INPUTS
+    assert step["settings"]["voting.samples"] == 16
+    assert step["started"] <= step["finished"]
+    assert {key.split(".")[0] for key in step["settings"]} == {"policy", "voting", "runtime"}
+
+
+def test_every_opening_is_an_attempt_and_the_newest_config_is_kept(root, configured):
+    begin(root, configured("voting.buffer=3"))
+    begin(root, configured("voting.buffer=4"))
+    assert len(read_json(root / "manifest.json")["attempts"]) == 2
+    assert read_json(root / "config.resolved.json")["voting"]["buffer"] == 4
+
+
+def test_the_resolved_config_holds_every_section_with_its_defaults(root, configured):
+    begin(root, configured())
+    resolved = read_json(root / "config.resolved.json")
+    assert set(resolved) == {"policy", "knowledge", "synthesis", "voting", "training", "evaluation", "runtime"}
+    assert resolved["evaluation"]["generations"] == 4
+
+
+def test_no_secret_is_written_anywhere(root, configured):
+    config = configured()
+    assert config.synthesis.endpoints[0].api_key.get_secret_value() == SECRET
+    with open_run(root, config) as run:
+        for step in STEP_SECTIONS:
+            run.begin_step(step, config, INPUTS)
+            run.finish_step(step)
+    written = [file.read_bytes() for file in root.rglob("*") if file.is_file()]
+    assert len(written) >= 3
+    assert all(SECRET.encode() not in content for content in written)
+    assert "api_key" not in (root / "manifest.json").read_text()
+
+
+def test_only_the_owner_can_read_a_run(root, configured):
+    begin(root, configured())
+    for path in [*root.rglob("*"), root]:
+        assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
+
+
+def test_a_run_directory_that_cannot_be_one(tmp_path, configured):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="choose another with --run-dir"), open_run(tmp_path / "file", configured()):
+        pass
+    with pytest.raises(InputError, match="--run-dir"), open_run(tmp_path / "file" / "below", configured()):
+        pass
+
+
+def test_paths(root, configured):
+    with open_run(root, configured()) as run:
+        assert run.logs.is_dir()
+        folders = {run.synthesis, run.voting, run.evaluation, run.training("stage1"), run.training("stage2")}
+        assert {str(folder.relative_to(root)) for folder in folders} == {
+            "synthesis", "voting", "evaluation", "training/stage1", "training/stage2",
+        }  # fmt: skip
+
+
+# --- steps ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("step", "override", "needle"),
+    [
+        ("vote", "voting.samples=8", "voting.samples: 16 -> 8"),
+        ("vote", "policy.dtype=float16", "policy.dtype: 'bfloat16' -> 'float16'"),
+        ("vote", "runtime.random_seed=1", "runtime.random_seed: 42 -> 1"),
+        ("synthesize", "synthesis.alpha=0.25", "synthesis.alpha: 0.5 -> 0.25"),
+        ("synthesize", "synthesis.seeds=[other.jsonl]", "other.jsonl"),
+        ("synthesize", "knowledge.top_k=5", "knowledge.top_k: 3 -> 5"),
+        ("stage1", "training.stage1.learning_rate=0.5", "training.stage1.learning_rate: 1e-06 -> 0.5"),
+        ("stage2", "training.stage2.kl_coef=0.5", "training.stage2.kl_coef: 0.001 -> 0.5"),
+    ],
+)
+def test_changed_settings_are_refused_by_key_old_and_new(root, configured, step, override, needle):
+    begin(root, configured(), step=step)
+    before = read_json(root / "manifest.json")["steps"]
+    message = refused(root, configured(override), step=step)
+    for part in (needle, f"'{step}'", str(root), "new --run-dir"):
+        assert part in message
+    assert read_json(root / "manifest.json")["steps"] == before
+
+
+@pytest.mark.parametrize(
+    ("step", "override"),
+    [
+        ("vote", "voting.engines=2"),
+        ("vote", "voting.question_buffer=1"),
+        ("vote", "voting.buffer=1"),
+        ("vote", "voting.tensor_parallel_size=2"),
+        ("vote", "synthesis.alpha=0"),  # another step's
+        ("vote", "runtime.mode=stream"),
+        ("vote", "evaluation.generations=2"),
+        ("synthesize", "synthesis.endpoints.0.concurrency=1"),
+        ("synthesize", "synthesis.retry.whole_s=1"),
+        ("synthesize", "synthesis.retry.tries=1"),
+        ("synthesize", "synthesis.endpoints.0.base_url=http://other/v1"),
+        ("synthesize", "synthesis.endpoints.0.api_key=null"),
+        ("synthesize", "synthesis.endpoints=[{base_url: a, model: m}, {base_url: b, model: m}]"),
+        ("synthesize", "synthesis.accepted=9"),
+        ("synthesize", "synthesis.budget.tokens=1000"),
+        ("synthesize", "knowledge.batch_size=1"),
+        ("stage1", "training.engines=2"),
+        ("stage1", "training.stage2.learning_rate=0.5"),
+    ],
+)
+def test_how_a_step_is_run_may_change_and_it_stays_finished(root, configured, step, override):
+    with open_run(root, configured()) as run:
+        run.begin_step(step, configured(), INPUTS)
+        run.finish_step(step)
+    assert begin(root, configured(override), step=step).is_finished(step)
+
+
+def test_the_free_keys_are_config_keys(configured):
+    flat = directory._flatten(directory.resolved(configured()))
+    for free in directory._FREE_KEYS:
+        assert any(directory._within(key, (free,)) for key in flat) or free == "synthesis.prices", free
+
+
+def test_the_steps_sections_are_config_keys(configured):
+    flat = directory._flatten(directory.resolved(configured()))
+    for section in {section for sections in STEP_SECTIONS.values() for section in sections}:
+        assert any(key == section or key.startswith(section + ".") for key in flat), section
+
+
+def test_another_model_or_form_is_refused(root, configured):
+    with open_run(root, configured()) as run:
+        run.begin_step("synthesize", configured(), INPUTS)
+    for override, name in (("model=x", "synthesis.models"), ("json_schema=true", "synthesis.json_schema")):
+        with pytest.raises(InputError, match=name), open_run(root, configured(f"synthesis.endpoints.0.{override}")):
+            pass
+
+
+def test_a_step_is_reopened_only_while_nothing_was_made_of_it(root, configured):
+    with open_run(root, configured()) as run:
+        run.begin_step("synthesize", configured(), INPUTS)
+        run.finish_step("synthesize")
+        run.reopen_step("synthesize")
+        assert not run.is_finished("synthesize")
+        run.finish_step("synthesize")
+        run.begin_step("vote", configured(), INPUTS)
+        with pytest.raises(InputError, match="'vote' was begun"):
+            run.reopen_step("synthesize")
+        assert run.is_finished("synthesize")
+
+
+def test_changed_inputs_are_refused(root, configured):
+    begin(root, configured())
+    message = refused(root, configured(), inputs=INPUTS | {"questions": "cc"})
+    assert "questions: 'aa' -> 'cc'" in message
+    assert "None -> 'x'" in refused(root, configured(), inputs=INPUTS | {"new": "x"})
+
+
+def test_evaluation_may_change_and_is_then_to_be_done_again(root, configured):
+    with open_run(root, configured()) as run:
+        run.begin_step("evaluate", configured(), INPUTS)
+        run.finish_step("evaluate")
+    assert begin(root, configured(), step="evaluate").is_finished("evaluate")
+    run = begin(root, configured("evaluation.generations=2"), step="evaluate")
+    assert not run.is_finished("evaluate")
+    assert run.manifest()["steps"]["evaluate"]["settings"]["evaluation.generations"] == 2
+
+
+def test_beginning_again_keeps_the_first_start(root, configured, monkeypatch):
+    begin(root, configured())
+    first = read_json(root / "manifest.json")["steps"]["vote"]
+    monkeypatch.setattr(directory, "_timestamp", lambda: "later")
+    begin(root, configured())
+    assert read_json(root / "manifest.json")["steps"]["vote"] == first
+
+
+def test_a_step_not_begun_is_not_finished(root, configured):
+    with open_run(root, configured()) as run:
+        assert not run.is_finished("vote")
+        run.begin_step("vote", configured(), INPUTS)
+        assert not run.is_finished("vote")
+        run.finish_step("vote")
+        assert run.is_finished("vote")
+
+
+# --- crashes ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dies_in", ["fsync", "replace"])
+def test_a_crash_while_writing_leaves_the_old_manifest(root, configured, monkeypatch, dies_in):
+    begin(root, configured())
+
+    def die(*args):
+        raise KeyboardInterrupt
+
+    with open_run(root, configured()) as run:
+        before = (root / "manifest.json").read_bytes()
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(os, dies_in, die)
+            run.finish_step("vote")
+        assert (root / "manifest.json").read_bytes() == before
+        assert not run.is_finished("vote")
+        run.finish_step("vote")
+        assert run.is_finished("vote")
+
+
+def test_a_damaged_manifest_is_named(root, configured):
+    begin(root, configured())
+    (root / "manifest.json").write_text('{"attempts": [')
+    assert "manifest.json is not valid JSON" in refused(root, configured())
+
+
+# --- commit -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fresh_commit():
+    commit.cache_clear()
+    yield commit
+    commit.cache_clear()
+
+
+def test_without_git_the_version_stands_for_the_commit(fresh_commit, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert fresh_commit() == __version__
+
+
+def test_outside_a_checkout_the_version_stands_for_the_commit(fresh_commit, monkeypatch, tmp_path):
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "none"))
+    assert fresh_commit() == __version__
+
+
+def test_a_model_changed_anywhere_has_another_fingerprint(tmp_path):
+    weights = bytearray(2**25)
+    (tmp_path / "model.safetensors").write_bytes(weights)
+    before = model_fingerprint(tmp_path)
+    weights[2**24 : 2**24 + 2**18] = b"\1" * 2**18
+    (tmp_path / "model.safetensors").write_bytes(weights)
+    assert model_fingerprint(tmp_path) != before

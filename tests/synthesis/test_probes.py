@@ -1,0 +1,33 @@
+"""New jobs as probes: when only failing ones are left, is it they or the endpoint?"""
+
+import pytest
+from chat_cases import (
+    Jobs,
+    Server,
+    quick,  # noqa: F401 - a fixture of every test here
+    run,
+)
+
+from medssr_dist.errors import InputError
+from medssr_dist.synthesis.client import dispatcher
+
+
+class HeldBack(Jobs):
+    """Gives all but the last jobs freely, and those only as probes."""
+
+    def next(self, probe=False):
+        return super().next() if probe or len(self.waiting) > 3 else None
+
+
+async def test_poisoned_prompts_at_the_end_are_told_from_a_dead_endpoint_by_a_probe():
+    """Nothing else is left to ask: a new job shows that the endpoint still answers."""
+    jobs = HeldBack(8)
+    await run([Server(lambda prompt, number: 500 if prompt in "34" else None)], jobs, {"tries": 2, "patience_s": 12})
+    assert set(jobs.given_up) == {3, 4} and len(jobs.replies) == 6 and jobs.balanced()
+
+
+async def test_probes_do_not_empty_the_supply_while_the_endpoint_is_down():
+    jobs = HeldBack(40)
+    with pytest.raises(InputError, match="patience_s"):
+        await run([Server(lambda prompt, number: 500)], jobs, {"patience_s": 6}, concurrency=2)
+    assert not jobs.outcomes and len(jobs.waiting) >= 40 - 8 * 2 - dispatcher.MOST_PROBES

@@ -1,0 +1,327 @@
+import json
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections import namedtuple
+
+import pytest
+
+from medssr_dist.config.schema import Config
+from medssr_dist.data.jsonl import read_json, read_jsonl
+from medssr_dist.data.records import Question, content_hash
+from medssr_dist.errors import InputError, Stopped
+from medssr_dist.offline_teacher import start_teacher
+from medssr_dist.synthesis.checks import Screen
+from medssr_dist.synthesis.client.chat_client import Reply
+from medssr_dist.synthesis.journal import Journal
+from medssr_dist.synthesis.question_writer import Outputs
+from medssr_dist.synthesis.request_plan import Plan
+from medssr_dist.synthesis.synthesize import Inputs, goes_on, synthesize
+
+Passage = namedtuple("Passage", "id title content source")
+Entity = namedtuple("Entity", "id name")
+ENTITIES = [Entity(f"X:{n}", f"Morbus {chr(65 + n)}lpha") for n in range(20)]
+SEEDS = [
+    Question.make(
+        f"A {20 + n}-year-old man has sign {n}, sign {n + 1} and sign {n + 2}. What is the most likely diagnosis?",
+        [f"Disease {chr(65 + (n + m) % 26)}{m}" for m in range(4)],
+        source="t",
+        truth="A",
+    )
+    for n in range(40)
+]
+
+
+def retrieve(name):
+    features = "; ".join(f"{name[7].lower()} finding {n}" for n in range(8))
+    own = Passage(f"p-{name}", name, f"{name} is a rare disease. Very frequent features are {features}.", "t")
+    return [own, Passage("p-o", "Other disease", "Other disease. Frequent features are pallor; cough; fever.", "t")]
+
+
+def passage_text(passage_id):
+    entity = "Morbus Alpha" if passage_id == "p-o" else passage_id.removeprefix("p-")
+    return next(passage.content for passage in retrieve(entity) if passage.id == passage_id)
+
+
+def config(base_url="offline-teacher", accepted=40, alpha=0.5, endpoint=None, retry=None, **settings):
+    """The made-up seeds are near-duplicates of each other: that check is off."""
+    endpoint = {"base_url": base_url, "model": "teacher", "concurrency": 8} | (endpoint or {})
+    synthesis = {
+        "accepted": accepted,
+        "alpha": alpha,
+        "seeds": ["x"],
+        "endpoints": [endpoint],
+        "retry": {"first_byte_s": 2, "whole_s": 2, "patience_s": 2} | (retry or {}),
+        "checks": {"near_duplicate": 0},
+    }
+    tree = {"policy": {"model": "x"}, "synthesis": synthesis | settings, "training": {"stage2": {"enabled": False}}}
+    return Config.model_validate(tree)
+
+
+def run(cfg, folder, seeds=SEEDS, entities=ENTITIES, **options):
+    inputs = Inputs(seeds, {}, entities, retrieve, passage_text)
+    return synthesize(cfg, folder, inputs, "c0ffee", **options)
+
+
+def stats(base_url):
+    with urllib.request.urlopen(base_url.removesuffix("/v1") + "/stats", timeout=5) as response:
+        return json.load(response)
+
+
+def journaled(folder):
+    lines = (folder / "journal.jsonl").read_bytes().split(b"\n")[:-1]  # what follows the last newline is torn
+    return [json.loads(line)["provenance"]["index"] for line in lines]
+
+
+def files(folder):
+    return [(folder / name).read_bytes() for name in ("questions.jsonl", "rejected.jsonl")]
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """An undisturbed run and its folder."""
+    folder = tmp_path_factory.mktemp("plain")
+    return run(config(), folder), folder
+
+
+def test_run_writes_questions_in_order_with_provenance(plain):
+    summary, folder = plain
+    questions = [Question.model_validate(row) for row in read_jsonl(folder / "questions.jsonl")]
+    rejected = list(read_jsonl(folder / "rejected.jsonl"))
+    indices = [question.provenance.index for question in questions]
+    done = summary["requested"]
+    assert sorted(indices + [row["index"] for row in rejected]) == list(range(done)) and indices == sorted(indices)
+    assert summary["accepted"] == len(questions) == 40 and summary["stopped_by"] == "count"
+    assert sum(summary["rejected_by_reason"].values()) == len(rejected)
+    assert summary["requests_sent"] == summary["http_attempts"] == done + summary["surplus"]
+    assert summary["requests_replayed"] == summary["asked_again"] == summary["lost"] == 0
+    rare = [question for question in questions if question.rare]
+    assert summary["alpha"]["asked"] == 0.5
+    share = summary["alpha"]["accepted"]
+    assert share["share"] == pytest.approx(len(rare) / len(questions)) and share["low"] < share["share"] < share["high"]
+    assert sum(summary["letter_balance"]["first_option"].values()) == 40
+    for question in rare:
+        provenance = question.provenance
+        assert provenance.rho < 0.5 and provenance.passage_ids == (f"p-{provenance.entity}", "p-o")
+        assert provenance.commit == "c0ffee" and provenance.entity_id.startswith("X:")
+        assert (provenance.teacher, provenance.answered_by) == ("teacher", "teacher")
+        assert sorted(provenance.permutation) == list(range(len(question.options)))
+    paid = list(read_jsonl(folder / "journal.jsonl"))
+    assert summary["prompt_tokens"] == sum(row["prompt_tokens"] for row in paid)
+    assert summary["tokens"] == summary["completion_tokens"] == sum(row["completion_tokens"] for row in paid)
+    assert json.loads((folder / "summary.json").read_text()) == summary
+    assert (folder / "README.md").exists() and (folder / "review.csv").exists()
+    live = json.loads((folder / "progress.json").read_text())
+    assert (live["accepted"], live["wanted"], live["in_flight"]) == (40, 40, 0)
+    assert list((folder / "tensorboard").glob("events.out.tfevents.*"))
+
+
+def test_finished_folder_asks_nothing_and_changes_nothing(plain):
+    summary, folder = plain
+    before = files(folder)
+    again = run(config(base_url="http://127.0.0.1:1/v1"), folder)  # nobody answers there
+    assert again == summary and files(folder) == before
+
+
+def test_changed_prompts_are_refused_before_anything_is_sent(plain):
+    _, folder = plain
+    with pytest.raises(InputError, match="replies to other prompts .first at request"):
+        run(config(alpha=1.0), folder)
+    with pytest.raises(InputError, match="another --run-dir"):
+        run(config(temperature=0.5), folder)
+
+
+def test_faults_change_nothing_but_the_tries(plain, tmp_path):
+    options = [f"--rate-{kind}=0.07" for kind in ("429", "500", "hang", "reset", "truncated", "nonjson")]
+    with start_teacher(tmp_path / "log", options=options) as url:
+        retry = {"first_byte_s": 0.5, "whole_s": 0.5, "tries": 10, "patience_s": 30}
+        summary = run(config(url, retry=retry), tmp_path / "run")
+    assert summary["http_attempts"] > 40 and summary["lost"] > 0 and "no_reply" not in summary["rejected_by_reason"]
+    texts = [
+        [(row["stem"], row["options"]) for row in read_jsonl(folder / "questions.jsonl")]
+        for folder in (plain[1], tmp_path / "run")
+    ]
+    assert texts[0] == texts[1]
+
+
+def test_bad_questions_are_rejected_with_reasons(tmp_path):
+    with start_teacher(tmp_path / "log", options=["--rate-bad-question", "0.5"]) as url:
+        summary = run(config(url, accepted=30, candidates=200), tmp_path / "run")
+    assert set(summary["rejected_by_reason"]) >= {"option_count", "duplicate_options", "answer_leaked", "not_parsable"}
+    assert summary["accepted"] == 30 and summary["requested"] <= 110
+
+
+def test_torn_journal_tail_is_asked_again_only_for_that_request(plain, tmp_path):
+    _, folder = plain
+    lines = (folder / "journal.jsonl").read_bytes().splitlines(keepends=True)
+    lines.append(lines.pop(0))  # one that is needed
+    torn = json.loads(lines[-1])["provenance"]["index"]
+    paid = len(lines)
+    (tmp_path / "journal.jsonl").write_bytes(b"".join(lines)[:-30])
+    summary = run(config(), tmp_path)
+    assert (summary["requests_sent"], summary["requests_replayed"]) == (1, paid - 1)
+    assert journaled(tmp_path)[-1] == torn
+    assert files(tmp_path) == files(folder)
+
+
+def test_stop_keeps_what_is_on_the_wire_and_goes_on_later(plain, tmp_path):
+    journal = tmp_path / "run" / "journal.jsonl"
+    with start_teacher(tmp_path / "log", options=["--latency-s", "0.1"]) as url:
+        with pytest.raises(Stopped):
+            run(config(url), tmp_path / "run", should_stop=lambda: journal.exists() and journal.stat().st_size > 0)
+        kept = len(list(read_jsonl(tmp_path / "run" / "journal.jsonl")))
+        assert kept > 0 and not (tmp_path / "run" / "summary.json").exists()
+        summary = run(config(url), tmp_path / "run")
+        assert summary["requests_replayed"] == kept
+        assert set(stats(url)["replies"].values()) == {1}  # none was paid for twice, not even those in flight
+    assert files(tmp_path / "run") == files(plain[1])
+
+
+_CHILD = """
+import importlib.util, sys
+from pathlib import Path
+spec = importlib.util.spec_from_file_location("case", sys.argv[1])
+case = importlib.util.module_from_spec(spec); spec.loader.exec_module(case)
+case.run(case.config(sys.argv[3]), Path(sys.argv[2]))
+"""
+
+
+def test_kill_9_loses_no_reply_and_pays_none_twice(plain, tmp_path):
+    folder = tmp_path / "run"
+    journal = folder / "journal.jsonl"
+    with start_teacher(tmp_path / "log", options=["--latency-s", "0.1"]) as url:
+        plan = Plan(config(url), SEEDS, ENTITIES, retrieve, "c0ffee")
+        for share in (1, 12):
+            command = [sys.executable, "-c", _CHILD, __file__, str(folder), url]
+            child = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+            while child.poll() is None and (not journal.exists() or journal.read_bytes().count(b"\n") < share):
+                time.sleep(0.01)
+            assert child.poll() is None, "the run ended before it was killed"
+            child.send_signal(signal.SIGKILL)
+            child.wait()
+        kept, before = journaled(folder), stats(url)["replies"]
+        assert len(kept) >= 12
+        summary = run(config(url), folder)
+        after = stats(url)["replies"]
+    assert summary["requests_replayed"] == len(kept)
+    assert sorted(journaled(folder)) == list(range(summary["requested"] + summary["surplus"]))
+    for index in kept:  # what was on disk was never asked for again
+        key = content_hash(plan.request(index).messages)
+        assert after[key] == before[key]
+    again = sum(count - 1 for count in after.values())
+    assert again <= 2 * 8  # only what was in flight at the two kills
+    assert files(folder) == files(plain[1])
+
+
+def test_outputs_grow_as_complete_prefixes(tmp_path):
+    cfg = config(alpha=0)
+    plan = Plan(cfg, SEEDS, [], retrieve, "c")
+    replies = [json.dumps({"question": f"Which of these is number {n}?", "options": ["x", "y"]}) for n in range(3)]
+    path = tmp_path / "questions.jsonl"
+    with Journal(tmp_path / "journal.jsonl") as journal:
+        screen = Screen(cfg.synthesis.checks, 1, SEEDS, [], lambda id: "")
+        outputs = Outputs(tmp_path, journal, screen, 40, 0.9)
+        for index, lines in ((1, 0), (0, 2), (2, 3)):
+            reply = Reply(replies[index], 1, 1, "m", cfg.synthesis.endpoints[0])
+            journal.append(plan.request(index).provenance, reply)
+            outputs.advance()
+            assert len(path.read_bytes().splitlines()) == lines
+        outputs.close()
+
+
+def test_what_is_judged_is_on_disk_before(tmp_path, monkeypatch):
+    """The vote may have used a question by the time of a power cut: its reply must not be asked for again."""
+    synced, judged = [0], []
+    sync, advance = Journal.sync, Outputs.advance
+
+    def note_sync(journal):
+        synced[0] = journal.first_missing
+        sync(journal)
+
+    def note_judging(outputs, until=None):
+        done = advance(outputs, until)
+        if done and until is not None:
+            judged.append((outputs.judged.done, synced[0]))
+        return done
+
+    monkeypatch.setattr(Journal, "sync", note_sync)
+    monkeypatch.setattr(Outputs, "advance", note_judging)
+    with start_teacher(tmp_path / "log") as url:
+        run(config(url, accepted=30), tmp_path / "run")
+    assert judged and all(done <= on_disk for done, on_disk in judged)
+    assert read_json(tmp_path / "run" / "questions.end.json") == {"count": 30}
+
+
+def test_dead_endpoint_mid_run_ends_with_the_reason_and_keeps_replies(tmp_path):
+    with start_teacher(tmp_path / "log") as url:
+        run(config(url, accepted=5), tmp_path / "run")
+    paid = len(journaled(tmp_path / "run"))
+    with start_teacher(tmp_path / "log", options=["--rate-500", "1"]) as url, pytest.raises(InputError, match="500"):
+        run(config(url, accepted=40, retry={"patience_s": 0.5}), tmp_path / "run")
+    assert len(journaled(tmp_path / "run")) == paid  # nothing was given up
+
+
+def test_unusable_inputs(tmp_path):
+    with pytest.raises(InputError, match="at least 2"):
+        run(config(), tmp_path, seeds=SEEDS[:1])
+    with pytest.raises(InputError, match="synthesis.alpha=0"):
+        run(config(), tmp_path, entities=[])
+    with pytest.raises(InputError, match="127.0.0.1:1"):
+        run(config("http://127.0.0.1:1/v1"), tmp_path)
+
+
+def test_key_is_in_no_file_and_no_message(tmp_path, capfd):
+    key = "sk-very-secret-0123456789"
+    with start_teacher(tmp_path / "log", options=["--rate-500", "0.2"]) as url:
+        run(config(url, accepted=10, endpoint={"api_key": key}), tmp_path / "run")
+    with start_teacher(tmp_path / "log", options=["--rate-401", "1"]) as url, pytest.raises(InputError) as error:
+        run(config(url, accepted=12, endpoint={"api_key": key}), tmp_path / "run")
+    written = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    captured = capfd.readouterr()
+    assert key.encode() not in written and key not in captured.out + captured.err + repr(error.value)
+
+
+def test_light_imports():
+    code = (
+        "import sys, medssr_dist.synthesis.synthesize, medssr_dist.offline_teacher.cli\n"
+        "print([name for name in ('torch', 'vllm', 'ray', 'pyhpo', 'faiss', 'transformers') if name in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_the_cap_and_the_budget_end_the_step_and_may_be_raised(tmp_path, plain):
+    with start_teacher(tmp_path / "log") as url:
+        capped = run(config(url, candidates=41, checks={"grounding": 40}), tmp_path / "capped")
+        assert capped["stopped_by"] == "cap" and capped["requested"] == 41 and 0 < capped["accepted"] < 40
+        assert goes_on(config(candidates=42).synthesis, tmp_path / "capped")
+        assert not goes_on(config(candidates=41).synthesis, tmp_path / "capped")
+        few = {"tokens": 20_000}
+        poor = run(config(url, budget=few), tmp_path / "poor")
+        assert poor["stopped_by"] == "budget" and 0 < poor["accepted"] < 40
+        assert poor["prompt_tokens"] + poor["completion_tokens"] <= 20_000
+        assert not goes_on(config(budget=few).synthesis, tmp_path / "poor")
+        assert goes_on(config(budget={"tokens": 30_000}).synthesis, tmp_path / "poor")
+        assert run(config(url), tmp_path / "poor")["stopped_by"] == "count"
+        assert set(stats(url)["replies"].values()) <= {1, 2}  # once for each of the two folders
+    assert files(tmp_path / "poor") == files(plain[1])
+
+
+def test_too_many_refused_replies_raise_the_alarm(tmp_path):
+    with start_teacher(tmp_path / "log", options=["--rate-bad-question", "1"]) as url:
+        with pytest.raises(InputError, match="200 of the last 200 replies were refused .*max_reject_share"):
+            run(config(url, accepted=400), tmp_path / "run")
+        paid = len(journaled(tmp_path / "run"))
+        assert 200 <= paid < 700
+        with pytest.raises(InputError, match="of the last 200"):
+            run(config(url, accepted=400), tmp_path / "run")
+    assert len(journaled(tmp_path / "run")) == paid  # nothing was bought to find that out again
+
+
+def test_a_poisoned_prompt_is_given_up_and_the_run_ends(tmp_path):
+    """Prompts that the server never answers do not keep the others."""
+    with start_teacher(tmp_path / "log", options=["--rate-poison", "0.15"]) as url:
+        summary = run(config(url, accepted=20, retry={"tries": 2, "patience_s": 20}), tmp_path / "run")
+        poisoned = sum(1 for replies in stats(url)["tries"].values() if replies >= 2)
+    assert summary["accepted"] == 20 and poisoned >= summary["rejected_by_reason"]["no_reply"] > 0

@@ -1,0 +1,147 @@
+"""Both ends of the gloo weight transfer, in threads over real sockets, and how weights are cut into buckets."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import asdict
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+transfer = pytest.importorskip("medssr_dist.training.weights.gloo_transfer", reason="vllm is not installed")
+
+from vllm.distributed.weight_transfer.base import ModuleSource, ParamMeta  # noqa: E402
+from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory  # noqa: E402
+
+from medssr_dist.training.weights.sync import ZeroSource, buckets  # noqa: E402
+
+TIMEOUT_S = 60.0
+
+
+class Layers(torch.nn.Module):
+    """Three layers, with weights of two dtypes and an odd number of bytes."""
+
+    def __init__(self, seed: int):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.layers = torch.nn.ModuleList(torch.nn.Linear(3, 5, dtype=torch.bfloat16) for _ in range(3))
+        self.scale = torch.nn.Parameter(torch.randn(3))
+
+    def load_weights(self, weights):
+        own = dict(self.named_parameters())
+        for name, weight in weights:
+            own[name].data.copy_(weight)
+
+
+class Receiver(transfer.GlooWeightTransferEngine):
+    """The worker's end without vLLM's layers to repack."""
+
+    def __init__(self, rank: int, model: torch.nn.Module):
+        self.parallel_config = SimpleNamespace(data_parallel_index=0, world_size=1, rank=rank)
+        self.model = model
+
+    def start_weight_update(self):
+        self.started = True
+
+    def finish_weight_update(self):
+        assert self.started
+
+
+class Client:
+    """Calls the receivers as the Ray client calls engines: all at once."""
+
+    def __init__(self, receivers):
+        self.receivers = receivers
+
+    def init_weight_transfer_engine(self, init_info):
+        self._all(lambda each: each.init_transfer_engine(each.parse_init_info(init_info)))
+
+    def start_weight_update(self):
+        self._all(lambda each: each.start_weight_update())
+
+    def update_weights(self, update_info):
+        self._all(lambda each: each.receive_weights(each.parse_update_info(update_info)))
+
+    def finish_weight_update(self, weight_version=None):
+        self._all(lambda each: each.finish_weight_update())
+
+    def _all(self, call):
+        threads = [threading.Thread(target=call, args=(each,)) for each in self.receivers]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+
+def sender(source, client, world_size=3):
+    info = transfer.GlooTrainerInitInfo("127.0.0.1", world_size, TIMEOUT_S, rank=0)
+    return transfer.GlooTrainerWeightTransferEngine.trainer_init(info, client=client, source=source)
+
+
+@pytest.mark.parametrize("bucket_bytes", [1, 40, 10**6])
+def test_every_receiver_gets_every_weight_bit_for_bit(bucket_bytes):
+    policy, models = Layers(0), [Layers(1), Layers(2)]
+    client = Client([Receiver(rank, model) for rank, model in enumerate(models)])
+    engine = sender(ZeroSource(policy, bucket_bytes), client)
+    for _ in range(2):
+        with torch.no_grad():
+            policy.scale += 1
+        engine.send_weights()
+        for model in models:
+            assert all(torch.equal(model.state_dict()[name], value) for name, value in policy.state_dict().items())
+
+
+def test_after_a_failure_the_other_ranks_are_not_left_in_a_gather():
+    """The sender goes on with gathering, for it is a collective, and raises then."""
+    engine = transfer.GlooTrainerWeightTransferEngine(client=None, source=ModuleSource(Layers(0)))
+    gathered = []
+
+    def gather():
+        for names, tensors in ModuleSource(Layers(0)).iter_groups():
+            gathered.append(names)
+            yield names, tensors
+
+    def broken(flat):
+        raise RuntimeError("connection closed by peer")
+
+    engine.source = SimpleNamespace(iter_groups=gather)
+    engine._group = SimpleNamespace(broadcast=broken)
+    with pytest.raises(RuntimeError, match="closed by peer"):
+        engine._broadcast()
+    assert len(gathered) == len(ModuleSource(Layers(0)).groups()) > 1
+
+
+def test_vllm_knows_the_engine_and_registering_twice_does_no_harm():
+    transfer.register()
+    transfer.register()
+    assert WeightTransferEngineFactory._registry["gloo"]() is transfer.GlooWeightTransferEngine
+
+
+def test_the_update_tells_what_is_sent():
+    source = ZeroSource(Layers(0), 40)
+    info = transfer.GlooUpdateInfo(**asdict(transfer.GlooUpdateInfo.of(source)))
+    assert [[meta.name for meta in bucket] for bucket in info.buckets()] == source.groups()
+    assert [meta for bucket in info.buckets() for meta in bucket] == source.metadata()
+
+
+@given(sizes=st.lists(st.integers(0, 9), max_size=20), most=st.integers(1, 12))
+def test_buckets_keep_the_order_and_hold_what_fits(sizes, most):
+    metas = [ParamMeta(str(index), torch.uint8, (size,)) for index, size in enumerate(sizes)]
+    found = buckets(metas, most)
+    assert [meta for bucket in found for meta in bucket] == metas
+    held = [sum(meta.shape[0] for meta in bucket) for bucket in found]
+    assert all(size <= most or len(bucket) == 1 for size, bucket in zip(held, found, strict=True))
+    following = zip(held, found[1:], strict=False)
+    assert all(size + bucket[0].shape[0] > most for size, bucket in following)
+
+
+@given(counts=st.lists(st.tuples(st.integers(0, 5), st.sampled_from([torch.bfloat16, torch.float32, torch.int8]))))
+def test_flat_bytes_come_apart_as_they_went_together(counts):
+    tensors = [torch.arange(count).to(dtype) for count, dtype in counts]
+    bucket = [ParamMeta(str(index), tensor.dtype, tuple(tensor.shape)) for index, tensor in enumerate(tensors)]
+    flat = transfer.flattened([*tensors, torch.zeros(1, dtype=torch.uint8)])[:-1]
+    found = [tensor for _, tensor in transfer.unflattened(flat, bucket)] if bucket else []
+    assert all(torch.equal(*pair) for pair in zip(found, tensors, strict=True))

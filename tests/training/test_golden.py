@@ -1,0 +1,78 @@
+"""The golden run: 4 GRPO steps on the real stack, CPU, fp32, fixed seed; the committed sequence, number for number.
+
+A change that is not meant to change numbers leaves tests/golden/grpo_fp32.json as it is. One that is writes it anew:
+
+    MEDSSR_WRITE_GOLDEN=1 python -m pytest tests/training/test_golden.py -k ours
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from pathlib import Path
+
+import pytest
+from tiny_policy import LETTERS, answers_with_a_letter, letter_question, tiny_llama, tiny_tokenizer
+
+from medssr_dist.data.jsonl import JsonlLedger, read_json, read_jsonl
+
+GOLDEN = Path(__file__).with_name("golden") / "grpo_fp32.json"
+COMPARED = ("loss", "policy_loss", "kl", "reward", "grad_norm", "entropy", "response_length", "learning_rate")
+# Of the committed sequence: fp32 sums in another order, on another CPU, differ in the last digits.
+RELATIVE, ABSOLUTE = 1e-4, 1e-6
+OPENRLHFS = {"logprob": "openrlhf", "batching": "openrlhf", "share_prompts": "false"}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    """The tiny model trained in fp64, so that its fp32 weights are the same on every machine."""
+    folder = tmp_path_factory.mktemp("golden_model")
+    tokenizer = tiny_tokenizer()
+    model = answers_with_a_letter(tiny_llama(len(tokenizer)).double(), tokenizer)
+    model.float().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    rng = random.Random(1)
+    file = tmp_path_factory.mktemp("golden_data") / "letters.jsonl"
+    with JsonlLedger(file) as ledger:
+        ledger.append(*(letter_question(rng.choice(LETTERS), rng.random()).model_dump() for _ in range(32)))
+    return file
+
+
+def rows_of(medssr, config: Path, run: Path, model: Path, data: Path, **training) -> list[dict]:
+    stage = {
+        "steps": 4, "prompts_per_step": 4, "samples_per_prompt": 4, "micro_batch_size": 4, "max_new_tokens": 1,
+        "learning_rate": 1e-3, "kl_coef": 0.05, "save_steps": 500, "data": f"[{data}]",
+    }  # fmt: skip
+    overrides = [f"training.stage2.{name}={value}" for name, value in stage.items()]
+    overrides += [f"training.{name}={value}" for name, value in training.items()]
+    medssr(
+        "train", "--config", config, "--run-dir", run, f"policy.model={model}", "policy.dtype=float32",
+        "training.ranks_per_node=1", "training.stage1.enabled=false", *overrides,
+    )  # fmt: skip
+    rows = list(read_jsonl(run / "training" / "stage2" / "metrics.jsonl"))
+    return [{name: row[name] for name in COMPARED if name in row} for row in rows]
+
+
+def test_ours(medssr, tiny_config, tmp_path, model, data):
+    found = rows_of(medssr, tiny_config, tmp_path / "run", model, data)
+    if os.environ.get("MEDSSR_WRITE_GOLDEN"):
+        GOLDEN.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    expected = read_json(GOLDEN)
+    assert all(row["grad_norm"] > 0 and 0 < row["reward"] < 1 for row in expected)  # it is learnt from something
+    assert len(found) == len(expected) == 4
+    for step, (row, golden) in enumerate(zip(found, expected, strict=True), start=1):
+        assert row == pytest.approx(golden, rel=RELATIVE, abs=ABSOLUTE), f"step {step}"
+
+
+@pytest.mark.slow
+def test_openrlhfs_own_update_gives_the_same_sequence(medssr, tiny_config, tmp_path, model, data):
+    """Its experience maker, loop and loss in place of ours."""
+    found = rows_of(medssr, tiny_config, tmp_path / "run", model, data, **OPENRLHFS)
+    for row, golden in zip(found, read_json(GOLDEN), strict=True):
+        assert row == pytest.approx({name: golden[name] for name in row}, rel=RELATIVE, abs=ABSOLUTE)

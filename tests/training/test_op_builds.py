@@ -1,0 +1,60 @@
+"""A build of DeepSpeed's ops that was killed holds nobody up."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+
+import pytest
+from torch.utils import cpp_extension
+
+from medssr_dist.training.backend import op_builds
+
+HOLD = """
+import sys, time
+from medssr_dist.training.op_builds import BuildLock
+lock = BuildLock(sys.argv[1])
+assert lock.try_acquire()
+print("held", flush=True)
+time.sleep(60)
+"""
+SOURCE = "#include <torch/extension.h>\nint answer() { return 42; }\n"
+
+
+def test_the_lock_of_a_killed_build_is_free(tmp_path):
+    path = str(tmp_path / "lock")
+    with subprocess.Popen([sys.executable, "-c", HOLD, path], stdout=subprocess.PIPE, text=True) as builder:
+        assert builder.stdout.readline() == "held\n"
+        mine, got = op_builds.BuildLock(path), threading.Event()
+        threading.Thread(target=lambda: (mine.try_acquire(), got.set()), daemon=True).start()
+        assert not got.wait(0.5)  # the other builds
+        builder.kill()
+    assert got.wait(60)
+    mine.release()
+
+
+@pytest.mark.slow
+def test_torch_builds_past_a_file_that_a_killed_build_left(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    monkeypatch.setattr(cpp_extension, "FileBaton", cpp_extension.FileBaton)
+    op_builds.guard_op_builds()
+    (tmp_path / "tiny_op").mkdir()
+    (tmp_path / "tiny_op" / "lock").touch()
+    tiny = cpp_extension.load_inline(
+        "tiny_op", SOURCE, functions=["answer"], build_directory=str(tmp_path / "tiny_op"), extra_cflags=["-O0"]
+    )
+    assert tiny.answer() == 42
+
+
+def test_each_environment_has_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("MEDSSR_CACHE", str(tmp_path))
+    monkeypatch.delenv("TORCH_EXTENSIONS_DIR", raising=False)
+    monkeypatch.setattr(cpp_extension, "FileBaton", cpp_extension.FileBaton)
+    op_builds.guard_op_builds()
+    first = op_builds.os.environ["TORCH_EXTENSIONS_DIR"]
+    monkeypatch.delenv("TORCH_EXTENSIONS_DIR")
+    monkeypatch.setattr(sys, "prefix", "/another/environment")
+    op_builds.guard_op_builds()
+    assert first.startswith(str(tmp_path)) and op_builds.os.environ["TORCH_EXTENSIONS_DIR"] != first
+    monkeypatch.delenv("TORCH_EXTENSIONS_DIR")

@@ -1,0 +1,290 @@
+"""Our options against OpenRLHF's own source, read and never imported: names, choices, and all that GRPO reads."""
+
+import ast
+import importlib.util
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from medssr_dist.config.schema import Config
+from medssr_dist.config.training import Stage
+from medssr_dist.training.backend.options import _FIXED, openrlhf_options
+
+# The files that a GRPO run without critic and reward model goes through.
+READERS = (
+    "trainer/ppo_trainer.py", "trainer/ray/ppo_actor.py", "trainer/ray/launcher.py", "trainer/ray/vllm_engine.py",
+    "trainer/ppo_utils/experience.py", "trainer/ppo_utils/experience_maker.py",
+    "trainer/ppo_utils/samples_generator.py", "trainer/ppo_utils/replay_buffer.py",
+    "trainer/ppo_utils/length_penalty.py", "utils/deepspeed/deepspeed.py", "utils/loss_utils.py",
+    "utils/logging_utils.py", "utils/utils.py",
+)  # fmt: skip
+NEVER_REACHED = {
+    # ppo_trainer.prepare_datasets: prompts come from our PromptLoader
+    "data.dataloader_num_workers", "data.input_template", "data.max_samples", "data.prompt_dataset",
+    "data.prompt_probs", "data.prompt_split", "eval.dataset", "eval.split",
+    # ppo_trainer.evaluate: there is no eval_dataloader
+    "eval.n_samples_per_prompt", "eval.temperature",
+    # RewardModelActor and the critic: GRPO has neither
+    "ds.value_head_prefix", "reward.normalize_enable", "reward.offload", "train.colocate_critic_reward",
+    # only with ring attention (ring_attn_size > 1)
+    "ds.ring_attn_head_stride",
+    # only with reward.overlong_buffer_len, train.dynamic_batch_enable, logger.tensorboard_dir, logger.wandb.key
+    "reward.overlong_penalty_factor", "train.max_tokens_per_gpu",
+    "logger.wandb.group", "logger.wandb.org", "logger.wandb.project", "logger.wandb.run_name",
+    # read with a default at the top level, where OpenRLHF itself has no such option: the actor's own are used
+    "max_norm", "optim",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def openrlhf() -> Path:
+    spec = importlib.util.find_spec("openrlhf")
+    if spec is None:
+        pytest.skip("openrlhf is not installed")
+    return Path(spec.origin).parent
+
+
+def config(**training) -> Config:
+    return Config.model_validate(
+        {
+            "policy": {"model": "m", "max_model_len": 777},
+            "synthesis": {"accepted": 1, "seeds": ["s"], "endpoints": [{"base_url": "u", "model": "m"}]},
+            "voting": {"max_tokens": 16},
+            "evaluation": {"max_tokens": 16},
+            "training": {
+                "ranks_per_node": 2,
+                "stage1": {"max_new_tokens": 99},
+                "stage2": {"data": ["d"], "max_new_tokens": 98},
+                **training,
+            },
+        }
+    )
+
+
+def options(stage="stage1", **training) -> dict:
+    found = config(**training)
+    return openrlhf_options(found, getattr(found.training, stage), Path("/run/stage"))
+
+
+def declared(openrlhf: Path) -> dict[str, dict]:
+    """Option -> the constant keyword arguments of its add_argument in train_ppo_ray.py."""
+    found = {}
+    for node in ast.walk(ast.parse((openrlhf / "cli" / "train_ppo_ray.py").read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "add_argument":
+            keywords = {}
+            for keyword in node.keywords:
+                try:
+                    keywords[keyword.arg] = ast.literal_eval(keyword.value)
+                except ValueError:
+                    continue
+            found[_flag(node.args[0])] = keywords
+    return found
+
+
+def _flag(node: ast.AST) -> str:
+    """The option's name; those of a loop over (actor, critic) are written f"--{prefix}.name"."""
+    if isinstance(node, ast.JoinedStr):
+        return "actor" + node.values[-1].value
+    return node.value.removeprefix("--")
+
+
+def chain(node: ast.AST) -> list[str]:
+    """`self.args.actor.adam` -> ["self", "args", "actor", "adam"]; [] for anything else than a chain of names."""
+    parts: list[str] = []
+    while isinstance(node, ast.Attribute):
+        parts.append(node.attr)
+        node = node.value
+    return [node.id, *reversed(parts)] if isinstance(node, ast.Name) else []
+
+
+def option_of(parts: list[str]) -> str:
+    """The dotted name below `args`; '' if there is none."""
+    return ".".join(parts[parts.index("args") + 1 :]) if "args" in parts else ""
+
+
+def options_read(file: Path) -> set[str]:
+    """Dotted names of args.x.y, self.args.x.y, strategy.args.x.y and getattr(args.x, "y") in `file`."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    inner = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and id(node) not in inner and not node.attr.startswith("__"):
+            found.add(option_of(chain(node)))
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "getattr":
+            owner = chain(node.args[0])
+            if "args" in owner and isinstance(node.args[1], ast.Constant):
+                found.add(option_of([*owner, node.args[1].value]))
+    return found - {""}
+
+
+def is_set(name: str, ours: set[str]) -> bool:
+    """Whether `name` is one of our options or a section that holds some."""
+    return name in ours or any(option.startswith(name + ".") for option in ours)
+
+
+def test_every_name_is_an_option_of_openrlhf(openrlhf):
+    assert set(options()) - set(declared(openrlhf)) == set()
+
+
+def test_every_value_is_among_openrlhfs_choices(openrlhf):
+    declarations = declared(openrlhf)
+    limited = {name: declarations[name]["choices"] for name in options() if declarations[name].get("choices")}
+    assert len(limited) >= 5
+    for name, choices in limited.items():
+        assert options()[name] in choices or options()[name] == declarations[name].get("default"), name
+
+
+def test_switches_are_booleans(openrlhf):
+    switches = {name for name, keywords in declared(openrlhf).items() if keywords.get("action") == "store_true"}
+    ours = options()
+    assert {name for name in switches & set(ours) if not isinstance(ours[name], bool)} == set()
+
+
+def test_every_option_that_grpo_reads_is_set(openrlhf):
+    ours = set(options())
+    read = {name: file for file in READERS for name in options_read(openrlhf / file)}
+    assert len(read) > 80  # else the reading is broken
+    missing = {name: file for name, file in read.items() if not is_set(name, ours) and name not in NEVER_REACHED}
+    assert missing == {}
+
+
+def test_the_list_of_never_reached_options_is_exact(openrlhf):
+    read = set().union(*(options_read(openrlhf / file) for file in READERS))
+    assert read >= NEVER_REACHED
+    assert {name for name in NEVER_REACHED if is_set(name, set(options()))} == set()
+
+
+def test_nothing_is_set_that_nothing_reads(openrlhf):
+    here = Path(importlib.util.find_spec("medssr_dist").origin).parent
+    files = [openrlhf / file for file in READERS] + sorted((here / "training").glob("*.py"))
+    read = set().union(*map(options_read, files))
+    sections = tuple(name + "." for name in read if "." in name)  # `vars(args.actor.adam)` reads all below it
+    assert {name for name in options() if name not in read and not name.startswith(sections)} == set()
+
+
+def test_names_nest_without_conflict():
+    names = set(options())
+    sections = {name.rsplit(".", depth)[0] for name in names for depth in range(1, name.count(".") + 1)}
+    assert names & sections == set()
+
+
+def test_grpo_without_critic_is_what_is_fixed():
+    assert (_FIXED["train.max_epochs"], _FIXED["train.num_episodes"], _FIXED["ds.zero_stage"]) == (1, 1, 3)
+    assert _FIXED["logger.wandb.key"] is _FIXED["logger.tensorboard_dir"] is None and _FIXED["ckpt.load_enable"]
+    assert _FIXED["algo.dynamic_filtering_enable"] is _FIXED["train.async_enable"] is False
+
+
+def test_grpo_is_the_default():
+    found = options()
+    assert (found["algo.advantage.estimator"], found["actor.policy_loss_type"]) == ("group_norm", "ppo")
+    assert (found["algo.kl.use_loss"], found["algo.kl.estimator"], found["actor.dual_clip"]) == (True, "k3", None)
+    assert (found["actor.loss_agg_mode"], found["algo.advantage.is_correction_level"]) == ("token-mean", "off")
+
+
+def test_no_fixed_option_is_also_set_by_the_config():
+    """Every option that the config sets differs from the fixed ones, so neither hides the other."""
+    set_by_config = set(options()) - set(_FIXED)
+    assert len(set_by_config) + len(_FIXED) == len(options())
+    assert all(options()[name] == value for name, value in _FIXED.items())
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ({"learning_rate": 3e-5}, {"actor.adam.lr": 3e-5}),
+        ({"lr_scheduler": "linear"}, {"actor.lr_scheduler": "linear"}),
+        ({"warmup_ratio": 0.5}, {"actor.lr_warmup_ratio": 0.5}),
+        ({"max_grad_norm": 0.25}, {"actor.max_norm": 0.25}),
+        ({"kl_coef": 0.5}, {"algo.kl.init_coef": 0.5}),
+        ({"clip_low": 0.1, "clip_high": 0.3}, {"actor.eps_clip": 0.1, "actor.eps_clip_low_high": (0.1, 0.3)}),
+        ({"advantage": "mean_only"}, {"algo.advantage.estimator": "dr_grpo"}),
+        ({"advantage": "rloo"}, {"algo.advantage.estimator": "rloo"}),
+        ({"ratio": "sequence"}, {"actor.policy_loss_type": "gspo"}),
+        ({"aggregation": "sequence_mean"}, {"actor.loss_agg_mode": "seq-mean-token-mean"}),
+        ({"dual_clip": 3.0}, {"actor.dual_clip": 3.0}),
+        ({"entropy_coef": 0.01}, {"actor.entropy_coef": 0.01}),
+        ({"kl_estimator": "k2"}, {"algo.kl.estimator": "k2"}),
+        ({"kl_in": "reward"}, {"algo.kl.use_loss": False}),
+        ({"kl_unbiased": True}, {"algo.kl.unbiased_gradient": True}),
+        ({"importance": "sequence"}, {"algo.advantage.is_correction_level": "seq"}),
+        (
+            {"importance": "token", "importance_mode": "clip", "importance_low": 0.1, "importance_high": 2.0},
+            {
+                "algo.advantage.is_correction_level": "token",
+                "algo.advantage.is_correction_mode": "clip",
+                "algo.advantage.is_correction_threshold": [0.1, 2.0],
+            },
+        ),
+        (
+            {"importance": "token", "importance_gate": "tv", "importance_low": 0.0},
+            {
+                "algo.advantage.is_correction_level": "token",
+                "algo.advantage.is_correction_gating": "tv",
+                "algo.advantage.is_correction_threshold": [0.0, 5.0],
+            },
+        ),
+        ({"updates_per_rollout": 4}, {"train.batch_size": 128}),
+        ({"temperature": 0.7}, {"rollout.temperature": 0.7}),
+        ({"top_p": 0.9}, {"rollout.top_p": 0.9}),
+        ({"max_new_tokens": 12}, {"rollout.max_new_tokens": 12}),
+        ({"micro_batch_size": 4}, {"train.micro_batch_size": 4, "rollout.micro_batch_size": 4}),
+        (
+            {"prompts_per_step": 6, "samples_per_prompt": 3},
+            {
+                "rollout.batch_size": 6,
+                "rollout.vllm_generate_batch_size": 6,
+                "rollout.n_samples_per_prompt": 3,
+                "train.batch_size": 18,  # one optimizer step a rollout: exactly on-policy
+            },
+        ),
+    ],
+)
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+def test_values_follow_the_stage(stage, setting, expected):
+    base = {"max_new_tokens": 90, "data": ["d"]} if stage == "stage2" else {"max_new_tokens": 90}
+    changed, unchanged = options(stage, **{stage: base | setting}), options(stage, **{stage: base})
+    assert {name: changed[name] for name in expected} == expected
+    assert {name for name in changed if changed[name] != unchanged[name]} == set(expected)
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ({"gradient_checkpointing": True}, {"actor.gradient_checkpointing_enable": True}),
+        ({"offload_optimizer": True}, {"ds.adam_offload": True}),
+        ({"offload_reference": True}, {"ref.offload": True}),
+        ({"lora_rank": 8, "lora_alpha": 16}, {"ds.lora.rank": 8, "ds.lora.alpha": 16}),
+        ({"attention": "sdpa"}, {"ds.attn_implementation": "sdpa"}),
+        ({"engines": 3}, {"vllm.num_engines": 3}),
+        ({"tensor_parallel_size": 2}, {"vllm.tensor_parallel_size": 2}),
+        ({"colocate_reference": False}, {"train.colocate_actor_ref": False}),
+        ({"ranks_per_node": 4}, {"actor.num_gpus_per_node": 4}),
+        ({"nodes": 2}, {"actor.num_nodes": 2}),
+        ({"deterministic": True}, {"train.full_determinism_enable": True}),
+    ],
+)
+def test_values_follow_the_training_section(setting, expected):
+    changed = options(**setting)
+    assert {name: changed[name] for name in expected} == expected
+    assert all(options()[name] != value for name, value in expected.items())
+
+
+def test_values_follow_the_rest():
+    found = options()
+    assert found["data.max_len"] == 777
+    assert found["train.seed"] == 42
+    assert found["ds.param_dtype"] == "bf16"
+    assert Path(found["ckpt.path"]) == Path("/run/stage/checkpoints")
+    assert Path(found["ckpt.output_dir"]) == Path("/run/stage/hf.partial")
+    for dtype, name in (("float16", "fp16"), ("float32", "fp32")):
+        other = config().model_copy(update={"policy": config().policy.model_copy(update={"dtype": dtype})})
+        assert openrlhf_options(other, other.training.stage1, Path("f"))["ds.param_dtype"] == name
+
+
+def test_every_scheduler_of_the_config_is_one_of_transformers(openrlhf):
+    """OpenRLHF hands the name to transformers' get_scheduler."""
+    tree = ast.parse((openrlhf.parent / "transformers" / "trainer_utils.py").read_text(encoding="utf-8"))
+    (kinds,) = (n for n in ast.walk(tree) if isinstance(n, ast.ClassDef) and n.name == "SchedulerType")
+    known = {node.value.value for node in kinds.body if isinstance(node, ast.Assign)}
+    assert set(get_args(Stage.model_fields["lr_scheduler"].annotation)) <= known

@@ -1,0 +1,258 @@
+"""What a stage leaves to be seen: samples, model cards, trackers; and what of it a restart takes back."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import yaml
+from tiny_policy import tiny_tokenizer
+
+from medssr_dist.config.schema import Config
+from medssr_dist.config.training import Training
+from medssr_dist.data.jsonl import JsonlLedger, read_json, read_jsonl
+from medssr_dist.errors import InputError, Stopped
+from medssr_dist.training.after_step import SampleBook
+from medssr_dist.training.model_card import write_model_card
+from medssr_dist.training.stage_job import StageJob
+from medssr_dist.training.trackers import Trackers, check_trackers
+from medssr_dist.training.train_stage import RunningStage, _drop_steps_after, _told
+from medssr_dist.training.weights.checkpoints import Checkpoint
+
+SECRET = "sk-this-is-a-secret"
+
+
+@pytest.fixture
+def job(tmp_path) -> StageJob:
+    """Stage 1 of a run whose config names a secret, on the way to 4 steps."""
+    config = Config.model_validate(
+        {
+            "policy": {"model": "Qwen/Qwen3-8B"},
+            "synthesis": {
+                "accepted": 1,
+                "seeds": ["s"],
+                "endpoints": [{"base_url": "http://u/v1", "model": "m", "api_key": SECRET}],
+            },
+            "training": {"stage2": {"enabled": False}, "stage1": {"steps": 4}},
+        }
+    ).without_secrets()
+    base, folder = tmp_path / "base", tmp_path / "run" / "training" / "stage1"
+    folder.mkdir(parents=True)
+    return StageJob(
+        "stage1", config, config.training.stage1, base, base, folder, "Ten labelled questions.", 4, None, None
+    )
+
+
+def told(job: StageJob, *steps: int) -> None:
+    with JsonlLedger(job.folder / "metrics.jsonl") as ledger:
+        ledger.append(*({"step": step, "time": 1.0, "reward": step / 10, "kl": 0.5} for step in steps))
+
+
+def with_trackers(job: StageJob, *names: str, step: int = 0) -> StageJob:
+    training = job.config.training.model_copy(update={"trackers": list(names)})
+    checkpoint = Checkpoint(step, 2, 0.0, 1.0, {}) if step else None
+    config = job.config.model_copy(update={"training": training})
+    return StageJob(**{**vars(job), "config": config, "checkpoint": checkpoint})
+
+
+# --- samples
+
+
+def rollout(index: int) -> SimpleNamespace:
+    tokenizer = tiny_tokenizer()
+    sequence = torch.tensor([tokenizer.convert_tokens_to_ids(["Pick", "the", "letter", "B", "<eos>"])])
+    return SimpleNamespace(
+        prompts=[f"question {index}"], labels=[json.dumps({"answer": "B", "options": {}, "id": f"q{index}"})],
+        sequences=sequence, action_mask=torch.tensor([[0, 0, 1, 1]]), rewards=torch.tensor([1.0]),
+        truncated=torch.tensor([False]), info={"policy_lag": torch.tensor([1.0])},
+    )  # fmt: skip
+
+
+def test_samples_are_spread_over_the_step_and_read_as_text(tmp_path):
+    book = SampleBook(tmp_path / "samples.jsonl", tiny_tokenizer(), count=3)
+    book.keep([rollout(index) for index in range(8)], step=5)
+    rows = list(read_jsonl(tmp_path / "samples.jsonl"))
+    assert [row["question_id"] for row in rows] == ["q0", "q2", "q4"]
+    assert rows[0] == {
+        "step": 5, "question_id": "q0", "prompt": "question 0", "response": "B", "label": "B", "reward": 1.0,
+        "truncated": False, "policy_lag": 1,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("count", "rollouts", "kept"), [(0, 8, 0), (4, 2, 2), (4, 0, 0), (4, 4, 4), (3, 4, 3)])
+def test_as_many_samples_as_asked_for_and_there_are(tmp_path, count, rollouts, kept):
+    SampleBook(tmp_path / "s", tiny_tokenizer(), count).keep([rollout(index) for index in range(rollouts)], 1)
+    assert (len(list(read_jsonl(tmp_path / "s"))) if kept else (tmp_path / "s").exists()) == kept
+
+
+# --- the progress bar
+
+
+def test_the_bar_tells_reward_and_time_to_go_by_the_last_steps():
+    seconds = [1000.0] * 5 + [60.0] * 5
+    rows = [{"step": n, "reward": n / 100, "kl": 2e-4, "seconds": each} for n, each in enumerate(seconds, start=1)]
+    assert _told(rows, total=40) == {"reward": "0.10", "kl": "2.0e-04", "ETA": "30 min"}
+    assert _told(rows[:1], total=1)["ETA"] == "0 s"
+
+
+# --- what a restart takes back
+
+
+def test_steps_that_will_be_taken_again_are_taken_back(job):
+    told(job, 1, 2, 3)
+    with JsonlLedger(job.folder / "samples.jsonl") as ledger:
+        ledger.append({"step": 2, "response": "é"}, {"step": 3, "response": "x"})
+    untouched = (job.folder / "metrics.jsonl").stat().st_mtime_ns
+    _drop_steps_after(job.folder, 3)
+    assert (job.folder / "metrics.jsonl").stat().st_mtime_ns == untouched
+    _drop_steps_after(job.folder, 2)
+    assert [row["step"] for row in read_jsonl(job.folder / "metrics.jsonl")] == [1, 2]
+    assert list(read_jsonl(job.folder / "samples.jsonl")) == [{"step": 2, "response": "é"}]
+
+
+# --- a stage that is not begun
+
+
+def test_a_stage_without_time_or_wish_is_not_begun(job):
+    told(job, 1)
+    late = StageJob(**{**vars(job), "end": time.time() - 1})
+    with pytest.raises(Stopped, match="stage1 stopped after step 0, its end time is over"):
+        RunningStage(late, None, None, should_stop=lambda: False)
+    with pytest.raises(Stopped, match="stopped before stage1"):
+        RunningStage(job, None, None, should_stop=lambda: True)
+    assert len(list(read_jsonl(job.folder / "metrics.jsonl"))) == 1
+
+
+# --- model card
+
+
+def test_a_card_says_what_the_model_is_and_is_not_for(job, tmp_path):
+    told(job, 1, 2, 3)
+    folder = tmp_path / "hf"
+    folder.mkdir()
+    write_model_card(folder, job, step=2)
+    text = (folder / "README.md").read_text()
+    header = yaml.safe_load(text.split("---\n")[1])
+    assert header["base_model"] == "Qwen/Qwen3-8B" and "not-for-clinical-use" in header["tags"]
+    assert "# Qwen3-8B, stage 1 (self-supervised GRPO)" in text
+    assert "**For research only. Not for clinical use.**" in text
+    assert "Ten labelled questions." in text and "2 of 4 steps" in text and "from the base model" in text
+    assert "| last step | 0.2 | 0.5 |" in text and "| learning_rate | 1e-06 |" in text and "| commit | " in text
+    assert str(tmp_path) not in text and SECRET not in text
+
+
+def test_a_card_of_a_local_model_names_no_folder_of_the_user(job, tmp_path):
+    policy = job.config.policy.model_copy(update={"model": "/home/someone/models/tiny"})
+    config = job.config.model_copy(update={"policy": policy})
+    write_model_card(tmp_path, StageJob(**{**vars(job), "config": config}), step=0)
+    text = (tmp_path / "README.md").read_text()
+    assert "# tiny, stage 1" in text and "/home" not in text and "base_model" not in text
+    assert "No step was taken." in text
+
+
+# --- trackers
+
+
+def scalars(folder: Path) -> dict[str, dict[int, float]]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    return {tag: {event.step: event.value for event in events.Scalars(tag)} for tag in events.Tags()["scalars"]}
+
+
+def test_tensorboard_follows_the_metrics_while_they_grow(job):
+    job = with_trackers(job, "tensorboard")
+    trackers = Trackers(job)
+    told(job, 1)
+    time.sleep(0.3)
+    told(job, 2)
+    trackers.close()
+    found = scalars(job.folder / "tensorboard")
+    assert found["train/reward"] == {1: pytest.approx(0.1), 2: pytest.approx(0.2)}
+    assert set(found) == {"train/reward", "train/kl"}
+
+
+def test_after_a_restart_steps_taken_again_are_overruled(job):
+    first = Trackers(with_trackers(job, "tensorboard"))
+    told(job, 1, 2, 3)
+    first.close()
+    _drop_steps_after(job.folder, 2)
+    time.sleep(1.1)  # event files are named and read by the second
+    second = Trackers(with_trackers(job, "tensorboard", step=2))
+    with JsonlLedger(job.folder / "metrics.jsonl") as ledger:
+        ledger.append({"step": 3, "time": 2.0, "reward": 0.9, "kl": 0.5})
+    second.close()
+    found = scalars(job.folder / "tensorboard")["train/reward"]
+    assert found == {1: pytest.approx(0.1), 2: pytest.approx(0.2), 3: pytest.approx(0.9)}
+
+
+def test_a_tracker_that_fails_is_told_of_and_left(job, capsys):
+    (job.folder / "tensorboard").write_text("no folder")
+    trackers = Trackers(with_trackers(job, "tensorboard"))
+    told(job, 1)
+    trackers.close()
+    assert "tensorboard gets no more metrics of stage1" in capsys.readouterr().out
+
+
+def test_wandb_gets_metrics_and_config_and_no_key(job, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 32 + "deadbeef")
+    told(job, 1)
+    for step in (0, 1):
+        trackers = Trackers(with_trackers(job, "wandb", step=step))
+        told(job, step + 2)
+        trackers._thread.join(timeout=0.1)
+        trackers.close()
+    (first, second) = sorted((job.folder / "wandb").glob("offline-run-*"))
+    run_id = read_json(job.folder / "trackers.json")["wandb"]
+    assert first.name.endswith(run_id) and second.name.endswith(run_id)  # one run of W&B, gone on with
+    stored = b"".join(file.read_bytes() for file in (job.folder / "wandb").rglob("*") if file.is_file())
+    assert b"train/reward" in stored and b"Qwen/Qwen3-8B" in stored
+    assert SECRET.encode() not in stored and b"deadbeef" not in stored
+
+
+def test_mlflow_gets_metrics_of_one_run(job, tmp_path, monkeypatch):
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    for step in (0, 1):
+        trackers = Trackers(with_trackers(job, "mlflow", step=step))
+        told(job, step + 1)
+        trackers.close()
+    run_id = read_json(job.folder / "trackers.json")["mlflow"]
+    history = mlflow.MlflowClient().get_metric_history(run_id, "reward")
+    assert [point.step for point in history] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("name", "variables", "said"),
+    [
+        ("wandb", {}, "export WANDB_API_KEY, or WANDB_MODE=offline"),
+        ("wandb", {"WANDB_API_KEY": "k"}, None),
+        ("wandb", {"WANDB_MODE": "offline"}, None),
+        ("tensorboard", {}, None),
+    ],
+)
+def test_a_tracker_without_its_key_is_refused(monkeypatch, name, variables, said):
+    pytest.importorskip(name)
+    for variable in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(variable, raising=False)
+    for variable, value in variables.items():
+        monkeypatch.setenv(variable, value)
+    training = Training.model_construct(trackers=[name])
+    if said is None:
+        check_trackers(training)
+    else:
+        with pytest.raises(InputError, match=said):
+            check_trackers(training)
+
+
+def test_a_tracker_that_is_not_installed_is_refused(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match="names mlflow, which is not installed here: pip install mlflow"):
+        check_trackers(Training.model_construct(trackers=["mlflow"]))

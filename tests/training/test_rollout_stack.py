@@ -1,0 +1,89 @@
+"""Two real ZeRO-3 ranks and a real vLLM engine: weights arrive whole, by either path, and outlive an engine."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from places import HELPERS
+from tiny_policy import tiny_llama, tiny_tokenizer
+
+pytestmark = pytest.mark.slow
+PROMPTS = [[3, 4, 5, 6], [3, 4, 5, 6, 7, 8, 9], [10, 11, 12], [5, 5, 5, 5, 5]]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> tuple[Path, Path]:
+    """The same tiny model with two sets of random weights."""
+    folders = []
+    tokenizer = tiny_tokenizer()
+    for index in range(2):
+        folder = tmp_path_factory.mktemp("model")
+        model = tiny_llama(len(tokenizer)).bfloat16()
+        torch.manual_seed(index + 1)
+        with torch.no_grad():
+            for weight in model.parameters():
+                if weight.dim() > 1:
+                    weight.normal_(std=0.1)
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        folders.append(folder)
+    return tuple(folders)
+
+
+def run(models, tmp_path, repo, *overrides: str, **options) -> dict:
+    case = {
+        "config": str(repo / "configs" / "demo_cpu.yaml"),
+        "overrides": [
+            f"policy.model={models[0]}", "policy.dtype=bfloat16", "policy.max_model_len=256",
+            "training.stage1.samples_per_prompt=4", "training.stage1.micro_batch_size=4", *overrides,
+        ],
+        "engine_model": str(models[0]), "rank_model": str(models[1]), "logs": str(tmp_path / "logs"),
+        "out": str(tmp_path / "out.json"), "prompts": PROMPTS, "syncs": 2, "kill": False, "hang": False,
+    } | options  # fmt: skip
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "case.json").write_text(json.dumps(case))
+    script = HELPERS / "rollout_program.py"
+    command = [sys.executable, script, tmp_path / "case.json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1200)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
+    return json.loads((tmp_path / "out.json").read_text())
+
+
+def logp_error(folder: Path, groups: list[dict]) -> float:
+    """Largest difference of the engines' log-probs to those of the model in `folder`."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    worst = 0.0
+    for group in groups:
+        for sample in group["samples"]:
+            ids = torch.tensor([group["prompt_ids"] + sample["token_ids"]])
+            logp = torch.log_softmax(model(ids).logits[0, :-1], -1).gather(-1, ids[0, 1:, None])[:, 0]
+            own = logp[len(group["prompt_ids"]) - 1 :]
+            worst = max(worst, (own - torch.tensor(sample["logprobs"])).abs().max().item())
+    return worst
+
+
+@pytest.mark.parametrize("way", ["packed", "openrlhf"])
+def test_engines_sample_from_the_ranks_weights_after_a_sync(models, tmp_path, repo, way):
+    found = run(models, tmp_path, repo, f"training.weight_sync={way}")
+    assert logp_error(models[0], found["before"]) < 0.1 < logp_error(models[1], found["before"])
+    assert logp_error(models[1], found["after"]) < 0.1 < logp_error(models[0], found["after"])
+    versions = [{sample["version"] for group in found[when] for sample in group["samples"]} for when in found if
+                when in ("before", "after")]  # fmt: skip
+    assert versions == [{0}, {2}]
+
+
+def test_an_engine_that_dies_in_a_rollout_comes_back_with_the_current_weights(models, tmp_path, repo):
+    """And one that hangs is named by the next sync."""
+    found = run(models, tmp_path, repo, "training.sync_timeout_s=20", kill=True, hang=True)
+    assert found["restarts"] == 1
+    assert [group["number"] for group in found["after"]] == [0, 1, 2, 3]
+    assert logp_error(models[1], found["after"]) < 0.1
+    assert {sample["version"] for group in found["after"] for sample in group["samples"]} == {2}
+    assert "no answer from rollout engine 0 to start_weight_update within 20 s" in found["hung"]

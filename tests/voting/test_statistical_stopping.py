@@ -1,0 +1,99 @@
+"""The statistical stop against enumeration of all completions under the same prior."""
+
+from fractions import Fraction
+from functools import cache
+from itertools import product
+from math import prod
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from vote_cases import full_decision, tally_of
+
+from medssr_dist.config.schema import Voting
+from medssr_dist.voting.early_stopping import _is_certain, _needed, certain, likely_decision, needed
+from medssr_dist.voting.tally import Rule, Standing
+
+
+def by_enumeration(votes: str, letters: str, samples: int, threshold: float, confidence: str) -> dict:
+    """Decision -> probability: one vote after the other, each with (1 + its count) / (categories + votes so far)."""
+    found: dict = {}
+    categories = letters + "-"
+    for rest in product(categories, repeat=samples - len(votes)):
+        chance = prod(
+            (
+                Fraction(1 + (votes + "".join(rest[:i])).count(vote), len(categories) + len(votes) + i)
+                for i, vote in enumerate(rest)
+            ),
+            start=Fraction(1),
+        )
+        decision = full_decision("".join(sorted(votes + "".join(rest))), threshold, confidence)
+        found[decision] = found.get(decision, 0) + chance
+    return found
+
+
+@given(
+    st.integers(2, 4).map(lambda number: "ABCD"[:number]).flatmap(
+        lambda letters: st.tuples(st.just(letters), st.text(letters + "-", min_size=2, max_size=6))
+    ),
+    st.sampled_from([0.0, 0.3, 0.5, 0.75]),
+    st.sampled_from(["requested", "valid"]),
+)  # fmt: skip
+def test_probability_is_that_of_the_leaders_decision(case, threshold, confidence):
+    letters, votes = case
+    samples = len(votes) + 3
+    counts = sorted((votes.count(letter) for letter in letters), reverse=True)
+    kept, probability = likely_decision(tuple(counts), votes.count("-"), samples, threshold, confidence)
+    expected = by_enumeration(votes, letters, samples, threshold, confidence)
+    leader = max(letters, key=votes.count)
+    of_leader = {flag: expected.get(("labeled", leader, flag), 0) for flag in (True, False)}
+    assert of_leader[kept] == max(of_leader.values())
+    assert probability == pytest.approx(float(of_leader[kept]), abs=1e-12)
+
+
+def test_it_stops_earlier_the_more_error_is_allowed():
+    taken = []
+    for error_rate in (1e-9, 0.01, 0.1, 0.3):
+        voting = Voting(adaptive="statistical", error_rate=error_rate)
+        taken.append(next(n for n in range(1, 17) if certain(tally_of("B" * n), "ABCDE", voting)))
+    assert taken == sorted(taken, reverse=True)
+    assert taken[0] == 9 and taken[-1] < 5
+
+
+def test_a_wave_goes_as_far_as_a_stop_is_possible():
+    voting = Voting(adaptive="statistical", error_rate=0.1)
+    wave = needed(tally_of(""), "ABCD", voting)
+    assert certain(tally_of("A" * wave), "ABCD", voting)
+    assert not certain(tally_of("A" * (wave - 1)), "ABCD", voting)
+
+
+def one_more(standing: Standing):
+    for i in range(len(standing.counts)):
+        counts = [count + (j == i) for j, count in enumerate(standing.counts)]
+        yield Standing(tuple(sorted(counts, reverse=True)), standing.invalid)
+    yield standing._replace(invalid=standing.invalid + 1)
+
+
+@pytest.mark.parametrize("confidence", ["requested", "valid"])
+@pytest.mark.parametrize(("options", "samples"), [(2, 9), (3, 8), (4, 6)])
+def test_needed_is_the_fewest_votes_after_which_it_may_stop(options, samples, confidence):
+    """In every standing there is, against a search through all that may follow."""
+    for error_rate in (0.01, 0.1, 0.3):
+        for threshold in (0.0, 0.5, 0.75, 1.0):
+            rule = Rule(samples, threshold, confidence, "statistical", error_rate)
+
+            @cache
+            def fewest(standing, rule=rule):
+                return 0 if _is_certain(standing, rule) else 1 + min(map(fewest, one_more(standing)))
+
+            waiting = [Standing((0,) * options, 0)]
+            for standing in waiting:
+                assert _needed(standing, rule) == fewest(standing)
+                if standing.taken < samples:
+                    waiting += set(one_more(standing)) - set(waiting)
+
+
+def test_it_never_stops_for_a_tie_or_for_silence():
+    voting = Voting(samples=16, adaptive="statistical", error_rate=0.45)
+    assert not certain(tally_of("-" * 15), "AB", voting)
+    assert not certain(tally_of("AB" + "-" * 13), "AB", voting)

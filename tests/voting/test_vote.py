@@ -1,0 +1,347 @@
+"""The vote as a whole: ballots, ledger and the real pool, with small engines at its far end."""
+
+from __future__ import annotations
+
+import json
+from contextlib import contextmanager
+from itertools import count
+from types import SimpleNamespace
+
+import pytest
+from helpers.far_engine import FarEngine
+from helpers.stored_votes import stored_labels, stored_votes
+
+from medssr_dist.config.schema import Config
+from medssr_dist.data.answers import extract_answer
+from medssr_dist.data.jsonl import read_json
+from medssr_dist.data.records import Label, Question, Vote
+from medssr_dist.errors import InputError, Stopped
+from medssr_dist.inference import pool as pool_module
+from medssr_dist.inference.pool import EnginePool
+from medssr_dist.inference.requests import Completion
+from medssr_dist.run import stream
+from medssr_dist.run.stream import QuestionFeed, kept_at_end, publish_taken
+from medssr_dist.runtime.models import model_fingerprint
+from medssr_dist.voting import ballots as ballots_module
+from medssr_dist.voting import quality_plots
+from medssr_dist.voting import vote as voting_run
+from medssr_dist.voting.ledger import sampling_hash, seeds_of
+
+K = 4
+TOKENIZER = SimpleNamespace(chat_template=None)
+QUESTIONS = [
+    Question.make(f"Question {i}?", ["one", "two", "three"], source="set", truth="B" if i < 3 else None)
+    for i in range(6)
+]
+REPLIES = {0: "BBBA", 1: "AABB", 2: "----", 3: "BBB-", 4: "BCA-", 5: "CCCC"}
+EXPECTED = [("B", True), (None, False), (None, False), ("B", True), (None, False), ("C", True)]
+SEEDS = {question.id: seeds_of(question.id, 42, K) for question in QUESTIONS}
+
+
+def config(mode="sequential", **voting) -> Config:
+    return Config.model_validate(
+        {
+            "policy": {"model": "m", "max_model_len": 256},
+            "synthesis": {"accepted": 1, "seeds": ["s"], "endpoints": [{"base_url": "u", "model": "m"}]},
+            "voting": {"samples": K, "max_tokens": 16, "adaptive": "never", **voting},
+            "training": {
+                "ranks_per_node": 1,
+                "stage1": {"max_new_tokens": 16},
+                "stage2": {"enabled": False, "max_new_tokens": 16},
+            },
+            "evaluation": {"max_tokens": 16},
+            "runtime": {"mode": mode},
+        }
+    )
+
+
+def reply(request, seed) -> Completion:
+    number = int(request.prompt.split()[1].rstrip("?"))
+    letter = REPLIES[number][SEEDS[request.key].index(seed)]
+    text = "no idea" if letter == "-" else f"The answer is ({letter})."
+    return Completion.of(request, seed, text, 5, truncated=letter == "-")
+
+
+class Dying(FarEngine):
+    """The process that votes dies after this many samples."""
+
+    def __init__(self, after: int):
+        answered = count()
+
+        def answer(request, seed):
+            if next(answered) == after:
+                raise KeyboardInterrupt
+            return reply(request, seed)
+
+        super().__init__(answer=answer)
+
+
+@pytest.fixture(autouse=True)
+def quick_polls(monkeypatch):
+    monkeypatch.setattr(stream, "_POLL_S", 0.001)
+    monkeypatch.setattr(pool_module, "_POLL_S", 0.005)
+    monkeypatch.setattr(voting_run, "_LOOK_S", 0.0)
+
+
+@pytest.fixture(autouse=True)
+def no_plot(monkeypatch):
+    """Drawing takes longer than all the rest; test_voting_quality.py draws."""
+    monkeypatch.setattr(quality_plots, "plot_quality", lambda found, path: None)
+
+
+@pytest.fixture
+def model(tmp_path, monkeypatch):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    monkeypatch.setattr(voting_run, "load_tokenizer", lambda folder, policy: TOKENIZER)
+    return folder
+
+
+@pytest.fixture
+def run(tmp_path, model, monkeypatch):
+    def run(*engines, folder="voting", questions=QUESTIONS, settings=None, **options):
+        settings = settings or config()
+        file = tmp_path / "questions.jsonl"
+        file.write_text("".join(question.model_dump_json() + "\n" for question in questions))
+
+        @contextmanager
+        def small_pool(config, model, events):
+            with EnginePool(list(engines) or [FarEngine(answer=reply)], config.voting) as pool:
+                yield pool
+
+        monkeypatch.setattr(voting_run, "engine_pool", small_pool)
+        return voting_run.vote(settings, QuestionFeed(file), len(questions), model, tmp_path / folder, **options)
+
+    return run
+
+
+def stored(folder):
+    return stored_votes(folder), stored_labels(folder)
+
+
+def decisions(labels: list[Label]):
+    return [(label.question.id, label.answer, label.kept) for label in labels]
+
+
+def test_the_step_labels_each_question_in_order_and_counts(tmp_path, run, model):
+    summary = run()
+    taken, labels = stored(tmp_path / "voting")
+    assert [(label.answer, label.kept) for label in labels] == EXPECTED
+    assert [label.question for label in labels] == QUESTIONS
+    key = (model_fingerprint(model), sampling_hash(config(), None))
+    assert {(vote.policy, vote.sampling) for vote in taken} == {key}
+    assert {(vote.question_id, vote.seed) for vote in taken} == {(q, seed) for q in SEEDS for seed in SEEDS[q]}
+    assert {vote.text for vote in taken if vote.answer == "B"} == {"The answer is (B)."}
+    assert {vote.method for vote in taken if vote.answer} == {"statement"}
+    assert summary == read_json(tmp_path / "voting" / "summary.json")
+    counts = {
+        "questions": 6, "labeled": 3, "ties": 2, "all_invalid": 1, "kept": 3, "truth_known": 1, "agree_with_truth": 1,
+        "votes": 24, "invalid_votes": 6, "truncated_votes": 6, "tokens": 120,
+    }  # fmt: skip
+    assert {name: summary["quality"][name] for name in counts} == counts
+    assert summary["votes_taken_now"] == 24 and summary["tokens"] == 120
+    assert kept_at_end(tmp_path / "voting" / "labeled.jsonl") == 3
+
+
+def test_the_summary_asks_the_given_truth(run):
+    quality = run(truth=lambda question: "C")["quality"]
+    assert (quality["truth_known"], quality["agree_with_truth"]) == (3, 1)
+
+
+@pytest.mark.parametrize("adaptive", ["lossless", "kept"])
+def test_adaptive_votes_give_the_same_labels_from_fewer_votes(tmp_path, run, adaptive):
+    run(folder="full")
+    summary = run(folder="adaptive", settings=config(adaptive=adaptive))
+    _, full = stored(tmp_path / "full")
+    _, labels = stored(tmp_path / "adaptive")
+    assert [label.kept for label in labels] == [label.kept for label in full]
+    if adaptive == "lossless":
+        assert decisions(labels) == decisions(full)
+    assert summary["votes_taken_now"] < 24
+    assert labels[5].taken == 3 and labels[5].confidence_requested == (0.75, 1.0)
+
+
+def test_many_engines_of_uneven_speed_give_labels_in_question_order(tmp_path, run):
+    engines = [FarEngine(str(delay), delay, answer=reply) for delay in (0.02, 0.0, 0.005)]
+    run(*engines, settings=config(in_flight=2))
+    assert [label.question for label in stored(tmp_path / "voting")[1]] == QUESTIONS
+    assert all(engine.given for engine in engines)
+
+
+@pytest.mark.parametrize("after", [0, 1, 3, 4, 9, 16, 23])
+def test_interrupted_and_resumed_takes_no_vote_twice(tmp_path, run, after):
+    run(folder="whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(Dying(after))
+    assert kept_at_end(tmp_path / "voting" / "labeled.jsonl") is None
+    had = len(stored_votes(tmp_path / "voting")) if (tmp_path / "voting" / "votes").exists() else 0
+    summary = run()
+    taken, labels = stored(tmp_path / "voting")
+    whole_votes, whole_labels = stored(tmp_path / "whole")
+    assert len({vote.key for vote in taken}) == len(taken) == 24
+    assert set(taken) == set(whole_votes)
+    assert labels == whole_labels
+    assert summary["votes_taken_now"] == 24 - had
+    assert kept_at_end(tmp_path / "voting" / "labeled.jsonl") == 3
+
+
+def test_killed_between_votes_and_label(tmp_path, run):
+    """Votes are written first: a question with all its votes and no label gets the label, and no vote."""
+    run()
+    folder = tmp_path / "voting"
+    lines = (folder / "labeled.jsonl").read_bytes().splitlines(keepends=True)
+    (folder / "labeled.jsonl").write_bytes(b"".join(lines[:-1]) + lines[-1][:50])
+    (folder / "labeled.end.json").unlink()
+    engine = FarEngine(answer=reply)
+    assert run(engine)["votes_taken_now"] == 0
+    assert engine.attempts == 0
+    assert (folder / "labeled.jsonl").read_bytes() == b"".join(lines)
+
+
+def test_a_finished_vote_asks_nothing_and_starts_no_engine(run):
+    run()
+    engine = FarEngine()
+    assert run(engine)["votes_taken_now"] == 0
+    assert engine.attempts == 0
+
+
+def test_other_questions_than_those_labelled_are_refused(run):
+    run(questions=QUESTIONS[:3])
+    with pytest.raises(InputError, match="--run-dir"):
+        run(questions=[QUESTIONS[1], QUESTIONS[0], *QUESTIONS[2:]])
+    with pytest.raises(InputError, match="3 labels, but there are only 2 questions"):
+        run(questions=QUESTIONS[:2])
+
+
+def test_further_questions_are_voted_on_without_asking_the_first_again(run):
+    run(questions=QUESTIONS[:3])
+    assert run()["votes_taken_now"] == 12
+
+
+def test_a_question_that_comes_twice_is_refused(run):
+    with pytest.raises(InputError, match="comes twice"):
+        run(questions=[*QUESTIONS, QUESTIONS[2]])
+
+
+def test_stopped_keeps_what_was_taken(tmp_path, run):
+    asked = count()
+    with pytest.raises(Stopped, match="same command"):
+        run(FarEngine(delay=0.01, answer=reply), should_stop=lambda: next(asked) == 8, settings=config(in_flight=1))
+    had = len(stored_votes(tmp_path / "voting"))
+    assert 0 < had < 24
+    assert not (tmp_path / "voting" / "summary.json").exists()
+    assert run()["votes_taken_now"] == 24 - had
+
+
+def test_what_should_stop_raises_ends_the_vote(run):
+    def trainer_died():
+        raise RuntimeError("trainer died")
+
+    with pytest.raises(RuntimeError, match="trainer died"):
+        run(should_stop=trainer_died)
+
+
+def test_a_question_that_kills_engines_is_quarantined_and_the_rest_is_labelled(tmp_path, run, monkeypatch):
+    monkeypatch.setattr(pool_module, "_BACKOFF_S", 0.0)
+
+    def ill(engine, request):
+        return "die" if request.key == QUESTIONS[3].id else None
+
+    summary = run(FarEngine("a", 0.001, ill, answer=reply), FarEngine("b", 0.001, ill, answer=reply))
+    _, labels = stored(tmp_path / "voting")
+    assert [label.outcome for label in labels].count("quarantined") == 1
+    assert labels[3].outcome == "quarantined" and "engine core died" in labels[3].reason
+    rest = [index for index in range(6) if index != 3]
+    assert [(labels[index].answer, labels[index].kept) for index in rest] == [EXPECTED[index] for index in rest]
+    assert summary["quality"]["questions"] == 6
+
+
+# --- the trainer follows ----------------------------------------------------------------------------
+
+
+def test_a_vote_that_no_trainer_follows_waits_for_nobody(run):
+    """`medssr vote` alone, with more kept labels than the buffer holds."""
+    asked = count()
+
+    def should_stop():
+        assert next(asked) < 500, "waits for a trainer that is not there"
+        return False
+
+    assert run(settings=config(mode="stream", buffer=1), should_stop=should_stop)["quality"]["kept"] == 3
+
+
+def test_with_a_trainer_the_vote_begins_no_question_until_it_has_caught_up(tmp_path, run):
+    """Buffer 1, one question at a time: after the second kept label (of question 3) the vote waits."""
+    labels, seen = tmp_path / "voting" / "labeled.jsonl", []
+
+    def caught_up_when_asked_often():
+        seen.append(len(labels.read_text().splitlines()) if labels.exists() else 0)
+        if seen.count(4) == 5:
+            publish_taken(labels, 2)
+        return False
+
+    settings = config(mode="stream", buffer=1, window=1)
+    run(settings=settings, should_stop=caught_up_when_asked_often, trainer_follows=True)
+    assert seen.count(4) >= 5
+    assert seen[-1] == 6
+
+
+def test_without_questions_there_is_an_empty_end(tmp_path, run):
+    assert run(questions=[])["quality"]["questions"] == 0
+    assert kept_at_end(tmp_path / "voting" / "labeled.jsonl") == 0
+
+
+# --- what is asked ----------------------------------------------------------------------------------
+
+
+def test_one_request_a_wave_with_the_configs_parameters(run):
+    engine = FarEngine(answer=reply)
+    run(engine, questions=QUESTIONS[:1])
+    (request,) = engine.given
+    assert (request.key, request.n, request.seed) == (QUESTIONS[0].id, K, SEEDS[QUESTIONS[0].id][0])
+    assert (request.temperature, request.top_p, request.max_tokens, request.choices) == (1.0, 1.0, 16, ())
+    assert "Question 0?" in request.prompt and "B. two" in request.prompt
+    assert request.options == QUESTIONS[0].options
+
+
+def test_waves_of_adaptive_voting_are_the_fewest_votes_that_may_do(run):
+    engine = FarEngine(answer=reply)
+    run(engine, questions=[QUESTIONS[0], QUESTIONS[5]], settings=config(adaptive="lossless", in_flight=1))
+    waves = {question.id: [] for question in QUESTIONS}
+    for request in engine.given:
+        waves[request.key].append(request.n)
+    assert waves[QUESTIONS[5].id][0] == waves[QUESTIONS[0].id][0] == 3
+
+
+def test_a_long_run_does_not_look_ahead_further_than_the_window(run, monkeypatch):
+    most = []
+    take = ballots_module.Ballots._open_ballot
+
+    def counted(self, question):
+        ballot = take(self, question)
+        most.append(len(self._open))
+        return ballot
+
+    monkeypatch.setattr(ballots_module.Ballots, "_open_ballot", counted)
+    run(settings=config(window=2))
+    assert max(most) == 2 and len(most) == 6
+
+
+def test_text_can_be_left_out(tmp_path, run):
+    run(settings=config(keep_text=False))
+    assert {vote.text for vote in stored_votes(tmp_path / "voting")} == {""}
+
+
+def test_votes_are_plain_json_lines(tmp_path, run):
+    run()
+    (file,) = (tmp_path / "voting" / "votes").glob("*.jsonl")
+    assert all(set(json.loads(line)) == set(Vote.model_fields) for line in file.read_text().splitlines())
+
+
+def test_the_extraction_beside_the_engine_is_the_one_extractor(tmp_path, run):
+    run()
+    options = {question.id: question.options for question in QUESTIONS}
+    for vote in stored_votes(tmp_path / "voting"):
+        found = extract_answer(vote.text, options[vote.question_id])
+        assert (vote.answer, vote.method) == (found.letter, found.method)
