@@ -38,10 +38,19 @@ def grpo_loss(
     checks.require(entropy is not None or not needs_entropy, f"entropy_coef {options.entropy_coef} needs entropy")
     checks.like("entropy", entropy, "logp", logp)
     tokens = make_tokens(
-        logp, logp.shape, options, advantages=advantages, old_logp=old_logp, ref_logp=ref_logp,
-        rollout_logp=rollout_logp, mask=mask, offsets=offsets, token_count=token_count,
-        sequence_count=sequence_count, dp_size=dp_size,
-    )  # fmt: skip
+        logp,
+        logp.shape,
+        options,
+        advantages=advantages,
+        old_logp=old_logp,
+        ref_logp=ref_logp,
+        rollout_logp=rollout_logp,
+        mask=mask,
+        offsets=offsets,
+        token_count=token_count,
+        sequence_count=sequence_count,
+        dp_size=dp_size,
+    )
     operations = backends.operations(backend, logp)
     loss, sums = _GrpoLoss.apply(logp, entropy if needs_entropy else None, tokens, options, operations)
     return loss, metrics(sums, tokens, options)

@@ -181,9 +181,18 @@ def token_loss(
         drift = torch.where(tokens.mask != 0, tokens.rollout_logp - old_logp, 0.0)
         extra = torch.stack([drift.sum(), tokens.dropped.sum()])
     sums, d_policy, d_kl = operations.grpo_tokens(
-        logp, old_logp, log_ratio, tokens.advantages, tokens.importance, tokens.ref_logp, entropy, tokens.mask,
-        tokens.policy_weight, tokens.penalty_weight, options,
-    )  # fmt: skip
+        logp,
+        old_logp,
+        log_ratio,
+        tokens.advantages,
+        tokens.importance,
+        tokens.ref_logp,
+        entropy,
+        tokens.mask,
+        tokens.policy_weight,
+        tokens.penalty_weight,
+        options,
+    )
     if options.ratio == "sequence":
         d_policy = _through_sequence_mean(d_policy, tokens)
     return TokenLoss(torch.cat([sums, extra]), d_policy + options.kl_coef * d_kl)

@@ -66,17 +66,31 @@ def linear_grpo_loss(
     flat_mask = None if mask is None else mask.reshape(-1)
     checks.linear(flat_hidden, weight, flat_target, flat_mask)
     inputs = {
-        "advantages": advantages, "old_logp": old_logp, "ref_logp": ref_logp, "rollout_logp": rollout_logp,
-        "mask": mask, "offsets": offsets, "token_count": token_count, "sequence_count": sequence_count,
+        "advantages": advantages,
+        "old_logp": old_logp,
+        "ref_logp": ref_logp,
+        "rollout_logp": rollout_logp,
+        "mask": mask,
+        "offsets": offsets,
+        "token_count": token_count,
+        "sequence_count": sequence_count,
         "dp_size": dp_size,
-    }  # fmt: skip
+    }
     has_entropy = options.entropy_coef is not None
     if tp_group is not None or not separable(options, old_logp):
         outputs = linear_logprob(
-            flat_hidden, weight, flat_target, mask=flat_mask, temperature=temperature, return_entropy=has_entropy,
-            tp_group=tp_group, vocab_start=vocab_start, vocab_size=vocab_size, backend=backend,
+            flat_hidden,
+            weight,
+            flat_target,
+            mask=flat_mask,
+            temperature=temperature,
+            return_entropy=has_entropy,
+            tp_group=tp_group,
+            vocab_start=vocab_start,
+            vocab_size=vocab_size,
+            backend=backend,
             workspace_bytes=min(workspace_bytes, LOGPROB_WORKSPACE_BYTES),
-        )  # fmt: skip
+        )
         logp, entropy = outputs if has_entropy else (outputs, None)
         entropy = entropy.view(target.shape) if has_entropy else None
         return grpo_loss(logp.view(target.shape), entropy=entropy, options=options, backend=backend, **inputs)

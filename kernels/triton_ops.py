@@ -43,9 +43,17 @@ def _padded(logits: torch.Tensor) -> int:
 
 @triton.jit
 def _row_stats_kernel(
-    logits_ptr, row_stride, target_ptr, stats_ptr, rows, columns, padded, scale,
-    ENTROPY: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+    logits_ptr,
+    row_stride,
+    target_ptr,
+    stats_ptr,
+    rows,
+    columns,
+    padded,
+    scale,
+    ENTROPY: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     row = tl.program_id(0).to(tl.int64)
     logits_ptr += row * row_stride
     stats_ptr += row
@@ -81,16 +89,36 @@ def row_stats(logits: torch.Tensor, target: torch.Tensor, stats: torch.Tensor, s
     block, warps = _launch(columns)
     with torch.cuda.device_of(logits):
         _row_stats_kernel[(rows,)](
-            logits, logits.stride(0), target.contiguous(), stats, rows, columns, _padded(logits), scale,
-            ENTROPY=entropy, BLOCK=block, num_warps=warps,
-        )  # fmt: skip
+            logits,
+            logits.stride(0),
+            target.contiguous(),
+            stats,
+            rows,
+            columns,
+            _padded(logits),
+            scale,
+            ENTROPY=entropy,
+            BLOCK=block,
+            num_warps=warps,
+        )
 
 
 @triton.jit
 def _row_gradient_kernel(
-    logits_ptr, row_stride, target_ptr, maximum_ptr, log_sum_ptr, entropy_ptr, grad_logp_ptr, grad_entropy_ptr,
-    columns, padded, scale, ENTROPY: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+    logits_ptr,
+    row_stride,
+    target_ptr,
+    maximum_ptr,
+    log_sum_ptr,
+    entropy_ptr,
+    grad_logp_ptr,
+    grad_entropy_ptr,
+    columns,
+    padded,
+    scale,
+    ENTROPY: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     logits_ptr += row * row_stride
@@ -122,9 +150,21 @@ def row_gradient(
     grad_entropy = None if grad_entropy is None else grad_entropy.contiguous()
     with torch.cuda.device_of(logits):
         _row_gradient_kernel[(rows, triton.cdiv(columns, block))](
-            logits, logits.stride(0), target.contiguous(), maximum, log_sum, entropy, grad_logp, grad_entropy,
-            columns, _padded(logits), scale, ENTROPY=grad_entropy is not None, BLOCK=block, num_warps=warps,
-        )  # fmt: skip
+            logits,
+            logits.stride(0),
+            target.contiguous(),
+            maximum,
+            log_sum,
+            entropy,
+            grad_logp,
+            grad_entropy,
+            columns,
+            _padded(logits),
+            scale,
+            ENTROPY=grad_entropy is not None,
+            BLOCK=block,
+            num_warps=warps,
+        )
 
 
 @triton.jit
@@ -171,13 +211,34 @@ def _reference_kl(distance, drift, KL: tl.constexpr, UNBIASED: tl.constexpr, LIM
 
 @triton.jit
 def _grpo_tokens_kernel(
-    logp_ptr, old_ptr, log_ratio_ptr, advantages_ptr, importance_ptr, ref_ptr, entropy_ptr, mask_ptr,
-    policy_weight_ptr, penalty_weight_ptr, sums_ptr, d_policy_ptr, d_kl_ptr, tokens,
-    lowest, highest, dual_clip,
-    SEQUENCE: tl.constexpr, IMPORTANCE: tl.constexpr, REFERENCE: tl.constexpr, ENTROPY: tl.constexpr,
-    DUAL: tl.constexpr, KL: tl.constexpr, UNBIASED: tl.constexpr, KL_LIMIT: tl.constexpr,
-    RATIO_LIMIT: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+    logp_ptr,
+    old_ptr,
+    log_ratio_ptr,
+    advantages_ptr,
+    importance_ptr,
+    ref_ptr,
+    entropy_ptr,
+    mask_ptr,
+    policy_weight_ptr,
+    penalty_weight_ptr,
+    sums_ptr,
+    d_policy_ptr,
+    d_kl_ptr,
+    tokens,
+    lowest,
+    highest,
+    dual_clip,
+    SEQUENCE: tl.constexpr,
+    IMPORTANCE: tl.constexpr,
+    REFERENCE: tl.constexpr,
+    ENTROPY: tl.constexpr,
+    DUAL: tl.constexpr,
+    KL: tl.constexpr,
+    UNBIASED: tl.constexpr,
+    KL_LIMIT: tl.constexpr,
+    RATIO_LIMIT: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     token = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = token < tokens
     live = tl.load(mask_ptr + token, mask=inside, other=0.0) != 0
@@ -252,12 +313,25 @@ def grpo_tokens(
     d_policy, d_kl = torch.empty_like(inputs[0]), torch.empty_like(inputs[0])
     with torch.cuda.device_of(logp):
         _grpo_tokens_kernel[(programs,)](
-            *inputs, partial, d_policy, d_kl, logp.numel(),
-            1 - options.clip_low, 1 + options.clip_high, options.dual_clip or 0.0,
-            SEQUENCE=log_ratio is not None, IMPORTANCE=importance is not None, REFERENCE=ref_logp is not None,
-            ENTROPY=entropy is not None, DUAL=options.dual_clip is not None, KL=_KL[options.kl_estimator],
-            UNBIASED=options.kl_unbiased, KL_LIMIT=KL_LIMIT, RATIO_LIMIT=LOG_RATIO_LIMIT, BLOCK=TOKEN_BLOCK,
-        )  # fmt: skip
+            *inputs,
+            partial,
+            d_policy,
+            d_kl,
+            logp.numel(),
+            1 - options.clip_low,
+            1 + options.clip_high,
+            options.dual_clip or 0.0,
+            SEQUENCE=log_ratio is not None,
+            IMPORTANCE=importance is not None,
+            REFERENCE=ref_logp is not None,
+            ENTROPY=entropy is not None,
+            DUAL=options.dual_clip is not None,
+            KL=_KL[options.kl_estimator],
+            UNBIASED=options.kl_unbiased,
+            KL_LIMIT=KL_LIMIT,
+            RATIO_LIMIT=LOG_RATIO_LIMIT,
+            BLOCK=TOKEN_BLOCK,
+        )
     sums = partial.sum(0)
     sums[7:9] = partial[:, 7:9].amax(0)
     return sums, d_policy, d_kl
@@ -266,7 +340,7 @@ def grpo_tokens(
 @triton.jit
 def _group_advantage_kernel(
     rewards_ptr, offsets_ptr, advantage_ptr, std_ptr, flat_ptr, epsilon, MODE: tl.constexpr, BLOCK: tl.constexpr
-):  # fmt: skip
+):
     group = tl.program_id(0)
     start = tl.load(offsets_ptr + group)
     length = (tl.load(offsets_ptr + group + 1) - start).to(tl.int32)

@@ -108,15 +108,35 @@ class Launcher:
     async def _start_supervisors(self) -> asyncio.subprocess.Process:
         plan, count = self.plan, len(self.job.nodes)
         supervisor = [
-            plan.python, "-m", "medssr_dist.launch.supervisor", "--launcher", self.hub.address,
-            "--attempt", str(self.attempt.folder), "--job", str(self.job.id),
-        ]  # fmt: skip
+            plan.python,
+            "-m",
+            "medssr_dist.launch.supervisor",
+            "--launcher",
+            self.hub.address,
+            "--attempt",
+            str(self.attempt.folder),
+            "--job",
+            str(self.job.id),
+        ]
         srun = await asyncio.create_subprocess_exec(
-            "srun", f"--nodes={count}", f"--ntasks={count}", "--ntasks-per-node=1", "--cpu-bind=none", "--mpi=none",
-            "--no-kill", "--kill-on-bad-exit=0", "--wait=0", "--unbuffered", "--input=none", "--open-mode=append",
-            f"--output={self.attempt.folder}/%N.supervisor.log", *plan.srun_options, *plan.prefix, *supervisor,
+            "srun",
+            f"--nodes={count}",
+            f"--ntasks={count}",
+            "--ntasks-per-node=1",
+            "--cpu-bind=none",
+            "--mpi=none",
+            "--no-kill",
+            "--kill-on-bad-exit=0",
+            "--wait=0",
+            "--unbuffered",
+            "--input=none",
+            "--open-mode=append",
+            f"--output={self.attempt.folder}/%N.supervisor.log",
+            *plan.srun_options,
+            *plan.prefix,
+            *supervisor,
             start_new_session=True,
-        )  # fmt: skip
+        )
         self._srun = asyncio.create_task(self._srun_ended(srun))
         return srun
 
@@ -148,9 +168,14 @@ class Launcher:
     async def _layout(self) -> int:
         self.hub.send(
             self.head,
-            {"do": "layout", "config": str(self.plan.config), "overrides": self.overrides,
-             "nodes": len(self.job.nodes), "step": self.plan.step},
-        )  # fmt: skip
+            {
+                "do": "layout",
+                "config": str(self.plan.config),
+                "overrides": self.overrides,
+                "nodes": len(self.job.nodes),
+                "step": self.plan.step,
+            },
+        )
         (event,) = await self._all("layout", [self.head], _JOIN_S, "read the config")
         self.overrides = event.data["overrides"]
         return event.data["slots"]

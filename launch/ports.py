@@ -14,9 +14,16 @@ from pathlib import Path
 SIZE = 500
 _FIRST = 10_000
 _NAMED = (
-    "port", "node-manager-port", "object-manager-port", "ray-client-server-port", "dashboard-port",
-    "dashboard-agent-listen-port", "dashboard-agent-grpc-port", "runtime-env-agent-port", "metrics-export-port",
-)  # fmt: skip
+    "port",
+    "node-manager-port",
+    "object-manager-port",
+    "ray-client-server-port",
+    "dashboard-port",
+    "dashboard-agent-listen-port",
+    "dashboard-agent-grpc-port",
+    "runtime-env-agent-port",
+    "metrics-export-port",
+)
 _HEAD_ONLY = ("port", "ray-client-server-port", "dashboard-port")
 
 

@@ -29,9 +29,15 @@ class Component:
         cls, name: str, command: list[str], env: dict[str, str], log: Path, on_line: Callable[[str, str], None]
     ) -> Component:
         process = await asyncio.create_subprocess_exec(
-            *command, env=os.environ | env, stdin=DEVNULL, stdout=PIPE, stderr=STDOUT,
-            start_new_session=True, preexec_fn=_before_start, limit=2**24,
-        )  # fmt: skip
+            *command,
+            env=os.environ | env,
+            stdin=DEVNULL,
+            stdout=PIPE,
+            stderr=STDOUT,
+            start_new_session=True,
+            preexec_fn=_before_start,
+            limit=2**24,
+        )
         return cls(name, process, log, on_line)
 
     @property

@@ -44,11 +44,22 @@ def ray_command(head: str | None, ip: str, block: Block, resources: Resources, s
         ["--head", "--include-dashboard=false", "--dashboard-host=127.0.0.1"] if head is None else [f"--address={head}"]
     )
     return [
-        sys.executable, "-m", "ray.scripts.scripts", "start", *role, "--block", "--disable-usage-stats",
-        "--log-style=pretty", "--log-color=false",
-        f"--node-ip-address={ip}", f"--num-cpus={cpus}", f"--num-gpus={gpus}", f"--object-store-memory={store}",
-        f"--temp-dir={temp_dir}", *block.ray_options(head is None),
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "ray.scripts.scripts",
+        "start",
+        *role,
+        "--block",
+        "--disable-usage-stats",
+        "--log-style=pretty",
+        "--log-color=false",
+        f"--node-ip-address={ip}",
+        f"--num-cpus={cpus}",
+        f"--num-gpus={gpus}",
+        f"--object-store-memory={store}",
+        f"--temp-dir={temp_dir}",
+        *block.ray_options(head is None),
+    ]
 
 
 def node_environment(ip: str, block: Block, slots: int, hosts: list[str], resources: Resources, token: Path) -> dict:

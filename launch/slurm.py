@@ -10,10 +10,20 @@ from dataclasses import dataclass
 _ABSENT = ("", "(null)", "N/A", "None")
 # Field of `scontrol show job` -> option of sbatch, for a job that submits itself again.
 _COPIED = {
-    "Partition": "partition", "Account": "account", "QOS": "qos", "TimeLimit": "time", "NumNodes": "nodes",
-    "CPUs/Task": "cpus-per-task", "MinMemoryNode": "mem", "MinMemoryCPU": "mem-per-cpu", "TresPerNode": "gres",
-    "Features": "constraint", "Reservation": "reservation", "JobName": "job-name", "StdOut": "output",
-}  # fmt: skip
+    "Partition": "partition",
+    "Account": "account",
+    "QOS": "qos",
+    "TimeLimit": "time",
+    "NumNodes": "nodes",
+    "CPUs/Task": "cpus-per-task",
+    "MinMemoryNode": "mem",
+    "MinMemoryCPU": "mem-per-cpu",
+    "TresPerNode": "gres",
+    "Features": "constraint",
+    "Reservation": "reservation",
+    "JobName": "job-name",
+    "StdOut": "output",
+}
 
 
 @dataclass(frozen=True)

@@ -44,10 +44,15 @@ class Supervisor:
     def hello(self) -> None:
         self.link.send(
             {
-                "event": "hello", "name": self.name, "ip": self.ip, "gcs": f"{self.ip}:{self.block.gcs}",
-                "cpus": self.resources.cpus, "gpus": self.resources.gpus, "memory_mib": self.resources.memory_mib,
+                "event": "hello",
+                "name": self.name,
+                "ip": self.ip,
+                "gcs": f"{self.ip}:{self.block.gcs}",
+                "cpus": self.resources.cpus,
+                "gpus": self.resources.gpus,
+                "memory_mib": self.resources.memory_mib,
             }
-        )  # fmt: skip
+        )
 
     async def serve(self) -> None:
         """Do what the launcher says until it says stop. Raises Lost when it is gone."""

@@ -178,8 +178,9 @@ def _begin_synthesis(session: Session, feed: QuestionFeed) -> ThreadSide | None:
     with step_clock(session.run.root, "synthesize"):
         work = prepare()
     most = session.config.voting.question_buffer
-    return ThreadSide(lambda should_stop: work(should_stop, lambda accepted: accepted - feed.given > most),
-                session.should_stop)  # fmt: skip
+    return ThreadSide(
+        lambda should_stop: work(should_stop, lambda accepted: accepted - feed.given > most), session.should_stop
+    )
 
 
 def train_stage1(session: Session) -> None:
@@ -282,10 +283,15 @@ def _evaluate_policies(session: Session, benchmarks: dict[str, list[Question]], 
         tokenizer = load_tokenizer(folder, config.policy)
         with engine_pool(config, folder, events, with_servers=False) as pool:
             answers[name] = evaluate_policy(
-                pool, tokenizer, questions, config.evaluation, config.runtime.random_seed,
-                session.run.evaluation / "answers.jsonl", policy=model_fingerprint(folder),
+                pool,
+                tokenizer,
+                questions,
+                config.evaluation,
+                config.runtime.random_seed,
+                session.run.evaluation / "answers.jsonl",
+                policy=model_fingerprint(folder),
                 should_stop=session.should_stop,
-            )  # fmt: skip
+            )
         seconds[name] = round(time.monotonic() - started, 1)
     scores = build_scores(benchmarks, answers, config.evaluation, config.runtime.random_seed, seconds)
     write_report(scores, session.run.evaluation)
@@ -307,8 +313,9 @@ def _policies(session: Session) -> dict[str, Path]:
     wanted = {name: folders[name] for name in session.config.evaluation.policies if name in folders}
     for name, folder in wanted.items():
         if not folder.exists():
-            raise InputError(f"{name} has no checkpoint in {folder}; run `medssr train`, or leave it out of "
-                             "evaluation.policies")  # fmt: skip
+            raise InputError(
+                f"{name} has no checkpoint in {folder}; run `medssr train`, or leave it out of evaluation.policies"
+            )
     return wanted
 
 

@@ -15,6 +15,7 @@ from tiny_policy import answers_with_a_letter, tiny_llama, tiny_tokenizer
 settings.register_profile("untimed", deadline=None)  # a busy machine is no failure
 settings.load_profile("untimed")
 
+
 @pytest.fixture(scope="session")
 def repo() -> Path:
     return REPO

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from helpers.stored_votes import stored_labels, stored_votes
+from stored_votes import stored_labels, stored_votes
 
 from medssr_dist.data.jsonl import read_json, read_jsonl
 

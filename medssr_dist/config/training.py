@@ -208,4 +208,3 @@ class Training(RolloutOptions):
         if self.stage2.enabled and self.stage2.reference == "stage1" and not self.stage1.enabled:
             raise ValueError("stage2.reference is 'stage1', but stage1.enabled is false; use reference: base")
         return self
-

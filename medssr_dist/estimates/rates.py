@@ -135,4 +135,3 @@ def _evaluation_rate(scores: Path) -> float | None:
     seconds = sum(policy["seconds"] for policy in policies)
     answers = sum(score["answers"] for policy in policies for score in policy["benchmarks"].values())
     return answers / seconds if answers and seconds else None
-

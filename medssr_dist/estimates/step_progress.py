@@ -145,4 +145,3 @@ def startup_seconds(run: RunDir) -> float:
     """What the newest attempt that had a result took to get it; 0 where none is known."""
     known = [attempt.startup_seconds for attempt in attempts_of(run.root)]
     return next((seconds for seconds in reversed(known) if seconds is not None), 0.0)
-

@@ -56,4 +56,3 @@ def nap_instead_of_spinning() -> None:
     from vllm.distributed.device_communicators import shm_broadcast
 
     shm_broadcast.sched_yield = partial(time.sleep, _NAP_S)
-

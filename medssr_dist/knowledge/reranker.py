@@ -49,7 +49,10 @@ class Reranker:
             for start in range(0, len(pairs), self._batch_size):
                 inputs = self._tokenizer(
                     pairs[start : start + self._batch_size],
-                    padding=True, truncation=True, max_length=_MAX_TOKENS, return_tensors="pt",
-                )  # fmt: skip
+                    padding=True,
+                    truncation=True,
+                    max_length=_MAX_TOKENS,
+                    return_tensors="pt",
+                )
                 scores.append(self._network(**inputs.to(self._device)).logits[:, 0].float().cpu().numpy())
         return np.concatenate(scores)

@@ -243,4 +243,3 @@ class Stats:
 
 
 WRONG_SCHEMA = {"object": "list", "data": [], "status": "ok"}  # JSON, but no chat completion
-

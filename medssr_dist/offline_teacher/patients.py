@@ -7,10 +7,18 @@ from dataclasses import dataclass
 
 # Age in years at which a patient is seen, by a word in the passage's onset; findings need time to show.
 _AGES = {
-    "congenital": (2, 14), "antenatal": (2, 10), "fetal": (2, 10), "neonatal": (2, 12), "infantile": (3, 14),
-    "childhood": (8, 17), "juvenile": (14, 26), "young adult": (24, 45), "adult": (28, 62), "middle age": (45, 66),
+    "congenital": (2, 14),
+    "antenatal": (2, 10),
+    "fetal": (2, 10),
+    "neonatal": (2, 12),
+    "infantile": (3, 14),
+    "childhood": (8, 17),
+    "juvenile": (14, 26),
+    "young adult": (24, 45),
+    "adult": (28, 62),
+    "middle age": (45, 66),
     "late": (58, 78),
-}  # fmt: skip
+}
 _ANY_AGE = (4, 48)
 
 

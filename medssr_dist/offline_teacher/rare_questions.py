@@ -14,16 +14,26 @@ from medssr_dist.offline_teacher.reading import PromptParts
 
 # Used only when passages and seeds name too few alternatives.
 _SPARE_DISEASES = (
-    "Marfan syndrome", "Wilson disease", "Fabry disease", "Gaucher disease", "Noonan syndrome", "Alport syndrome",
-    "Tuberous sclerosis", "Cystic fibrosis",
-)  # fmt: skip
+    "Marfan syndrome",
+    "Wilson disease",
+    "Fabry disease",
+    "Gaucher disease",
+    "Noonan syndrome",
+    "Alport syndrome",
+    "Tuberous sclerosis",
+    "Cystic fibrosis",
+)
 _SPARE_GENES = ("FBN1", "CFTR", "ATP7B", "GLA", "PTPN11", "COL4A5", "TSC2", "DMD")
 _MASK = "this condition"
 _OTHER_SHARE = 0.3  # of questions that ask something else than the diagnosis
 _TOP_FINDINGS = 12  # passages list the most frequent first
 _ALL_MODES = (
-    "Autosomal dominant", "Autosomal recessive", "X-linked recessive", "X-linked dominant", "Mitochondrial",
-)  # fmt: skip
+    "Autosomal dominant",
+    "Autosomal recessive",
+    "X-linked recessive",
+    "X-linked dominant",
+    "Mitochondrial",
+)
 _DIAGNOSIS_ASKS = (
     "Which of the following is the most likely diagnosis?",
     "Which of the following conditions best explains this presentation?",

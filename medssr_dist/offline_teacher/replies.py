@@ -18,6 +18,8 @@ from medssr_dist.offline_teacher.reading import PromptParts, read_prompt
 MODEL = "offline-teacher"
 NOTICE = "offline rule-based stand-in for a synthesis API; not a language model"
 _MOST_OPTIONS = 5
+
+
 class BadRequest(Exception):
     """A request that no retry makes good: status 400."""
 

@@ -131,4 +131,3 @@ def policy_on_disk(policy: Policy) -> Path | None:
     if policy.model == EMBEDDED_MODEL and not (cache_dir() / "models" / "smollm2-135m" / "config.json").exists():
         return None
     return resolve_model(policy)
-

@@ -182,4 +182,3 @@ class _Work:
     outputs: Outputs
     supply: Supply
     attempts: int = 0
-

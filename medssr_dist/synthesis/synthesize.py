@@ -220,9 +220,12 @@ def _close(config: Config, folder: Path, inputs: Inputs, work: _Work, started: f
     if summary["requests_sent"] == 0 and path.exists() and read_json(path)["accepted"] == summary["accepted"]:
         return read_json(path)  # nothing was done: the summary of the run that did the work stands
     write_review(
-        folder / QUESTIONS, folder / "review.csv", config.synthesis.review_sample, config.runtime.random_seed,
+        folder / QUESTIONS,
+        folder / "review.csv",
+        config.synthesis.review_sample,
+        config.runtime.random_seed,
         inputs.passage_text,
-    )  # fmt: skip
+    )
     write_card(folder, config, summary)
     write_json(path, summary)
     return summary

@@ -35,9 +35,15 @@ if TYPE_CHECKING:
     from medssr_dist.training.weights.sync import SyncSettings, WeightSync
 
 __all__ = [
-    "BasePPOTrainer", "PlainPPOTrainer", "PolicyRank", "RayActorGroup", "ReferenceRank", "RolloutRayActor",
-    "SamplesGenerator", "init_logger",
-]  # fmt: skip
+    "BasePPOTrainer",
+    "PlainPPOTrainer",
+    "PolicyRank",
+    "RayActorGroup",
+    "ReferenceRank",
+    "RolloutRayActor",
+    "SamplesGenerator",
+    "init_logger",
+]
 
 
 @contextmanager
@@ -149,5 +155,3 @@ class ReferenceRank(Watched, plain_class(launcher.ReferenceModelActor)):
         actor = {name: part for name, part in _parts(strategy.config.training).items() if name == "Actor"}
         with _built_from(launcher, **actor), _built_from(utils, convert_to_torch_dtype=torch_dtype):
             super().init_model_from_pretrained(strategy, *args, **kwargs)
-
-

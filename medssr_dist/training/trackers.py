@@ -61,9 +61,14 @@ class Wandb:
 
         known = _stored(job, "wandb")
         self._run = wandb.init(
-            project=job.config.training.tracker_project, name=_run_name(job), dir=job.folder, id=known, resume="allow",
-            config=resolved(job.config), settings=wandb.Settings(console="off", silent=True, save_code=False),
-        )  # fmt: skip
+            project=job.config.training.tracker_project,
+            name=_run_name(job),
+            dir=job.folder,
+            id=known,
+            resume="allow",
+            config=resolved(job.config),
+            settings=wandb.Settings(console="off", silent=True, save_code=False),
+        )
         _store(job, "wandb", self._run.id)
         self._run.define_metric("train/step")
         self._run.define_metric("train/*", step_metric="train/step")

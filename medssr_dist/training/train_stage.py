@@ -206,9 +206,17 @@ def _job(
     name: str, config: Config, model: Path, reference: Path, folder: Path, data: str, expected_steps: int
 ) -> StageJob:
     return StageJob(
-        name, config.without_secrets(), getattr(config.training, name), model, reference, folder, data, expected_steps,
-        checkpoint=None, end=end_time(config.runtime),
-    )  # fmt: skip
+        name,
+        config.without_secrets(),
+        getattr(config.training, name),
+        model,
+        reference,
+        folder,
+        data,
+        expected_steps,
+        checkpoint=None,
+        end=end_time(config.runtime),
+    )
 
 
 def _pseudo_labels(config: Config) -> str:

@@ -24,21 +24,44 @@ def decide(
     if found is None:
         raise ValueError(f"{tally} decides nothing yet on question {question.id}: K = {voting.samples}")
     return _label(
-        question, tally, voting, outcome=found.outcome, kept=found.kept,
+        question,
+        tally,
+        voting,
+        outcome=found.outcome,
+        kept=found.kept,
         answer=_leader(tally) if found.outcome == "labeled" else None,
-        tokens=tokens, truncated=truncated, policy=policy, sampling=sampling,
-    )  # fmt: skip
+        tokens=tokens,
+        truncated=truncated,
+        policy=policy,
+        sampling=sampling,
+    )
 
 
 def quarantine(
-    question: Question, tally: Tally, voting: Voting, reason: str,
-    *, tokens: int, truncated: int, policy: str, sampling: str,
-) -> Label:  # fmt: skip
+    question: Question,
+    tally: Tally,
+    voting: Voting,
+    reason: str,
+    *,
+    tokens: int,
+    truncated: int,
+    policy: str,
+    sampling: str,
+) -> Label:
     """The label of a question that the engines could not answer: none, with `reason` and the votes that it did get."""
     return _label(
-        question, tally, voting, outcome="quarantined", kept=False, answer=None, reason=reason,
-        tokens=tokens, truncated=truncated, policy=policy, sampling=sampling,
-    )  # fmt: skip
+        question,
+        tally,
+        voting,
+        outcome="quarantined",
+        kept=False,
+        answer=None,
+        reason=reason,
+        tokens=tokens,
+        truncated=truncated,
+        policy=policy,
+        sampling=sampling,
+    )
 
 
 def _leader(tally: Tally) -> str:

@@ -116,9 +116,12 @@ class _Pass:
         self.kinds[label.question.rare] += 1
         self.with_truth += truth is not None
         self.votes.update(
-            requested=label.requested, taken=label.taken, valid=label.valid, truncated=label.truncated,
+            requested=label.requested,
+            taken=label.taken,
+            valid=label.valid,
+            truncated=label.truncated,
             tokens=label.tokens,
-        )  # fmt: skip
+        )
         self.letters.add(label, truth)
         if label.outcome != "quarantined":  # its votes are lost, not saved, and it has no confidence
             self.votes["saved"] += label.requested - label.taken
@@ -220,13 +223,15 @@ class _Pass:
                 elif index < case.open_below:
                     maybe[case.answer] += count
             least, most = kept.total(), kept.total() + maybe.total()
-            curve.append({
-                "threshold": threshold,
-                "open": maybe.total(),
-                "kept": {"least": least, "most": most},
-                "kept_share": {"least": _ratio(least, questions), "most": _ratio(most, questions)},
-                "precision": _precision(kept, maybe),
-            })  # fmt: skip
+            curve.append(
+                {
+                    "threshold": threshold,
+                    "open": maybe.total(),
+                    "kept": {"least": least, "most": most},
+                    "kept_share": {"least": _ratio(least, questions), "most": _ratio(most, questions)},
+                    "precision": _precision(kept, maybe),
+                }
+            )
         return curve
 
 

@@ -131,9 +131,15 @@ def _plot_precision(axes: Axes, curve: list[dict], colour: str, label: str, mark
 
 
 def _band(
-    axes: Axes, x: list[float], least: list[float], most: list[float], known: list[bool], colour: str, label: str,
+    axes: Axes,
+    x: list[float],
+    least: list[float],
+    most: list[float],
+    known: list[bool],
+    colour: str,
+    label: str,
     marker: str,
-) -> None:  # fmt: skip
+) -> None:
     """A line with markers where all is known, a hatched band between the least and the most where it is not."""
     hatch = {"o": "///", "s": "\\\\\\"}[marker]
     axes.fill_between(x, least, most, facecolor="none", edgecolor=colour, hatch=hatch, alpha=0.35, linewidth=0)

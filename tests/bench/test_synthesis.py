@@ -17,9 +17,18 @@ from medssr_dist.bench.synthesis.report import draw, table
 from medssr_dist.bench.synthesis.run import Scale, _ratios, measure
 
 TINY = Scale(
-    rounds=1, warmup_s=0.5, seconds=0.5, memory_counts=(100, 300), rate_limit=200, goodput_warmup_s=0.5, goodput_s=0.5,
-    benchmark_items=50, candidates=200, passages=500, entities=50,
-)  # fmt: skip
+    rounds=1,
+    warmup_s=0.5,
+    seconds=0.5,
+    memory_counts=(100, 300),
+    rate_limit=200,
+    goodput_warmup_s=0.5,
+    goodput_s=0.5,
+    benchmark_items=50,
+    candidates=200,
+    passages=500,
+    entities=50,
+)
 
 
 def ask(url: str) -> dict:
@@ -124,10 +133,16 @@ def test_the_prompts_are_of_one_size():
 
 def test_ratios_are_taken_within_a_round_and_the_worse_concurrency_counts():
     rates = {
-        ("ours", 0, 64): (700, 90), ("bare_uvloop", 0, 64): (1000, 100), ("openai", 0, 64): (100, 10),
-        ("ours", 0, 512): (800, 80), ("bare_uvloop", 0, 512): (1000, 100), ("openai", 0, 512): (0, 0),
-        ("ours", 200, 512): (2432, 2432), ("bare_uvloop", 200, 512): (2560, 2560), ("openai", 200, 512): (50, 0),
-    }  # fmt: skip
+        ("ours", 0, 64): (700, 90),
+        ("bare_uvloop", 0, 64): (1000, 100),
+        ("openai", 0, 64): (100, 10),
+        ("ours", 0, 512): (800, 80),
+        ("bare_uvloop", 0, 512): (1000, 100),
+        ("openai", 0, 512): (0, 0),
+        ("ours", 200, 512): (2432, 2432),
+        ("bare_uvloop", 200, 512): (2560, 2560),
+        ("openai", 200, 512): (50, 0),
+    }
     matrix = {key: [{"requests_per_s": rate} for rate in rounds] for key, rounds in rates.items()}
     found = _ratios(matrix, ["ours", "bare_uvloop", "openai"])
     assert found["ratio_to_bare_loop"] == 0.8  # 64: median of 0.7 and 0.9; 512: 0.8

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from helpers.zero_cases import tiny_llama
+from zero_cases import tiny_llama
 
 from medssr_dist.bench.training.update import SCALES, VARIANTS, alone, config_of, measure, table
 

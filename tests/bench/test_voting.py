@@ -44,11 +44,15 @@ def test_utilisation_is_of_what_full_batches_would_have_given():
     clock = SimpleNamespace(now=0.0)
     engines = [
         SimpleNamespace(
-            capacity=lambda now, end=end: 10.0 * min(now, end), running=running, speed=Speed(batch=4), generated=50.0,
-            failures=failures, slowness=1.0,
+            capacity=lambda now, end=end: 10.0 * min(now, end),
+            running=running,
+            speed=Speed(batch=4),
+            generated=50.0,
+            failures=failures,
+            slowness=1.0,
         )
         for end, running, failures in ((99.0, 4, []), (6.0, 1, [(6.0, "died")]))
-    ]  # fmt: skip
+    ]
     ledger = SimpleNamespace(tokens=0)
     timeline = Timeline(lambda: clock.now, engines, ledger, lambda: clock.now > 8)
     for second in range(11):
@@ -110,9 +114,18 @@ def test_the_audit_counts_lost_doubled_and_wrong(voted):
 @pytest.mark.parametrize("adaptive", ["never", "lossless"])
 def test_a_cluster_that_dies_hangs_and_lags_loses_and_doubles_nothing(tmp_path, adaptive):
     cluster = Cluster(
-        engines=6, questions=600, samples=8, adaptive=adaptive, mtbf_s=60.0, wedge_share=0.3, straggler_share=1 / 6,
-        stall_s=20.0, start_s=10.0, seed=6, answers=DrawnAnswers(tokens=200.0),
-    )  # fmt: skip
+        engines=6,
+        questions=600,
+        samples=8,
+        adaptive=adaptive,
+        mtbf_s=60.0,
+        wedge_share=0.3,
+        straggler_share=1 / 6,
+        stall_s=20.0,
+        start_s=10.0,
+        seed=6,
+        answers=DrawnAnswers(tokens=200.0),
+    )
     found = simulate(cluster, tmp_path)
     assert found["died"] >= 1 and found["wedged"] >= 1 and found["stragglers"] == 1
     assert (found["lost"], found["doubled"], found["labels_unlike_full_voting"]) == (0, 0, 0)
@@ -172,15 +185,26 @@ def test_the_report_names_what_was_missed(tmp_path):
     case = {"token_ratio": 0.98, "least_possible_ratio": 0.97, "labels_identical": True, "wasted_samples": 2}
     memory = [{"questions": 100, "peak_mb": 90.0}, {"questions": 10_000, "peak_mb": 91.0}]
     figures = {
-        "pool_ratio_to_vllm": 0.97, "adaptive_token_ratio": 0.98, "adaptive_labels_identical": True,
-        "coordinator_votes_per_s": 12_000, "coordinator_votes_per_s_full": 14_000, "coordinator_peak_mb_10k": 90.0,
-        "coordinator_peak_mb_1m": 91.0, "coordinator": {"memory": memory}, "stream_wall_ratio": 0.6, "quick": True,
-        "adaptive": {"model": "m", "share_of_right_votes": 0.3, "cases": {
-            f"{mode}_{confidence}": case for mode in ("lossless", "kept") for confidence in ("requested", "valid")
-        }},
+        "pool_ratio_to_vllm": 0.97,
+        "adaptive_token_ratio": 0.98,
+        "adaptive_labels_identical": True,
+        "coordinator_votes_per_s": 12_000,
+        "coordinator_votes_per_s_full": 14_000,
+        "coordinator_peak_mb_10k": 90.0,
+        "coordinator_peak_mb_1m": 91.0,
+        "coordinator": {"memory": memory},
+        "stream_wall_ratio": 0.6,
+        "quick": True,
+        "adaptive": {
+            "model": "m",
+            "share_of_right_votes": 0.3,
+            "cases": {
+                f"{mode}_{confidence}": case for mode in ("lossless", "kept") for confidence in ("requested", "valid")
+            },
+        },
         "adaptive_simulated": {"samples": 16, "accuracy": [0.3, 0.9], "lossless": [0.98, 0.6], "kept": [0.9, 0.6]},
         "clusters": found,
-    }  # fmt: skip
+    }
     for name, cluster in found.items():
         figures |= {f"{name}_{key}": cluster[key] for key in ("utilisation", "lost", "doubled")}
     missed = [line.split("  ")[0] for line in table(figures).splitlines() if "NOT MET" in line]
@@ -188,8 +212,10 @@ def test_the_report_names_what_was_missed(tmp_path):
     occupancy = {name: cluster["timeline"]["occupancy"] for name, cluster in found.items()}
     draw(figures, occupancy, tmp_path / "voting.json")
     assert {path.name for path in tmp_path.glob("*.png")} == {
-        "voting_sim64.png", "voting_sim512.png", "voting_adaptive.png",
-    }  # fmt: skip
+        "voting_sim64.png",
+        "voting_sim512.png",
+        "voting_adaptive.png",
+    }
 
 
 def _folders(root, *names: str):

@@ -88,9 +88,13 @@ def test_dry_run_counts_and_renders_everything_and_starts_nothing(tree, tmp_path
     assert "training ranks    2 CPU process slots" in text and "at once           3 CPU process slots" in text
     rendered = tmp_path / "run" / "dry_run"
     assert sorted(file.name for file in rendered.iterdir()) == [
-        "config.resolved.json", "openrlhf_stage1.json", "openrlhf_stage2.json", "prompts.txt", "vllm_engine.json",
+        "config.resolved.json",
+        "openrlhf_stage1.json",
+        "openrlhf_stage2.json",
+        "prompts.txt",
+        "vllm_engine.json",
         "vote_prompt.txt",
-    ]  # fmt: skip
+    ]
     assert [file.name for file in (tmp_path / "run").iterdir()] == ["dry_run"]
     assert not (tmp_path / "cache" / "index").exists() and not (tmp_path / "cache" / "models").exists()
 

@@ -24,10 +24,19 @@ CARD = (
 def question(number: int) -> Question:
     rare = number % 2 == 0
     provenance = Provenance(
-        index=number, prompt_hash=f"h{number}", seed_ids=("a", "b"), rho=0.25, entity="Alkaptonuria" if rare else None,
-        entity_id="OMIM:203500" if rare else None, passage_ids=("OMIM:203500",) if rare else (), teacher="t",
-        answered_by="t-1", permutation=(2, 0, 1), random_seed=42, commit="c0ffee",
-    )  # fmt: skip
+        index=number,
+        prompt_hash=f"h{number}",
+        seed_ids=("a", "b"),
+        rho=0.25,
+        entity="Alkaptonuria" if rare else None,
+        entity_id="OMIM:203500" if rare else None,
+        passage_ids=("OMIM:203500",) if rare else (),
+        teacher="t",
+        answered_by="t-1",
+        permutation=(2, 0, 1),
+        random_seed=42,
+        commit="c0ffee",
+    )
     options = [f"option {letter} of {number}" for letter in ("xyz" if number < 6 else "uvwxyz")]
     return Question.make(
         f"Which one is it, number {number}?", options, source="synthetic", rare=rare, provenance=provenance
@@ -37,10 +46,21 @@ def question(number: int) -> Question:
 def label(item: Question, answer="B", kept=True) -> Label:
     counts = {"A": 1, answer: 5} if answer else {"A": 2, "B": 2}
     return Label(
-        question=item, outcome="labeled" if answer else "tie", answer=answer, counts=counts, requested=8,
-        taken=7, valid=sum(counts.values()), truncated=1, tokens=70, kept=kept, policy="p", sampling="s",
-        confidence_requested=(0.625, 0.75) if answer else (0.25, 0.375), confidence_valid=(5 / 7, 6 / 7),
-    )  # fmt: skip
+        question=item,
+        outcome="labeled" if answer else "tie",
+        answer=answer,
+        counts=counts,
+        requested=8,
+        taken=7,
+        valid=sum(counts.values()),
+        truncated=1,
+        tokens=70,
+        kept=kept,
+        policy="p",
+        sampling="s",
+        confidence_requested=(0.625, 0.75) if answer else (0.25, 0.375),
+        confidence_valid=(5 / 7, 6 / 7),
+    )
 
 
 QUESTIONS = [question(number) for number in range(8)]
@@ -126,11 +146,12 @@ def test_openrlhf_reads_prompts_and_labels(run, tmp_path):
 
     assert export(run, tmp_path / "out", "openrlhf", "kept") == 2
     strategy = SimpleNamespace(
-        print=lambda *_: None, is_rank_0=lambda: False,
+        print=lambda *_: None,
+        is_rank_0=lambda: False,
         args=SimpleNamespace(
             use_ms=False, data=SimpleNamespace(input_key="input", label_key="label", apply_chat_template=True)
         ),
-    )  # fmt: skip
+    )
 
     def template(chat, tokenize, add_generation_prompt):
         return "".join(f"<{turn['role']}>{turn['content']}" for turn in chat) + "<assistant>" * add_generation_prompt

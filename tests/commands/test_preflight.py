@@ -6,7 +6,7 @@ import time
 from types import SimpleNamespace
 
 import pytest
-from helpers.preflight_config import TREE, config, outside_slurm  # noqa: F401
+from preflight_config import TREE, config, outside_slurm  # noqa: F401
 
 from medssr_dist.commands.doctor import CHECKS, LOGIN, inputs, run_check, software, storage
 from medssr_dist.commands.doctor.arithmetic import compare, fit

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import yaml
-from helpers.preflight_config import TREE, config, outside_slurm  # noqa: F401
+from preflight_config import TREE, config, outside_slurm  # noqa: F401
 
 from medssr_dist.commands.doctor.gather import gather, merge
 from medssr_dist.commands.doctor.result import Result, print_table
@@ -131,15 +131,22 @@ def test_the_last_line_says_what_failed_and_its_fix(capsys):
 def report(host: str, **fields) -> dict:
     passed = {"status": "pass", "detail": "fine", "fix": ""}
     return {
-        "host": host, "address": "10.0.0.1", "gpus": 8, "model": "m", "versions": {"torch": "2", "ray": "2"},
-        "clock_offsets": {}, "results": {"packages": passed, "disk": passed},
-    } | fields  # fmt: skip
+        "host": host,
+        "address": "10.0.0.1",
+        "gpus": 8,
+        "model": "m",
+        "versions": {"torch": "2", "ray": "2"},
+        "clock_offsets": {},
+        "results": {"packages": passed, "disk": passed},
+    } | fields
 
 
 def test_a_check_that_fails_on_some_nodes_is_one_row_with_their_names():
     bad = {"disk": {"status": "fail", "detail": "full", "fix": "free it"}}
-    reports = {host: report(host, results=report(host)["results"] | (bad if host != "n1" else {}))
-               for host in ("n1", "n2", "n3")}  # fmt: skip
+    reports = {
+        host: report(host, results=report(host)["results"] | (bad if host != "n1" else {}))
+        for host in ("n1", "n2", "n3")
+    }
     assert merge(reports) == [
         ("packages", Result("pass", "fine [n1; all 3 pass]")),
         ("disk", Result("fail", "n2, n3: full", "free it")),

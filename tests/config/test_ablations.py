@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from helpers.stored_votes import stored_labels
 from places import REPO
+from stored_votes import stored_labels
 
 from medssr_dist.data.jsonl import read_json, read_jsonl
 

@@ -165,8 +165,16 @@ def test_no_field_is_unread():
 
 def test_every_field_says_what_it_is():
     """A field's meaning is in its description, or plain from its name and type."""
-    plain = {"enabled", "learning_rate", "lr_scheduler", "top_p", "keep_checkpoints", "random_seed",
-             "gradient_checkpointing", "temperature"}  # fmt: skip
+    plain = {
+        "enabled",
+        "learning_rate",
+        "lr_scheduler",
+        "top_p",
+        "keep_checkpoints",
+        "random_seed",
+        "gradient_checkpointing",
+        "temperature",
+    }
     sections = {section_in(field.annotation) for field in Config.model_fields.values()}
     undocumented = [
         f"{section.__name__}.{name}"

@@ -19,10 +19,12 @@ SLOTS = {"voting engines": 2, "training ranks": 4, "reference ranks": 0, "rollou
 def config(mode="stream", **changes) -> Config:
     """1,000 questions, 16 votes; one pass of stage 1, 10 steps of stage 2; 2 + 6 GPUs."""
     training = {
-        "ranks_per_node": 4, "engines": 1, "tensor_parallel_size": 2,
+        "ranks_per_node": 4,
+        "engines": 1,
+        "tensor_parallel_size": 2,
         "stage1": {"prompts_per_step": 32, "samples_per_prompt": 8},
         "stage2": {"steps": 10, "prompts_per_step": 32, "samples_per_prompt": 8, "data": ["gold.jsonl"]},
-    }  # fmt: skip
+    }
     tree = {
         "policy": {"model": "x"},
         "synthesis": {"accepted": 1000, "seeds": ["s"], "endpoints": [{"base_url": "http://h/v1", "model": "m"}]},
@@ -54,8 +56,12 @@ def test_on_the_measured_gpus():
     """synthesize 1000 / 2 = 500; vote 1000 x 800 / 1000 = 800; stage 1 20 steps x 38 = 760 (640 kept / 32)."""
     found = forecast(config("sequential"), rates(), TODO, on_gpu=True)
     assert {name: pace.work for name, pace in found["stream"].parts.items()} == {
-        "synthesize": 500, "vote": 800, "stage1": 760, "stage2": 380, "evaluate": 300,
-    }  # fmt: skip
+        "synthesize": 500,
+        "vote": 800,
+        "stage1": 760,
+        "stage2": 380,
+        "evaluate": 300,
+    }
     assert found["stream"].parts == found["sequential"].parts and found["stream"].unknown == ()
     assert found["stream"].seconds == 90 + 800 + (90 + 380) + 300
     assert found["sequential"].seconds == 500 + (60 + 800) + (90 + 760) + (90 + 380) + 300
@@ -82,10 +88,11 @@ def test_a_config_for_stream_has_all_its_gpus_in_each_step_of_sequential():
         ({"training": {"stage1": {"steps": 3, "prompts_per_step": 32, "samples_per_prompt": 8}}}, "stage1", 3 * 38),
         (
             {"training": {"stage2": {"prompts_per_step": 32, "samples_per_prompt": 8, "mix_pseudo_labels": True}}},
-            "stage2", 36 * 38,  # (500 + 640) / 32, the last step filled up
+            "stage2",
+            36 * 38,  # (500 + 640) / 32, the last step filled up
         ),
     ],
-)  # fmt: skip
+)
 def test_in_proportion_to_gpus_votes_sequences_and_examples(changes, step, expected):
     found = forecast(config("sequential", **changes), rates(), TODO, on_gpu=True)
     assert found["sequential"].parts[step].work == pytest.approx(expected)
@@ -202,10 +209,13 @@ def planned(tmp_path, monkeypatch):
 
     def file(name, first):
         path = tmp_path / name
-        path.write_text("".join(
-            Question.make(f"Sign {n}?", ["W", "X"], source="t", source_id=f"q{n}", truth="A").model_dump_json() + "\n"
-            for n in range(first, first + 6)
-        ))  # fmt: skip
+        path.write_text(
+            "".join(
+                Question.make(f"Sign {n}?", ["W", "X"], source="t", source_id=f"q{n}", truth="A").model_dump_json()
+                + "\n"
+                for n in range(first, first + 6)
+            )
+        )
         return str(path)
 
     base = config("sequential").model_dump()

@@ -160,9 +160,16 @@ def test_scores_by_hand(tmp_path):
     scores = scores_of(tmp_path)
     base, mixed_scores = scores["policies"]["base"], scores["policies"]["stage1"]
     assert base["benchmarks"]["first"] | {"letters": None} == {
-        "questions": 2, "answers": 6, "accuracy": 1.0, "std": 0.0, "per_generation": [1.0, 1.0, 1.0],
-        "recovered": 0, "invalid": 0, "truncated": 0, "letters": None,
-    }  # fmt: skip
+        "questions": 2,
+        "answers": 6,
+        "accuracy": 1.0,
+        "std": 0.0,
+        "per_generation": [1.0, 1.0, 1.0],
+        "recovered": 0,
+        "invalid": 0,
+        "truncated": 0,
+        "letters": None,
+    }
     first, second = mixed_scores["benchmarks"]["first"], mixed_scores["benchmarks"]["second"]
     assert first["per_generation"] == [1.0, 0.0, 0.5]
     assert (first["accuracy"], first["std"]) == (0.5, 0.5)

@@ -131,4 +131,3 @@ def times_served(url, salt, count):
 def quick_backoff(monkeypatch):
     monkeypatch.setattr(dispatcher, "BACKOFF_FIRST_S", 0.01)
     monkeypatch.setattr(dispatcher, "BACKOFF_LAST_S", 0.1)
-

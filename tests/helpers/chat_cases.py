@@ -135,4 +135,3 @@ def make(urls, retry=None, **fields):
     endpoints = [{"base_url": url, "model": "m", "api_key": KEY, **fields} for url in urls]
     synthesis = Synthesis(accepted=1, seeds=["s"], endpoints=endpoints, retry=retry or {})
     return Dispatcher(synthesis, synthesis.endpoints)
-

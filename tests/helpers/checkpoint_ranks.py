@@ -19,7 +19,7 @@ import torch  # noqa: E402
 
 torch.set_num_threads(1)
 
-from helpers.zero_ranks import CONFIG, part, shard, whole  # noqa: E402
+from zero_ranks import CONFIG, part, shard, whole  # noqa: E402
 
 from medssr_dist.config.load import load_config  # noqa: E402
 from medssr_dist.training import ranks  # noqa: E402
@@ -49,12 +49,16 @@ def make_strategy(job: dict, world: int):
     config = load_config(
         CONFIG,
         [
-            f"policy.model={job['model']}", f"training.ranks_per_node={world}", "training.stage1.prompts_per_step=1",
+            f"policy.model={job['model']}",
+            f"training.ranks_per_node={world}",
+            "training.stage1.prompts_per_step=1",
             f"training.stage1.samples_per_prompt={len(job['batch']['sequences'])}",
-            "training.stage1.micro_batch_size=2", "training.share_prompts=false", "training.stage1.warmup_ratio=0.5",
+            "training.stage1.micro_batch_size=2",
+            "training.share_prompts=false",
+            "training.stage1.warmup_ratio=0.5",
             "training.deterministic=true",
         ],
-    )  # fmt: skip
+    )
     strategy = Strategy(config, config.training.stage1, Path(job["folder"]), job["universal"])
     strategy.args.vllm.sync_backend = "gloo"
     return strategy

@@ -12,9 +12,14 @@ ENDPOINT = Endpoint(base_url="http://localhost:1/v1", model="m", api_key="sk-not
 
 def provenance(index, **fields):
     return Provenance(
-        index=index, prompt_hash=f"h{index}", seed_ids=("a", "b"), rho=0.5, random_seed=1, commit="c",
+        index=index,
+        prompt_hash=f"h{index}",
+        seed_ids=("a", "b"),
+        rho=0.5,
+        random_seed=1,
+        commit="c",
         **{"teacher": "m", "answered_by": "m-1"} | fields,
-    )  # fmt: skip
+    )
 
 
 def reply(text="text"):
@@ -23,4 +28,3 @@ def reply(text="text"):
 
 def entry(index, text="text"):
     return JournalEntry(provenance=provenance(index), reply=text, model="m", prompt_tokens=10, completion_tokens=5)
-

@@ -108,9 +108,15 @@ def check_linear_logprob(case: Case, dtype: torch.dtype, backend: str, device: s
 
     def ours(hidden, weight):
         result = linear_logprob(
-            hidden, weight, given.target, temperature=case.temperature, mask=given.mask, backend=backend,
-            return_entropy=case.entropy, workspace_bytes=columns * case.tokens * hidden.element_size(),
-        )  # fmt: skip
+            hidden,
+            weight,
+            given.target,
+            temperature=case.temperature,
+            mask=given.mask,
+            backend=backend,
+            return_entropy=case.entropy,
+            workspace_bytes=columns * case.tokens * hidden.element_size(),
+        )
         return result if case.entropy else (result,)
 
     exact = outputs_of(oracle, given, case.entropy, torch.float64)
@@ -231,9 +237,17 @@ def check_linear_grpo_loss(
 
     def ours(hidden, weight):
         return linear_grpo_loss(
-            hidden.view(*shape, -1), weight, given.target.view(shape), data.advantages, mask=data.mask,
-            temperature=case.temperature, options=options, backend=backend, **extras(data), **settings,
-        )[0]  # fmt: skip
+            hidden.view(*shape, -1),
+            weight,
+            given.target.view(shape),
+            data.advantages,
+            mask=data.mask,
+            temperature=case.temperature,
+            options=options,
+            backend=backend,
+            **extras(data),
+            **settings,
+        )[0]
 
     exact, own, found = run(oracle, torch.float64), run(oracle, dtype), run(ours, dtype)
     # The loss is a sum of signed terms: torch's own error of it may be nothing by chance.

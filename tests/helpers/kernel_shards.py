@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.distributed as dist
-from helpers.kernel_cases import Case, inputs, outputs_of
+from kernel_cases import Case, inputs, outputs_of
 
 from medssr_dist.kernels import GrpoOptions, linear_grpo_loss, linear_logprob
 

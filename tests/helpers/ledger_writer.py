@@ -29,10 +29,21 @@ def vote(position: int, seed: int = 0, policy: str = "p", sampling: str = "s", t
 
 def label(position: int, policy: str = "p", sampling: str = "s") -> Label:
     return Label(
-        question=question(position), outcome="labeled", answer="A", counts={"A": K}, requested=K, taken=K, valid=K,
-        truncated=0, tokens=9, confidence_requested=(1, 1), confidence_valid=(1, 1), kept=position % 3 == 0,
-        policy=policy, sampling=sampling,
-    )  # fmt: skip
+        question=question(position),
+        outcome="labeled",
+        answer="A",
+        counts={"A": K},
+        requested=K,
+        taken=K,
+        valid=K,
+        truncated=0,
+        tokens=9,
+        confidence_requested=(1, 1),
+        confidence_valid=(1, 1),
+        kept=position % 3 == 0,
+        policy=policy,
+        sampling=sampling,
+    )
 
 
 def stored(folder: Path) -> list[Vote]:

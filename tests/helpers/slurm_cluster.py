@@ -77,11 +77,25 @@ class Host:
             name=self.name,
         )
         self._unshare = subprocess.Popen(
-            ["setpriv", "--pdeathsig=KILL",  # no host outlives the tests, however they end
-             "unshare", "--net", "--uts", "--ipc", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child",
-             "sh", "-c", script],
-            stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
+            [
+                "setpriv",
+                "--pdeathsig=KILL",  # no host outlives the tests, however they end
+                "unshare",
+                "--net",
+                "--uts",
+                "--ipc",
+                "--mount",
+                "--pid",
+                "--fork",
+                "--mount-proc",
+                "--kill-child",
+                "sh",
+                "-c",
+                script,
+            ],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         assert self._unshare.stdout.readline() == "ready\n", f"{self.name} did not boot"
         children = Path(f"/proc/{self._unshare.pid}/task/{self._unshare.pid}/children").read_text()
         self.pid = int(children.split()[0])
@@ -166,9 +180,18 @@ class SlurmCluster:
         assert on_login("ip", "link", "add", "br0", "type", "bridge").returncode == 0
         on_login("ip", "addr", "add", f"{self.login.ip}/24", "dev", "br0")
         on_login("ip", "link", "set", "br0", "up")
-        self._daemon("munged", self.login, "munged", "--foreground", "--force", f"--socket={self.folder}/munge.socket",
-                     f"--key-file={self.folder}/munge.key", f"--pid-file={self.folder}/munged.pid",
-                     f"--log-file={self.folder}/munged.log", f"--seed-file={self.folder}/munged.seed")  # fmt: skip
+        self._daemon(
+            "munged",
+            self.login,
+            "munged",
+            "--foreground",
+            "--force",
+            f"--socket={self.folder}/munge.socket",
+            f"--key-file={self.folder}/munge.key",
+            f"--pid-file={self.folder}/munged.pid",
+            f"--log-file={self.folder}/munged.log",
+            f"--seed-file={self.folder}/munged.seed",
+        )
         self.until(lambda: (self.folder / "munge.socket").exists(), "munged listens")
         self._daemon("slurmctld", self.login, "slurmctld", "-D")
         for name in self.nodes:
@@ -183,8 +206,12 @@ class SlurmCluster:
         added = self.login.run("ip", "link", "add", name, "type", "veth", "peer", "name", "eth0")
         assert added.returncode == 0, added.stderr
         # The peer's namespace is named by a process that both sides can see: this one, outside.
-        moved = subprocess.run(["nsenter", f"--target={self.login.pid}", "--net", "ip", "link", "set", "eth0", "netns",
-                                str(host.pid)], capture_output=True, text=True, check=False)  # fmt: skip
+        moved = subprocess.run(
+            ["nsenter", f"--target={self.login.pid}", "--net", "ip", "link", "set", "eth0", "netns", str(host.pid)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         assert moved.returncode == 0, moved.stderr
         self.login.run("ip", "link", "set", name, "master", "br0", "up")
         host.run("ip", "addr", "add", f"{host.ip}/24", "dev", "eth0")

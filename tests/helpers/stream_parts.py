@@ -35,9 +35,21 @@ def question(number: int) -> Question:
 
 def label(found: Question, kept: bool) -> Label:
     return Label(
-        question=found, outcome="labeled", answer="A", counts={"A": 1}, requested=1, taken=1, valid=1, truncated=0,
-        tokens=7, confidence_requested=(1.0, 1.0), confidence_valid=(1.0, 1.0), kept=kept, policy="p", sampling="s",
-    )  # fmt: skip
+        question=found,
+        outcome="labeled",
+        answer="A",
+        counts={"A": 1},
+        requested=1,
+        taken=1,
+        valid=1,
+        truncated=0,
+        tokens=7,
+        confidence_requested=(1.0, 1.0),
+        confidence_valid=(1.0, 1.0),
+        kept=kept,
+        policy="p",
+        sampling="s",
+    )
 
 
 def until(condition):

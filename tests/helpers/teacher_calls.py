@@ -27,9 +27,12 @@ ALKAPTONURIA = Passage(
 SEEDS = (
     Question.make(
         "A 34-year-old woman is referred. Examination shows dark urine, tremor and ptosis. Which of the following is "
-        "the most likely diagnosis?", ["Gout", "Porphyria", "Lupus", "Myasthenia gravis"], source="t"),
+        "the most likely diagnosis?",
+        ["Gout", "Porphyria", "Lupus", "Myasthenia gravis"],
+        source="t",
+    ),
     Question.make("What drug treats gout?", ["Colchicine", "Aspirin", "Heparin", "Insulin"], source="t"),
-)  # fmt: skip
+)
 
 
 def get(url):

@@ -28,11 +28,20 @@ def tiny_llama(vocabulary: int):
     torch.manual_seed(0)
     return LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=vocabulary, hidden_size=128, intermediate_size=256, num_hidden_layers=2,
-            num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=512,
-            pad_token_id=1, eos_token_id=2, bos_token_id=None, tie_word_embeddings=False, dtype="bfloat16",
+            vocab_size=vocabulary,
+            hidden_size=128,
+            intermediate_size=256,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            max_position_embeddings=512,
+            pad_token_id=1,
+            eos_token_id=2,
+            bos_token_id=None,
+            tie_word_embeddings=False,
+            dtype="bfloat16",
         )
-    )  # fmt: skip
+    )
 
 
 def answers_with_a_letter(model, tokenizer):

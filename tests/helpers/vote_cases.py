@@ -51,4 +51,3 @@ def unfinished(draw):
     confidence = draw(st.sampled_from(["requested", "valid"]))
     adaptive = draw(st.sampled_from(["lossless", "kept"]))
     return votes, letters, Voting(samples=samples, threshold=threshold, confidence=confidence, adaptive=adaptive)
-

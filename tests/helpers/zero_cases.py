@@ -14,9 +14,16 @@ SEQUENCES, TOKENS, PROMPT, VOCABULARY = 8, 24, 9, 251
 CLIP, KL_COEF, LEARNING_RATE = 0.2, 0.1, 0.1
 # Of a case, beside its batch, model and learning rate; `updates`: by number of ranks, see PlannedUpdate.take.
 BF16 = {
-    "dtype": "bfloat16", "checkpointing": False, "packing": False, "idle": False, "temperature": 1.0,
-    "batching": "openrlhf", "stage": {}, "lora_rank": 0, "updates": {},
-}  # fmt: skip
+    "dtype": "bfloat16",
+    "checkpointing": False,
+    "packing": False,
+    "idle": False,
+    "temperature": 1.0,
+    "batching": "openrlhf",
+    "stage": {},
+    "lora_rank": 0,
+    "updates": {},
+}
 
 
 def tiny_llama(folder: Path, tied: bool) -> Path:
@@ -24,10 +31,19 @@ def tiny_llama(folder: Path, tied: bool) -> Path:
 
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, max_position_embeddings=64, tie_word_embeddings=tied, initializer_range=0.15,
-        pad_token_id=1, eos_token_id=2, bos_token_id=None,
-    )  # fmt: skip
+        vocab_size=VOCABULARY,
+        hidden_size=48,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=64,
+        tie_word_embeddings=tied,
+        initializer_range=0.15,
+        pad_token_id=1,
+        eos_token_id=2,
+        bos_token_id=None,
+    )
     LlamaForCausalLM(config).bfloat16().save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder
@@ -101,10 +117,12 @@ def run_ranks(job: Path, world: int) -> dict:
     ranks = [
         subprocess.Popen(
             [sys.executable, "-W", "ignore", script, job, str(rank), str(world), str(port)],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
         for rank in range(world)
-    ]  # fmt: skip
+    ]
     outputs = [rank.communicate(timeout=600)[0] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0] * world, "\n".join(output[-3000:] for output in outputs)
     return torch.load(f"{job}.out.{world}")

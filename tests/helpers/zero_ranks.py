@@ -28,9 +28,14 @@ from medssr_dist.training.backend.strategy import Strategy  # noqa: E402
 from medssr_dist.training.update.experience import Experience  # noqa: E402
 
 STEP_FIELDS = (
-    "sequences", "attention_mask", "action_mask", "action_log_probs", "base_action_log_probs", "rollout_log_probs",
+    "sequences",
+    "attention_mask",
+    "action_mask",
+    "action_log_probs",
+    "base_action_log_probs",
+    "rollout_log_probs",
     "advantages",
-)  # fmt: skip
+)
 CONFIG = REPO / "configs" / "demo_cpu.yaml"
 
 
@@ -70,13 +75,22 @@ def run(case: SimpleNamespace, rank: int, world: int, port: int) -> dict:
 
 def make_strategy(case: SimpleNamespace, sequences: int, world: int):
     stage = {
-        "prompts_per_step": 1, "samples_per_prompt": sequences, "micro_batch_size": 2, "max_new_tokens": 15,
-        "temperature": case.temperature, "max_grad_norm": 0,
-    } | case.stage  # fmt: skip
+        "prompts_per_step": 1,
+        "samples_per_prompt": sequences,
+        "micro_batch_size": 2,
+        "max_new_tokens": 15,
+        "temperature": case.temperature,
+        "max_grad_norm": 0,
+    } | case.stage
     training = {
-        "ranks_per_node": world, "packing": case.packing, "gradient_checkpointing": case.checkpointing,
-        "logprob": case.path, "batching": case.batching, "lora_rank": case.lora_rank, "share_prompts": False,
-    }  # fmt: skip
+        "ranks_per_node": world,
+        "packing": case.packing,
+        "gradient_checkpointing": case.checkpointing,
+        "logprob": case.path,
+        "batching": case.batching,
+        "lora_rank": case.lora_rank,
+        "share_prompts": False,
+    }
     overrides = [f"training.{name}={value}" for name, value in training.items()]
     overrides += [f"training.stage1.{name}={value}" for name, value in stage.items()]
     overrides += [f"policy.model={case.model}", f"policy.dtype={case.dtype}"]

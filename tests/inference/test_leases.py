@@ -131,8 +131,9 @@ def test_the_reason_tells_the_deaths():
     leased(leases, key="poison", record=Record(deaths=1, alone=1))
     (refused,) = leases.bury(0, "segmentation fault", 100.0)
     assert (refused.key, refused.reason) == (
-        "poison", "in flight at 2 engine deaths, 2 times alone; the last: segmentation fault",
-    )  # fmt: skip
+        "poison",
+        "in flight at 2 engine deaths, 2 times alone; the last: segmentation fault",
+    )
 
 
 def test_two_engines_lost_together_make_no_killer_of_what_was_alone_at_both_but_a_third_does():

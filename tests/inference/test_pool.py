@@ -7,7 +7,7 @@ from collections import Counter
 from itertools import count
 
 import pytest
-from helpers.far_engine import FarEngine
+from far_engine import FarEngine
 
 from medssr_dist.bench.voting.simulation import SimulatedEngine, Speed, VirtualLoop
 from medssr_dist.config.schema import Voting

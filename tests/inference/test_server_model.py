@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from helpers.far_server import POLICY, ask
+from far_server import POLICY, ask
 from hypothesis import given
 from hypothesis import strategies as st
 

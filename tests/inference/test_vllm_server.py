@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web
-from helpers.far_server import KEY, POLICY, FarEnd, ask, event, stated, take_all
+from far_server import KEY, POLICY, FarEnd, ask, event, stated, take_all
 
 from medssr_dist.config.schema import Server
 from medssr_dist.errors import InputError

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from helpers.far_server import KEY, POLICY, ask, take_all
+from far_server import KEY, POLICY, ask, take_all
 
 from medssr_dist.config.schema import Policy, Runtime, Server
 from medssr_dist.errors import InputError
@@ -90,9 +90,12 @@ async def real(url: str, folder: Path):
     policy = Policy(model=str(folder), max_model_len=LENGTH)
     tokenizer = load_tokenizer(folder, policy)
     engine = ServerEngine(
-        Server(base_url=url, api_key=KEY), policy, folder, model_fingerprint(folder),
+        Server(base_url=url, api_key=KEY),
+        policy,
+        folder,
+        model_fingerprint(folder),
         lambda text: tokenizer(text, add_special_tokens=False)["input_ids"],
-    )  # fmt: skip
+    )
     await engine.start()
     try:
         yield engine

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers.kernel_cases import BACKENDS
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kernel_cases import BACKENDS
 
 from medssr_dist.kernels import group_advantage, reference
 from medssr_dist.kernels.group_advantage import MODES
 
-GROUPS = st.lists(
-    st.lists(st.floats(-3, 3, width=16), min_size=1, max_size=9), min_size=1, max_size=5
-)  # fmt: skip
+GROUPS = st.lists(st.lists(st.floats(-3, 3, width=16), min_size=1, max_size=9), min_size=1, max_size=5)
 
 
 def flat(groups):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers.kernel_cases import (
+from kernel_cases import (
     BACKENDS,
     DTYPES,
     FULL,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.kernel_cases import (
+from kernel_cases import (
     BACKENDS,
     DTYPES,
     FULL,
@@ -113,9 +113,15 @@ def test_policy_term_and_metrics_are_openrlhf_s(name):
         logp, data.old_logp, data.advantages, data.mask.float(), data.rollout_logp, **counts
     )
     loss, metrics = grpo_loss(
-        logp, data.advantages, mask=data.mask, options=options, token_count=50.0, sequence_count=7.0, dp_size=2,
+        logp,
+        data.advantages,
+        mask=data.mask,
+        options=options,
+        token_count=50.0,
+        sequence_count=7.0,
+        dp_size=2,
         **extras(data),
-    )  # fmt: skip
+    )
     close = {"rtol": 1e-5, "atol": 1e-6}
     torch.testing.assert_close(loss, theirs, **close)
     torch.testing.assert_close(*(torch.autograd.grad(each, logp)[0] for each in (loss, theirs)), **close)
@@ -140,9 +146,16 @@ def test_kl_term_is_openrlhf_s(estimator, unbiased, distance):
     options = GrpoOptions(kl_coef=1.0, kl_estimator=estimator, kl_unbiased=unbiased)
     for backend in BACKENDS:
         loss, metrics = grpo_loss(
-            logp, torch.zeros_like(logp), mask=data.mask, options=options, token_count=50.0, dp_size=2,
-            old_logp=data.old_logp, ref_logp=ref, backend=backend,
-        )  # fmt: skip
+            logp,
+            torch.zeros_like(logp),
+            mask=data.mask,
+            options=options,
+            token_count=50.0,
+            dp_size=2,
+            old_logp=data.old_logp,
+            ref_logp=ref,
+            backend=backend,
+        )
         torch.testing.assert_close(metrics.kl_loss, theirs.detach(), rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(
             *(torch.autograd.grad(each, logp, retain_graph=True)[0] for each in (loss, theirs)), rtol=1e-5, atol=1e-6
@@ -206,9 +219,13 @@ def test_without_old_log_probabilities_the_step_is_on_policy(level):
     results = []
     for old in (None, logp):
         loss, metrics = linear_grpo_loss(
-            hidden, weight, given.target.view(3, 7), torch.randn(3, 1, generator=torch.manual_seed(0)).expand(3, 7),
-            old_logp=old, **arguments,
-        )  # fmt: skip
+            hidden,
+            weight,
+            given.target.view(3, 7),
+            torch.randn(3, 1, generator=torch.manual_seed(0)).expand(3, 7),
+            old_logp=old,
+            **arguments,
+        )
         results.append([loss.detach(), *torch.autograd.grad(loss, [hidden, weight]), *metrics])
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)

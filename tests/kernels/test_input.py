@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.kernel_cases import Case, inputs
+from kernel_cases import Case, inputs
 from places import HELPERS
 
 from medssr_dist.kernels import GrpoOptions, backends, group_advantage, grpo_loss, linear_grpo_loss, linear_logprob
@@ -81,14 +81,20 @@ def test_bad_loss_input_is_named(name):
 @pytest.mark.parametrize(
     "settings",
     [
-        {"clip_low": 1.0}, {"clip_high": -0.1}, {"dual_clip": 1.0}, {"kl_coef": -1.0}, {"kl_estimator": "k4"},
-        {"aggregation": "fixed_length"}, {"ratio": "word"}, {"penalty_aggregation": "none"},
+        {"clip_low": 1.0},
+        {"clip_high": -0.1},
+        {"dual_clip": 1.0},
+        {"kl_coef": -1.0},
+        {"kl_estimator": "k4"},
+        {"aggregation": "fixed_length"},
+        {"ratio": "word"},
+        {"penalty_aggregation": "none"},
         {"importance_level": "token", "importance_low": 2.0, "importance_high": 1.0},
         {"importance_level": "sequence", "importance_mode": "clip"},
         {"importance_level": "token", "importance_gate": "tv"},
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_options_that_clash(settings):
     with pytest.raises(ValueError, match="fixed_length|" + next(iter(settings)).split("_")[0]):
         GrpoOptions(**settings)
@@ -139,9 +145,7 @@ def test_without_gpu_or_interpreter_triton_is_refused(tmp_path):
 
 def test_kernels_compile_for_hopper_without_spills():
     """Row kernels in 16-byte accesses and few enough registers for 5 blocks on a multiprocessor of 65,536."""
-    done = subprocess.run(
-        [sys.executable, HELPERS / "kernel_compile.py"], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, HELPERS / "kernel_compile.py"], capture_output=True, text=True, check=False)
     if "no ptxas" in done.stderr:
         pytest.skip("this Triton carries no ptxas")
     assert done.returncode == 0, done.stderr[-2000:]

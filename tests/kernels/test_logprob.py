@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers.kernel_cases import BACKENDS, DTYPES, REAL, SMALL, Case, check_linear_logprob, inputs, outputs_of
 from hypothesis import given as drawn
 from hypothesis import settings
 from hypothesis import strategies as st
+from kernel_cases import BACKENDS, DTYPES, REAL, SMALL, Case, check_linear_logprob, inputs, outputs_of
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from medssr_dist.kernels import linear_logprob, reference, torch_ops, triton_ops

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from helpers.kernel_shards import RANKS, VOCABULARIES, losses, shard_run, whole
+from kernel_shards import RANKS, VOCABULARIES, losses, shard_run, whole
 
 
 def test_two_processes_give_what_one_does(tmp_path):

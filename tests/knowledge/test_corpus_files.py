@@ -116,9 +116,16 @@ def test_files_are_scanned_once_and_again_when_changed(shards, monkeypatch):
     assert FileCorpus(shards).hash == first.hash and len(done) == 2
     (shards / "pubmed0001.jsonl").write_text(row("new"))
     changed = FileCorpus(shards)
-    assert len(done) == 3 and changed.hash != first.hash and [passage.id for passage in changed] == list("abcd") + [
-        "new", *"efg",
-    ]  # fmt: skip
+    assert (
+        len(done) == 3
+        and changed.hash != first.hash
+        and [passage.id for passage in changed]
+        == list("abcd")
+        + [
+            "new",
+            *"efg",
+        ]
+    )
     (shards / "pubmed0003.jsonl").write_text(row("h"))
     assert len(FileCorpus(shards)) == 9
 

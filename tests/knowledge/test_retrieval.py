@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from helpers.tiny_bert import save_bert
+from tiny_bert import save_bert
 
 from medssr_dist.config.base import DataSource
 from medssr_dist.config.synthesis import Knowledge
@@ -176,8 +176,9 @@ def test_a_torn_ledger_is_repaired(corpus, tmp_path):
         file.write('{"entity": "Marf')
     assert Retriever(minilm(corpus)).top_k("Marfan syndrome")[0].id == "p3"
     assert [json.loads(line)["entity"] for line in ledger(tmp_path).read_text().splitlines()] == [
-        "Wilson disease", "Marfan syndrome",
-    ]  # fmt: skip
+        "Wilson disease",
+        "Marfan syndrome",
+    ]
 
 
 def test_what_is_known_is_read_where_there_is_neither_torch_nor_faiss(corpus):
@@ -218,9 +219,13 @@ def test_all_that_a_retrieval_depends_on_has_its_own_lines(corpus, tmp_path):
     reranker = save_bert(tmp_path / "cross", 0, "BertForSequenceClassification", num_labels=1)
     other = save_bert(tmp_path / "cross2", 1, "BertForSequenceClassification", num_labels=1)
     settings = [
-        {}, {"top_k": 1}, {"index": "sharded_flat"}, {"reranker": reranker}, {"reranker": other},
+        {},
+        {"top_k": 1},
+        {"index": "sharded_flat"},
+        {"reranker": reranker},
+        {"reranker": other},
         {"reranker": reranker, "rerank_depth": 2},
-    ]  # fmt: skip
+    ]
     for more in settings * 2:
         Retriever(minilm(corpus, **more)).prepare(["Wilson disease"])
     assert len(ledger(tmp_path).read_text().splitlines()) == len(settings)

@@ -11,7 +11,7 @@ from contextlib import suppress
 import numpy as np
 import psutil
 import pytest
-from helpers.tiny_bert import save_bert
+from tiny_bert import save_bert
 
 from medssr_dist.config.base import DataSource
 from medssr_dist.config.synthesis import Knowledge

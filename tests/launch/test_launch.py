@@ -231,9 +231,14 @@ def test_slurms_record_is_read_and_asked_for_again():
     )
     assert record["Command"].endswith("medssr_ssl.sh voting.samples=3") and record["JobName"] == "two words"
     assert same_request(record) == [
-        "--partition=gpu", "--qos=normal", "--time=1-00:00:00", "--nodes=4", "--cpus-per-task=16", "--gres=gpu:8",
+        "--partition=gpu",
+        "--qos=normal",
+        "--time=1-00:00:00",
+        "--nodes=4",
+        "--cpus-per-task=16",
+        "--gres=gpu:8",
         "--job-name=two words",
-    ]  # fmt: skip
+    ]
 
 
 @pytest.mark.parametrize(
@@ -261,8 +266,10 @@ def test_more_nodes_hold_smaller_micro_batches_of_the_same_batch(repo):
 
 def test_nodes_that_the_config_does_not_fit_are_refused(repo, tmp_path):
     file = tmp_path / "two.yaml"
-    file.write_text(f"extends: {repo}/configs/demo_cpu.yaml\ntraining: {{nodes: 2, stage1: {{micro_batch_size: 4}}, "
-                    "stage2: {micro_batch_size: 4}}\n")  # fmt: skip
+    file.write_text(
+        f"extends: {repo}/configs/demo_cpu.yaml\ntraining: {{nodes: 2, stage1: {{micro_batch_size: 4}}, "
+        "stage2: {micro_batch_size: 4}}\n"
+    )
     with pytest.raises(InputError, match="laid out for 2 nodes .* the job has 3"):
         layout(file, [], 3, 8, "run")
     with pytest.raises(InputError, match=r"stage1: prompts_per_step x samples_per_prompt = 16 .* 14 ranks"):

@@ -1,4 +1,3 @@
-
 import json
 import os
 import random
@@ -36,6 +35,8 @@ GARD = (
     "Signs and Symptoms Approximate number of patients (when available) Conductive hearing impairment 90% "
     "Toe syndactyly 7.5% Autosomal dominant inheritance - Broad forehead - The Human Phenotype Ontology (HPO) has ..."
 )
+
+
 def compose(entity=None, passages=(), seeds=SEEDS, seed="1"):
     return json.loads(compose_reply(read_prompt(build_messages(seeds, entity, list(passages))), seed))
 
@@ -57,9 +58,13 @@ def test_facts_of_hpo_passages():
 def test_facts_of_prose_and_tables():
     facts = read_facts([GARD])
     assert facts.findings == (
-        "conductive hearing impairment", "toe syndactyly", "broad forehead",
-        "fused fingers", "a tower shaped skull", "bulging eyes",
-    )  # fmt: skip
+        "conductive hearing impairment",
+        "toe syndactyly",
+        "broad forehead",
+        "fused fingers",
+        "a tower shaped skull",
+        "bulging eyes",
+    )
     assert (facts.genes, facts.modes) == (("FGFR2",), ("Autosomal dominant",))
 
 

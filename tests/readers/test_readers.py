@@ -183,10 +183,21 @@ def test_duplicate_ids_are_refused(tmp_path):
 
 def test_labels_are_no_question_file(tmp_path):
     label = Label(
-        question=Question.make("S", ["x", "y"], source="synthetic"), outcome="labeled", answer="A", counts={"A": 1},
-        requested=1, taken=1, valid=1, truncated=0, tokens=7, confidence_requested=(1, 1), confidence_valid=(1, 1),
-        kept=True, policy="p", sampling="s",
-    )  # fmt: skip
+        question=Question.make("S", ["x", "y"], source="synthetic"),
+        outcome="labeled",
+        answer="A",
+        counts={"A": 1},
+        requested=1,
+        taken=1,
+        valid=1,
+        truncated=0,
+        tokens=7,
+        confidence_requested=(1, 1),
+        confidence_valid=(1, 1),
+        kept=True,
+        policy="p",
+        sampling="s",
+    )
     assert "vote labels, not questions" in refused(tmp_path, [label.model_dump()])
 
 

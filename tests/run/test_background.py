@@ -8,7 +8,7 @@ import time
 from types import SimpleNamespace
 
 import pytest
-from helpers.stream_parts import TIMEOUT_S, Tokenizer, label, never, until
+from stream_parts import TIMEOUT_S, Tokenizer, label, never, until
 
 from medssr_dist import pipeline
 from medssr_dist.config.schema import Config
@@ -156,17 +156,21 @@ class World:
         self.tree = {
             "policy": {"model": str(model)},
             "synthesis": {
-                "accepted": 60, "alpha": 0.0, "seeds": [str(seeds)], "checks": {"near_duplicate": 0},
+                "accepted": 60,
+                "alpha": 0.0,
+                "seeds": [str(seeds)],
+                "checks": {"near_duplicate": 0},
                 "endpoints": [{"base_url": base_url, "model": "teacher", "concurrency": 4}],
                 "retry": {"first_byte_s": 2, "whole_s": 2, "patience_s": 1},
             },
             "voting": {"buffer": 5, "question_buffer": 6},
             "training": {
-                "ranks_per_node": 1, "stage2": {"enabled": False},
+                "ranks_per_node": 1,
+                "stage2": {"enabled": False},
                 "stage1": {"prompts_per_step": 8, "samples_per_prompt": 2},
             },
             "runtime": {"mode": "stream"},
-        }  # fmt: skip
+        }
         self.trainer_fails_at = self.vote_fails_at = self.stop_at = None
         self.question_lag = self.votes = 0
         self.trained = []

@@ -163,8 +163,12 @@ def test_paths(root, configured):
         assert run.logs.is_dir()
         folders = {run.synthesis, run.voting, run.evaluation, run.training("stage1"), run.training("stage2")}
         assert {str(folder.relative_to(root)) for folder in folders} == {
-            "synthesis", "voting", "evaluation", "training/stage1", "training/stage2",
-        }  # fmt: skip
+            "synthesis",
+            "voting",
+            "evaluation",
+            "training/stage1",
+            "training/stage2",
+        }
 
 
 # --- steps ------------------------------------------------------------------------------------------

@@ -41,9 +41,21 @@ def labels_file(tmp_path):
 def label(number: int, kept: bool = True) -> Label:
     question = Question.make(f"Naïve “question” {number}", ["yes", "no"], source="set")
     return Label(
-        question=question, outcome="labeled", answer="A", counts={"A": 1}, requested=1, taken=1, valid=1, truncated=0,
-        tokens=7, confidence_requested=(1.0, 1.0), confidence_valid=(1.0, 1.0), kept=kept, policy="p", sampling="s",
-    )  # fmt: skip
+        question=question,
+        outcome="labeled",
+        answer="A",
+        counts={"A": 1},
+        requested=1,
+        taken=1,
+        valid=1,
+        truncated=0,
+        tokens=7,
+        confidence_requested=(1.0, 1.0),
+        confidence_valid=(1.0, 1.0),
+        kept=kept,
+        policy="p",
+        sampling="s",
+    )
 
 
 def in_thread(work):
@@ -325,9 +337,16 @@ def test_a_row_that_is_no_question_names_the_file(questions_file):
 
 @pytest.mark.parametrize(
     ("kept", "taken", "expected"),
-    [(0, None, True), (4, None, True), (5, None, False), (7, 3, True), (8, 3, False), (2, 9, True),
-     (10**9, ALL_TAKEN, True)],
-)  # fmt: skip
+    [
+        (0, None, True),
+        (4, None, True),
+        (5, None, False),
+        (7, 3, True),
+        (8, 3, False),
+        (2, 9, True),
+        (10**9, ALL_TAKEN, True),
+    ],
+)
 def test_there_is_room_up_to_the_buffer(labels_file, kept, taken, expected):
     if taken is not None:
         publish_taken(labels_file, taken)

@@ -6,9 +6,9 @@ import random
 import time
 
 import pytest
-from helpers.stream_parts import Tokenizer, label, never, question, until
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stream_parts import Tokenizer, label, never, question, until
 
 from medssr_dist.data.jsonl import JsonlLedger, read_jsonl
 from medssr_dist.run import stream

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from helpers.slurm_cluster import SlurmCluster, why_not
 from places import HELPERS, REPO
+from slurm_cluster import SlurmCluster, why_not
 
 from medssr_dist.data.jsonl import read_json, write_json
 
@@ -57,9 +57,17 @@ class Submitted:
         )
         self.output = folder / "job.out"
         self.id = cluster.sbatch(
-            "--nodes=2", "--no-kill", "--requeue", "--open-mode=append", f"--output={self.output}", *options, script,
-            user=user, **({"HOME": str(folder)} if user else {}), **env,
-        )  # fmt: skip
+            "--nodes=2",
+            "--no-kill",
+            "--requeue",
+            "--open-mode=append",
+            f"--output={self.output}",
+            *options,
+            script,
+            user=user,
+            **({"HOME": str(folder)} if user else {}),
+            **env,
+        )
 
     def attempt(self, number: int) -> Path:
         return self.run_dir / "attempts" / f"{number:04}"
@@ -109,7 +117,8 @@ def _cut(cluster: SlurmCluster, node: str) -> None:
 _FAULTS: dict[str, tuple[Callable[[SlurmCluster], None], str]] = {
     "supervisor": (
         lambda c: _kill(c, "n2", "medssr_dist.launch.supervisor"),
-        "node n2 (10.77.0.3) is lost: its process"),
+        "node n2 (10.77.0.3) is lost: its process",
+    ),
     "ray": (lambda c: _kill(c, "n2", "raylet/raylet"), "Ray on n2 (10.77.0.3) ended: raylet"),
     "head's ray": (lambda c: _kill(c, "n1", "gcs_server"), "Ray on n1 (10.77.0.2) ended: gcs_server"),
     "launcher": (lambda c: _kill(c, "n1", "medssr_dist.launch --python"), "the launcher on n1 was killed by signal 9"),

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from helpers.preflight_config import TREE
-from helpers.process_list import command_lines
-from helpers.slurm_cluster import SlurmCluster, why_not
+from preflight_config import TREE
+from process_list import command_lines
+from slurm_cluster import SlurmCluster, why_not
 
 from medssr_dist.data.jsonl import read_json
 
@@ -33,9 +33,11 @@ def cluster(repo, tmp_path_factory) -> Iterator[SlurmCluster]:
     with SlurmCluster(nodes=2, kept=[repo, Path(sys.prefix), tmp_path_factory.getbasetemp()]) as cluster:
         for number, node in enumerate(cluster.nodes.values(), start=1):  # an interface that leads nowhere
             for command in (
-                "link add ib0 type veth peer name nowhere", f"addr add 10.99.{number}.1/16 dev ib0",
-                "link set ib0 up", "link set nowhere up",
-            ):  # fmt: skip
+                "link add ib0 type veth peer name nowhere",
+                f"addr add 10.99.{number}.1/16 dev ib0",
+                "link set ib0 up",
+                "link set nowhere up",
+            ):
                 done = node.run("ip", *command.split())
                 assert done.returncode == 0, done.stderr
         yield cluster

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from helpers.moments import MOMENTS, lines
-from helpers.slurm_cluster import SlurmCluster, why_not
-from helpers.stored_votes import stored_labels, stored_votes
+from moments import MOMENTS, lines
+from slurm_cluster import SlurmCluster, why_not
+from stored_votes import stored_labels, stored_votes
 
 from medssr_dist.data.jsonl import read_json, read_jsonl
 from medssr_dist.launch.attempts import FIRST_ANSWER, FIRST_ENGINE, FIRST_STEP, FIRST_TOKEN

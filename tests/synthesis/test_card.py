@@ -12,13 +12,23 @@ from medssr_dist.run.directory import commit
 from medssr_dist.synthesis.card import size_category, write_card
 
 SUMMARY = {
-    "requested": 1200, "accepted": 1000, "rejected_by_reason": {"near_duplicate": 50, "not_parsable": 150},
+    "requested": 1200,
+    "accepted": 1000,
+    "rejected_by_reason": {"near_duplicate": 50, "not_parsable": 150},
     "letter_balance": {"first_option": {"A": 251, "B": 749}, "entity_option": {"A": 7, "E": 9}},
-    "prompt_tokens": 1234567, "completion_tokens": 7654, "usd": 3.456,
+    "prompt_tokens": 1234567,
+    "completion_tokens": 7654,
+    "usd": 3.456,
     "models": {"asked": ["gpt-x"], "answered": {"gpt-x-0613": 1190, "gpt-y|z": 10}},
-    "started": "2026-01-02T03:04:05+0000", "ended": "2026-01-02T04:04:05+0000", "stopped_by": "count",
-    "surplus": 13, "requests_sent": 1213, "http_attempts": 1300, "asked_again": 4, "lost": 2,
-}  # fmt: skip
+    "started": "2026-01-02T03:04:05+0000",
+    "ended": "2026-01-02T04:04:05+0000",
+    "stopped_by": "count",
+    "surplus": 13,
+    "requests_sent": 1213,
+    "http_attempts": 1300,
+    "asked_again": 4,
+    "lost": 2,
+}
 
 
 def part(count, of):
@@ -73,11 +83,31 @@ def test_the_text_holds_every_figure(tmp_path):
     _, body = split(write_card(tmp_path, config(prices={"gpt-x": {"prompt": 1, "completion": 2}}), summary()))
     low, high = wilson(610, 1200)
     for text in (
-        "1,200", "1,000", "refused: not_parsable | 150 | 12.5%", "Asked: 0.5", "0.5083", f"{low:.4f} - {high:.4f}",
-        "500 of 1,000", "| A | 251 | 7 |", "| E | 0 | 9 |", "gpt-x-0613", "1,190", "gpt-y\\|z", "2026-01-02T04:04:05",
-        commit(), "3.46 US dollars", "1,234,567", "7,654", "1,213", "1,300", "not used: 13",
-        "random seed\n  42", "For research only. Not for clinical use", "Known limits", "asked for was reached",
-    ):  # fmt: skip
+        "1,200",
+        "1,000",
+        "refused: not_parsable | 150 | 12.5%",
+        "Asked: 0.5",
+        "0.5083",
+        f"{low:.4f} - {high:.4f}",
+        "500 of 1,000",
+        "| A | 251 | 7 |",
+        "| E | 0 | 9 |",
+        "gpt-x-0613",
+        "1,190",
+        "gpt-y\\|z",
+        "2026-01-02T04:04:05",
+        commit(),
+        "3.46 US dollars",
+        "1,234,567",
+        "7,654",
+        "1,213",
+        "1,300",
+        "not used: 13",
+        "random seed\n  42",
+        "For research only. Not for clinical use",
+        "Known limits",
+        "asked for was reached",
+    ):
         assert text in body, text
 
 
@@ -109,10 +139,14 @@ def test_without_hpo_it_is_not_cited(tmp_path):
 
 def test_an_empty_run_has_a_card_too(tmp_path):
     empty = summary(
-        requested=0, accepted=0, rejected_by_reason={}, usd=0.0,
+        requested=0,
+        accepted=0,
+        rejected_by_reason={},
+        usd=0.0,
         alpha={"asked": 0.0, "requests": part(0, 0), "accepted": part(0, 0)},
-        letter_balance={"first_option": {}, "entity_option": {}}, models={"asked": ["m"], "answered": {}},
-    )  # fmt: skip
+        letter_balance={"first_option": {}, "entity_option": {}},
+        models={"asked": ["m"], "answered": {}},
+    )
     _, body = split(write_card(tmp_path, config(), empty))
     assert "not known (no prices given)" in body and "| of the accepted | 0 of 0 | - | - |" in body
 
@@ -124,9 +158,15 @@ def test_the_run_folder_loads_as_a_data_set(tmp_path):
     def question(number):
         last = number == 9_000
         provenance = Provenance(
-            index=number, prompt_hash="h" * 900, seed_ids=("a", "b"), rho=0.1, entity="E" if last else None,
-            teacher="t", random_seed=1, commit="c",
-        )  # fmt: skip
+            index=number,
+            prompt_hash="h" * 900,
+            seed_ids=("a", "b"),
+            rho=0.1,
+            entity="E" if last else None,
+            teacher="t",
+            random_seed=1,
+            commit="c",
+        )
         options = [f"option {letter}" for letter in ("abcdefghij" if last else "abcd")]
         return Question.make(f"Number {number}?", options, source="synthetic", provenance=provenance)
 

@@ -32,9 +32,16 @@ def reply(stem=STEM, options=OPTIONS) -> str:
 
 def provenance(index=0, entity=None, passages=(), seeds=(SEED,)) -> Provenance:
     return Provenance(
-        index=index, prompt_hash="h", seed_ids=tuple(seed.id for seed in seeds), rho=0.2, entity=entity,
-        passage_ids=passages, teacher="m", random_seed=42, commit="c",
-    )  # fmt: skip
+        index=index,
+        prompt_hash="h",
+        seed_ids=tuple(seed.id for seed in seeds),
+        rho=0.2,
+        entity=entity,
+        passage_ids=passages,
+        teacher="m",
+        random_seed=42,
+        commit="c",
+    )
 
 
 def judge_one(checks, text, about=None, **inputs):
@@ -58,19 +65,37 @@ def test_a_sound_question_passes_all_checks():
 FLAWS = [
     ("min_words", {"min_words": 5}, reply("Cause of this gout?"), reply("Cause of this gout attack?")),
     ("max_words", {"max_words": 20}, reply(" ".join(STEM.split()[:21])), reply(" ".join(STEM.split()[:20]))),
-    ("all_or_none", {"all_or_none": True}, reply(options=["Gout", "Lupus", "All of the above"]),
-     reply(options=["Gout", "Lupus", "All four limbs", "None", "Vitamin A and D", "Both kidneys"])),
-    ("negative_lead_in", {"negative_lead_in": True}, reply("He has gout. Which of the following is NOT a risk factor?"),
-     reply("He does not drink. Which best explains why the drug did not work?")),
-    ("missing_figure", {"missing_figure": True}, reply(STEM + " An X-ray is shown below."),
-     reply("An X-ray shows punched-out erosions. Laboratory studies are shown below: urate 9 mg/dL. What is it?")),
-    ("longest_option", {"longest_option": 2.5},
-     reply(options=["Gout", "Lupus", "Deposition of monosodium urate crystals in the joint"]),
-     reply(options=["CT", "MRI", "Radiography of the foot"])),
-    ("repeated_key_word", {"repeated_key_word": True},
-     reply("A pulmonary embolus is suspected.", ["Pulmonary angiography", "Sonography"]),
-     reply("A pulmonary embolus is suspected.", ["Pulmonary angiography", "Pulmonary surgery"])),
-]  # fmt: skip
+    (
+        "all_or_none",
+        {"all_or_none": True},
+        reply(options=["Gout", "Lupus", "All of the above"]),
+        reply(options=["Gout", "Lupus", "All four limbs", "None", "Vitamin A and D", "Both kidneys"]),
+    ),
+    (
+        "negative_lead_in",
+        {"negative_lead_in": True},
+        reply("He has gout. Which of the following is NOT a risk factor?"),
+        reply("He does not drink. Which best explains why the drug did not work?"),
+    ),
+    (
+        "missing_figure",
+        {"missing_figure": True},
+        reply(STEM + " An X-ray is shown below."),
+        reply("An X-ray shows punched-out erosions. Laboratory studies are shown below: urate 9 mg/dL. What is it?"),
+    ),
+    (
+        "longest_option",
+        {"longest_option": 2.5},
+        reply(options=["Gout", "Lupus", "Deposition of monosodium urate crystals in the joint"]),
+        reply(options=["CT", "MRI", "Radiography of the foot"]),
+    ),
+    (
+        "repeated_key_word",
+        {"repeated_key_word": True},
+        reply("A pulmonary embolus is suspected.", ["Pulmonary angiography", "Sonography"]),
+        reply("A pulmonary embolus is suspected.", ["Pulmonary angiography", "Pulmonary surgery"]),
+    ),
+]
 
 
 @pytest.mark.parametrize(("name", "checks", "hit", "near_miss"), FLAWS, ids=[flaw[0] for flaw in FLAWS])
@@ -82,37 +107,61 @@ def test_each_flaw_has_a_hit_a_near_miss_and_an_off_switch(name, checks, hit, ne
 
 @pytest.mark.parametrize(
     "option",
-    ["none of the above.", "Both A and B", "A and C", "1 and 2", "Neither B nor C", "All of these", "A, B, and C",
-     "Two of the options"],
-)  # fmt: skip
+    [
+        "none of the above.",
+        "Both A and B",
+        "A and C",
+        "1 and 2",
+        "Neither B nor C",
+        "All of these",
+        "A, B, and C",
+        "Two of the options",
+    ],
+)
 def test_options_made_of_others(option):
     assert reason(on(all_or_none=True), reply(options=["Gout", "Lupus", option])) == "all_or_none"
 
 
 @pytest.mark.parametrize(
     "lead_in",
-    ["All are risk factors except:", "Which of these does not cause gout?", "Which is least likely?",
-     "Which statement is false?", "What should not be given next?"],
-)  # fmt: skip
+    [
+        "All are risk factors except:",
+        "Which of these does not cause gout?",
+        "Which is least likely?",
+        "Which statement is false?",
+        "What should not be given next?",
+    ],
+)
 def test_negative_lead_ins(lead_in):
     assert reason(on(negative_lead_in=True), reply(f"He has gout. {lead_in}")) == "negative_lead_in"
 
 
 @pytest.mark.parametrize(
     "text",
-    ["See image.", "The findings are shown in Figure 2.", "An accompanying photograph was taken.",
-     "What does the arrow indicate?", "The results are in the following table.",
-     "Which lead is shown below?"],
-)  # fmt: skip
+    [
+        "See image.",
+        "The findings are shown in Figure 2.",
+        "An accompanying photograph was taken.",
+        "What does the arrow indicate?",
+        "The results are in the following table.",
+        "Which lead is shown below?",
+    ],
+)
 def test_missing_figures(text):
     assert reason(on(missing_figure=True), reply(f"A man has gout. {text}")) == "missing_figure"
 
 
 @pytest.mark.parametrize(
     "text",
-    ["A biopsy shows urate crystals.", "He lies on the examination table.", "An image-guided biopsy is done.",
-     "He has pictured this before.", "His figure is slim.", "The photograph album upset her."],
-)  # fmt: skip
+    [
+        "A biopsy shows urate crystals.",
+        "He lies on the examination table.",
+        "An image-guided biopsy is done.",
+        "He has pictured this before.",
+        "His figure is slim.",
+        "The photograph album upset her.",
+    ],
+)
 def test_figures_that_are_not_missing(text):
     assert reason(on(missing_figure=True), reply(f"A man has gout. {text} What now?")) is None
 

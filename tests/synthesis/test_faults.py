@@ -114,8 +114,10 @@ def count(name, folder, *seen):
     served = sum((Counter(each["replies"]) for each in seen), Counter())
     known = {key_of(index) for index in held(folder)}
     result = Counts(served.total(), len(served.keys() - known), sum(times - 1 for times in served.values()))
-    print(f"\n| {name} | {sum(sum(each['tries'].values()) for each in seen)} | {served.total()} | "
-          f"{result.lost} | {result.twice} |")  # fmt: skip
+    print(
+        f"\n| {name} | {sum(sum(each['tries'].values()) for each in seen)} | {served.total()} | "
+        f"{result.lost} | {result.twice} |"
+    )
     return result
 
 

@@ -14,9 +14,16 @@ from medssr_dist.synthesis.review import COLUMNS, TO_FILL_IN, write_review
 
 def question(number: int, stem: str = "", options=("one", "two"), entity=None) -> Question:
     provenance = Provenance(
-        index=number, prompt_hash="h", seed_ids=("a", "b"), rho=0.1, entity=entity,
-        passage_ids=("OMIM:1", "OMIM:2") if entity else (), teacher="t", random_seed=1, commit="c",
-    )  # fmt: skip
+        index=number,
+        prompt_hash="h",
+        seed_ids=("a", "b"),
+        rho=0.1,
+        entity=entity,
+        passage_ids=("OMIM:1", "OMIM:2") if entity else (),
+        teacher="t",
+        random_seed=1,
+        commit="c",
+    )
     stem = stem or f"Question number {number}?"
     return Question.make(stem, list(options), source="synthetic", rare=entity is not None, provenance=provenance)
 

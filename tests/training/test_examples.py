@@ -199,10 +199,21 @@ def test_time_spent_on_waiting_for_examples_is_known():
 
 def label(number: int, answer: str) -> Label:
     return Label(
-        question=example(number).question, outcome="labeled", answer=answer, counts={answer: 2}, requested=2, taken=2,
-        valid=2, truncated=0, tokens=9, confidence_requested=(1.0, 1.0), confidence_valid=(1.0, 1.0), kept=True,
-        policy="p", sampling="s",
-    )  # fmt: skip
+        question=example(number).question,
+        outcome="labeled",
+        answer=answer,
+        counts={answer: 2},
+        requested=2,
+        taken=2,
+        valid=2,
+        truncated=0,
+        tokens=9,
+        confidence_requested=(1.0, 1.0),
+        confidence_valid=(1.0, 1.0),
+        kept=True,
+        policy="p",
+        sampling="s",
+    )
 
 
 def test_pseudo_labels_train_on_the_majority_and_never_on_the_truth():

@@ -99,16 +99,38 @@ def test_old_logprobs_have_a_pass_of_their_own_only_where_needed(training, stage
 
 def test_the_kernels_get_every_setting():
     stage = Stage(
-        clip_low=0.1, clip_high=0.3, dual_clip=2.0, kl_coef=0.5, kl_estimator="k2", kl_unbiased=True, entropy_coef=0.02,
-        importance="token", importance_mode="clip", importance_low=0.2, importance_high=2.0,
-        aggregation="fixed_length", max_new_tokens=77,
-    )  # fmt: skip
+        clip_low=0.1,
+        clip_high=0.3,
+        dual_clip=2.0,
+        kl_coef=0.5,
+        kl_estimator="k2",
+        kl_unbiased=True,
+        entropy_coef=0.02,
+        importance="token",
+        importance_mode="clip",
+        importance_low=0.2,
+        importance_high=2.0,
+        aggregation="fixed_length",
+        max_new_tokens=77,
+    )
     found = vars(algorithm.grpo_options(stage))
     assert found == {
-        "clip_low": 0.1, "clip_high": 0.3, "dual_clip": 2.0, "ratio": "token", "kl_coef": 0.5, "kl_estimator": "k2",
-        "kl_unbiased": True, "entropy_coef": 0.02, "aggregation": "fixed_length",
-        "penalty_aggregation": "fixed_length", "fixed_length": 77, "importance_level": "token",
-        "importance_mode": "clip", "importance_gate": "ratio", "importance_low": 0.2, "importance_high": 2.0,
-    }  # fmt: skip
+        "clip_low": 0.1,
+        "clip_high": 0.3,
+        "dual_clip": 2.0,
+        "ratio": "token",
+        "kl_coef": 0.5,
+        "kl_estimator": "k2",
+        "kl_unbiased": True,
+        "entropy_coef": 0.02,
+        "aggregation": "fixed_length",
+        "penalty_aggregation": "fixed_length",
+        "fixed_length": 77,
+        "importance_level": "token",
+        "importance_mode": "clip",
+        "importance_gate": "ratio",
+        "importance_low": 0.2,
+        "importance_high": 2.0,
+    }
     assert algorithm.grpo_options(Stage(kl_in="reward")).kl_coef == 0
     assert algorithm.grpo_options(Stage(aggregation="sequence_mean")).penalty_aggregation == "token_mean"

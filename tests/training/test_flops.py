@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers.zero_cases import VOCABULARY, tiny_llama
+from zero_cases import VOCABULARY, tiny_llama
 
 from medssr_dist.training.update.flops import ModelWork, mfu, model_work, peak_flops
 from medssr_dist.training.weights.lora import exported

@@ -46,15 +46,30 @@ def data(tmp_path_factory) -> Path:
 
 def rows_of(medssr, config: Path, run: Path, model: Path, data: Path, **training) -> list[dict]:
     stage = {
-        "steps": 4, "prompts_per_step": 4, "samples_per_prompt": 4, "micro_batch_size": 4, "max_new_tokens": 1,
-        "learning_rate": 1e-3, "kl_coef": 0.05, "save_steps": 500, "data": f"[{data}]",
-    }  # fmt: skip
+        "steps": 4,
+        "prompts_per_step": 4,
+        "samples_per_prompt": 4,
+        "micro_batch_size": 4,
+        "max_new_tokens": 1,
+        "learning_rate": 1e-3,
+        "kl_coef": 0.05,
+        "save_steps": 500,
+        "data": f"[{data}]",
+    }
     overrides = [f"training.stage2.{name}={value}" for name, value in stage.items()]
     overrides += [f"training.{name}={value}" for name, value in training.items()]
     medssr(
-        "train", "--config", config, "--run-dir", run, f"policy.model={model}", "policy.dtype=float32",
-        "training.ranks_per_node=1", "training.stage1.enabled=false", *overrides,
-    )  # fmt: skip
+        "train",
+        "--config",
+        config,
+        "--run-dir",
+        run,
+        f"policy.model={model}",
+        "policy.dtype=float32",
+        "training.ranks_per_node=1",
+        "training.stage1.enabled=false",
+        *overrides,
+    )
     rows = list(read_jsonl(run / "training" / "stage2" / "metrics.jsonl"))
     return [{name: row[name] for name in COMPARED if name in row} for row in rows]
 

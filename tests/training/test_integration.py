@@ -25,10 +25,19 @@ def trained(medssr, tiny_config, tmp_path):
             ledger.append(*(letter_question(rng.choice(LETTERS), rng.random()).model_dump() for _ in range(16)))
         overrides = [f"training.{name}={value}" for name, value in settings.items()]
         medssr(
-            "train", "--config", tiny_config, "--run-dir", tmp_path / "run", "training.stage1.enabled=false",
-            f"training.stage2.data=[{data}]", "training.stage2.steps=2", "training.stage2.prompts_per_step=4",
-            "training.stage2.max_new_tokens=1", "training.stage2.save_steps=500", *overrides,
-        )  # fmt: skip
+            "train",
+            "--config",
+            tiny_config,
+            "--run-dir",
+            tmp_path / "run",
+            "training.stage1.enabled=false",
+            f"training.stage2.data=[{data}]",
+            "training.stage2.steps=2",
+            "training.stage2.prompts_per_step=4",
+            "training.stage2.max_new_tokens=1",
+            "training.stage2.save_steps=500",
+            *overrides,
+        )
         return tmp_path / "run" / "training" / "stage2"
 
     return run
@@ -37,14 +46,27 @@ def trained(medssr, tiny_config, tmp_path):
 def test_off_policy_with_everything_on(trained):
     """Dr. GRPO in two updates a rollout, packed by a token budget, corrected for the engine, and all offloaded."""
     stage = {
-        "advantage": "mean_only", "aggregation": "fixed_length", "dual_clip": 3.0, "clip_high": 0.28,
-        "kl_in": "reward", "kl_estimator": "k1", "kl_coef": 0.1, "entropy_coef": 0.01, "importance": "token",
-        "updates_per_rollout": 2, "micro_batch_tokens": 256,
-    }  # fmt: skip
+        "advantage": "mean_only",
+        "aggregation": "fixed_length",
+        "dual_clip": 3.0,
+        "clip_high": 0.28,
+        "kl_in": "reward",
+        "kl_estimator": "k1",
+        "kl_coef": 0.1,
+        "entropy_coef": 0.01,
+        "importance": "token",
+        "updates_per_rollout": 2,
+        "micro_batch_tokens": 256,
+    }
     folder = trained(
-        packing="true", share_prompts="false", gradient_checkpointing="true", offload_optimizer="true",
-        offload_reference="true", peak_tflops=1, **{f"stage2.{name}": value for name, value in stage.items()},
-    )  # fmt: skip
+        packing="true",
+        share_prompts="false",
+        gradient_checkpointing="true",
+        offload_optimizer="true",
+        offload_reference="true",
+        peak_tflops=1,
+        **{f"stage2.{name}": value for name, value in stage.items()},
+    )
     rows = list(read_jsonl(folder / "metrics.jsonl"))
     assert [row["step"] for row in rows] == [1, 2]
     for row in rows:
@@ -65,7 +87,8 @@ def test_adapters_reach_engines_and_checkpoint_merged(trained, tiny_model):
     folder = trained(lora_rank=4, **{"stage2.learning_rate": 1e-2, "stage2.kl_coef": 0})
     rows = list(read_jsonl(folder / "metrics.jsonl"))
     assert all(row["grad_norm"] > 0 for row in rows)
-    base, trained_model = (dict(AutoModelForCausalLM.from_pretrained(path).named_parameters()) for path in
-                           (tiny_model, folder / "hf"))  # fmt: skip
+    base, trained_model = (
+        dict(AutoModelForCausalLM.from_pretrained(path).named_parameters()) for path in (tiny_model, folder / "hf")
+    )
     changed = {name for name, weight in trained_model.items() if not torch.equal(weight, base[name])}
     assert changed and all("_proj" in name for name in changed)

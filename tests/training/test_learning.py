@@ -18,12 +18,23 @@ def test_grpo_learns_to_choose_the_named_letter(medssr, tiny_config, tmp_path):
         ledger.append(*(letter_question(rng.choice(LETTERS), rng.random()).model_dump() for _ in range(64)))
     run = tmp_path / "run"
     medssr(
-        "train", "--config", tiny_config, "--run-dir", run, "training.stage1.enabled=false",
-        f"training.stage2.data=[{data}]", "training.stage2.steps=200", "training.stage2.prompts_per_step=16",
-        "training.stage2.samples_per_prompt=8", "training.stage2.micro_batch_size=64",
-        "training.stage2.max_new_tokens=1", "training.stage2.learning_rate=1e-3", "training.stage2.kl_coef=0",
-        "training.stage2.lr_scheduler=cosine_with_min_lr", "training.stage2.save_steps=500",
-    )  # fmt: skip
+        "train",
+        "--config",
+        tiny_config,
+        "--run-dir",
+        run,
+        "training.stage1.enabled=false",
+        f"training.stage2.data=[{data}]",
+        "training.stage2.steps=200",
+        "training.stage2.prompts_per_step=16",
+        "training.stage2.samples_per_prompt=8",
+        "training.stage2.micro_batch_size=64",
+        "training.stage2.max_new_tokens=1",
+        "training.stage2.learning_rate=1e-3",
+        "training.stage2.kl_coef=0",
+        "training.stage2.lr_scheduler=cosine_with_min_lr",
+        "training.stage2.save_steps=500",
+    )
     rewards = [row["reward"] for row in read_jsonl(run / "training" / "stage2" / "metrics.jsonl")]
     first, last = sum(rewards[:4]) / 4, sum(rewards[-8:]) / 8
     assert first < 0.5, f"began at {first:.2f}, not near chance"

@@ -13,28 +13,51 @@ from medssr_dist.training.backend.options import _FIXED, openrlhf_options
 
 # The files that a GRPO run without critic and reward model goes through.
 READERS = (
-    "trainer/ppo_trainer.py", "trainer/ray/ppo_actor.py", "trainer/ray/launcher.py", "trainer/ray/vllm_engine.py",
-    "trainer/ppo_utils/experience.py", "trainer/ppo_utils/experience_maker.py",
-    "trainer/ppo_utils/samples_generator.py", "trainer/ppo_utils/replay_buffer.py",
-    "trainer/ppo_utils/length_penalty.py", "utils/deepspeed/deepspeed.py", "utils/loss_utils.py",
-    "utils/logging_utils.py", "utils/utils.py",
-)  # fmt: skip
+    "trainer/ppo_trainer.py",
+    "trainer/ray/ppo_actor.py",
+    "trainer/ray/launcher.py",
+    "trainer/ray/vllm_engine.py",
+    "trainer/ppo_utils/experience.py",
+    "trainer/ppo_utils/experience_maker.py",
+    "trainer/ppo_utils/samples_generator.py",
+    "trainer/ppo_utils/replay_buffer.py",
+    "trainer/ppo_utils/length_penalty.py",
+    "utils/deepspeed/deepspeed.py",
+    "utils/loss_utils.py",
+    "utils/logging_utils.py",
+    "utils/utils.py",
+)
 NEVER_REACHED = {
     # ppo_trainer.prepare_datasets: prompts come from our PromptLoader
-    "data.dataloader_num_workers", "data.input_template", "data.max_samples", "data.prompt_dataset",
-    "data.prompt_probs", "data.prompt_split", "eval.dataset", "eval.split",
+    "data.dataloader_num_workers",
+    "data.input_template",
+    "data.max_samples",
+    "data.prompt_dataset",
+    "data.prompt_probs",
+    "data.prompt_split",
+    "eval.dataset",
+    "eval.split",
     # ppo_trainer.evaluate: there is no eval_dataloader
-    "eval.n_samples_per_prompt", "eval.temperature",
+    "eval.n_samples_per_prompt",
+    "eval.temperature",
     # RewardModelActor and the critic: GRPO has neither
-    "ds.value_head_prefix", "reward.normalize_enable", "reward.offload", "train.colocate_critic_reward",
+    "ds.value_head_prefix",
+    "reward.normalize_enable",
+    "reward.offload",
+    "train.colocate_critic_reward",
     # only with ring attention (ring_attn_size > 1)
     "ds.ring_attn_head_stride",
     # only with reward.overlong_buffer_len, train.dynamic_batch_enable, logger.tensorboard_dir, logger.wandb.key
-    "reward.overlong_penalty_factor", "train.max_tokens_per_gpu",
-    "logger.wandb.group", "logger.wandb.org", "logger.wandb.project", "logger.wandb.run_name",
+    "reward.overlong_penalty_factor",
+    "train.max_tokens_per_gpu",
+    "logger.wandb.group",
+    "logger.wandb.org",
+    "logger.wandb.project",
+    "logger.wandb.run_name",
     # read with a default at the top level, where OpenRLHF itself has no such option: the actor's own are used
-    "max_norm", "optim",
-}  # fmt: skip
+    "max_norm",
+    "optim",
+}
 
 
 @pytest.fixture(scope="module")

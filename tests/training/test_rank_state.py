@@ -85,10 +85,12 @@ class Ranks:
         ranks = [
             subprocess.Popen(
                 [sys.executable, "-W", "ignore", script, job, str(rank), str(world), str(port)],
-                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
             )
             for rank in range(world)
-        ]  # fmt: skip
+        ]
         outputs = [rank.communicate(timeout=900)[0] for rank in ranks]
         assert [rank.returncode for rank in ranks] == [0] * world, "\n".join(output[-3000:] for output in outputs)
         return [torch.load(f"{job}.{rank}", weights_only=False) for rank in range(world)]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.zero_cases import BF16, LEARNING_RATE, error, make_batch, plain_step, run_ranks, tiny_llama
+from zero_cases import BF16, LEARNING_RATE, error, make_batch, plain_step, run_ranks, tiny_llama
 
 from medssr_dist.kernels import linear_logprob
 

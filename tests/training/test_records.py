@@ -66,10 +66,14 @@ def rollout(index: int) -> SimpleNamespace:
     tokenizer = tiny_tokenizer()
     sequence = torch.tensor([tokenizer.convert_tokens_to_ids(["Pick", "the", "letter", "B", "<eos>"])])
     return SimpleNamespace(
-        prompts=[f"question {index}"], labels=[json.dumps({"answer": "B", "options": {}, "id": f"q{index}"})],
-        sequences=sequence, action_mask=torch.tensor([[0, 0, 1, 1]]), rewards=torch.tensor([1.0]),
-        truncated=torch.tensor([False]), info={"policy_lag": torch.tensor([1.0])},
-    )  # fmt: skip
+        prompts=[f"question {index}"],
+        labels=[json.dumps({"answer": "B", "options": {}, "id": f"q{index}"})],
+        sequences=sequence,
+        action_mask=torch.tensor([[0, 0, 1, 1]]),
+        rewards=torch.tensor([1.0]),
+        truncated=torch.tensor([False]),
+        info={"policy_lag": torch.tensor([1.0])},
+    )
 
 
 def test_samples_are_spread_over_the_step_and_read_as_text(tmp_path):
@@ -78,9 +82,15 @@ def test_samples_are_spread_over_the_step_and_read_as_text(tmp_path):
     rows = list(read_jsonl(tmp_path / "samples.jsonl"))
     assert [row["question_id"] for row in rows] == ["q0", "q2", "q4"]
     assert rows[0] == {
-        "step": 5, "question_id": "q0", "prompt": "question 0", "response": "B", "label": "B", "reward": 1.0,
-        "truncated": False, "policy_lag": 1,
-    }  # fmt: skip
+        "step": 5,
+        "question_id": "q0",
+        "prompt": "question 0",
+        "response": "B",
+        "label": "B",
+        "reward": 1.0,
+        "truncated": False,
+        "policy_lag": 1,
+    }
 
 
 @pytest.mark.parametrize(("count", "rollouts", "kept"), [(0, 8, 0), (4, 2, 2), (4, 0, 0), (4, 4, 4), (3, 4, 3)])

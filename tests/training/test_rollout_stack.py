@@ -39,12 +39,22 @@ def run(models, tmp_path, repo, *overrides: str, **options) -> dict:
     case = {
         "config": str(repo / "configs" / "demo_cpu.yaml"),
         "overrides": [
-            f"policy.model={models[0]}", "policy.dtype=bfloat16", "policy.max_model_len=256",
-            "training.stage1.samples_per_prompt=4", "training.stage1.micro_batch_size=4", *overrides,
+            f"policy.model={models[0]}",
+            "policy.dtype=bfloat16",
+            "policy.max_model_len=256",
+            "training.stage1.samples_per_prompt=4",
+            "training.stage1.micro_batch_size=4",
+            *overrides,
         ],
-        "engine_model": str(models[0]), "rank_model": str(models[1]), "logs": str(tmp_path / "logs"),
-        "out": str(tmp_path / "out.json"), "prompts": PROMPTS, "syncs": 2, "kill": False, "hang": False,
-    } | options  # fmt: skip
+        "engine_model": str(models[0]),
+        "rank_model": str(models[1]),
+        "logs": str(tmp_path / "logs"),
+        "out": str(tmp_path / "out.json"),
+        "prompts": PROMPTS,
+        "syncs": 2,
+        "kill": False,
+        "hang": False,
+    } | options
     (tmp_path / "logs").mkdir()
     (tmp_path / "case.json").write_text(json.dumps(case))
     script = HELPERS / "rollout_program.py"
@@ -74,8 +84,11 @@ def test_engines_sample_from_the_ranks_weights_after_a_sync(models, tmp_path, re
     found = run(models, tmp_path, repo, f"training.weight_sync={way}")
     assert logp_error(models[0], found["before"]) < 0.1 < logp_error(models[1], found["before"])
     assert logp_error(models[1], found["after"]) < 0.1 < logp_error(models[0], found["after"])
-    versions = [{sample["version"] for group in found[when] for sample in group["samples"]} for when in found if
-                when in ("before", "after")]  # fmt: skip
+    versions = [
+        {sample["version"] for group in found[when] for sample in group["samples"]}
+        for when in found
+        if when in ("before", "after")
+    ]
     assert versions == [{0}, {2}]
 
 

@@ -28,9 +28,15 @@ def arguments(tiny_config, tmp_path) -> list:
     with JsonlLedger(data) as ledger:
         ledger.append(*(letter_question(rng.choice(LETTERS), rng.random()).model_dump() for _ in range(32)))
     return [
-        "train", "--config", tiny_config, "--run-dir", tmp_path / "run", "training.stage1.enabled=false",
-        f"training.stage2.data=[{data}]", "training.stage2.steps=3",
-    ]  # fmt: skip
+        "train",
+        "--config",
+        tiny_config,
+        "--run-dir",
+        tmp_path / "run",
+        "training.stage1.enabled=false",
+        f"training.stage2.data=[{data}]",
+        "training.stage2.steps=3",
+    ]
 
 
 def rows(run: Path) -> list[dict]:

@@ -31,11 +31,18 @@ def command(tiny_config, tmp_path) -> Callable[..., list[str]]:
 
     def arguments(run: Path, *overrides: str) -> list[str]:
         return [
-            "train", "--config", str(tiny_config), "--run-dir", str(run), "training.stage1.enabled=false",
-            f"training.stage2.data=[{data}]", f"training.stage2.steps={STEPS}", "training.stage2.learning_rate=1e-3",
+            "train",
+            "--config",
+            str(tiny_config),
+            "--run-dir",
+            str(run),
+            "training.stage1.enabled=false",
+            f"training.stage2.data=[{data}]",
+            f"training.stage2.steps={STEPS}",
+            "training.stage2.learning_rate=1e-3",
             "training.stage2.drop_zero_variance=false",
             *overrides,
-        ]  # fmt: skip
+        ]
 
     return arguments
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from helpers.stored_votes import stored_labels, stored_votes
+from stored_votes import stored_labels, stored_votes
 
 from medssr_dist.config.load import load_config
 from medssr_dist.data.jsonl import read_json, read_jsonl
@@ -104,8 +104,11 @@ def pick(voter: Voter, part: str, rng: random.Random) -> int | None:
     """The process id of such a part of the vote, if there is one."""
     if part == "driver":
         return voter.process.pid
-    found = [pid for pid, command in below(voter.process.pid) if command.startswith(PARTS[part]) or
-             (part == "node" and PARTS[part] in command)]  # fmt: skip
+    found = [
+        pid
+        for pid, command in below(voter.process.pid)
+        if command.startswith(PARTS[part]) or (part == "node" and PARTS[part] in command)
+    ]
     return rng.choice(found) if found else None
 
 

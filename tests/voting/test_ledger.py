@@ -4,7 +4,7 @@ import gzip
 import json
 
 import pytest
-from helpers.ledger_writer import K, fill, keep_lines, label, names, question, seeds, stored, vote
+from ledger_writer import K, fill, keep_lines, label, names, question, seeds, stored, vote
 from places import HELPERS
 
 from medssr_dist.config.schema import Config

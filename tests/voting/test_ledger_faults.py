@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers.ledger_writer import K, fill, keep_lines, label, names, question, stored, vote
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ledger_writer import K, fill, keep_lines, label, names, question, stored, vote
 from places import HELPERS, REPO
 
 from medssr_dist.data.jsonl import read_jsonl

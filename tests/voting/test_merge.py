@@ -3,9 +3,9 @@
 import json
 
 import pytest
-from helpers.ledger_writer import label, question, stored, vote
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ledger_writer import label, question, stored, vote
 
 from medssr_dist.cli import main
 from medssr_dist.errors import InputError

@@ -44,10 +44,18 @@ def label(votes: str, voting: Voting, of: Question, interval=None, truncated=0, 
     found |= interval or {}
     kept = outcome == "labeled" and found[voting.confidence][0] >= voting.threshold
     fields = {
-        "outcome": outcome, "answer": answer, "counts": counts, "requested": voting.samples, "taken": len(votes),
-        "valid": sum(counts.values()), "truncated": truncated, "tokens": 10 * len(votes), "kept": kept,
-        "confidence_requested": found["requested"], "confidence_valid": found["valid"],
-    }  # fmt: skip
+        "outcome": outcome,
+        "answer": answer,
+        "counts": counts,
+        "requested": voting.samples,
+        "taken": len(votes),
+        "valid": sum(counts.values()),
+        "truncated": truncated,
+        "tokens": 10 * len(votes),
+        "kept": kept,
+        "confidence_requested": found["requested"],
+        "confidence_valid": found["valid"],
+    }
     return Label(question=of, policy="p", sampling="s", **(fields | changes))
 
 
@@ -86,8 +94,10 @@ def test_counts_of_every_outcome():
     assert found["rates"] == {"saved": 3 / 36, "invalid": 5 / 30, "truncated": 1 / 30}
     low, high = wilson(2, 3)
     assert found["precision"] == {"share": 2 / 3, "low": low, "high": high, "count": 2, "of": 3}
-    by_kind = {name: (kind["questions"], kind["kept"], kind["precision"]["count"], kind["precision"]["of"])
-               for name, kind in found["by_kind"].items()}  # fmt: skip
+    by_kind = {
+        name: (kind["questions"], kind["kept"], kind["precision"]["count"], kind["precision"]["of"])
+        for name, kind in found["by_kind"].items()
+    }
     assert by_kind == {"rare": (2, 2, 1, 2), "common": (7, 2, 1, 1)}
 
 
@@ -109,14 +119,21 @@ def test_curve_says_what_is_open():
     curve = {point["threshold"]: point for point in label_quality(every_outcome(), FOUR, truth_of)["curve"]}
     assert list(curve) == [0, 0.25, 0.5, 0.75, 1]
     assert [curve[t]["kept"] for t in (0.5, 0.75, 1)] == [
-        {"least": 5, "most": 6}, {"least": 4, "most": 4}, {"least": 1, "most": 3}
-    ]  # fmt: skip
+        {"least": 5, "most": 6},
+        {"least": 4, "most": 4},
+        {"least": 1, "most": 3},
+    ]
     assert [curve[t]["open"] for t in curve] == [1, 1, 1, 0, 2]
     half = {"least": 3 / 5, "most": 4 / 5, "low": wilson(3, 5)[0], "high": wilson(4, 5)[1], "known": 4, "open": 1}
     assert curve[0.5]["precision"] == half, "the rejected question may be a tie, wrong, or right"
     assert curve[1]["precision"] == {
-        "least": 1 / 2, "most": 1.0, "low": wilson(1, 2)[0], "high": wilson(1, 1)[1], "known": 1, "open": 1
-    }, "of the two that are open one is wrong, and of the other the truth is not known"  # fmt: skip
+        "least": 1 / 2,
+        "most": 1.0,
+        "low": wilson(1, 2)[0],
+        "high": wilson(1, 1)[1],
+        "known": 1,
+        "open": 1,
+    }, "of the two that are open one is wrong, and of the other the truth is not known"
 
 
 def test_a_kept_label_whose_interval_is_open_counts_as_it_was_decided():
@@ -125,8 +142,12 @@ def test_a_kept_label_whose_interval_is_open_counts_as_it_was_decided():
     labels = [label("AA", voting, question("A"), wide, kept=True), label("BB", voting, question("A"), wide, kept=False)]
     found = label_quality(labels, voting, truth_of)
     assert [(point["kept"]["least"], point["kept"]["most"]) for point in found["curve"]] == [
-        (2, 2), (2, 2), (2, 2), (1, 1), (0, 1)
-    ]  # fmt: skip
+        (2, 2),
+        (2, 2),
+        (2, 2),
+        (1, 1),
+        (0, 1),
+    ]
     assert (found["kept"], found["agree_with_truth"]) == (1, 1)
 
 
@@ -161,8 +182,10 @@ def stopped_early(votes: str, voting: Voting, of: Question) -> Label:
         rejected = len(results) > 1 and voting.adaptive == "kept" and kept == {False}
         if len(kept) == 1 and (len(results) == 1 or rejected):
             break
-    interval = {name: (min(dict(end[2])[name] for end in ends), max(dict(end[2])[name] for end in ends))
-                for name in ("requested", "valid")}  # fmt: skip
+    interval = {
+        name: (min(dict(end[2])[name] for end in ends), max(dict(end[2])[name] for end in ends))
+        for name in ("requested", "valid")
+    }
     outcome, answer = ("rejected", None) if rejected else results.pop()
     return label(votes[:taken], voting, of, interval, outcome=outcome, answer=answer, kept=kept.pop())
 
@@ -206,9 +229,11 @@ def test_letters_are_compared_with_the_options_offered_and_with_the_truth():
     found = label_quality(labels, voting, truth_of)["letters"]
     shares = {letter: (one["votes"], one["even"] * 15, one["kept"]) for letter, one in found["by_letter"].items()}
     assert shares == {
-        "A": (11, pytest.approx(8 / 4 + 7 / 2), 3), "B": (2, pytest.approx(8 / 4 + 7 / 2), 0),
-        "C": (2, pytest.approx(2), 0), "D": (0, pytest.approx(2), 0),
-    }  # fmt: skip
+        "A": (11, pytest.approx(8 / 4 + 7 / 2), 3),
+        "B": (2, pytest.approx(8 / 4 + 7 / 2), 0),
+        "C": (2, pytest.approx(2), 0),
+        "D": (0, pytest.approx(2), 0),
+    }
     assert found["imbalance"] == pytest.approx((11 - 5.5) / 15)
     one = found["by_letter"]["A"]
     assert (one["share_known"], one["truth"], one["right"]) == (9 / 11, 8 / 11, 7 / 8)

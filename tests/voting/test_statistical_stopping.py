@@ -33,12 +33,12 @@ def by_enumeration(votes: str, letters: str, samples: int, threshold: float, con
 
 
 @given(
-    st.integers(2, 4).map(lambda number: "ABCD"[:number]).flatmap(
-        lambda letters: st.tuples(st.just(letters), st.text(letters + "-", min_size=2, max_size=6))
-    ),
+    st.integers(2, 4)
+    .map(lambda number: "ABCD"[:number])
+    .flatmap(lambda letters: st.tuples(st.just(letters), st.text(letters + "-", min_size=2, max_size=6))),
     st.sampled_from([0.0, 0.3, 0.5, 0.75]),
     st.sampled_from(["requested", "valid"]),
-)  # fmt: skip
+)
 def test_probability_is_that_of_the_leaders_decision(case, threshold, confidence):
     letters, votes = case
     samples = len(votes) + 3

@@ -8,8 +8,8 @@ from itertools import count
 from types import SimpleNamespace
 
 import pytest
-from helpers.far_engine import FarEngine
-from helpers.stored_votes import stored_labels, stored_votes
+from far_engine import FarEngine
+from stored_votes import stored_labels, stored_votes
 
 from medssr_dist.config.schema import Config
 from medssr_dist.data.answers import extract_answer
@@ -136,9 +136,18 @@ def test_the_step_labels_each_question_in_order_and_counts(tmp_path, run, model)
     assert {vote.method for vote in taken if vote.answer} == {"statement"}
     assert summary == read_json(tmp_path / "voting" / "summary.json")
     counts = {
-        "questions": 6, "labeled": 3, "ties": 2, "all_invalid": 1, "kept": 3, "truth_known": 1, "agree_with_truth": 1,
-        "votes": 24, "invalid_votes": 6, "truncated_votes": 6, "tokens": 120,
-    }  # fmt: skip
+        "questions": 6,
+        "labeled": 3,
+        "ties": 2,
+        "all_invalid": 1,
+        "kept": 3,
+        "truth_known": 1,
+        "agree_with_truth": 1,
+        "votes": 24,
+        "invalid_votes": 6,
+        "truncated_votes": 6,
+        "tokens": 120,
+    }
     assert {name: summary["quality"][name] for name in counts} == counts
     assert summary["votes_taken_now"] == 24 and summary["tokens"] == 120
     assert kept_at_end(tmp_path / "voting" / "labeled.jsonl") == 3

@@ -135,11 +135,15 @@ def _config(url: str, concurrency: int, most: int) -> Config:
             "policy": {"model": "none"},
             "training": {"stage1": {"enabled": False}, "stage2": {"enabled": False}},
             "synthesis": {
-                "accepted": most, "candidates": most, "alpha": 1.0, "seeds": ["hpo:seeds"], "endpoints": [endpoint],
+                "accepted": most,
+                "candidates": most,
+                "alpha": 1.0,
+                "seeds": ["hpo:seeds"],
+                "endpoints": [endpoint],
                 "max_reject_share": 1.0,
             },
         }
-    )  # fmt: skip
+    )
 
 
 def _seeds() -> list[Question]:

@@ -57,9 +57,17 @@ class Scale:
 
 FULL = Scale()
 QUICK = Scale(
-    rounds=1, warmup_s=2, seconds=2, memory_counts=(2_000, 20_000), goodput_warmup_s=3, goodput_s=4,
-    benchmark_items=2_000, candidates=10_000, passages=12_500, entities=1_000,
-)  # fmt: skip
+    rounds=1,
+    warmup_s=2,
+    seconds=2,
+    memory_counts=(2_000, 20_000),
+    goodput_warmup_s=3,
+    goodput_s=4,
+    benchmark_items=2_000,
+    candidates=10_000,
+    passages=12_500,
+    entities=1_000,
+)
 
 
 def bench_synthesis(json_path: Path, quick: bool = False, peers_python: Path | None = None) -> None:

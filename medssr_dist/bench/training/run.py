@@ -132,11 +132,18 @@ def _run(folder: Path, name: str, keys: dict, scale: Scale, *others: str) -> lis
     """Metrics of a run's steps. Raises RuntimeError with its log when it fails."""
     run = folder / name.replace(" ", "_")
     stage = {
-        "steps": scale.steps, "prompts_per_step": scale.prompts_per_step, "micro_batch_size": scale.micro_batch_size,
-        "samples_per_prompt": scale.samples_per_prompt, "max_new_tokens": scale.max_new_tokens, "save_steps": 10_000,
-        "learning_rate": "2e-5", "warmup_ratio": 0.0, "kl_coef": _KL, "drop_zero_variance": "false",
+        "steps": scale.steps,
+        "prompts_per_step": scale.prompts_per_step,
+        "micro_batch_size": scale.micro_batch_size,
+        "samples_per_prompt": scale.samples_per_prompt,
+        "max_new_tokens": scale.max_new_tokens,
+        "save_steps": 10_000,
+        "learning_rate": "2e-5",
+        "warmup_ratio": 0.0,
+        "kl_coef": _KL,
+        "drop_zero_variance": "false",
         "data": "[{path: hpo:supervised, limit: 64}]",
-    }  # fmt: skip
+    }
     keys = {"stage1.enabled": "false"} | {f"stage2.{key}": value for key, value in stage.items()} | keys
     overrides = [f"training.{key}={value}" for key, value in keys.items()]
     command = [sys.executable, "-m", "medssr_dist.cli", "train", "--config", str(DEMO), "--run-dir", str(run)]

@@ -30,4 +30,3 @@ class OpenRlhfLoss(ActorPPOTrainer):
 def _on_policy(loss, log_probs, old_log_probs, *args, **kwargs):
     """OpenRLHF's loss, whose old log-probs are those given or, where the update is on-policy, its own detached."""
     return loss(log_probs, log_probs.detach() if old_log_probs is None else old_log_probs, *args, **kwargs)
-

@@ -42,4 +42,3 @@ class GlooWorkerExtension:
         if empty_cache:
             self.model_runner.reload_weights(weights_iterator=iter(self._received))
             self._received = []
-

@@ -35,22 +35,40 @@ _QWEN3 = {"model_type": "qwen3", "num_key_value_heads": 8, "head_dim": 128, "voc
 # Hugging Face config of each shape, as its maker published it.
 SHAPES = {
     "SmolLM2-135M": {
-        "model_type": "llama", "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
-        "num_attention_heads": 9, "num_key_value_heads": 3, "vocab_size": 49152, "tie_word_embeddings": True,
-    },
-    "Qwen3-0.6B": _QWEN3 | {
-        "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 16,
+        "model_type": "llama",
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "vocab_size": 49152,
         "tie_word_embeddings": True,
     },
-    "Qwen3-1.7B": _QWEN3 | {
-        "hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 28, "num_attention_heads": 16,
+    "Qwen3-0.6B": _QWEN3
+    | {
+        "hidden_size": 1024,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 16,
         "tie_word_embeddings": True,
     },
-    "Qwen3-8B": _QWEN3 | {
-        "hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36, "num_attention_heads": 32,
+    "Qwen3-1.7B": _QWEN3
+    | {
+        "hidden_size": 2048,
+        "intermediate_size": 6144,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 16,
+        "tie_word_embeddings": True,
+    },
+    "Qwen3-8B": _QWEN3
+    | {
+        "hidden_size": 4096,
+        "intermediate_size": 12288,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 32,
         "tie_word_embeddings": False,
     },
-}  # fmt: skip
+}
 # Name -> keys of `training` that differ; `pass` is no key: log-probs are computed before the update.
 VARIANTS = {
     "ours": {},
@@ -140,9 +158,14 @@ def config_of(folder: str, keys: dict, scale: Scale) -> Config:
     """The demo's config with one rank, on the model in `folder`, with `keys`."""
     longest = max(64, scale.prompt + scale.answers[1])  # tokens; the least that a config takes
     stage = {
-        "steps": scale.steps, "prompts_per_step": scale.prompts, "samples_per_prompt": scale.samples, "kl_coef": 0.0,
-        "micro_batch_size": scale.micro_batch_size, "max_new_tokens": scale.answers[1], "drop_zero_variance": "false",
-    }  # fmt: skip
+        "steps": scale.steps,
+        "prompts_per_step": scale.prompts,
+        "samples_per_prompt": scale.samples,
+        "kl_coef": 0.0,
+        "micro_batch_size": scale.micro_batch_size,
+        "max_new_tokens": scale.answers[1],
+        "drop_zero_variance": "false",
+    }
     training = {
         "ranks_per_node": 1,
         "share_prompts": "false",
@@ -186,10 +209,14 @@ def made_up(scale: Scale, vocabulary: int) -> list:
             info = {"reward": reward, "response_length": torch.tensor([float(answer.shape[1])])}
             samples.append(
                 Experience(
-                    sequences=sequence, attention_mask=torch.ones_like(sequence), action_mask=actions, rewards=reward,
-                    labels=["{}"], info=info,
+                    sequences=sequence,
+                    attention_mask=torch.ones_like(sequence),
+                    action_mask=actions,
+                    rewards=reward,
+                    labels=["{}"],
+                    info=info,
                 )
-            )  # fmt: skip
+            )
     return samples
 
 

@@ -59,10 +59,13 @@ def pool_against_vllm(questions: int, rounds: int) -> dict:
     return {
         "pool_ratio_to_vllm": round(statistics.median(ratios), 3),
         "pool": {
-            "model": config.policy.model, "questions": len(requests), "samples": requests[0].n,
-            "max_tokens": requests[0].max_tokens, "tokens_per_s": rates,
+            "model": config.policy.model,
+            "questions": len(requests),
+            "samples": requests[0].n,
+            "max_tokens": requests[0].max_tokens,
+            "tokens_per_s": rates,
         },
-    }  # fmt: skip
+    }
 
 
 @contextmanager
@@ -166,11 +169,16 @@ def adaptive_against_full(folder: Path, questions: int) -> dict:
         "adaptive_labels_identical": all(case["labels_identical"] for case in cases.values()),
         "adaptive_least_possible_ratio": cases["lossless_requested"]["least_possible_ratio"],
         "adaptive": {
-            "model": config.policy.model, "dtype": config.policy.dtype, "questions": len(full.labels),
-            "samples": _SAMPLES, "threshold": config.voting.threshold, "tokens_of_full_voting": full.tokens,
-            "share_of_right_votes": full.accuracy(), "cases": cases,
+            "model": config.policy.model,
+            "dtype": config.policy.dtype,
+            "questions": len(full.labels),
+            "samples": _SAMPLES,
+            "threshold": config.voting.threshold,
+            "tokens_of_full_voting": full.tokens,
+            "share_of_right_votes": full.accuracy(),
+            "cases": cases,
         },
-    }  # fmt: skip
+    }
 
 
 def demo_questions(folder: Path, count: int) -> Path:

@@ -74,8 +74,10 @@ def simulated_curve(folder: Path, questions: int, samples: int, accuracies: tupl
     write_questions(file, questions)
     curve = {"simulated": True, "questions": questions, "samples": samples, "accuracy": list(accuracies)}
     for mode in MODES:
-        curve[mode] = [_ratio(folder / f"{mode}{number}", file, mode, samples, accuracy)
-                       for number, accuracy in enumerate(accuracies)]  # fmt: skip
+        curve[mode] = [
+            _ratio(folder / f"{mode}{number}", file, mode, samples, accuracy)
+            for number, accuracy in enumerate(accuracies)
+        ]
     return curve
 
 

@@ -34,9 +34,21 @@ _AIMS: tuple[tuple[str, str, str, Callable[[dict, str], bool]], ...] = (
     ("stream, wall time to sequential's", "stream_wall_ratio", "<= 0.65", _at_most(0.65)),
 )
 _CLUSTER_ROWS = (
-    "simulated_s", "wall_s", "coordinator_load", "votes", "utilisation", "steady_utilisation", "busy", "tail_s", "died",
-    "wedged", "stragglers", "lost", "doubled", "labels_unlike_full_voting",
-)  # fmt: skip
+    "simulated_s",
+    "wall_s",
+    "coordinator_load",
+    "votes",
+    "utilisation",
+    "steady_utilisation",
+    "busy",
+    "tail_s",
+    "died",
+    "wedged",
+    "stragglers",
+    "lost",
+    "doubled",
+    "labels_unlike_full_voting",
+)
 
 
 def table(figures: dict) -> str:
@@ -47,8 +59,10 @@ def table(figures: dict) -> str:
     lines += ["", f"{'adaptive voting, real engine':<32}{'tokens':>10}{'least':>10}{'labels':>12}{'wasted':>10}"]
     for name, case in figures["adaptive"]["cases"].items():
         same = "identical" if case["labels_identical"] else "DIFFER"
-        lines.append(f"{name:<32}{case['token_ratio']:>10.3f}{case['least_possible_ratio']:>10.3f}{same:>12}"
-                     f"{case['wasted_samples']:>10,}")  # fmt: skip
+        lines.append(
+            f"{name:<32}{case['token_ratio']:>10.3f}{case['least_possible_ratio']:>10.3f}{same:>12}"
+            f"{case['wasted_samples']:>10,}"
+        )
     curve = figures["adaptive_simulated"]
     lines += ["", f"{'drawn votes, policy right with':<32}" + "".join(f"{each:>8}" for each in curve["accuracy"])]
     lines += [f"{mode:<32}" + "".join(f"{ratio:>8.3f}" for ratio in curve[mode]) for mode in ("lossless", "kept")]

@@ -54,10 +54,18 @@ class Scale:
 
 FULL = Scale()
 QUICK = Scale(
-    pool_questions=8, pool_rounds=1, demo_questions=4, curve_questions=50, coordinator_rounds=1,
-    coordinator_questions=2_000, coordinator_engines=8, memory_questions=(500, 2_000), memory_engines=2, stream_s=5.0,
+    pool_questions=8,
+    pool_rounds=1,
+    demo_questions=4,
+    curve_questions=50,
+    coordinator_rounds=1,
+    coordinator_questions=2_000,
+    coordinator_engines=8,
+    memory_questions=(500, 2_000),
+    memory_engines=2,
+    stream_s=5.0,
     clusters=(Cluster(engines=4, questions=400, mtbf_s=300.0), Cluster(engines=8, questions=800, mtbf_s=300.0)),
-)  # fmt: skip
+)
 
 
 def bench_voting(json_path: Path, quick: bool = False) -> None:

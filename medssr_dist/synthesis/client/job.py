@@ -14,4 +14,3 @@ class Job:
     tokens: int
     prompt_tokens: int
     tries: int = 0
-

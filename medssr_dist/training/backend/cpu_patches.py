@@ -122,5 +122,3 @@ class _TorchWithCpuDevice:
 
     def device(self, name):
         return self._module.device("cpu" if str(name).startswith("cuda") else name)
-
-

@@ -12,4 +12,3 @@ def plain_class(actor_class: ray.actor.ActorClass) -> type:
 
 
 PlainPPOTrainer = plain_class(PPOTrainer)
-

@@ -9,9 +9,14 @@ from torch import nn
 
 # Dense 16-bit peak of a GPU, FLOP/s, by a part of torch's name for it; the first that fits. Makers' data sheets.
 _PEAKS = (
-    ("H100 PCIe", 756e12), ("H100", 989e12), ("H200", 989e12), ("GH200", 989e12), ("B200", 2250e12),
-    ("A100", 312e12), ("L40S", 362e12),
-)  # fmt: skip
+    ("H100 PCIe", 756e12),
+    ("H100", 989e12),
+    ("H200", 989e12),
+    ("GH200", 989e12),
+    ("B200", 2250e12),
+    ("A100", 312e12),
+    ("L40S", 362e12),
+)
 
 
 @dataclass(frozen=True)

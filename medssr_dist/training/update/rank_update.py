@@ -97,5 +97,3 @@ class _Totals:
         dist.all_reduce(sums)
         tokens, *values = sums.tolist()
         return {name: value / max(tokens, 1) for name, value in zip(self._sums, values, strict=True)} | self._last
-
-

@@ -76,9 +76,18 @@ def fit_to_ranks(checkpoints: Path, checkpoint: Checkpoint, ranks: int) -> bool:
     universal = folder / f"{checkpoint.name}.universal"
     print(f"checkpoint of step {checkpoint.step}: from {checkpoint.ranks} ranks to {ranks}")
     command = [
-        sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--input_folder", str(folder / checkpoint.name),
-        "--output_folder", str(universal), "--num_extract_workers", "2", "--num_merge_workers", "2",
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "deepspeed.checkpoint.ds_to_universal",
+        "--input_folder",
+        str(folder / checkpoint.name),
+        "--output_folder",
+        str(universal),
+        "--num_extract_workers",
+        "2",
+        "--num_merge_workers",
+        "2",
+    ]
     env = os.environ | ({} if on_gpu() else {"DS_ACCELERATOR": "cpu"})
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
     if done.returncode:
