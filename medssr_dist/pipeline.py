@@ -20,7 +20,9 @@ from medssr_dist.config.schema import Config
 from medssr_dist.data.jsonl import read_json, write_json
 from medssr_dist.data.records import Question, content_hash
 from medssr_dist.errors import InputError
+from medssr_dist.estimates.memory import refuse_too_little_memory
 from medssr_dist.evaluation.benchmarks import read_benchmarks
+from medssr_dist.offline_teacher import open_endpoints
 from medssr_dist.readers import human_labelled, read_all, read_questions, refuse_evaluation_items, source_name
 from medssr_dist.run.background import Beside, ThreadSide
 from medssr_dist.run.clock import step_clock
@@ -45,7 +47,7 @@ def run_steps(config: Config, root: Path, steps: tuple[str, ...] = STEPS) -> Non
     if steps == STEPS and not config.training.uses_pseudo_labels:
         print("synthesize, vote: skipped, no training stage uses pseudo-labels")
         steps = ("train", "evaluate")
-    with open_session(config, root) as session:
+    with open_session(config, root, before_ray=refuse_too_little_memory) as session:
         with step_clock(session.run.root, "run"):
             _run(session, steps)
         close(session)
@@ -117,7 +119,8 @@ def _synthesis(session: Session) -> tuple[dict[str, str], Callable[[], Callable[
     def prepare() -> Callable[..., object]:
         clear_end(_questions_file(session.run))
         retriever.prepare([entity.name for entity in rare])
-        inputs = Inputs(seeds, benchmarks, rare, retriever.top_k, retriever.passage_text)
+        teacher = partial(open_endpoints, log_path=folder / "teacher.log", random_seed=config.runtime.random_seed)
+        inputs = Inputs(seeds, benchmarks, rare, retriever.top_k, retriever.passage_text, teacher)
         return partial(work, config, folder, inputs, commit())
 
     if session.run.is_finished("synthesize") and goes_on(config.synthesis, folder):

@@ -1,4 +1,4 @@
-"""The direction of the code, from its import statements: lower layers know nothing of higher ones."""
+"""The direction of the code, from its import statements: lower layers know nothing of higher ones, and no circles."""
 
 import ast
 import subprocess
@@ -9,70 +9,65 @@ import pytest
 from places import REPO
 
 PACKAGE = REPO / "medssr_dist"
-# A module may import from the lines above its own, and nothing from its own line or from below.
+# A folder may import from the lines above its own, and nothing from its own line or from below.
 LAYERS = (
-    ("errors", "shares", "kernels", "cards"),
-    ("records", "config_base", "jsonl", "cache", "api_key"),
-    ("config_synthesis", "config_algorithm", "config_rollout"),
+    ("errors", "kernels", "run.paths"),
+    ("data",),
     ("config",),
-    ("answers", "config_io", "stream", "step_clock"),
-    ("run_dir",),
     ("runtime",),
-    ("knowledge", "launch"),
+    ("launch", "run", "inference", "knowledge"),
     ("readers",),
     ("synthesis", "voting", "training", "evaluation"),
-    ("workload",),
-    ("summary", "prefetch", "export_forms", "forecast"),
-    ("memory",),
-    ("session",),
-    ("sides",),
-    ("pipeline", "bench", "status", "export"),
-    ("doctor", "dry_run"),
+    ("offline_teacher", "estimates", "summary"),
+    ("commands", "bench", "pipeline"),
     ("cli",),
 )
 RANK = {unit: rank for rank, units in enumerate(LAYERS) for unit in units}
 STEPS = ("synthesis", "voting", "training", "evaluation")
 HEAVY = ("torch", "vllm", "ray", "transformers", "openrlhf", "deepspeed", "faiss", "pyhpo")
-# Only heavy code imports these.
-HEAVY_MODULES = {
+# Only heavy code imports these: modules, or folders with all that is in them.
+HEAVY_MODULES = (
     "bench.kernels",
-    "bench.kernels_peers",
-    "bench.kernels_report",
-    "bench.update",
-    "runtime.engines",
-    "runtime.placement",
-    "training.actors",
-    "training.agent",
-    "training.algorithm",
-    "training.boundary",
-    "training.engine_pool",
-    "training.experience",
-    "training.flops",
-    "training.head",
-    "training.layout",
-    "training.lora",
-    "training.op_builds",
-    "training.platform",
-    "training.policy",
-    "training.resume",
+    "bench.training",
+    "inference.placement",
+    "inference.vllm_engine",
+    "kernels",
+    "training",
+    "voting.vote",
+)
+# Of `training`, what the command line and the estimates read before anything heavy is needed.
+LIGHT_MODULES = {
+    "bench.training",
+    "bench.training.run",
+    "bench.kernels",
+    "training",
+    "training.deadline",
+    "training.model_card",
     "training.rollout",
-    "training.rollout_engine",
-    "training.rollout_side",
-    "training.run",
-    "training.stage",
-    "training.stock_rollout",
-    "training.strategy",
-    "training.trainer",
+    "training.rollout.examples",
+    "training.rollout.groups",
+    "training.rollout.reward",
+    "training.stage_job",
+    "training.trackers",
     "training.update",
-    "training.watch",
-    "training.weight_sync",
-    "training.weight_transfer",
-    "voting.run",
+    "training.update.batching",
+    "training.weights",
+    "training.weights.checkpoints",
+    "training.backend",
+    "training.backend.options",
 }
+# What runs on a node before the job's own Python does: nothing but the standard library.
+NODE_MODULES = [f"launch.{file.stem}" for file in (REPO / "launch").glob("*.py") if file.stem != "fit_config"]
 
 
-def unit_of(file: Path) -> str:
-    return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+def module_name(file: Path) -> str:
+    """Dotted name below medssr_dist; kernels/ and launch/ lie beside it in the checkout."""
+    base = REPO if file.is_relative_to(REPO / "kernels") or file.is_relative_to(REPO / "launch") else PACKAGE
+    return ".".join(file.relative_to(base).with_suffix("").parts).removesuffix(".__init__")
+
+
+def unit_of(name: str) -> str:
+    return name if name == "run.paths" else name.split(".")[0]
 
 
 def imported(node: ast.AST) -> list[str]:
@@ -85,40 +80,92 @@ def imported(node: ast.AST) -> list[str]:
     return []
 
 
+FILES = {
+    module_name(file): file
+    for folder in (PACKAGE, REPO / "kernels", REPO / "launch")
+    for file in sorted(folder.rglob("*.py"))
+    if file != PACKAGE / "__init__.py"
+}
+
+
 def imports(file: Path) -> list[tuple[int, str]]:
-    """(line, unit) of every import of this package in `file`, inside functions too."""
+    """(line, module below medssr_dist) of every import of this package in `file`, inside functions too."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
-    found = [(node.lineno, name) for node in ast.walk(tree) for name in imported(node)]
-    units = [(line, name.split(".")[1]) for line, name in found if name.startswith("medssr_dist.")]
-    return [(line, unit) for line, unit in units if unit != "__version__"]
+    names = [(node.lineno, name) for node in ast.walk(tree) for name in imported(node)]
+    own = [(line, name.removeprefix("medssr_dist.")) for line, name in names if name.startswith("medssr_dist.")]
+    return [(line, _module_of(name)) for line, name in own if not name.startswith("__version__")]
 
 
-FILES = sorted(file for file in PACKAGE.rglob("*.py") if file != PACKAGE / "__init__.py")
+def _module_of(name: str) -> str:
+    """`data.jsonl` of `data.jsonl.read_json`."""
+    while name not in FILES and "." in name:
+        name = name.rpartition(".")[0]
+    return name
 
 
-def test_every_unit_has_its_layer():
-    assert {unit_of(file) for file in FILES} - set(RANK) == set()
+def is_heavy(name: str) -> bool:
+    if name in LIGHT_MODULES:
+        return False
+    return any(name == heavy or name.startswith(heavy + ".") for heavy in HEAVY_MODULES)
 
 
-@pytest.mark.parametrize("unit", sorted({unit_of(file) for file in FILES}))
+def test_every_folder_has_its_layer():
+    assert {unit_of(name) for name in FILES} - set(RANK) == set()
+
+
+def test_only_five_modules_lie_beside_the_folders():
+    assert len(list(PACKAGE.glob("*.py"))) <= 5
+
+
+@pytest.mark.parametrize("unit", sorted({unit_of(name) for name in FILES}))
 def test_imports_point_down(unit):
     wrong = [
-        f"{file.relative_to(PACKAGE)}:{line} imports {other}"
-        for file in FILES
-        if unit_of(file) == unit
+        f"{name}:{line} imports {other}"
+        for name, file in FILES.items()
+        if unit_of(name) == unit
         for line, other in imports(file)
-        if other != unit and RANK[other] >= RANK[unit]
+        if unit_of(other) != unit and RANK[unit_of(other)] >= RANK[unit]
     ]
     assert wrong == []
 
 
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """Modules that import each other in a ring, the first found; [] where there is none."""
+    done: set[str] = set()
+    path: list[str] = []
+
+    def visit(name: str) -> list[str]:
+        if name in path:
+            return path[path.index(name) :]
+        if name in done:
+            return []
+        path.append(name)
+        for other in sorted(graph.get(name, ())):
+            if found := visit(other):
+                return found
+        done.add(path.pop())
+        return []
+
+    for name in sorted(graph):
+        if found := visit(name):
+            return found
+    return []
+
+
+def test_modules_never_import_each_other_in_a_circle():
+    """Imports for types alone and imports within functions count too."""
+    graph = {name: {other for _, other in imports(file)} - {name} for name, file in FILES.items()}
+    assert circle(graph) == []
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c"]
+
+
 def test_steps_never_import_each_other():
     wrong = [
-        (unit_of(file), other)
-        for file in FILES
-        if unit_of(file) in STEPS
+        (name, other)
+        for name, file in FILES.items()
+        if unit_of(name) in STEPS
         for _, other in imports(file)
-        if other in STEPS and other != unit_of(file)
+        if unit_of(other) in STEPS and unit_of(other) != unit_of(name)
     ]
     assert wrong == []
 
@@ -126,30 +173,45 @@ def test_steps_never_import_each_other():
 def test_the_checks_see_a_wrong_import(tmp_path):
     file = tmp_path / "bad.py"
     file.write_text("def f():\n    from medssr_dist.voting.vote import vote\n    import medssr_dist.pipeline\n")
-    assert imports(file) == [(2, "voting"), (3, "pipeline")]
+    assert imports(file) == [(2, "voting.vote"), (3, "pipeline")]
     assert RANK["voting"] < RANK["pipeline"]
 
 
-def module_name(file: Path) -> str:
-    return ".".join(file.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
+def test_kernels_import_torch_and_triton_alone():
+    allowed = set(sys.stdlib_module_names) | {"torch", "triton"}
+    for name, file in FILES.items():
+        if unit_of(name) == "kernels":
+            nodes = ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+            found = [full for node in nodes for full in imported(node) if full.split(".")[0] not in allowed]
+            assert [full for full in found if not full.startswith("medssr_dist.kernels")] == [], name
 
 
 def test_heavy_libraries_are_imported_at_the_top_of_heavy_modules_only():
     wrong = []
-    for file in FILES:
+    for name, file in FILES.items():
         statements = ast.parse(file.read_text(encoding="utf-8")).body
-        names = {name.split(".")[0] for node in statements for name in imported(node)}
-        if names & set(HEAVY) and module_name(file) not in HEAVY_MODULES:
-            wrong.append((module_name(file), sorted(names & set(HEAVY))))
+        names = {full.split(".")[0] for node in statements for full in imported(node)}
+        if names & set(HEAVY) and not is_heavy(name):
+            wrong.append((name, sorted(names & set(HEAVY))))
     assert wrong == []
+
+
+def _loaded_by(modules: list[str]) -> list[str]:
+    """Top-level packages in a process that has imported these modules."""
+    code = "import importlib, sys\n" + "".join(f"importlib.import_module('medssr_dist.{name}')\n" for name in modules)
+    code += "print(*{name.split('.')[0] for name in sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=REPO)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout.split()
 
 
 def test_a_command_line_that_does_no_heavy_work_imports_nothing_heavy():
     """All light modules together, in a process of their own."""
-    light = [module_name(file) for file in FILES if module_name(file) not in HEAVY_MODULES]
-    light = [name for name in light if not name.endswith("__main__")]
-    code = "import importlib, sys\n" + "".join(f"importlib.import_module('medssr_dist.{name}')\n" for name in light)
-    code += f"print(*[name for name in {HEAVY} if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=PACKAGE.parent)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.split() == []
+    light = [name for name in FILES if not is_heavy(name) and not name.endswith("__main__")]
+    assert set(_loaded_by(light)) & set(HEAVY) == set()
+
+
+def test_a_node_supervisor_needs_the_standard_library_alone():
+    with_site = set(_loaded_by([]))  # what the environment's own start-up files import
+    foreign = set(_loaded_by(NODE_MODULES)) - with_site - set(sys.stdlib_module_names) - {"medssr_dist"}
+    assert foreign == set()

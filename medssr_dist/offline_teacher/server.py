@@ -12,6 +12,7 @@ from pathlib import Path
 
 from aiohttp import web
 
+from medssr_dist.config.synthesis import Endpoint
 from medssr_dist.offline_teacher.batches import Batches
 from medssr_dist.offline_teacher.faults import FaultDraws, Faults, Gate, Stats, error_response, misbehave
 from medssr_dist.offline_teacher.replies import MODEL, NOTICE, BadRequest, complete, read_request
@@ -70,6 +71,7 @@ class _Chat:
             return web.json_response(complete(asked, self._random_seed, self._draws))
 
 
+OFFLINE_TEACHER = "offline-teacher"  # the base_url that asks for it
 _END_S = 5
 
 
@@ -100,6 +102,19 @@ def start_teacher(log_path: Path, random_seed: int = 42, options: Sequence[str] 
         yield base_url
     finally:
         _end(process)
+
+
+@contextmanager
+def open_endpoints(endpoints: list[Endpoint], *, log_path: Path, random_seed: int) -> Iterator[list[Endpoint]]:
+    """`endpoints`, where each 'offline-teacher' is one that is served for the length of the block."""
+    if all(endpoint.base_url != OFFLINE_TEACHER for endpoint in endpoints):
+        yield endpoints
+        return
+    with start_teacher(log_path, random_seed) as url:
+        yield [
+            endpoint.model_copy(update={"base_url": url}) if endpoint.base_url == OFFLINE_TEACHER else endpoint
+            for endpoint in endpoints
+        ]
 
 
 def _end(process: subprocess.Popen) -> None:

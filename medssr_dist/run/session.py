@@ -11,7 +11,6 @@ from pathlib import Path
 
 from medssr_dist.config.schema import Config
 from medssr_dist.errors import InputError, Stopped
-from medssr_dist.estimates.memory import refuse_too_little_memory
 from medssr_dist.run.clock import step_clock
 from medssr_dist.run.directory import RunDir, open_run
 
@@ -44,19 +43,26 @@ class Session:
 
 
 @contextmanager
-def open_session(config: Config, root: Path) -> Iterator[Session]:
+def open_session(config: Config, root: Path, before_ray: Callable[[Config], None]) -> Iterator[Session]:
     """The run in `root`, held by this process alone; its signals and its Ray cluster are this block's.
+
+    Args:
+        before_ray: called with the config before Ray is started; raises InputError where it cannot be.
 
     Raises:
         InputError: see `open_run`.
         Stopped: in place of what an engine's end raises after SIGTERM, USR1 or Ctrl-C.
     """
-    with open_run(root, config) as run, _stop_on_signal() as should_stop, _ray_on_demand(config, run) as start_ray:
+    with (
+        open_run(root, config) as run,
+        _stop_on_signal() as should_stop,
+        _ray_on_demand(config, run, before_ray) as start_ray,
+    ):
         yield Session(config, run, should_stop, start_ray)
 
 
 @contextmanager
-def _ray_on_demand(config: Config, run: RunDir) -> Iterator[Callable[[], None]]:
+def _ray_on_demand(config: Config, run: RunDir, before_ray: Callable[[Config], None]) -> Iterator[Callable[[], None]]:
     """Yields a function that starts Ray on its first call; a finished run never starts it."""
     with ExitStack() as stack:
         started = threading.Event()
@@ -65,7 +71,7 @@ def _ray_on_demand(config: Config, run: RunDir) -> Iterator[Callable[[], None]]:
             from medssr_dist.runtime.cluster import ray_cluster
 
             if not started.is_set():
-                refuse_too_little_memory(config)
+                before_ray(config)
                 stack.enter_context(ray_cluster(config, run.logs))
                 started.set()
 

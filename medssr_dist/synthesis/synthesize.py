@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,7 +26,6 @@ from medssr_dist.config.synthesis import Endpoint, Synthesis
 from medssr_dist.data.jsonl import read_json, write_json
 from medssr_dist.data.records import Question
 from medssr_dist.errors import InputError, Stopped
-from medssr_dist.offline_teacher import start_teacher
 from medssr_dist.run.stream import mark_end
 from medssr_dist.synthesis.card import write_card
 from medssr_dist.synthesis.checks import Screen
@@ -44,7 +43,6 @@ if TYPE_CHECKING:
     from medssr_dist.knowledge.corpus import Passage
     from medssr_dist.knowledge.retrieval import Entity
 
-OFFLINE_TEACHER = "offline-teacher"
 _TICK_S = 0.05
 _SYNC_S = 0.25
 
@@ -54,6 +52,7 @@ class Inputs:
     """What questions are made from, and checked against.
 
     `retrieve` gives an entity name's passages, `passage_text` the text of one by id: both must be quick.
+    `open_endpoints` makes the config's endpoints ready for as long as requests are sent.
     """
 
     seeds: list[Question]
@@ -61,6 +60,7 @@ class Inputs:
     entities: list[Entity]
     retrieve: Callable[[str], list[Passage]]
     passage_text: Callable[[str], str]
+    open_endpoints: Callable[[list[Endpoint]], AbstractContextManager[list[Endpoint]]] = nullcontext
 
 
 def synthesize(
@@ -91,7 +91,7 @@ def synthesize(
         work = _open(config, folder, inputs, commit, should_stop, hold, stack)
         started = time.time()
         if not work.supply.finished:
-            with _endpoints(config, folder) as endpoints:
+            with inputs.open_endpoints(config.synthesis.endpoints) as endpoints:
                 uvloop.run(_ask(config.synthesis, endpoints, folder, work))
         if should_stop():
             raise Stopped(f"synthesis stopped with {len(work.journal):,} replies kept; run the same command to go on")
@@ -143,20 +143,6 @@ def _open_journal(path: Path, plan: Plan, spending: Spending) -> Journal:
 
     with tqdm(desc="synthesize: checking the journal", unit="reply", disable=not path.exists()) as bar:
         return Journal(path, check)
-
-
-@contextmanager
-def _endpoints(config: Config, folder: Path) -> Iterator[list[Endpoint]]:
-    """The endpoints to ask; for 'offline-teacher' one that lives as long as the block."""
-    endpoints = config.synthesis.endpoints
-    if all(endpoint.base_url != OFFLINE_TEACHER for endpoint in endpoints):
-        yield endpoints
-        return
-    with start_teacher(folder / "teacher.log", config.runtime.random_seed) as base_url:
-        yield [
-            endpoint.model_copy(update={"base_url": base_url}) if endpoint.base_url == OFFLINE_TEACHER else endpoint
-            for endpoint in endpoints
-        ]
 
 
 async def _ask(synthesis: Synthesis, endpoints: list[Endpoint], folder: Path, work: _Work) -> None:
