@@ -85,8 +85,8 @@ def offline_config(tmp_path, repo) -> Path:
 CHECKS = """
 import sys
 from pathlib import Path
-from medssr_dist.config_io import load_config
-from medssr_dist.doctor import NODE, run_check
+from medssr_dist.config.load import load_config
+from medssr_dist.commands.doctor import NODE, run_check
 for name in ("model", "knowledge", "data", "tiktoken"):
     result = run_check(NODE[name], load_config(Path(sys.argv[1])), Path("absent"))
     print(result.status, name, result.detail, result.fix)

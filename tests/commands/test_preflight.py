@@ -12,7 +12,7 @@ from medssr_dist.commands.doctor import CHECKS, LOGIN, inputs, run_check, softwa
 from medssr_dist.commands.doctor.arithmetic import compare, fit
 from medssr_dist.commands.doctor.result import Result
 from medssr_dist.commands.doctor.slurm import Partition, job_hosts, parse_partition, parse_time, seconds_left
-from medssr_dist.commands.doctor.walltime import walltime
+from medssr_dist.commands.doctor.walltime_check import walltime
 from medssr_dist.config.load import load_config
 from medssr_dist.data.jsonl import write_json
 from medssr_dist.errors import EXIT_BAD_INPUT
@@ -219,7 +219,7 @@ def test_time_is_unknown_before_anything_was_timed(tmp_path):
     [(7200, "pass", "vote about 5 min"), (180, "warn", "about 2 attempts"), (35, "fail", "no attempt would get past")],
 )
 def test_time_against_the_limit(voted, monkeypatch, left, status, said):
-    monkeypatch.setattr("medssr_dist.commands.doctor.walltime.seconds_left", lambda: left)
+    monkeypatch.setattr("medssr_dist.commands.doctor.walltime_check.seconds_left", lambda: left)
     result = walltime(config(), voted)
     assert result.status == status and said in result.detail + result.fix, result
     assert "unknown for stage1" in result.detail

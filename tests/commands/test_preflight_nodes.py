@@ -19,8 +19,8 @@ from medssr_dist.errors import EXIT_BAD_INPUT, InputError
 NODE = """
 import sys
 from pathlib import Path
-from medssr_dist.config_io import load_config
-from medssr_dist.doctor.node import check_node
+from medssr_dist.config.load import load_config
+from medssr_dist.commands.doctor.node import check_node
 out, wait_s, config_file = Path(sys.argv[1]), float(sys.argv[2]), Path(sys.argv[3])
 check_node(load_config(config_file), out.parent, out, wait_s, {})
 """

@@ -11,7 +11,7 @@ from pathlib import Path
 
 _PROGRAM = """
 import subprocess, sys, time
-from medssr_dist.runtime.engines import end_children_with_this_process
+from medssr_dist.inference.vllm_engine import end_children_with_this_process
 guard = end_children_with_this_process()
 child = subprocess.Popen(["sleep", "600"])
 print(child.pid, guard.pid, flush=True)

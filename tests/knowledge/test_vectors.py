@@ -24,7 +24,7 @@ SHARD = 8
 # Encode the corpus of the knowledge in argv[1] into the folder in argv[2].
 ENCODE = """
 import sys; from pathlib import Path
-from medssr_dist.config_synthesis import Knowledge
+from medssr_dist.config.synthesis import Knowledge
 from medssr_dist.knowledge.corpus import read_corpus
 from medssr_dist.knowledge.encoders import load_encoder
 from medssr_dist.knowledge.vectors import encode_corpus

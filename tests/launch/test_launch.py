@@ -300,7 +300,7 @@ signal.pause()
 _SUPERVISOR = """
 import asyncio, sys
 from pathlib import Path
-from medssr_dist.launch.component import Component
+from medssr_dist.launch.process import Component
 
 async def main():
     def on_line(name, text):
@@ -333,7 +333,7 @@ async def test_slurms_warning_does_not_end_a_component(tmp_path):
 
 _ORPHANS = """
 import os, subprocess, sys
-from medssr_dist.launch.component import adopt_orphans, kill_descendants
+from medssr_dist.launch.process import adopt_orphans, kill_descendants
 
 adopt_orphans()
 parent = "import subprocess; print(subprocess.Popen(['sleep', '600'], stdout=subprocess.DEVNULL).pid, flush=True)"

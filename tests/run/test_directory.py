@@ -30,9 +30,9 @@ INPUTS = {"questions": "aa", "model": "bb"}
 HOLD_THE_LOCK = """
 import sys
 from pathlib import Path
-from medssr_dist.config_io import load_config
+from medssr_dist.config.load import load_config
 from medssr_dist.runtime.models import model_fingerprint
-from medssr_dist.run_dir import open_run
+from medssr_dist.run.directory import open_run
 with open_run(Path(sys.argv[1]), load_config(Path(sys.argv[2]))):
     print("open", flush=True)
     sys.stdin.read()

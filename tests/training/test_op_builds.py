@@ -13,7 +13,7 @@ from medssr_dist.training.backend import op_builds
 
 HOLD = """
 import sys, time
-from medssr_dist.training.op_builds import BuildLock
+from medssr_dist.training.backend.op_builds import BuildLock
 lock = BuildLock(sys.argv[1])
 assert lock.try_acquire()
 print("held", flush=True)

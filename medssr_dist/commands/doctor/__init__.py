@@ -15,7 +15,7 @@ from medssr_dist.commands.doctor import arithmetic, inputs, software, storage
 from medssr_dist.commands.doctor.gather import gather
 from medssr_dist.commands.doctor.node import check_node
 from medssr_dist.commands.doctor.result import Check, Result, print_table, run_check, run_checks
-from medssr_dist.commands.doctor.walltime import walltime
+from medssr_dist.commands.doctor.walltime_check import walltime
 from medssr_dist.config.schema import Config
 
 __all__ = ["CHECKS", "Form", "LOGIN", "NODE", "Result", "doctor", "doctor_gather", "doctor_node", "run_check"]

@@ -1,8 +1,16 @@
-"""Every class of OpenRLHF that training uses, in a form that can be subclassed."""
+"""Every class and function of OpenRLHF that training uses; nothing else imports OpenRLHF.
+
+Importing this module applies the CPU patches first, in every process, so it is the only way in.
+"""
 
 from __future__ import annotations
 
 import ray
+
+from medssr_dist.training.backend import cpu_patches
+
+cpu_patches.apply()
+
 from openrlhf.trainer.ppo_trainer import PPOTrainer  # noqa: E402
 
 
