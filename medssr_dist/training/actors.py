@@ -16,6 +16,7 @@ import ray
 
 from medssr_dist.config import Training
 from medssr_dist.training import platform
+from medssr_dist.training.finite import bad_weights
 from medssr_dist.training.resume import read_back, restore_rng, rng_state, shard_bytes
 from medssr_dist.training.watch import Beats, Board
 
@@ -110,6 +111,10 @@ class PolicyRank(Watched, plain_class(ppo_actor.PolicyModelActor)):
     def get_checkpoint_states(self) -> dict:
         """The trainer's state in the checkpoint that was taken up; {} where there was none."""
         return self.checkpoint_states.get("trainer", {})
+
+    def bad_weights(self) -> dict[str, float]:
+        """See finite.bad_weights; of this rank's shards alone."""
+        return bad_weights(self.actor.model.module)
 
     def checkpoint_bytes(self) -> int:
         """What this rank's part of a checkpoint takes."""

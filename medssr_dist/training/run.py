@@ -13,7 +13,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from medssr_dist.config import Config, Stage
-from medssr_dist.errors import InputError, Stopped
+from medssr_dist.errors import Diverged, InputError, Stopped
 from medssr_dist.jsonl import write_atomic, write_json
 from medssr_dist.readers import source_name
 from medssr_dist.records import Question
@@ -133,7 +133,7 @@ def _told(rows: list[dict], total: int) -> dict[str, str]:
 
 
 def _explained(error, folder: Path) -> Exception:
-    """What ended a stage: its own Stopped or InputError; bad input too where memory or disk were full.
+    """What ended a stage: its own Stopped, Diverged or InputError; bad input too where memory or disk were full.
 
     torch and DeepSpeed tell of a full disk in several ways, so the disk itself is asked.
     """
@@ -141,7 +141,7 @@ def _explained(error, folder: Path) -> Exception:
 
     if isinstance(error.cause, Stopped):
         return Stopped(f"{folder.name} {error.cause}")
-    if isinstance(error.cause, InputError):
+    if isinstance(error.cause, (Diverged, InputError)):
         return error.cause
     if isinstance(error.cause, ray.exceptions.OutOfMemoryError):
         return InputError(
