@@ -3,7 +3,7 @@ VENV ?= .venv
 RUN ?= runs/demo
 export VENV
 
-.PHONY: install demo test test-slow test-slurm test-slurm-short lint clean
+.PHONY: install demo test test-isa test-slow test-slurm test-slurm-short lint clean
 
 install:
 	launch/install.sh
@@ -14,6 +14,9 @@ demo: install  ## the whole method on the embedded default
 test: install  ## unit tests, and integration tests on the real stack with a tiny model
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/python -m pytest -q -m "not slow and not slurm and not gpu"
+
+test-isa: install  ## the kernels, and how exact a training step is, on older instructions of this CPU; minutes
+	tests/older_instructions.sh
 
 test-slow: install  ## minutes to tens of minutes: learning, kill -9 in every step, real data
 	$(VENV)/bin/python -m pytest -q -m "slow and not slurm"

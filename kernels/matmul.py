@@ -43,11 +43,17 @@ def even_parts(total: int, largest: int, multiple: int) -> Iterator[tuple[int, i
 
 
 class Workspace:
-    """One allocation, seen as logits of any shape that fits: rows on aligned strides."""
+    """One allocation, seen as logits of any shape that fits: rows on aligned strides.
+
+    What lies between the rows is zero. oneDNN's bf16 GEMM with AMX reads it and multiplies it by zero: a NaN there,
+    as memory that nobody has written may hold, would be a NaN in the product.
+    """
 
     def __init__(self, rows: int, columns: int, like: torch.Tensor) -> None:
         self._flat = like.new_empty(rows * round_up(columns, ALIGNMENT))
 
     def logits(self, rows: int, columns: int) -> torch.Tensor:
         stride = round_up(columns, ALIGNMENT)
-        return self._flat[: rows * stride].view(rows, stride)[:, :columns]
+        whole = self._flat[: rows * stride].view(rows, stride)
+        whole[:, columns:].zero_()
+        return whole[:, :columns]

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from medssr_dist import __version__
-from medssr_dist.errors import EXIT_BAD_INPUT, EXIT_STOPPED, InputError, Stopped
+from medssr_dist.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_STOPPED, Diverged, InputError, Stopped
 
 _EXAMPLE = "example:\n  medssr {name} --config configs/demo_cpu.yaml --run-dir runs/demo voting.samples=16"
 _STEPS = {
@@ -34,7 +34,7 @@ _TOOLS = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Entry point. Returns 0 done, 2 bad input, 3 stopped and resumable."""
+    """Entry point. Returns 0 done, 1 training diverged, 2 bad input, 3 stopped and resumable."""
     args = _parser().parse_args(arguments)
     os.umask(0o077)  # what it writes is its user's alone
     try:
@@ -42,6 +42,9 @@ def main(arguments: list[str] | None = None) -> int:
     except InputError as error:
         print(f"medssr: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
+    except Diverged as error:
+        print(f"medssr: {error}", file=sys.stderr)
+        return EXIT_FAILED
     except Stopped as error:
         print(f"medssr: {error}", file=sys.stderr)
         return EXIT_STOPPED
@@ -51,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="medssr",
         description="MedSSR: question synthesis, majority-vote pseudo-labels, two-stage GRPO, evaluation.",
-        epilog="exit codes: 0 done, 2 bad input, 3 stopped and resumable by the same command",
+        epilog="exit codes: 0 done, 1 failed, 2 bad input, 3 stopped and resumable by the same command",
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

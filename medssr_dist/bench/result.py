@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import platform
 import time
 from pathlib import Path
 
 from medssr_dist.data.jsonl import write_json
 from medssr_dist.run.directory import commit, versions
+from medssr_dist.runtime import cpu
 
 
 def write_result(path: Path, figures: dict) -> None:
@@ -18,18 +18,17 @@ def write_result(path: Path, figures: dict) -> None:
         {
             "date": time.strftime("%Y-%m-%d"),
             "commit": commit(),
-            "machine": {"cpu": _cpu_name(), "cores": os.cpu_count(), "gpu": _gpu_name()},
+            "machine": _machine(),
             "versions": versions(),
         }
         | figures,
     )
 
 
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+def _machine() -> dict:
+    limit = {cpu.ISA_LIMIT: cpu.isa_limit()} if cpu.isa_limit() else {}
+    sets = {"instruction_sets": cpu.instruction_sets()} | limit
+    return {"cpu": cpu.cpu_name(), "cores": os.cpu_count()} | sets | {"gpu": _gpu_name()}
 
 
 def _gpu_name() -> str | None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medssr_dist.config.schema import Config
-from medssr_dist.errors import InputError, Stopped
+from medssr_dist.errors import Diverged, InputError, Stopped
 from medssr_dist.run.clock import step_clock
 from medssr_dist.run.directory import RunDir, open_run
 
@@ -96,7 +96,7 @@ def _stop_on_signal() -> Iterator[Callable[[], bool]]:
         yield asked.is_set
     except Exception as error:
         # Ctrl-C also reaches the engines' processes; what their end raises here is part of the stop.
-        if asked.is_set() and not isinstance(error, (Stopped, InputError)):
+        if asked.is_set() and not isinstance(error, (Stopped, Diverged, InputError)):
             raise Stopped("stopped; the same command resumes") from error
         raise
     finally:

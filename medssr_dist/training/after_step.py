@@ -1,4 +1,4 @@
-"""What happens between two steps of a stage: metrics line, checkpoint, export, and whether to go on."""
+"""What happens between two steps of a stage: a look for NaN, metrics line, checkpoint, export, and whether to go on."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from pathlib import Path
 import ray
 
 from medssr_dist.data.jsonl import JsonlLedger
-from medssr_dist.errors import Stopped
+from medssr_dist.errors import Diverged, Stopped
 from medssr_dist.runtime.models import publish_folder
 from medssr_dist.training.deadline import StopSign
+from medssr_dist.training.finite import bad_metrics, told
 from medssr_dist.training.model_card import write_model_card
 from medssr_dist.training.stage_job import StageJob
 from medssr_dist.training.weights.checkpoints import CheckpointKeeper
@@ -39,6 +40,16 @@ class Boundary:
     def resumed_state(self) -> dict:
         """The state of the step that the ranks have taken up, or of the beginning."""
         return self._all("get_checkpoint_states")[0] or dict(_FRESH)
+
+    def updated(self, step: int, status: dict) -> None:
+        """The weights are those after step number `step`: before an engine or a checkpoint gets them, look at them.
+
+        Args:
+            status: the update's metrics, by OpenRLHF's names.
+        Raises:
+            Diverged: they, or the metrics, hold NaN or an infinity.
+        """
+        self._refuse(step, bad_metrics(status), self._bad_weights())
 
     def passed(self, step: int, row: dict, state: dict) -> None:
         """Step number `step` has ended: write `row`, and save, export and stop as is due.
@@ -73,10 +84,26 @@ class Boundary:
         return Stopped(f"stopped after step {self._step}, {reason}; the same command goes on from there")
 
     def export(self, folder: Path) -> Path:
-        """Write the policy as a Hugging Face checkpoint with its card into `folder`."""
+        """Write the policy as a Hugging Face checkpoint with its card into `folder`. Raises Diverged."""
+        self._refuse(self._step, {}, self._bad_weights())  # a stage that was taken up may have had no step to take
         self._all("export", str(folder))
         write_model_card(folder, self._job, self._step)
         return folder
+
+    def _bad_weights(self) -> dict[str, float]:
+        return {name: value for found in self._all("bad_weights") for name, value in found.items()}
+
+    def _refuse(self, step: int, metrics: dict[str, float], weights: dict[str, float]) -> None:
+        if not (metrics or weights):
+            return
+        name, stage = self._job.name, self._job.stage
+        go_on = f"the same command goes on from the checkpoint of step {self._saved}, which is whole"
+        raise Diverged(
+            f"{name} step {step}: {told(metrics, weights)}; nothing of this step is saved or exported, and "
+            f"{go_on if self._saved else 'there is no checkpoint yet'}; if it comes again, lower "
+            f"training.{name}.learning_rate ({stage.learning_rate:g}) or clip gradients more (max_grad_norm = "
+            f"{stage.max_grad_norm:g}, 0 is off), with a new --run-dir"
+        )
 
     def _save(self) -> None:
         checkpoint = self._keeper.save(self._step, self._state, sum(self._rewards) / len(self._rewards))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 import ray
@@ -118,6 +119,12 @@ class StageTrainer(PlainPPOTrainer):
         status["timing/broadcast"] = time.monotonic() - trained
         return status, global_step + 1
 
+    def ppo_train(self, global_step: int) -> dict:
+        """The update of the step after `global_step`. Raises Diverged where it left no numbers."""
+        status = super().ppo_train(global_step)
+        self._boundary.updated(global_step + 1, status)
+        return status
+
     def init_checkpoint_states(self) -> dict:
         states = self._boundary.resumed_state()
         if "samples" in states:
@@ -125,7 +132,8 @@ class StageTrainer(PlainPPOTrainer):
         return states
 
     def save_logs_and_checkpoints(self, global_step: int, logs_dict=None, client_states=None) -> None:
-        row = {name: float(f"{logs_dict[key]:.8g}") for name, key in _METRICS.items() if key in logs_dict}
+        values = {name: logs_dict[key] for name, key in _METRICS.items() if key in logs_dict}
+        row = {name: float(f"{value:.8g}") for name, value in values.items() if math.isfinite(value)}  # JSON has no NaN
         row |= self.samples_generator.metrics
         row |= {"step": global_step, "prompts": client_states["total_consumed_prompts"], "time": round(time.time(), 3)}
         row["tokens"] = int(row["response_length"] * row["samples"])

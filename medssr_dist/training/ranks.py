@@ -19,7 +19,6 @@ from medssr_dist.training.stall_watch import Beats, Board
 from medssr_dist.training.weights.rank_state import read_back, restore_rng, rng_state, shard_bytes
 
 cpu_patches.apply()
-
 from openrlhf.trainer.ppo_trainer import BasePPOTrainer  # noqa: E402
 from openrlhf.trainer.ppo_utils.samples_generator import SamplesGenerator  # noqa: E402
 from openrlhf.trainer.ray import launcher, ppo_actor  # noqa: E402
@@ -29,6 +28,7 @@ from openrlhf.utils import utils  # noqa: E402
 from openrlhf.utils.logging_utils import init_logger  # noqa: E402
 
 from medssr_dist.training.backend.strategy import Strategy, torch_dtype  # noqa: E402
+from medssr_dist.training.finite import bad_weights  # noqa: E402
 from medssr_dist.training.weights.lora import save_merged  # noqa: E402
 
 if TYPE_CHECKING:
@@ -110,6 +110,10 @@ class PolicyRank(Watched, plain_class(ppo_actor.PolicyModelActor)):
     def get_checkpoint_states(self) -> dict:
         """The trainer's state in the checkpoint that was taken up; {} where there was none."""
         return self.checkpoint_states.get("trainer", {})
+
+    def bad_weights(self) -> dict[str, float]:
+        """See finite.bad_weights; of this rank's shards alone."""
+        return bad_weights(self.actor.model.module)
 
     def checkpoint_bytes(self) -> int:
         """What this rank's part of a checkpoint takes."""

@@ -16,7 +16,7 @@ from medssr_dist.config.schema import Config
 from medssr_dist.config.training import Stage
 from medssr_dist.data.jsonl import write_atomic, write_json
 from medssr_dist.data.records import Question
-from medssr_dist.errors import InputError, Stopped
+from medssr_dist.errors import Diverged, InputError, Stopped
 from medssr_dist.readers import source_name
 from medssr_dist.run.clock import duration
 from medssr_dist.run.stream import follow, kept_at_end, kept_labels, kept_labels_from, publish_taken
@@ -134,7 +134,7 @@ def _told(rows: list[dict], total: int) -> dict[str, str]:
 
 
 def _explained(error, folder: Path) -> Exception:
-    """What ended a stage: its own Stopped or InputError; bad input too where memory or disk were full.
+    """What ended a stage: its own Stopped, Diverged or InputError; bad input too where memory or disk were full.
 
     torch and DeepSpeed tell of a full disk in several ways, so the disk itself is asked.
     """
@@ -142,7 +142,7 @@ def _explained(error, folder: Path) -> Exception:
 
     if isinstance(error.cause, Stopped):
         return Stopped(f"{folder.name} {error.cause}")
-    if isinstance(error.cause, InputError):
+    if isinstance(error.cause, (Diverged, InputError)):
         return error.cause
     if isinstance(error.cause, ray.exceptions.OutOfMemoryError):
         return InputError(

@@ -8,13 +8,14 @@ from types import SimpleNamespace
 import pytest
 from preflight_config import TREE, config, outside_slurm  # noqa: F401
 
+from medssr_dist.bench.result import write_result
 from medssr_dist.commands.doctor import CHECKS, LOGIN, inputs, run_check, software, storage
 from medssr_dist.commands.doctor.arithmetic import compare, fit
 from medssr_dist.commands.doctor.result import Result
 from medssr_dist.commands.doctor.slurm import Partition, job_hosts, parse_partition, parse_time, seconds_left
 from medssr_dist.commands.doctor.walltime_check import walltime
 from medssr_dist.config.load import load_config
-from medssr_dist.data.jsonl import write_json
+from medssr_dist.data.jsonl import read_json, write_json
 from medssr_dist.errors import EXIT_BAD_INPUT
 from medssr_dist.launch.attempts import FIRST_ANSWER
 from medssr_dist.run.directory import open_run
@@ -120,6 +121,21 @@ def test_a_cpu_without_instructions_for_the_dtype_is_told(monkeypatch, tmp_path,
     asked = config(policy={"dtype": dtype}, training={"attention": "sdpa"})
     result = run_check(CHECKS["devices"], asked, tmp_path)
     assert (result.status, result.fix) == (status, "" if status == "pass" else "set policy.dtype=float32")
+
+
+def test_the_instructions_of_the_cpu_are_named(monkeypatch, tmp_path):
+    able = {"cpu_name": "x", "amx_tile": True, "avx2": True, "avx512_bf16": False, "l2_cache_size": 1, "fma3": True}
+    monkeypatch.setenv("MEDSSR_DEVICE", "cpu")
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: able)
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    asked = config(training={"attention": "sdpa"}, policy={"dtype": "float32"})
+    assert run_check(CHECKS["devices"], asked, tmp_path).detail.endswith(" cores; amx_tile, avx2")
+    write_result(tmp_path / "bench.json", {})
+    assert read_json(tmp_path / "bench.json")["machine"]["instruction_sets"] == ["amx_tile", "avx2"]
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    assert run_check(CHECKS["devices"], asked, tmp_path).detail.endswith("; amx_tile, avx2; ONEDNN_MAX_CPU_ISA=AVX2")
+    write_result(tmp_path / "bench.json", {})
+    assert read_json(tmp_path / "bench.json")["machine"]["ONEDNN_MAX_CPU_ISA"] == "AVX2"
 
 
 def test_an_import_that_fails_is_named(monkeypatch, tmp_path):

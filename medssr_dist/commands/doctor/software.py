@@ -14,6 +14,7 @@ from pathlib import Path
 
 from medssr_dist.commands.doctor.result import Result
 from medssr_dist.config.schema import Config
+from medssr_dist.runtime import cpu
 
 _PINNED = {"openrlhf": "0.11.2", "deepspeed": "0.19.6", "ray": "2.55.0", "transformers": "5.15.0", "torch": "2.13.0"}
 _VLLM = "0.29.0"
@@ -28,7 +29,7 @@ for name in sys.argv[1:]:
 """
 _COMFORTABLE_FILES = 4096  # descriptors; Ray and vLLM open hundreds a process
 _COMFORTABLE_PROCESSES = 4096  # Linux counts threads; Ray starts hundreds a worker on large nodes
-# Names in torch.cpu.get_capabilities() of what makes a CPU fast in 16 bits; any one is enough.
+# Instruction sets that make a CPU fast in 16 bits; any one is enough.
 _FAST_16_BIT = {
     "bfloat16": ("avx512_bf16", "amx_bf16", "avx512_bw", "avx_ne_convert", "bf16"),
     "float16": ("avx512_fp16", "amx_fp16", "fp16_arith"),
@@ -106,7 +107,7 @@ def devices(config: Config, run_dir: Path) -> Result:
     here = torch.cuda.device_count()
     for index in range(here):
         torch.ones(1, device=f"cuda:{index}").add_(1).item()
-    detail = f"{here} GPUs, CUDA {torch.version.cuda} in torch; {_describe(driver)}"
+    detail = f"{here} GPUs, CUDA {torch.version.cuda} in torch; {_describe(driver)}; CPU: {cpu.described()}"
     if given and given != here:
         return Result("fail", f"{detail}; Slurm gave {given}", "see CUDA_VISIBLE_DEVICES, and the job's --gpus options")
     if max((used for _, _, used in driver), default=0) > _BUSY_MIB:
@@ -116,12 +117,11 @@ def devices(config: Config, run_dir: Path) -> Result:
 
 def _cores(dtype: str) -> Result:
     """The CPU as the run's device; a warning if it has no instructions for `dtype`."""
-    import torch
-
-    detail, able = f"no GPU; {os.cpu_count()} cores", torch.cpu.get_capabilities()
-    if dtype in _FAST_16_BIT and not any(able.get(name) for name in _FAST_16_BIT[dtype]):
-        return Result("warn", f"{detail} without instructions for {dtype}: slow", "set policy.dtype=float32")
-    return Result("pass", detail)
+    detail = f"no GPU; {os.cpu_count()} cores"
+    if dtype in _FAST_16_BIT and not set(_FAST_16_BIT[dtype]) & set(cpu.instruction_sets()):
+        detail = f"{detail} without instructions for {dtype}: slow; {cpu.described()}"
+        return Result("warn", detail, "set policy.dtype=float32")
+    return Result("pass", f"{detail}; {cpu.described()}")
 
 
 def _gpus_from_slurm() -> int:
