@@ -10,6 +10,7 @@ from pathlib import Path
 
 from medssr_dist import __version__
 from medssr_dist.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_STOPPED, Diverged, InputError, Stopped
+from medssr_dist.runtime.logs import set_up_logging
 
 _EXAMPLE = "example:\n  medssr {name} --config configs/demo_cpu.yaml --run-dir runs/demo voting.samples=16"
 _STEPS = {
@@ -36,7 +37,8 @@ _TOOLS = {
 def main(arguments: list[str] | None = None) -> int:
     """Entry point. Returns 0 done, 1 training diverged, 2 bad input, 3 stopped and resumable."""
     args = _parser().parse_args(arguments)
-    os.umask(0o077)  # what it writes is its user's alone
+    os.umask(0o077)  # only the user may read what a command writes
+    set_up_logging()
     try:
         return args.call(args)
     except InputError as error:

@@ -9,6 +9,7 @@ main thread, which alone writes the manifest and has the signals, and stage 1 in
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from functools import partial
@@ -34,6 +35,8 @@ from medssr_dist.summary import build_summary, render_summary
 if TYPE_CHECKING:
     from medssr_dist.training.train_stage import RunningStage
 
+logger = logging.getLogger(__name__)
+
 STEPS = ("synthesize", "vote", "train", "evaluate")
 
 
@@ -45,7 +48,7 @@ def run_steps(config: Config, root: Path, steps: tuple[str, ...] = STEPS) -> Non
         Stopped: SIGTERM, USR1 or Ctrl-C, or a training deadline; the same command resumes.
     """
     if steps == STEPS and not config.training.uses_pseudo_labels:
-        print("synthesize, vote: skipped, no training stage uses pseudo-labels")
+        logger.info("synthesize, vote: skipped, no training stage uses pseudo-labels")
         steps = ("train", "evaluate")
     with open_session(config, root, before_ray=refuse_too_little_memory) as session:
         with step_clock(session.run.root, "run"):
@@ -266,7 +269,7 @@ def _warn_of_unchecked(run: RunDir, benchmarks: dict[str, list[Question]]) -> No
     if run.is_finished("synthesize"):
         checked = read_json(run.synthesis / "summary.json")["checked_against"]
         if later := [name for name in benchmarks if name not in checked]:
-            print(f"warning: the synthetic questions were not checked for contamination with {', '.join(later)}")
+            logger.warning("the synthetic questions were not checked for contamination with %s", ", ".join(later))
 
 
 def _evaluate_policies(session: Session, benchmarks: dict[str, list[Question]], policies: dict[str, Path]) -> None:
@@ -282,7 +285,7 @@ def _evaluate_policies(session: Session, benchmarks: dict[str, list[Question]], 
     answers, seconds = {}, {}
     for name, folder in policies.items():
         started = time.monotonic()
-        print(f"evaluate {name}: {folder}")
+        logger.info("evaluate %s: %s", name, folder)
         tokenizer = load_tokenizer(folder, config.policy)
         with engine_pool(config, folder, events, with_servers=False) as pool:
             answers[name] = evaluate_policy(

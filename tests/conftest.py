@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +13,20 @@ from hypothesis import settings
 from places import REPO, SHARED_DATA
 from tiny_policy import answers_with_a_letter, tiny_llama, tiny_tokenizer
 
+from medssr_dist.runtime.logs import PACKAGE_LOGGER
+
 settings.register_profile("untimed", deadline=None)  # a busy machine is no failure
 settings.load_profile("untimed")
+
+
+@pytest.fixture(autouse=True)
+def unset_logging():
+    """Undo `set_up_logging`, which `medssr`'s entry point calls: each test starts from Python's defaults."""
+    yield
+    logger = logging.getLogger(PACKAGE_LOGGER)
+    logger.handlers.clear()
+    logger.setLevel(logging.NOTSET)
+    logger.propagate = True
 
 
 @pytest.fixture(scope="session")
