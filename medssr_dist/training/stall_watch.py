@@ -1,6 +1,6 @@
 """A stage that stands still is ended, with the name of what stands still and the stacks of its processes.
 
-Each component (rollout engine, training rank, the stage's controller) tells a Board that it has moved and what it is
+Each component (rollout engine, training rank, the stage's controller) tells a HeartbeatBoard that it has moved and what it is
 doing. Nothing is asked of a component, for one that hangs does not answer. The stage is stalled when of those that are
 doing something none has moved for `training.stall_s`.
 """
@@ -28,7 +28,7 @@ class StalledError(Exception):
 
 
 @dataclass(frozen=True)
-class Mark:
+class LastBeat:
     """What a component last told: doing what ("" = nothing), how often it has moved, how long ago, where it lives."""
 
     component: str
@@ -39,7 +39,7 @@ class Mark:
     pid: int
 
 
-class Board:
+class HeartbeatBoard:
     """Ray actor: the last word of each component."""
 
     def __init__(self):
@@ -48,23 +48,23 @@ class Board:
     def beat(self, component: str, doing: str, beats: int, node: str, pid: int) -> None:
         self._marks[component] = (doing, beats, time.monotonic(), node, pid)
 
-    def read(self) -> list[Mark]:
+    def read(self) -> list[LastBeat]:
         now = time.monotonic()
         return [
-            Mark(component, doing, beats, now - at, node, pid)
+            LastBeat(component, doing, beats, now - at, node, pid)
             for component, (doing, beats, at, node, pid) in self._marks.items()
         ]
 
 
-def start_board() -> Board:
-    """A Board actor; it ends with its last handle."""
-    return ray.remote(num_cpus=0)(Board).remote()
+def start_board() -> HeartbeatBoard:
+    """A HeartbeatBoard actor; it ends with its last handle."""
+    return ray.remote(num_cpus=0)(HeartbeatBoard).remote()
 
 
-class Beats:
+class Heartbeat:
     """A component's line to the board, cheap enough to call for every token; and its process tells its stacks."""
 
-    def __init__(self, board: Board, component: str):
+    def __init__(self, board: HeartbeatBoard, component: str):
         self._board, self._component = board, component
         self._doing, self._beats, self._told = "", 0, 0.0
         self._place = ray.get_runtime_context().get_node_id(), os.getpid()
@@ -92,7 +92,7 @@ class Beats:
         return told
 
 
-def stalled(marks: list[Mark], limit_s: float) -> list[Mark]:
+def stalled(marks: list[LastBeat], limit_s: float) -> list[LastBeat]:
     """Those that hold the stage up: none if one that is doing something has moved within `limit_s`.
 
     A component waits for others in a collective, and the controller for all: named are those behind, the controller
@@ -110,7 +110,7 @@ def stalled(marks: list[Mark], limit_s: float) -> list[Mark]:
 class StallWatch:
     """Looks at a board now and then, for whoever waits for the stage."""
 
-    def __init__(self, board: Board, limit_s: float):
+    def __init__(self, board: HeartbeatBoard, limit_s: float):
         self._board, self._limit_s, self._read = board, limit_s, time.monotonic()
 
     def check(self) -> None:
@@ -137,7 +137,7 @@ def dump_stacks_on_signal() -> None:
     faulthandler.register(signal.SIGUSR2, all_threads=True)
 
 
-def _dump_stacks(marks: list[Mark]) -> None:
+def _dump_stacks(marks: list[LastBeat]) -> None:
     refs = []
     for mark in marks:
         there = NodeAffinitySchedulingStrategy(mark.node, soft=False)

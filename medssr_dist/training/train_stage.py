@@ -6,7 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -23,10 +23,17 @@ from medssr_dist.run.stream import follow, kept_at_end, kept_labels, kept_labels
 from medssr_dist.runtime.device import device_env
 from medssr_dist.runtime.models import publish_folder
 from medssr_dist.training.deadline import end_time
-from medssr_dist.training.rollout.examples import Example, from_labels, from_questions, of_label, shuffled
-from medssr_dist.training.stage_actor import StageRunner
-from medssr_dist.training.stage_job import STOP_FILE, StageJob
+from medssr_dist.training.rollout.examples import (
+    Example,
+    example_of_label,
+    examples_of_labels,
+    examples_of_questions,
+    shuffle,
+)
+from medssr_dist.training.stage_actor import Examples, StageActor
+from medssr_dist.training.stage_job import STOP_FILE, StageCounts, StageJob, StageSummary
 from medssr_dist.training.stall_watch import StallWatch, start_board
+from medssr_dist.training.step_metrics import StepMetrics, read_metrics
 from medssr_dist.training.trackers import Trackers
 from medssr_dist.training.weights.checkpoints import settle
 
@@ -36,28 +43,35 @@ _PACE_STEPS = 5
 
 
 class RunningStage:
-    """A stage that trains in its own Ray actors while the caller does something else.
+    """A stage that trains in its own Ray actors while the caller does other work.
 
     Args:
-        job: what it is to do; its `checkpoint` is found here.
-        examples: see StageRunner.run; called inside the stage's actor.
-        on_taken: told how many examples the stage has taken.
-        should_stop: whether the run was asked to stop; the stage then ends after the step it is in, saved.
+        job: the stage; its `checkpoint` is found here.
+        examples, on_taken: see StageActor.run; both are called inside the stage's actor.
+        should_stop: whether the run was asked to stop; the stage then saves and ends after its current step.
+        actor_class: the controller of the stage.
     """
 
-    def __init__(self, job: StageJob, examples: Callable, on_taken, should_stop: Callable[[], bool]):
+    def __init__(
+        self,
+        job: StageJob,
+        examples: Examples,
+        on_taken: Callable[[int], None],
+        should_stop: Callable[[], bool],
+        actor_class: type[StageActor] = StageActor,
+    ):
         import ray
 
         if should_stop():
-            raise Stopped(f"stopped before {job.name}; the same command goes on")
+            raise Stopped(f"stopped before {job.name}; the same command resumes")
         _clear_partial(job.folder)
         checkpoint = settle(job.folder / "checkpoints")
         done = checkpoint.step if checkpoint else 0
         if job.end is not None and time.time() > job.end:  # before minutes are spent on starting it
-            raise Stopped(f"{job.name} stopped after step {done}, its end time is over; the same command goes on")
+            raise Stopped(f"{job.name} stopped after step {done}, its end time is over; the same command resumes")
         _drop_steps_after(job.folder, done)
         self._job, self._should_stop, self._started = replace(job, checkpoint=checkpoint), should_stop, time.monotonic()
-        self._actor = ray.remote(num_cpus=1, runtime_env={"env_vars": device_env()})(StageRunner).remote()
+        self._actor = ray.remote(num_cpus=1, runtime_env={"env_vars": device_env()})(actor_class).remote()
         board = start_board()
         self._watch = StallWatch(board, job.config.training.stall_s)
         self._result = self._actor.run.remote(self._job, examples, on_taken, board)
@@ -82,8 +96,8 @@ class RunningStage:
         try:
             counts = ray.get(self._result)
         except ray.exceptions.RayTaskError as error:
-            raise _explained(error, self._job.folder) from None
-        _publish(self._job.folder, counts | {"seconds": round(time.monotonic() - self._started, 1)})
+            raise _explain(error, self._job.folder) from None
+        _publish(self._job.folder, counts, round(time.monotonic() - self._started, 1))
         ray.kill(self._actor)
         return True
 
@@ -120,20 +134,21 @@ class RunningStage:
         self._bar.close()
 
     def _show(self) -> None:
-        rows = _metrics(self._job.folder)
-        if rows and rows[-1]["step"] > self._bar.n:
-            self._bar.n = rows[-1]["step"]
-            self._bar.set_postfix(_told(rows, self._job.expected_steps))
+        steps = read_metrics(self._job.folder / "metrics.jsonl")
+        if steps and steps[-1].step > self._bar.n:
+            self._bar.n = steps[-1].step
+            self._bar.set_postfix(_bar_text(steps, self._job.expected_steps))
 
 
-def _told(rows: list[dict], total: int) -> dict[str, str]:
-    """What the bar says of the newest step; the time to go is by the pace of the last ones, not of the start-up."""
-    pace = sum(row["seconds"] for row in rows[-_PACE_STEPS:]) / len(rows[-_PACE_STEPS:])
-    to_go = duration(pace * max(0, total - rows[-1]["step"]))
-    return {"reward": f"{rows[-1]['reward']:.2f}", "kl": f"{rows[-1].get('kl', 0):.1e}", "ETA": to_go}
+def _bar_text(steps: list[StepMetrics], total: int) -> dict[str, str]:
+    """Describe the newest step; the time left follows the pace of the last steps, not of the start-up."""
+    recent = steps[-_PACE_STEPS:]
+    pace = sum(step.seconds for step in recent) / len(recent)
+    time_left = duration(pace * max(0, total - steps[-1].step))
+    return {"reward": f"{steps[-1].reward:.2f}", "kl": f"{steps[-1].kl:.1e}", "ETA": time_left}
 
 
-def _explained(error, folder: Path) -> Exception:
+def _explain(error, folder: Path) -> Exception:
     """What ended a stage: its own Stopped, Diverged or InputError; bad input too where memory or disk were full.
 
     torch and DeepSpeed tell of a full disk in several ways, so the disk itself is asked.
@@ -192,12 +207,12 @@ def start_stage2(
         labels: kept pseudo-labels that join in when `stage2.mix_pseudo_labels` is set.
     """
     stage = config.training.stage2
-    examples = from_questions(questions)
+    examples = examples_of_questions(questions)
     data = f"{len(examples):,} human-annotated questions: {', '.join(map(source_name, stage.data)) or 'none'}."
     if stage.mix_pseudo_labels:
-        examples += from_labels(kept_labels(labels))
+        examples += examples_of_labels(kept_labels(labels))
         data += f" Mixed with {_pseudo_labels(config)}"
-    examples = shuffled(examples, config.runtime.random_seed)
+    examples = shuffle(examples, config.runtime.random_seed)
     job = _job("stage2", config, model, reference, folder, data, _expected_steps(stage, len(examples)))
     return RunningStage(job, partial(_listed, examples), _ignore, should_stop)
 
@@ -230,7 +245,7 @@ def _pseudo_labels(config: Config) -> str:
 
 def _label_examples(labels: Path, start: int, watch: Callable[[], object]) -> Iterable[tuple[int, Example]]:
     """A place is a number of lines of the ledger."""
-    return ((place, of_label(label)) for place, label in kept_labels_from(labels, start, watch))
+    return ((place, example_of_label(label)) for place, label in kept_labels_from(labels, start, watch))
 
 
 def _listed(examples: list[Example], start: int, watch: Callable[[], object]) -> Iterable[tuple[int, Example]]:
@@ -262,17 +277,14 @@ def _drop_steps_after(folder: Path, step: int) -> None:
             write_atomic(folder / name, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
 
 
-def _metrics(folder: Path) -> list[dict]:
-    """Whole lines of metrics.jsonl; the stage may be writing the next."""
-    return list(follow(folder / "metrics.jsonl", ended=lambda: True))
-
-
-def _publish(folder: Path, counts: dict) -> None:
+def _publish(folder: Path, counts: StageCounts, seconds: float) -> None:
     publish_folder(folder / "hf.partial", folder / "hf")
-    rows = _metrics(folder)
-    summary = counts | {
-        "steps": len(rows),
-        "reward_by_step": [row["reward"] for row in rows],
-        "tokens": sum(row["tokens"] for row in rows),
-    }
-    write_json(folder / "summary.json", summary)
+    steps = read_metrics(folder / "metrics.jsonl")
+    summary = StageSummary(
+        **asdict(counts),
+        seconds=seconds,
+        steps=len(steps),
+        reward_by_step=[step.reward for step in steps],
+        tokens=sum(step.tokens for step in steps),
+    )
+    write_json(folder / "summary.json", asdict(summary))
