@@ -14,7 +14,7 @@ from pathlib import Path
 from medssr_dist.bench.result import write_result
 from medssr_dist.data.jsonl import read_json, write_json
 from medssr_dist.errors import EXIT_BAD_INPUT, InputError
-from medssr_dist.estimates.rates import measured_rates
+from medssr_dist.estimates.rates import read_rates
 from medssr_dist.launch.attempts import FIRST_TOKEN, attempts_of
 from medssr_dist.run.directory import RunDir
 
@@ -40,7 +40,7 @@ def rows(folder: Path) -> list[dict]:
     """One row a finished `nodes-N`, by N: votes and tokens a second without start-up, seconds to the first token."""
     found = []
     for run in sorted(Path(folder).glob("nodes-*")):
-        rates = measured_rates(run) if (run / "voting" / "summary.json").exists() else None
+        rates = read_rates(run) if (run / "voting" / "summary.json").exists() else None
         if rates is None or rates.vote is None:
             continue
         quality = read_json(run / "voting" / "summary.json")["quality"]
