@@ -169,7 +169,7 @@ def _bench_command(commands) -> None:
 
 
 def _add_teacher(parser: argparse.ArgumentParser) -> None:
-    from medssr_dist.offline_teacher.cli import add_teacher_arguments, run_teacher
+    from medssr_dist.offline_teacher.serve import add_teacher_arguments, run_teacher
 
     add_teacher_arguments(parser)
     parser.set_defaults(call=run_teacher)

@@ -147,7 +147,7 @@ def _render_prompts(config: Config, seeds: list[Question], rare: list, folder: P
     Returns how many of the first N requests have one, the mean tokens of those shown, and the index's state.
     """
     from medssr_dist.synthesis.client.budget import TokenCounter
-    from medssr_dist.synthesis.request_plan import Draws, Plan
+    from medssr_dist.synthesis.request_plan import Draws, RequestPlan
     from medssr_dist.synthesis.synthesize import check_inputs
 
     check_inputs(config, seeds, rare)
@@ -157,7 +157,7 @@ def _render_prompts(config: Config, seeds: list[Question], rare: list, folder: P
     )
     with_entity = [draws.at(index).entity is not None for index in range(synthesis.accepted)]
     retrieve, state = _retrieval(config) if any(with_entity) else (_no_passages, "not needed")
-    plan = Plan(config, seeds, rare, retrieve, commit())
+    plan = RequestPlan(config, seeds, rare, retrieve, commit())
     shown = [with_entity.index(kind) for kind in (True, False) if kind in with_entity]
     prompts = {index: plan.request(index).messages for index in sorted(shown)}
     parts = [_render_messages(index, messages) for index, messages in prompts.items()]

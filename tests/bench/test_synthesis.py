@@ -122,10 +122,12 @@ def test_a_meter_by_count_is_over_after_so_many():
 
 def test_the_prompts_are_of_one_size():
     from medssr_dist.bench.synthesis import ours
-    from medssr_dist.synthesis.request_plan import Plan
+    from medssr_dist.synthesis.request_plan import RequestPlan
 
     theirs = sum(len(message["content"]) for message in peers.messages())
-    plan = Plan(ours._config("http://127.0.0.1:1/v1", 1, 10), ours._seeds(), ours._entities(), ours._passages, "c")
+    plan = RequestPlan(
+        ours._config("http://127.0.0.1:1/v1", 1, 10), ours._seeds(), ours._entities(), ours._passages, "c"
+    )
     mine = [sum(len(message["content"]) for message in plan.request(index).messages) for index in range(10)]
     assert theirs == peers.PROMPT_CHARS
     assert all(0.9 * theirs < chars < 1.1 * theirs for chars in mine), mine

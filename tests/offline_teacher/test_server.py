@@ -173,7 +173,7 @@ def test_taken_port_is_named_with_the_fix():
         held.bind(("127.0.0.1", 0))
         held.listen()
         port = str(held.getsockname()[1])
-        command = [sys.executable, "-m", "medssr_dist.offline_teacher.cli", "--port", port]
+        command = [sys.executable, "-m", "medssr_dist.offline_teacher.serve", "--port", port]
         done = subprocess.run(command, capture_output=True, text=True, timeout=20)
     assert done.returncode == 2
     assert f"port {port} on 127.0.0.1 is taken" in done.stderr and "--port 0" in done.stderr
@@ -181,7 +181,7 @@ def test_taken_port_is_named_with_the_fix():
 
 @pytest.mark.parametrize("options", [["--rate-429", "1.5"], ["--port", "70000"]])
 def test_bad_options_end_with_code_2(options):
-    command = [sys.executable, "-m", "medssr_dist.offline_teacher.cli", *options]
+    command = [sys.executable, "-m", "medssr_dist.offline_teacher.serve", *options]
     done = subprocess.run(command, capture_output=True, text=True, timeout=20)
     assert done.returncode == 2 and "Traceback" not in done.stderr and options[1] in done.stderr
 
