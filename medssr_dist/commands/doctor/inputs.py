@@ -67,7 +67,7 @@ def check_vocabulary(config: Config, run_dir: Path) -> CheckResult:
 
 def check_data(config: Config, run_dir: Path) -> CheckResult:
     """Every data set can be read, is labelled where it must be, and holds no evaluation item."""
-    from medssr_dist.readers import human_labelled, read_all, refuse_evaluation_items
+    from medssr_dist.readers import read_all, refuse_evaluation_items, refuse_unlabelled
 
     benchmarks = read_all(config.evaluation.benchmarks, config.runtime.random_seed)
     stage2 = config.training.stage2
@@ -75,7 +75,7 @@ def check_data(config: Config, run_dir: Path) -> CheckResult:
     sets |= {"supervised": read_all(stage2.data, config.runtime.random_seed)} if stage2.enabled else {}
     for questions in sets.values():
         refuse_evaluation_items(questions, benchmarks)
-    human_labelled([*sets.get("supervised", []), *benchmarks])
+    refuse_unlabelled([*sets.get("supervised", []), *benchmarks])
     counts = ", ".join(f"{len(items):,} {name}" for name, items in (sets | {"evaluation": benchmarks}).items())
     if not benchmarks:
         return CheckResult("warn", counts, "name a data set in evaluation.benchmarks, or run without `evaluate`")
