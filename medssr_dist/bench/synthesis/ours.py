@@ -61,7 +61,7 @@ class MeteredQueue(RequestQueue):
         self._meter.end(self._begun.pop(job.index))
 
 
-def measure(url: str, folder: Path, concurrency: int, meter: Meter, most: int, judge: bool) -> dict:
+def measure_our_client(url: str, folder: Path, concurrency: int, meter: Meter, most: int, judge: bool) -> dict:
     """Ask until the meter is over, or `most` requests; returns the meter's result and the tries it took."""
     config = _config(url, concurrency, most)
     with ExitStack() as stack:
@@ -174,7 +174,7 @@ def main() -> None:
     args = parser.parse_args()
     meter = Meter(args.warmup_s, args.seconds, args.count)
     most = args.count or int(_MOST_PER_S * (args.warmup_s + args.seconds))
-    print(json.dumps(measure(args.url, args.folder, args.concurrency, meter, most, args.judge)))
+    print(json.dumps(measure_our_client(args.url, args.folder, args.concurrency, meter, most, args.judge)))
 
 
 if __name__ == "__main__":

@@ -263,7 +263,7 @@ def _shown(labels: list[Label], voting) -> list[tuple]:
     return [(label.question.id, label.outcome, label.answer, label.kept) for label in labels]
 
 
-def measure(folder: Path, pool_questions: int, rounds: int, questions: int) -> dict:
+def measure_real_engine(folder: Path, pool_questions: int, rounds: int, questions: int) -> dict:
     """Both parts; ledgers go to a temporary folder in `folder`."""
     with tempfile.TemporaryDirectory(dir=folder, prefix=".bench") as scratch:
         return pool_against_vllm(pool_questions, rounds) | adaptive_against_full(Path(scratch), questions)
