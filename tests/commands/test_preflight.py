@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from preflight_config import TREE, config, outside_slurm  # noqa: F401
 
-from medssr_dist.bench.result import write_result
+from medssr_dist.bench.result_file import write_result
 from medssr_dist.commands.doctor import CHECKS, LOGIN, inputs, run_check, software, storage
 from medssr_dist.commands.doctor.check_result import CheckResult
 from medssr_dist.commands.doctor.gpu_count import compare_gpus, fit_partitions
