@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 _MODULES = {"triton": "medssr_dist.kernels.triton_ops", "torch": "medssr_dist.kernels.torch_ops"}
 
 
-def operations(backend: str | None, tensor: torch.Tensor) -> ModuleType:
+def select_operations(backend: str | None, tensor: torch.Tensor) -> ModuleType:
     """The module of row and token operations for `tensor`.
 
     `backend` is "triton", "torch" or None, which takes Triton for CUDA tensors and torch for all others. Triton on

@@ -33,10 +33,10 @@ def group_advantage(
     Equal rewards, and a group of one, give exactly 0. ValueError for an empty group.
     """
     checks.require(mode in MODES, f"mode must be one of {MODES}, not {mode!r}")
-    checks.floating("rewards", rewards)
-    checks.require(rewards.dim() == 1, f"{checks.described('rewards', rewards)}: must be [N]")
-    checks.offsets(offsets, rewards.numel(), unit="group", allow_empty=False)
+    checks.require_floating("rewards", rewards)
+    checks.require(rewards.dim() == 1, f"{checks.describe('rewards', rewards)}: must be [N]")
+    checks.require_offsets(offsets, rewards.numel(), unit="group", allow_empty=False)
     rewards = rewards.detach().to(torch.promote_types(rewards.dtype, torch.float32)).contiguous()
     bounds = offsets.to(device=rewards.device, dtype=torch.int64)
-    operations = backends.operations(backend, rewards)
+    operations = backends.select_operations(backend, rewards)
     return GroupAdvantage(*operations.group_advantage(rewards, bounds, mode, epsilon))

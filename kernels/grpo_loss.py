@@ -6,7 +6,7 @@ import torch
 
 from medssr_dist.kernels import backends, checks
 from medssr_dist.kernels.grpo_options import GrpoMetrics, GrpoOptions
-from medssr_dist.kernels.grpo_tokens import Tokens, loss_value, make_tokens, metrics, token_loss
+from medssr_dist.kernels.grpo_tokens import Tokens, combine_loss, compute_token_loss, make_metrics, make_tokens
 
 
 def grpo_loss(
@@ -33,10 +33,10 @@ def grpo_loss(
     None counts those given here. dp_size undoes the averaging of gradients over data-parallel ranks.
     """
     options = options or GrpoOptions()
-    checks.floating("logp", logp)
+    checks.require_floating("logp", logp)
     needs_entropy = options.entropy_coef is not None
     checks.require(entropy is not None or not needs_entropy, f"entropy_coef {options.entropy_coef} needs entropy")
-    checks.like("entropy", entropy, "logp", logp)
+    checks.require_like("entropy", entropy, "logp", logp)
     tokens = make_tokens(
         logp,
         logp.shape,
@@ -51,9 +51,9 @@ def grpo_loss(
         sequence_count=sequence_count,
         dp_size=dp_size,
     )
-    operations = backends.operations(backend, logp)
+    operations = backends.select_operations(backend, logp)
     loss, sums = _GrpoLoss.apply(logp, entropy if needs_entropy else None, tokens, options, operations)
-    return loss, metrics(sums, tokens, options)
+    return loss, make_metrics(sums, tokens, options)
 
 
 class _GrpoLoss(torch.autograd.Function):
@@ -61,12 +61,12 @@ class _GrpoLoss(torch.autograd.Function):
     def forward(ctx, logp, entropy, tokens: Tokens, options: GrpoOptions, operations):
         dtype = tokens.mask.dtype
         flat_entropy = None if entropy is None else entropy.reshape(-1).to(dtype)
-        result = token_loss(operations, logp.reshape(-1).to(dtype), flat_entropy, tokens, options)
+        result = compute_token_loss(operations, logp.reshape(-1).to(dtype), flat_entropy, tokens, options)
         ctx.save_for_backward(result.d_logp, tokens.penalty_weight)
         ctx.options = options
         ctx.like = logp.shape, logp.dtype, None if entropy is None else entropy.dtype
         ctx.mark_non_differentiable(result.sums)
-        return loss_value(result.sums, options), result.sums
+        return combine_loss(result.sums, options), result.sums
 
     @staticmethod
     @torch.autograd.function.once_differentiable

@@ -56,7 +56,7 @@ def make_tokens(
     for name, value in {**named, "mask": mask}.items():
         if value is not None:
             fits = value.shape == expected.shape and value.device == like.device
-            checks.require(fits, f"{checks.described(name, value)}: must be {tuple(shape)} on {like.device}")
+            checks.require(fits, f"{checks.describe(name, value)}: must be {tuple(shape)} on {like.device}")
     checks.require(ref_logp is not None or options.kl_coef == 0, f"kl_coef {options.kl_coef} needs ref_logp")
     needs_rollout = options.importance_level != "off"
     checks.require(rollout_logp is not None or not needs_rollout, "importance correction needs rollout_logp")
@@ -81,19 +81,19 @@ def _lengths(shape: torch.Size, offsets: torch.Tensor | None, device: torch.devi
     checks.require(len(shape) in (1, 2), f"tokens must be [N] or [B, T], not {tuple(shape)}")
     checks.require(offsets is None or len(shape) == 1, "offsets go with flat tokens [N], not with [B, T]")
     if offsets is not None:
-        checks.offsets(offsets, shape[0], unit="sequence", allow_empty=True)
+        checks.require_offsets(offsets, shape[0], unit="sequence", allow_empty=True)
         return offsets.to(device=device, dtype=torch.int64).diff()
     sequences, length = (1, shape[0]) if len(shape) == 1 else shape
     return torch.full((sequences,), length, dtype=torch.int64, device=device)
 
 
-def over_sequences(values: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+def sum_over_sequences(values: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
     """Sum of values [N] over each sequence: [B]."""
     offsets = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
     return torch.segment_reduce(values, "sum", offsets=offsets)
 
 
-def to_tokens(values: torch.Tensor, lengths: torch.Tensor, total: int) -> torch.Tensor:
+def repeat_to_tokens(values: torch.Tensor, lengths: torch.Tensor, total: int) -> torch.Tensor:
     """Each sequence's value [B] at each of its tokens: [N]."""
     return torch.repeat_interleave(values, lengths, output_size=total)
 
@@ -109,12 +109,12 @@ def _weights(
     """Weight [N] of each token in the sum. Counts that are not given are those of the mask."""
     if aggregation == "token_mean":
         return mask / (mask.sum().clamp(min=1) if token_count is None else token_count)
-    counts = over_sequences(mask, lengths)
+    counts = sum_over_sequences(mask, lengths)
     if sequence_count is None:
         sequence_count = (counts > 0).sum().clamp(min=1)
     if aggregation == "fixed_length":
         return mask / (sequence_count * fixed_length)
-    return mask / (to_tokens(counts.clamp(min=1), lengths, mask.numel()) * sequence_count)
+    return mask / (repeat_to_tokens(counts.clamp(min=1), lengths, mask.numel()) * sequence_count)
 
 
 def with_importance(old_logp: torch.Tensor, tokens: Tokens, options: GrpoOptions) -> Tokens:
@@ -135,8 +135,8 @@ def _importance(old_logp: torch.Tensor, tokens: Tokens, options: GrpoOptions) ->
     share = tokens.mask
     if options.importance_level == "sequence":
         statistic = _sequence_mean(statistic, tokens)
-        counts = over_sequences(tokens.mask, tokens.lengths).clamp(min=1)
-        share = tokens.mask / to_tokens(counts, tokens.lengths, tokens.mask.numel())
+        counts = sum_over_sequences(tokens.mask, tokens.lengths).clamp(min=1)
+        share = tokens.mask / repeat_to_tokens(counts, tokens.lengths, tokens.mask.numel())
     statistic = statistic.exp() if by_ratio else statistic
     inside = (statistic >= options.importance_low) & (statistic <= options.importance_high)
     dropped = torch.where(inside, 0.0, share)
@@ -162,7 +162,7 @@ class TokenLoss:
     d_logp: torch.Tensor
 
 
-def token_loss(
+def compute_token_loss(
     operations: ModuleType,
     logp: torch.Tensor,
     entropy: torch.Tensor | None,
@@ -200,23 +200,23 @@ def token_loss(
 
 def _sequence_mean(values: torch.Tensor, tokens: Tokens) -> torch.Tensor:
     """Each sequence's mean over its unmasked tokens, at each of its tokens."""
-    counts = over_sequences(tokens.mask, tokens.lengths).clamp(min=1)
-    sums = over_sequences(torch.where(tokens.mask != 0, values, 0.0), tokens.lengths)
-    return to_tokens(sums / counts, tokens.lengths, values.numel())
+    counts = sum_over_sequences(tokens.mask, tokens.lengths).clamp(min=1)
+    sums = sum_over_sequences(torch.where(tokens.mask != 0, values, 0.0), tokens.lengths)
+    return repeat_to_tokens(sums / counts, tokens.lengths, values.numel())
 
 
 def _through_sequence_mean(slopes: torch.Tensor, tokens: Tokens) -> torch.Tensor:
     """Transpose of _sequence_mean."""
-    counts = over_sequences(tokens.mask, tokens.lengths).clamp(min=1)
-    sums = over_sequences(slopes, tokens.lengths)
-    return tokens.mask * to_tokens(sums / counts, tokens.lengths, slopes.numel())
+    counts = sum_over_sequences(tokens.mask, tokens.lengths).clamp(min=1)
+    sums = sum_over_sequences(slopes, tokens.lengths)
+    return tokens.mask * repeat_to_tokens(sums / counts, tokens.lengths, slopes.numel())
 
 
-def loss_value(sums: torch.Tensor, options: GrpoOptions) -> torch.Tensor:
+def combine_loss(sums: torch.Tensor, options: GrpoOptions) -> torch.Tensor:
     return sums[0] + options.kl_coef * sums[1] - (options.entropy_coef or 0.0) * sums[2]
 
 
-def joined(parts: list[torch.Tensor]) -> torch.Tensor:
+def join_sums(parts: list[torch.Tensor]) -> torch.Tensor:
     """Sums of several runs of tokens in one: the two extremes by maximum, the rest added."""
     stacked = torch.stack(parts)
     total = stacked.sum(0)
@@ -224,13 +224,13 @@ def joined(parts: list[torch.Tensor]) -> torch.Tensor:
     return total
 
 
-def metrics(sums: torch.Tensor, tokens: Tokens, options: GrpoOptions) -> GrpoMetrics:
+def make_metrics(sums: torch.Tensor, tokens: Tokens, options: GrpoOptions) -> GrpoMetrics:
     sums = sums.detach().float()
     count = tokens.mask.sum().float()
     share = sums / count.clamp(min=1)
     units = count
     if options.importance_level == "sequence":
-        units = (over_sequences(tokens.mask, tokens.lengths) > 0).sum()
+        units = (sum_over_sequences(tokens.mask, tokens.lengths) > 0).sum()
     some = count > 0
     return GrpoMetrics(
         policy_loss=sums[0],

@@ -17,15 +17,22 @@ import torch.distributed as dist
 from medssr_dist.kernels import checks
 from medssr_dist.kernels.grpo_loss import grpo_loss
 from medssr_dist.kernels.grpo_options import GrpoMetrics, GrpoOptions
-from medssr_dist.kernels.grpo_tokens import Tokens, joined, loss_value, make_tokens, metrics, token_loss
+from medssr_dist.kernels.grpo_tokens import (
+    Tokens,
+    combine_loss,
+    compute_token_loss,
+    join_sums,
+    make_metrics,
+    make_tokens,
+)
 from medssr_dist.kernels.linear_logprob import WORKSPACE_BYTES as LOGPROB_WORKSPACE_BYTES
 from medssr_dist.kernels.linear_logprob import (
-    Plan,
+    SlicePlan,
     empty_stats,
-    finished,
-    kept_rows,
+    find_kept_rows,
+    finish_stats,
     linear_logprob,
-    make_plan,
+    make_slice_plan,
 )
 from medssr_dist.kernels.matmul import Workspace, accumulator_dtype, even_parts, multiply_into
 
@@ -61,10 +68,10 @@ def linear_grpo_loss(
     [H] behind, weight [V, H]. The rest is as in grpo_loss and linear_logprob, in whose terms the result is the same.
     """
     options = options or GrpoOptions()
-    checks.require(hidden.dim() == target.dim() + 1, f"{checks.described('hidden', hidden)}: must be target's + [H]")
+    checks.require(hidden.dim() == target.dim() + 1, f"{checks.describe('hidden', hidden)}: must be target's + [H]")
     flat_hidden, flat_target = hidden.reshape(-1, hidden.shape[-1]), target.reshape(-1)
     flat_mask = None if mask is None else mask.reshape(-1)
-    checks.linear(flat_hidden, weight, flat_target, flat_mask)
+    checks.require_linear(flat_hidden, weight, flat_target, flat_mask)
     inputs = {
         "advantages": advantages,
         "old_logp": old_logp,
@@ -77,7 +84,7 @@ def linear_grpo_loss(
         "dp_size": dp_size,
     }
     has_entropy = options.entropy_coef is not None
-    if tp_group is not None or not separable(options, old_logp):
+    if tp_group is not None or not is_separable(options, old_logp):
         outputs = linear_logprob(
             flat_hidden,
             weight,
@@ -94,20 +101,20 @@ def linear_grpo_loss(
         logp, entropy = outputs if has_entropy else (outputs, None)
         entropy = entropy.view(target.shape) if has_entropy else None
         return grpo_loss(logp.view(target.shape), entropy=entropy, options=options, backend=backend, **inputs)
-    plan = make_plan(
+    plan = make_slice_plan(
         flat_hidden, weight, temperature, has_entropy, None, vocab_start, vocab_size, backend, workspace_bytes
     )
-    checks.targets_below(flat_target, flat_mask, plan.columns)
+    checks.require_targets(flat_target, flat_mask, plan.columns)
     tokens = make_tokens(hidden, target.shape, options, **inputs)
-    rows = kept_rows(flat_mask)
+    rows = find_kept_rows(flat_mask)
     chosen = tokens if rows is None else tokens.at(rows)
     loss, sums = _LinearGrpoLoss.apply(
         flat_hidden, weight, flat_target, rows, chosen, options, plan, torch.is_grad_enabled()
     )
-    return loss, metrics(sums, tokens, options)
+    return loss, make_metrics(sums, tokens, options)
 
 
-def separable(options: GrpoOptions, old_logp: torch.Tensor | None) -> bool:
+def is_separable(options: GrpoOptions, old_logp: torch.Tensor | None) -> bool:
     """Whether each token's slope follows from its own log-probability alone."""
     gates_sequences = options.importance_level == "sequence" and old_logp is None
     return options.ratio == "token" and not gates_sequences
@@ -115,14 +122,16 @@ def separable(options: GrpoOptions, old_logp: torch.Tensor | None) -> bool:
 
 class _LinearGrpoLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, weight, target, rows, tokens: Tokens, options: GrpoOptions, plan: Plan, training: bool):
+    def forward(
+        ctx, hidden, weight, target, rows, tokens: Tokens, options: GrpoOptions, plan: SlicePlan, training: bool
+    ):
         wanted = [training and needed for needed in ctx.needs_input_grad[:2]]
         with torch.autocast(hidden.device.type, enabled=False):
             sums, d_hidden, d_weight = _run(hidden, weight, target, rows, tokens, options, plan, wanted)
         ctx.gradients = d_hidden, d_weight
         ctx.operations = plan.operations
         ctx.mark_non_differentiable(sums)
-        return loss_value(sums, options), sums
+        return combine_loss(sums, options), sums
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -142,7 +151,7 @@ def _run(
     rows: torch.Tensor | None,
     tokens: Tokens,
     options: GrpoOptions,
-    plan: Plan,
+    plan: SlicePlan,
     wanted: list[bool],
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
     """(sums, d hidden, d weight) over the kept rows; `tokens` holds those rows alone."""
@@ -167,10 +176,10 @@ def _run(
     if total is not None:
         total[plan.columns :].zero_()
         total = total.to(weight.dtype)
-    return joined(sums), d_hidden, total
+    return join_sums(sums), d_hidden, total
 
 
-def _weight_sum(weight: torch.Tensor, runs: int, plan: Plan) -> torch.Tensor:
+def _weight_sum(weight: torch.Tensor, runs: int, plan: SlicePlan) -> torch.Tensor:
     wide = accumulator_dtype(weight)
     fits = 2 * weight.numel() * wide.itemsize <= plan.workspace_bytes
     dtype = wide if runs > 1 and fits else weight.dtype
@@ -182,15 +191,15 @@ def _logits_to_gradients(
     target: torch.Tensor,
     tokens: Tokens,
     options: GrpoOptions,
-    plan: Plan,
+    plan: SlicePlan,
     gradients: bool,
 ) -> torch.Tensor:
     """The sums of these rows' loss; logits [n, V] become their gradients, in place, where `gradients` asks."""
     stats = empty_stats(logits.shape[0], logits)
     if logits.shape[0]:
         plan.operations.row_stats(logits, target, stats, plan.scale, plan.entropy)
-    row = finished(stats, plan.scale)
-    result = token_loss(plan.operations, row.logp, row.entropy if plan.entropy else None, tokens, options)
+    row = finish_stats(stats, plan.scale)
+    result = compute_token_loss(plan.operations, row.logp, row.entropy if plan.entropy else None, tokens, options)
     if gradients and logits.shape[0]:
         d_entropy = -options.entropy_coef * tokens.penalty_weight if options.entropy_coef else None
         plan.operations.row_gradient(

@@ -24,7 +24,7 @@ WORKSPACE_BYTES = 512 * 2**20
 SLICE_MULTIPLE = 256  # columns; also the least that a slice holds, whatever the budget
 
 
-class Plan(NamedTuple):
+class SlicePlan(NamedTuple):
     """What does not vary with the rows: `columns` are the real ones of `weight`; the rest is padding."""
 
     operations: ModuleType
@@ -64,16 +64,16 @@ def linear_logprob(
     backend: "triton", "torch" or None (Triton on CUDA). workspace_bytes bounds the slice of logits held.
     ValueError names the tensor that does not fit.
     """
-    checks.linear(hidden, weight, target, mask)
-    plan = make_plan(
+    checks.require_linear(hidden, weight, target, mask)
+    plan = make_slice_plan(
         hidden, weight, temperature, return_entropy, tp_group, vocab_start, vocab_size, backend, workspace_bytes
     )
-    checks.targets_below(target, mask, vocab_size or _whole_vocabulary(weight, tp_group))
+    checks.require_targets(target, mask, vocab_size or _whole_vocabulary(weight, tp_group))
     logp, entropy = _LinearLogprob.apply(hidden, weight, target, mask, plan)
     return (logp, entropy) if return_entropy else logp
 
 
-def make_plan(
+def make_slice_plan(
     hidden: torch.Tensor,
     weight: torch.Tensor,
     temperature: float,
@@ -83,18 +83,18 @@ def make_plan(
     vocab_size: int | None,
     backend: str | None,
     workspace_bytes: int,
-) -> Plan:
-    checks.positive("temperature", temperature)
-    checks.positive("workspace_bytes", workspace_bytes)
+) -> SlicePlan:
+    checks.require_positive("temperature", temperature)
+    checks.require_positive("workspace_bytes", workspace_bytes)
     checks.require(vocab_start >= 0, f"vocab_start must not be negative, not {vocab_start}")
     checks.require(tp_group is not None or vocab_start == 0, f"vocab_start {vocab_start} needs a tp_group")
     largest = _whole_vocabulary(weight, tp_group)
     fits = vocab_size is None or 0 < vocab_size <= largest or tp_group is not None
-    checks.require(fits, f"vocab_size {vocab_size} is not in 1..V of {checks.described('weight', weight)}")
+    checks.require(fits, f"vocab_size {vocab_size} is not in 1..V of {checks.describe('weight', weight)}")
     rows = weight.shape[0]
     columns = rows if vocab_size is None else min(max(vocab_size - vocab_start, 0), rows)
-    operations = backends.operations(backend, hidden)
-    return Plan(operations, 1.0 / temperature, columns, vocab_start, tp_group, entropy, int(workspace_bytes))
+    operations = backends.select_operations(backend, hidden)
+    return SlicePlan(operations, 1.0 / temperature, columns, vocab_start, tp_group, entropy, int(workspace_bytes))
 
 
 def _whole_vocabulary(weight: torch.Tensor, tp_group: dist.ProcessGroup | None) -> int:
@@ -118,13 +118,13 @@ def empty_stats(rows: int, like: torch.Tensor) -> torch.Tensor:
     return stats
 
 
-def finished(stats: torch.Tensor, scale: float) -> RowStats:
+def finish_stats(stats: torch.Tensor, scale: float) -> RowStats:
     maximum, total, dot, chosen = stats.unbind()
     log_sum = total.log()
     return RowStats(maximum, log_sum, (chosen - maximum) * scale - log_sum, log_sum - dot / total)
 
 
-def _sliced_logits(hidden: torch.Tensor, weight: torch.Tensor, plan: Plan) -> Iterator[tuple[slice, torch.Tensor]]:
+def _sliced_logits(hidden: torch.Tensor, weight: torch.Tensor, plan: SlicePlan) -> Iterator[tuple[slice, torch.Tensor]]:
     """(columns, logits of those columns) one slice after the other, all in the same workspace."""
     rows = hidden.shape[0]
     slices = plan.slices(rows, hidden.element_size())
@@ -136,18 +136,18 @@ def _sliced_logits(hidden: torch.Tensor, weight: torch.Tensor, plan: Plan) -> It
         yield slice(start, stop), logits
 
 
-def _statistics(hidden: torch.Tensor, weight: torch.Tensor, target: torch.Tensor, plan: Plan) -> RowStats:
+def _statistics(hidden: torch.Tensor, weight: torch.Tensor, target: torch.Tensor, plan: SlicePlan) -> RowStats:
     stats = empty_stats(hidden.shape[0], hidden)
     if hidden.shape[0]:
         for columns, logits in _sliced_logits(hidden, weight, plan):
             local = target - (plan.vocab_start + columns.start)
             plan.operations.row_stats(logits, local, stats, plan.scale, plan.entropy)
         if plan.tp_group is not None:
-            stats = _merged(stats, plan)
-    return finished(stats, plan.scale)
+            stats = _merge_shards(stats, plan)
+    return finish_stats(stats, plan.scale)
 
 
-def _merged(stats: torch.Tensor, plan: Plan) -> torch.Tensor:
+def _merge_shards(stats: torch.Tensor, plan: SlicePlan) -> torch.Tensor:
     """The statistics of all shards in one; the forward pass's only communication."""
     shards = stats.new_empty(dist.get_world_size(plan.tp_group), *stats.shape)
     dist.all_gather_into_tensor(shards.view(-1, stats.shape[1]), stats, group=plan.tp_group)
@@ -158,7 +158,7 @@ def _merged(stats: torch.Tensor, plan: Plan) -> torch.Tensor:
     return torch.stack([maximum, (totals * decay).sum(0), (decay * (dots + totals * shift)).sum(0), chosen.amax(0)])
 
 
-def kept_rows(mask: torch.Tensor | None) -> torch.Tensor | None:
+def find_kept_rows(mask: torch.Tensor | None) -> torch.Tensor | None:
     """Indices of the rows with mask != 0; None where that is all of them."""
     if mask is None:
         return None
@@ -166,11 +166,11 @@ def kept_rows(mask: torch.Tensor | None) -> torch.Tensor | None:
     return None if rows.numel() == mask.numel() else rows
 
 
-def taken(tensor: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
+def select_rows(tensor: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
     return tensor if rows is None else tensor.index_select(0, rows)
 
 
-def spread(values: torch.Tensor, rows: torch.Tensor | None, total: int, dtype: torch.dtype) -> torch.Tensor:
+def scatter_rows(values: torch.Tensor, rows: torch.Tensor | None, total: int, dtype: torch.dtype) -> torch.Tensor:
     """`values` at `rows` of a tensor with `total` rows, zeros elsewhere."""
     if rows is None:
         return values.to(dtype)
@@ -182,12 +182,12 @@ class _LinearLogprob(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, target, mask, plan):
         ctx.set_materialize_grads(False)
-        rows = kept_rows(mask)
+        rows = find_kept_rows(mask)
         with torch.autocast(hidden.device.type, enabled=False):
-            stats = _statistics(taken(hidden, rows), weight, taken(target, rows), plan)
+            stats = _statistics(select_rows(hidden, rows), weight, select_rows(target, rows), plan)
         ctx.plan = plan
         ctx.save_for_backward(hidden, weight, target, rows, stats.maximum, stats.log_sum, stats.entropy)
-        outputs = [spread(part, rows, target.numel(), part.dtype) for part in (stats.logp, stats.entropy)]
+        outputs = [scatter_rows(part, rows, target.numel(), part.dtype) for part in (stats.logp, stats.entropy)]
         return outputs[0], outputs[1] if plan.entropy else None
 
     @staticmethod
@@ -196,22 +196,22 @@ class _LinearLogprob(torch.autograd.Function):
         if grad_logp is None and grad_entropy is None:
             return None, None, None, None, None
         hidden, weight, target, rows, maximum, log_sum, entropy = ctx.saved_tensors
-        logp_slope = torch.zeros_like(maximum) if grad_logp is None else taken(grad_logp, rows).to(maximum.dtype)
+        logp_slope = torch.zeros_like(maximum) if grad_logp is None else select_rows(grad_logp, rows).to(maximum.dtype)
         slopes = [logp_slope]
         moved = logp_slope != 0
         if grad_entropy is not None:
-            slopes.append(taken(grad_entropy, rows).to(maximum.dtype))
+            slopes.append(select_rows(grad_entropy, rows).to(maximum.dtype))
             moved |= slopes[1] != 0
-        alive = kept_rows(moved)  # among the unmasked rows: those with a gradient
+        alive = find_kept_rows(moved)  # among the unmasked rows: those with a gradient
         if alive is not None:
             rows = alive if rows is None else rows[alive]
-        parts = [taken(part, alive) for part in (maximum, log_sum, entropy, *slopes)]
+        parts = [select_rows(part, alive) for part in (maximum, log_sum, entropy, *slopes)]
         with torch.autocast(hidden.device.type, enabled=False):
             d_hidden, d_weight = _gradients(
-                taken(hidden, rows), weight, taken(target, rows), parts, ctx.plan, ctx.needs_input_grad[:2]
+                select_rows(hidden, rows), weight, select_rows(target, rows), parts, ctx.plan, ctx.needs_input_grad[:2]
             )
         if d_hidden is not None:
-            d_hidden = spread(d_hidden, rows, hidden.shape[0], hidden.dtype)
+            d_hidden = scatter_rows(d_hidden, rows, hidden.shape[0], hidden.dtype)
         return d_hidden, d_weight, None, None, None
 
 
@@ -220,7 +220,7 @@ def _gradients(
     weight: torch.Tensor,
     target: torch.Tensor,
     parts: list[torch.Tensor],
-    plan: Plan,
+    plan: SlicePlan,
     wanted: tuple[bool, bool],
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """(d hidden, in fp32 where slices were added up, d weight) for rows that all have a gradient."""

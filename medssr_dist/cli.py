@@ -169,7 +169,7 @@ def _bench_command(commands) -> None:
 
 
 def _add_teacher(parser: argparse.ArgumentParser) -> None:
-    from medssr_dist.offline_teacher.cli import add_teacher_arguments, run_teacher
+    from medssr_dist.offline_teacher.serve import add_teacher_arguments, run_teacher
 
     add_teacher_arguments(parser)
     parser.set_defaults(call=run_teacher)
@@ -210,29 +210,29 @@ def _prefetch(args: argparse.Namespace) -> int:
 
 
 def _doctor(args: argparse.Namespace) -> int:
-    from medssr_dist.commands.doctor import Form, doctor, doctor_gather, doctor_node
+    from medssr_dist.commands.doctor import DoctorForm, run_doctor, run_doctor_on_job, run_doctor_on_node
 
-    config, form = _load(args), Form(args.step, args.login, args.rates)
+    config, form = _load(args), DoctorForm(args.step, args.login, args.rates)
     if args.node:
         if args.out is None:
             raise InputError("doctor --node needs --out DIR, the folder for its report")
-        return doctor_node(config, args.run_dir, form, args.out, args.wait)
+        return run_doctor_on_node(config, args.run_dir, form, args.out, args.wait)
     if args.gather:
-        return doctor_gather(config, args.run_dir, form, args.gather)
-    return doctor(config, args.run_dir, form, args.dry_run)
+        return run_doctor_on_job(config, args.run_dir, form, args.gather)
+    return run_doctor(config, args.run_dir, form, args.dry_run)
 
 
 def _status(args: argparse.Namespace) -> int:
-    from medssr_dist.commands.status import status
+    from medssr_dist.commands.status import print_status
 
-    status(args.run_dir or args.run_dir_option or _default_run_dir(args.config))
+    print_status(args.run_dir or args.run_dir_option or _default_run_dir(args.config))
     return 0
 
 
 def _export(args: argparse.Namespace) -> int:
-    from medssr_dist.commands.export import export
+    from medssr_dist.commands.export import export_run
 
-    export(args.run_dir, args.to, args.form, args.labels)
+    export_run(args.run_dir, args.to, args.form, args.labels)
     return 0
 
 

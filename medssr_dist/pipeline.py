@@ -24,7 +24,7 @@ from medssr_dist.errors import InputError
 from medssr_dist.estimates.memory import refuse_too_little_memory
 from medssr_dist.evaluation.benchmarks import read_benchmarks
 from medssr_dist.offline_teacher import open_endpoints
-from medssr_dist.readers import human_labelled, read_all, read_questions, refuse_evaluation_items, source_name
+from medssr_dist.readers import name_source, read_all, read_questions, refuse_evaluation_items, refuse_unlabelled
 from medssr_dist.run.background import Beside, ThreadSide
 from medssr_dist.run.clock import step_clock
 from medssr_dist.run.directory import RunDir, commit
@@ -105,25 +105,25 @@ def _synthesis(session: Session) -> tuple[dict[str, str], Callable[[], Callable[
 
     The first may start Ray and belongs into the main thread; the second may run in another.
     """
-    from medssr_dist.knowledge.retrieval import Retriever, entities
+    from medssr_dist.knowledge.retrieval import Retriever, draw_entities
     from medssr_dist.synthesis.synthesize import Inputs, goes_on
     from medssr_dist.synthesis.synthesize import synthesize as work
 
     config, folder = session.config, session.run.synthesis
     seeds = read_all(config.synthesis.seeds, config.runtime.random_seed)
     benchmarks = {
-        source_name(source): read_questions(source, config.runtime.random_seed)
+        name_source(source): read_questions(source, config.runtime.random_seed)
         for source in config.evaluation.benchmarks
     }
     refuse_evaluation_items(seeds, [question for items in benchmarks.values() for question in items])
-    rare = entities(config.knowledge, config.runtime.random_seed) if config.synthesis.alpha > 0 else []
+    rare = draw_entities(config.knowledge, config.runtime.random_seed) if config.synthesis.alpha > 0 else []
     retriever = Retriever(config.knowledge)
 
     def prepare() -> Callable[..., object]:
         clear_end(_questions_file(session.run))
         retriever.prepare([entity.name for entity in rare])
         teacher = partial(open_endpoints, log_path=folder / "teacher.log", random_seed=config.runtime.random_seed)
-        inputs = Inputs(seeds, benchmarks, rare, retriever.top_k, retriever.passage_text, teacher)
+        inputs = Inputs(seeds, benchmarks, rare, retriever.retrieve, retriever.read_passage, teacher)
         return partial(work, config, folder, inputs, commit())
 
     if session.run.is_finished("synthesize") and goes_on(config.synthesis, folder):
@@ -140,7 +140,7 @@ def vote(
         watch: called several times a second; what it raises ends the vote.
         trainer_follows: stage 1 trains on the labels meanwhile.
     """
-    from medssr_dist.knowledge.vignettes import hpo_truth
+    from medssr_dist.knowledge.vignettes import find_hpo_truth
     from medssr_dist.runtime.models import model_fingerprint
     from medssr_dist.voting.vote import vote as work
 
@@ -153,7 +153,7 @@ def vote(
     def take_votes() -> None:
         session.start_ray()
         total = _most_questions(session)
-        work(session.config, feed, total, model, session.run.voting, hpo_truth, should_stop, trainer_follows)
+        work(session.config, feed, total, model, session.run.voting, find_hpo_truth, should_stop, trainer_follows)
 
     session.once("vote", {"model": model_fingerprint(model)}, take_votes)
 
@@ -274,7 +274,7 @@ def _warn_of_unchecked(run: RunDir, benchmarks: dict[str, list[Question]]) -> No
 
 def _evaluate_policies(session: Session, benchmarks: dict[str, list[Question]], policies: dict[str, Path]) -> None:
     from medssr_dist.evaluation.protocol import evaluate_policy
-    from medssr_dist.evaluation.report import write_report
+    from medssr_dist.evaluation.score_report import write_report
     from medssr_dist.evaluation.scores import build_scores
     from medssr_dist.inference.placement import engine_pool
     from medssr_dist.runtime.models import load_tokenizer, model_fingerprint
@@ -351,7 +351,7 @@ def _most_questions(session: Session) -> int:
 def _supervised_questions(config: Config) -> list[Question]:
     """Stage 2's questions, each with an answer and none from a benchmark."""
     questions = read_all(config.training.stage2.data, config.runtime.random_seed)
-    human_labelled(questions)
+    refuse_unlabelled(questions)
     refuse_evaluation_items(questions, read_all(config.evaluation.benchmarks, config.runtime.random_seed))
     return questions
 

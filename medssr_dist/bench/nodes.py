@@ -11,15 +11,15 @@ import shutil
 import sys
 from pathlib import Path
 
-from medssr_dist.bench.result import write_result
+from medssr_dist.bench.result_file import write_result
 from medssr_dist.data.jsonl import read_json, write_json
 from medssr_dist.errors import EXIT_BAD_INPUT, InputError
-from medssr_dist.estimates.rates import measured_rates
+from medssr_dist.estimates.rates import read_rates
 from medssr_dist.launch.attempts import FIRST_TOKEN, attempts_of
 from medssr_dist.run.directory import RunDir
 
 
-def begin(questions: Path, run_dir: Path) -> None:
+def begin_nodes_run(questions: Path, run_dir: Path) -> None:
     """Make `run_dir` a run that holds the questions of the run `questions` and nothing else; one that is there stays.
 
     Raises:
@@ -36,11 +36,11 @@ def begin(questions: Path, run_dir: Path) -> None:
     write_json(run.manifest_file, {"attempts": [], "steps": steps})
 
 
-def rows(folder: Path) -> list[dict]:
+def read_node_rates(folder: Path) -> list[dict]:
     """One row a finished `nodes-N`, by N: votes and tokens a second without start-up, seconds to the first token."""
     found = []
     for run in sorted(Path(folder).glob("nodes-*")):
-        rates = measured_rates(run) if (run / "voting" / "summary.json").exists() else None
+        rates = read_rates(run) if (run / "voting" / "summary.json").exists() else None
         if rates is None or rates.vote is None:
             continue
         quality = read_json(run / "voting" / "summary.json")["quality"]
@@ -57,9 +57,9 @@ def rows(folder: Path) -> list[dict]:
     return sorted(found, key=lambda row: row["nodes"])
 
 
-def table(folder: Path) -> None:
+def print_nodes_table(folder: Path) -> None:
     """Print the rows and write them to `folder`/bench.json. Raises InputError where there are none."""
-    found = rows(folder)
+    found = read_node_rates(folder)
     if not found:
         raise InputError(f"{folder} holds no finished nodes-N/voting; wait for the jobs of slurm/bench.sh")
     write_result(folder / "bench.json", {"rows": found})
@@ -84,7 +84,7 @@ def main(arguments: list[str] | None = None) -> int:
             command.add_argument(folder, type=Path)
     args = vars(parser.parse_args(arguments))
     try:
-        {"begin": begin, "table": table}[args.pop("command")](**args)
+        {"begin": begin_nodes_run, "table": print_nodes_table}[args.pop("command")](**args)
     except InputError as error:
         print(f"medssr: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT

@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from medssr_dist.commands.prefetch import index_on_disk
+from medssr_dist.commands.prefetch import find_index
 from medssr_dist.config.base import DataSource
 from medssr_dist.config.load import resolved
 from medssr_dist.config.schema import Config
@@ -21,18 +21,18 @@ from medssr_dist.data.answers import chat_prompt, format_question
 from medssr_dist.data.jsonl import write_atomic, write_json
 from medssr_dist.data.records import Question
 from medssr_dist.errors import InputError
-from medssr_dist.estimates.rates import measured_rates
-from medssr_dist.estimates.walltime import Todo, forecast_rows
+from medssr_dist.estimates.rates import read_rates
+from medssr_dist.estimates.walltime import DataCounts, describe_forecast
 from medssr_dist.estimates.workload import (
-    answers,
-    benchmark_questions,
-    gold_examples,
-    mixed_labels,
-    policies_asked,
-    stage_steps,
+    count_answers,
+    count_benchmark_questions,
+    count_gold_examples,
+    count_mixed_labels,
+    count_stage_steps,
+    list_policies,
 )
 from medssr_dist.pipeline import STEPS
-from medssr_dist.readers import human_labelled, read_all, read_questions, refuse_evaluation_items, source_name
+from medssr_dist.readers import name_source, read_all, read_questions, refuse_evaluation_items, refuse_unlabelled
 from medssr_dist.run.directory import RunDir, commit
 from medssr_dist.runtime.models import policy_on_disk
 
@@ -72,13 +72,13 @@ def dry_run(config: Config, run_dir: Path, steps: tuple[str, ...], rates_of: Pat
 def _wall_time(config: Config, run: RunDir, rates_of: Path | None) -> list[tuple[str, str]]:
     from medssr_dist.runtime.device import on_gpu
 
-    rates = measured_rates(rates_of or run.root)
+    rates = read_rates(rates_of or run.root)
     if rates is None and rates_of:
         raise InputError(f"--rates {rates_of}: no step of a run was measured there; name the directory of a run")
     if rates is None:
         how = "give --rates RUN_DIR of a run that has them; a short one will do, on the same kind of machine, e.g. with"
         return [("rates", f"none known: this run has none yet; {how} synthesis.accepted=64")]
-    return forecast_rows(config, rates, Todo(gold_examples(config), answers(config)), on_gpu())
+    return describe_forecast(config, rates, DataCounts(count_gold_examples(config), count_answers(config)), on_gpu())
 
 
 def _locate_model(config: Config) -> tuple[Path | None, str | None]:
@@ -109,12 +109,12 @@ def _slots(config: Config) -> list[tuple[str, str]]:
 
 
 def _plan_synthesis(config: Config, run: RunDir, folder: Path, model: Path | None) -> list[tuple[str, str]]:
-    from medssr_dist.knowledge.retrieval import entities
+    from medssr_dist.knowledge.retrieval import draw_entities
 
     synthesis, random_seed = config.synthesis, config.runtime.random_seed
     seeds = read_all(synthesis.seeds, config.runtime.random_seed)
     refuse_evaluation_items(seeds, read_all(config.evaluation.benchmarks, config.runtime.random_seed))
-    rare = entities(config.knowledge, random_seed) if synthesis.alpha > 0 else []
+    rare = draw_entities(config.knowledge, random_seed) if synthesis.alpha > 0 else []
     drawn, tokens, index_state = _render_prompts(config, seeds, rare, folder)
     share = f"{drawn:,} of the first {synthesis.accepted:,} ({drawn / synthesis.accepted:.3f})"
     return [
@@ -147,7 +147,7 @@ def _render_prompts(config: Config, seeds: list[Question], rare: list, folder: P
     Returns how many of the first N requests have one, the mean tokens of those shown, and the index's state.
     """
     from medssr_dist.synthesis.client.budget import TokenCounter
-    from medssr_dist.synthesis.request_plan import Draws, Plan
+    from medssr_dist.synthesis.request_plan import Draws, RequestPlan
     from medssr_dist.synthesis.synthesize import check_inputs
 
     check_inputs(config, seeds, rare)
@@ -157,7 +157,7 @@ def _render_prompts(config: Config, seeds: list[Question], rare: list, folder: P
     )
     with_entity = [draws.at(index).entity is not None for index in range(synthesis.accepted)]
     retrieve, state = _retrieval(config) if any(with_entity) else (_no_passages, "not needed")
-    plan = Plan(config, seeds, rare, retrieve, commit())
+    plan = RequestPlan(config, seeds, rare, retrieve, commit())
     shown = [with_entity.index(kind) for kind in (True, False) if kind in with_entity]
     prompts = {index: plan.request(index).messages for index in sorted(shown)}
     parts = [_render_messages(index, messages) for index, messages in prompts.items()]
@@ -173,9 +173,9 @@ def _render_messages(index: int, messages: list[dict[str, str]]) -> str:
 def _retrieval(config: Config) -> tuple[Callable[[str], list], str]:
     from medssr_dist.knowledge.retrieval import Retriever
 
-    folder = index_on_disk(config.knowledge)
+    folder = find_index(config.knowledge)
     if folder:
-        return Retriever(config.knowledge).top_k, f"{folder} (built)"
+        return Retriever(config.knowledge).retrieve, f"{folder} (built)"
     return (
         _no_passages,
         f"{config.knowledge.corpus.path} under {config.knowledge.encoder}: not built; the run builds it",
@@ -228,7 +228,7 @@ def _plan_training(config: Config, run: RunDir, folder: Path, model: Path) -> li
     rows = []
     if training.stage2.enabled:
         _refuse_bad_supervised(config)
-        examples["stage2"] = gold_examples(config) + mixed_labels(config)
+        examples["stage2"] = count_gold_examples(config) + count_mixed_labels(config)
         rows = _sources("data", training.stage2.data, config)
     plans = []
     for name in _STAGES:
@@ -244,12 +244,12 @@ def _plan_training(config: Config, run: RunDir, folder: Path, model: Path) -> li
 
 def _refuse_bad_supervised(config: Config) -> None:
     questions = read_all(config.training.stage2.data, config.runtime.random_seed)
-    human_labelled(questions)
+    refuse_unlabelled(questions)
     refuse_evaluation_items(questions, read_all(config.evaluation.benchmarks, config.runtime.random_seed))
 
 
 def _stage_plan(stage: Stage, examples: int, start: Path) -> str:
-    steps = stage_steps(stage, examples)
+    steps = count_stage_steps(stage, examples)
     sequences = steps * stage.prompts_per_step * stage.samples_per_prompt
     limit = "" if stage.steps else " at most (one pass)"
     return f"{steps:,} GRPO steps, {sequences:,} sequences{limit}, on {examples:,} examples at most, from {start}"
@@ -262,13 +262,13 @@ def _plain(value: object) -> object:
 
 def _plan_evaluation(config: Config, run: RunDir, folder: Path, model: Path) -> list[tuple[str, str]]:
     evaluation = config.evaluation
-    policies = policies_asked(config)
-    asked = benchmark_questions(evaluation, config.runtime.random_seed)
+    policies = list_policies(config)
+    asked = count_benchmark_questions(evaluation, config.runtime.random_seed)
     return [
         (
             "generations",
             f"{asked:,} questions x {evaluation.generations} x {len(policies)} policies ({', '.join(policies)}) = "
-            f"{answers(config):,}, and a second pass for those without an answer",
+            f"{count_answers(config):,}, and a second pass for those without an answer",
         ),
         *_sources("benchmarks", evaluation.benchmarks, config),
     ]
@@ -282,7 +282,7 @@ def _sources(label: str, sources: list[DataSource], config: Config) -> list[tupl
     for source in sources:
         count = len(read_questions(source, config.runtime.random_seed))
         file = "" if source.path.startswith("hpo:") else f" ({Path(source.path).resolve()})"
-        rows.append((label, f"{source_name(source)}{file}, {count:,} questions"))
+        rows.append((label, f"{name_source(source)}{file}, {count:,} questions"))
     return rows
 
 

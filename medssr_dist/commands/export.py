@@ -17,7 +17,7 @@ import msgspec
 import yaml
 from tqdm import tqdm
 
-from medssr_dist.commands.export_forms import FORMS, Form
+from medssr_dist.commands.export_forms import FORMS, ExportForm
 from medssr_dist.data.cards import CARD, header_text
 from medssr_dist.data.jsonl import raise_if_disk_full, read_text, write_atomic
 from medssr_dist.data.records import Label, Question, Record, parse_record
@@ -28,7 +28,7 @@ LABELS = ("kept", "all", "none")
 _BLOCK = 2_000  # rows a Parquet row group
 
 
-def export(run_dir: Path, to: Path, form: str, labels: str) -> int:
+def export_run(run_dir: Path, to: Path, form: str, labels: str) -> int:
     """Write the questions of `run_dir` to the new folder `to`; returns how many.
 
     Args:
@@ -55,7 +55,7 @@ def export(run_dir: Path, to: Path, form: str, labels: str) -> int:
     return count
 
 
-def _form(form: str, labels: str) -> Form:
+def _form(form: str, labels: str) -> ExportForm:
     if form not in FORMS:
         raise InputError(f"--form {form} is unknown; choose one of {', '.join(FORMS)}")
     if labels not in LABELS:
@@ -123,7 +123,7 @@ def _records(kind: type[Record], path: Path) -> Iterator[Record]:
             bar.update(len(line))
 
 
-def _write(path: Path, layout: Form, items: Iterable[Question | Label]) -> int:
+def _write(path: Path, layout: ExportForm, items: Iterable[Question | Label]) -> int:
     rows = (layout.row(item, index) for index, item in enumerate(items))
     return _write_parquet(path, layout.schema(), rows) if path.suffix == ".parquet" else _write_jsonl(path, rows)
 
@@ -149,7 +149,7 @@ def _write_parquet(path: Path, schema, rows: Iterator[dict]) -> int:
     return count
 
 
-def _card(card: Path, layout: Form, count: int, labels: str) -> str:
+def _card(card: Path, layout: ExportForm, count: int, labels: str) -> str:
     """The run's card, its header pointing to the exported file and naming its columns."""
     from datasets import Features
 

@@ -17,7 +17,7 @@ _DATA_SOURCE = "medssr"
 
 
 @dataclass(frozen=True)
-class Form:
+class ExportForm:
     """A form of export. `row(item, index)` fills the columns of `schema()`; a Question has no label yet."""
 
     file: str
@@ -215,8 +215,8 @@ _VERL = (
     f"{INSTRUCTION!r}, and `medssr_dist.data.answers.grade` reads the answer."
 )
 FORMS = {
-    "parquet": Form("train.parquet", plain_row, _plain_schema, False, _PLAIN),
-    "jsonl": Form("train.jsonl", plain_row, _plain_schema, False, _PLAIN),
-    "openrlhf": Form("train.jsonl", openrlhf_row, _openrlhf_schema, True, _OPENRLHF),
-    "verl": Form("train.parquet", verl_row, _verl_schema, True, _VERL),
+    "parquet": ExportForm("train.parquet", plain_row, _plain_schema, False, _PLAIN),
+    "jsonl": ExportForm("train.jsonl", plain_row, _plain_schema, False, _PLAIN),
+    "openrlhf": ExportForm("train.jsonl", openrlhf_row, _openrlhf_schema, True, _OPENRLHF),
+    "verl": ExportForm("train.parquet", verl_row, _verl_schema, True, _VERL),
 }

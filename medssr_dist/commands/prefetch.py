@@ -46,7 +46,7 @@ def prefetch(config: Config, dry_run: bool) -> None:
     _say_where()
 
 
-def index_on_disk(knowledge: Knowledge) -> Path | None:
+def find_index(knowledge: Knowledge) -> Path | None:
     """The directory of the passage index, or None if it is not built yet."""
     from medssr_dist.knowledge.index import form_dir
 
@@ -54,7 +54,7 @@ def index_on_disk(knowledge: Knowledge) -> Path | None:
     return folder if (form_dir(folder, knowledge) / "index.json").exists() else None
 
 
-def refuse_incomplete(key: str, model: str, folder: Path, trust_remote_code: bool = False) -> None:
+def refuse_incomplete_model(key: str, model: str, folder: Path, trust_remote_code: bool = False) -> None:
     """Raise InputError unless `folder` holds whole weights, and a tokenizer that loads without a network."""
     from transformers import AutoTokenizer
 
@@ -71,23 +71,23 @@ def refuse_incomplete(key: str, model: str, folder: Path, trust_remote_code: boo
         raise InputError(f"{key} = {model!r}: {folder} has no tokenizer that loads ({reason}); {fix}") from None
 
 
-def refuse_absent_encoders(knowledge: Knowledge) -> None:
+def refuse_missing_encoders(knowledge: Knowledge) -> None:
     """Raise InputError where an encoder or the reranker is not on this machine."""
     from transformers import AutoConfig
 
-    from medssr_dist.knowledge.encoders import encoder_dimension, from_disk
+    from medssr_dist.knowledge.encoders import load_pretrained, read_encoder_dimension
 
-    encoder_dimension(knowledge)
+    read_encoder_dimension(knowledge)
     for model in _models(knowledge).values():
-        from_disk(AutoConfig, model)
+        load_pretrained(AutoConfig, model)
 
 
-def entities_without_passages(config: Config) -> tuple[int, int]:
+def count_missing_passages(config: Config) -> tuple[int, int]:
     """How many entities have no passages on disk yet, and how many there are."""
-    from medssr_dist.knowledge.retrieval import Retriever, entities
+    from medssr_dist.knowledge.retrieval import Retriever, draw_entities
 
-    names = [entity.name for entity in entities(config.knowledge, config.runtime.random_seed)]
-    unknown = Retriever(config.knowledge).unknown(names) if index_on_disk(config.knowledge) else names
+    names = [entity.name for entity in draw_entities(config.knowledge, config.runtime.random_seed)]
+    unknown = Retriever(config.knowledge).list_missing(names) if find_index(config.knowledge) else names
     return len(unknown), len(names)
 
 
@@ -119,7 +119,7 @@ def _planned(config: Config) -> list[str]:
         models |= {f"model {key}": model for key, model in _models(knowledge).items()}
     lines = [f"{name}: {model}{_how(model)}" for name, model in models.items()]
     if config.synthesis.alpha > 0:
-        state = "already built" if index_on_disk(knowledge) else "to be built"
+        state = "already built" if find_index(knowledge) else "to be built"
         lines.append(f"passage index ({knowledge.index}) of {knowledge.corpus.path} under {knowledge.encoder}: {state}")
         lines.append(f"passages of {knowledge.entities or 'all'} entities, {knowledge.top_k} each")
     return lines
@@ -137,7 +137,7 @@ def _fetch_policy(policy: Policy) -> Path:
     if policy.model != EMBEDDED_MODEL and not Path(policy.model).is_dir():
         _download("policy.model", policy.model)
     folder = resolve_model(policy)
-    refuse_incomplete("policy.model", policy.model, folder, policy.trust_remote_code)
+    refuse_incomplete_model("policy.model", policy.model, folder, policy.trust_remote_code)
     return folder
 
 
@@ -147,7 +147,7 @@ def _fetch_model(key: str, model: str) -> Path:
         folder = _download(f"knowledge.{key}", model)
     if not (folder / "config.json").exists():
         raise InputError(f"knowledge.{key} = {model!r} has no config.json, so it is no model directory")
-    refuse_incomplete(f"knowledge.{key}", model, folder)
+    refuse_incomplete_model(f"knowledge.{key}", model, folder)
     return folder
 
 
@@ -171,9 +171,9 @@ def _download(key: str, model: str) -> Path:
 
 def _fetch_passages(config: Config) -> Path:
     """Retrieve the passages of every entity into the cache beside the index; returns its directory."""
-    from medssr_dist.knowledge.retrieval import Retriever, entities
+    from medssr_dist.knowledge.retrieval import Retriever, draw_entities
 
-    rare = entities(config.knowledge, config.runtime.random_seed)
+    rare = draw_entities(config.knowledge, config.runtime.random_seed)
     Retriever(config.knowledge).prepare([entity.name for entity in rare])
     print(f"passages: {config.knowledge.top_k} for each of {len(rare):,} entities")
     return _index_dir(config.knowledge)
@@ -194,10 +194,10 @@ def _say_where() -> None:
 
 def _report(name: str, folder: Path) -> None:
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    print(f"{name}: {folder} ({readable_size(size)})")
+    print(f"{name}: {folder} ({format_size(size)})")
 
 
-def readable_size(count: float) -> str:
+def format_size(count: float) -> str:
     """Bytes in decimal units. Example: 269060552 -> '269.1 MB'."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:

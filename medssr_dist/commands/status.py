@@ -15,7 +15,7 @@ from pathlib import Path
 
 from medssr_dist.data.jsonl import read_json
 from medssr_dist.errors import EXIT_STOPPED, InputError
-from medssr_dist.estimates.step_progress import _PROGRESS, Progress, _metrics, _seconds_each
+from medssr_dist.estimates.step_progress import READ_PROGRESS, StepProgress, read_metrics, seconds_per_unit
 from medssr_dist.launch.attempts import attempts_of
 from medssr_dist.run.clock import duration
 from medssr_dist.run.directory import STEP_SECTIONS, RunDir
@@ -29,7 +29,7 @@ _PROBLEM = re.compile(
 _NOISE = re.compile(r"KeyError: '/(psm_|mp-)")
 
 
-def status(run_dir: Path) -> None:
+def print_status(run_dir: Path) -> None:
     """Print the state of each step, the newest metrics and problem, and where the files are.
 
     Raises:
@@ -50,10 +50,10 @@ def status(run_dir: Path) -> None:
     for step in STEP_SECTIONS:
         print(f"  {step:<12}{_step_line(run, step, manifest['steps'].get(step), config, held)}")
     for stage in ("stage1", "stage2"):
-        for row in _metrics(run, stage)[-1:]:
+        for row in read_metrics(run, stage)[-1:]:
             print(f"newest metrics of {stage}: {json.dumps(row)}")
     _print_attempts(run, held)
-    print(f"newest problem: {newest_problem(run) or 'none in the logs'}")
+    print(f"newest problem: {find_newest_problem(run) or 'none in the logs'}")
     _print_files(run)
 
 
@@ -63,7 +63,7 @@ def _print_unbegun(run: RunDir) -> None:
         raise InputError(f"{run.root} is no run directory: it has no manifest.json; name one with --run-dir")
     print(f"run {run.root}: no step has been begun")
     _print_attempts(run, held=False)
-    print(f"newest problem: {newest_problem(run) or 'none in the logs'}")
+    print(f"newest problem: {find_newest_problem(run) or 'none in the logs'}")
 
 
 def is_held(run: RunDir) -> bool:
@@ -85,7 +85,7 @@ def _step_line(run: RunDir, step: str, begun: dict | None, config: dict, held: b
         return "off"
     if not begun:
         return "not begun"
-    progress = _PROGRESS[step](run, config, begun)
+    progress = READ_PROGRESS[step](run, config, begun)
     note = f"; {progress.note}" if progress.note else ""
     if begun["finished"]:
         return f"finished at {begun['finished']}: {progress.done:,} {progress.unit}{note}"
@@ -94,8 +94,8 @@ def _step_line(run: RunDir, step: str, begun: dict | None, config: dict, held: b
     return f"{state} at {progress.done:,}{of_total} {progress.unit}{note}{_pace(run, step, progress, held)}"
 
 
-def _pace(run: RunDir, step: str, progress: Progress, held: bool) -> str:
-    each = _seconds_each(run, step, progress)
+def _pace(run: RunDir, step: str, progress: StepProgress, held: bool) -> str:
+    each = seconds_per_unit(run, step, progress)
     if not each:
         return ""
     text = f"; {each:.1f} s each" if each >= 1 else f"; {1 / each:.1f} a second"
@@ -104,7 +104,7 @@ def _pace(run: RunDir, step: str, progress: Progress, held: bool) -> str:
     return text
 
 
-def newest_problem(run: RunDir) -> str | None:
+def find_newest_problem(run: RunDir) -> str | None:
     """Why the newest attempt of the job ended, if not well; else the last line that looks like an error, in the
     newest log that has one: 'file, time: line'."""
     for attempt in attempts_of(run.root)[-1:]:

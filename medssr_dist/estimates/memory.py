@@ -20,7 +20,7 @@ _OPTIMIZER = 12  # bytes a parameter that is trained: fp32 master weights and tw
 
 
 @dataclass(frozen=True)
-class Demand:
+class MemoryDemand:
     """Bytes needed at one place, and free there."""
 
     what: str
@@ -28,7 +28,7 @@ class Demand:
     available: float
 
 
-def memory_demands(config: Config, parameters: int) -> list[Demand]:
+def estimate_memory(config: Config, parameters: int) -> list[MemoryDemand]:
     """On CPU one demand for the whole run; on GPU one an engine, a training rank, and the host where it offloads.
 
     On GPU activations, which depend on lengths and kernels, are not counted.
@@ -36,7 +36,7 @@ def memory_demands(config: Config, parameters: int) -> list[Demand]:
     from medssr_dist.runtime.device import on_gpu
 
     if not on_gpu():
-        return [Demand("the run", _cpu_bytes(config, parameters), available_memory())]
+        return [MemoryDemand("the run", _cpu_bytes(config, parameters), available_memory())]
     import torch
 
     training, free = config.training, torch.cuda.mem_get_info()[0]
@@ -46,13 +46,13 @@ def memory_demands(config: Config, parameters: int) -> list[Demand]:
     reference = _word(config) * parameters if training.offload_reference and _has_reference(config) else 0
     rank = (_state_bytes(config, parameters) - optimizer - reference) / training.ranks
     demands = [
-        Demand("an engine's GPU", _word(config) * parameters / size, room),
-        Demand("a training rank's GPU", rank, free),
+        MemoryDemand("an engine's GPU", _word(config) * parameters / size, room),
+        MemoryDemand("a training rank's GPU", rank, free),
     ]
     if optimizer:
-        demands.append(Demand("the optimizer on the host", optimizer / training.nodes, available_memory()))
+        demands.append(MemoryDemand("the optimizer on the host", optimizer / training.nodes, available_memory()))
     if reference:
-        demands.append(Demand("the reference on the host", reference / training.nodes, available_memory()))
+        demands.append(MemoryDemand("the reference on the host", reference / training.nodes, available_memory()))
     return demands
 
 
@@ -62,7 +62,7 @@ def refuse_too_little_memory(config: Config) -> None:
 
     if on_gpu():
         return
-    parameters, available = parameter_count(config.policy), available_memory()
+    parameters, available = count_parameters(config.policy), available_memory()
     kv_cache = config.runtime.cpu_kv_cache_gib * 2**30
     needed = _state_bytes(config, parameters) + config.training.engines * (_word(config) * parameters + kv_cache)
     if needed > available:
@@ -103,14 +103,14 @@ def _has_reference(config: Config) -> bool:
     return any(stage.enabled and stage.kl_coef > 0 for stage in (config.training.stage1, config.training.stage2))
 
 
-def checkpoint_bytes(config: Config, parameters: int) -> float:
+def estimate_checkpoint_bytes(config: Config, parameters: int) -> float:
     """The most that both stages hold on disk: the kept checkpoints, the one being written, the exported model."""
     stages = [stage for stage in (config.training.stage1, config.training.stage2) if stage.enabled]
     checkpoint = _word(config) * parameters + _OPTIMIZER * _trained(config, parameters)
     return sum(checkpoint * (stage.keep_checkpoints + 2) + _word(config) * parameters for stage in stages)
 
 
-def parameter_count(policy: Policy) -> int:
+def count_parameters(policy: Policy) -> int:
     """Parameters of the policy, from its safetensors headers or the size of its 16-bit .bin files.
 
     Raises:

@@ -53,7 +53,7 @@ class Rates:
     answers_per_s: float | None
 
 
-def measured_rates(run_dir: Path) -> Rates | None:
+def read_rates(run_dir: Path) -> Rates | None:
     """The rates of the run in `run_dir`; None where it has none yet.
 
     Raises:

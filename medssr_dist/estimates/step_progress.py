@@ -13,7 +13,7 @@ from medssr_dist.config.schema import Evaluation
 from medssr_dist.config.training import Stage
 from medssr_dist.data.jsonl import read_json
 from medssr_dist.errors import InputError
-from medssr_dist.estimates.workload import benchmark_questions, stage_steps
+from medssr_dist.estimates.workload import count_benchmark_questions, count_stage_steps
 from medssr_dist.launch.attempts import attempts_of
 from medssr_dist.run.clock import seconds_by_step
 from medssr_dist.run.directory import RunDir
@@ -24,7 +24,7 @@ _CHUNK = 2**20
 
 
 @dataclass(frozen=True)
-class Progress:
+class StepProgress:
     """How far a step is: `done` of `total` units (None: not known before the end), and what else is to be told."""
 
     done: int
@@ -34,19 +34,19 @@ class Progress:
     seconds_per_unit: float | None = None  # None: from the step's clock
 
 
-def _seconds_each(run: RunDir, step: str, progress: Progress) -> float | None:
+def seconds_per_unit(run: RunDir, step: str, progress: StepProgress) -> float | None:
     seconds = seconds_by_step(run.root).get(step)
     return progress.seconds_per_unit or (seconds / progress.done if seconds and progress.done else None)
 
 
-def _synthesis(run: RunDir, config: dict, begun: dict) -> Progress:
+def _synthesis(run: RunDir, config: dict, begun: dict) -> StepProgress:
     accepted, rejected = (count_lines(run.synthesis / name) for name in ("questions.jsonl", "rejected.jsonl"))
     replies = count_lines(run.synthesis / "journal.jsonl")
     note = f"{replies:,} replies, {rejected:,} rejected"
     live = run.synthesis / "progress.json"
     if live.exists():
         note += _wire(read_json(live), held=not begun["finished"])
-    return Progress(accepted, config["synthesis"]["accepted"], "accepted questions", note)
+    return StepProgress(accepted, config["synthesis"]["accepted"], "accepted questions", note)
 
 
 def _wire(live: dict, held: bool) -> str:
@@ -59,31 +59,33 @@ def _wire(live: dict, held: bool) -> str:
     return text + f"{rate}, {live['in_flight']} in flight" + "".join(f", {trouble}" for trouble in troubled)
 
 
-def _voting(run: RunDir, config: dict, begun: dict) -> Progress:
+def _voting(run: RunDir, config: dict, begun: dict) -> StepProgress:
     found = stored_counts(run.voting)
     questions = count_lines(run.synthesis / "questions.jsonl")
-    return Progress(found.labels, questions, "questions", f"{found.votes:,} votes, {found.kept:,} labels kept")
+    return StepProgress(found.labels, questions, "questions", f"{found.votes:,} votes, {found.kept:,} labels kept")
 
 
-def _stage1(run: RunDir, config: dict, begun: dict) -> Progress:
+def _stage1(run: RunDir, config: dict, begun: dict) -> StepProgress:
     kept = kept_at_end(run.voting / "labeled.jsonl")
     stage = config["training"]["stage1"]
     return _stage(
-        run, "stage1", stage["steps"] or (None if kept is None else stage_steps(Stage.model_validate(stage), kept))
+        run,
+        "stage1",
+        stage["steps"] or (None if kept is None else count_stage_steps(Stage.model_validate(stage), kept)),
     )
 
 
-def _stage2(run: RunDir, config: dict, begun: dict) -> Progress:
+def _stage2(run: RunDir, config: dict, begun: dict) -> StepProgress:
     return _stage(run, "stage2", config["training"]["stage2"]["steps"] or None)
 
 
-def _stage(run: RunDir, stage: str, total: int | None) -> Progress:
-    rows = _metrics(run, stage)
+def _stage(run: RunDir, stage: str, total: int | None) -> StepProgress:
+    rows = read_metrics(run, stage)
     each = sum(row["seconds"] for row in rows) / len(rows) if rows else None
-    return Progress(len(rows), total, "steps", seconds_per_unit=each)
+    return StepProgress(len(rows), total, "steps", seconds_per_unit=each)
 
 
-def _evaluation(run: RunDir, config: dict, begun: dict) -> Progress:
+def _evaluation(run: RunDir, config: dict, begun: dict) -> StepProgress:
     names = {value: name for name, value in begun["inputs"].items() if not name.startswith("benchmark ")}
     keys = {
         (row["policy"], row["question_id"], row["generation"])
@@ -94,19 +96,19 @@ def _evaluation(run: RunDir, config: dict, begun: dict) -> Progress:
     note = ", ".join(f"{name} {by_policy[name]:,}" for name in names.values())
     asked = None if begun["finished"] else _questions_to_evaluate(config)
     total = asked and asked * config["evaluation"]["generations"] * len(names)
-    return Progress(len(keys), total, "answers", note)
+    return StepProgress(len(keys), total, "answers", note)
 
 
 def _questions_to_evaluate(config: dict) -> int | None:
     """Distinct questions of the benchmarks; None where they cannot be read from here."""
     try:
         evaluation = Evaluation.model_validate(config["evaluation"])
-        return benchmark_questions(evaluation, config["runtime"]["random_seed"])
+        return count_benchmark_questions(evaluation, config["runtime"]["random_seed"])
     except (InputError, ValidationError):
         return None
 
 
-_PROGRESS = {
+READ_PROGRESS = {
     "synthesize": _synthesis,
     "vote": _voting,
     "stage1": _stage1,
@@ -120,7 +122,7 @@ def _rows(path: Path) -> Iterator[dict]:
     return follow(path, ended=lambda: True)
 
 
-def _metrics(run: RunDir, stage: str) -> list[dict]:
+def read_metrics(run: RunDir, stage: str) -> list[dict]:
     return list(_rows(run.training(stage) / "metrics.jsonl"))
 
 
@@ -132,13 +134,13 @@ def count_lines(path: Path) -> int:
         return sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(_CHUNK), b""))
 
 
-def measured(run: RunDir) -> dict[str, tuple[int, float | None]]:
+def measure_steps(run: RunDir) -> dict[str, tuple[int, float | None]]:
     """Step -> units done and seconds each (None: not known yet), of the steps that were begun."""
     if not run.manifest_file.exists():
         return {}
     config, steps = read_json(run.root / "config.resolved.json"), run.manifest()["steps"]
-    found = {step: _PROGRESS[step](run, config, begun) for step, begun in steps.items()}
-    return {step: (progress.done, _seconds_each(run, step, progress)) for step, progress in found.items()}
+    found = {step: READ_PROGRESS[step](run, config, begun) for step, begun in steps.items()}
+    return {step: (progress.done, seconds_per_unit(run, step, progress)) for step, progress in found.items()}
 
 
 def startup_seconds(run: RunDir) -> float:

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 
 from medssr_dist.config.schema import Config
 from medssr_dist.estimates.rates import Rates, VoteRate
-from medssr_dist.estimates.workload import stage_steps
+from medssr_dist.estimates.workload import count_stage_steps
 from medssr_dist.run.clock import duration
 from medssr_dist.runtime.cluster import slots_in_use, slots_needed
 
@@ -35,7 +35,7 @@ _SIDE_BY_SIDE = ("synthesize", "vote", "stage1")
 
 
 @dataclass(frozen=True)
-class Pace:
+class StepTime:
     """Seconds of a step."""
 
     start: float
@@ -51,12 +51,12 @@ class Forecast:
     """`seconds` of wall time over the parts that are known; `unknown` names the others."""
 
     seconds: float
-    parts: Mapping[str, Pace]
+    parts: Mapping[str, StepTime]
     unknown: tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class Todo:
+class DataCounts:
     """What the config alone does not say: examples of stage 2 besides pseudo-labels, answers of the evaluation."""
 
     examples: int
@@ -69,7 +69,7 @@ class Todo:
 # --- the prediction -----------------------------------------------------------------------------------------------
 
 
-def forecast(config: Config, rates: Rates, todo: Todo, on_gpu: bool) -> dict[str, Forecast]:
+def forecast(config: Config, rates: Rates, todo: DataCounts, on_gpu: bool) -> dict[str, Forecast]:
     """The wall time in either mode: {"stream": ..., "sequential": ...}. See the module's docstring for the formula."""
     slots = slots_needed(config)
     parted = _paces(config, rates, todo, slots, on_gpu)
@@ -89,7 +89,7 @@ def _all_to_each(slots: Mapping[str, int]) -> dict[str, float]:
     return {name: count * every / side[name] if count else 0.0 for name, count in slots.items()}
 
 
-def _stream_seconds(paces: dict[str, Pace], on_gpu: bool) -> float:
+def _stream_seconds(paces: dict[str, StepTime], on_gpu: bool) -> float:
     beside = {name: pace for name, pace in paces.items() if name in _SIDE_BY_SIDE}
     after = sum(pace.whole for name, pace in paces.items() if name not in _SIDE_BY_SIDE)
     work = {name: pace.work for name, pace in beside.items()}
@@ -98,7 +98,9 @@ def _stream_seconds(paces: dict[str, Pace], on_gpu: bool) -> float:
     return max((pace.start for pace in beside.values()), default=0.0) + max(work.values(), default=0.0) + after
 
 
-def _paces(config: Config, rates: Rates, todo: Todo, slots: Mapping[str, float], on_gpu: bool) -> dict[str, Pace]:
+def _paces(
+    config: Config, rates: Rates, todo: DataCounts, slots: Mapping[str, float], on_gpu: bool
+) -> dict[str, StepTime]:
     """Step -> seconds on `slots`, of the steps whose rate is known."""
 
     def faster(part: str) -> float:
@@ -107,10 +109,10 @@ def _paces(config: Config, rates: Rates, todo: Todo, slots: Mapping[str, float],
 
     paces, vote, questions = {}, rates.vote, config.synthesis.accepted
     if rates.questions_per_s:
-        paces["synthesize"] = Pace(0.0, questions / rates.questions_per_s)
+        paces["synthesize"] = StepTime(0.0, questions / rates.questions_per_s)
     if vote:
         tokens = questions * vote.tokens_per_question * config.voting.samples / vote.samples
-        paces["vote"] = Pace(vote.start_s, tokens / (vote.tokens_per_s * faster("voting engines")))
+        paces["vote"] = StepTime(vote.start_s, tokens / (vote.tokens_per_s * faster("voting engines")))
     for name in ("stage1", "stage2"):
         stage = getattr(config.training, name)
         rate = rates.stages.get(name) or next(iter(rates.stages.values()), None)
@@ -119,9 +121,9 @@ def _paces(config: Config, rates: Rates, todo: Todo, slots: Mapping[str, float],
             sequences = stage.prompts_per_step * stage.samples_per_prompt / rate.sequences
             generate = rate.generate_s * sequences / faster("rollout engines")
             learn = rate.learn_s * sequences / faster("training ranks")
-            paces[name] = Pace(rate.start_s, steps * (generate + learn + rate.sync_s))
+            paces[name] = StepTime(rate.start_s, steps * (generate + learn + rate.sync_s))
     if rates.answers_per_s:
-        paces["evaluate"] = Pace(0.0, todo.answers / (rates.answers_per_s * faster("voting engines")))
+        paces["evaluate"] = StepTime(0.0, todo.answers / (rates.answers_per_s * faster("voting engines")))
     return paces
 
 
@@ -135,13 +137,13 @@ def _steps(config: Config, name: str, gold: int, vote: VoteRate | None) -> int |
         if vote is None:
             return None
         examples += config.synthesis.accepted * vote.kept_share
-    return stage_steps(stage, examples)
+    return count_stage_steps(stage, examples)
 
 
 # --- in words -----------------------------------------------------------------------------------------------------
 
 
-def forecast_rows(config: Config, rates: Rates, todo: Todo, on_gpu: bool) -> list[tuple[str, str]]:
+def describe_forecast(config: Config, rates: Rates, todo: DataCounts, on_gpu: bool) -> list[tuple[str, str]]:
     """The rates and both forecasts as (label, text)."""
     found = forecast(config, rates, todo, on_gpu)
     parted, whole = found["stream"].parts, found["sequential"].parts

@@ -11,7 +11,7 @@ from medssr_dist.evaluation.benchmarks import read_benchmarks
 from medssr_dist.readers import read_all
 
 
-def workload(config: Config) -> dict[str, int]:
+def estimate_workload(config: Config) -> dict[str, int]:
     """Step -> units of work, at most: all questions are accepted and all labels kept.
 
     Without the steps whose data cannot be read: that is another check's to report.
@@ -20,44 +20,46 @@ def workload(config: Config) -> dict[str, int]:
     accepted = config.synthesis.accepted if training.uses_pseudo_labels else 0
     units = {"synthesize": accepted, "vote": accepted}
     if training.stage1.enabled:
-        units["stage1"] = stage_steps(training.stage1, accepted)
+        units["stage1"] = count_stage_steps(training.stage1, accepted)
     try:
         if training.stage2.enabled:
-            units["stage2"] = stage_steps(training.stage2, gold_examples(config) + mixed_labels(config))
-        units["evaluate"] = answers(config)
+            units["stage2"] = count_stage_steps(
+                training.stage2, count_gold_examples(config) + count_mixed_labels(config)
+            )
+        units["evaluate"] = count_answers(config)
     except InputError:
         pass
     return units
 
 
-def stage_steps(stage: Stage, examples: float) -> int:
+def count_stage_steps(stage: Stage, examples: float) -> int:
     """Optimizer steps of a stage: those that the config says, else one pass over `examples`."""
     return stage.steps or max(1, math.ceil(round(examples, 6) / stage.prompts_per_step))
 
 
-def gold_examples(config: Config) -> int:
+def count_gold_examples(config: Config) -> int:
     """Human-annotated questions of stage 2; 0 where it is off. Raises InputError where they cannot be read."""
     stage = config.training.stage2
     return len(read_all(stage.data, config.runtime.random_seed)) if stage.enabled else 0
 
 
-def mixed_labels(config: Config) -> int:
+def count_mixed_labels(config: Config) -> int:
     """Pseudo-labels that stage 2 takes beside them, at most."""
     return config.synthesis.accepted if config.training.stage2.mix_pseudo_labels else 0
 
 
-def answers(config: Config) -> int:
+def count_answers(config: Config) -> int:
     """Answers of the evaluation's first pass. Raises InputError where a benchmark cannot be read."""
-    asked = benchmark_questions(config.evaluation, config.runtime.random_seed)
-    return asked * config.evaluation.generations * len(policies_asked(config))
+    asked = count_benchmark_questions(config.evaluation, config.runtime.random_seed)
+    return asked * config.evaluation.generations * len(list_policies(config))
 
 
-def benchmark_questions(evaluation: Evaluation, random_seed: int) -> int:
+def count_benchmark_questions(evaluation: Evaluation, random_seed: int) -> int:
     """Distinct questions of all benchmarks. Raises InputError where one cannot be read."""
     return len({question.id for items in read_benchmarks(evaluation, random_seed).values() for question in items})
 
 
-def policies_asked(config: Config) -> list[str]:
+def list_policies(config: Config) -> list[str]:
     """Policies of `evaluation.policies` that the run will have: none of a stage that is off."""
     off = {name for name in ("stage1", "stage2") if not getattr(config.training, name).enabled}
     return [name for name in config.evaluation.policies if name not in off]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from medssr_dist.config.schema import Evaluation
 from medssr_dist.data.records import Question
 from medssr_dist.errors import InputError
-from medssr_dist.readers import human_labelled, read_questions, source_name
+from medssr_dist.readers import name_source, read_questions, refuse_unlabelled
 
 
 def read_benchmarks(evaluation: Evaluation, random_seed: int) -> dict[str, list[Question]]:
@@ -18,9 +18,9 @@ def read_benchmarks(evaluation: Evaluation, random_seed: int) -> dict[str, list[
         raise InputError("evaluation.benchmarks is empty; name at least one evaluation file")
     benchmarks: dict[str, list[Question]] = {}
     for source in evaluation.benchmarks:
-        name = source_name(source)
+        name = name_source(source)
         if name in benchmarks:
             raise InputError(f"evaluation.benchmarks has two named {name!r}; give each a `name` of its own")
         benchmarks[name] = read_questions(source, random_seed)
-        human_labelled(benchmarks[name])
+        refuse_unlabelled(benchmarks[name])
     return benchmarks

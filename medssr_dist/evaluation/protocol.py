@@ -86,7 +86,7 @@ def evaluate_policy(
     return [session.answers[key] for key in session.wanted()]
 
 
-def sampling_hash(evaluation: Evaluation, tokenizer, random_seed: int) -> str:
+def hash_sampling(evaluation: Evaluation, tokenizer, random_seed: int) -> str:
     """Hash of all that shapes an answer beside policy and question. n is no part: generation g is the same."""
     parameters = evaluation.model_dump(include={"temperature", "top_p", "top_k", "max_tokens"})
     return content_hash([parameters, random_seed, INSTRUCTION, tokenizer.chat_template, SECOND_PASS])
@@ -109,7 +109,7 @@ class _Session:
         self.pool, self.tokenizer, self.questions, self.book = pool, tokenizer, questions, book
         self.evaluation, self.random_seed, self.policy = evaluation, random_seed, policy
         self.should_stop = should_stop
-        self.sampling = sampling_hash(evaluation, tokenizer, random_seed)
+        self.sampling = hash_sampling(evaluation, tokenizer, random_seed)
         self.answers: dict[tuple[str, int], Answer] = {}
 
     def wanted(self) -> list[tuple[str, int]]:

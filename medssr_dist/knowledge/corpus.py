@@ -12,8 +12,8 @@ from medssr_dist.config.base import DataSource
 from medssr_dist.data.records import content_hash
 from medssr_dist.errors import InputError
 from medssr_dist.knowledge.corpus_files import FileCorpus
-from medssr_dist.knowledge.hpo import Disease, Phenotype, rare_diseases
-from medssr_dist.knowledge.names import in_sentence
+from medssr_dist.knowledge.hpo import Disease, Phenotype, load_rare_diseases
+from medssr_dist.knowledge.names import decapitalize
 from medssr_dist.knowledge.passages import Corpus, Passage
 from medssr_dist.knowledge.splits import is_evaluation
 
@@ -42,7 +42,7 @@ class _HpoCorpus(Corpus):
     """One passage a rare disease; a few thousand, held in memory."""
 
     def __init__(self, limit: int):
-        self._passages = [disease_passage(disease) for disease in corpus_diseases(limit)]
+        self._passages = [describe_disease(disease) for disease in list_corpus_diseases(limit)]
         self._by_id = {passage.id: passage for passage in self._passages}
         self.hash = content_hash([(p.id, p.title, p.content, p.source) for p in self._passages])
 
@@ -56,13 +56,13 @@ class _HpoCorpus(Corpus):
         return self._by_id[passage_id]
 
 
-def corpus_diseases(limit: int = 0) -> list[Disease]:
+def list_corpus_diseases(limit: int = 0) -> list[Disease]:
     """The diseases of 'hpo:passages' in corpus order, evaluation diseases last; limit 0 = all."""
-    ordered = sorted(rare_diseases(), key=is_evaluation)
+    ordered = sorted(load_rare_diseases(), key=is_evaluation)
     return ordered[: limit or None]
 
 
-def disease_passage(disease: Disease) -> Passage:
+def describe_disease(disease: Disease) -> Passage:
     """One passage in prose: phenotypes by falling frequency in HPO's frequency words, onset, inheritance, genes.
 
     Example: "Alkaptonuria is a rare disease. Very frequent features are dark urine; ochronosis. ...
@@ -71,7 +71,7 @@ def disease_passage(disease: Disease) -> Passage:
     sentences = [f"{disease.name} is a rare disease."]
     groups: dict[str, list[str]] = {}
     for phenotype in disease.phenotypes[:MAX_PHENOTYPES]:
-        groups.setdefault(_band(phenotype), []).append(in_sentence(phenotype.name))
+        groups.setdefault(_band(phenotype), []).append(decapitalize(phenotype.name))
     sentences += [f"{band} features are {'; '.join(names)}." for band, names in groups.items()]
     if disease.onset:
         sentences.append(f"Onset: {_join(disease.onset, ' onset')}.")
@@ -89,4 +89,4 @@ def _band(phenotype: Phenotype) -> str:
 
 
 def _join(names: tuple[str, ...], suffix: str) -> str:
-    return ", ".join(in_sentence(name.removesuffix(suffix)) for name in names)
+    return ", ".join(decapitalize(name.removesuffix(suffix)) for name in names)

@@ -21,7 +21,7 @@ import numpy as np
 from medssr_dist.data.jsonl import read_json, write_json
 from medssr_dist.data.records import content_hash
 from medssr_dist.errors import InputError
-from medssr_dist.knowledge.files import locked, replacing
+from medssr_dist.knowledge.cache_files import hold_lock, replace_file
 from medssr_dist.knowledge.passages import Corpus, Passage
 from medssr_dist.runtime.cache import cache_dir
 
@@ -65,7 +65,7 @@ class FileCorpus(Corpus):
     def __init__(self, path: Path, limit: int = 0):
         self._files = [_File.now(file) for file in _corpus_files(path)]
         folder = cache_dir() / "corpus" / content_hash([str(path.resolve()), limit])
-        with locked(folder / "corpus"):
+        with hold_lock(folder / "corpus"):
             facts = _stated(folder, self._files) or _scan(folder, self._files, limit)
         self.hash, self._count = facts["hash"], facts["count"]
         self._first_rows = np.array(facts["first_rows"])  # of each file
@@ -147,7 +147,7 @@ def _scan(folder: Path, files: list[_File], limit: int) -> dict:
 def _write(folder: Path, facts: dict, columns: list) -> dict:
     """The table of 64-bit columns, then corpus.json: its presence says that the table is whole."""
     table = folder / f"{facts['hash']}.i64"
-    with replacing(table) as temporary, open(temporary, "wb") as file:
+    with replace_file(table) as temporary, open(temporary, "wb") as file:
         for column in columns:
             file.write(memoryview(column))
     write_json(folder / "corpus.json", facts)

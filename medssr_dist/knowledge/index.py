@@ -21,8 +21,8 @@ from medssr_dist.config.synthesis import Knowledge
 from medssr_dist.data.jsonl import read_json, write_json
 from medssr_dist.data.records import content_hash
 from medssr_dist.errors import InputError
-from medssr_dist.knowledge.encoders import Encoder, encoder_dimension, encoder_name
-from medssr_dist.knowledge.files import locked
+from medssr_dist.knowledge.cache_files import hold_lock
+from medssr_dist.knowledge.encoders import Encoder, identify_encoder, read_encoder_dimension
 from medssr_dist.knowledge.passages import Corpus
 from medssr_dist.knowledge.search import (
     CompressedIndex,
@@ -30,9 +30,9 @@ from medssr_dist.knowledge.search import (
     Index,
     build_ivfpq,
     check_ivfpq,
-    ivf_lists,
+    count_ivf_lists,
+    count_training_vectors,
     read_ivfpq,
-    training_vectors,
 )
 from medssr_dist.knowledge.vectors import Vectors, encode_corpus
 from medssr_dist.runtime.cache import cache_dir
@@ -48,7 +48,7 @@ _RESIDUALS = 2**16  # what FAISS learns codes from at most; held twice
 
 def index_dir(corpus: Corpus, knowledge: Knowledge) -> Path:
     """Where all that is made from this corpus under this encoder is cached."""
-    return cache_dir() / "index" / content_hash([corpus.hash, encoder_name(knowledge), knowledge.shard_size])
+    return cache_dir() / "index" / content_hash([corpus.hash, identify_encoder(knowledge), knowledge.shard_size])
 
 
 def form_dir(folder: Path, knowledge: Knowledge) -> Path:
@@ -58,17 +58,17 @@ def form_dir(folder: Path, knowledge: Knowledge) -> Path:
     return folder / (ivfpq if knowledge.index == "ivfpq" else knowledge.index)
 
 
-def passages_searched(knowledge: Knowledge) -> int:
+def count_searched_passages(knowledge: Knowledge) -> int:
     """How many passages the index is asked for: those that a reranker ranks again, else those injected."""
     return knowledge.rerank_depth if knowledge.reranker else knowledge.top_k
 
 
-def memory_needed(knowledge: Knowledge, passages: int, dimension: int) -> dict[str, int]:
+def estimate_index_memory(knowledge: Knowledge, passages: int, dimension: int) -> dict[str, int]:
     """Bytes of memory that each form needs at its peak, building included; the models are not counted."""
     vector = _FLOAT * dimension
     codes = passages * (knowledge.pq_bytes + 8)  # a code and a 64-bit row each
-    lists = ivf_lists(knowledge, passages) * vector
-    training = (training_vectors(knowledge, passages) + 2 * min(passages, _RESIDUALS)) * vector
+    lists = count_ivf_lists(knowledge, passages) * vector
+    training = (count_training_vectors(knowledge, passages) + 2 * min(passages, _RESIDUALS)) * vector
     return {
         "flat": passages * vector + _SEARCH_BYTES,
         "sharded_flat": min(passages, knowledge.shard_size) * vector + _SEARCH_BYTES,
@@ -76,9 +76,9 @@ def memory_needed(knowledge: Knowledge, passages: int, dimension: int) -> dict[s
     }
 
 
-def refuse_too_little_memory(knowledge: Knowledge, passages: int, dimension: int) -> None:
+def refuse_large_index(knowledge: Knowledge, passages: int, dimension: int) -> None:
     """Raise InputError, with the forms that would fit, where the chosen form needs more than is free."""
-    needed, available = memory_needed(knowledge, passages, dimension), available_memory()
+    needed, available = estimate_index_memory(knowledge, passages, dimension), available_memory()
     if needed[knowledge.index] <= available:
         return
     fitting = [f"{form} ({needed[form] / 1e9:.2f} GB)" for form in needed if needed[form] <= available]
@@ -106,8 +106,8 @@ def build_index(
         InputError: not enough memory, too few vectors, pq_bytes that does not divide d.
     """
     vectors = vectors if isinstance(vectors, Vectors) else Vectors.split(vectors, knowledge.shard_size)
-    refuse_too_little_memory(knowledge, len(vectors), vectors.dimension)
-    needed = memory_needed(knowledge, len(vectors), vectors.dimension)
+    refuse_large_index(knowledge, len(vectors), vectors.dimension)
+    needed = estimate_index_memory(knowledge, len(vectors), vectors.dimension)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "index.json").unlink(missing_ok=True)
     if knowledge.index == "ivfpq":
@@ -130,8 +130,8 @@ def open_index(corpus: Corpus, knowledge: Knowledge, load: Callable[[], Encoder]
     """
     folder = index_dir(corpus, knowledge)
     form = form_dir(folder, knowledge)
-    made_of = {"corpus_hash": corpus.hash, "encoder": encoder_name(knowledge), "shard_size": knowledge.shard_size}
-    with locked(folder / "build"):
+    made_of = {"corpus_hash": corpus.hash, "encoder": identify_encoder(knowledge), "shard_size": knowledge.shard_size}
+    with hold_lock(folder / "build"):
         built = (form / "index.json").exists()
         if not built or knowledge.index != "ivfpq":
             _predict(knowledge, len(corpus))
@@ -149,13 +149,13 @@ def open_index(corpus: Corpus, knowledge: Knowledge, load: Callable[[], Encoder]
 
 def _predict(knowledge: Knowledge, passages: int) -> None:
     """Show what each form needs, and refuse before hours of encoding what would be refused after it."""
-    dimension = encoder_dimension(knowledge)
+    dimension = read_encoder_dimension(knowledge)
     needed = ", ".join(
-        f"{form} {size / 1e9:.2f}" for form, size in memory_needed(knowledge, passages, dimension).items()
+        f"{form} {size / 1e9:.2f}" for form, size in estimate_index_memory(knowledge, passages, dimension).items()
     )
     disk = passages * dimension * _FLOAT / 1e9
     _say(f"{passages:,} x {dimension} vectors, {disk:.2f} GB on disk; memory in GB: {needed}")
-    refuse_too_little_memory(knowledge, passages, dimension)
+    refuse_large_index(knowledge, passages, dimension)
     if knowledge.index == "ivfpq":
         check_ivfpq(knowledge, passages, dimension)
 
@@ -206,7 +206,7 @@ def _recall(index: Index, vectors: Vectors, knowledge: Knowledge, queries: np.nd
 def _recall_settings(knowledge: Knowledge) -> dict[str, int]:
     """What recall depends on, beside what the index is made of."""
     ivfpq = {"probes": knowledge.ivf_probes, "candidates": knowledge.candidates} if knowledge.index == "ivfpq" else {}
-    return {"k": passages_searched(knowledge), **ivfpq}
+    return {"k": count_searched_passages(knowledge), **ivfpq}
 
 
 def _say(text: str) -> None:

@@ -49,23 +49,23 @@ def is_clean(name: str) -> bool:
 
 
 @lru_cache(maxsize=2**16)
-def words(text: str) -> tuple[str, ...]:
+def split_words(text: str) -> tuple[str, ...]:
     """Lower-case words of `text` without accents and punctuation; how names are found and compared."""
     plain = unicodedata.normalize("NFKD", text.casefold())
     plain = "".join(character for character in plain if not unicodedata.combining(character))
     return tuple(re.findall(r"[a-z0-9]+", plain))
 
 
-def family(name: str) -> str:
+def derive_family(name: str) -> str:
     """Key shared by the types and spellings of one disease: its telling words, sorted.
 
     Example: "Ciliary dyskinesia, primary, 26" and "Primary ciliary dyskinesia" -> "ciliary dyskinesia primary"
     """
-    telling = {word for word in words(name) if not _NOT_TELLING.fullmatch(word)}
-    return " ".join(sorted(telling)) or " ".join(words(name))
+    telling = {word for word in split_words(name) if not _NOT_TELLING.fullmatch(word)}
+    return " ".join(sorted(telling)) or " ".join(split_words(name))
 
 
-def in_sentence(phenotype: str) -> str:
+def decapitalize(phenotype: str) -> str:
     """A phenotype's name as it stands inside a sentence: 'Seizure' -> 'seizure', 'Babinski sign' unchanged."""
     rest = phenotype.split(" ")[0][1:]
     if not rest or rest != rest.lower() or not rest[0].isalpha() or _EPONYM.match(phenotype):

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from medssr_dist.errors import InputError
-from medssr_dist.knowledge.encoders import from_disk
+from medssr_dist.knowledge.encoders import load_pretrained
 from medssr_dist.knowledge.passages import Passage
 
 _MAX_TOKENS = 512
@@ -27,8 +27,8 @@ class Reranker:
         import torch
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-        self._tokenizer = from_disk(AutoTokenizer, model)
-        network = from_disk(AutoModelForSequenceClassification, model, dtype=torch.float32)
+        self._tokenizer = load_pretrained(AutoTokenizer, model)
+        network = load_pretrained(AutoModelForSequenceClassification, model, dtype=torch.float32)
         if network.config.num_labels != 1:
             raise InputError(
                 f"knowledge.reranker = {model!r} has {network.config.num_labels} outputs; give a cross-encoder with one"
@@ -36,7 +36,7 @@ class Reranker:
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self._network, self._batch_size = network.to(self._device).eval(), batch_size
 
-    def best(self, query: str, passages: Sequence[Passage], k: int) -> list[Passage]:
+    def rank(self, query: str, passages: Sequence[Passage], k: int) -> list[Passage]:
         """The k passages that suit the query best, best first; equal ones in the order given."""
         scores = self._scores([(query, passage.text) for passage in passages])
         return [passages[place] for place in np.argsort(-scores, kind="stable")[:k]]

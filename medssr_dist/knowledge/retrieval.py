@@ -15,10 +15,10 @@ from medssr_dist.config.synthesis import Knowledge
 from medssr_dist.data.jsonl import JsonlLedger, read_jsonl
 from medssr_dist.data.records import content_hash
 from medssr_dist.errors import InputError
-from medssr_dist.knowledge.corpus import HPO_PASSAGES, corpus_diseases, read_corpus
-from medssr_dist.knowledge.encoders import Encoder, load_encoder, model_name
-from medssr_dist.knowledge.files import locked
-from medssr_dist.knowledge.index import index_dir, open_index, passages_searched
+from medssr_dist.knowledge.cache_files import hold_lock
+from medssr_dist.knowledge.corpus import HPO_PASSAGES, list_corpus_diseases, read_corpus
+from medssr_dist.knowledge.encoders import Encoder, identify_model, load_encoder
+from medssr_dist.knowledge.index import count_searched_passages, index_dir, open_index
 from medssr_dist.knowledge.passages import Corpus, Passage
 from medssr_dist.knowledge.reranker import Reranker
 from medssr_dist.knowledge.search import Index
@@ -37,7 +37,7 @@ class Entity:
     name: str
 
 
-def entities(knowledge: Knowledge, random_seed: int) -> list[Entity]:
+def draw_entities(knowledge: Knowledge, random_seed: int) -> list[Entity]:
     """The first `knowledge.entities` (0 = all) of a seeded shuffle of the rare diseases.
 
     Evaluation diseases are left out. With `hpo:passages` cut by a limit, only diseases whose own
@@ -47,7 +47,7 @@ def entities(knowledge: Knowledge, random_seed: int) -> list[Entity]:
         InputError: fewer diseases than asked for.
     """
     limit = knowledge.corpus.limit if knowledge.corpus.path == HPO_PASSAGES else 0
-    found = [Entity(disease.id, disease.name) for disease in corpus_diseases(limit) if not is_evaluation(disease)]
+    found = [Entity(disease.id, disease.name) for disease in list_corpus_diseases(limit) if not is_evaluation(disease)]
     if knowledge.entities > len(found):
         cure = f" or raise knowledge.corpus.limit={limit}" if limit else ""
         raise InputError(
@@ -78,25 +78,25 @@ class Retriever:
         """
         from tqdm import tqdm
 
-        unknown = self.unknown(names)
-        with tqdm(total=len(unknown), desc="retrieve", unit="entity", disable=len(unknown) < 2) as bar:
-            for searched in _batches(unknown, _SEARCHED_AT_ONCE):
+        missing = self.list_missing(names)
+        with tqdm(total=len(missing), desc="retrieve", unit="entity", disable=len(missing) < 2) as bar:
+            for searched in _batches(missing, _SEARCHED_AT_ONCE):
                 found = list(zip(searched, self._search(searched), strict=True))
                 for batch in _batches(found, _RECORDED_AT_ONCE):
                     self._record({name: self._ranked(name, rows) for name, rows in batch})
                     bar.update(len(batch))
 
-    def unknown(self, names: Sequence[str]) -> list[str]:
+    def list_missing(self, names: Sequence[str]) -> list[str]:
         """Those of `names`, each once, whose passages were not recorded yet."""
         return [name for name in dict.fromkeys(names) if name not in self._known]
 
-    def top_k(self, entity: str) -> list[Passage]:
+    def retrieve(self, entity: str) -> list[Passage]:
         """The `knowledge.top_k` best passages for `entity`, best first (all of them, in a smaller corpus)."""
         if entity not in self._known:
             self.prepare([entity])
         return [self._passage(passage_id) for passage_id in self._known[entity]]
 
-    def passage_text(self, passage_id: str) -> str:
+    def read_passage(self, passage_id: str) -> str:
         """Title and content of a passage. Raises KeyError for an id that is not in the corpus."""
         return self._passage(passage_id).text
 
@@ -104,7 +104,7 @@ class Retriever:
         """For each name the rows of the passages nearest to it, best first."""
         if self._index is None:
             self._index = open_index(self._corpus, self._knowledge, lambda: self._encoder, names)
-        k = min(passages_searched(self._knowledge), len(self._corpus))
+        k = min(count_searched_passages(self._knowledge), len(self._corpus))
         _, rows = self._index.search(self._encoder.encode_queries(names), k)
         return [[row for row in found if row >= 0] for found in rows.tolist()]
 
@@ -112,19 +112,19 @@ class Retriever:
         """Passage ids, ranked again where there is a reranker."""
         passages = [self._corpus[row] for row in rows]
         if self._knowledge.reranker:
-            passages = self._reranker.best(name, passages, self._knowledge.top_k)
+            passages = self._reranker.rank(name, passages, self._knowledge.top_k)
         return [passage.id for passage in passages]
 
     def _record(self, found: dict[str, list[str]]) -> None:
         rows = [{"entity": name, "settings": self._settings, "passage_ids": ids} for name, ids in found.items()]
-        with locked(self._folder / "retrieval"), JsonlLedger(self._ledger) as ledger:
+        with hold_lock(self._folder / "retrieval"), JsonlLedger(self._ledger) as ledger:
             ledger.append(*rows)
         self._known.update(found)
 
     @cached_property
     def _known(self) -> dict[str, list[str]]:
         """Past retrievals under these settings. Opening the ledger cuts off what a killed writer left half."""
-        with locked(self._folder / "retrieval"), JsonlLedger(self._ledger):
+        with hold_lock(self._folder / "retrieval"), JsonlLedger(self._ledger):
             rows = [row for row in read_jsonl(self._ledger) if row["settings"] == self._settings]
         return {row["entity"]: row["passage_ids"] for row in rows}
 
@@ -135,7 +135,7 @@ class Retriever:
         if knowledge.index == "ivfpq":
             settings += [knowledge.ivf_lists, knowledge.ivf_probes, knowledge.pq_bytes, knowledge.candidates]
         if knowledge.reranker:
-            settings += [model_name(knowledge.reranker), knowledge.rerank_depth]
+            settings += [identify_model(knowledge.reranker), knowledge.rerank_depth]
         return content_hash(settings)
 
     @cached_property

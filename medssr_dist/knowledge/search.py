@@ -16,7 +16,7 @@ import numpy as np
 
 from medssr_dist.config.synthesis import Knowledge
 from medssr_dist.errors import InputError
-from medssr_dist.knowledge.files import replacing
+from medssr_dist.knowledge.cache_files import replace_file
 from medssr_dist.knowledge.vectors import Vectors
 
 if TYPE_CHECKING:
@@ -111,21 +111,21 @@ def _on_gpu(index: faiss.Index) -> faiss.Index:
     return faiss.index_cpu_to_gpu(_gpu(), 0, index) if _gpu() else index
 
 
-def ivf_lists(knowledge: Knowledge, passages: int) -> int:
+def count_ivf_lists(knowledge: Knowledge, passages: int) -> int:
     """Inverted lists for so many passages."""
     return knowledge.ivf_lists or max(1, round(4 * math.sqrt(passages)))
 
 
-def training_vectors(knowledge: Knowledge, passages: int) -> int:
+def count_training_vectors(knowledge: Knowledge, passages: int) -> int:
     """How many vectors the inverted lists and the codes are learnt from."""
-    return min(passages, _TRAINING_PER_LIST * max(ivf_lists(knowledge, passages), _PQ_CENTROIDS))
+    return min(passages, _TRAINING_PER_LIST * max(count_ivf_lists(knowledge, passages), _PQ_CENTROIDS))
 
 
 def check_ivfpq(knowledge: Knowledge, passages: int, dimension: int) -> None:
     """Raise InputError where the settings do not go with the vectors."""
     if dimension % knowledge.pq_bytes:
         raise InputError(f"knowledge.pq_bytes = {knowledge.pq_bytes} does not divide the dimension {dimension}")
-    least = max(ivf_lists(knowledge, passages), _PQ_CENTROIDS)
+    least = max(count_ivf_lists(knowledge, passages), _PQ_CENTROIDS)
     if passages < least:
         raise InputError(
             f"knowledge.index=ivfpq learns from at least {least:,} passages, there are {passages:,}; use flat"
@@ -139,15 +139,15 @@ def build_ivfpq(vectors: Vectors, knowledge: Knowledge, file: Path) -> None:
 
     check_ivfpq(knowledge, len(vectors), vectors.dimension)
     quantizer = faiss.IndexFlatIP(vectors.dimension)
-    lists = ivf_lists(knowledge, len(vectors))
+    lists = count_ivf_lists(knowledge, len(vectors))
     index = faiss.IndexIVFPQ(quantizer, vectors.dimension, lists, knowledge.pq_bytes, 8, faiss.METRIC_INNER_PRODUCT)
-    count = training_vectors(knowledge, len(vectors))
+    count = count_training_vectors(knowledge, len(vectors))
     index.train(vectors.take(np.random.default_rng(0).choice(len(vectors), count, replace=False)))
     with tqdm(total=len(vectors), desc="index", unit="vector") as bar:
         for part in _parts(vectors):
             index.add(part)
             bar.update(len(part))
-    with replacing(file) as temporary, open(temporary, "wb") as handle:
+    with replace_file(file) as temporary, open(temporary, "wb") as handle:
         faiss.write_index(index, faiss.PyCallbackIOWriter(handle.write))
 
 

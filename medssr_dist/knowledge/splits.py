@@ -8,19 +8,19 @@ from __future__ import annotations
 
 from medssr_dist.data.records import content_hash
 from medssr_dist.knowledge.hpo import Disease
-from medssr_dist.knowledge.names import family
+from medssr_dist.knowledge.names import derive_family
 
 # Upper bounds in percent of the hash range.
 _BOUNDS = (("hpo:seeds", 25), ("hpo:supervised", 70), ("hpo:evaluation", 100))
 SPLITS = tuple(name for name, _ in _BOUNDS)
 
 
-def split_of(disease: Disease) -> str:
+def assign_split(disease: Disease) -> str:
     """'hpo:seeds', 'hpo:supervised' or 'hpo:evaluation'."""
-    bucket = int(content_hash(family(disease.name), 8), 16) % 100
+    bucket = int(content_hash(derive_family(disease.name), 8), 16) % 100
     return next(name for name, bound in _BOUNDS if bucket < bound)
 
 
 def is_evaluation(disease: Disease) -> bool:
     """Whether questions about `disease` are held out for evaluation; it is never a synthesis entity then."""
-    return split_of(disease) == "hpo:evaluation"
+    return assign_split(disease) == "hpo:evaluation"

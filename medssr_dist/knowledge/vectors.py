@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from medssr_dist.config.synthesis import Knowledge
+from medssr_dist.knowledge.cache_files import replace_file
 from medssr_dist.knowledge.encoders import Encoder
-from medssr_dist.knowledge.files import replacing
 from medssr_dist.knowledge.passages import Corpus
 
 _log = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ def _opened(shard: np.ndarray | Path) -> np.ndarray:
     return np.load(shard, mmap_mode="r") if isinstance(shard, Path) else shard
 
 
-def shard_files(folder: Path, passages: int, shard_size: int) -> list[Path]:
+def list_shard_files(folder: Path, passages: int, shard_size: int) -> list[Path]:
     """Where the shards of so many passages are kept."""
     return [folder / f"{number:05}.npy" for number in range(-(-passages // shard_size))]
 
@@ -80,7 +80,7 @@ def encode_corpus(corpus: Corpus, knowledge: Knowledge, folder: Path, load: Call
     from tqdm import tqdm
 
     size = knowledge.shard_size
-    files = shard_files(folder, len(corpus), size)
+    files = list_shard_files(folder, len(corpus), size)
     rows = {number: range(len(corpus))[number * size : (number + 1) * size] for number in range(len(files))}
     missing = {number: rows[number] for number, file in enumerate(files) if not _is_whole(file, len(rows[number]))}
     if not missing:
@@ -90,7 +90,7 @@ def encode_corpus(corpus: Corpus, knowledge: Knowledge, folder: Path, load: Call
     done = len(corpus) - sum(map(len, missing.values()))
     with tqdm(total=len(corpus), initial=done, desc="encode", unit="passage", smoothing=0) as bar:
         for number, vectors in _encoded(corpus, knowledge, missing, load):
-            with replacing(files[number]) as temporary, open(temporary, "wb") as file:
+            with replace_file(files[number]) as temporary, open(temporary, "wb") as file:
                 np.save(file, vectors)
             bar.update(len(vectors))
     return Vectors(files)
@@ -99,7 +99,7 @@ def encode_corpus(corpus: Corpus, knowledge: Knowledge, folder: Path, load: Call
 def _encoded(corpus: Corpus, knowledge: Knowledge, shards: dict[int, range], load) -> Iterator[tuple[int, np.ndarray]]:
     """(shard, its vectors) as they are done."""
     if knowledge.workers:
-        from medssr_dist.knowledge.workers import encode_on_workers
+        from medssr_dist.knowledge.encoder_workers import encode_on_workers
 
         yield from encode_on_workers(corpus, knowledge, shards)
         return

@@ -17,14 +17,14 @@ from medssr_dist.errors import InputError
 from medssr_dist.knowledge.hpo import (
     Disease,
     Phenotype,
-    ancestors,
-    descendants,
+    find_ancestors,
+    find_descendants,
     load_diseases,
+    load_rare_diseases,
     load_terms,
-    rare_diseases,
 )
-from medssr_dist.knowledge.names import family, in_sentence, words
-from medssr_dist.knowledge.splits import SPLITS, split_of
+from medssr_dist.knowledge.names import decapitalize, derive_family, split_words
+from medssr_dist.knowledge.splits import SPLITS, assign_split
 
 DEFAULT_QUESTIONS = 200
 OPTIONS = 4
@@ -81,7 +81,7 @@ _CLOSINGS = (
 _ASK = "Which of the following is the most likely diagnosis?"
 
 
-def hpo_questions(name: str, limit: int = 0, random_seed: int = 0) -> list[Question]:
+def make_hpo_questions(name: str, limit: int = 0, random_seed: int = 0) -> list[Question]:
     """The first `limit` (0 = DEFAULT_QUESTIONS) questions of an embedded set, one a disease.
 
     Args:
@@ -106,7 +106,7 @@ def hpo_questions(name: str, limit: int = 0, random_seed: int = 0) -> list[Quest
     raise InputError(f"{name} has {len(questions)} questions, {wanted} were asked for; lower its limit")
 
 
-def hpo_truth(question: Question) -> str | None:
+def find_hpo_truth(question: Question) -> str | None:
     """The letter that the stem's phenotypes point to by HPO alone, or None where HPO does not decide.
 
     HPO decides when the stem names at least two phenotypes, at least two options are names of HPO
@@ -114,11 +114,15 @@ def hpo_truth(question: Question) -> str | None:
     """
     found = _phenotypes_named(question.stem)
     by_name = _by_name()
-    known = {letter: by_name[words(text)] for letter, text in question.options.items() if words(text) in by_name}
+    known = {
+        letter: by_name[split_words(text)] for letter, text in question.options.items() if split_words(text) in by_name
+    }
     if len(found) < 2 or len(known) < 2:
         return None
     fitting = [
-        letter for letter, annotated in known.items() if all(annotated & ({term} | descendants(term)) for term in found)
+        letter
+        for letter, annotated in known.items()
+        if all(annotated & ({term} | find_descendants(term)) for term in found)
     ]
     return fitting[0] if len(fitting) == 1 else None
 
@@ -128,19 +132,21 @@ def _by_name() -> dict[tuple[str, ...], frozenset[str]]:
     """Disease name (as words) -> phenotype ids of all entries with that name."""
     annotated: dict[tuple[str, ...], set[str]] = defaultdict(set)
     for disease in load_diseases().values():
-        annotated[words(disease.name)].update(phenotype.id for phenotype in disease.phenotypes)
+        annotated[split_words(disease.name)].update(phenotype.id for phenotype in disease.phenotypes)
     return {name: frozenset(terms) for name, terms in annotated.items()}
 
 
 @cache
 def _term_by_name() -> dict[tuple[str, ...], str]:
     names = load_terms().names
-    return {words(names[term]): term for term in descendants(_ROOT) if not names[term].startswith("obsolete")}
+    return {
+        split_words(names[term]): term for term in find_descendants(_ROOT) if not names[term].startswith("obsolete")
+    }
 
 
 def _phenotypes_named(text: str) -> set[str]:
     """HPO terms whose names stand in `text`, longest match first, without those after a negation."""
-    tokens, found, start = words(text), set(), 0
+    tokens, found, start = split_words(text), set(), 0
     longest = max(map(len, _term_by_name()))
     while start < len(tokens):
         for end in range(min(start + longest, len(tokens)), start, -1):
@@ -156,7 +162,7 @@ def _phenotypes_named(text: str) -> set[str]:
 
 @cache
 def _split_diseases(name: str) -> tuple[Disease, ...]:
-    return tuple(disease for disease in rare_diseases() if split_of(disease) == name)
+    return tuple(disease for disease in load_rare_diseases() if assign_split(disease) == name)
 
 
 @cache
@@ -200,7 +206,7 @@ def _organ_system(shown: list[Phenotype]) -> str:
 @cache
 def _systems_above(term: str) -> tuple[str, ...]:
     """Example: ("Abnormality of the nervous system",) for a seizure."""
-    above = ancestors(term) | {term}
+    above = find_ancestors(term) | {term}
     return tuple(load_terms().names[system] for system in load_terms().children[_ROOT] if system in above)
 
 
@@ -214,14 +220,14 @@ def _choose_sex(disease: Disease, rng: random.Random) -> str:
 def _choose_phenotypes(disease: Disease, sex: str, rng: random.Random) -> list[Phenotype]:
     """3-5 of the most frequent telling phenotypes, none above or below another, none of the other sex."""
     other = _FEMALE if sex == "male" else _MALE
-    named = set(words(disease.name))
+    named = set(split_words(disease.name))
     pool = [
         phenotype
         for phenotype in disease.phenotypes
         if phenotype.frequency >= _MIN_FREQUENCY
         and not _VAGUE.search(phenotype.name)
-        and not named.issuperset(words(phenotype.name))
-        and not ancestors(phenotype.id).union({phenotype.id}).intersection(other)
+        and not named.issuperset(split_words(phenotype.name))
+        and not find_ancestors(phenotype.id).union({phenotype.id}).intersection(other)
     ][:_POOL]
     rng.shuffle(pool)
     chosen: list[Phenotype] = []
@@ -234,7 +240,7 @@ def _choose_phenotypes(disease: Disease, sex: str, rng: random.Random) -> list[P
 @cache
 def _related(term: str) -> frozenset[str]:
     """The term with all above and below it: an annotation with any of these may fit it."""
-    return ancestors(term) | descendants(term) | {term}
+    return find_ancestors(term) | find_descendants(term) | {term}
 
 
 def _choose_distractors(disease: Disease, shown: list[Phenotype], name: str, rng: random.Random) -> list[Disease]:
@@ -254,16 +260,16 @@ def _choose_distractors(disease: Disease, shown: list[Phenotype], name: str, rng
 
 def _absent(disease: Disease, shown: list[Phenotype]) -> int:
     """How many of the phenotypes shown fit no entry of that name."""
-    annotated = _by_name()[words(disease.name)]
+    annotated = _by_name()[split_words(disease.name)]
     return sum(annotated.isdisjoint(_related(phenotype.id)) for phenotype in shown)
 
 
 def _alike(one: Disease, other: Disease) -> bool:
-    return family(one.name) == family(other.name) or not set(one.genes).isdisjoint(other.genes)
+    return derive_family(one.name) == derive_family(other.name) or not set(one.genes).isdisjoint(other.genes)
 
 
 def _stem(disease: Disease, shown: list[Phenotype], sex: str, rng: random.Random) -> str:
-    names = [in_sentence(phenotype.name) for phenotype in shown]
+    names = [decapitalize(phenotype.name) for phenotype in shown]
     patient, adult = _patient(disease, sex, rng)
     setting = rng.choice(_SETTINGS_ADULT if adult else _SETTINGS_CHILD)
     findings = rng.choice(_FINDINGS).format(all=_listing(names), first=names[0], rest=_listing(names[1:]))

@@ -26,7 +26,7 @@ _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 @dataclass
-class Batch:
+class TeacherBatch:
     """A batch in OpenAI's form, and the lines that it has yet to answer."""
 
     id: str
@@ -55,7 +55,7 @@ class Batches:
         self._gate = gate
         self._stats = stats
         self._files: dict[str, bytes] = {}
-        self._batches: dict[str, Batch] = {}
+        self._batches: dict[str, TeacherBatch] = {}
         self._work: set[asyncio.Task] = set()
 
     def routes(self) -> list[web.RouteDef]:
@@ -110,7 +110,7 @@ class Batches:
             return error_response(400, "a batch needs input_file_id, endpoint and completion_window")
         if file_id not in self._files or endpoint != _ENDPOINT or window != "24h":
             return error_response(400, f"unknown input_file_id, endpoint is not {_ENDPOINT}, or window is not 24h")
-        batch = Batch(f"batch_{len(self._batches) + 1}", file_id, window, metadata)
+        batch = TeacherBatch(f"batch_{len(self._batches) + 1}", file_id, window, metadata)
         self._batches[batch.id] = batch
         task = asyncio.create_task(self._process(batch))
         self._work.add(task)
@@ -146,7 +146,7 @@ class Batches:
             batch.status = "cancelling"
         return await self._poll(request)
 
-    async def _process(self, batch: Batch) -> None:
+    async def _process(self, batch: TeacherBatch) -> None:
         """Answer the lines slice by slice, over batch_delay_s, unless cancelled or drawn to expire half-way."""
         lines, problem = _read_lines(self._files[batch.input_file_id])
         problem = problem or self._over_limit(len(lines))
@@ -177,7 +177,7 @@ class Batches:
             return None
         return {"code": "token_limit_exceeded", "message": "the limit of what may be on its way is reached"}
 
-    def _answer(self, batch: Batch, line: dict) -> dict:
+    def _answer(self, batch: TeacherBatch, line: dict) -> dict:
         """The answer to one line, in the form of a line of the output or error file."""
         try:
             asked = read_request(line["body"], not self._faults.no_json_schema)
@@ -195,7 +195,7 @@ class Batches:
         batch.request_counts["completed" if status == 200 else "failed"] += 1
         return _line(line["custom_id"], {"status_code": status, "body": body})
 
-    def _close(self, batch: Batch, lines: list[dict], answers: list[dict]) -> None:
+    def _close(self, batch: TeacherBatch, lines: list[dict], answers: list[dict]) -> None:
         """File the answers and set the last status."""
         answered = {answer["custom_id"] for answer in answers}
         good = [answer for answer in answers if answer["response"]["status_code"] == 200]
@@ -209,7 +209,7 @@ class Batches:
         batch.output_file_id = self._keep_lines(batch, good)
         batch.error_file_id = self._keep_lines(batch, bad)
 
-    def _keep_lines(self, batch: Batch, answers: list[dict]) -> str | None:
+    def _keep_lines(self, batch: TeacherBatch, answers: list[dict]) -> str | None:
         random.Random(batch.id).shuffle(answers)
         return self._keep("".join(json.dumps(answer) + "\n" for answer in answers).encode()) if answers else None
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from medssr_dist.knowledge.names import family, words
+from medssr_dist.knowledge.names import derive_family, split_words
 from medssr_dist.offline_teacher.facts import Facts, read_facts
 from medssr_dist.offline_teacher.patients import draw_patient
 from medssr_dist.offline_teacher.reading import PromptParts
@@ -63,7 +63,7 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Draft:
+class RareDraft:
     """A question before its options are shuffled."""
 
     stem: str
@@ -71,10 +71,10 @@ class Draft:
     wrong: list[str]
 
 
-def compose_rare(prompt: PromptParts, rng: random.Random) -> Draft:
+def compose_rare(prompt: PromptParts, rng: random.Random) -> RareDraft:
     """A question about the prompt's entity; diagnosis mostly, else gene, inheritance or expected finding."""
     subject = _read_subject(prompt)
-    makers: list[Callable[[Subject, random.Random], Draft | None]] = [_diagnosis]
+    makers: list[Callable[[Subject, random.Random], RareDraft | None]] = [_diagnosis]
     if rng.random() < _OTHER_SHARE:
         makers = rng.sample([_gene, _inheritance, _expected_finding], 3) + makers
     for make in (*makers, _inheritance, _gene):
@@ -88,11 +88,11 @@ def _read_subject(prompt: PromptParts) -> Subject:
     """Passages are sorted by disease. Where none is about the entity, the nearest passage's disease is asked."""
     by_family: dict[str, list[tuple[str, str]]] = {}
     for title, content in prompt.passages:
-        by_family.setdefault(family(title), []).append((title, content))
+        by_family.setdefault(derive_family(title), []).append((title, content))
     name = prompt.entity
-    if family(name) not in by_family:
+    if derive_family(name) not in by_family:
         name = next((title for title, content in prompt.passages if _names(title, name)), prompt.passages[0][0])
-    own = by_family.pop(family(name))
+    own = by_family.pop(derive_family(name))
     others = {group[0][0]: read_facts(content for _, content in group) for group in by_family.values()}
     if name != prompt.entity and not _names(name, prompt.entity):
         others = {prompt.entity: read_facts([]), **others}
@@ -102,29 +102,29 @@ def _read_subject(prompt: PromptParts) -> Subject:
 
 def _names(one: str, other: str) -> bool:
     """Whether one name's words are all in the other's."""
-    left, right = set(words(one)), set(words(other))
+    left, right = set(split_words(one)), set(split_words(other))
     return left <= right or right <= left
 
 
-def _diagnosis(subject: Subject, rng: random.Random) -> Draft | None:
+def _diagnosis(subject: Subject, rng: random.Random) -> RareDraft | None:
     findings = _pick_findings(subject, rng)
     if not findings:
         return None
     stem = " ".join([_vignette(subject, findings, rng), *_clues(subject, rng), rng.choice(_DIAGNOSIS_ASKS)])
-    return Draft(stem, subject.name, _other_diseases(subject, findings, rng))
+    return RareDraft(stem, subject.name, _other_diseases(subject, findings, rng))
 
 
-def _gene(subject: Subject, rng: random.Random) -> Draft | None:
+def _gene(subject: Subject, rng: random.Random) -> RareDraft | None:
     genes, findings = subject.facts.genes, _pick_findings(subject, rng)
     if not genes or not findings:
         return None
     pool = [gene for facts in subject.others.values() for gene in facts.genes] + rng.sample(_SPARE_GENES, 4)
     ask = f"The diagnosis of {subject.name} is made. A variant in which of the following genes is the likely cause?"
     wrong = [gene for gene in dict.fromkeys(pool) if gene not in genes]
-    return Draft(f"{_vignette(subject, findings, rng)} {ask}", genes[0], wrong[:4])
+    return RareDraft(f"{_vignette(subject, findings, rng)} {ask}", genes[0], wrong[:4])
 
 
-def _inheritance(subject: Subject, rng: random.Random) -> Draft | None:
+def _inheritance(subject: Subject, rng: random.Random) -> RareDraft | None:
     mode = _only_mode(subject)
     if mode is None:
         return None
@@ -136,10 +136,10 @@ def _inheritance(subject: Subject, rng: random.Random) -> Draft | None:
         if findings
         else f"The parents of {patient.article_noun} with newly diagnosed {subject.name} come for genetic counseling."
     )
-    return Draft(f"{opening} Which pattern of inheritance is typical of this disorder?", mode, wrong)
+    return RareDraft(f"{opening} Which pattern of inheritance is typical of this disorder?", mode, wrong)
 
 
-def _expected_finding(subject: Subject, rng: random.Random) -> Draft | None:
+def _expected_finding(subject: Subject, rng: random.Random) -> RareDraft | None:
     findings = _pick_findings(subject, rng)
     told = subject.facts.text.casefold()
     pool = [finding for facts in subject.others.values() for finding in facts.findings]
@@ -148,10 +148,10 @@ def _expected_finding(subject: Subject, rng: random.Random) -> Draft | None:
         return None
     *shown, correct = findings
     ask = f"The diagnosis of {subject.name} is made. Which of the following further findings belongs to this disorder?"
-    return Draft(f"{_vignette(subject, shown, rng)} {ask}", correct, rng.sample(wrong, min(4, len(wrong))))
+    return RareDraft(f"{_vignette(subject, shown, rng)} {ask}", correct, rng.sample(wrong, min(4, len(wrong))))
 
 
-def _description(subject: Subject, rng: random.Random) -> Draft:
+def _description(subject: Subject, rng: random.Random) -> RareDraft:
     """The last resort: a sentence of the passage with the name masked."""
     masked = re.sub(re.escape(subject.name), _MASK, subject.facts.text, flags=re.IGNORECASE)
     masked = re.sub(r"\s*\([^)]*\)", "", masked)
@@ -163,13 +163,13 @@ def _description(subject: Subject, rng: random.Random) -> Draft:
         f"The family of {patient.article_noun} asks about a rare disorder that a specialist has mentioned. A reference "
         f'text says of it: "{quoted}" {rng.choice(("Which disorder is meant?", "Which disorder does it describe?"))}'
     )
-    return Draft(stem, subject.name, _other_diseases(subject, [], rng))
+    return RareDraft(stem, subject.name, _other_diseases(subject, [], rng))
 
 
 def _pick_findings(subject: Subject, rng: random.Random) -> list[str]:
     """4-6 findings, telling ones first, none giving the name away; [] when the passages tell too few."""
-    name = {word for word in words(subject.name) if len(word) > 3}
-    clean = [finding for finding in subject.facts.findings if not name & set(words(finding))]
+    name = {word for word in split_words(subject.name) if len(word) > 3}
+    clean = [finding for finding in subject.facts.findings if not name & set(split_words(finding))]
     if len(clean) < 3:  # a name such as 'distal myopathy' shares words with what it is made of
         clean = [finding for finding in subject.facts.findings if not _names(finding, subject.name)]
     if len(clean) < 3:
@@ -216,8 +216,8 @@ def _other_diseases(subject: Subject, findings: list[str], rng: random.Random) -
     pool = near + rng.sample(subject.seed_options, len(subject.seed_options)) + rng.sample(_SPARE_DISEASES, 8)
     chosen: dict[str, str] = {}
     for title in pool:
-        if not _names(title, subject.name) and family(title) != family(subject.name):
-            chosen.setdefault(family(title), title)
+        if not _names(title, subject.name) and derive_family(title) != derive_family(subject.name):
+            chosen.setdefault(derive_family(title), title)
     return list(chosen.values())[: rng.choice((3, 4))]
 
 

@@ -90,7 +90,7 @@ def start_teacher(log_path: Path, random_seed: int = 42, options: Sequence[str] 
     """
     log_path = Path(log_path)
     log_path.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "medssr_dist.offline_teacher.cli", "--port", "0"]
+    command = [sys.executable, "-m", "medssr_dist.offline_teacher.serve", "--port", "0"]
     command += ["--random-seed", str(random_seed)]
     command += ["--exit-with-parent", str(os.getpid()), *options]
     with open(log_path, "a", encoding="utf-8") as log:

@@ -28,7 +28,7 @@ class Format:
         return self.keys <= row.keys()
 
 
-def detect(row: Mapping) -> Format:
+def detect_format(row: Mapping) -> Format:
     """The format of `row`. Raises InputError saying which keys were found and which formats are known."""
     for kind, keys in _NOT_QUESTIONS.items():
         if keys <= row.keys():

@@ -35,7 +35,7 @@ def refuse_evaluation_items(seeds: list[Question], evaluation: list[Question]) -
         )
 
 
-def human_labelled(questions: list[Question]) -> None:
+def refuse_unlabelled(questions: list[Question]) -> None:
     """Raise InputError unless every question has a human or ontology answer (`truth`)."""
     without = [question for question in questions if question.truth is None]
     if without:

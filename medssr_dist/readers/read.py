@@ -13,12 +13,12 @@ from medssr_dist.config.base import DataSource
 from medssr_dist.data.jsonl import read_json, read_jsonl, read_text
 from medssr_dist.data.records import Question
 from medssr_dist.errors import InputError
-from medssr_dist.readers.formats import Parse, detect
+from medssr_dist.readers.formats import Parse, detect_format
 
 _SHOWN_PROBLEMS = 3
 
 
-def source_name(source: DataSource) -> str:
+def name_source(source: DataSource) -> str:
     """The name a data set has in records and reports: `source.name`, else the file's stem."""
     return source.name or (source.path if source.path.startswith("hpo:") else Path(source.path).stem)
 
@@ -28,7 +28,7 @@ def read_questions(source: DataSource, random_seed: int = 42) -> list[Question]:
 
     Formats: MedQA (4- or 5-option JSONL, and mediQ's with context sentences), MedMCQA, PubMedQA's
     ori_pqal.json, the paper's evaluation JSON, our Question JSONL, and hpo:seeds|supervised|evaluation.
-    Question.source is `source_name(source)`; our own records keep theirs unless `source.name` is set.
+    Question.source is `name_source(source)`; our own records keep theirs unless `source.name` is set.
     Questions of the same text under distinct ids (MMLU has 78) are all kept.
 
     Args:
@@ -45,7 +45,7 @@ def read_questions(source: DataSource, random_seed: int = 42) -> list[Question]:
     if not rows:
         raise InputError(f"{path} holds no questions; it is empty")
     try:
-        parse = detect(rows[0]).parser(rows, source_name(source))
+        parse = detect_format(rows[0]).parser(rows, name_source(source))
     except InputError as error:
         raise InputError(f"{path} {error}") from None
     questions = _parse_all(path, rows[: source.limit or None], parse)
@@ -59,9 +59,9 @@ def read_all(sources: list[DataSource], random_seed: int = 42) -> list[Question]
 
 
 def _embedded(source: DataSource, random_seed: int) -> list[Question]:
-    from medssr_dist.knowledge.vignettes import hpo_questions
+    from medssr_dist.knowledge.vignettes import make_hpo_questions
 
-    questions = hpo_questions(source.path, source.limit, random_seed)
+    questions = make_hpo_questions(source.path, source.limit, random_seed)
     return [_renamed(question, source.name) for question in questions]
 
 

@@ -20,7 +20,7 @@ from medssr_dist.config.synthesis import Checks
 from medssr_dist.data.cards import CARD, header_text
 from medssr_dist.data.jsonl import write_atomic
 from medssr_dist.data.records import LETTERS, Question
-from medssr_dist.knowledge.hpo import HPO_CITATION, hpo_version
+from medssr_dist.knowledge.hpo import HPO_CITATION, read_hpo_version
 from medssr_dist.run.directory import commit
 
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
@@ -187,7 +187,7 @@ def _hpo_note(sources: Iterable[DataSource]) -> str:
     if not any(source.path.startswith("hpo:") for source in sources):
         return ""
     return (
-        f"\n\nHuman Phenotype Ontology, release {hpo_version()}, unaltered; its terms ask to cite it, to show its "
+        f"\n\nHuman Phenotype Ontology, release {read_hpo_version()}, unaltered; its terms ask to cite it, to show its "
         f"version and not to change its content (https://hpo.jax.org/license). {HPO_CITATION}"
     )
 

@@ -13,10 +13,10 @@ from medssr_dist.config.schema import Config
 from medssr_dist.config.synthesis import Synthesis
 from medssr_dist.data.jsonl import write_json
 from medssr_dist.data.wilson import share_of
-from medssr_dist.synthesis.client.budget import Exposure, Spending
+from medssr_dist.synthesis.client.budget import ReservationLedger, Spending
 from medssr_dist.synthesis.journal import Journal
-from medssr_dist.synthesis.question_writer import Outputs
-from medssr_dist.synthesis.request_queue import Supply
+from medssr_dist.synthesis.question_writer import QuestionWriter
+from medssr_dist.synthesis.request_queue import RequestQueue
 
 PROGRESS = "progress.json"
 _SHOW_S = 0.5
@@ -24,27 +24,33 @@ _WRITE_S = 5.0
 _RATE_WINDOW_S = 30.0
 
 
-class Progress:
+class SynthesisProgress:
     """A context that shows and records the state. `runner` is a Dispatcher or a BatchRunner."""
 
     def __init__(
-        self, folder: Path, synthesis: Synthesis, runner, supply: Supply, spending: Spending, outputs: Outputs
+        self,
+        folder: Path,
+        synthesis: Synthesis,
+        runner,
+        queue: RequestQueue,
+        spending: Spending,
+        writer: QuestionWriter,
     ):
         self._folder = folder
         self._synthesis = synthesis
         self._runner = runner
-        self._supply = supply
+        self._queue = queue
         self._spending = spending
-        self._outputs = outputs
+        self._writer = writer
         self._marks: deque[tuple[float, int, int]] = deque()  # time, replies, accepted
         self._shown = self._written = 0.0
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> SynthesisProgress:
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
         self._events = EventFileWriter(str(self._folder / "tensorboard"))
         self._bar = tqdm(
-            total=self._synthesis.accepted, initial=self._outputs.judged.accepted, desc="synthesize", unit="question"
+            total=self._synthesis.accepted, initial=self._writer.judged.accepted, desc="synthesize", unit="question"
         )
         self.update()
         return self
@@ -69,8 +75,8 @@ class Progress:
 
     def state(self) -> dict:
         """The numbers now; rates are over the last 30 seconds, None at first."""
-        accepted, done = self._outputs.judged.accepted, self._outputs.judged.done
-        rate, accepted_rate = self._rates(self._supply.delivered, accepted)
+        accepted, done = self._writer.judged.accepted, self._writer.judged.done
+        rate, accepted_rate = self._rates(self._queue.delivered, accepted)
         missing = self._synthesis.accepted - accepted
         return {
             "time": time.time(),
@@ -78,7 +84,7 @@ class Progress:
             "wanted": self._synthesis.accepted,
             "judged": done,
             "accepted_share": round(accepted / done, 4) if done else None,
-            "in_flight": self._supply.in_flight,
+            "in_flight": self._queue.in_flight,
             "replies_per_s": rate,
             "eta_s": round(missing / accepted_rate) if accepted_rate else None,
             "usd": round(self._spending.usd, 4),
@@ -124,7 +130,7 @@ class Progress:
         self._events.add_event(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
 
 
-def summarize(config: Config, work: _Work, started: float) -> dict:
+def summarize(config: Config, work: SynthesisWork, started: float) -> dict:
     """The step's summary.
 
     `requests_sent`, `http_attempts`, `asked_again`, `lost`, `held_s` (waiting for the vote) and `seconds` are of
@@ -132,36 +138,36 @@ def summarize(config: Config, work: _Work, started: float) -> dict:
     question: they are paid for and kept in the journal, but not used. `alpha` holds shares with their 95% Wilson
     intervals.
     """
-    outputs, spending, supply = work.outputs, work.spending, work.supply
-    done, accepted = outputs.judged.done, outputs.judged.accepted
+    writer, spending, queue = work.writer, work.spending, work.queue
+    done, accepted = writer.judged.done, writer.judged.accepted
     return {
         "requested": done,
         "accepted": accepted,
-        "rejected_by_reason": dict(sorted(outputs.rejected.items())),
-        "stopped_by": supply.stopped_by,
+        "rejected_by_reason": dict(sorted(writer.rejected.items())),
+        "stopped_by": queue.stopped_by,
         "budget": config.synthesis.budget.model_dump(),
         "surplus": len(work.journal) - done,
         "alpha": {
             "asked": config.synthesis.alpha,
-            "requests": share_of(outputs.rare, done),
-            "accepted": share_of(outputs.accepted_rare, accepted),
+            "requests": share_of(writer.rare, done),
+            "accepted": share_of(writer.accepted_rare, accepted),
         },
         "letter_balance": {
-            "first_option": dict(sorted(outputs.first_option.items())),
-            "entity_option": dict(sorted(outputs.entity_option.items())),
+            "first_option": dict(sorted(writer.first_option.items())),
+            "entity_option": dict(sorted(writer.entity_option.items())),
         },
-        "models": {"asked": config.synthesis.models, "answered": dict(outputs.answered_by.most_common())},
+        "models": {"asked": config.synthesis.models, "answered": dict(writer.answered_by.most_common())},
         "prompt_tokens": spending.prompt_tokens,
         "completion_tokens": spending.completion_tokens,
         "tokens": spending.completion_tokens,
         "usd": round(spending.usd, 6),
         "lost_tokens": spending.lost_tokens,
-        "requests_sent": supply.asked,
-        "requests_replayed": len(work.journal) - supply.asked,
+        "requests_sent": queue.asked,
+        "requests_replayed": len(work.journal) - queue.asked,
         "http_attempts": work.attempts,
-        "asked_again": supply.asked_again,
+        "asked_again": queue.asked_again,
         "lost": spending.lost,
-        "held_s": round(supply.held_s, 2),
+        "held_s": round(queue.held_s, 2),
         "started": _timestamp(started),
         "ended": _timestamp(time.time()),
         "seconds": round(time.time() - started, 2),
@@ -173,12 +179,12 @@ def _timestamp(seconds: float) -> str:
 
 
 @dataclass
-class _Work:
+class SynthesisWork:
     """The open files and counts of the step."""
 
     journal: Journal
-    exposure: Exposure
+    reservations: ReservationLedger
     spending: Spending
-    outputs: Outputs
-    supply: Supply
+    writer: QuestionWriter
+    queue: RequestQueue
     attempts: int = 0

@@ -26,7 +26,7 @@ _BATCH = 256  # replies held in memory at once
 _ALARM_WINDOW = 200  # replies that the share of refused ones is taken over
 
 
-class Outputs:
+class QuestionWriter:
     """The two files and their counts. One line in one of the two a request, until `accepted` are accepted.
 
     Raises:

@@ -181,14 +181,14 @@ def _below(word: int, count: int) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class QuestionRequest:
     """One request: what is sent, and all that its question must be able to tell of it."""
 
     messages: list[dict[str, str]]
     provenance: Provenance
 
 
-class Plan:
+class RequestPlan:
     """All requests of a run. `retrieve` gives the passages of an entity's name and must be quick."""
 
     def __init__(
@@ -209,7 +209,7 @@ class Plan:
             self._random_seed, synthesis.alpha, seeds, entities, synthesis.seed_pairs, synthesis.entity_choice
         )
 
-    def request(self, index: int) -> Request:
+    def request(self, index: int) -> QuestionRequest:
         """Build request `index`."""
         drawn = self._draws.at(index)
         entity = drawn.entity
@@ -228,4 +228,4 @@ class Plan:
             random_seed=self._random_seed,
             commit=self._commit,
         )
-        return Request(messages, provenance)
+        return QuestionRequest(messages, provenance)

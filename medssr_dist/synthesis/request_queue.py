@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING
 
 from medssr_dist.config.synthesis import Synthesis
 from medssr_dist.data.records import Provenance
-from medssr_dist.synthesis.client.budget import Exposure, Spending, TokenCounter
+from medssr_dist.synthesis.client.budget import ReservationLedger, Spending, TokenCounter
 from medssr_dist.synthesis.client.chat_client import GaveUp, Reply
-from medssr_dist.synthesis.client.job import Job
+from medssr_dist.synthesis.client.job import ChatJob
 from medssr_dist.synthesis.journal import Journal
 
 if TYPE_CHECKING:
-    from medssr_dist.synthesis.request_plan import Plan
+    from medssr_dist.synthesis.request_plan import RequestPlan
 
 
 @dataclass
@@ -32,7 +32,7 @@ class Judged:
     accepted: int = 0
 
 
-class Supply:
+class RequestQueue:
     """Gives the dispatcher its jobs and takes their outcomes to the journal.
 
     Args:
@@ -45,9 +45,9 @@ class Supply:
     def __init__(
         self,
         synthesis: Synthesis,
-        plan: Plan,
+        plan: RequestPlan,
         journal: Journal,
-        exposure: Exposure,
+        reservations: ReservationLedger,
         spending: Spending,
         judged: Judged,
         should_stop: Callable[[], bool] = lambda: False,
@@ -60,7 +60,7 @@ class Supply:
         self._synthesis = synthesis
         self._plan = plan
         self._journal = journal
-        self._exposure = exposure
+        self._reservations = reservations
         self._spending = spending
         self._judged = judged
         self._should_stop = should_stop
@@ -72,7 +72,7 @@ class Supply:
         self._cursor = 0
         self._out_of_budget = False
 
-    def next(self, probe: bool = False) -> Job | None:
+    def next(self, probe: bool = False) -> ChatJob | None:
         """The next new request; None when there is nothing to ask for now.
 
         Args:
@@ -92,16 +92,16 @@ class Supply:
         self._provenances[job.index] = provenance
         self._cursor += 1
         self.asked += 1
-        self.asked_again += self._exposure.seen_before(job.index)
+        self.asked_again += self._reservations.seen_before(job.index)
         return job
 
-    def job(self, index: int) -> Job | None:
+    def job(self, index: int) -> ChatJob | None:
         """Request `index`, on its way since an earlier attempt (in a batch); None if its outcome is known."""
         if index in self._journal:
             return None
         job, provenance = self._build(index)
         self._provenances[index] = provenance
-        self._spending.lose(-self._exposure.at(index), tries=0)  # not lost: it is still to come
+        self._spending.lose(-self._reservations.at(index), tries=0)  # not lost: it is still to come
         self._spending.reserve(job, forced=True)
         return job
 
@@ -110,10 +110,10 @@ class Supply:
         """Requests given out whose outcome is still to come."""
         return len(self._provenances)
 
-    def _build(self, index: int) -> tuple[Job, Provenance]:
+    def _build(self, index: int) -> tuple[ChatJob, Provenance]:
         request = self._plan.request(index)
         prompt_tokens = self._count_tokens(request.messages)
-        job = Job(index, request.messages, prompt_tokens + self._synthesis.max_tokens, prompt_tokens)
+        job = ChatJob(index, request.messages, prompt_tokens + self._synthesis.max_tokens, prompt_tokens)
         return job, request.provenance
 
     @property
@@ -136,29 +136,29 @@ class Supply:
 
     @property
     def stopped_by(self) -> str:
-        """'count', 'cap' or 'budget'; of a finished supply that nobody stopped."""
+        """'count', 'cap' or 'budget'; of a finished queue that nobody stopped."""
         if self.enough:
             return "count"
         return "budget" if self._out_of_budget else "cap"
 
-    def sent(self, job: Job) -> None:
+    def sent(self, job: ChatJob) -> None:
         """A try goes on the wire."""
-        self._exposure.add(job.index, job.tokens)
+        self._reservations.add(job.index, job.tokens)
 
-    def returned(self, job: Job) -> None:
+    def returned(self, job: ChatJob) -> None:
         """A try came back refused: it is not billed."""
-        self._exposure.add(job.index, -job.tokens)
+        self._reservations.add(job.index, -job.tokens)
 
-    def lost(self, job: Job) -> None:
+    def lost(self, job: ChatJob) -> None:
         """A try ended without a reply after it was sent; it may be billed, so the budget takes it as spent."""
         self._spending.lose(job.tokens)
 
-    def done(self, job: Job, outcome: Reply | GaveUp) -> None:
+    def done(self, job: ChatJob, outcome: Reply | GaveUp) -> None:
         """Write the outcome to the journal: exactly once a job. Raises InputError when the disk is full."""
         provenance = self._provenances.pop(job.index)
         self._journal.append(provenance, outcome)
         if isinstance(outcome, Reply):
-            self._exposure.add(job.index, -job.tokens)
+            self._reservations.add(job.index, -job.tokens)
         self._spending.settle(job, outcome)
         self.delivered += 1
         self.wake.set()

@@ -30,13 +30,13 @@ from medssr_dist.run.stream import mark_end
 from medssr_dist.synthesis.card import write_card
 from medssr_dist.synthesis.checks import Screen
 from medssr_dist.synthesis.client.batch_runner import BatchRunner
-from medssr_dist.synthesis.client.budget import Exposure, Spending
+from medssr_dist.synthesis.client.budget import ReservationLedger, Spending
 from medssr_dist.synthesis.client.dispatcher import Dispatcher
 from medssr_dist.synthesis.journal import Journal, JournalEntry
-from medssr_dist.synthesis.progress import Progress, _Work, summarize
-from medssr_dist.synthesis.question_writer import QUESTIONS, Outputs
-from medssr_dist.synthesis.request_plan import Plan
-from medssr_dist.synthesis.request_queue import Supply
+from medssr_dist.synthesis.progress import SynthesisProgress, SynthesisWork, summarize
+from medssr_dist.synthesis.question_writer import QUESTIONS, QuestionWriter
+from medssr_dist.synthesis.request_plan import RequestPlan
+from medssr_dist.synthesis.request_queue import RequestQueue
 from medssr_dist.synthesis.review import write_review
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def synthesize(
         folder: gets journal.jsonl, questions.jsonl, rejected.jsonl, summary.json, README.md and review.csv.
         commit: code commit, for the provenance.
         should_stop: polled; once true, requests on the wire are awaited and journaled, and the step ends.
-        hold: see Supply; the vote lags behind.
+        hold: see RequestQueue; the vote lags behind.
 
     Returns:
         The summary (see `summary.summarize`).
@@ -90,7 +90,7 @@ def synthesize(
     with ExitStack() as stack:
         work = _open(config, folder, inputs, commit, should_stop, hold, stack)
         started = time.time()
-        if not work.supply.finished:
+        if not work.queue.finished:
             with inputs.open_endpoints(config.synthesis.endpoints) as endpoints:
                 uvloop.run(_ask(config.synthesis, endpoints, folder, work))
         if should_stop():
@@ -111,24 +111,26 @@ def check_inputs(config: Config, seeds: list[Question], entities: list[Entity]) 
         )
 
 
-def _open(config: Config, folder: Path, inputs: Inputs, commit: str, should_stop, hold, stack: ExitStack) -> _Work:
+def _open(
+    config: Config, folder: Path, inputs: Inputs, commit: str, should_stop, hold, stack: ExitStack
+) -> SynthesisWork:
     """Open the journal, check and judge what it holds."""
     synthesis, random_seed = config.synthesis, config.runtime.random_seed
-    plan = Plan(config, inputs.seeds, inputs.entities, inputs.retrieve, commit)
+    plan = RequestPlan(config, inputs.seeds, inputs.entities, inputs.retrieve, commit)
     spending = Spending(synthesis)
     journal = stack.enter_context(_open_journal(folder / "journal.jsonl", plan, spending))
-    exposure = Exposure(folder / "exposure.bin", synthesis.most_candidates)
-    stack.callback(exposure.close)
-    spending.lose(exposure.total, tries=0)
+    reservations = ReservationLedger(folder / "exposure.bin", synthesis.most_candidates)
+    stack.callback(reservations.close)
+    spending.lose(reservations.total, tries=0)
     items = [question for questions in inputs.benchmarks.values() for question in questions]
     screen = Screen(synthesis.checks, random_seed, inputs.seeds, items, inputs.passage_text)
-    outputs = Outputs(folder, journal, screen, synthesis.accepted, synthesis.max_reject_share)
-    stack.callback(outputs.close)
-    supply = Supply(synthesis, plan, journal, exposure, spending, outputs.judged, should_stop, hold)
-    return _Work(journal, exposure, spending, outputs, supply)
+    writer = QuestionWriter(folder, journal, screen, synthesis.accepted, synthesis.max_reject_share)
+    stack.callback(writer.close)
+    queue = RequestQueue(synthesis, plan, journal, reservations, spending, writer.judged, should_stop, hold)
+    return SynthesisWork(journal, reservations, spending, writer, queue)
 
 
-def _open_journal(path: Path, plan: Plan, spending: Spending) -> Journal:
+def _open_journal(path: Path, plan: RequestPlan, spending: Spending) -> Journal:
     """The journal, its replies counted. Raises InputError where a reply answers another prompt."""
 
     def check(entry: JournalEntry) -> None:
@@ -145,14 +147,14 @@ def _open_journal(path: Path, plan: Plan, spending: Spending) -> Journal:
         return Journal(path, check)
 
 
-async def _ask(synthesis: Synthesis, endpoints: list[Endpoint], folder: Path, work: _Work) -> None:
-    """Ask until the supply is finished; judge, sync and show beside it."""
+async def _ask(synthesis: Synthesis, endpoints: list[Endpoint], folder: Path, work: SynthesisWork) -> None:
+    """Ask until the queue is finished; judge, sync and show beside it."""
     if synthesis.transport == "batch":
         runner = BatchRunner(synthesis, endpoints, folder)
     else:
         runner = Dispatcher(synthesis, endpoints)
-    with Progress(folder, synthesis, runner, work.supply, work.spending, work.outputs) as progress:
-        asking = asyncio.create_task(runner.run(work.supply))
+    with SynthesisProgress(folder, synthesis, runner, work.queue, work.spending, work.writer) as progress:
+        asking = asyncio.create_task(runner.run(work.queue))
         beside = asyncio.create_task(_judge_and_show(work, progress, runner))
         await asyncio.wait({asking, beside}, return_when=asyncio.FIRST_COMPLETED)
         runner.stop()  # where judging failed: what is on the wire still reaches the journal
@@ -163,15 +165,15 @@ async def _ask(synthesis: Synthesis, endpoints: list[Endpoint], folder: Path, wo
             raise error
 
 
-async def _judge_and_show(work: _Work, progress: Progress, runner: Dispatcher | BatchRunner) -> None:
+async def _judge_and_show(work: SynthesisWork, progress: SynthesisProgress, runner: Dispatcher | BatchRunner) -> None:
     """Judge what has come, in a thread beside the requests; sync the journal and show the state now and then."""
     synced = time.monotonic()
     while True:
         # With enough accepted, retries that wait are not needed; batches that are out are paid for, and awaited.
-        if work.supply.stopping or (work.supply.enough and isinstance(runner, Dispatcher)):
+        if work.queue.stopping or (work.queue.enough and isinstance(runner, Dispatcher)):
             runner.stop()
         judged = await asyncio.to_thread(_judge, work)
-        work.supply.wake.set()
+        work.queue.wake.set()
         if time.monotonic() - synced > _SYNC_S:
             await asyncio.to_thread(work.journal.sync)
             synced = time.monotonic()
@@ -180,12 +182,12 @@ async def _judge_and_show(work: _Work, progress: Progress, runner: Dispatcher | 
             await asyncio.sleep(_TICK_S)
 
 
-def _judge(work: _Work) -> int:
+def _judge(work: SynthesisWork) -> int:
     """Judge what has come and is on disk: who follows questions.jsonl sees none that a power cut takes back."""
     come = work.journal.first_missing
-    if come > work.outputs.judged.done:
+    if come > work.writer.judged.done:
         work.journal.sync()
-    return work.outputs.advance(come)
+    return work.writer.advance(come)
 
 
 async def _end(task: asyncio.Task) -> None:
@@ -197,10 +199,10 @@ async def _end(task: asyncio.Task) -> None:
         return
 
 
-def _close(config: Config, folder: Path, inputs: Inputs, work: _Work, started: float) -> dict:
-    while work.outputs.advance():
+def _close(config: Config, folder: Path, inputs: Inputs, work: SynthesisWork, started: float) -> dict:
+    while work.writer.advance():
         pass
-    mark_end(folder / QUESTIONS, work.outputs.judged.accepted)
+    mark_end(folder / QUESTIONS, work.writer.judged.accepted)
     summary = summarize(config, work, started) | {"checked_against": list(inputs.benchmarks)}
     path = folder / "summary.json"
     if summary["requests_sent"] == 0 and path.exists() and read_json(path)["accepted"] == summary["accepted"]:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-# DeepSpeed turns NaN gradients into a gradient norm that is a finite number (-1 for each group of weights; the square root
-# of 2 for two groups). A finite norm therefore proves nothing, and the weights are checked too.
+# DeepSpeed turns NaN gradients into a gradient norm that is a finite number (-1 for each group of weights; for two
+# groups the square root of 2). A finite norm therefore proves nothing, and the weights are checked too.
 _METRICS = ("loss", "policy_loss", "kl", "grad_norm")
 _NAMED = 3
 
@@ -38,7 +38,10 @@ def own_part(weight: torch.nn.Parameter) -> torch.Tensor:
 
 
 def describe_bad(metrics: dict[str, float], weights: dict[str, float]) -> str:
-    """Describe quantities and values in words. Example: "loss is nan, weight lm_head.weight holds nan (and 2 more weights)"."""
+    """Describe quantities and values in words.
+
+    Example: "loss is nan, weight lm_head.weight holds nan (and 2 more weights)"
+    """
     parts = [f"{name} is {value}" for name, value in metrics.items()]
     parts += [f"weight {name} holds {value}" for name, value in list(weights.items())[:_NAMED]]
     more = len(weights) - _NAMED

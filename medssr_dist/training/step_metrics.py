@@ -17,19 +17,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StepMetrics:
-    """Metrics of one step; a field is None where the step did not measure it. Times are in seconds.
+    """Metrics of one step; a field is None if the step did not measure it. Times are in seconds.
 
     Rollout, means over the step's samples (N = B prompts x G samples):
         reward, reward_std: reward and its standard deviation over all N. group_reward_std: mean over the groups.
         invalid_answer: share of answers that name no option. response_length: tokens. truncated: share cut off at
-        max_new_tokens. samples: N. label_confidence: of the pseudo-labels. zero_variance: share of groups whose rewards
-        are all equal. advantage_abs: mean absolute advantage.
+        max_new_tokens. samples: N. label_confidence: of the pseudo-labels. zero_variance: share of groups whose
+        rewards are all equal. advantage_abs: mean absolute advantage.
     Update, means over all tokens of the step:
         loss, policy_loss, kl (to the reference), entropy, clip_ratio (share of clipped tokens), old_kl (to the policy
         before the update), rollout_kl (to the rollout engine's policy), importance_dropped (share of tokens),
         grad_norm and learning_rate of the last optimizer step, tokens_per_s_per_gpu, mfu (model FLOPs utilization).
-    Sampler: policy_lag (versions of the weights that samples are behind), zero_variance_drawn (share of the drawn groups),
-        prompts_drawn, engine_restarts, seconds_rollout.
+    Sampler: policy_lag (how many versions of the weights the samples are behind), zero_variance_drawn (share of the
+        drawn groups), prompts_drawn, engine_restarts, seconds_rollout.
     Step: step (from 1), prompts (drawn so far), tokens (generated), time (seconds since the epoch), seconds (the whole
         step) = seconds_generate + seconds_experience + seconds_update + seconds_sync; seconds_wait: waited for examples.
 

@@ -17,7 +17,7 @@ from medssr_dist.config.training import Stage
 from medssr_dist.data.jsonl import write_atomic, write_json
 from medssr_dist.data.records import Question
 from medssr_dist.errors import Diverged, InputError, Stopped
-from medssr_dist.readers import source_name
+from medssr_dist.readers import name_source
 from medssr_dist.run.clock import duration
 from medssr_dist.run.stream import follow, kept_at_end, kept_labels, kept_labels_from, publish_taken
 from medssr_dist.runtime.device import device_env
@@ -79,9 +79,9 @@ class RunningStage:
         self._bar = tqdm(total=job.expected_steps, desc=job.name, initial=done, bar_format=_BAR)
 
     def check(self) -> bool:
-        """Whether the stage is done; then `folder`/hf and its summary are there. Raises what the stage raised.
+        """Return whether the stage is done, with `folder`/hf and its summary published. Raises what the stage raised.
 
-        Once the run is asked to stop, so is the stage.
+        When the run was asked to stop, this asks the stage to stop.
         """
         import ray
 
@@ -102,12 +102,12 @@ class RunningStage:
         return True
 
     def wait(self) -> None:
-        """Wait for the end. Raises what ended the stage before: Stopped where it was asked to."""
+        """Wait for the end. Raises what ended the stage early, for instance Stopped."""
         while not self.check():
             time.sleep(1)
 
     def kill(self) -> None:
-        """End the stage: after the step it is in and saved where the run was asked to stop, else at once."""
+        """End the stage: saved after its current step if the run was asked to stop, otherwise at once."""
         import ray
 
         if self._should_stop():
@@ -116,7 +116,7 @@ class RunningStage:
         ray.kill(self._actor)
 
     def _end_in_order(self) -> None:
-        """Wait for the end it was asked for; how it ended is told here, for something else has ended the run."""
+        """Wait for the end that was requested; show how it ended, as another error has already ended the run."""
         try:
             self.wait()
         except Exception as error:
@@ -125,7 +125,7 @@ class RunningStage:
     def _ask_to_stop(self) -> None:
         file = self._job.folder / STOP_FILE
         if not file.exists():
-            tqdm.write(f"{self._job.name}: stops after this step, when it is saved")
+            tqdm.write(f"{self._job.name}: will stop after this step, once it is saved")
             file.touch()
 
     def _close(self) -> None:
@@ -149,9 +149,9 @@ def _bar_text(steps: list[StepMetrics], total: int) -> dict[str, str]:
 
 
 def _explain(error, folder: Path) -> Exception:
-    """What ended a stage: its own Stopped, Diverged or InputError; bad input too where memory or disk were full.
+    """Return the error that ended a stage: its own Stopped, Diverged or InputError; InputError too if memory or disk is full.
 
-    torch and DeepSpeed tell of a full disk in several ways, so the disk itself is asked.
+    torch and DeepSpeed report a full disk in several ways, so the disk itself is checked.
     """
     import ray
 
@@ -162,14 +162,14 @@ def _explain(error, folder: Path) -> Exception:
     if isinstance(error.cause, ray.exceptions.OutOfMemoryError):
         return InputError(
             "the machine ran out of memory while training, and Ray ended a worker; lower micro_batch_size, set "
-            "runtime.mode=sequential or end other programs, and run the same command again: it goes on from the "
-            "last whole checkpoint"
+            "runtime.mode=sequential or end other programs, and run the same command again: it resumes from "
+            "the last complete checkpoint"
         )
     free = shutil.disk_usage(folder).free
     if free < _FULL_DISK_BYTES:
         return InputError(
             f"training ended with {free / 2**20:.0f} MiB free in {folder}: the disk is full; free some space and run "
-            "the same command again, it goes on from the last whole checkpoint"
+            "the same command again, it resumes from the last complete checkpoint"
         )
     return error
 
@@ -177,15 +177,15 @@ def _explain(error, folder: Path) -> Exception:
 def start_stage1(
     config: Config, model: Path, labels: Path, folder: Path, most_examples: int, should_stop: Callable[[], bool]
 ) -> RunningStage:
-    """Stage 1: self-supervised GRPO on the kept pseudo-labels, as they come (paper section 3.3).
+    """Start stage 1: self-supervised GRPO on the kept pseudo-labels, as they arrive (paper section 3.3).
 
     Args:
         labels: the label stream, `labeled.jsonl`.
-        most_examples: how many labels there can be at most, for the learning-rate schedule.
+        most_examples: upper bound of the number of labels, for the learning-rate schedule.
     """
     stage = config.training.stage1
     known = kept_at_end(labels)
-    publish_taken(labels, 0)  # what an earlier attempt said holds no more
+    publish_taken(labels, 0)  # an earlier attempt's count is no longer valid
     steps = _expected_steps(stage, most_examples if known is None else known)
     job = _job("stage1", config, model, model, folder, _pseudo_labels(config), steps)
     return RunningStage(job, partial(_label_examples, labels), partial(publish_taken, labels), should_stop)
@@ -200,15 +200,15 @@ def start_stage2(
     folder: Path,
     should_stop: Callable[[], bool],
 ) -> RunningStage:
-    """Stage 2: supervised GRPO on human-annotated questions (paper section 3.4).
+    """Start stage 2: supervised GRPO on human-annotated questions (paper section 3.4).
 
     Args:
-        model: stage 1's checkpoint, or the base model where stage 1 is off.
-        labels: kept pseudo-labels that join in when `stage2.mix_pseudo_labels` is set.
+        model: stage 1's checkpoint, or the base model if stage 1 is off.
+        labels: kept pseudo-labels, used too when `stage2.mix_pseudo_labels` is set.
     """
     stage = config.training.stage2
     examples = examples_of_questions(questions)
-    data = f"{len(examples):,} human-annotated questions: {', '.join(map(source_name, stage.data)) or 'none'}."
+    data = f"{len(examples):,} human-annotated questions: {', '.join(map(name_source, stage.data)) or 'none'}."
     if stage.mix_pseudo_labels:
         examples += examples_of_labels(kept_labels(labels))
         data += f" Mixed with {_pseudo_labels(config)}"
@@ -244,17 +244,17 @@ def _pseudo_labels(config: Config) -> str:
 
 
 def _label_examples(labels: Path, start: int, watch: Callable[[], object]) -> Iterable[tuple[int, Example]]:
-    """A place is a number of lines of the ledger."""
+    """Yield (place, Example) of the kept labels; a place is a number of lines of the ledger."""
     return ((place, example_of_label(label)) for place, label in kept_labels_from(labels, start, watch))
 
 
 def _listed(examples: list[Example], start: int, watch: Callable[[], object]) -> Iterable[tuple[int, Example]]:
-    """All are there: nothing is waited for, and nothing to `watch`."""
+    """Yield (place, Example) of a list; it never waits, so `watch` is not called."""
     return enumerate(examples[start:], start=start + 1)
 
 
 def _ignore(taken: int) -> None:
-    """Nobody waits for stage 2 to take its examples."""
+    """No other step waits for stage 2 to take its examples."""
 
 
 def _expected_steps(stage: Stage, examples: int) -> int:
@@ -269,7 +269,7 @@ def _clear_partial(folder: Path) -> None:
 
 
 def _drop_steps_after(folder: Path, step: int) -> None:
-    """Take back what was told of steps that will be taken again."""
+    """Remove the rows of steps that will be taken again."""
     for name in ("metrics.jsonl", "samples.jsonl"):
         rows = list(follow(folder / name, ended=lambda: True))
         kept = [row for row in rows if row["step"] <= step]

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from medssr_dist.bench.nodes import begin, main, rows
+from medssr_dist.bench.nodes import begin_nodes_run, main, read_node_rates
 from medssr_dist.config.schema import Config
 from medssr_dist.data.jsonl import read_json, write_json
 from medssr_dist.errors import InputError
@@ -33,17 +33,17 @@ def questions(tmp_path):
 
 def test_a_run_begins_with_the_questions_alone_and_is_left_as_it_is_then(questions, tmp_path):
     run = RunDir(tmp_path / "bench" / "nodes-2")
-    begin(questions, run.root)
+    begin_nodes_run(questions, run.root)
     assert (run.synthesis / "questions.jsonl").read_text() == "{}\n" * 4
     assert list(run.manifest()["steps"]) == ["synthesize"] and run.is_finished("synthesize")
     write_json(run.manifest_file, run.manifest() | {"attempts": ["one"]})
-    begin(questions, run.root)
+    begin_nodes_run(questions, run.root)
     assert run.manifest()["attempts"] == ["one"]
 
 
 def test_without_finished_questions_it_is_refused(tmp_path, capsys):
     with pytest.raises(InputError, match="no finished questions"):
-        begin(tmp_path, tmp_path / "nodes-1")
+        begin_nodes_run(tmp_path, tmp_path / "nodes-1")
     assert main(["table", str(tmp_path)]) == 2
     assert "holds no finished nodes-N/voting" in capsys.readouterr().err
 
@@ -52,17 +52,17 @@ def test_rates_leave_the_start_of_the_engines_out(questions, tmp_path, capsys):
     folder = tmp_path / "bench"
     for nodes, seconds in ((2, 150), (10, 110)):  # of them 100 until an engine is ready
         run = RunDir(folder / f"nodes-{nodes}")
-        begin(questions, run.root)
+        begin_nodes_run(questions, run.root)
         quality = {"questions": 4, "kept": 2, "votes": 50, "tokens": 1000}
         write_json(run.voting / "summary.json", {"seconds": seconds, "tokens": 1000, "quality": quality})
         events = [{"time": 0.0, "event": "start"}, {"time": 100.0, "event": "ready"}]
         (run.voting / "engines.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
         write_json(Attempt.begin(run.root).folder / "timings.json", {FIRST_TOKEN: 7.5})
-    begin(questions, folder / "nodes-4")  # still waiting
-    assert rows(folder) == [
+    begin_nodes_run(questions, folder / "nodes-4")  # still waiting
+    assert read_node_rates(folder) == [
         {"nodes": 2, "votes_per_s": 1.0, "tokens_per_s": 20.0, "first_token_s": 7.5},
         {"nodes": 10, "votes_per_s": 5.0, "tokens_per_s": 100.0, "first_token_s": 7.5},
     ]
     assert main(["table", str(folder)]) == 0
     assert capsys.readouterr().out.splitlines()[1].split() == ["2", "1.0", "20.0", "1.00", "7.5"]
-    assert read_json(folder / "bench.json")["rows"] == rows(folder)
+    assert read_json(folder / "bench.json")["rows"] == read_node_rates(folder)

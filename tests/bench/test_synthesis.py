@@ -13,10 +13,10 @@ import pytest
 from medssr_dist.bench.synthesis import peers
 from medssr_dist.bench.synthesis.local import decontamination_per_s, questions, retrieval_s
 from medssr_dist.bench.synthesis.reply_server import Replies, refused_share, reply_server
-from medssr_dist.bench.synthesis.report import draw, table
-from medssr_dist.bench.synthesis.run import Scale, _ratios, measure
+from medssr_dist.bench.synthesis.report import draw_synthesis_plot, format_synthesis_table
+from medssr_dist.bench.synthesis.run import SynthesisScale, _ratios, measure_synthesis
 
-TINY = Scale(
+TINY = SynthesisScale(
     rounds=1,
     warmup_s=0.5,
     seconds=0.5,
@@ -122,10 +122,12 @@ def test_a_meter_by_count_is_over_after_so_many():
 
 def test_the_prompts_are_of_one_size():
     from medssr_dist.bench.synthesis import ours
-    from medssr_dist.synthesis.request_plan import Plan
+    from medssr_dist.synthesis.request_plan import RequestPlan
 
     theirs = sum(len(message["content"]) for message in peers.messages())
-    plan = Plan(ours._config("http://127.0.0.1:1/v1", 1, 10), ours._seeds(), ours._entities(), ours._passages, "c")
+    plan = RequestPlan(
+        ours._config("http://127.0.0.1:1/v1", 1, 10), ours._seeds(), ours._entities(), ours._passages, "c"
+    )
     mine = [sum(len(message["content"]) for message in plan.request(index).messages) for index in range(10)]
     assert theirs == peers.PROMPT_CHARS
     assert all(0.9 * theirs < chars < 1.1 * theirs for chars in mine), mine
@@ -158,7 +160,7 @@ def test_decontamination_and_retrieval_are_of_real_work():
 
 
 def test_a_run_has_all_figures_with_a_table_and_a_plot(tmp_path):
-    figures = measure(tmp_path, TINY, cells=((20, 8),), contestants=("ours", "bare_uvloop")) | {"quick": True}
+    figures = measure_synthesis(tmp_path, TINY, cells=((20, 8),), contestants=("ours", "bare_uvloop")) | {"quick": True}
     for key in ("ratio_to_bare_loop", "share_of_ideal_512x200ms", "share_of_bare_512x200ms"):
         assert 0 < figures[key] < 3, (key, figures[key])
     for key in ("peak_mb_10k", "peak_mb_1m", "decontamination_per_s", "retrieval_10k_entities_s"):
@@ -172,9 +174,9 @@ def test_a_run_has_all_figures_with_a_table_and_a_plot(tmp_path):
     ]
     for cell in figures["cells"]:
         assert cell["p99_ms"] >= cell["p50_ms"] >= 20 and cell["peak_mb"] > 1 and cell["cpu_us_per_request"] > 0
-    text = table(figures)
+    text = format_synthesis_table(figures)
     assert "requests/s to a bare loop" in text and "--quick" in text and "ours, 8 x 20 ms" in text
-    draw(figures, tmp_path / "plot.png")
+    draw_synthesis_plot(figures, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["plot.png"]  # journals are gone
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from medssr_dist.bench.voting.engine import Voted, with_voting
 from medssr_dist.bench.voting.replay import least_tokens, replay, simulated_curve
-from medssr_dist.bench.voting.report import draw, table
+from medssr_dist.bench.voting.report import draw_voting_plots, format_voting_table
 from medssr_dist.bench.voting.simulation import DrawnAnswers, InstantEngine, Speed
 from medssr_dist.bench.voting.simulation_cluster import (
     POLICY,
@@ -23,7 +23,7 @@ from medssr_dist.bench.voting.simulation_cluster import (
     simulated_config,
     write_questions,
 )
-from medssr_dist.bench.voting.stream import stream_against_sequential
+from medssr_dist.bench.voting.stream_speed import stream_against_sequential
 from medssr_dist.data.jsonl import read_jsonl
 from medssr_dist.data.records import Label
 from medssr_dist.inference.pool import EnginePool
@@ -207,10 +207,10 @@ def test_the_report_names_what_was_missed(tmp_path):
     }
     for name, cluster in found.items():
         figures |= {f"{name}_{key}": cluster[key] for key in ("utilisation", "lost", "doubled")}
-    missed = [line.split("  ")[0] for line in table(figures).splitlines() if "NOT MET" in line]
+    missed = [line.split("  ")[0] for line in format_voting_table(figures).splitlines() if "NOT MET" in line]
     assert "lossless, tokens to full voting's" in missed and "pool, tokens/s to vLLM's" not in missed
     occupancy = {name: cluster["timeline"]["occupancy"] for name, cluster in found.items()}
-    draw(figures, occupancy, tmp_path / "voting.json")
+    draw_voting_plots(figures, occupancy, tmp_path / "voting.json")
     assert {path.name for path in tmp_path.glob("*.png")} == {
         "voting_sim64.png",
         "voting_sim512.png",

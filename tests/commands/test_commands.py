@@ -10,10 +10,10 @@ from types import SimpleNamespace
 import pytest
 import ray
 
-from medssr_dist.commands.doctor import CHECKS, Form, Result, doctor, run_check, storage
+from medssr_dist.commands.doctor import CHECKS, CheckResult, DoctorForm, run_check, run_doctor, storage
 from medssr_dist.commands.dry_run import dry_run
-from medssr_dist.commands.prefetch import prefetch, readable_size
-from medssr_dist.commands.status import is_held, newest_problem, status
+from medssr_dist.commands.prefetch import format_size, prefetch
+from medssr_dist.commands.status import find_newest_problem, is_held, print_status
 from medssr_dist.config.schema import Config
 from medssr_dist.data.jsonl import read_json
 from medssr_dist.data.records import Question
@@ -175,7 +175,7 @@ def half_done(tree, root):
 def test_status_of_an_interrupted_run(tree, tmp_path, capsys):
     half_done(tree, tmp_path / "run")
     before = {file: file.stat().st_mtime_ns for file in (tmp_path / "run").rglob("*")}
-    status(tmp_path / "run")
+    print_status(tmp_path / "run")
     text = capsys.readouterr().out
     assert "not running; 1 attempts" in text
     assert "synthesize  finished at 20" in text
@@ -194,7 +194,7 @@ def test_status_of_a_running_run_tells_what_is_to_go(tree, tmp_path, capsys):
     with open(run.root / ".lock") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert is_held(run)
-        status(run.root)
+        print_status(run.root)
     text = capsys.readouterr().out
     assert "going on" in text and "vote        running at 3 of 4" in text and "about 20 s to go" in text
     assert "stage1      running at 1 of 3 steps; 50.0 s each, about 100 s to go" in text.replace("2 min", "100 s")
@@ -202,20 +202,20 @@ def test_status_of_a_running_run_tells_what_is_to_go(tree, tmp_path, capsys):
 
 def test_status_names_the_newest_problem_and_not_the_noise(tree, tmp_path):
     run = half_done(tree, tmp_path / "run")
-    assert newest_problem(run) is None
+    assert find_newest_problem(run) is None
     old, new, noise = (run.logs / f"worker-{name}.err" for name in ("old", "new", "noise"))
     old.write_text("RuntimeError: older\n")
     new.write_text("ValueError: first\nRuntimeError: the engine died\nWARNING: 0 errors so far\n")
     noise.write_text("Traceback (most recent call last):\nKeyError: '/psm_ca2083e7'\n")
     for age, file in enumerate((noise, new, old)):
         os.utime(file, (10**9 - age, 10**9 - age))
-    problem = newest_problem(run)
+    problem = find_newest_problem(run)
     assert problem.startswith("logs/worker-new.err, 2001-") and problem.endswith(": RuntimeError: the engine died")
 
 
 def test_status_of_what_is_no_run(tmp_path):
     with pytest.raises(InputError, match="no run directory"):
-        status(tmp_path / "nothing")
+        print_status(tmp_path / "nothing")
 
 
 # --- doctor
@@ -223,7 +223,7 @@ def test_status_of_what_is_no_run(tmp_path):
 
 def test_doctor_passes_a_sound_config_and_leaves_nothing_behind(tree, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(memory, "available_memory", lambda: 64e9)
-    assert doctor(config_of(tree), tmp_path / "run", Form()) == 0
+    assert run_doctor(config_of(tree), tmp_path / "run", DoctorForm()) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line[6:18].strip() for line in lines if line[:4] in ("pass", "warn")] == list(CHECKS)
     assert not (tmp_path / "run").exists()
@@ -234,7 +234,7 @@ def test_doctor_fails_with_a_fix_for_each_bad_part(tree, tmp_path, capsys, monke
     tree["policy"]["model"] = str(tmp_path / "no_model")
     tree["synthesis"]["seeds"] = ["absent.jsonl"]
     tree["synthesis"]["endpoints"][0]["base_url"] = "http://127.0.0.1:9/v1"
-    assert doctor(config_of(tree), tmp_path / "run", Form()) == EXIT_BAD_INPUT
+    assert run_doctor(config_of(tree), tmp_path / "run", DoctorForm()) == EXIT_BAD_INPUT
     text, _, last = capsys.readouterr().out.strip().rpartition("\n")
     for name in ("model", "data", "endpoint"):
         assert f"fail  {name}" in text and f"; {name}" in last
@@ -243,9 +243,9 @@ def test_doctor_fails_with_a_fix_for_each_bad_part(tree, tmp_path, capsys, monke
 
 
 def test_doctor_memory_is_the_sum_of_its_parts_and_too_little_fails(tree, tmp_path, monkeypatch):
-    config, parameters = config_of(tree), memory.parameter_count(config_of(tree).policy)
+    config, parameters = config_of(tree), memory.count_parameters(config_of(tree).policy)
     assert parameters == 134_515_008
-    (demand,) = memory.memory_demands(config, parameters)
+    (demand,) = memory.estimate_memory(config, parameters)
     engine = 2 * parameters + 2**30 + 2.1e9
     assert demand.needed == pytest.approx(1.7e9 + engine + 2 * (2.5e9 + 0.7e9) + 18 * parameters)
     for share, expected in ((0.9, "fail"), (1.1, "warn"), (2.0, "pass")):
@@ -260,7 +260,7 @@ def test_parameters_are_counted_in_safetensors_headers(tree, tmp_path):
     (model / "config.json").write_text("{}")
     (model / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(34))
     tree["policy"]["model"] = str(model)
-    assert memory.parameter_count(config_of(tree).policy) == 17
+    assert memory.count_parameters(config_of(tree).policy) == 17
 
 
 def test_doctor_disk_too_small_or_not_writable_fails(tree, tmp_path, monkeypatch):
@@ -275,13 +275,13 @@ def test_a_check_that_crashes_is_a_failed_check(tree, tmp_path):
     def broken(config, run_dir):
         raise ZeroDivisionError("oops")
 
-    assert run_check(broken, config_of(tree), tmp_path) == Result(
+    assert run_check(broken, config_of(tree), tmp_path) == CheckResult(
         "fail", "the check itself failed: ZeroDivisionError: oops", "report this"
     )
 
 
 def test_doctor_dry_run_lists_the_checks(tree, tmp_path, capsys):
-    assert doctor(config_of(tree), tmp_path, Form(), dry_run=True) == 0
+    assert run_doctor(config_of(tree), tmp_path, DoctorForm(), dry_run=True) == 0
     assert capsys.readouterr().out.split("\n  ")[1:] == [*list(CHECKS)[:-1], f"{list(CHECKS)[-1]}\n"]
 
 
@@ -327,7 +327,7 @@ def test_prefetch_builds_the_index_and_retrieves_for_every_entity_once(tree, tmp
 
 
 def test_readable_size():
-    assert [readable_size(n) for n in (0, 999, 269_060_552, 2e15)] == ["0 B", "999 B", "269.1 MB", "2000.0 TB"]
+    assert [format_size(n) for n in (0, 999, 269_060_552, 2e15)] == ["0 B", "999 B", "269.1 MB", "2000.0 TB"]
 
 
 def test_a_model_too_large_for_the_memory_is_refused_before_anything_starts(tree, tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from medssr_dist.commands.export import export
+from medssr_dist.commands.export import export_run
 from medssr_dist.commands.export_forms import FORMS
 from medssr_dist.data.answers import format_question, grade
 from medssr_dist.data.records import Label, Provenance, Question
@@ -96,7 +96,7 @@ def load(folder, tmp_path):
 
 @pytest.mark.parametrize("form", ["parquet", "jsonl"])
 def test_it_loads_with_every_question_and_what_the_vote_gave_it(run, tmp_path, form):
-    assert export(run, tmp_path / "out", form, "all") == 8
+    assert export_run(run, tmp_path / "out", form, "all") == 8
     rows = {row["id"]: row for row in load(tmp_path / "out", tmp_path)}
     assert set(rows) == {item.id for item in QUESTIONS}
     kept, rejected, tie, unvoted = (rows[QUESTIONS[number].id] for number in (0, 2, 3, 7))
@@ -115,7 +115,7 @@ def test_it_loads_with_every_question_and_what_the_vote_gave_it(run, tmp_path, f
 
 @pytest.mark.parametrize(("labels", "count"), [("kept", 2), ("none", 8)])
 def test_kept_and_none(run, tmp_path, labels, count):
-    assert export(run, tmp_path / "out", "parquet", labels) == count
+    assert export_run(run, tmp_path / "out", "parquet", labels) == count
     answers = [row["answer"] for row in load(tmp_path / "out", tmp_path)]
     assert answers == (["B", "C"] if labels == "kept" else [None] * 8)
 
@@ -133,7 +133,7 @@ def test_jsonl_types_do_not_hang_on_the_first_lines(run, tmp_path):
     many = [QUESTIONS[0].model_copy(update={"id": f"{number:016x}", "stem": "x" * 9_000}) for number in range(1_200)]
     write_lines(run / "synthesis" / "questions.jsonl", many)
     write_lines(run / "voting" / "labeled.jsonl", [])
-    export(run, tmp_path / "out", "jsonl", "all")
+    export_run(run, tmp_path / "out", "jsonl", "all")
     with open(tmp_path / "out" / "train.jsonl", "a", encoding="utf-8") as file:
         file.write(json.dumps(FORMS["jsonl"].row(LABELS[0], 0)) + "\n")
     assert load(tmp_path / "out", tmp_path)[1_200]["answer"] == "B"
@@ -144,7 +144,7 @@ def test_openrlhf_reads_prompts_and_labels(run, tmp_path):
     prompts_dataset = pytest.importorskip("openrlhf.datasets.prompts_dataset")
     from openrlhf.datasets.utils import blending_datasets
 
-    assert export(run, tmp_path / "out", "openrlhf", "kept") == 2
+    assert export_run(run, tmp_path / "out", "openrlhf", "kept") == 2
     strategy = SimpleNamespace(
         print=lambda *_: None,
         is_rank_0=lambda: False,
@@ -166,7 +166,7 @@ def test_openrlhf_reads_prompts_and_labels(run, tmp_path):
 
 
 def test_verl_has_its_columns(run, tmp_path):
-    assert export(run, tmp_path / "out", "verl", "all") == 3  # those with a letter, kept or not; not the tie
+    assert export_run(run, tmp_path / "out", "verl", "all") == 3  # those with a letter, kept or not; not the tie
     rows = list(load(tmp_path / "out", tmp_path))
     assert list(rows[0]) == ["data_source", "prompt", "ability", "reward_model", "extra_info"]
     assert rows[0]["prompt"] == [{"role": "user", "content": format_question(QUESTIONS[1])}]
@@ -178,14 +178,14 @@ def test_verl_has_its_columns(run, tmp_path):
 
 @pytest.mark.parametrize("form", ["openrlhf", "verl"])
 def test_without_labels_the_answer_is_empty(run, tmp_path, form):
-    assert export(run, tmp_path / "out", form, "none") == 8
+    assert export_run(run, tmp_path / "out", form, "none") == 8
     row = load(tmp_path / "out", tmp_path)[7]
     assert (row["label"] if form == "openrlhf" else row["reward_model"]["ground_truth"]) == ""
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_the_card_goes_along_and_points_to_the_file(run, tmp_path, form):
-    export(run, tmp_path / "out", form, "kept")
+    export_run(run, tmp_path / "out", form, "kept")
     assert names(tmp_path / "out") == sorted(["README.md", FORMS[form].file])
     _, header, body = (tmp_path / "out" / "README.md").read_text(encoding="utf-8").split("---\n", 2)
     header = yaml.safe_load(header)
@@ -197,10 +197,10 @@ def test_the_card_goes_along_and_points_to_the_file(run, tmp_path, form):
 def test_a_folder_with_something_in_it_is_refused_and_left_alone(run, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
-    export(run, out, "jsonl", "none")  # an empty one is taken
+    export_run(run, out, "jsonl", "none")  # an empty one is taken
     before = (out / "train.jsonl").read_bytes()
     with pytest.raises(InputError, match="not an empty folder"):
-        export(run, out, "parquet", "none")
+        export_run(run, out, "parquet", "none")
     assert (out / "train.jsonl").read_bytes() == before and not (out / "train.parquet").exists()
 
 
@@ -216,38 +216,38 @@ def test_a_folder_with_something_in_it_is_refused_and_left_alone(run, tmp_path):
 def test_what_the_run_lacks_is_named(run, tmp_path, gone, labels, message):
     (run / gone).unlink()
     with pytest.raises(InputError, match=message):
-        export(run, tmp_path / "out", "jsonl", labels)
+        export_run(run, tmp_path / "out", "jsonl", labels)
     assert not (tmp_path / "out").exists()
 
 
 def test_no_question_with_a_kept_label_says_so_and_leaves_nothing(run, tmp_path):
     write_lines(run / "voting" / "labeled.jsonl", LABELS[2:])
     with pytest.raises(InputError, match="no question that --labels kept takes"):
-        export(run, tmp_path / "out", "jsonl", "kept")
+        export_run(run, tmp_path / "out", "jsonl", "kept")
     assert names(tmp_path) == ["run"]
 
 
 def test_a_broken_line_is_named_and_a_torn_last_one_left_out(run, tmp_path):
     file = run / "synthesis" / "questions.jsonl"
     file.write_bytes(file.read_bytes() + b'{"id": "to')
-    assert export(run, tmp_path / "out", "jsonl", "none") == 8
+    assert export_run(run, tmp_path / "out", "jsonl", "none") == 8
     file.write_bytes(b"{broken\n" + file.read_bytes())
     with pytest.raises(InputError, match=r"questions\.jsonl line 1"):
-        export(run, tmp_path / "other", "jsonl", "none")
+        export_run(run, tmp_path / "other", "jsonl", "none")
     assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.parametrize(("form", "labels"), [("csv", "kept"), ("jsonl", "some")])
 def test_unknown_words_are_refused_with_the_choices(run, tmp_path, form, labels):
     with pytest.raises(InputError, match="choose one of"):
-        export(run, tmp_path / "out", form, labels)
+        export_run(run, tmp_path / "out", form, labels)
 
 
 def test_parquet_is_written_in_blocks_of_bounded_memory(run, tmp_path):
     """Ten times the questions take no more memory; measured in processes of their own."""
     code = (
-        "import sys; from pathlib import Path; from medssr_dist.commands.export import export; "
-        "export(Path(sys.argv[1]), Path(sys.argv[2]), 'parquet', 'none'); "
+        "import sys; from pathlib import Path; from medssr_dist.commands.export import export_run; "
+        "export_run(Path(sys.argv[1]), Path(sys.argv[2]), 'parquet', 'none'); "
         "print([l for l in open('/proc/self/status') if 'VmHWM' in l][0].split()[1])"
     )
     peaks = []

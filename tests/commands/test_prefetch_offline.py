@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from medssr_dist.commands.prefetch import refuse_incomplete
+from medssr_dist.commands.prefetch import refuse_incomplete_model
 from medssr_dist.data.records import content_hash
 from medssr_dist.errors import InputError
 
@@ -129,19 +129,19 @@ def copied(tiny_model, tmp_path) -> Path:
 
 
 def test_a_model_without_all_of_its_weights_is_refused(copied):
-    refuse_incomplete("policy.model", "m", copied)
+    refuse_incomplete_model("policy.model", "m", copied)
     index = copied / "model.safetensors.index.json"
     index.write_text('{"weight_map": {"a": "model.safetensors", "b": "model-00002-of-00002.safetensors"}}')
     with pytest.raises(InputError, match=r"copy is without model-00002-of-00002\.safetensors; run `medssr prefetch`"):
-        refuse_incomplete("policy.model", "m", copied)
+        refuse_incomplete_model("policy.model", "m", copied)
     index.unlink()
     (copied / "model.safetensors").write_bytes(b"")
     with pytest.raises(InputError, match="is without any weights"):
-        refuse_incomplete("policy.model", "m", copied)
+        refuse_incomplete_model("policy.model", "m", copied)
 
 
 def test_a_model_without_its_tokenizer_is_refused(copied):
     for file in copied.glob("tokenizer*"):
         file.unlink()
     with pytest.raises(InputError, match="has no tokenizer that loads"):
-        refuse_incomplete("policy.model", "m", copied)
+        refuse_incomplete_model("policy.model", "m", copied)

@@ -8,12 +8,18 @@ from types import SimpleNamespace
 import pytest
 from preflight_config import TREE, config, outside_slurm  # noqa: F401
 
-from medssr_dist.bench.result import write_result
+from medssr_dist.bench.result_file import write_result
 from medssr_dist.commands.doctor import CHECKS, LOGIN, inputs, run_check, software, storage
-from medssr_dist.commands.doctor.arithmetic import compare, fit
-from medssr_dist.commands.doctor.result import Result
-from medssr_dist.commands.doctor.slurm import Partition, job_hosts, parse_partition, parse_time, seconds_left
-from medssr_dist.commands.doctor.walltime_check import walltime
+from medssr_dist.commands.doctor.check_result import CheckResult
+from medssr_dist.commands.doctor.gpu_count import compare_gpus, fit_partitions
+from medssr_dist.commands.doctor.slurm_settings import (
+    Partition,
+    list_job_hosts,
+    parse_partition,
+    parse_time,
+    read_seconds_left,
+)
+from medssr_dist.commands.doctor.walltime_check import check_walltime
 from medssr_dist.config.load import load_config
 from medssr_dist.data.jsonl import read_json, write_json
 from medssr_dist.errors import EXIT_BAD_INPUT
@@ -35,15 +41,15 @@ def test_partitions():
 
 
 def test_hosts_of_the_job(monkeypatch):
-    assert len(job_hosts()) == 1
+    assert len(list_job_hosts()) == 1
     monkeypatch.setenv("MEDSSR_NODES", "n1,n2 n3")
-    assert job_hosts() == ["n1", "n2", "n3"]
+    assert list_job_hosts() == ["n1", "n2", "n3"]
 
 
 def test_the_limit_is_the_jobs_own(monkeypatch):
-    assert seconds_left() is None
+    assert read_seconds_left() is None
     monkeypatch.setenv("SLURM_JOB_END_TIME", str(time.time() + 3600))
-    assert 3000 < seconds_left() <= 3600
+    assert 3000 < read_seconds_left() <= 3600
 
 
 # --- GPU arithmetic
@@ -67,22 +73,24 @@ def test_the_limit_is_the_jobs_own(monkeypatch):
     ],
 )
 def test_gpu_arithmetic(gpus, training, status, said):
-    result = compare(config(training=TREE["training"] | training), gpus)
+    result = compare_gpus(config(training=TREE["training"] | training), gpus)
     assert result.status == status and said in result.detail, result
     assert bool(result.fix) == (status != "pass")
 
 
 def test_missing_gpus_may_be_in_a_cluster_that_runs_already():
-    assert compare(config(), {"n1": 2}, joins_ray=True).status == "warn"
+    assert compare_gpus(config(), {"n1": 2}, joins_ray=True).status == "warn"
 
 
 def test_job_size_names_what_to_ask_slurm_for(monkeypatch):
     small, large = Partition("small", 9, 4, None), Partition("large", 2, 8, None)
-    assert "sbatch --partition=large --nodes=1 --gpus-per-node=8" in fit(config(), [small, large]).detail
-    assert "small 9 x 4" in fit(config(), [small]).detail and fit(config(), [small]).status == "fail"
-    assert fit(config(), [Partition("cpu", 9, 0, None)]).status == "warn"
+    assert "sbatch --partition=large --nodes=1 --gpus-per-node=8" in fit_partitions(config(), [small, large]).detail
+    assert (
+        "small 9 x 4" in fit_partitions(config(), [small]).detail and fit_partitions(config(), [small]).status == "fail"
+    )
+    assert fit_partitions(config(), [Partition("cpu", 9, 0, None)]).status == "warn"
     monkeypatch.setenv("MEDSSR_DEVICE", "cpu")
-    assert fit(config(), []).status == "pass"
+    assert fit_partitions(config(), []).status == "pass"
 
 
 # --- devices and limits
@@ -142,7 +150,7 @@ def test_an_import_that_fails_is_named(monkeypatch, tmp_path):
     (tmp_path / "broken_library.py").write_text("raise ImportError('libcuda.so.1: cannot open shared object file')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setattr(software, "_IMPORTED", ("json", "broken_library"))
-    result = run_check(software.imports, config(), tmp_path)
+    result = run_check(software.check_imports, config(), tmp_path)
     assert result.status == "fail"
     assert result.detail == "cannot import broken_library: ImportError: libcuda.so.1: cannot open shared object file"
 
@@ -188,7 +196,7 @@ def test_scratch_that_is_absent_fails_and_one_that_is_too_long_is_not_used(monke
 
 
 def test_clocks_apart():
-    assert [storage.clock_result(apart, "x").status for apart in (0.1, 5.0, 100.0)] == ["pass", "warn", "fail"]
+    assert [storage.judge_clock(apart, "x").status for apart in (0.1, 5.0, 100.0)] == ["pass", "warn", "fail"]
 
 
 # --- endpoints
@@ -196,15 +204,17 @@ def test_clocks_apart():
 
 def test_an_endpoint_behind_a_proxy_and_one_that_is_not_needed_any_more(monkeypatch, tmp_path):
     far = config(synthesis=TREE["synthesis"] | {"endpoints": [{"base_url": "https://api.invalid/v1", "model": "m"}]})
-    assert run_check(inputs.endpoints, far, tmp_path).status == "fail"
+    assert run_check(inputs.check_endpoints, far, tmp_path).status == "fail"
     with socket.create_server(("127.0.0.1", 0)) as proxy:
         monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{proxy.getsockname()[1]}")
-        assert "(proxy for api.invalid) answers" in run_check(inputs.endpoints, far, tmp_path).detail
-    assert run_check(inputs.endpoints, far, tmp_path).status == "fail"
+        assert "(proxy for api.invalid) answers" in run_check(inputs.check_endpoints, far, tmp_path).detail
+    assert run_check(inputs.check_endpoints, far, tmp_path).status == "fail"
     with open_run(tmp_path / "run", far) as run:
         run.begin_step("synthesize", far, {})
         run.finish_step("synthesize")
-    assert run_check(inputs.endpoints, far, tmp_path / "run") == Result("pass", "the questions are written already")
+    assert run_check(inputs.check_endpoints, far, tmp_path / "run") == CheckResult(
+        "pass", "the questions are written already"
+    )
 
 
 # --- time
@@ -226,7 +236,7 @@ def voted(tmp_path):
 
 
 def test_time_is_unknown_before_anything_was_timed(tmp_path):
-    result = walltime(config(), tmp_path / "run")
+    result = check_walltime(config(), tmp_path / "run")
     assert result.status == "pass" and "unknown for synthesize, vote, stage1" in result.detail
 
 
@@ -235,14 +245,14 @@ def test_time_is_unknown_before_anything_was_timed(tmp_path):
     [(7200, "pass", "vote about 5 min"), (180, "warn", "about 2 attempts"), (35, "fail", "no attempt would get past")],
 )
 def test_time_against_the_limit(voted, monkeypatch, left, status, said):
-    monkeypatch.setattr("medssr_dist.commands.doctor.walltime_check.seconds_left", lambda: left)
-    result = walltime(config(), voted)
+    monkeypatch.setattr("medssr_dist.commands.doctor.walltime_check.read_seconds_left", lambda: left)
+    result = check_walltime(config(), voted)
     assert result.status == status and said in result.detail + result.fix, result
     assert "unknown for stage1" in result.detail
 
 
 def test_rates_of_an_earlier_run(voted, tmp_path):
-    detail = walltime(config(), tmp_path / "new", rates_from=voted).detail
+    detail = check_walltime(config(), tmp_path / "new", rates_from=voted).detail
     assert "vote about 7 min" in detail and "unknown for synthesize, stage1" in detail
 
 

@@ -9,8 +9,8 @@ import pytest
 import yaml
 from preflight_config import TREE, config, outside_slurm  # noqa: F401
 
-from medssr_dist.commands.doctor.gather import gather, merge
-from medssr_dist.commands.doctor.result import Result, print_table
+from medssr_dist.commands.doctor.check_result import CheckResult, print_table
+from medssr_dist.commands.doctor.gather import gather_reports, merge_reports
 from medssr_dist.data.jsonl import read_json, write_json
 from medssr_dist.errors import EXIT_BAD_INPUT, InputError
 
@@ -51,12 +51,12 @@ def ended(*nodes: subprocess.Popen) -> None:
 def test_two_nodes_meet_and_the_head_gathers_one_table(node, tmp_path, monkeypatch, capsys):
     ended(node("n1", 1), node("n2", 2))
     monkeypatch.setenv("MEDSSR_NODES", "n1 n2")
-    assert gather(config(), tmp_path, tmp_path / "out", {}) == 0
+    assert gather_reports(config(), tmp_path, tmp_path / "out", {}) == 0
     text = capsys.readouterr().out
     assert "pass  nodes        n1 127.0.0.2, n2 127.0.0.3" in text
     assert "1 other nodes reached [n1; all 2 pass]" in text and " s apart from one another at most (n" in text
     monkeypatch.setenv("MEDSSR_NODES", "n1 n2 n3")
-    assert gather(config(), tmp_path, tmp_path / "out", {}) == EXIT_BAD_INPUT
+    assert gather_reports(config(), tmp_path, tmp_path / "out", {}) == EXIT_BAD_INPUT
     assert "fail  nodes        no report from n3" in capsys.readouterr().out
 
 
@@ -122,10 +122,14 @@ def test_a_second_report_into_the_same_folder_is_refused(node, tmp_path):
 
 
 def test_the_last_line_says_what_failed_and_its_fix(capsys):
-    rows = {"a": Result("pass", "fine"), "b": Result("fail", "full", "free it"), "c": Result("warn", "w", "f")}
+    rows = {
+        "a": CheckResult("pass", "fine"),
+        "b": CheckResult("fail", "full", "free it"),
+        "c": CheckResult("warn", "w", "f"),
+    }
     assert print_table(rows.items()) == EXIT_BAD_INPUT
     assert capsys.readouterr().out.splitlines()[-1] == "1 pass, 1 warn, 1 fail; b: full (fix: free it)"
-    assert print_table([("a", Result("pass", "fine"))]) == 0
+    assert print_table([("a", CheckResult("pass", "fine"))]) == 0
 
 
 def report(host: str, **fields) -> dict:
@@ -147,9 +151,9 @@ def test_a_check_that_fails_on_some_nodes_is_one_row_with_their_names():
         host: report(host, results=report(host)["results"] | (bad if host != "n1" else {}))
         for host in ("n1", "n2", "n3")
     }
-    assert merge(reports) == [
-        ("packages", Result("pass", "fine [n1; all 3 pass]")),
-        ("disk", Result("fail", "n2, n3: full", "free it")),
+    assert merge_reports(reports) == [
+        ("packages", CheckResult("pass", "fine [n1; all 3 pass]")),
+        ("disk", CheckResult("fail", "n2, n3: full", "free it")),
     ]
 
 
@@ -166,10 +170,10 @@ def test_what_only_all_nodes_together_show(tmp_path, capsys, fields, said):
     for name, more in (("n1", {}), ("n2", fields)):
         write_json(tmp_path / f"{name}.json", report(name, **more))
     settings = config(training=TREE["training"] | {"nodes": 2})
-    assert gather(settings, tmp_path, tmp_path, {}) == EXIT_BAD_INPUT
+    assert gather_reports(settings, tmp_path, tmp_path, {}) == EXIT_BAD_INPUT
     assert said in capsys.readouterr().out
 
 
 def test_nothing_to_gather(tmp_path):
     with pytest.raises(InputError, match="holds no report; run `medssr doctor --node"):
-        gather(config(), tmp_path, tmp_path, {})
+        gather_reports(config(), tmp_path, tmp_path, {})

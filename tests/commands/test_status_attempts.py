@@ -4,7 +4,7 @@ import fcntl
 
 import pytest
 
-from medssr_dist.commands.status import newest_problem, status
+from medssr_dist.commands.status import find_newest_problem, print_status
 from medssr_dist.config.schema import Config
 from medssr_dist.data.jsonl import write_json
 from medssr_dist.estimates.step_progress import startup_seconds
@@ -41,7 +41,7 @@ def test_attempts_in_order_with_how_each_ended(job):
 
 
 def test_status_before_any_step_was_begun_shows_the_attempts(job, capsys):
-    status(job.root)
+    print_status(job.root)
     text = capsys.readouterr().out
     assert "no step has been begun" in text
     assert f"attempt 0001: ended with 4: node n2 is lost (Ray on every node at 20 s, {FIRST_ANSWER} at 50 s" in text
@@ -51,17 +51,17 @@ def test_status_before_any_step_was_begun_shows_the_attempts(job, capsys):
 
 def test_status_of_a_begun_run_shows_them_too(job, capsys):
     with open_run(job.root, Config.model_validate(TREE)), open(job.root / ".lock") as lock:
-        status(job.root)
+        print_status(job.root)
         assert lock.fileno() and "attempt 0003: going on" in capsys.readouterr().out
     with open(job.root / ".lock") as lock:
         fcntl.flock(lock, fcntl.LOCK_SH)  # a reader is no run
-        status(job.root)
+        print_status(job.root)
     assert "attempt 0003: no end recorded" in capsys.readouterr().out
 
 
 def test_the_newest_problem_is_why_the_newest_attempt_ended_or_in_its_logs(job):
-    assert newest_problem(job) is None
+    assert find_newest_problem(job) is None
     (job.root / "attempts" / "0003" / "n1.driver.log").write_text("RuntimeError: the engine died\n")
-    assert newest_problem(job).startswith("attempts/0003/n1.driver.log, ")
+    assert find_newest_problem(job).startswith("attempts/0003/n1.driver.log, ")
     write_json(job.root / "attempts" / "0003" / "exit.json", {"code": 1, "reason": "the driver ended with exit code 1"})
-    assert newest_problem(job) == "attempt 0003 ended with 1: the driver ended with exit code 1"
+    assert find_newest_problem(job) == "attempt 0003 ended with 1: the driver ended with exit code 1"

@@ -8,8 +8,8 @@ from medssr_dist.commands.dry_run import dry_run
 from medssr_dist.config.schema import Config
 from medssr_dist.data.jsonl import JsonlLedger, write_json
 from medssr_dist.errors import InputError
-from medssr_dist.estimates.rates import Rates, StageRate, VoteRate, measured_rates
-from medssr_dist.estimates.walltime import Todo, forecast, forecast_rows
+from medssr_dist.estimates.rates import Rates, StageRate, VoteRate, read_rates
+from medssr_dist.estimates.walltime import DataCounts, describe_forecast, forecast
 from medssr_dist.pipeline import STEPS
 from medssr_dist.run.directory import open_run
 
@@ -49,7 +49,7 @@ def rates(**changes) -> Rates:
     return Rates(**found | changes)
 
 
-TODO = Todo(examples=500, answers=1200)
+TODO = DataCounts(examples=500, answers=1200)
 
 
 def test_on_the_measured_gpus():
@@ -113,7 +113,7 @@ def test_what_was_not_measured_is_named_and_left_out():
     found = forecast(config("sequential"), rates(vote=None, answers_per_s=None), TODO, on_gpu=True)
     assert found["sequential"].unknown == ("vote", "stage1", "evaluate")  # steps of one pass hang on the share kept
     assert found["sequential"].seconds == 500 + 470
-    text = dict(forecast_rows(config("sequential"), rates(vote=None), TODO, on_gpu=True))["sequential"]
+    text = dict(describe_forecast(config("sequential"), rates(vote=None), TODO, on_gpu=True))["sequential"]
     assert text.endswith("without vote, stage1, not measured")
 
 
@@ -124,7 +124,7 @@ def test_a_stage_that_is_off_is_no_part_of_it():
 
 
 def test_in_words():
-    label_and_text = forecast_rows(config("stream"), rates(), TODO, on_gpu=True)
+    label_and_text = describe_forecast(config("stream"), rates(), TODO, on_gpu=True)
     rows = dict(label_and_text)
     assert rows["rates"] == "of run, runtime.mode=sequential"
     assert "vote: 1,000.0 tokens/s, 800 tokens a question of 16 votes, 64% kept" in [text for _, text in label_and_text]
@@ -133,7 +133,7 @@ def test_in_words():
         " + evaluate 5 min"
     )
     assert rows["sequential"].startswith("31 min on 8 GPUs = synthesize 8 min + vote 4 min + stage1 11 min")
-    alone = dict(forecast_rows(config("sequential"), rates(), TODO, on_gpu=True))
+    alone = dict(describe_forecast(config("sequential"), rates(), TODO, on_gpu=True))
     assert " on 8 GPUs = " in alone["stream"] and " on 6 GPUs = " in alone["sequential"]
 
 
@@ -170,7 +170,7 @@ def test_rates_of_a_run(measured):
     write("training/stage1/metrics.jsonl", [step | {"seconds": 30.0, "seconds_wait": wait} for wait in (12.0, 0.0)])
     scores = {"seconds": 20.0, "benchmarks": {"b": {"answers": 30}, "c": {"answers": 50}}}
     write("evaluation/scores.json", {"policies": {"base": scores, "stage1": scores}})
-    found = measured_rates(root)
+    found = read_rates(root)
     assert (found.source, found.mode, found.slots) == (root.resolve(), "sequential", SLOTS)
     assert found.questions_per_s == 200 / 50 * 0.5
     assert found.vote == VoteRate(36000 / 90, 720.0, 0.4, 16, 10.0)
@@ -181,13 +181,13 @@ def test_rates_of_a_run(measured):
 def test_rates_of_a_synthesis_that_goes_on(measured):
     root, write = measured
     write("synthesis/progress.json", {"replies_per_s": 8.0, "accepted_share": 0.75})
-    found = measured_rates(root)
+    found = read_rates(root)
     assert found.questions_per_s == 6.0 and found.vote is None and found.stages == {}
 
 
 def test_no_rates(measured, tmp_path):
-    assert measured_rates(tmp_path / "nothing") is None
-    assert measured_rates(measured[0]) is None
+    assert read_rates(tmp_path / "nothing") is None
+    assert read_rates(measured[0]) is None
 
 
 def test_settings_of_another_version_are_told(measured):
@@ -197,7 +197,7 @@ def test_settings_of_another_version_are_told(measured):
     tree["voting"]["shard_size"] = 64
     file.write_text(json.dumps(tree))
     with pytest.raises(InputError, match="of another version"):
-        measured_rates(root)
+        read_rates(root)
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from medssr_dist.data.jsonl import read_jsonl
 from medssr_dist.data.records import Question
 from medssr_dist.errors import InputError
 from medssr_dist.evaluation.benchmarks import read_benchmarks
-from medssr_dist.evaluation.protocol import SECOND_PASS, evaluate_policy, sampling_hash
-from medssr_dist.evaluation.report import render_table, write_report
+from medssr_dist.evaluation.protocol import SECOND_PASS, evaluate_policy, hash_sampling
+from medssr_dist.evaluation.score_report import render_table, write_report
 from medssr_dist.evaluation.scores import build_scores, score_policy
 from medssr_dist.inference.requests import Completion
 
@@ -134,7 +134,7 @@ def test_another_policy_seed_or_sampling_is_asked_anew(tmp_path, change):
 
 def test_chat_template_is_part_of_the_sampling_hash():
     templated = SimpleNamespace(chat_template="x")
-    assert sampling_hash(EVALUATION, TOKENIZER, 1) != sampling_hash(EVALUATION, templated, 1)
+    assert hash_sampling(EVALUATION, TOKENIZER, 1) != hash_sampling(EVALUATION, templated, 1)
 
 
 def test_a_question_that_occurs_twice_is_asked_once(tmp_path):

@@ -15,7 +15,7 @@ from medssr_dist.data.records import Question, content_hash
 from medssr_dist.synthesis.client import dispatcher
 from medssr_dist.synthesis.client.batch_runner import BatchRunner
 from medssr_dist.synthesis.client.chat_client import Reply
-from medssr_dist.synthesis.client.job import Job
+from medssr_dist.synthesis.client.job import ChatJob
 from medssr_dist.synthesis.prompts import build_messages
 
 OTHER_SEED = Question.make("What drug treats gout?", ["Colchicine", "Aspirin", "Heparin", "Insulin"], source="t")
@@ -27,7 +27,7 @@ def messages(salt, index):
     return build_messages((seed, OTHER_SEED), None, [])
 
 
-class FileSupply:
+class FileQueue:
     """Gives `count` requests and writes each outcome to a file, like the journal: what is there is not given again."""
 
     def __init__(self, folder, count, salt="", at_once=10**9):
@@ -50,7 +50,7 @@ class FileSupply:
 
     def _give(self, index):
         assert index not in self.in_flight and index not in self.known
-        self.in_flight[index] = Job(index, messages(self.salt, index), 100, 50)
+        self.in_flight[index] = ChatJob(index, messages(self.salt, index), 100, 50)
         self.most_in_flight = max(self.most_in_flight, len(self.in_flight))
         return self.in_flight[index]
 
@@ -96,12 +96,12 @@ def settings(url, batch_size=20, retry=None, urls=(), **endpoint):
     )
 
 
-def run(synthesis, folder, supply, stop_when=None):
+def run(synthesis, folder, queue, stop_when=None):
     """Run to the end, or until `stop_when(runner)`. Returns the runner."""
 
     async def go():
         runner = BatchRunner(synthesis, synthesis.endpoints, folder)
-        asking = asyncio.create_task(runner.run(supply))
+        asking = asyncio.create_task(runner.run(queue))
         while stop_when and not asking.done() and not stop_when(runner):
             await asyncio.sleep(0.005)
         if stop_when:

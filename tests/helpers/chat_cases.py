@@ -32,7 +32,7 @@ def quick(monkeypatch):
 
 
 @dataclass(slots=True)
-class Job:
+class ChatJob:
     index: int
     messages: list
     tokens: int = 100
@@ -40,11 +40,11 @@ class Job:
 
 
 class Jobs:
-    """A supply of `count` prompts "0", "1", ...; `when_done` is called at each outcome."""
+    """A queue of `count` prompts "0", "1", ...; `when_done` is called at each outcome."""
 
     def __init__(self, count, tokens=100, when_done=None):
         self.wake = asyncio.Event()
-        self.waiting = [Job(n, [{"role": "user", "content": str(n)}], tokens) for n in reversed(range(count))]
+        self.waiting = [ChatJob(n, [{"role": "user", "content": str(n)}], tokens) for n in reversed(range(count))]
         self.outcomes, self.counts, self.when_done = {}, Counter(), when_done
 
     def next(self, probe=False):

@@ -55,7 +55,7 @@ def test_group_advantage_is_the_cpu_s():
 
 
 def test_triton_is_the_path_taken():
-    assert backends.operations(None, torch.ones(1, device="cuda")).__name__ == "medssr_dist.kernels.triton_ops"
+    assert backends.select_operations(None, torch.ones(1, device="cuda")).__name__ == "medssr_dist.kernels.triton_ops"
 
 
 def at_qwen_s_size(tokens: int):

@@ -119,7 +119,7 @@ def test_the_path_is_torch_on_the_cpu_and_logged_once(caplog):
     backends._log_once.cache_clear()
     with caplog.at_level(logging.INFO, logger="medssr_dist.kernels"):
         for _ in range(3):
-            assert backends.operations(None, LOGP).__name__ == "medssr_dist.kernels.torch_ops"
+            assert backends.select_operations(None, LOGP).__name__ == "medssr_dist.kernels.torch_ops"
     assert [record.message.split(" (")[0] for record in caplog.records] == ["kernels: torch on cpu"]
 
 

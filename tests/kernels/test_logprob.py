@@ -11,7 +11,7 @@ from kernel_cases import BACKENDS, DTYPES, REAL, SMALL, Case, check_linear_logpr
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from medssr_dist.kernels import linear_logprob, reference, torch_ops, triton_ops
-from medssr_dist.kernels.linear_logprob import empty_stats, finished
+from medssr_dist.kernels.linear_logprob import empty_stats, finish_stats
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -187,7 +187,7 @@ def test_row_kernels_touch_their_own_columns_alone(columns):
         logits = wide.clone()
         stats = empty_stats(3, logits)
         operations.row_stats(logits[:, :columns], target, stats, 0.7, True)
-        row = finished(stats, 0.7)
+        row = finish_stats(stats, 0.7)
         slopes = torch.ones(3)
         operations.row_gradient(logits[:, :columns], target, row.maximum, row.log_sum, row.entropy, slopes, slopes, 0.7)
         assert bool(logits[:, columns:].isnan().all())

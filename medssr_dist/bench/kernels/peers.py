@@ -248,7 +248,7 @@ def differentiated(problem: Problem, loss_of: Loss) -> Step:
 def row_kernels(problem: Problem, workspace_bytes: int = 2**29) -> dict[str, tuple[Step, int]]:
     """The row kernels alone, on one slice of logits: name -> (step, bytes it moves)."""
     from medssr_dist.kernels import triton_ops
-    from medssr_dist.kernels.linear_logprob import empty_stats, finished
+    from medssr_dist.kernels.linear_logprob import empty_stats, finish_stats
 
     target, n = problem.target, problem.target.numel()
     columns = min(len(problem.weight), workspace_bytes // (2 * n) // 256 * 256)
@@ -256,7 +256,7 @@ def row_kernels(problem: Problem, workspace_bytes: int = 2**29) -> dict[str, tup
     start, upstream = empty_stats(n, logits), torch.full((n,), 1e-3, device=target.device)
     stats = start.clone()
     triton_ops.row_stats(logits, target, stats, 1.0, False)
-    row, size = finished(stats, 1.0), logits.numel() * logits.element_size()
+    row, size = finish_stats(stats, 1.0), logits.numel() * logits.element_size()
 
     def gradient() -> None:
         triton_ops.row_gradient(logits, target, row.maximum, row.log_sum, row.entropy, upstream, None, 1.0)

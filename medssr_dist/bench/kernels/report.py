@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from medssr_dist.bench.kernels.peers import OURS
-from medssr_dist.bench.result import write_result
+from medssr_dist.bench.result_file import write_result
 
 LIMITS = {"logprob": "4 GEMMs", "grpo": "3 GEMMs"}
 # Aims on H100. Speed is a share of the limit's: limit time / own time.

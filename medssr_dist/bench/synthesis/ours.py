@@ -26,13 +26,13 @@ from medssr_dist.data.records import Question
 from medssr_dist.knowledge.passages import Passage
 from medssr_dist.knowledge.retrieval import Entity
 from medssr_dist.synthesis.checks import Screen
-from medssr_dist.synthesis.client.budget import Exposure, Spending
+from medssr_dist.synthesis.client.budget import ReservationLedger, Spending
 from medssr_dist.synthesis.client.dispatcher import Dispatcher
-from medssr_dist.synthesis.client.job import Job
+from medssr_dist.synthesis.client.job import ChatJob
 from medssr_dist.synthesis.journal import Journal
-from medssr_dist.synthesis.question_writer import Outputs
-from medssr_dist.synthesis.request_plan import Plan
-from medssr_dist.synthesis.request_queue import Judged, Supply
+from medssr_dist.synthesis.question_writer import QuestionWriter
+from medssr_dist.synthesis.request_plan import RequestPlan
+from medssr_dist.synthesis.request_queue import Judged, RequestQueue
 
 _MOST_PER_S = 20_000  # no client of ours is faster: bounds the requests of a timed run
 _TICK_S = 0.05
@@ -43,47 +43,47 @@ _TEXT = ("Fatigue and hepatomegaly come first, then the kidneys fail. " * 9)[:_P
 _PASSAGES = [Passage(f"BENCH:{number}", f"Passage {number}", _TEXT, "bench") for number in range(3)]
 
 
-class MeteredSupply(Supply):
-    """A supply whose requests are timed from the first try to the reply; it ends when the meter is over."""
+class MeteredQueue(RequestQueue):
+    """A queue whose requests are timed from the first try to the reply; it ends when the meter is over."""
 
     def __init__(self, meter: Meter, *args):
         super().__init__(*args, should_stop=lambda: meter.over)
         self._meter = meter
         self._begun: dict[int, float] = {}
 
-    def sent(self, job: Job) -> None:
+    def sent(self, job: ChatJob) -> None:
         if job.index not in self._begun:
             self._begun[job.index] = self._meter.begin()
         super().sent(job)
 
-    def done(self, job: Job, outcome) -> None:
+    def done(self, job: ChatJob, outcome) -> None:
         super().done(job, outcome)
         self._meter.end(self._begun.pop(job.index))
 
 
-def measure(url: str, folder: Path, concurrency: int, meter: Meter, most: int, judge: bool) -> dict:
+def measure_our_client(url: str, folder: Path, concurrency: int, meter: Meter, most: int, judge: bool) -> dict:
     """Ask until the meter is over, or `most` requests; returns the meter's result and the tries it took."""
     config = _config(url, concurrency, most)
     with ExitStack() as stack:
         journal = stack.enter_context(Journal(folder / "journal.jsonl"))
-        exposure = Exposure(folder / "exposure.bin", most)
-        stack.callback(exposure.close)
+        reservations = ReservationLedger(folder / "exposure.bin", most)
+        stack.callback(reservations.close)
         judged, advance = _judging(config, folder, journal, stack) if judge else _no_judging(journal)
-        plan = Plan(config, _seeds(), _entities(), _passages, commit="bench")
+        plan = RequestPlan(config, _seeds(), _entities(), _passages, commit="bench")
         spending = Spending(config.synthesis)
         dispatcher = Dispatcher(config.synthesis, config.synthesis.endpoints)
-        supply = MeteredSupply(meter, config.synthesis, plan, journal, exposure, spending, judged)
-        uvloop.run(_ask(dispatcher, supply, journal, advance, meter))
+        queue = MeteredQueue(meter, config.synthesis, plan, journal, reservations, spending, judged)
+        uvloop.run(_ask(dispatcher, queue, journal, advance, meter))
     return meter.result() | {"attempts": dispatcher.attempts}
 
 
 async def _ask(
-    dispatcher: Dispatcher, supply: Supply, journal: Journal, advance: Callable[[], int], meter: Meter
+    dispatcher: Dispatcher, queue: RequestQueue, journal: Journal, advance: Callable[[], int], meter: Meter
 ) -> None:
-    beside = asyncio.create_task(_beside(supply, journal, advance))
+    beside = asyncio.create_task(_beside(queue, journal, advance))
     end = asyncio.create_task(_stop_when_closed(dispatcher, meter))
     try:
-        await dispatcher.run(supply)
+        await dispatcher.run(queue)
     finally:
         beside.cancel()
         end.cancel()
@@ -96,12 +96,12 @@ async def _stop_when_closed(dispatcher: Dispatcher, meter: Meter) -> None:
     dispatcher.stop()
 
 
-async def _beside(supply: Supply, journal: Journal, advance: Callable[[], int]) -> None:
+async def _beside(queue: RequestQueue, journal: Journal, advance: Callable[[], int]) -> None:
     """Judge and sync as the synthesize step does, in threads."""
     synced = time.monotonic()
     while True:
         judged = await asyncio.to_thread(advance)
-        supply.wake.set()
+        queue.wake.set()
         if time.monotonic() - synced > _SYNC_S:
             await asyncio.to_thread(journal.sync)
             synced = time.monotonic()
@@ -123,9 +123,9 @@ def _no_judging(journal: Journal) -> tuple[Judged, Callable[[], int]]:
 def _judging(config: Config, folder: Path, journal: Journal, stack: ExitStack) -> tuple[Judged, Callable[[], int]]:
     synthesis = config.synthesis
     screen = Screen(synthesis.checks, config.runtime.random_seed, _seeds(), (), lambda _: _TEXT)
-    outputs = Outputs(folder, journal, screen, synthesis.accepted, synthesis.max_reject_share)
-    stack.callback(outputs.close)
-    return outputs.judged, outputs.advance
+    writer = QuestionWriter(folder, journal, screen, synthesis.accepted, synthesis.max_reject_share)
+    stack.callback(writer.close)
+    return writer.judged, writer.advance
 
 
 def _config(url: str, concurrency: int, most: int) -> Config:
@@ -174,7 +174,7 @@ def main() -> None:
     args = parser.parse_args()
     meter = Meter(args.warmup_s, args.seconds, args.count)
     most = args.count or int(_MOST_PER_S * (args.warmup_s + args.seconds))
-    print(json.dumps(measure(args.url, args.folder, args.concurrency, meter, most, args.judge)))
+    print(json.dumps(measure_our_client(args.url, args.folder, args.concurrency, meter, most, args.judge)))
 
 
 if __name__ == "__main__":

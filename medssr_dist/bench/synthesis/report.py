@@ -48,7 +48,7 @@ _AIMS: tuple[tuple[str, tuple[str, ...], str, Callable[[dict], bool]], ...] = (
 _COLUMNS = ("requests_per_s", "cpu_us_per_request", "p50_ms", "p99_ms", "peak_mb")
 
 
-def table(figures: dict) -> str:
+def format_synthesis_table(figures: dict) -> str:
     """Aims with what was seen, then every contestant at every latency and concurrency."""
     lines = [f"{'':<44}{'seen':>20}{'aim':>14}"]
     for title, keys, aim, met in _AIMS:
@@ -67,7 +67,7 @@ def table(figures: dict) -> str:
     return "\n".join([*lines, "", *notes])
 
 
-def draw(figures: dict, path: Path) -> None:
+def draw_synthesis_plot(figures: dict, path: Path) -> None:
     """Requests a second of every contestant, a panel for each latency and concurrency."""
     import matplotlib
 

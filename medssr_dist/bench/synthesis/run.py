@@ -25,10 +25,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from medssr_dist.bench.result import write_result
+from medssr_dist.bench.result_file import write_result
 from medssr_dist.bench.synthesis import peers
 from medssr_dist.bench.synthesis.reply_server import refused_share, reply_server
-from medssr_dist.bench.synthesis.report import draw, table
+from medssr_dist.bench.synthesis.report import draw_synthesis_plot, format_synthesis_table
 
 OURS, LIMIT = "ours", "bare_uvloop"
 CONTESTANTS = (OURS, "ours_judged", LIMIT, "bare", "openai", "distilabel")
@@ -39,7 +39,7 @@ _MB_CONCURRENCY = 64
 
 
 @dataclass(frozen=True)
-class Scale:
+class SynthesisScale:
     """How long and how often is measured."""
 
     rounds: int = 3
@@ -55,8 +55,8 @@ class Scale:
     entities: int = 10_000
 
 
-FULL = Scale()
-QUICK = Scale(
+FULL = SynthesisScale()
+QUICK = SynthesisScale(
     rounds=1,
     warmup_s=2,
     seconds=2,
@@ -72,13 +72,15 @@ QUICK = Scale(
 
 def bench_synthesis(json_path: Path, quick: bool = False, peers_python: Path | None = None) -> None:
     """Measure, write `json_path` and a plot beside it, print a table of aims and what was seen."""
-    figures = measure(Path(json_path).parent, QUICK if quick else FULL, peers_python) | {"quick": quick}
+    figures = measure_synthesis(Path(json_path).parent, QUICK if quick else FULL, peers_python) | {"quick": quick}
     write_result(json_path, figures)
-    draw(figures, Path(json_path).with_suffix(".png"))
-    print(table(figures))
+    draw_synthesis_plot(figures, Path(json_path).with_suffix(".png"))
+    print(format_synthesis_table(figures))
 
 
-def measure(folder: Path, scale: Scale, peers_python: Path | None = None, cells=CELLS, contestants=CONTESTANTS) -> dict:
+def measure_synthesis(
+    folder: Path, scale: SynthesisScale, peers_python: Path | None = None, cells=CELLS, contestants=CONTESTANTS
+) -> dict:
     """All figures; journals go to temporary folders in `folder`, which should be on a real disk."""
     folder.mkdir(parents=True, exist_ok=True)
     pythons = {"distilabel": str(peers_python or sys.executable)}
@@ -104,7 +106,9 @@ def _imports_distilabel(python: str) -> bool:
     return subprocess.run([python, "-c", "import distilabel.models.llms"], capture_output=True).returncode == 0
 
 
-def _matrix(folder: Path, scale: Scale, pythons: dict, cells, names: list[str], bar: tqdm) -> dict[tuple, list[dict]]:
+def _matrix(
+    folder: Path, scale: SynthesisScale, pythons: dict, cells, names: list[str], bar: tqdm
+) -> dict[tuple, list[dict]]:
     """(contestant, latency, concurrency) -> its result of each round."""
     found = defaultdict(list)
     for _ in range(scale.rounds):
@@ -139,7 +143,7 @@ def _json_of(command: list[str]) -> dict:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def _memory(folder: Path, scale: Scale, bar: tqdm) -> dict:
+def _memory(folder: Path, scale: SynthesisScale, bar: tqdm) -> dict:
     """Peak memory of ours after few and after many requests, MiB."""
     peaks = []
     for count in scale.memory_counts:
@@ -151,7 +155,7 @@ def _memory(folder: Path, scale: Scale, bar: tqdm) -> dict:
     return {"peak_mb_10k": peaks[0], "peak_mb_1m": peaks[1], "memory_requests": list(scale.memory_counts)}
 
 
-def _goodput(folder: Path, scale: Scale, bar: tqdm) -> dict:
+def _goodput(folder: Path, scale: SynthesisScale, bar: tqdm) -> dict:
     """Replies a second as a share of the server's limit: load above the limit, and 30% refused at random besides."""
     cases = {}
     for name, refused in (("over_limit", 0.0), ("random_429", _REFUSE_SHARE)):
@@ -164,7 +168,7 @@ def _goodput(folder: Path, scale: Scale, bar: tqdm) -> dict:
     return {"goodput_share_at_30pct_429": min(case["share_of_limit"] for case in cases.values()), "goodput": cases}
 
 
-def _local(scale: Scale, bar: tqdm) -> dict:
+def _local(scale: SynthesisScale, bar: tqdm) -> dict:
     from medssr_dist.bench.synthesis.local import decontamination_per_s, retrieval_s
 
     bar.set_postfix_str("decontamination")

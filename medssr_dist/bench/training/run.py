@@ -22,7 +22,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from medssr_dist.bench.result import write_result
+from medssr_dist.bench.result_file import write_result
 from medssr_dist.data.jsonl import read_jsonl
 
 DEMO = Path(__file__).parents[3] / "configs" / "demo_cpu.yaml"

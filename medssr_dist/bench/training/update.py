@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from medssr_dist.bench.result import write_result
+from medssr_dist.bench.result_file import write_result
 from medssr_dist.bench.training.run import DEMO
 from medssr_dist.config.load import load_config
 from medssr_dist.config.schema import Config

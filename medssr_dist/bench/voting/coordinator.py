@@ -47,7 +47,7 @@ class AnswerBank:
         return Completion(seed, *self._bank[int(request.key[:2], 16)][seed % _SAMPLES])
 
 
-def measure(questions: Path, folder: Path, samples: int, adaptive: str, engines: int) -> dict:
+def measure_coordinator(questions: Path, folder: Path, samples: int, adaptive: str, engines: int) -> dict:
     """Vote on all of `questions`; returns votes, wall and CPU seconds, and the peak memory of this process in MiB."""
     policy = Policy(model=EMBEDDED_MODEL)
     tokenizer = load_tokenizer(resolve_model(policy), policy)
@@ -81,7 +81,7 @@ def main() -> None:
     parser.add_argument("--adaptive", default="lossless")
     parser.add_argument("--engines", type=int, default=64)
     args = parser.parse_args()
-    print(json.dumps(measure(args.questions, args.folder, args.samples, args.adaptive, args.engines)))
+    print(json.dumps(measure_coordinator(args.questions, args.folder, args.samples, args.adaptive, args.engines)))
 
 
 if __name__ == "__main__":

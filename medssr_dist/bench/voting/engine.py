@@ -32,7 +32,7 @@ from medssr_dist.data.records import Label, Question, Vote
 from medssr_dist.inference.pool import EnginePool
 from medssr_dist.inference.requests import Request
 from medssr_dist.inference.vllm_args import engine_env, engine_kwargs
-from medssr_dist.knowledge.vignettes import hpo_truth
+from medssr_dist.knowledge.vignettes import find_hpo_truth
 from medssr_dist.readers import read_questions
 from medssr_dist.run.stream import QuestionFeed
 from medssr_dist.runtime.models import load_tokenizer, model_fingerprint, resolve_model
@@ -224,7 +224,7 @@ class Voted:
 
     def accuracy(self) -> float | None:
         """Share of the votes that are right, on the questions whose answer HPO gives."""
-        truths = {label.question.id: hpo_truth(label.question) for label in self.labels}
+        truths = {label.question.id: find_hpo_truth(label.question) for label in self.labels}
         known = [vote for vote in self.votes.values() if truths[vote.question_id]]
         right = sum(vote.answer == truths[vote.question_id] for vote in known)
         return round(right / len(known), 3) if known else None
@@ -263,7 +263,7 @@ def _shown(labels: list[Label], voting) -> list[tuple]:
     return [(label.question.id, label.outcome, label.answer, label.kept) for label in labels]
 
 
-def measure(folder: Path, pool_questions: int, rounds: int, questions: int) -> dict:
+def measure_real_engine(folder: Path, pool_questions: int, rounds: int, questions: int) -> dict:
     """Both parts; ledgers go to a temporary folder in `folder`."""
     with tempfile.TemporaryDirectory(dir=folder, prefix=".bench") as scratch:
         return pool_against_vllm(pool_questions, rounds) | adaptive_against_full(Path(scratch), questions)

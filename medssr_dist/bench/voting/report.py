@@ -51,7 +51,7 @@ _CLUSTER_ROWS = (
 )
 
 
-def table(figures: dict) -> str:
+def format_voting_table(figures: dict) -> str:
     """Aims with what was seen, the adaptive cases, and the clusters side by side."""
     lines = [f"{'':<40}{'seen':>12}{'aim':>12}"]
     for title, key, aim, met in _AIMS:
@@ -85,7 +85,7 @@ def _said(value) -> str:
     return f"{value:,.4g}" if isinstance(value, float) else f"{value:,}"
 
 
-def draw(figures: dict, occupancy: dict[str, list[bytes]], json_path: Path) -> None:
+def draw_voting_plots(figures: dict, occupancy: dict[str, list[bytes]], json_path: Path) -> None:
     """Beside `json_path`: a timeline of each cluster, and the curve of what adaptive voting saves.
 
     `occupancy`: by cluster, each engine's share of its batch in 1/255, at the times of the timeline.

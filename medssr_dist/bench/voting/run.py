@@ -1,8 +1,8 @@
 """`medssr bench voting`: the pool's speed, what adaptive voting saves, the coordinator alone, a cluster, the stream.
 
-Pool against vLLM and adaptive against full voting run on a real engine (`voting_engine.py`); the coordinator alone, in
+Pool against vLLM and adaptive against full voting run on a real engine (`engine.py`); the coordinator alone, in
 processes of its own, on engines that answer at once (`coordinator.py`); 64 and 512 engines under a virtual clock
-(`simulation_cluster.py`); stream against sequential on engines and a trainer that take real time (`voting_stream.py`).
+(`simulation_cluster.py`); stream against sequential on engines and a trainer that take real time (`stream_speed.py`).
 Code under test is the real one everywhere; what is simulated is named so.
 """
 
@@ -18,17 +18,17 @@ import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from medssr_dist.bench.result import write_result
+from medssr_dist.bench.result_file import write_result
 from medssr_dist.bench.voting.replay import simulated_curve
-from medssr_dist.bench.voting.report import draw, table
+from medssr_dist.bench.voting.report import draw_voting_plots, format_voting_table
 from medssr_dist.bench.voting.simulation_cluster import Cluster, simulate, write_questions
-from medssr_dist.bench.voting.stream import stream_against_sequential
+from medssr_dist.bench.voting.stream_speed import stream_against_sequential
 
 _MEMORY_FOLDER, _MEMORY_FOLDER_BYTES = Path("/dev/shm"), 4 * 2**30
 
 
 @dataclass(frozen=True)
-class Scale:
+class VotingScale:
     """How much is measured.
 
     Memory runs take `memory_samples` votes a question, all of them, so that 10^6 questions end in minutes, and have so
@@ -52,8 +52,8 @@ class Scale:
     stream_s: float = 25.0
 
 
-FULL = Scale()
-QUICK = Scale(
+FULL = VotingScale()
+QUICK = VotingScale(
     pool_questions=8,
     pool_rounds=1,
     demo_questions=4,
@@ -74,16 +74,18 @@ def bench_voting(json_path: Path, quick: bool = False) -> None:
 
     json_path, scale = Path(json_path), QUICK if quick else FULL
     json_path.parent.mkdir(parents=True, exist_ok=True)
-    figures = engine.measure(json_path.parent, scale.pool_questions, scale.pool_rounds, scale.demo_questions)
-    figures |= without_engine(json_path.parent, scale) | {"quick": quick, "scale": asdict(scale)}
+    figures = engine.measure_real_engine(
+        json_path.parent, scale.pool_questions, scale.pool_rounds, scale.demo_questions
+    )
+    figures |= measure_without_engine(json_path.parent, scale) | {"quick": quick, "scale": asdict(scale)}
     # Thousands of numbers a second: in the plot alone.
     occupancy = {name: cluster["timeline"].pop("occupancy") for name, cluster in figures["clusters"].items()}
     write_result(json_path, figures)
-    draw(figures, occupancy, json_path)
-    print(table(figures))
+    draw_voting_plots(figures, occupancy, json_path)
+    print(format_voting_table(figures))
 
 
-def without_engine(folder: Path, scale: Scale) -> dict:
+def measure_without_engine(folder: Path, scale: VotingScale) -> dict:
     """All that needs no vLLM. Ledgers go to temporary folders in `folder`, which should be on a real disk."""
     figures = {}
     with tempfile.TemporaryDirectory(dir=folder, prefix=".bench") as scratch:
@@ -93,7 +95,7 @@ def without_engine(folder: Path, scale: Scale) -> dict:
         return figures | stream_against_sequential(Path(scratch), scale.stream_s)
 
 
-def _coordinator(folder: Path, scale: Scale) -> dict:
+def _coordinator(folder: Path, scale: VotingScale) -> dict:
     engines = scale.coordinator_engines
     rounds = {
         mode: [_alone(folder, scale.coordinator_questions, 16, mode, engines) for _ in range(scale.coordinator_rounds)]
@@ -130,7 +132,7 @@ def _alone(folder: Path, questions: int, samples: int, adaptive: str, engines: i
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def _clusters(folder: Path, scale: Scale) -> dict:
+def _clusters(folder: Path, scale: VotingScale) -> dict:
     """Figures of each cluster, by the names of 64 and 512 engines."""
     figures, clusters = {}, {}
     for name, cluster in zip(("sim64", "sim512"), scale.clusters, strict=True):

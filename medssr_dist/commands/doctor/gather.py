@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from medssr_dist.commands.doctor.arithmetic import compare
-from medssr_dist.commands.doctor.result import Check, Result, print_table, run_check
-from medssr_dist.commands.doctor.slurm import job_hosts
-from medssr_dist.commands.doctor.storage import clock_result
+from medssr_dist.commands.doctor.check_result import Check, CheckResult, print_table, run_check
+from medssr_dist.commands.doctor.gpu_count import compare_gpus
+from medssr_dist.commands.doctor.slurm_settings import list_job_hosts
+from medssr_dist.commands.doctor.storage import judge_clock
 from medssr_dist.config.schema import Config
 from medssr_dist.data.jsonl import read_json
 from medssr_dist.errors import InputError
@@ -15,7 +15,7 @@ from medssr_dist.errors import InputError
 _SHOWN_NODES = 4
 
 
-def gather(config: Config, run_dir: Path, out: Path, checks: dict[str, Check], needs_gpus: bool = True) -> int:
+def gather_reports(config: Config, run_dir: Path, out: Path, checks: dict[str, Check], needs_gpus: bool = True) -> int:
     """Print the job's table. Returns 0, or 2 if anything failed on any node.
 
     Args:
@@ -28,30 +28,32 @@ def gather(config: Config, run_dir: Path, out: Path, checks: dict[str, Check], n
     reports = {report["host"]: report for report in map(read_json, files)}
     if not reports:
         raise InputError(f"{out} holds no report; run `medssr doctor --node --out {out}` on every node first")
-    rows = [("nodes", _nodes(reports)), *merge(reports)]
+    rows = [("nodes", _nodes(reports)), *merge_reports(reports)]
     rows.append(("same code", _alike(reports, "versions", "run launch/install.sh, or share one environment")))
     rows.append(("same model", _alike(reports, "model", "keep policy.model on a shared file system")))
     rows.append(("clocks", _clocks(reports)))
     if needs_gpus:
-        rows.append(("gpus", compare(config, {host: report["gpus"] for host, report in reports.items()})))
+        rows.append(("gpus", compare_gpus(config, {host: report["gpus"] for host, report in reports.items()})))
     rows += [(name, run_check(check, config, run_dir)) for name, check in checks.items()]
     return print_table(rows)
 
 
-def _nodes(reports: dict[str, dict]) -> Result:
-    absent = [host for host in job_hosts() if host not in reports]
+def _nodes(reports: dict[str, dict]) -> CheckResult:
+    absent = [host for host in list_job_hosts() if host not in reports]
     if absent:
         fix = "the node is down, or the run directory is not on a file system that all nodes share: see its log"
-        return Result("fail", f"no report from {_named(absent)}", fix)
-    return Result("pass", ", ".join(f"{host} {report['address']}" for host, report in reports.items()))
+        return CheckResult("fail", f"no report from {_named(absent)}", fix)
+    return CheckResult("pass", ", ".join(f"{host} {report['address']}" for host, report in reports.items()))
 
 
-def merge(reports: dict[str, dict]) -> list[tuple[str, Result]]:
+def merge_reports(reports: dict[str, dict]) -> list[tuple[str, CheckResult]]:
     """One row a check where all nodes pass, else one for each thing that is wrong, with the nodes it is wrong on."""
     rows = []
     for check in dict.fromkeys(name for report in reports.values() for name in report["results"]):
         found = {
-            host: Result(**report["results"][check]) for host, report in reports.items() if check in report["results"]
+            host: CheckResult(**report["results"][check])
+            for host, report in reports.items()
+            if check in report["results"]
         }
         bad = {result: [] for result in found.values() if result.status != "pass"}
         for host, result in found.items():
@@ -60,25 +62,25 @@ def merge(reports: dict[str, dict]) -> list[tuple[str, Result]]:
         if not bad:
             host, first = next(iter(found.items()))
             alike = "" if len(found) == 1 else f" [{host}; all {len(found)} pass]"
-            rows.append((check, Result("pass", first.detail + alike)))
+            rows.append((check, CheckResult("pass", first.detail + alike)))
         rows += [
-            (check, Result(result.status, f"{_named(hosts)}: {result.detail}", result.fix))
+            (check, CheckResult(result.status, f"{_named(hosts)}: {result.detail}", result.fix))
             for result, hosts in bad.items()
         ]
     return rows
 
 
-def _alike(reports: dict[str, dict], key: str, fix: str) -> Result:
+def _alike(reports: dict[str, dict], key: str, fix: str) -> CheckResult:
     """Whether all nodes report the same `key`; names the first that does not."""
     (first, report), *others = reports.items()
     for host, other in others:
         if other[key] != report[key]:
-            return Result(
+            return CheckResult(
                 "fail",
                 f"{first} has {_difference(report[key], other[key])}, {host} {_difference(other[key], report[key])}",
                 fix,
             )
-    return Result("pass", f"on all {len(reports)} nodes" if others else "one node")
+    return CheckResult("pass", f"on all {len(reports)} nodes" if others else "one node")
 
 
 def _difference(one: object, other: object) -> str:
@@ -88,16 +90,16 @@ def _difference(one: object, other: object) -> str:
     return ", ".join(f"{name} {value}" for name, value in one.items() if other.get(name) != value) or "no more"
 
 
-def _clocks(reports: dict[str, dict]) -> Result:
+def _clocks(reports: dict[str, dict]) -> CheckResult:
     pairs = {
         (host, other): abs(offset)
         for host, report in reports.items()
         for other, offset in report["clock_offsets"].items()
     }
     if not pairs:
-        return Result("pass", "no other node's clock to compare with")
+        return CheckResult("pass", "no other node's clock to compare with")
     (host, other), apart = max(pairs.items(), key=lambda pair: pair[1])
-    return clock_result(apart, f"one another at most ({host}, {other})")
+    return judge_clock(apart, f"one another at most ({host}, {other})")
 
 
 def _named(hosts: list[str]) -> str:

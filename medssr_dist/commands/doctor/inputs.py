@@ -8,14 +8,14 @@ from urllib.parse import urlsplit
 
 from yarl import URL
 
-from medssr_dist.commands.doctor.result import Result
-from medssr_dist.commands.doctor.slurm import job_hosts
+from medssr_dist.commands.doctor.check_result import CheckResult
+from medssr_dist.commands.doctor.slurm_settings import list_job_hosts
 from medssr_dist.commands.prefetch import (
+    count_missing_passages,
     count_tokens,
-    entities_without_passages,
-    index_on_disk,
-    refuse_absent_encoders,
-    refuse_incomplete,
+    find_index,
+    refuse_incomplete_model,
+    refuse_missing_encoders,
 )
 from medssr_dist.config.schema import Config
 from medssr_dist.run.directory import RunDir
@@ -30,44 +30,44 @@ def synthesis_finished(run_dir: Path) -> bool:
     return run.manifest_file.exists() and run.is_finished("synthesize")
 
 
-def model(config: Config, run_dir: Path) -> Result:
+def check_model(config: Config, run_dir: Path) -> CheckResult:
     """The policy: whole weights and a tokenizer that loads, found without a network."""
     folder = policy_on_disk(config.policy)
     if folder is None:
-        detail, nodes = f"{config.policy.model}, converted on first use", len(job_hosts())
-        return Result("pass", detail) if nodes == 1 else Result("warn", detail, "run `medssr prefetch`")
-    refuse_incomplete("policy.model", config.policy.model, folder, config.policy.trust_remote_code)
-    return Result("pass", str(folder))
+        detail, nodes = f"{config.policy.model}, converted on first use", len(list_job_hosts())
+        return CheckResult("pass", detail) if nodes == 1 else CheckResult("warn", detail, "run `medssr prefetch`")
+    refuse_incomplete_model("policy.model", config.policy.model, folder, config.policy.trust_remote_code)
+    return CheckResult("pass", str(folder))
 
 
-def knowledge(config: Config, run_dir: Path) -> Result:
+def check_knowledge(config: Config, run_dir: Path) -> CheckResult:
     """Passages of every entity; where they are not there yet, what finds them."""
     if config.synthesis.alpha == 0:
-        return Result("pass", "synthesis.alpha is 0: no passages are needed")
+        return CheckResult("pass", "synthesis.alpha is 0: no passages are needed")
     if synthesis_finished(run_dir):
-        return Result("pass", "the questions are written already")
-    missing, entities = entities_without_passages(config)
+        return CheckResult("pass", "the questions are written already")
+    missing, entities = count_missing_passages(config)
     if not missing:
-        return Result("pass", f"passages of {entities:,} entities in {index_on_disk(config.knowledge)}")
-    refuse_absent_encoders(config.knowledge)
+        return CheckResult("pass", f"passages of {entities:,} entities in {find_index(config.knowledge)}")
+    refuse_missing_encoders(config.knowledge)
     detail = f"{missing:,} of {entities:,} entities have no passages from {config.knowledge.corpus.path} yet"
-    return Result("warn", f"{detail}; the run finds them", "run `medssr prefetch`")
+    return CheckResult("warn", f"{detail}; the run finds them", "run `medssr prefetch`")
 
 
-def trackers(config: Config, run_dir: Path) -> Result:
+def check_tracking(config: Config, run_dir: Path) -> CheckResult:
     """Where metrics go: installed, and with its key in the environment."""
     check_trackers(config.training)
-    return Result("pass", ", ".join(config.training.trackers) or "none")
+    return CheckResult("pass", ", ".join(config.training.trackers) or "none")
 
 
-def vocabulary(config: Config, run_dir: Path) -> Result:
+def check_vocabulary(config: Config, run_dir: Path) -> CheckResult:
     """What counts tokens, which tiktoken itself would download."""
-    return Result("pass", f"tiktoken counts offline ({count_tokens()} tokens in a trial)")
+    return CheckResult("pass", f"tiktoken counts offline ({count_tokens()} tokens in a trial)")
 
 
-def data(config: Config, run_dir: Path) -> Result:
+def check_data(config: Config, run_dir: Path) -> CheckResult:
     """Every data set can be read, is labelled where it must be, and holds no evaluation item."""
-    from medssr_dist.readers import human_labelled, read_all, refuse_evaluation_items
+    from medssr_dist.readers import read_all, refuse_evaluation_items, refuse_unlabelled
 
     benchmarks = read_all(config.evaluation.benchmarks, config.runtime.random_seed)
     stage2 = config.training.stage2
@@ -75,23 +75,27 @@ def data(config: Config, run_dir: Path) -> Result:
     sets |= {"supervised": read_all(stage2.data, config.runtime.random_seed)} if stage2.enabled else {}
     for questions in sets.values():
         refuse_evaluation_items(questions, benchmarks)
-    human_labelled([*sets.get("supervised", []), *benchmarks])
+    refuse_unlabelled([*sets.get("supervised", []), *benchmarks])
     counts = ", ".join(f"{len(items):,} {name}" for name, items in (sets | {"evaluation": benchmarks}).items())
     if not benchmarks:
-        return Result("warn", counts, "name a data set in evaluation.benchmarks, or run without `evaluate`")
-    return Result("pass", counts)
+        return CheckResult("warn", counts, "name a data set in evaluation.benchmarks, or run without `evaluate`")
+    return CheckResult("pass", counts)
 
 
-def endpoints(config: Config, run_dir: Path) -> Result:
+def check_endpoints(config: Config, run_dir: Path) -> CheckResult:
     """Something listens there, or at the proxy on the way."""
     if not config.training.uses_pseudo_labels:
-        return Result("pass", "no stage uses pseudo-labels: no questions are asked for")
+        return CheckResult("pass", "no stage uses pseudo-labels: no questions are asked for")
     if synthesis_finished(run_dir):
-        return Result("pass", "the questions are written already")
+        return CheckResult("pass", "the questions are written already")
     answers = [_knock(endpoint.base_url) for endpoint in config.synthesis.endpoints]
     failed = [detail for reached, detail in answers if not reached]
     fix = "check synthesis.endpoints, proxies and the network; or run `medssr synthesize` first where there is internet"
-    return Result("fail", "; ".join(failed), fix) if failed else Result("pass", "; ".join(text for _, text in answers))
+    return (
+        CheckResult("fail", "; ".join(failed), fix)
+        if failed
+        else CheckResult("pass", "; ".join(text for _, text in answers))
+    )
 
 
 def _knock(base_url: str) -> tuple[bool, str]:
@@ -109,16 +113,16 @@ def _knock(base_url: str) -> tuple[bool, str]:
     return True, f"{where} answers"
 
 
-def api_keys(config: Config, run_dir: Path) -> Result:
+def check_api_keys(config: Config, run_dir: Path) -> CheckResult:
     """No key is empty, and none is forgotten."""
     without = []
     for number, endpoint in enumerate(config.synthesis.endpoints):
         name = f"synthesis.endpoints.{number}.api_key"
         if endpoint.api_key is not None and not endpoint.api_key.get_secret_value():
-            return Result("fail", f"{name} is empty", "export the variable that it names, or fill its file")
+            return CheckResult("fail", f"{name} is empty", "export the variable that it names, or fill its file")
         if endpoint.api_key is None and urlsplit(endpoint.base_url).scheme == "https":
             without.append(name)
     if without:
         fix = f"set {without[0]} to ${{YOUR_VARIABLE}} or file:PATH"
-        return Result("warn", "none configured for an https endpoint", fix)
-    return Result("pass", f"as configured, {len(config.synthesis.endpoints)} endpoint(s)")
+        return CheckResult("warn", "none configured for an https endpoint", fix)
+    return CheckResult("pass", f"as configured, {len(config.synthesis.endpoints)} endpoint(s)")

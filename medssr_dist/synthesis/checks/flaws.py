@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from medssr_dist.data.records import Provenance, Question
-from medssr_dist.knowledge.names import family
+from medssr_dist.knowledge.names import derive_family
 from medssr_dist.synthesis.checks.parse import Draft, Refusal
 from medssr_dist.synthesis.checks.wording import fold, whole_text
 
@@ -79,7 +79,7 @@ def entity_given_away(draft: Draft, provenance: Provenance) -> Refusal | None:
     """The entity is an option, in any spelling of its family, and the stem names it."""
     if provenance.entity is None:
         return None
-    own = [option for option in draft.options if family(option) == family(provenance.entity)]
+    own = [option for option in draft.options if derive_family(option) == derive_family(provenance.entity)]
     if not own:
         return None
     stem = _padded(draft.stem)

@@ -19,7 +19,7 @@ from medssr_dist.errors import InputError
 
 
 @dataclass
-class Batch:
+class SubmittedBatch:
     """One batch. `id` is the server's name for it, None while it is being created."""
 
     part: str
@@ -50,7 +50,7 @@ class BatchLedger:
         self._file = JsonlLedger(self._path)  # cuts a torn last line off
         self._run = ""
         self._parts = 0
-        self._open: dict[str, Batch] = {}
+        self._open: dict[str, SubmittedBatch] = {}
         try:
             for row in read_jsonl(self._path):
                 self._take(row)
@@ -60,25 +60,25 @@ class BatchLedger:
         if not self._run:
             self._write({"event": "run", "run": uuid.uuid4().hex})
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[SubmittedBatch]:
         return iter(list(self._open.values()))
 
-    def metadata(self, batch: Batch) -> dict[str, str]:
+    def metadata(self, batch: SubmittedBatch) -> dict[str, str]:
         """What tells the batch from all others of the account."""
         return {"medssr_run": self._run, "medssr_part": batch.part}
 
-    def creating(self, endpoint: Endpoint, jobs: list[int]) -> Batch:
+    def creating(self, endpoint: Endpoint, jobs: list[int]) -> SubmittedBatch:
         """Record that a batch of these requests is about to be created."""
         part = f"{self._parts}"
         row = {"event": "creating", "part": part, "base_url": endpoint.base_url, "model": endpoint.model, "jobs": jobs}
         self._write(row)
         return self._open[part]
 
-    def created(self, batch: Batch, batch_id: str) -> None:
+    def created(self, batch: SubmittedBatch, batch_id: str) -> None:
         """Record the server's name for the batch."""
         self._write({"event": "created", "part": batch.part, "id": batch_id})
 
-    def closed(self, batch: Batch, why: str) -> None:
+    def closed(self, batch: SubmittedBatch, why: str) -> None:
         """Record that nothing more is to be had of the batch."""
         self._write({"event": "closed", "part": batch.part, "why": why})
 
@@ -95,7 +95,7 @@ class BatchLedger:
             self._run = row["run"]
         elif event == "creating":
             self._parts += 1
-            self._open[row["part"]] = Batch(row["part"], row["base_url"], row["model"], row["jobs"])
+            self._open[row["part"]] = SubmittedBatch(row["part"], row["base_url"], row["model"], row["jobs"])
         elif event == "created":
             self._open[row["part"]].id = row["id"]
         elif event == "closed":

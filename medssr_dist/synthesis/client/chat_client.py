@@ -58,7 +58,7 @@ class NoReply(Exception):
     may_be_billed = False
 
 
-class Refused(NoReply):
+class RequestRefused(NoReply):
     """Refused by load; another try may pass. `after` is what the server asked to wait, seconds, if it did."""
 
     def __init__(self, reason: str, after: float | None = None):
@@ -161,7 +161,7 @@ class ChatClient:
         if status in _KEY or (status == 429 and b"insufficient_quota" in answer):
             return KeyRefused(reason)
         if status in _OVERLOADED:
-            return Refused(reason, retry_after(headers.get("Retry-After"), headers.get("Date")))
+            return RequestRefused(reason, retry_after(headers.get("Retry-After"), headers.get("Date")))
         if status in _ADDRESS or 300 <= status < 400:
             return NotAnEndpoint(reason)
         if status in _TRY_AGAIN or status >= 500 or status < 300:

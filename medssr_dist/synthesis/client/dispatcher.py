@@ -1,6 +1,6 @@
 """Sends jobs to several endpoints at once, and tries again what failed.
 
-One loop sends; it wakes when a reply, a retry that is due, a freed slot or the supply gives it something to
+One loop sends; it wakes when a reply, a retry that is due, a freed slot or the queue gives it something to
 do. A retry waits in a heap (full jitter, or what Retry-After says) and holds no slot, so new work goes on
 meanwhile. Each job goes to the endpoint with the smallest share of its limit taken, so work is weighted by
 what each endpoint sustains, and moves away from one that fails.
@@ -27,11 +27,11 @@ from typing import TYPE_CHECKING
 from medssr_dist.config.synthesis import Endpoint, Synthesis
 from medssr_dist.errors import InputError
 from medssr_dist.synthesis.client.chat_client import Failed, GaveUp, NoReply, NotAnEndpoint, PromptRefused, Reply
-from medssr_dist.synthesis.client.endpoint import EndpointState, Lane
+from medssr_dist.synthesis.client.endpoint import EndpointState, EndpointWorker
 
 if TYPE_CHECKING:
-    from medssr_dist.synthesis.client.job import Job
-    from medssr_dist.synthesis.request_queue import Supply
+    from medssr_dist.synthesis.client.job import ChatJob
+    from medssr_dist.synthesis.request_queue import RequestQueue
 
 BACKOFF_FIRST_S = 0.5
 BACKOFF_LAST_S = 30.0
@@ -45,7 +45,7 @@ MOST_PROBES = 3  # new jobs that are asked to see whether it is the endpoint or 
 class _Ask:
     """A job on its way: its tries on the wire, and the failures so far, its own or not."""
 
-    job: Job
+    job: ChatJob
     tries: list[_Try] = field(default_factory=list)
     failures: int = 0
     failed_at: float = -inf
@@ -56,13 +56,13 @@ class _Try:
     """One try on the wire."""
 
     ask: _Ask
-    lane: Lane
+    worker: EndpointWorker
     sent_at: float
     task: asyncio.Task | None = None
 
 
 class Dispatcher:
-    """`await Dispatcher(synthesis, endpoints).run(supply)`.
+    """`await Dispatcher(synthesis, endpoints).run(queue)`.
 
     Attributes:
         attempts: tries sent.
@@ -73,33 +73,33 @@ class Dispatcher:
         self.attempts = 0
         self.hedges = 0
         self._retry = synthesis.retry
-        self._lanes = [Lane(endpoint, synthesis) for endpoint in endpoints]
+        self._workers = [EndpointWorker(endpoint, synthesis) for endpoint in endpoints]
         self._most_waiting = max(1000, 8 * sum(endpoint.concurrency for endpoint in endpoints))
         self._wake = asyncio.Event()
-        self._next: _Ask | None = None  # taken from the supply or the heap, and not sent yet
+        self._next: _Ask | None = None  # taken from the queue or the heap, and not sent yet
         self._waiting: list[tuple[float, int, _Ask]] = []  # heap of retries by when they are due
         self._order = count()
         self._on_the_wire: set[_Try] = set()
         self._probes = 0  # since the last reply
-        self._asks = 0  # taken from the supply and not done
+        self._asks = 0  # taken from the queue and not done
         self._failing_since: float | None = None  # first failure after the last reply
         self._stopped = False
         self._error: BaseException | None = None
 
-    async def run(self, supply: Supply) -> None:
-        """Ask until the supply is finished and nothing is on the wire or waiting, or until stopped.
+    async def run(self, queue: RequestQueue) -> None:
+        """Ask until the queue is finished and nothing is on the wire or waiting, or until stopped.
 
         Raises:
             InputError: no endpoint can be used any more, or none replied for `retry.patience_s`.
-            Whatever the supply raises.
+            Whatever the queue raises.
         """
-        self._supply, self._wake = supply, supply.wake
+        self._queue, self._wake = queue, queue.wake
         self._loop = asyncio.get_running_loop()
         self._alarm, self._alarm_at = None, inf
         async with AsyncExitStack() as stack:
             stack.enter_context(_frozen_heap())
-            for lane in self._lanes:
-                await stack.enter_async_context(lane.client)
+            for worker in self._workers:
+                await stack.enter_async_context(worker.client)
             try:
                 await self._drive()
             finally:
@@ -112,7 +112,7 @@ class Dispatcher:
 
     def states(self) -> list[EndpointState]:
         """Where each endpoint stands."""
-        return [lane.state() for lane in self._lanes]
+        return [worker.state() for worker in self._workers]
 
     async def _drive(self) -> None:
         while True:
@@ -125,7 +125,7 @@ class Dispatcher:
             if reason := self._why_hopeless(now):
                 await self._take_leave()
                 raise InputError(f"{reason}. Every reply so far is kept, and the same command goes on from there")
-            if not self._on_the_wire and (self._stopped or (not self._asks and self._supply.finished)):
+            if not self._on_the_wire and (self._stopped or (not self._asks and self._queue.finished)):
                 return
             self._ring(now + TICK_S)
             await self._wake.wait()
@@ -134,9 +134,9 @@ class Dispatcher:
 
     def _send(self, now: float) -> None:
         """Send what may be sent now."""
-        while (ask := self._peek(now)) and (lane := self._choose(ask.job.tokens, now)):
+        while (ask := self._peek(now)) and (worker := self._choose(ask.job.tokens, now)):
             self._next = None
-            self._try(ask, lane, now)
+            self._try(ask, worker, now)
 
     def _peek(self, now: float) -> _Ask | None:
         """What to send next: a retry that is due, else a new job."""
@@ -150,7 +150,7 @@ class Dispatcher:
         return self._next
 
     def _new(self, probe: bool = False) -> _Ask | None:
-        job = self._supply.next(probe)
+        job = self._queue.next(probe)
         if job is None:
             return None
         self._asks += 1
@@ -158,32 +158,32 @@ class Dispatcher:
 
     def _probe(self) -> _Ask | None:
         """A new job instead of a failing one, when no breaker is closed."""
-        if self._probes == MOST_PROBES or not all(lane.troubled for lane in self._lanes):
+        if self._probes == MOST_PROBES or not all(worker.troubled for worker in self._workers):
             return None
         self._probes += 1
         return self._new(probe=True)
 
     def _any_slot(self, now: float) -> bool:
-        return any(lane.ready_at(0, now) < inf for lane in self._lanes)
+        return any(worker.ready_at(0, now) < inf for worker in self._workers)
 
-    def _choose(self, tokens: int, now: float, avoid: Lane | None = None) -> Lane | None:
+    def _choose(self, tokens: int, now: float, avoid: EndpointWorker | None = None) -> EndpointWorker | None:
         """The least loaded endpoint that may send now, `avoid` only if there is no other; None if none may."""
         best, soonest = None, inf
-        for lane in self._lanes:
-            at = lane.ready_at(tokens, now)
+        for worker in self._workers:
+            at = worker.ready_at(tokens, now)
             if at > now:
                 soonest = min(soonest, at)
-            elif best is None or (lane is avoid, lane.load) < (best is avoid, best.load):
-                best = lane
+            elif best is None or (worker is avoid, worker.load) < (best is avoid, best.load):
+                best = worker
         if best is None and soonest < inf:
             self._ring(soonest)
         return best
 
-    def _try(self, ask: _Ask, lane: Lane, now: float) -> None:
-        self._supply.sent(ask.job)
-        lane.sending(ask.job.tokens, now)
+    def _try(self, ask: _Ask, worker: EndpointWorker, now: float) -> None:
+        self._queue.sent(ask.job)
+        worker.sending(ask.job.tokens, now)
         self.attempts += 1
-        attempt = _Try(ask, lane, now)
+        attempt = _Try(ask, worker, now)
         ask.tries.append(attempt)
         self._on_the_wire.add(attempt)
         attempt.task = self._loop.create_task(self._attempt(attempt))
@@ -195,18 +195,18 @@ class Dispatcher:
         ask, now = first.ask, monotonic()
         if ask.tries != [first] or self._stopped:
             return
-        lane = self._choose(ask.job.tokens, now, avoid=first.lane)
-        if lane is None:
+        worker = self._choose(ask.job.tokens, now, avoid=first.worker)
+        if worker is None:
             self._loop.call_later(TICK_S, self._hedge, first)
             return
         self.hedges += 1
-        self._try(ask, lane, now)
+        self._try(ask, worker, now)
 
     async def _attempt(self, attempt: _Try) -> None:
         """Run one try to its end. What goes wrong in taking its outcome ends the run."""
         try:
             try:
-                reply = await attempt.lane.client.ask(attempt.ask.job.messages)
+                reply = await attempt.worker.client.ask(attempt.ask.job.messages)
             except NoReply as failure:
                 self._failed(attempt, failure, monotonic())
             else:
@@ -222,23 +222,23 @@ class Dispatcher:
         self._failing_since = None
         self._probes = 0
         self._end(attempt)
-        attempt.lane.replied(reply, ask.job.tokens, attempt.sent_at, now)
+        attempt.worker.replied(reply, ask.job.tokens, attempt.sent_at, now)
         for loser in list(ask.tries):
             loser.task.cancel()
             self._end(loser)
-            loser.lane.cancelled()
-            self._supply.lost(ask.job)
+            loser.worker.cancelled()
+            self._queue.lost(ask.job)
         self._done(ask, reply)
 
     def _failed(self, attempt: _Try, failure: NoReply, now: float) -> None:
-        ask, lane = attempt.ask, attempt.lane
+        ask, worker = attempt.ask, attempt.worker
         if self._failing_since is None:
             self._failing_since = now
         self._end(attempt)
-        hold_s = lane.failed(failure, ask.job.tokens, attempt.sent_at, now)
-        self._loop.call_later(hold_s, self._release, lane)
-        (self._supply.lost if failure.may_be_billed else self._supply.returned)(ask.job)
-        gave_up = self._count_against(ask, lane, failure)
+        hold_s = worker.failed(failure, ask.job.tokens, attempt.sent_at, now)
+        self._loop.call_later(hold_s, self._release, worker)
+        (self._queue.lost if failure.may_be_billed else self._queue.returned)(ask.job)
+        gave_up = self._count_against(ask, worker, failure)
         ask.failures += 1
         ask.failed_at = now
         if ask.tries:  # the other try of a hedge is still out
@@ -246,16 +246,16 @@ class Dispatcher:
         if gave_up:
             self._done(ask, gave_up)
         elif not self._stopped:
-            due = now if lane.dead else now + wait_s(ask.failures, getattr(failure, "after", None))
+            due = now if worker.dead else now + wait_s(ask.failures, getattr(failure, "after", None))
             heapq.heappush(self._waiting, (due, next(self._order), ask))
 
-    def _count_against(self, ask: _Ask, lane: Lane, failure: NoReply) -> GaveUp | None:
+    def _count_against(self, ask: _Ask, worker: EndpointWorker, failure: NoReply) -> GaveUp | None:
         """Hold a failure against the job where it is the job's own; the outcome if that was the last time."""
-        if lane.served_at == -inf:
+        if worker.served_at == -inf:
             return None  # the endpoint is on trial, not the job
         if isinstance(failure, PromptRefused):
             return GaveUp("refused_by_api", str(failure))
-        shown_up = lane.served_at > ask.failed_at or self._asks == 1  # alone, there is nobody to show it
+        shown_up = worker.served_at > ask.failed_at or self._asks == 1  # alone, there is nobody to show it
         if not (shown_up and isinstance(failure, Failed | NotAnEndpoint)):
             return None
         ask.job.tries += 1
@@ -269,23 +269,27 @@ class Dispatcher:
 
     def _done(self, ask: _Ask, outcome: Reply | GaveUp) -> None:
         self._asks -= 1
-        self._supply.done(ask.job, outcome)
+        self._queue.done(ask.job, outcome)
 
-    def _release(self, lane: Lane) -> None:
-        lane.release()
+    def _release(self, worker: EndpointWorker) -> None:
+        worker.release()
         self._wake.set()
 
     # ---- the end
 
     def _why_hopeless(self, now: float) -> str:
         """Why the run cannot go on; '' while it can."""
-        if all(lane.dead for lane in self._lanes):
-            return "no endpoint of synthesis.endpoints can be used: " + "; ".join(lane.dead for lane in self._lanes)
+        if all(worker.dead for worker in self._workers):
+            return "no endpoint of synthesis.endpoints can be used: " + "; ".join(
+                worker.dead for worker in self._workers
+            )
         if not self._asks:
             self._failing_since = None
         if self._stopped or self._failing_since is None or now - self._failing_since <= self._retry.patience_s:
             return ""
-        reasons = "; ".join(lane.dead or f"{lane.state().name}: {lane.reason or 'nothing'}" for lane in self._lanes)
+        reasons = "; ".join(
+            worker.dead or f"{worker.state().name}: {worker.reason or 'nothing'}" for worker in self._workers
+        )
         return f"no endpoint has replied for patience_s = {self._retry.patience_s:g}; the last answers: {reasons}"
 
     async def _take_leave(self) -> None:
@@ -301,9 +305,9 @@ class Dispatcher:
         for attempt in attempts:
             attempt.task.cancel()
         await asyncio.gather(*(attempt.task for attempt in attempts), return_exceptions=True)
-        if not self._error:  # the supply can still take it
+        if not self._error:  # the queue can still take it
             for attempt in attempts:
-                self._supply.lost(attempt.ask.job)
+                self._queue.lost(attempt.ask.job)
 
     def _ring(self, at: float) -> None:
         """Wake the loop at `at`, or sooner."""

@@ -17,8 +17,8 @@ from medssr_dist.synthesis.client.chat_client import (
     NoReply,
     NotAnEndpoint,
     PromptRefused,
-    Refused,
     Reply,
+    RequestRefused,
     Unreachable,
 )
 from medssr_dist.synthesis.client.rate_limits import SHORTEST_HOLD_S, AdaptiveLimit, Breaker, Bucket
@@ -46,7 +46,7 @@ class EndpointState:
         self.name, self.model = endpoint.base_url, endpoint.model
 
 
-class Lane:
+class EndpointWorker:
     """An endpoint, and how much may be sent to it now. Times are of one monotonic clock, seconds."""
 
     def __init__(self, endpoint: Endpoint, synthesis: Synthesis):
@@ -114,7 +114,7 @@ class Lane:
         self._off_the_wire()
         self.reason = str(failure)
         hold = SHORTEST_HOLD_S
-        if isinstance(failure, Refused):
+        if isinstance(failure, RequestRefused):
             self._state.refusals += 1
             hold = self._limit.refused(sent_at, now)
         else:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(slots=True)
-class Job:
+class ChatJob:
     """One request on its way. `tokens` estimates its prompt and the longest reply; `tries` counts its own failures."""
 
     index: int

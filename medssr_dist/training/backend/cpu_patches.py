@@ -1,5 +1,6 @@
-"""What OpenRLHF and DeepSpeed need on a machine without GPU, in one place. On GPU only the version is checked, and builds
-of DeepSpeed's ops are guarded (`op_builds.py`).
+"""What OpenRLHF and DeepSpeed need on a machine without GPU, in one place.
+
+On GPU only the version is checked, and builds of DeepSpeed's ops are guarded (`op_builds.py`).
 
 Importing `backend/openrlhf.py` applies the patches, so they are in force in every process before OpenRLHF is imported.
 Each patch, and what in OpenRLHF 0.11.2 or DeepSpeed 0.19.6 makes it necessary:

@@ -1,4 +1,4 @@
-"""OpenRLHF's DeepSpeed strategy with what it lacks: the run's config, and optimizer steps of any number of micro-batches."""
+"""OpenRLHF's DeepSpeed strategy with the run's config, and with optimizer steps of any number of micro-batches."""
 
 from __future__ import annotations
 

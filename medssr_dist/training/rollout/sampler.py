@@ -85,8 +85,8 @@ class Sampler:
 
     Attributes:
         given: batches returned so far.
-        ranks_free: held while the ranks train on the batch returned, but not while `finish` waits; the thread that makes
-            the next batch takes it before it needs the ranks.
+        ranks_free: held while the ranks train on the batch returned, but not while `finish` waits; the thread that
+            makes the next batch takes it before it needs the ranks.
     """
 
     def __init__(
@@ -167,7 +167,7 @@ class Sampler:
         return {"batches": batches, "prompts": self._prompts.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Resume from `state_dict`. Call it before the checkpoint's weights, version `given`, are sent to the engines."""
+        """Resume from `state_dict`; called before the checkpoint's weights, version `given`, go to the engines."""
         batches = state["batches"]
         self._made, self.given = batches["made"], batches["given"]
         self._left = [RolloutBatch.from_dict(batch) for batch in batches["left"]]

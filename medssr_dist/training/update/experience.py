@@ -1,6 +1,6 @@
 """From the samples of a step to what each rank trains on: a plan of micro-batches, and the log-probs that they need.
 
-This takes the place of OpenRLHF's RemoteExperienceMaker, which always asks the policy for its log-probs and cuts samples
+This takes the place of OpenRLHF's RemoteExperienceMaker, which always computes the policy's log-probs and cuts samples
 in the order in which they arrive.
 
 Shapes: N samples of a step, B sequences of a micro-batch, T tokens, A = T - 1 actions; padding is on the right.

@@ -84,7 +84,7 @@ class RankUpdate:
         return values | last | self._measure_speed(tokens_and_flops, time.monotonic() - started, device)
 
     def train_micro_batch(self, experience: Experience, counts: StepCounts) -> dict[str, torch.Tensor]:
-        """Forward and backward; the optimizer's step too where `strategy.update_ends`. Returns means over its tokens."""
+        """Forward, backward and, where `strategy.update_ends`, the optimizer's step; return means over its tokens."""
         loss, metrics = self._compute_loss(experience, counts)
         self.strategy.backward(loss, self.actor, self._optimizer)
         self.strategy.optimizer_step(self._optimizer, self.actor, self._scheduler, name="actor")

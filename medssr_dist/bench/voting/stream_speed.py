@@ -93,7 +93,13 @@ def _vote(questions: Path, folder: Path, follows: bool) -> tuple[float, int]:
 def _trainer(folder: Path, step_s: float) -> Iterator[subprocess.Popen]:
     """The trainer's process, which has started up and waits for its go."""
     folder.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "medssr_dist.bench.voting.stream", str(folder / "labeled.jsonl"), str(step_s)]
+    command = [
+        sys.executable,
+        "-m",
+        "medssr_dist.bench.voting.stream_speed",
+        str(folder / "labeled.jsonl"),
+        str(step_s),
+    ]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
             if process.stdout.readline().strip() != "ready":

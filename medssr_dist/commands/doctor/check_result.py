@@ -12,7 +12,7 @@ from medssr_dist.errors import EXIT_BAD_INPUT, InputError
 
 
 @dataclass(frozen=True)
-class Result:
+class CheckResult:
     """Outcome of a check. `fix`: one line, empty for a pass."""
 
     status: str  # pass, warn or fail
@@ -20,21 +20,21 @@ class Result:
     fix: str = ""
 
 
-Check = Callable[[Config, Path], Result]
+Check = Callable[[Config, Path], CheckResult]
 
 
-def run_check(check: Check, config: Config, run_dir: Path) -> Result:
+def run_check(check: Check, config: Config, run_dir: Path) -> CheckResult:
     """The check's result; what it raises is a failure with that message."""
     try:
         return check(config, run_dir)
     except InputError as error:
         detail, _, fix = str(error).rpartition("; ")
-        return Result("fail", detail or fix, fix)
+        return CheckResult("fail", detail or fix, fix)
     except Exception as error:  # one broken check must not hide the others
-        return Result("fail", f"the check itself failed: {type(error).__name__}: {error}", "report this")
+        return CheckResult("fail", f"the check itself failed: {type(error).__name__}: {error}", "report this")
 
 
-def run_checks(checks: Mapping[str, Check], config: Config, run_dir: Path) -> dict[str, Result]:
+def run_checks(checks: Mapping[str, Check], config: Config, run_dir: Path) -> dict[str, CheckResult]:
     """Results by name, in the order of `checks`. Imports, half of the time, are tried beside the others."""
     with ThreadPoolExecutor(1) as beside:
         importing = {
@@ -45,7 +45,7 @@ def run_checks(checks: Mapping[str, Check], config: Config, run_dir: Path) -> di
     return {name: found[name] for name in checks}
 
 
-def print_table(rows: Iterable[tuple[str, Result]]) -> int:
+def print_table(rows: Iterable[tuple[str, CheckResult]]) -> int:
     """Print name, status, detail and fix of each row, and in the last line the counts with what failed.
 
     Returns 0, or 2 if anything failed.

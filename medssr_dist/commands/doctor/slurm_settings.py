@@ -12,21 +12,21 @@ from dataclasses import dataclass
 _TIME = re.compile(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)$")
 
 
-def host_name() -> str:
+def read_host_name() -> str:
     """This node, as Slurm calls it."""
     return os.environ.get("SLURMD_NODENAME") or platform.node()
 
 
-def job_hosts() -> list[str]:
+def list_job_hosts() -> list[str]:
     """The job's nodes: $MEDSSR_NODES, else as Slurm lists them, else this one alone."""
     if given := os.environ.get("MEDSSR_NODES"):
         return given.replace(",", " ").split()
     nodes = os.environ.get("SLURM_JOB_NODELIST")
     listed = _ask("scontrol", "show", "hostnames", nodes) if nodes else ""
-    return listed.split() or [host_name()]
+    return listed.split() or [read_host_name()]
 
 
-def seconds_left() -> float | None:
+def read_seconds_left() -> float | None:
     """Until the job's limit; None outside a job, and in one without limit."""
     if end := os.environ.get("SLURM_JOB_END_TIME"):
         return float(end) - time.time()
@@ -53,7 +53,7 @@ class Partition:
     seconds: float | None
 
 
-def partitions() -> list[Partition]:
+def list_partitions() -> list[Partition]:
     """All of the cluster's; none where there is no Slurm."""
     lines = _ask("sinfo", "--noheader", "--format=%R|%D|%G|%l").splitlines()
     return [parse_partition(line) for line in lines if line.count("|") == 3]

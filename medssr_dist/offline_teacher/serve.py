@@ -1,4 +1,4 @@
-"""`medssr teacher`, also `python -m medssr_dist.offline_teacher.cli`: arguments and the serving loop."""
+"""`medssr teacher`, also `python -m medssr_dist.offline_teacher.serve`: arguments and the serving loop."""
 
 from __future__ import annotations
 

@@ -6,15 +6,15 @@ import math
 import os
 from pathlib import Path
 
-from medssr_dist.commands.doctor.result import Result
-from medssr_dist.commands.doctor.slurm import Partition, host_name, partitions
+from medssr_dist.commands.doctor.check_result import CheckResult
+from medssr_dist.commands.doctor.slurm_settings import Partition, list_partitions, read_host_name
 from medssr_dist.config.schema import Config
 from medssr_dist.runtime.cluster import slots_in_use, slots_needed
 
 _FEWER = "lower voting.engines, training.ranks_per_node or training.engines, or set runtime.mode=sequential"
 
 
-def node_gpus() -> int | None:
+def count_node_gpus() -> int | None:
     """GPUs of this node; on CPU the logical ones that it will give Ray ($MEDSSR_SLOTS), None: as many as needed."""
     from medssr_dist.runtime.device import on_gpu
 
@@ -25,12 +25,12 @@ def node_gpus() -> int | None:
     return torch.cuda.device_count()
 
 
-def arithmetic(config: Config, run_dir: Path) -> Result:
+def check_gpus(config: Config, run_dir: Path) -> CheckResult:
     """This machine alone, where no Ray cluster is named."""
-    return compare(config, {host_name(): node_gpus()}, joins_ray="RAY_ADDRESS" in os.environ)
+    return compare_gpus(config, {read_host_name(): count_node_gpus()}, joins_ray="RAY_ADDRESS" in os.environ)
 
 
-def compare(config: Config, gpus: dict[str, int | None], joins_ray: bool = False) -> Result:
+def compare_gpus(config: Config, gpus: dict[str, int | None], joins_ray: bool = False) -> CheckResult:
     """The sum over all parts, and what cannot be spread over nodes.
 
     Args:
@@ -39,15 +39,15 @@ def compare(config: Config, gpus: dict[str, int | None], joins_ray: bool = False
     """
     asked = f"{_parts(config)}: {slots_in_use(config)} at once"
     if None in gpus.values():
-        return Result("pass", f"{asked}, as logical GPUs on {len(gpus)} nodes")
+        return CheckResult("pass", f"{asked}, as logical GPUs on {len(gpus)} nodes")
     have = f"{sum(gpus.values())} GPUs are there ({', '.join(f'{node} {count}' for node, count in gpus.items())})"
     short = _short(config, gpus)
     if short and joins_ray:
-        return Result("warn", f"{asked}; {have}", "see that the Ray cluster has the others")
+        return CheckResult("warn", f"{asked}; {have}", "see that the Ray cluster has the others")
     if short:
-        return Result("fail", f"{asked}; {have}; {short}", f"ask Slurm for more nodes or GPUs; or {_FEWER}")
+        return CheckResult("fail", f"{asked}; {have}; {short}", f"ask Slurm for more nodes or GPUs; or {_FEWER}")
     idle = sum(gpus.values()) - slots_in_use(config)
-    return Result("pass", f"{asked}; {have}" + (f"; {idle} stay idle" if idle else ""))
+    return CheckResult("pass", f"{asked}; {have}" + (f"; {idle} stay idle" if idle else ""))
 
 
 def _short(config: Config, gpus: dict[str, int]) -> str:
@@ -69,27 +69,29 @@ def _parts(config: Config) -> str:
     return ", ".join(f"{name} {count}" for name, count in slots_needed(config).items() if count)
 
 
-def job_size(config: Config, run_dir: Path) -> Result:
+def check_job_size(config: Config, run_dir: Path) -> CheckResult:
     """On a login node: what to ask Slurm for, and whether a partition has it."""
-    return fit(config, partitions())
+    return fit_partitions(config, list_partitions())
 
 
-def fit(config: Config, found: list[Partition]) -> Result:
+def fit_partitions(config: Config, found: list[Partition]) -> CheckResult:
     """The job's size in each partition that can hold it."""
     slots = slots_in_use(config)
     asked = f"{_parts(config)}: {slots} at once"
     if os.environ.get("MEDSSR_DEVICE") == "cpu":
-        return Result("pass", f"{asked}, as logical GPUs")
+        return CheckResult("pass", f"{asked}, as logical GPUs")
     with_gpus = [each for each in found if each.gpus]
     if not with_gpus:
-        return Result("warn", f"{asked}; sinfo shows no GPUs", "run this where sinfo works, or set MEDSSR_DEVICE=cpu")
+        return CheckResult(
+            "warn", f"{asked}; sinfo shows no GPUs", "run this where sinfo works, or set MEDSSR_DEVICE=cpu"
+        )
     smallest = max(config.voting.tensor_parallel_size, config.training.ranks_per_node)
     fitting = [each for each in with_gpus if each.gpus >= smallest and each.gpus * each.nodes >= slots]
     if not fitting:
         have = ", ".join(f"{each.name} {each.nodes} x {each.gpus}" for each in with_gpus)
-        return Result("fail", f"{asked}; no partition holds them ({have})", _FEWER)
+        return CheckResult("fail", f"{asked}; no partition holds them ({have})", _FEWER)
     options = [
         f"--partition={each.name} --nodes={math.ceil(slots / each.gpus)} --gpus-per-node={each.gpus}"
         for each in fitting
     ]
-    return Result("pass", f"{asked}; sbatch {' or '.join(options[:3])}")
+    return CheckResult("pass", f"{asked}; sbatch {' or '.join(options[:3])}")
