@@ -276,7 +276,7 @@ def _evaluate_policies(session: Session, benchmarks: dict[str, list[Question]], 
     from medssr_dist.evaluation.protocol import evaluate_policy
     from medssr_dist.evaluation.score_report import write_report
     from medssr_dist.evaluation.scores import build_scores
-    from medssr_dist.inference.placement import engine_pool
+    from medssr_dist.inference.placement import open_engine_pool
     from medssr_dist.runtime.models import load_tokenizer, model_fingerprint
 
     session.start_ray()
@@ -287,7 +287,7 @@ def _evaluate_policies(session: Session, benchmarks: dict[str, list[Question]], 
         started = time.monotonic()
         logger.info("evaluate %s: %s", name, folder)
         tokenizer = load_tokenizer(folder, config.policy)
-        with engine_pool(config, folder, events, with_servers=False) as pool:
+        with open_engine_pool(config, folder, events, with_servers=False) as pool:
             answers[name] = evaluate_policy(
                 pool,
                 tokenizer,

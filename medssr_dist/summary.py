@@ -14,7 +14,7 @@ from pathlib import Path
 from medssr_dist.data.jsonl import read_json
 from medssr_dist.data.wilson import part
 from medssr_dist.run.clock import seconds_by_step
-from medssr_dist.voting.quality import quality_lines
+from medssr_dist.voting.quality import format_quality
 
 WIDTH = 100
 _LABEL = 12
@@ -136,7 +136,7 @@ def _synthesis(found: dict | None) -> list[tuple[str, str]]:
 def _voting(found: dict | None) -> list[tuple[str, str]]:
     if found is None:
         return [("", "not run")]
-    return quality_lines(found["quality"])
+    return format_quality(found["quality"])
 
 
 def _stage(name: str, found: dict | None) -> list[tuple[str, str]]:

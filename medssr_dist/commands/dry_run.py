@@ -211,10 +211,10 @@ def _vote_prompt(config: Config, question: Question, model: Path) -> str:
 
 
 def _engines(config: Config, model: Path) -> dict:
-    from medssr_dist.inference.vllm_args import engine_kwargs
+    from medssr_dist.inference.vllm_args import build_engine_kwargs
 
     sizes = {"voting": config.voting.tensor_parallel_size, "rollout": config.training.tensor_parallel_size}
-    return {name: engine_kwargs(model, config.policy, config.runtime, size) for name, size in sizes.items()}
+    return {name: build_engine_kwargs(model, config.policy, config.runtime, size) for name, size in sizes.items()}
 
 
 def _plan_training(config: Config, run: RunDir, folder: Path, model: Path) -> list[tuple[str, str]]:

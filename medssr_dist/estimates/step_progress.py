@@ -18,7 +18,7 @@ from medssr_dist.launch.attempts import attempts_of
 from medssr_dist.run.clock import seconds_by_step
 from medssr_dist.run.directory import RunDir
 from medssr_dist.run.stream import follow, kept_at_end
-from medssr_dist.voting.ledger import stored_counts
+from medssr_dist.voting.ledger import read_ledger_counts
 
 _CHUNK = 2**20
 
@@ -60,7 +60,7 @@ def _wire(live: dict, held: bool) -> str:
 
 
 def _voting(run: RunDir, config: dict, begun: dict) -> StepProgress:
-    found = stored_counts(run.voting)
+    found = read_ledger_counts(run.voting)
     questions = count_lines(run.synthesis / "questions.jsonl")
     return StepProgress(found.labels, questions, "questions", f"{found.votes:,} votes, {found.kept:,} labels kept")
 

@@ -25,19 +25,19 @@ from medssr_dist.data.jsonl import JsonlLedger, cut_torn_tail, numbered_rows, ra
 from medssr_dist.data.records import Vote, parse_record
 from medssr_dist.errors import InputError
 
-SEGMENT = 4096  # questions
+SEGMENT_QUESTIONS = 4096  # questions
 _CHUNK = 2**20  # bytes
 _GZIP_LEVEL = 5
 _BAD_GZIP = (gzip.BadGzipFile, EOFError, zlib.error)
 _encode = msgspec.json.Encoder().encode
 
 
-def segment_of(position: int) -> int:
+def segment_number(position: int) -> int:
     """Number of the segment that holds the votes on the question at `position`."""
-    return position // SEGMENT
+    return position // SEGMENT_QUESTIONS
 
 
-def stored_segments(folder: Path) -> list[int]:
+def list_segments(folder: Path) -> list[int]:
     """Numbers of the segments in `folder`, in either form, ascending; none where there is no such folder."""
     names = (re.fullmatch(r"(\d+)\.jsonl(\.gz)?", file.name) for file in folder.glob("*"))
     return sorted({int(name[1]) for name in names if name})
@@ -69,7 +69,7 @@ def count_votes(folder: Path, number: int) -> int:
         raise _not_whole(_packed(folder, number), error) from None
 
 
-def pack(folder: Path, number: int) -> int:
+def pack_segment(folder: Path, number: int) -> int:
     """Bring a segment into its packed form, from whatever a crash has left. Returns its votes.
 
     Raises:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import ray
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from medssr_dist.inference.vllm_args import engine_env, engine_kwargs
+from medssr_dist.inference.vllm_args import build_engine_env, build_engine_kwargs
 from medssr_dist.runtime.cluster import reserve
 from medssr_dist.runtime.device import on_gpu
 from medssr_dist.training.rollout.engines import EnginePool, engine_name
@@ -114,13 +114,13 @@ def engine_starter(config: Config, stage: Stage, model: Path, board: Board) -> t
     training = config.training
     size = training.tensor_parallel_size
     bundles = reserve([{"GPU": size, "CPU": 1}] * training.engines, "the rollout engines")
-    kwargs = engine_kwargs(model, config.policy, config.runtime, size) | _sync_kwargs(training.weight_sync)
+    kwargs = build_engine_kwargs(model, config.policy, config.runtime, size) | _sync_kwargs(training.weight_sync)
     kwargs |= {"num_gpus": 1, "board": board}
     if training.rollout == "openrlhf":
         kwargs["agent_func_path"] = str(Path(__file__).with_name("agent.py"))
     if stage.importance != "off":
         kwargs["logprobs_mode"] = "processed_logprobs"  # of the distribution that was drawn from
-    env = engine_env(config.runtime, max(1, (os.cpu_count() or 1) // training.engines))
+    env = build_engine_env(config.runtime, max(1, (os.cpu_count() or 1) // training.engines))
     env["GOMP_SPINCOUNT"] = "0"  # its threads wait asleep: the ranks that send weights need the cores it would spin on
     actor = ray.remote(RolloutEngine)
 
