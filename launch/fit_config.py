@@ -7,6 +7,7 @@ from pathlib import Path
 from medssr_dist.config.load import load_config
 from medssr_dist.config.schema import Config
 from medssr_dist.errors import InputError
+from medssr_dist.run.paths import STAGES
 from medssr_dist.runtime.cluster import slots_in_use
 
 
@@ -43,7 +44,7 @@ def _scaled(config: Config, nodes: int) -> dict[str, int]:
         "training.engines": training.engines * nodes // training.nodes,
         "voting.engines": config.voting.engines * nodes // training.nodes,
     }
-    for name in ("stage1", "stage2") if training.batching == "openrlhf" else ():
+    for name in STAGES if training.batching == "openrlhf" else ():
         fitting = _micro_batch(name, getattr(training, name), nodes * training.ranks_per_node)
         if fitting != getattr(training, name).micro_batch_size:
             values[f"training.{name}.micro_batch_size"] = fitting

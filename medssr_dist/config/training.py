@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from medssr_dist.config.algorithm import Algorithm
 from medssr_dist.config.base import Section, Source
+from medssr_dist.run.paths import STAGES
 
 
 class RolloutOptions(Section):
@@ -133,7 +134,7 @@ class Training(RolloutOptions):
 
     @model_validator(mode="after")
     def _stages_can_roll_out(self) -> Training:
-        for name in ("stage1", "stage2"):
+        for name in STAGES:
             stage = getattr(self, name)
             if stage.enabled and stage.drop_zero_variance and self.rollout == "openrlhf":
                 raise ValueError(
@@ -147,7 +148,7 @@ class Training(RolloutOptions):
 
     @model_validator(mode="after")
     def _steps_divide(self) -> Training:
-        for name in ("stage1", "stage2"):
+        for name in STAGES:
             stage = getattr(self, name)
             if not stage.enabled:
                 continue
@@ -167,7 +168,7 @@ class Training(RolloutOptions):
 
     @model_validator(mode="after")
     def _paths_can(self) -> Training:
-        for name in ("stage1", "stage2"):
+        for name in STAGES:
             stage = getattr(self, name)
             if not stage.enabled:
                 continue

@@ -9,6 +9,7 @@ import ray
 
 from medssr_dist.data.jsonl import JsonlLedger
 from medssr_dist.errors import Diverged, Stopped
+from medssr_dist.run.paths import partial_export
 from medssr_dist.runtime.models import publish_folder
 from medssr_dist.training.deadline import StopSign
 from medssr_dist.training.finite import bad_metrics, told
@@ -31,7 +32,7 @@ class Boundary:
     def __init__(self, job: StageJob, policy, stop: StopSign):
         self._job, self._policy, self._stop = job, policy, stop
         self._keeper = CheckpointKeeper(
-            job.folder / "checkpoints", job.stage.keep_checkpoints, self._bytes_needed, self._write
+            job.paths.checkpoints, job.stage.keep_checkpoints, self._bytes_needed, self._write
         )
         self._saved = self._step = job.checkpoint.step if job.checkpoint else 0
         self._state: dict = {}
@@ -61,7 +62,7 @@ class Boundary:
             Stopped: the stage has to end; what it has done is not saved yet.
         """
         # First: a restart drops the rows of steps after the checkpoint, but cannot make one that is missing.
-        with JsonlLedger(self._job.folder / "metrics.jsonl") as ledger:
+        with JsonlLedger(self._job.paths.metrics) as ledger:
             ledger.append(row)
         self._step, self._state = step, state
         self._rewards.append(row["reward"])
@@ -69,8 +70,8 @@ class Boundary:
         if step % self._job.stage.save_steps == 0:
             self._save()
         if self._job.stage.export_steps and step % self._job.stage.export_steps == 0:
-            folder = self._job.folder / f"hf_step{step}"
-            publish_folder(self.export(folder.with_suffix(".partial")), folder)
+            folder = self._job.paths.hf_at(step)
+            publish_folder(self.export(partial_export(folder)), folder)
         self.go_on()
 
     def go_on(self) -> None:

@@ -15,7 +15,7 @@ from medssr_dist.runtime.device import device_env, on_gpu
 from medssr_dist.runtime.models import load_tokenizer
 from medssr_dist.training.deadline import StopSign
 from medssr_dist.training.rollout.workers import RolloutSide
-from medssr_dist.training.stage_job import STOP_FILE, StageJob
+from medssr_dist.training.stage_job import StageJob
 from medssr_dist.training.stall_watch import Board
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class StageRunner:
         from medssr_dist.training.update import algorithm
 
         config, stage = job.config, job.stage
-        stop = StopSign(job.folder / STOP_FILE, job.end, job.checkpoint.seconds if job.checkpoint else 0.0)
+        stop = StopSign(job.paths.stop_request, job.end, job.checkpoint.seconds if job.checkpoint else 0.0)
         strategy = _strategy(job)
         tokenizer = load_tokenizer(job.model, config.policy)
         room = config.policy.max_model_len - stage.max_new_tokens
@@ -53,9 +53,9 @@ class StageRunner:
         policy, reference, rollout, bundles = self._start(job, strategy, board)
         rollout.generate_with(prompts, tokenizer, strategy)
         boundary = Boundary(job, policy, stop)
-        samples = SampleBook(job.folder / "samples.jsonl", tokenizer, config.training.keep_samples)
+        samples = SampleBook(job.paths.samples, tokenizer, config.training.keep_samples)
         StageTrainer(strategy, policy, reference, rollout, tokenizer, prompts, boundary, samples).fit()
-        boundary.export(job.folder / "hf.partial")
+        boundary.export(job.paths.hf_partial)
         for bundle in bundles:
             remove_placement_group(bundle)
         counts = {"prompts": prompts.taken, "skipped_too_long": prompts.skipped}
@@ -91,7 +91,7 @@ def _strategy(job: StageJob) -> Strategy:
 
     if job.checkpoint is None:
         return Strategy(job.config, job.stage, job.folder)
-    universal = fit_to_ranks(job.folder / "checkpoints", job.checkpoint, job.config.training.ranks)
+    universal = fit_to_ranks(job.paths.checkpoints, job.checkpoint, job.config.training.ranks)
     return Strategy(job.config, job.stage, job.folder, universal)
 
 

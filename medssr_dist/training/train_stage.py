@@ -19,13 +19,14 @@ from medssr_dist.data.records import Question
 from medssr_dist.errors import Diverged, InputError, Stopped
 from medssr_dist.readers import name_source
 from medssr_dist.run.clock import duration
+from medssr_dist.run.paths import StagePaths
 from medssr_dist.run.stream import follow, kept_at_end, kept_labels, kept_labels_from, publish_taken
 from medssr_dist.runtime.device import device_env
 from medssr_dist.runtime.models import publish_folder
 from medssr_dist.training.deadline import end_time
 from medssr_dist.training.rollout.examples import Example, from_labels, from_questions, of_label, shuffled
 from medssr_dist.training.stage_actor import StageRunner
-from medssr_dist.training.stage_job import STOP_FILE, StageJob
+from medssr_dist.training.stage_job import StageJob
 from medssr_dist.training.stall_watch import StallWatch, start_board
 from medssr_dist.training.trackers import Trackers
 from medssr_dist.training.weights.checkpoints import settle
@@ -51,7 +52,7 @@ class RunningStage:
         if should_stop():
             raise Stopped(f"stopped before {job.name}; the same command goes on")
         _clear_partial(job.folder)
-        checkpoint = settle(job.folder / "checkpoints")
+        checkpoint = settle(job.paths.checkpoints)
         done = checkpoint.step if checkpoint else 0
         if job.end is not None and time.time() > job.end:  # before minutes are spent on starting it
             raise Stopped(f"{job.name} stopped after step {done}, its end time is over; the same command goes on")
@@ -109,7 +110,7 @@ class RunningStage:
             tqdm.write(str(error))
 
     def _ask_to_stop(self) -> None:
-        file = self._job.folder / STOP_FILE
+        file = self._job.paths.stop_request
         if not file.exists():
             tqdm.write(f"{self._job.name}: stops after this step, when it is saved")
             file.touch()
@@ -248,31 +249,34 @@ def _expected_steps(stage: Stage, examples: int) -> int:
 
 def _clear_partial(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / STOP_FILE).unlink(missing_ok=True)
-    for partial_export in folder.glob("hf*.partial"):
-        shutil.rmtree(partial_export)
+    paths = StagePaths(folder)
+    paths.stop_request.unlink(missing_ok=True)
+    for export in paths.partial_exports():
+        shutil.rmtree(export)
 
 
 def _drop_steps_after(folder: Path, step: int) -> None:
     """Take back what was told of steps that will be taken again."""
-    for name in ("metrics.jsonl", "samples.jsonl"):
-        rows = list(follow(folder / name, ended=lambda: True))
+    paths = StagePaths(folder)
+    for file in (paths.metrics, paths.samples):
+        rows = list(follow(file, ended=lambda: True))
         kept = [row for row in rows if row["step"] <= step]
         if len(kept) < len(rows):
-            write_atomic(folder / name, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
+            write_atomic(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
 
 
 def _metrics(folder: Path) -> list[dict]:
     """Whole lines of metrics.jsonl; the stage may be writing the next."""
-    return list(follow(folder / "metrics.jsonl", ended=lambda: True))
+    return list(follow(StagePaths(folder).metrics, ended=lambda: True))
 
 
 def _publish(folder: Path, counts: dict) -> None:
-    publish_folder(folder / "hf.partial", folder / "hf")
+    paths = StagePaths(folder)
+    publish_folder(paths.hf_partial, paths.hf)
     rows = _metrics(folder)
     summary = counts | {
         "steps": len(rows),
         "reward_by_step": [row["reward"] for row in rows],
         "tokens": sum(row["tokens"] for row in rows),
     }
-    write_json(folder / "summary.json", summary)
+    write_json(paths.summary, summary)

@@ -20,6 +20,7 @@ from medssr_dist.data.answers import INSTRUCTION
 from medssr_dist.data.jsonl import JsonlLedger, read_json, write_json
 from medssr_dist.data.records import Label, Question, Vote, content_hash
 from medssr_dist.errors import InputError
+from medssr_dist.run.paths import VotingPaths
 from medssr_dist.voting.segments import (
     Segment,
     count_votes,
@@ -29,7 +30,6 @@ from medssr_dist.voting.segments import (
     segment_number,
 )
 
-LEDGER_FILE = "ledger.json"
 _Row = TypeVar("_Row")
 
 
@@ -96,9 +96,8 @@ class VoteLedger:
 
     def __init__(self, folder: Path, policy: str, sampling: str, keep_text: bool = True):
         self.policy, self.sampling, self.keep_text = policy, sampling, keep_text
-        self.labels_file = Path(folder) / "labeled.jsonl"
-        self._file = Path(folder) / LEDGER_FILE
-        self._folder = Path(folder) / "votes"
+        paths = VotingPaths(Path(folder))
+        self.labels_file, self._file, self._folder = paths.labels, paths.ledger, paths.votes
         self._folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(self._folder)
         self._labels = JsonlLedger(self.labels_file)
@@ -265,9 +264,10 @@ def read_ledger_counts(folder: Path) -> LedgerCounts:
 
     Read are only the labels that came after ledger.json was written, and the segments that are not packed.
     """
-    votes, labels_file = folder / "votes", folder / "labeled.jsonl"
+    paths = VotingPaths(folder)
+    votes, labels_file = paths.votes, paths.labels
     size = labels_file.stat().st_size if labels_file.exists() else 0
-    found = read_json(folder / LEDGER_FILE) if (folder / LEDGER_FILE).exists() else None
+    found = read_json(paths.ledger) if paths.ledger.exists() else None
     if found is None or found["label_bytes"] > size:  # none yet, or labels were lost since
         found = {"labels": 0, "kept": 0, "label_bytes": 0, "packed": {}}
     newer = list(_kept_after(labels_file, found["label_bytes"])) if size else []

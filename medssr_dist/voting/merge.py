@@ -17,7 +17,7 @@ from medssr_dist.data.jsonl import numbered_rows, read_json
 from medssr_dist.data.records import Vote
 from medssr_dist.errors import InputError
 from medssr_dist.run.directory import RunDir, hold
-from medssr_dist.voting.ledger import LEDGER_FILE, VoteLedger, derive_seeds
+from medssr_dist.voting.ledger import VoteLedger, derive_seeds
 from medssr_dist.voting.segments import list_segments, read_votes, segment_number
 
 TAKEN = "taken"
@@ -39,10 +39,10 @@ def merge_votes(root: Path, others: list[Path]) -> list[Counter[str]]:
     run = RunDir(root)
     sources = [_votes_of(other, run) for other in others]
     identity = _identity(run)
-    config = read_json(run.root / "config.resolved.json")
+    config = read_json(run.config_file)
     merged = []
-    with hold(run), VoteLedger(run.voting, *identity, config["voting"]["keep_text"]) as ledger:
-        positions = _undecided(run.synthesis / "questions.jsonl", ledger.num_labels)
+    with hold(run), VoteLedger(run.voting.folder, *identity, config["voting"]["keep_text"]) as ledger:
+        positions = _undecided(run.synthesis.questions, ledger.num_labels)
         asked = (config["runtime"]["random_seed"], config["voting"]["samples"])
 
         def refused(vote: Vote) -> str | None:
@@ -60,8 +60,8 @@ def merge_votes(root: Path, others: list[Path]) -> list[Counter[str]]:
 
 
 def _votes_of(other: Path, run: RunDir) -> Path:
-    folder = RunDir(other).voting / "votes"
-    if folder.parent == run.voting:
+    folder = RunDir(other).voting.votes
+    if folder == run.voting.votes:
         raise InputError(f"{other} is the run itself; name the runs whose votes it is to take")
     if not folder.is_dir():
         raise InputError(f"{other} holds no votes: there is no {folder}; name run directories that have voted")
@@ -70,7 +70,7 @@ def _votes_of(other: Path, run: RunDir) -> Path:
 
 def _identity(run: RunDir) -> tuple[str, str]:
     """Policy and sampling of the run's votes."""
-    file = run.voting / LEDGER_FILE
+    file = run.voting.ledger
     if not file.exists():
         raise InputError(
             f"{run.root} has not begun to vote: there is no {file}, which says of which policy and sampling its votes "

@@ -24,6 +24,7 @@ from medssr_dist.data.jsonl import write_json
 from medssr_dist.data.records import LETTERS, Label, Question
 from medssr_dist.data.wilson import part, percent, share_of, wilson
 from medssr_dist.errors import InputError
+from medssr_dist.run.paths import VotingPaths
 
 Truth = Callable[[Question], str | None]
 _FINEST = 50  # steps of the threshold, and bins of the histogram, where K is larger
@@ -41,8 +42,8 @@ def write_quality(folder: Path, labels_file: Path, voting: Voting, truth: Truth)
     size = labels_file.stat().st_size
     with tqdm(total=size, desc="quality of labels", unit="B", unit_scale=True, delay=2) as bar:
         quality = measure_quality(_read_labels(labels_file, bar), voting, truth)
-    write_json(folder / "quality.json", quality)
-    plot_quality(quality, folder / "quality.png")
+    write_json(VotingPaths(folder).quality, quality)
+    plot_quality(quality, VotingPaths(folder).quality_plot)
     return quality
 
 

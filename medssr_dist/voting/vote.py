@@ -17,6 +17,7 @@ from medssr_dist.data.jsonl import write_json
 from medssr_dist.data.records import Question
 from medssr_dist.errors import InputError, Stopped
 from medssr_dist.inference.placement import open_engine_pool
+from medssr_dist.run.paths import VotingPaths
 from medssr_dist.run.stream import QuestionFeed, mark_end, room
 from medssr_dist.runtime.models import load_tokenizer, model_fingerprint
 from medssr_dist.voting.ledger import VoteLedger, hash_vote_sampling
@@ -58,7 +59,7 @@ def vote(
     sampling = hash_vote_sampling(config, tokenizer.chat_template)
     with (
         VoteLedger(folder, model_fingerprint(model), sampling, config.voting.keep_text) as ledger,
-        open_engine_pool(config, model, folder / "engines.jsonl") as pool,
+        open_engine_pool(config, model, VotingPaths(folder).engine_events) as pool,
         tqdm(total=total, desc="vote", unit="question", initial=ledger.num_labels) as bar,
     ):
         _skip_decided(feed, ledger, should_stop)
@@ -70,7 +71,7 @@ def vote(
     took = {"votes_taken_now": scheduler.num_votes, "seconds": round(time.monotonic() - started, 1)}
     quality = write_quality(folder, labels_file, config.voting, truth)
     summary = took | {"tokens": quality["tokens"], "quality": quality}
-    write_json(folder / "summary.json", summary)
+    write_json(VotingPaths(folder).summary, summary)
     return summary
 
 

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from medssr_dist.bench.result_file import write_result
 from medssr_dist.data.jsonl import read_jsonl
+from medssr_dist.run.paths import RunPaths
 
 DEMO = Path(__file__).parents[3] / "configs" / "demo_cpu.yaml"
 _KL = 0.05  # weight of the KL in these runs: high, so that it shows in the loss
@@ -152,7 +153,7 @@ def _run(folder: Path, name: str, keys: dict, scale: Scale, *others: str) -> lis
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"the run {name!r} of {json.dumps(keys)} failed:\n{done.stderr[-3000:]}")
-    return list(read_jsonl(run / "training" / "stage2" / "metrics.jsonl"))
+    return list(read_jsonl(RunPaths(run).stage("stage2").metrics))
 
 
 _AIMS = (

@@ -34,6 +34,7 @@ from medssr_dist.inference.requests import SampleRequest
 from medssr_dist.inference.vllm_args import build_engine_env, build_engine_kwargs
 from medssr_dist.knowledge.vignettes import find_hpo_truth
 from medssr_dist.readers import read_questions
+from medssr_dist.run.paths import RunPaths, VotingPaths
 from medssr_dist.run.stream import QuestionFeed
 from medssr_dist.runtime.models import load_tokenizer, model_fingerprint, resolve_model
 from medssr_dist.voting.labels import label_question
@@ -188,7 +189,7 @@ def demo_questions(folder: Path, count: int) -> Path:
     done = subprocess.run([*command, f"synthesis.accepted={count}"], capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"the demo's synthesize step failed:\n{done.stderr[-3000:]}")
-    return run / "synthesis" / "questions.jsonl"
+    return RunPaths(run).synthesis.questions
 
 
 def with_voting(config: Config, adaptive: str, confidence: str) -> Config:
@@ -207,7 +208,7 @@ class Voted:
     """
 
     def __init__(self, config: Config, file: Path, folder: Path, pool: EnginePool, tokenizer, model: Path):
-        before = pool.tokens
+        before, paths = pool.tokens, VotingPaths(folder)
         with (
             VoteLedger(folder, model_fingerprint(model), "bench") as ledger,
             tqdm(desc=f"vote, {folder.name}", unit="question") as bar,
@@ -216,9 +217,9 @@ class Voted:
             collect_votes(pool, scheduler, ledger, bar, lambda: False)
         self.generated = pool.tokens - before
         self.asked = scheduler.asked
-        self.labels = [Label.model_validate(row) for row in read_jsonl(folder / "labeled.jsonl")]
-        numbers = list_segments(folder / "votes")
-        votes = [vote for number in numbers for vote in read_votes(folder / "votes", number)]
+        self.labels = [Label.model_validate(row) for row in read_jsonl(paths.labels)]
+        numbers = list_segments(paths.votes)
+        votes = [vote for number in numbers for vote in read_votes(paths.votes, number)]
         self.votes: dict[tuple[str, int], Vote] = {(vote.question_id, vote.seed): vote for vote in votes}
         self.tokens = sum(vote.tokens for vote in votes)
 

@@ -27,6 +27,7 @@ from medssr_dist.config.schema import Config
 from medssr_dist.data.jsonl import read_jsonl
 from medssr_dist.data.records import Label, Question, Vote
 from medssr_dist.inference.pool import EnginePool
+from medssr_dist.run.paths import VotingPaths
 from medssr_dist.run.stream import QuestionFeed
 from medssr_dist.voting.labels import label_question
 from medssr_dist.voting.ledger import VoteLedger, derive_seeds
@@ -255,11 +256,11 @@ class Timeline:
 def audit(folder: Path, config: Config, answers: DrawnAnswers) -> dict:
     """Votes lost and doubled, labels unlike full voting's, by the files in `folder`; and how many votes and tokens."""
     found = Counter(lost=0, doubled=0, labels_unlike_full_voting=0, votes=0, tokens=0)
-    labels = (Label.model_validate(row) for row in read_jsonl(folder / "labeled.jsonl"))
+    labels = (Label.model_validate(row) for row in read_jsonl(VotingPaths(folder).labels))
     votes: dict[str, list[tuple[int, int]]] = {}
     for position, row in enumerate(read_jsonl(folder / "questions.jsonl")):
         if position % SEGMENT_QUESTIONS == 0:
-            votes = _votes(folder / "votes", segment_number(position))
+            votes = _votes(VotingPaths(folder).votes, segment_number(position))
         question = Question.model_validate(row)
         found.update(_audited(question, next(labels, None), votes.get(question.id, []), config, answers))
     found["doubled"] += sum(1 for _ in labels)

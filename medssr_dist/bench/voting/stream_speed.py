@@ -29,6 +29,7 @@ from medssr_dist.bench.voting.simulation_cluster import (
     write_questions,
 )
 from medssr_dist.inference.pool import EnginePool
+from medssr_dist.run.paths import VotingPaths
 from medssr_dist.run.stream import QuestionFeed, kept_labels_from, mark_end, publish_taken, room
 from medssr_dist.training.rollout.examples import PromptLoader, of_label
 from medssr_dist.voting.ledger import VoteLedger
@@ -98,7 +99,7 @@ def _trainer(folder: Path, step_s: float) -> Iterator[subprocess.Popen]:
         sys.executable,
         "-m",
         "medssr_dist.bench.voting.stream_speed",
-        str(folder / "labeled.jsonl"),
+        str(VotingPaths(folder).labels),
         str(step_s),
     ]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
