@@ -22,6 +22,7 @@ from medssr_dist.launch.attempts import Attempt, idle_attempts, unfinished
 from medssr_dist.launch.launcher import EXIT_FAULT, Launcher, Plan
 from medssr_dist.launch.slurm import Job, SlurmError
 from medssr_dist.launch.timings import Timings
+from medssr_dist.run.paths import STEPS
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -64,7 +65,7 @@ def _go_on(attempt: Attempt, job: Job, code: int, reason: str, arguments: list[s
     attempt.log("launcher", f"attempt {attempt.number} ended with {code}: {reason}{then}")
     if act:
         try:
-            job.go_on(os.environ.get("MEDSSR_SCRIPT", ""), arguments, str(attempt.run_dir))
+            job.go_on(os.environ.get("MEDSSR_SCRIPT", ""), arguments, str(attempt.run.root))
         except SlurmError as error:
             attempt.log("launcher", f"attempt {attempt.number} ended with {code}: {reason}; not requeued: {error}")
 
@@ -77,7 +78,7 @@ def _what_then(attempt: Attempt, job: Job, code: int) -> tuple[str, bool]:
     if state != "RUNNING" and why != "TimeLimit":
         return "; Slurm itself ends or requeues the job", False
     most = int(os.environ.get("MEDSSR_IDLE_ATTEMPTS", "3"))
-    if idle_attempts(attempt.run_dir) >= most:
+    if idle_attempts(attempt.run.root) >= most:
         return f"; not requeued: {most} attempts in a row have added nothing (MEDSSR_IDLE_ATTEMPTS)", False
     return f"; job {job.id} goes on in another attempt", True
 
@@ -105,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--config", type=Path, help="run `medssr STEP` on this config")
     what.add_argument("--slots", type=int, help="run a command; on CPU nodes, with this many logical GPUs each")
-    parser.add_argument("--step", default="run", choices=["run", "synthesize", "vote", "train", "evaluate"])
+    parser.add_argument("--step", default="run", choices=["run", *STEPS])
     parser.add_argument("--python", default=sys.executable, help="Python on the nodes, inside --prefix")
     parser.add_argument("--prefix", default="", help="put before every node's command, e.g. 'apptainer exec image.sif'")
     parser.add_argument("--srun", default="", help="more options for srun, e.g. '--container-image=image.sqsh'")

@@ -8,27 +8,22 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from medssr_dist.data.jsonl import read_json, write_json
+from medssr_dist.run.paths import STAGES, AttemptPaths, CheckpointPaths, RunPaths
 
 FIRST_ENGINE, FIRST_TOKEN = "a vLLM engine is ready", "first vLLM token"
 FIRST_ANSWER, FIRST_STEP = "first answer on disk", "first training step"
-ANSWERS = ("voting/votes/*", "evaluation/answers*")
-TRAINING_STEPS = ("training/*/metrics.jsonl",)
-# What is only ever appended to. Of training it is the checkpoints that count: an attempt that dies before its next
-# one writes the same metrics as the one before it.
-_LEDGERS = ("synthesis/journal*", "synthesis/batches.jsonl", *ANSWERS)
-_CHECKPOINTS = "training/*/checkpoints/whole.json"
-_EXIT_FILE = "exit.json"
 
 
 class Attempt:
     """One attempt's folder. `log` writes to launch.log and to the job's output."""
 
-    def __init__(self, folder: Path):
-        self.folder, self.run_dir = folder, folder.parents[1]
-        self.token_file = folder / "token"
+    def __init__(self, paths: AttemptPaths):
+        self.paths, self.folder = paths, paths.folder
+        self.run = RunPaths(self.folder.parents[1])
 
     @property
     def number(self) -> str:
@@ -37,7 +32,7 @@ class Attempt:
     @classmethod
     def begin(cls, run_dir: Path) -> Attempt:
         """Make the next folder, alone even if two jobs were given the same run directory."""
-        parent = run_dir / "attempts"
+        parent = RunPaths(run_dir).attempts_folder
         parent.mkdir(parents=True, exist_ok=True)
         number = max((int(attempt.number) for attempt in attempts_of(run_dir)), default=0)
         while True:
@@ -46,22 +41,22 @@ class Attempt:
                 (parent / f"{number:04}").mkdir()
             except FileExistsError:
                 continue
-            return cls(parent / f"{number:04}")
+            return cls(AttemptPaths(parent / f"{number:04}"))
 
     @property
     def code(self) -> int | None:
         """Its exit code; None while it goes on, and for ever where the node died with it."""
-        return self._read(_EXIT_FILE).get("code")
+        return _read(self.paths.exit).get("code")
 
     @property
     def reason(self) -> str:
         """Why it ended; "" while `code` is None."""
-        return self._read(_EXIT_FILE).get("reason", "")
+        return _read(self.paths.exit).get("reason", "")
 
     @property
     def timings(self) -> dict[str, float]:
         """Milestone -> seconds since the job's start; empty before its end."""
-        return self._read("timings.json")
+        return _read(self.paths.timings)
 
     @property
     def startup_seconds(self) -> float | None:
@@ -72,45 +67,52 @@ class Attempt:
     @property
     def logs(self) -> list[str]:
         """Names of its log files, sorted."""
-        return sorted(file.name for file in self.folder.glob("*.log"))
-
-    def _read(self, name: str) -> dict:
-        return read_json(self.folder / name) if (self.folder / name).exists() else {}
+        return [file.name for file in self.paths.logs()]
 
     def new_token(self) -> str:
         """A secret of this attempt, in a file that only its owner reads; Ray's and the launcher's."""
         token = secrets.token_hex(32)
-        self.token_file.touch(mode=0o600)
-        self.token_file.write_text(token)
+        self.paths.token.touch(mode=0o600)
+        self.paths.token.write_text(token)
         return token
 
     def log(self, who: str, text: str) -> None:
         line = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {who:<12} {text}"
         print(line, flush=True)
-        with open(self.folder / "launch.log", "a", encoding="utf-8") as file:
+        with open(self.paths.log, "a", encoding="utf-8") as file:
             file.write(line + "\n")
 
     def finish(self, code: int, reason: str) -> None:
-        self.token_file.unlink(missing_ok=True)
-        write_json(self.folder / _EXIT_FILE, {"code": code, "reason": reason, "progress": self._progress()})
-
-    def sizes(self, patterns: tuple[str, ...]) -> dict[str, int]:
-        """File of the run directory -> bytes."""
-        files = sorted(file for pattern in patterns for file in self.run_dir.glob(pattern))
-        return {str(file.relative_to(self.run_dir)): file.stat().st_size for file in files if file.is_file()}
+        self.paths.token.unlink(missing_ok=True)
+        write_json(self.paths.exit, {"code": code, "reason": reason, "progress": self._progress()})
 
     def _progress(self) -> dict[str, int]:
-        """How far the run has come, in numbers that only grow."""
-        steps = {file.parent.parent.name: read_json(file)["step"] for file in self.run_dir.glob(_CHECKPOINTS)}
-        manifest = self.run_dir / "manifest.json"
-        states = read_json(manifest)["steps"].values() if manifest.exists() else ()
-        return self.sizes(_LEDGERS) | steps | {"finished steps": sum(bool(state["finished"]) for state in states)}
+        """How far the run has come, in numbers that only grow.
+
+        Of training it is the checkpoints that count: an attempt that dies before its next one writes the same metrics
+        as the attempt before it.
+        """
+        run = self.run
+        ledgers = sizes(run.root, [run.synthesis.journal, run.synthesis.batches, *answer_files(run)])
+        steps = {name: CheckpointPaths(run.stage(name).checkpoints).complete_steps() for name in STAGES}
+        saved = {name: complete[-1] for name, complete in steps.items() if complete}
+        states = read_json(run.manifest_file)["steps"].values() if run.manifest_file.exists() else ()
+        return ledgers | saved | {"finished steps": sum(bool(state["finished"]) for state in states)}
+
+
+def answer_files(run: RunPaths) -> list[Path]:
+    """The files that get longer with every answer of an engine."""
+    return [*run.voting.votes.glob("*"), run.evaluation.answers]
+
+
+def sizes(root: Path, files: Iterable[Path]) -> dict[str, int]:
+    """Path within `root` -> bytes, of those of `files` that exist."""
+    return {str(file.relative_to(root)): file.stat().st_size for file in sorted(files) if file.is_file()}
 
 
 def attempts_of(run_dir: Path) -> list[Attempt]:
     """All attempts, oldest first; none for a run that no launcher started."""
-    folders = (folder for folder in (run_dir / "attempts").glob("*") if folder.name.isdigit() and folder.is_dir())
-    return [Attempt(folder) for folder in sorted(folders, key=lambda folder: int(folder.name))]
+    return [Attempt(paths) for paths in RunPaths(run_dir).attempts()]
 
 
 def unfinished(run_dir: Path) -> Attempt | None:
@@ -121,11 +123,16 @@ def unfinished(run_dir: Path) -> Attempt | None:
 
 def idle_attempts(run_dir: Path) -> int:
     """How many attempts in a row, the newest last, have added nothing to the run; those without an end do not count."""
-    files = (attempt.folder / _EXIT_FILE for attempt in attempts_of(run_dir))
-    found = [{}, *(read_json(file)["progress"] for file in files if file.exists())]
+    ends = [_read(paths.exit) for paths in RunPaths(run_dir).attempts()]
+    found = [{}, *(end["progress"] for end in ends if end)]
     idle = 0
     for before, after in zip(reversed(found[:-1]), reversed(found[1:]), strict=True):
         if any(number > before.get(name, 0) for name, number in after.items()):
             break
         idle += 1
     return idle
+
+
+def _read(file: Path) -> dict:
+    """{} where the file does not exist."""
+    return read_json(file) if file.exists() else {}

@@ -37,9 +37,8 @@ def _scaled(config: Config, nodes: int) -> dict[str, int]:
             f"the config is laid out for {training.nodes} nodes (training.nodes), the job has {nodes}; "
             f"ask for a multiple of {training.nodes} nodes"
         )
-    values = {
+    return {
         "training.nodes": nodes,
         "training.engines": training.engines * nodes // training.nodes,
         "voting.engines": config.voting.engines * nodes // training.nodes,
     }
-    return values

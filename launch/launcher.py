@@ -23,6 +23,7 @@ from medssr_dist.launch.channel import DRIVER, Event, Hub, NodeLost
 from medssr_dist.launch.ray_watch import READY
 from medssr_dist.launch.slurm import Job
 from medssr_dist.launch.timings import Timings
+from medssr_dist.run.paths import RunPaths
 from medssr_dist.runtime.network import node_address
 
 EXIT_FAULT = 4  # a node or a component was lost; the run can be resumed
@@ -131,7 +132,7 @@ class Launcher:
             "--unbuffered",
             "--input=none",
             "--open-mode=append",
-            f"--output={self.attempt.folder}/%N.supervisor.log",
+            f"--output={self.attempt.paths.component_log('%N', 'supervisor')}",
             *plan.srun_options,
             *plan.prefix,
             *supervisor,
@@ -155,7 +156,7 @@ class Launcher:
         self.hub.send_all({"do": "prepare", "hosts": hosts, "slots": slots})
         if not self.plan.config:
             return
-        folder = str(self.attempt.folder / "preflight")
+        folder = str(self.attempt.paths.preflight)
         step = ["--step", self.plan.step]
         node = self.plan.medssr("doctor", "--node", "--out", folder, *step)
         for name in hosts:
@@ -245,7 +246,7 @@ class Launcher:
         return bool(self._steps().get(step, {}).get("finished"))
 
     def _steps(self) -> dict:
-        manifest = self.plan.run_dir / "manifest.json"
+        manifest = RunPaths(self.plan.run_dir).manifest_file
         return read_json(manifest)["steps"] if manifest.exists() else {}
 
     async def _stop_driver(self) -> None:
@@ -302,7 +303,10 @@ class Launcher:
             self.stopped_by = signal.Signals(event.data["number"])
             raise Ended(EXIT_STOPPED, f"stopped by {self.stopped_by.name}")
         if event.kind == "srun":
-            raise Ended(EXIT_FAULT, f"srun ended with {event.data['code']}; see {self.attempt.folder}/*.supervisor.log")
+            raise Ended(
+                EXIT_FAULT,
+                f"srun ended with {event.data['code']}; see {self.attempt.paths.component_log('*', 'supervisor')}",
+            )
         if event.kind in ("refused", "unfit"):
             code = EXIT_BAD_INPUT if event.kind == "refused" else EXIT_FAULT
             raise Ended(code, f"{event.node}: {event.data['text']}")

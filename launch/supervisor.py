@@ -21,6 +21,7 @@ from medssr_dist.launch.channel import DRIVER, Channel, Lost
 from medssr_dist.launch.ports import NoPorts, claim
 from medssr_dist.launch.process import Component, adopt_orphans, kill_descendants
 from medssr_dist.launch.ray_node import Resources, node_environment, ray_command
+from medssr_dist.run.paths import AttemptPaths
 from medssr_dist.runtime.network import node_address
 from medssr_dist.runtime.temp_dir import ray_temp_dir
 
@@ -32,7 +33,7 @@ EXIT_LAUNCHER_LOST = 5
 class Supervisor:
     """One node of the job, from its connection to the launcher to its end."""
 
-    def __init__(self, link: Channel, name: str, job: int, attempt: Path, temp_dir: Path):
+    def __init__(self, link: Channel, name: str, job: int, attempt: AttemptPaths, temp_dir: Path):
         self.link, self.name, self.attempt, self.temp_dir = link, name, attempt, temp_dir
         self.ip = node_address() if "MEDSSR_IFNAME" in os.environ else link.own_ip
         self.resources = Resources.of_job()
@@ -72,16 +73,15 @@ class Supervisor:
 
     async def do_prepare(self, hosts: list[str], slots: int) -> None:
         """What is the same for all that will run here."""
-        token = self.attempt / "token"
         self.slots = slots
-        self.env = node_environment(self.ip, self.block, slots, hosts, self.resources, token)
+        self.env = node_environment(self.ip, self.block, slots, hosts, self.resources, self.attempt.token)
 
     async def do_ray(self, head: str | None) -> None:
         command = ray_command(head, self.ip, self.block, self.resources, self.slots, self.temp_dir)
         await self.do_start(_RAY, command, {})
 
     async def do_start(self, name: str, command: list[str], env: dict[str, str]) -> None:
-        log = self.attempt / f"{self.name}.{name}.log"
+        log = self.attempt.component_log(self.name, name)
         component = await Component.start(name, command, self.env | env, log, self._line)
         self.components[name] = component
         self.waits[name] = asyncio.create_task(self._ended(component))
@@ -124,15 +124,15 @@ class Supervisor:
         await self.waits[name]
 
 
-async def supervise(launcher: str, attempt: Path, job: int) -> int:
+async def supervise(launcher: str, attempt: AttemptPaths, job: int) -> int:
     """Returns the supervisor's exit code."""
     name = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
     host, port = launcher.rsplit(":", 1)
     scratch = os.environ.get("MEDSSR_SCRATCH")
-    link = await channel.connect(host, int(port), (attempt / "token").read_text())
+    link = await channel.connect(host, int(port), attempt.token.read_text())
     with ExitStack() as stack:
         try:
-            temp_dir = stack.enter_context(ray_temp_dir(attempt, scratch and Path(scratch), f"{name}."))
+            temp_dir = stack.enter_context(ray_temp_dir(attempt.folder, scratch and Path(scratch), f"{name}."))
             supervisor = Supervisor(link, name, job, attempt, temp_dir)
         except (InputError, NoPorts, OSError) as error:
             link.send({"event": "unfit", "name": name, "text": str(error)})
@@ -168,7 +168,7 @@ def main() -> int:
     args = parser.parse_args()
     os.umask(0o077)
     adopt_orphans()
-    return asyncio.run(supervise(args.launcher, args.attempt, args.job))
+    return asyncio.run(supervise(args.launcher, AttemptPaths(args.attempt), args.job))
 
 
 if __name__ == "__main__":

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 from medssr_dist.data.jsonl import numbered_rows, write_json
 from medssr_dist.launch.attempts import (
-    ANSWERS,
     FIRST_ANSWER,
     FIRST_ENGINE,
     FIRST_STEP,
     FIRST_TOKEN,
-    TRAINING_STEPS,
     Attempt,
+    answer_files,
+    sizes,
 )
+from medssr_dist.run.paths import STAGES
 
-_GROWING = {FIRST_ANSWER: ANSWERS, FIRST_STEP: TRAINING_STEPS}
 _EVENTS = {FIRST_ENGINE: "ready", FIRST_TOKEN: "first token"}  # of the engines' lives, see docs/voting.md
 
 
@@ -24,7 +25,7 @@ class Timings:
 
     def __init__(self, attempt: Attempt, started: float):
         self._attempt, self._started = attempt, started
-        self._before = {name: attempt.sizes(patterns) for name, patterns in _GROWING.items()}
+        self._before = self._results()
         self.reached: dict[str, float] = {}
 
     def mark(self, milestone: str, at: float | None = None) -> None:
@@ -36,16 +37,21 @@ class Timings:
         for milestone, event in _EVENTS.items():
             if milestone not in self.reached and (times := self._times_of(event)):
                 self.mark(milestone, min(times))
-        for milestone, patterns in _GROWING.items():
-            if milestone not in self.reached and self._has_grown(patterns, self._before[milestone]):
+        for milestone, files in self._results().items():
+            before = self._before[milestone]
+            if milestone not in self.reached and any(size > before.get(file, 0) for file, size in files.items()):
                 self.mark(milestone)
 
-    def _has_grown(self, patterns: tuple[str, ...], before: dict[str, int]) -> bool:
-        return any(size > before.get(file, 0) for file, size in self._attempt.sizes(patterns).items())
+    def _results(self) -> dict[str, dict[str, int]]:
+        """Milestone -> sizes of the files that grow when it is reached."""
+        run = self._attempt.run
+        metrics = [run.stage(name).metrics for name in STAGES]
+        return {FIRST_ANSWER: sizes(run.root, answer_files(run)), FIRST_STEP: sizes(run.root, metrics)}
 
     def _times_of(self, event: str) -> list[float]:
         times = []
-        for path in self._attempt.run_dir.glob("*/engines.jsonl"):
+        run = self._attempt.run
+        for path in filter(Path.exists, (run.voting.engine_events, run.evaluation.engine_events)):
             with open(path, "rb") as file:
                 rows = [row for _, row in numbered_rows(file, path, skip_torn=True) if row["event"] == event]
             times += [row["time"] for row in rows if row["time"] >= self._started]
@@ -56,7 +62,7 @@ class Timings:
         self.look()
         self.mark("end of the attempt")
         reached = dict(sorted(self.reached.items(), key=lambda item: item[1]))
-        write_json(self._attempt.folder / "timings.json", reached)
+        write_json(self._attempt.paths.timings, reached)
         last = 0.0
         for name, seconds in reached.items():
             self._attempt.log("timings", f"{seconds - last:8.1f} s, at {seconds:8.1f} s: {name}")

@@ -237,9 +237,9 @@ def _export(args: argparse.Namespace) -> int:
 
 
 def _merge(args: argparse.Namespace) -> int:
-    from medssr_dist.voting.merge import merge
+    from medssr_dist.voting.merge import merge_votes
 
-    merge(args.run_dir, args.others)
+    merge_votes(args.run_dir, args.others)
     return 0
 
 

@@ -28,6 +28,7 @@ from medssr_dist.readers import name_source, read_all, read_questions, refuse_ev
 from medssr_dist.run.background import Beside, ThreadSide
 from medssr_dist.run.clock import step_clock
 from medssr_dist.run.directory import RunDir, commit
+from medssr_dist.run.paths import STAGES, STEPS
 from medssr_dist.run.session import Session, open_session
 from medssr_dist.run.stream import QuestionFeed, clear_end, has_ended, kept_labels
 from medssr_dist.summary import build_summary, render_summary
@@ -36,8 +37,6 @@ if TYPE_CHECKING:
     from medssr_dist.training.train_stage import RunningStage
 
 logger = logging.getLogger(__name__)
-
-STEPS = ("synthesize", "vote", "train", "evaluate")
 
 
 def run_steps(config: Config, root: Path, steps: tuple[str, ...] = STEPS) -> None:
@@ -109,7 +108,8 @@ def _synthesis(session: Session) -> tuple[dict[str, str], Callable[[], Callable[
     from medssr_dist.synthesis.synthesize import Inputs, goes_on
     from medssr_dist.synthesis.synthesize import synthesize as work
 
-    config, folder = session.config, session.run.synthesis
+    config, paths = session.config, session.run.synthesis
+    folder = paths.folder
     seeds = read_all(config.synthesis.seeds, config.runtime.random_seed)
     benchmarks = {
         name_source(source): read_questions(source, config.runtime.random_seed)
@@ -120,9 +120,9 @@ def _synthesis(session: Session) -> tuple[dict[str, str], Callable[[], Callable[
     retriever = Retriever(config.knowledge)
 
     def prepare() -> Callable[..., object]:
-        clear_end(_questions_file(session.run))
+        clear_end(session.run.synthesis.questions)
         retriever.prepare([entity.name for entity in rare])
-        teacher = partial(open_endpoints, log_path=folder / "teacher.log", random_seed=config.runtime.random_seed)
+        teacher = partial(open_endpoints, log_path=paths.teacher_log, random_seed=config.runtime.random_seed)
         inputs = Inputs(seeds, benchmarks, rare, retriever.retrieve, retriever.read_passage, teacher)
         return partial(work, config, folder, inputs, commit())
 
@@ -163,7 +163,7 @@ def side_by_side(session: Session) -> None:
 
     What fails first ends the others, and the same command takes all of them up where they were.
     """
-    file = _questions_file(session.run)
+    file = session.run.synthesis.questions
     feed = QuestionFeed(file, lambda: has_ended(file))
     with Beside(session) as beside:
         if synthesis := _begin_synthesis(session, feed):
@@ -206,7 +206,7 @@ def _start_stage1(session: Session) -> RunningStage:
     from medssr_dist.training.train_stage import start_stage1
 
     session.start_ray()
-    labels, folder = session.run.voting / "labeled.jsonl", session.run.training("stage1")
+    labels, folder = session.run.voting.labels, session.run.stage("stage1").folder
     most = _most_questions(session)
     return start_stage1(session.config, _base_model(session), labels, folder, most, session.should_stop)
 
@@ -229,11 +229,11 @@ def train_stage2(session: Session) -> None:
         _need_vote(session)
     questions = _supervised_questions(config)
     base = _base_model(session)
-    stage1 = session.run.training("stage1") / "hf"
+    stage1 = session.run.stage("stage1").hf
     model = stage1 if config.training.stage1.enabled else base
     reference = stage1 if stage.reference == "stage1" else base
-    labels = session.run.voting / "labeled.jsonl"
-    folder = session.run.training("stage2")
+    labels = session.run.voting.labels
+    folder = session.run.stage("stage2").folder
 
     def train() -> None:
         session.start_ray()
@@ -267,7 +267,7 @@ def evaluate(session: Session) -> None:
 def _warn_of_unchecked(run: RunDir, benchmarks: dict[str, list[Question]]) -> None:
     """Say which benchmarks came after the synthesis, whose questions were thus not compared with them."""
     if run.is_finished("synthesize"):
-        checked = read_json(run.synthesis / "summary.json")["checked_against"]
+        checked = read_json(run.synthesis.summary)["checked_against"]
         if later := [name for name in benchmarks if name not in checked]:
             logger.warning("the synthetic questions were not checked for contamination with %s", ", ".join(later))
 
@@ -276,31 +276,31 @@ def _evaluate_policies(session: Session, benchmarks: dict[str, list[Question]], 
     from medssr_dist.evaluation.protocol import evaluate_policy
     from medssr_dist.evaluation.score_report import write_report
     from medssr_dist.evaluation.scores import build_scores
-    from medssr_dist.inference.placement import engine_pool
+    from medssr_dist.inference.placement import open_engine_pool
     from medssr_dist.runtime.models import load_tokenizer, model_fingerprint
 
     session.start_ray()
-    config, events = session.config, session.run.evaluation / "engines.jsonl"
+    config, events = session.config, session.run.evaluation.engine_events
     questions = [question for items in benchmarks.values() for question in items]
     answers, seconds = {}, {}
     for name, folder in policies.items():
         started = time.monotonic()
         logger.info("evaluate %s: %s", name, folder)
         tokenizer = load_tokenizer(folder, config.policy)
-        with engine_pool(config, folder, events, with_servers=False) as pool:
+        with open_engine_pool(config, folder, events, with_servers=False) as pool:
             answers[name] = evaluate_policy(
                 pool,
                 tokenizer,
                 questions,
                 config.evaluation,
                 config.runtime.random_seed,
-                session.run.evaluation / "answers.jsonl",
+                session.run.evaluation.answers,
                 policy=model_fingerprint(folder),
                 should_stop=session.should_stop,
             )
         seconds[name] = round(time.monotonic() - started, 1)
     scores = build_scores(benchmarks, answers, config.evaluation, config.runtime.random_seed, seconds)
-    write_report(scores, session.run.evaluation)
+    write_report(scores, session.run.evaluation.folder)
 
 
 def close(session: Session) -> None:
@@ -313,9 +313,9 @@ def close(session: Session) -> None:
 def _policies(session: Session) -> dict[str, Path]:
     """Those of `evaluation.policies` that the run has: name -> model directory."""
     folders = {"base": _base_model(session)}
-    for stage in ("stage1", "stage2"):
+    for stage in STAGES:
         if getattr(session.config.training, stage).enabled:
-            folders[stage] = session.run.training(stage) / "hf"
+            folders[stage] = session.run.stage(stage).hf
     wanted = {name: folders[name] for name in session.config.evaluation.policies if name in folders}
     for name, folder in wanted.items():
         if not folder.exists():
@@ -331,20 +331,16 @@ def _base_model(session: Session) -> Path:
     return resolve_model(session.config.policy)
 
 
-def _questions_file(run: RunDir) -> Path:
-    return run.synthesis / "questions.jsonl"
-
-
 def _finished_questions(session: Session) -> QuestionFeed:
     if not session.run.is_finished("synthesize"):
         raise InputError(f"{session.run.root} has no finished questions; run `medssr synthesize` first")
-    return QuestionFeed(_questions_file(session.run))
+    return QuestionFeed(session.run.synthesis.questions)
 
 
 def _most_questions(session: Session) -> int:
     """How many synthetic questions there are, or will be at most."""
     if session.run.is_finished("synthesize"):
-        return read_json(session.run.synthesis / "summary.json")["accepted"]
+        return read_json(session.run.synthesis.summary)["accepted"]
     return session.config.synthesis.accepted
 
 

@@ -14,40 +14,12 @@ from pathlib import Path
 from medssr_dist.data.jsonl import read_json
 from medssr_dist.data.wilson import part
 from medssr_dist.run.clock import seconds_by_step
-from medssr_dist.voting.quality import quality_lines
+from medssr_dist.run.paths import RECORDED_STEPS, STAGES, RunPaths
+from medssr_dist.voting.quality import format_quality
 
 WIDTH = 100
 _LABEL = 12
 _SHOWN_STEPS = 10
-_SOURCES = {
-    "synthesize": "synthesis/summary.json",
-    "vote": "voting/summary.json",
-    "stage1": "training/stage1/summary.json",
-    "stage2": "training/stage2/summary.json",
-    "evaluate": "evaluation/scores.json",
-}
-_FILES = {
-    "synthesize": (
-        "synthesis/questions.jsonl",
-        "synthesis/rejected.jsonl",
-        "synthesis/README.md",
-        "synthesis/review.csv",
-    ),
-    "vote": ("voting/votes", "voting/labeled.jsonl"),
-    "stage1": (
-        "training/stage1/metrics.jsonl",
-        "training/stage1/samples.jsonl",
-        "training/stage1/hf",
-        "training/stage1/tensorboard",
-    ),
-    "stage2": (
-        "training/stage2/metrics.jsonl",
-        "training/stage2/samples.jsonl",
-        "training/stage2/hf",
-        "training/stage2/tensorboard",
-    ),
-    "evaluate": ("evaluation/scores.json", "evaluation/answers.jsonl", "evaluation/scores.md", "evaluation/scores.png"),
-}
 
 
 def build_summary(run_folder: Path) -> dict:
@@ -56,21 +28,20 @@ def build_summary(run_folder: Path) -> dict:
     Raises:
         InputError: a summary is there but is not valid JSON.
     """
-    run_folder = Path(run_folder)
-    clock = seconds_by_step(run_folder)
-    steps = {}
-    for step, source in _SOURCES.items():
-        steps[step] = read_json(run_folder / source) if (run_folder / source).exists() else None
+    run = RunPaths(Path(run_folder))
+    clock = seconds_by_step(run.root)
+    sources = {step: run.step(step).summary for step in RECORDED_STEPS}
+    steps = {step: read_json(source) if source.exists() else None for step, source in sources.items()}
     return {
         "schema_version": 1,
-        "run": str(run_folder),
+        "run": str(run.root),
         "steps": steps,
         "wall_seconds": clock.get("run"),
         "time": {step: _time(step, found, clock) for step, found in steps.items() if found is not None},
         "files": {
-            step: [name for name in names if (run_folder / name).exists()]
-            for step, names in _FILES.items()
-            if steps[step] is not None
+            step: [str(file.relative_to(run.root)) for file in run.step(step).results if file.exists()]
+            for step, found in steps.items()
+            if found is not None
         },
     }
 
@@ -91,7 +62,7 @@ def render_summary(summary: dict) -> str:
     blocks = [
         ("1 synthesize", _rows(_synthesis(steps["synthesize"])), ("synthesize",)),
         ("2 vote", _rows(_voting(steps["vote"])), ("vote",)),
-        ("3 train", _rows(training), ("stage1", "stage2")),
+        ("3 train", _rows(training), STAGES),
         ("4 evaluate", _evaluation(steps["evaluate"]), ("evaluate",)),
     ]
     lines = ["=" * WIDTH, f"run {summary['run']}"]
@@ -136,7 +107,7 @@ def _synthesis(found: dict | None) -> list[tuple[str, str]]:
 def _voting(found: dict | None) -> list[tuple[str, str]]:
     if found is None:
         return [("", "not run")]
-    return quality_lines(found["quality"])
+    return format_quality(found["quality"])
 
 
 def _stage(name: str, found: dict | None) -> list[tuple[str, str]]:

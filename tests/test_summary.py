@@ -8,7 +8,7 @@ from medssr_dist.config.schema import Voting
 from medssr_dist.data.wilson import share_of
 from medssr_dist.errors import InputError
 from medssr_dist.summary import WIDTH, build_summary, render_summary
-from medssr_dist.voting.quality import label_quality
+from medssr_dist.voting.quality import measure_quality
 
 SYNTHESIS = {
     "requested": 40,
@@ -23,7 +23,7 @@ SYNTHESIS = {
     "seconds": 10.0,
     "tokens": 5000,
 }
-EMPTY = label_quality([], Voting(samples=8), lambda question: None)
+EMPTY = measure_quality([], Voting(samples=8), lambda question: None)
 QUALITY = EMPTY | {
     "questions": 36,
     "labeled": 30,

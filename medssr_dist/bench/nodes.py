@@ -17,6 +17,7 @@ from medssr_dist.errors import EXIT_BAD_INPUT, InputError
 from medssr_dist.estimates.rates import read_rates
 from medssr_dist.launch.attempts import FIRST_TOKEN, attempts_of
 from medssr_dist.run.directory import RunDir
+from medssr_dist.run.paths import RunPaths
 
 
 def begin_nodes_run(questions: Path, run_dir: Path) -> None:
@@ -30,8 +31,8 @@ def begin_nodes_run(questions: Path, run_dir: Path) -> None:
         raise InputError(f"{questions} holds no finished questions; run `medssr synthesize` there first")
     if run.manifest_file.exists():
         return
-    shutil.copytree(source.synthesis, run.synthesis, dirs_exist_ok=True)
-    shutil.copy(source.root / "config.resolved.json", run.root)
+    shutil.copytree(source.synthesis.folder, run.synthesis.folder, dirs_exist_ok=True)
+    shutil.copy(source.config_file, run.root)
     steps = {"synthesize": source.manifest()["steps"]["synthesize"]}
     write_json(run.manifest_file, {"attempts": [], "steps": steps})
 
@@ -40,10 +41,10 @@ def read_node_rates(folder: Path) -> list[dict]:
     """One row a finished `nodes-N`, by N: votes and tokens a second without start-up, seconds to the first token."""
     found = []
     for run in sorted(Path(folder).glob("nodes-*")):
-        rates = read_rates(run) if (run / "voting" / "summary.json").exists() else None
+        rates = read_rates(run) if RunPaths(run).voting.summary.exists() else None
         if rates is None or rates.vote is None:
             continue
-        quality = read_json(run / "voting" / "summary.json")["quality"]
+        quality = read_json(RunPaths(run).voting.summary)["quality"]
         votes_per_s = rates.vote.tokens_per_s * quality["votes"] / quality["tokens"]
         first = [attempt.timings.get(FIRST_TOKEN) for attempt in attempts_of(run)]
         found.append(

@@ -31,12 +31,10 @@ from medssr_dist.estimates.workload import (
     count_stage_steps,
     list_policies,
 )
-from medssr_dist.pipeline import STEPS
 from medssr_dist.readers import name_source, read_all, read_questions, refuse_evaluation_items, refuse_unlabelled
 from medssr_dist.run.directory import RunDir, commit
+from medssr_dist.run.paths import STAGES, STEPS, resolved_config
 from medssr_dist.runtime.models import policy_on_disk
-
-_STAGES = ("stage1", "stage2")
 
 
 def dry_run(config: Config, run_dir: Path, steps: tuple[str, ...], rates_of: Path | None = None) -> None:
@@ -50,9 +48,9 @@ def dry_run(config: Config, run_dir: Path, steps: tuple[str, ...], rates_of: Pat
             a run in `rates_of` that has no rates.
     """
     run = RunDir(run_dir)
-    folder = run.root / "dry_run"
+    folder = run.dry_run
     shutil.rmtree(folder, ignore_errors=True)
-    write_json(folder / "config.resolved.json", resolved(config))
+    write_json(resolved_config(folder), resolved(config))
     model, problem = _locate_model(config) if steps != ("synthesize",) else (None, None)
     if steps == STEPS and not config.training.uses_pseudo_labels:
         steps = ("train", "evaluate")
@@ -92,7 +90,7 @@ def _locate_model(config: Config) -> tuple[Path | None, str | None]:
 def _state(run: RunDir, step: str) -> str:
     begun = run.manifest()["steps"] if run.manifest_file.exists() else {}
     states = []
-    for name in _STAGES if step == "train" else (step,):
+    for name in STAGES if step == "train" else (step,):
         found = begun.get(name)
         state = "not begun" if not found else f"finished at {found['finished']}" if found["finished"] else "begun"
         states.append(f"{name} {state}" if step == "train" else state)
@@ -211,10 +209,10 @@ def _vote_prompt(config: Config, question: Question, model: Path) -> str:
 
 
 def _engines(config: Config, model: Path) -> dict:
-    from medssr_dist.inference.vllm_args import engine_kwargs
+    from medssr_dist.inference.vllm_args import build_engine_kwargs
 
     sizes = {"voting": config.voting.tensor_parallel_size, "rollout": config.training.tensor_parallel_size}
-    return {name: engine_kwargs(model, config.policy, config.runtime, size) for name, size in sizes.items()}
+    return {name: build_engine_kwargs(model, config.policy, config.runtime, size) for name, size in sizes.items()}
 
 
 def _plan_training(config: Config, run: RunDir, folder: Path, model: Path) -> list[tuple[str, str]]:
@@ -223,7 +221,7 @@ def _plan_training(config: Config, run: RunDir, folder: Path, model: Path) -> li
 
     training = config.training
     check_trackers(training)
-    starts = {"stage1": model, "stage2": run.training("stage1") / "hf" if training.stage1.enabled else model}
+    starts = {"stage1": model, "stage2": run.stage("stage1").hf if training.stage1.enabled else model}
     examples = {"stage1": config.synthesis.accepted, "stage2": 0}
     rows = []
     if training.stage2.enabled:
@@ -231,13 +229,13 @@ def _plan_training(config: Config, run: RunDir, folder: Path, model: Path) -> li
         examples["stage2"] = count_gold_examples(config) + count_mixed_labels(config)
         rows = _sources("data", training.stage2.data, config)
     plans = []
-    for name in _STAGES:
+    for name in STAGES:
         stage = getattr(training, name)
         if not stage.enabled:
             plans.append((name, "off"))
             continue
         plans.append((name, _stage_plan(stage, examples[name], starts[name])))
-        options = openrlhf_options(config, stage, run.training(name))
+        options = openrlhf_options(config, stage, run.stage(name).folder)
         write_json(folder / f"openrlhf_{name}.json", {key: _plain(value) for key, value in options.items()})
     return plans + rows
 

@@ -22,6 +22,7 @@ from medssr_dist.data.cards import CARD, header_text
 from medssr_dist.data.jsonl import raise_if_disk_full, read_text, write_atomic
 from medssr_dist.data.records import Label, Question, Record, parse_record
 from medssr_dist.errors import InputError
+from medssr_dist.run.paths import RunPaths
 from medssr_dist.synthesis.card import size_category
 
 LABELS = ("kept", "all", "none")
@@ -41,8 +42,8 @@ def export_run(run_dir: Path, to: Path, form: str, labels: str) -> int:
         InputError: unknown form, a run without questions, labels or card, or `to` exists and is not empty.
     """
     layout = _form(form, labels)
-    questions, voted = Path(run_dir) / "synthesis" / "questions.jsonl", Path(run_dir) / "voting" / "labeled.jsonl"
-    card = Path(run_dir) / "synthesis" / CARD
+    run = RunPaths(Path(run_dir))
+    questions, voted, card = run.synthesis.questions, run.voting.labels, run.synthesis.card
     _refuse_unfit(questions, voted, card, labels)
     with _new_folder(Path(to)) as folder:
         items = _items(questions, voted, labels)

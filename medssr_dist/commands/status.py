@@ -19,6 +19,7 @@ from medssr_dist.estimates.step_progress import READ_PROGRESS, StepProgress, rea
 from medssr_dist.launch.attempts import attempts_of
 from medssr_dist.run.clock import duration
 from medssr_dist.run.directory import STEP_SECTIONS, RunDir
+from medssr_dist.run.paths import RECORDED_STEPS, STAGES
 
 _LOG_TAIL = 2**18  # bytes of a log that are searched, from its end
 _PROBLEM = re.compile(
@@ -46,10 +47,10 @@ def print_status(run_dir: Path) -> None:
         f"run {run.root}: {'going on' if held else 'not running'}; {len(attempts)} attempts, newest "
         f"{attempts[-1]['started']} on {attempts[-1]['host']}, commit {attempts[-1]['commit']}"
     )
-    config = read_json(run.root / "config.resolved.json")
+    config = read_json(run.config_file)
     for step in STEP_SECTIONS:
         print(f"  {step:<12}{_step_line(run, step, manifest['steps'].get(step), config, held)}")
-    for stage in ("stage1", "stage2"):
+    for stage in STAGES:
         for row in read_metrics(run, stage)[-1:]:
             print(f"newest metrics of {stage}: {json.dumps(row)}")
     _print_attempts(run, held)
@@ -68,7 +69,7 @@ def _print_unbegun(run: RunDir) -> None:
 
 def is_held(run: RunDir) -> bool:
     """Whether a process holds the run. Asks with a shared lock that is given back at once."""
-    file = run.root / ".lock"
+    file = run.lock_file
     if not file.exists():
         return False
     with open(file) as lock:
@@ -110,7 +111,8 @@ def find_newest_problem(run: RunDir) -> str | None:
     for attempt in attempts_of(run.root)[-1:]:
         if attempt.code not in (None, 0, EXIT_STOPPED):
             return f"attempt {attempt.number} ended with {attempt.code}: {attempt.reason}"
-    logs = [*run.logs.glob("*"), *run.synthesis.glob("*.log"), *run.root.glob("attempts/*/*.log")]
+    of_attempts = [log for attempt in run.attempts() for log in attempt.logs()]
+    logs = [*run.logs.glob("*"), *run.synthesis.folder.glob("*.log"), *of_attempts]
     for file in sorted((log for log in logs if log.is_file()), key=lambda log: -log.stat().st_mtime):
         with open(file, "rb") as handle:
             handle.seek(max(0, file.stat().st_size - _LOG_TAIL))
@@ -127,7 +129,7 @@ def _is_problem(line: str) -> bool:
 
 
 def _print_files(run: RunDir) -> None:
-    folders = [run.synthesis, run.voting, run.training("stage1"), run.training("stage2"), run.evaluation, run.logs]
+    folders = [*(run.step(name).folder for name in RECORDED_STEPS), run.logs]
     print("files:")
     for folder in filter(Path.is_dir, folders):
         names = sorted(file.name for file in folder.iterdir() if not file.name.startswith("."))

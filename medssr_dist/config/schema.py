@@ -15,6 +15,7 @@ from pydantic import Field, SecretStr, model_validator
 from medssr_dist.config.base import Section, Source
 from medssr_dist.config.synthesis import Knowledge, Synthesis
 from medssr_dist.config.training import Training
+from medssr_dist.run.paths import STAGES
 
 
 class Policy(Section):
@@ -82,7 +83,7 @@ class Evaluation(Section):
     top_k: int = Field(20, ge=0, description="paper: 20; 0 = off")
     max_tokens: int = Field(2048, ge=1, description="paper: 2048")
     policies: list[Literal["base", "stage1", "stage2"]] = Field(
-        default_factory=lambda: ["base", "stage1", "stage2"], description="those that the run has are compared"
+        default_factory=lambda: ["base", *STAGES], description="those that the run has are compared"
     )
 
     @model_validator(mode="after")
@@ -142,7 +143,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _micro_batches_hold_a_sequence(self) -> Config:
-        for name in ("stage1", "stage2"):
+        for name in STAGES:
             tokens = getattr(self.training, name).micro_batch_tokens
             if 0 < tokens < self.policy.max_model_len:
                 raise ValueError(

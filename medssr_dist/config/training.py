@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from medssr_dist.config.algorithm import Algorithm
 from medssr_dist.config.base import Section, Source
+from medssr_dist.run.paths import STAGES
 
 # Keys of earlier versions, with what to do about them.
 REMOVED_KEYS = dict.fromkeys(
@@ -122,7 +123,7 @@ class Training(RolloutOptions):
 
     @model_validator(mode="after")
     def _stages_can_roll_out(self) -> Training:
-        for name in ("stage1", "stage2"):
+        for name in STAGES:
             stage = getattr(self, name)
             if stage.enabled and stage.importance == "off" and self.async_rollout:
                 raise ValueError(
@@ -132,7 +133,7 @@ class Training(RolloutOptions):
 
     @model_validator(mode="after")
     def _steps_divide(self) -> Training:
-        for name in ("stage1", "stage2"):
+        for name in STAGES:
             stage = getattr(self, name)
             if not stage.enabled:
                 continue
@@ -146,7 +147,7 @@ class Training(RolloutOptions):
 
     @model_validator(mode="after")
     def _paths_can(self) -> Training:
-        for name in ("stage1", "stage2"):
+        for name in STAGES:
             stage = getattr(self, name)
             if not stage.enabled:
                 continue

@@ -14,6 +14,7 @@ from medssr_dist.data.jsonl import read_json, read_jsonl
 from medssr_dist.errors import InputError
 from medssr_dist.run.clock import seconds_by_step
 from medssr_dist.run.directory import RunDir
+from medssr_dist.run.paths import STAGES, SynthesisPaths, VotingPaths
 from medssr_dist.run.stream import follow
 from medssr_dist.runtime.cluster import slots_needed
 
@@ -60,14 +61,14 @@ def read_rates(run_dir: Path) -> Rates | None:
         InputError: `run_dir` was made by another version of the program.
     """
     run = RunDir(run_dir)
-    if not (run.root / "config.resolved.json").exists():
+    if not run.config_file.exists():
         return None
     try:
-        config = Config.model_validate(read_json(run.root / "config.resolved.json"))
+        config = Config.model_validate(read_json(run.config_file))
     except ValidationError:
         raise InputError(f"the rates of {run.root} cannot be read: its settings are of another version") from None
     clock = seconds_by_step(run.root)
-    stages = {name: _stage_rate(run, name, getattr(config.training, name), clock) for name in ("stage1", "stage2")}
+    stages = {name: _stage_rate(run, name, getattr(config.training, name), clock) for name in STAGES}
     rates = Rates(
         source=run.root,
         mode=config.runtime.mode,
@@ -75,30 +76,30 @@ def read_rates(run_dir: Path) -> Rates | None:
         questions_per_s=_synthesis_rate(run.synthesis),
         vote=_vote_rate(run.voting, config.voting.samples, clock),
         stages={name: rate for name, rate in stages.items() if rate},
-        answers_per_s=_evaluation_rate(run.evaluation / "scores.json"),
+        answers_per_s=_evaluation_rate(run.evaluation.scores),
     )
     known = (rates.questions_per_s, rates.vote, rates.answers_per_s, *rates.stages.values())
     return rates if any(known) else None
 
 
-def _synthesis_rate(folder: Path) -> float | None:
+def _synthesis_rate(paths: SynthesisPaths) -> float | None:
     """Accepted questions a second, of the attempt that ended the step, or of the last seconds of one that goes on."""
-    if (folder / "summary.json").exists():
-        found = read_json(folder / "summary.json")
+    if paths.summary.exists():
+        found = read_json(paths.summary)
         seconds = found["seconds"] - found["held_s"]
         if found["requests_sent"] and seconds > 0:
             return found["requests_sent"] / seconds * found["accepted"] / found["requested"]
-    if (folder / "progress.json").exists():
-        found = read_json(folder / "progress.json")
+    if paths.progress.exists():
+        found = read_json(paths.progress)
         return (found["replies_per_s"] or 0) * (found["accepted_share"] or 0) or None
     return None
 
 
-def _vote_rate(folder: Path, samples: int, clock: dict[str, float]) -> VoteRate | None:
-    if not (folder / "summary.json").exists():
+def _vote_rate(paths: VotingPaths, samples: int, clock: dict[str, float]) -> VoteRate | None:
+    if not paths.summary.exists():
         return None
-    found = read_json(folder / "summary.json")
-    start = _engine_start(folder / "engines.jsonl")
+    found = read_json(paths.summary)
+    start = _engine_start(paths.engine_events)
     seconds = clock.get("vote", found["seconds"]) - start
     labels = found["quality"]
     if not labels["questions"] or not labels["tokens"] or seconds <= 0:
@@ -115,7 +116,7 @@ def _engine_start(events: Path) -> float:
 
 
 def _stage_rate(run: RunDir, name: str, stage: Stage, clock: dict[str, float]) -> StageRate | None:
-    rows = list(follow(run.training(name) / "metrics.jsonl", ended=lambda: True))
+    rows = list(follow(run.stage(name).metrics, ended=lambda: True))
     if not rows:
         return None
     waited = sum(row["seconds_wait"] for row in rows)

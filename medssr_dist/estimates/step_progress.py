@@ -18,7 +18,7 @@ from medssr_dist.launch.attempts import attempts_of
 from medssr_dist.run.clock import seconds_by_step
 from medssr_dist.run.directory import RunDir
 from medssr_dist.run.stream import follow, kept_at_end
-from medssr_dist.voting.ledger import stored_counts
+from medssr_dist.voting.ledger import read_ledger_counts
 
 _CHUNK = 2**20
 
@@ -40,10 +40,10 @@ def seconds_per_unit(run: RunDir, step: str, progress: StepProgress) -> float | 
 
 
 def _synthesis(run: RunDir, config: dict, begun: dict) -> StepProgress:
-    accepted, rejected = (count_lines(run.synthesis / name) for name in ("questions.jsonl", "rejected.jsonl"))
-    replies = count_lines(run.synthesis / "journal.jsonl")
+    accepted, rejected = map(count_lines, (run.synthesis.questions, run.synthesis.rejected))
+    replies = count_lines(run.synthesis.journal)
     note = f"{replies:,} replies, {rejected:,} rejected"
-    live = run.synthesis / "progress.json"
+    live = run.synthesis.progress
     if live.exists():
         note += _wire(read_json(live), held=not begun["finished"])
     return StepProgress(accepted, config["synthesis"]["accepted"], "accepted questions", note)
@@ -60,13 +60,13 @@ def _wire(live: dict, held: bool) -> str:
 
 
 def _voting(run: RunDir, config: dict, begun: dict) -> StepProgress:
-    found = stored_counts(run.voting)
-    questions = count_lines(run.synthesis / "questions.jsonl")
+    found = read_ledger_counts(run.voting.folder)
+    questions = count_lines(run.synthesis.questions)
     return StepProgress(found.labels, questions, "questions", f"{found.votes:,} votes, {found.kept:,} labels kept")
 
 
 def _stage1(run: RunDir, config: dict, begun: dict) -> StepProgress:
-    kept = kept_at_end(run.voting / "labeled.jsonl")
+    kept = kept_at_end(run.voting.labels)
     stage = config["training"]["stage1"]
     return _stage(
         run,
@@ -89,7 +89,7 @@ def _evaluation(run: RunDir, config: dict, begun: dict) -> StepProgress:
     names = {value: name for name, value in begun["inputs"].items() if not name.startswith("benchmark ")}
     keys = {
         (row["policy"], row["question_id"], row["generation"])
-        for row in _rows(run.evaluation / "answers.jsonl")
+        for row in _rows(run.evaluation.answers)
         if row["policy"] in names
     }
     by_policy = Counter(names[policy] for policy, _, _ in keys)
@@ -123,7 +123,7 @@ def _rows(path: Path) -> Iterator[dict]:
 
 
 def read_metrics(run: RunDir, stage: str) -> list[dict]:
-    return list(_rows(run.training(stage) / "metrics.jsonl"))
+    return list(_rows(run.stage(stage).metrics))
 
 
 def count_lines(path: Path) -> int:
@@ -138,7 +138,7 @@ def measure_steps(run: RunDir) -> dict[str, tuple[int, float | None]]:
     """Step -> units done and seconds each (None: not known yet), of the steps that were begun."""
     if not run.manifest_file.exists():
         return {}
-    config, steps = read_json(run.root / "config.resolved.json"), run.manifest()["steps"]
+    config, steps = read_json(run.config_file), run.manifest()["steps"]
     found = {step: READ_PROGRESS[step](run, config, begun) for step, begun in steps.items()}
     return {step: (progress.done, seconds_per_unit(run, step, progress)) for step, progress in found.items()}
 

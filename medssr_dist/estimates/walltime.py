@@ -28,9 +28,9 @@ from medssr_dist.config.schema import Config
 from medssr_dist.estimates.rates import Rates, VoteRate
 from medssr_dist.estimates.workload import count_stage_steps
 from medssr_dist.run.clock import duration
+from medssr_dist.run.paths import RECORDED_STEPS, STAGES
 from medssr_dist.runtime.cluster import slots_in_use, slots_needed
 
-STEPS = ("synthesize", "vote", "stage1", "stage2", "evaluate")
 _SIDE_BY_SIDE = ("synthesize", "vote", "stage1")
 
 
@@ -74,7 +74,7 @@ def forecast(config: Config, rates: Rates, todo: DataCounts, on_gpu: bool) -> di
     slots = slots_needed(config)
     parted = _paces(config, rates, todo, slots, on_gpu)
     whole = _paces(config, rates, todo, _all_to_each(slots) if config.runtime.mode == "stream" else slots, on_gpu)
-    wanted = [name for name in STEPS if name not in ("stage1", "stage2") or getattr(config.training, name).enabled]
+    wanted = [name for name in RECORDED_STEPS if name not in STAGES or getattr(config.training, name).enabled]
     unknown = tuple(name for name in wanted if name not in parted)
     return {
         "stream": Forecast(_stream_seconds(parted, on_gpu), parted, unknown),
@@ -113,7 +113,7 @@ def _paces(
     if vote:
         tokens = questions * vote.tokens_per_question * config.voting.samples / vote.samples
         paces["vote"] = StepTime(vote.start_s, tokens / (vote.tokens_per_s * faster("voting engines")))
-    for name in ("stage1", "stage2"):
+    for name in STAGES:
         stage = getattr(config.training, name)
         rate = rates.stages.get(name) or next(iter(rates.stages.values()), None)
         steps = _steps(config, name, todo.examples, vote)

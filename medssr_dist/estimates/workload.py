@@ -9,6 +9,7 @@ from medssr_dist.config.training import Stage
 from medssr_dist.errors import InputError
 from medssr_dist.evaluation.benchmarks import read_benchmarks
 from medssr_dist.readers import read_all
+from medssr_dist.run.paths import STAGES
 
 
 def estimate_workload(config: Config) -> dict[str, int]:
@@ -61,5 +62,5 @@ def count_benchmark_questions(evaluation: Evaluation, random_seed: int) -> int:
 
 def list_policies(config: Config) -> list[str]:
     """Policies of `evaluation.policies` that the run will have: none of a stage that is off."""
-    off = {name for name in ("stage1", "stage2") if not getattr(config.training, name).enabled}
+    off = {name for name in STAGES if not getattr(config.training, name).enabled}
     return [name for name in config.evaluation.policies if name not in off]

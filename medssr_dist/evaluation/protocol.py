@@ -22,7 +22,7 @@ from medssr_dist.data.answers import INSTRUCTION, chat_prompt
 from medssr_dist.data.jsonl import JsonlLedger, read_jsonl
 from medssr_dist.data.records import Question, Record, content_hash, parse_record
 from medssr_dist.errors import Stopped
-from medssr_dist.inference.requests import Completion, Request
+from medssr_dist.inference.requests import Completion, SampleRequest
 
 SECOND_PASS = "\n\nThe answer is ("
 
@@ -30,7 +30,7 @@ SECOND_PASS = "\n\nThe answer is ("
 class Pool(Protocol):
     """What evaluation needs of an engine pool (runtime.pool.EnginePool)."""
 
-    def generate(self, requests: Iterable[Request]) -> Iterator[tuple[str, list[Completion]]]: ...
+    def generate(self, requests: Iterable[SampleRequest]) -> Iterator[tuple[str, list[Completion]]]: ...
 
 
 class Answer(Record):
@@ -149,9 +149,9 @@ class _Session:
         """Seed of a question's generation 0; it depends on neither order nor what else is asked."""
         return int(content_hash([self.random_seed, question_id], 7), 16)
 
-    def _request(self, question: Question, first: int) -> Request:
+    def _request(self, question: Question, first: int) -> SampleRequest:
         """One request for the generations from `first` on: a torn write loses the last ones, n may grow."""
-        return Request(
+        return SampleRequest(
             key=question.id,
             prompt=chat_prompt(self.tokenizer, question),
             options=question.options,
@@ -163,10 +163,10 @@ class _Session:
             max_tokens=self.evaluation.max_tokens,
         )
 
-    def _second_request(self, key: str, answer: Answer) -> Request:
+    def _second_request(self, key: str, answer: Answer) -> SampleRequest:
         question = self.questions[answer.question_id]
         prompt = chat_prompt(self.tokenizer, question) + answer.text + SECOND_PASS
-        return Request(key=key, prompt=prompt, temperature=0.0, max_tokens=1, choices=tuple(question.options))
+        return SampleRequest(key=key, prompt=prompt, temperature=0.0, max_tokens=1, choices=tuple(question.options))
 
     def _first_answer(self, question: Question, completion: Completion) -> Answer:
         return Answer(
@@ -182,7 +182,7 @@ class _Session:
             truncated=completion.truncated,
         )
 
-    def _generate(self, requests: list[Request], name: str) -> Iterator[tuple[str, list[Completion]]]:
+    def _generate(self, requests: list[SampleRequest], name: str) -> Iterator[tuple[str, list[Completion]]]:
         if requests:
             for done in tqdm(self.pool.generate(requests), total=len(requests), desc=name, unit="request"):
                 yield done

@@ -6,13 +6,15 @@ import os
 from pathlib import Path
 
 from medssr_dist.data.jsonl import write_atomic, write_json
+from medssr_dist.run.paths import EvaluationPaths
 
 
 def write_report(scores: dict, folder: Path) -> None:
     """Write scores.json, scores.md and scores.png (in this order) into `folder`; scores as in `scores.py`."""
-    write_json(folder / "scores.json", scores)
-    write_atomic(folder / "scores.md", render_table(scores))
-    plot_scores(scores, folder / "scores.png")
+    paths = EvaluationPaths(folder)
+    write_json(paths.scores, scores)
+    write_atomic(paths.table, render_table(scores))
+    plot_scores(scores, paths.plot)
 
 
 def render_table(scores: dict) -> str:

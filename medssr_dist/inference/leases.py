@@ -14,7 +14,7 @@ import math
 from collections import defaultdict, deque
 from dataclasses import dataclass, field, replace
 
-from medssr_dist.inference.requests import Completion, Request
+from medssr_dist.inference.requests import Completion, SampleRequest
 
 _SHRINK = 4
 _DEATHS_ALONE = 2
@@ -23,7 +23,7 @@ _OVERDUE = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class LeaseRecord:
     """What a request has been through."""
 
     deaths: int = 0  # engine deaths it was in flight at
@@ -33,13 +33,13 @@ class Record:
     died: float = -math.inf  # when the last of these deaths was, s
     excused: bool = False  # a death has not been counted, as it was so close to another
 
-    def after_death(self, alone: bool, now: float) -> Record:
+    def after_death(self, alone: bool, now: float) -> LeaseRecord:
         if self.alone and not self.excused and now - self.died < _TOGETHER_S:
             return replace(self, excused=True)
         return replace(self, deaths=self.deaths + 1, alone=self.alone + alone, died=now)
 
 
-CLEAN = Record()
+NEW_RECORD = LeaseRecord()
 
 
 @dataclass(slots=True)
@@ -47,11 +47,11 @@ class Lease:
     """A request at an engine: the seeds that are still to come, and since when."""
 
     id: int
-    request: Request
+    request: SampleRequest
     engine: int
     missing: set[int]
     since: float
-    record: Record
+    record: LeaseRecord
     each: float  # tokens that a sample of it is expected to take
     copied: set[int] = field(default_factory=set)  # seeds asked of a second engine too
 
@@ -61,7 +61,7 @@ class Lease:
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class QuarantinedRequest:
     """A key that no engine will be asked about again, and why."""
 
     key: str
@@ -72,8 +72,8 @@ class Leases:
     """All leases of a pool; pure bookkeeping."""
 
     def __init__(self) -> None:
-        self.waiting: deque[tuple[Request, Record]] = deque()  # to be asked again
-        self.suspects: deque[tuple[Request, Record]] = deque()
+        self.waiting: deque[tuple[SampleRequest, LeaseRecord]] = deque()  # to be asked again
+        self.suspects: deque[tuple[SampleRequest, LeaseRecord]] = deque()
         self._ids = itertools.count()
         self._all: dict[int, Lease] = {}
         self._by_key: dict[str, set[int]] = defaultdict(set)
@@ -89,7 +89,7 @@ class Leases:
         """Leases that `engine` holds."""
         return [self._all[each] for each in self._by_engine[engine]]
 
-    def add(self, request: Request, engine: int, now: float, record: Record, each: float) -> Lease:
+    def add(self, request: SampleRequest, engine: int, now: float, record: LeaseRecord, each: float) -> Lease:
         seeds = set(range(request.seed, request.seed + request.n))
         lease = Lease(next(self._ids), request, engine, seeds, now, record, each)
         self._all[lease.id] = lease
@@ -126,7 +126,7 @@ class Leases:
                 queue.remove(entry)
         return leases
 
-    def bury(self, engine: int, reason: str, now: float) -> list[Refused]:
+    def bury(self, engine: int, reason: str, now: float) -> list[QuarantinedRequest]:
         """`engine` died at `now`: its requests are asked again, but for those that were alone at it once too often.
 
         Whoever calls cancels the keys that are refused.
@@ -134,14 +134,14 @@ class Leases:
         leases = self.of(engine)
         alone = len({lease.request.key for lease in leases}) == 1
         again = len({lease.request.key for lease in leases if lease.record.deaths})
-        refused: dict[str, Refused] = {}
+        refused: dict[str, QuarantinedRequest] = {}
         for lease in leases:
             self._drop(lease)
             before = lease.record
             record = before.after_death(alone, now)
             if record.alone >= _DEATHS_ALONE:
                 words = f"in flight at {record.deaths} engine deaths, {record.alone} times alone; the last: {reason}"
-                refused[lease.request.key] = Refused(lease.request.key, words)
+                refused[lease.request.key] = QuarantinedRequest(lease.request.key, words)
             elif before.deaths:
                 self._again(lease, replace(record, company=max(1, again // _SHRINK)), self.suspects)
             else:
@@ -153,16 +153,16 @@ class Leases:
         self._drop(lease)
         self._again(lease, lease.record, self.waiting)
 
-    def give_back(self, lease: Lease, reason: str) -> Refused | None:
+    def give_back(self, lease: Lease, reason: str) -> QuarantinedRequest | None:
         """An engine did not do what `lease` asks: ask again, once. Whoever calls cancels a refused key."""
         self._drop(lease)
         record = replace(lease.record, overdue=lease.record.overdue + 1)
         if record.overdue < _OVERDUE:
             self._again(lease, record, self.suspects if lease.suspect else self.waiting)
             return None
-        return Refused(lease.request.key, f"{reason}, {record.overdue} times")
+        return QuarantinedRequest(lease.request.key, f"{reason}, {record.overdue} times")
 
-    def next_waiting(self, engine: int) -> tuple[Request, Record] | None:
+    def next_waiting(self, engine: int) -> tuple[SampleRequest, LeaseRecord] | None:
         """What is to be asked again, unless it is a copy of what `engine` itself holds."""
         if not self.waiting:
             return None
@@ -171,7 +171,7 @@ class Leases:
             return None
         return self.waiting.popleft()
 
-    def next_suspect(self, engine: int) -> tuple[Request, Record] | None:
+    def next_suspect(self, engine: int) -> tuple[SampleRequest, LeaseRecord] | None:
         """A suspect that may join what `engine` holds: suspects alone, and no more than each of them allows."""
         held = self.of(engine)
         if not self.suspects or any(not lease.suspect for lease in held):
@@ -201,7 +201,7 @@ class Leases:
                 self.waiting.remove(entry)
                 self.waiting += _asking(request, seeds - {seed}, record)
 
-    def _again(self, lease: Lease, record: Record, queue: deque[tuple[Request, Record]]) -> None:
+    def _again(self, lease: Lease, record: LeaseRecord, queue: deque[tuple[SampleRequest, LeaseRecord]]) -> None:
         elsewhere = set().union(*(self._all[other].missing for other in self._by_key.get(lease.request.key, ())))
         queue += _asking(lease.request, lease.missing - elsewhere, record)
 
@@ -216,12 +216,12 @@ class Leases:
             del self._by_key[lease.request.key]
 
 
-def _asking(request: Request, seeds: set[int], record: Record) -> list[tuple[Request, Record]]:
+def _asking(request: SampleRequest, seeds: set[int], record: LeaseRecord) -> list[tuple[SampleRequest, LeaseRecord]]:
     """`request` for `seeds` alone: one entry of a queue for each run of them."""
-    return [(replace(request, seed=first, n=count), record) for first, count in contiguous(sorted(seeds))]
+    return [(replace(request, seed=first, n=count), record) for first, count in split_into_runs(sorted(seeds))]
 
 
-def contiguous(seeds: list[int]) -> list[tuple[int, int]]:
+def split_into_runs(seeds: list[int]) -> list[tuple[int, int]]:
     """Sorted seeds as (first, count) runs without a gap: what one request can ask for."""
     runs: list[list[int]] = []
     for seed in seeds:

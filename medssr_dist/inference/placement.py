@@ -15,7 +15,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from medssr_dist.config.schema import Config
 from medssr_dist.data.jsonl import JsonlLedger
 from medssr_dist.inference.pool import EnginePool
-from medssr_dist.inference.vllm_args import engine_env, engine_kwargs
+from medssr_dist.inference.vllm_args import build_engine_env, build_engine_kwargs
 from medssr_dist.inference.vllm_engine import RayEngine
 from medssr_dist.inference.vllm_server import ServerEngine
 from medssr_dist.runtime.cluster import reserve_each
@@ -25,7 +25,7 @@ _LINGER_S = 0.02  # and a millisecond an engine: the coordinator is asked less o
 
 
 @contextmanager
-def engine_pool(
+def open_engine_pool(
     config: Config, model: Path, events: Path | None = None, with_servers: bool = True
 ) -> Iterator[EnginePool]:
     """A pool of `voting.engines` vLLM engines on the cluster Ray is connected to, and of `voting.servers`.
@@ -42,7 +42,7 @@ def engine_pool(
     servers = voting.servers if with_servers else []
     count = voting.engines if servers else max(1, voting.engines)
     with ExitStack() as stack:
-        places = Places(config, model, count)
+        places = EnginePlacement(config, model, count)
         stack.callback(places.give_back)
         engines = [places.engine() for _ in range(count)]
         if servers:
@@ -60,16 +60,16 @@ def _silent(engine: str, event: str, detail: str) -> None:
     """Nobody is told."""
 
 
-class Places:
+class EnginePlacement:
     """Gives a pool's engines their places: those it begins with theirs all at once, the others one by one."""
 
     def __init__(self, config: Config, model: Path, engines: int):
         self._voting, self._first = config.voting, engines
         size = config.voting.tensor_parallel_size
-        self._kwargs = engine_kwargs(model, config.policy, config.runtime, size)
+        self._kwargs = build_engine_kwargs(model, config.policy, config.runtime, size)
         self._kwargs["max_num_seqs"] = config.voting.in_flight  # vLLM's own default is lower behind AsyncLLMEngine
         threads = max(1, (os.cpu_count() or 1) // max(1, engines))
-        self._env = engine_env(config.runtime, threads)
+        self._env = build_engine_env(config.runtime, threads)
         self._linger = _LINGER_S + engines / 1000
         self.fingerprint = model_fingerprint(model)
         self._reserved: list[PlacementGroup] | None = None

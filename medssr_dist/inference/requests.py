@@ -10,7 +10,7 @@ from medssr_dist.data.answers import extract_answer
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class SampleRequest:
     """One prompt, sampled `n` times. Sample i draws with seed `seed + i`.
 
     `choices`: generate exactly one of these texts (each a single token), greedily; () = free text.
@@ -43,18 +43,18 @@ class Completion:
     method: str | None = None
 
     @classmethod
-    def of(cls, request: Request, seed: int, text: str, tokens: int, truncated: bool) -> Completion:
+    def from_text(cls, request: SampleRequest, seed: int, text: str, tokens: int, truncated: bool) -> Completion:
         """A sample of `request`, with its answer extracted."""
         found = extract_answer(text, request.options)
         return cls(seed, text, tokens, truncated, found.letter, found.method)
 
 
-def without_room(request: Request) -> list[Completion]:
+def make_empty_completions(request: SampleRequest) -> list[Completion]:
     """The samples of a request whose prompt fills the context: empty and truncated."""
     return [Completion(request.seed + index, "", 0, truncated=True) for index in range(request.n)]
 
 
-def choice_ids(choices: tuple[str, ...], tokenize: Callable[[str], list[int]]) -> list[int]:
+def find_choice_ids(choices: tuple[str, ...], tokenize: Callable[[str], list[int]]) -> list[int]:
     """The token of each of `choices`. Raises ValueError where one is not a single token."""
     ids = [tokenize(choice) for choice in choices]
     if any(len(tokens) != 1 for tokens in ids):
@@ -62,46 +62,46 @@ def choice_ids(choices: tuple[str, ...], tokenize: Callable[[str], list[int]]) -
     return [tokens[0] for tokens in ids]
 
 
-class Work(Protocol):
+class RequestSource(Protocol):
     """Where the requests come from."""
 
     @property
-    def ended(self) -> bool:
+    def is_finished(self) -> bool:
         """Nothing will be asked any more; also not once what is out has come back."""
 
     @property
-    def left(self) -> int | None:
+    def remaining(self) -> int | None:
         """Samples that can still be asked for, where no new questions are to come; None = plenty."""
 
-    def next(self, most: int) -> Request | None:
+    def next_request(self, max_samples: int) -> SampleRequest | None:
         """The next request, of at most `most` samples; None = nothing to ask now."""
 
-    def spare(self, most: int) -> Request | None:
+    def spare_request(self, max_samples: int) -> SampleRequest | None:
         """Samples that may turn out to be needed, for an engine that would idle."""
 
-    def unwanted(self) -> list[str]:
+    def pop_unwanted_keys(self) -> list[str]:
         """Keys whose samples on the way are no longer wanted, each told once."""
 
 
-class Listed:
+class RequestList:
     """A plain list of requests as a source of work."""
 
-    left = None
+    remaining = None
 
-    def __init__(self, requests: Iterator[Request]):
+    def __init__(self, requests: Iterator[SampleRequest]):
         self._requests = requests
         self.asked: dict[str, int] = {}
-        self.ended = False
+        self.is_finished = False
 
-    def next(self, most: int) -> Request | None:
+    def next_request(self, max_samples: int) -> SampleRequest | None:
         request = next(self._requests, None)
-        self.ended = request is None
+        self.is_finished = request is None
         if request:
             self.asked[request.key] = request.n
         return request
 
-    def spare(self, most: int) -> None:
+    def spare_request(self, max_samples: int) -> None:
         return None
 
-    def unwanted(self) -> list[str]:
+    def pop_unwanted_keys(self) -> list[str]:
         return []

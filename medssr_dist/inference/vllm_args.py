@@ -12,7 +12,7 @@ from medssr_dist.runtime.device import device_env, on_gpu
 _NAP_S = 2e-4
 
 
-def engine_kwargs(model: Path, policy: Policy, runtime: Runtime, tensor_parallel_size: int) -> dict:
+def build_engine_kwargs(model: Path, policy: Policy, runtime: Runtime, tensor_parallel_size: int) -> dict:
     """vLLM AsyncEngineArgs for one engine; the same for voting, rollout and evaluation."""
     kwargs = {
         "model": str(model),
@@ -32,7 +32,7 @@ def engine_kwargs(model: Path, policy: Policy, runtime: Runtime, tensor_parallel
     return kwargs | {"enable_chunked_prefill": False, "max_num_batched_tokens": max(4096, policy.max_model_len)}
 
 
-def engine_env(runtime: Runtime, threads: int) -> dict[str, str]:
+def build_engine_env(runtime: Runtime, threads: int) -> dict[str, str]:
     """Environment of an engine's process. `threads`: CPU threads it may use; not used on GPU."""
     env = {"VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1", "TOKENIZERS_PARALLELISM": "false"}
     env |= device_env()

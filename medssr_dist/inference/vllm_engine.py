@@ -15,8 +15,8 @@ from ray.util.placement_group import PlacementGroup, placement_group_table, remo
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from medssr_dist.errors import InputError
-from medssr_dist.inference.requests import Completion, Request, choice_ids, without_room
-from medssr_dist.inference.slot import Taken
+from medssr_dist.inference.engine_slot import EngineOutput
+from medssr_dist.inference.requests import Completion, SampleRequest, find_choice_ids, make_empty_completions
 from medssr_dist.runtime.models import model_fingerprint
 
 _STREAM_TOKENS = 32  # an unfinished sample tells of its tokens this often
@@ -26,7 +26,7 @@ _START_S = 1800.0
 _END_S = 30.0
 
 
-class VoteEngine:
+class VllmActor:
     """Ray actor: one vLLM engine. Leases in; each sample out as it finishes, its answer already extracted.
 
     Args:
@@ -44,7 +44,7 @@ class VoteEngine:
         self._tokenizer = await _tokenizer_of(self._llm)
         self._max_model_len, self._linger = kwargs["max_model_len"], linger
         self._tasks: dict[int, asyncio.Task] = {}
-        self._taken = Taken()
+        self._taken = EngineOutput()
         self._news = asyncio.Event()
         self._error: BaseException | None = None
 
@@ -52,14 +52,14 @@ class VoteEngine:
         """Its node, process id and time of birth, once it can be asked."""
         return ray.get_runtime_context().get_node_id(), os.getpid(), _birth(os.getpid())
 
-    async def give(self, requests: list[tuple[int, Request]], aborted: list[int]) -> None:
+    async def submit(self, requests: list[tuple[int, SampleRequest]], aborted: list[int]) -> None:
         for lease, request in requests:
             self._tasks[lease] = asyncio.create_task(self._answer(lease, request))
         for lease in aborted:
             if task := self._tasks.pop(lease, None):
                 task.cancel()  # vLLM's generator then aborts the request
 
-    async def take(self) -> Taken:
+    async def collect(self) -> EngineOutput:
         """Samples finished since the last call, waited for; without any, the tokens of a second."""
         while not (self._taken.samples or self._taken.failed or self._error):
             self._news.clear()
@@ -72,10 +72,10 @@ class VoteEngine:
             await asyncio.sleep(self._linger)
         if self._error:
             raise self._error
-        taken, self._taken = self._taken, Taken()
+        taken, self._taken = self._taken, EngineOutput()
         return taken
 
-    async def _answer(self, lease: int, request: Request) -> None:
+    async def _answer(self, lease: int, request: SampleRequest) -> None:
         from vllm.v1.engine.exceptions import EngineDeadError
 
         try:
@@ -87,13 +87,13 @@ class VoteEngine:
         self._tasks.pop(lease, None)
         self._news.set()
 
-    async def _generate(self, lease: int, request: Request) -> None:
+    async def _generate(self, lease: int, request: SampleRequest) -> None:
         from vllm.inputs import TokensPrompt
 
         ids = self._ids(request.prompt)
         room = self._max_model_len - len(ids)
         if room < 1:  # a prompt that fills the context gets empty, truncated samples
-            self._taken.samples += [(lease, sample) for sample in without_room(request)]
+            self._taken.samples += [(lease, sample) for sample in make_empty_completions(request)]
             return
         params = self._sampling_params(request, room)
         tokens = [0] * request.n
@@ -104,14 +104,14 @@ class VoteEngine:
                 if sample.finish_reason is not None:
                     self._finish(lease, request, sample)
 
-    def _finish(self, lease: int, request: Request, sample) -> None:
+    def _finish(self, lease: int, request: SampleRequest, sample) -> None:
         truncated = sample.finish_reason == "length"
         seed = request.seed + sample.index  # vLLM draws sample i of a request with its seed + i
-        done = Completion.of(request, seed, sample.text, len(sample.token_ids), truncated)
+        done = Completion.from_text(request, seed, sample.text, len(sample.token_ids), truncated)
         self._taken.samples.append((lease, done))
         self._news.set()
 
-    def _sampling_params(self, request: Request, room: int):
+    def _sampling_params(self, request: SampleRequest, room: int):
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -124,7 +124,7 @@ class VoteEngine:
         }
         if request.choices:
             return SamplingParams(
-                temperature=0.0, max_tokens=1, allowed_token_ids=choice_ids(request.choices, self._ids), **common
+                temperature=0.0, max_tokens=1, allowed_token_ids=find_choice_ids(request.choices, self._ids), **common
             )
         return SamplingParams(
             temperature=request.temperature,
@@ -178,7 +178,7 @@ async def _tokenizer_of(llm):
 
 
 class RayEngine:
-    """A VoteEngine in a placement group of its own; a new actor, in a new group, each time that it is started.
+    """A VllmActor in a placement group of its own; a new actor, in a new group, each time that it is started.
 
     Args:
         place: gives a placement group of one bundle, which may still be waiting for room.
@@ -208,7 +208,7 @@ class RayEngine:
         self._group = self._place()
         await _placed(self._group)
         self._actor = (
-            ray.remote(VoteEngine)
+            ray.remote(VllmActor)
             .options(
                 num_gpus=self._gpus,
                 num_cpus=1,
@@ -224,11 +224,11 @@ class RayEngine:
                 raise InputError(str(error).rsplit("InputError: ", 1)[1].strip()) from None
             raise
 
-    def give(self, requests: list[tuple[int, Request]], aborted: list[int]) -> None:
-        self._actor.give.remote(requests, aborted)
+    def submit(self, requests: list[tuple[int, SampleRequest]], aborted: list[int]) -> None:
+        self._actor.submit.remote(requests, aborted)
 
-    async def take(self) -> Taken:
-        return await self._actor.take.remote()
+    async def collect(self) -> EngineOutput:
+        return await self._actor.collect.remote()
 
     async def stop(self) -> None:
         """vLLM's own processes end with the actor's; the place is free again, or gone with its node."""

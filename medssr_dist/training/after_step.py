@@ -11,6 +11,7 @@ import ray
 
 from medssr_dist.data.jsonl import JsonlLedger
 from medssr_dist.errors import Diverged, Stopped
+from medssr_dist.run.paths import partial_export
 from medssr_dist.runtime.models import publish_folder
 from medssr_dist.training.backend.openrlhf import Experience, RayActorGroup
 from medssr_dist.training.deadline import StopSign
@@ -65,7 +66,7 @@ class AfterStep:
     def __init__(self, job: StageJob, policy: RayActorGroup, stop: StopSign):
         self._job, self._policy, self._stop = job, policy, stop
         self._keeper = CheckpointKeeper(
-            job.folder / "checkpoints", job.stage.keep_checkpoints, self._count_bytes, self._write
+            job.paths.checkpoints, job.stage.keep_checkpoints, self._count_bytes, self._write
         )
         self._saved = self._step = job.checkpoint.step if job.checkpoint else 0
         self._state = LoopState()
@@ -94,7 +95,7 @@ class AfterStep:
             Stopped: the stage has to end; what it did since the last checkpoint is not saved yet.
         """
         # First: a restart drops the rows of steps after the checkpoint, but cannot make one that is missing.
-        with JsonlLedger(self._job.folder / "metrics.jsonl") as ledger:
+        with JsonlLedger(self._job.paths.metrics) as ledger:
             ledger.append(metrics.as_row())
         self._step, self._state = state.step, state
         self._rewards.append(metrics.reward)
@@ -102,8 +103,8 @@ class AfterStep:
         if state.step % self._job.stage.save_steps == 0:
             self._save()
         if self._job.stage.export_steps and state.step % self._job.stage.export_steps == 0:
-            folder = self._job.folder / f"hf_step{state.step}"
-            publish_folder(self.export(folder.with_suffix(".partial")), folder)
+            folder = self._job.paths.hf_at(state.step)
+            publish_folder(self.export(partial_export(folder)), folder)
         self.check_stop()
 
     def save_and_stop(self, reason: Stopped) -> Stopped:

@@ -26,7 +26,7 @@ _LIMITS = """\
 
 def write_model_card(folder: Path, job: StageJob, step: int) -> None:
     """Write `folder`/README.md for the checkpoint of `step` that lies in it."""
-    rows = [row for row in follow(job.folder / "metrics.jsonl", ended=lambda: True) if row["step"] <= step]
+    rows = [row for row in follow(job.paths.metrics, ended=lambda: True) if row["step"] <= step]
     sections = {
         "Training data": job.data,
         "Training": _training(job, step),

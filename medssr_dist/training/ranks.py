@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from medssr_dist.training.backend.openrlhf import Experience, PolicyActor, ReferenceActor, get_tokenizer
+from medssr_dist.run.paths import CheckpointPaths
+from medssr_dist.training.backend.openrlhf import Actor, Experience, PolicyActor, ReferenceActor, get_tokenizer
 from medssr_dist.training.backend.strategy import Strategy
 from medssr_dist.training.finite import find_bad_weights
 from medssr_dist.training.stall_watch import Heartbeat, HeartbeatBoard
 from medssr_dist.training.update.actor import load_actor
 from medssr_dist.training.update.rank_update import RankUpdate
-from medssr_dist.training.weights.checkpoints import RANKS_FOLDER
 from medssr_dist.training.weights.lora import save_merged
 from medssr_dist.training.weights.rank_state import read_back, restore_rng, rng_state, shard_bytes
 
@@ -57,7 +56,7 @@ class PolicyRank(ReportingRank, PolicyActor):
         """
         args = strategy.args
         self._setup_distributed(strategy)
-        actor = load_actor(strategy, folder, strategy.get_ds_train_config(), args.ds.lora.rank)
+        actor = self.load_network(strategy, folder)
         self.tokenizer = get_tokenizer(folder, actor.model, "left", strategy)
         if args.actor.gradient_checkpointing_enable:
             actor.gradient_checkpointing_enable(
@@ -68,14 +67,19 @@ class PolicyRank(ReportingRank, PolicyActor):
         self.updater = self.make_update(strategy, optimizer, scheduler)
         self._updates: list[list[Experience]] = []
 
+    def load_network(self, strategy: Strategy, folder: str) -> Actor:
+        """Load this rank's shards of the model in `folder`."""
+        return load_actor(strategy, folder, strategy.get_ds_train_config(), strategy.args.ds.lora.rank)
+
     def make_update(self, strategy: Strategy, optimizer, scheduler) -> RankUpdate:
+        """Make what trains the network."""
         return RankUpdate(strategy, self.actor, optimizer, scheduler)
 
     def _load_checkpoint(self) -> dict[str, Any]:
-        folder = os.path.join(self.strategy.args.ckpt.path, RANKS_FOLDER)
-        if not os.path.exists(folder):
+        folder = CheckpointPaths(Path(self.strategy.args.ckpt.path)).ranks
+        if not folder.exists():
             return {}
-        _, states = self.strategy.load_ckpt(self.actor.model, folder)
+        _, states = self.strategy.load_ckpt(self.actor.model, str(folder))
         if "rng" in states:
             restore_rng(states["rng"])
         return states

@@ -19,10 +19,13 @@ from medssr_dist.runtime.models import load_tokenizer
 from medssr_dist.training.deadline import StopSign
 from medssr_dist.training.rollout.examples import Example, PromptLoader
 from medssr_dist.training.rollout.workers import RolloutWorkers
-from medssr_dist.training.stage_job import STOP_FILE, StageCounts, StageJob
+from medssr_dist.training.stage_job import StageCounts, StageJob
 from medssr_dist.training.stall_watch import HeartbeatBoard
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from medssr_dist.training.after_step import AfterStep
     from medssr_dist.training.backend.openrlhf import RayActorGroup
     from medssr_dist.training.backend.strategy import Strategy
 
@@ -44,8 +47,6 @@ class Processes:
 class StageActor:
     """Ray actor: the controller of a stage."""
 
-    workers_class = RolloutWorkers
-
     def run(
         self, job: StageJob, examples: Examples, on_taken: Callable[[int], None], board: HeartbeatBoard
     ) -> StageCounts:
@@ -64,7 +65,7 @@ class StageActor:
         from medssr_dist.training.update.grpo_terms import describe_old_logprobs
 
         config, stage = job.config, job.stage
-        stop = StopSign(job.folder / STOP_FILE, job.end, job.checkpoint.seconds if job.checkpoint else 0.0)
+        stop = StopSign(job.paths.stop_request, job.end, job.checkpoint.seconds if job.checkpoint else 0.0)
         strategy = self.make_strategy(job)
         tokenizer = load_tokenizer(job.model, config.policy)
         room = config.policy.max_model_len - stage.max_new_tokens
@@ -75,12 +76,20 @@ class StageActor:
         old_logprobs = describe_old_logprobs(config.training, stage)
         _log.info("log-probs before the update: %s", old_logprobs)
         self.run_loop(job, strategy, processes, prompts, tokenizer, after_step)
-        after_step.export(job.folder / "hf.partial")
+        self.export(job, after_step)
         for bundle in processes.bundles:
             remove_placement_group(bundle)
         return StageCounts(prompts.taken, prompts.skipped, old_logprobs)
 
-    def run_loop(self, job: StageJob, strategy: Strategy, processes: Processes, prompts, tokenizer, after_step) -> None:
+    def run_loop(
+        self,
+        job: StageJob,
+        strategy: Strategy,
+        processes: Processes,
+        prompts: PromptLoader,
+        tokenizer: PreTrainedTokenizerBase,
+        after_step: AfterStep,
+    ) -> None:
         """Run the GRPO loop to its end."""
         from medssr_dist.training.after_step import SampleLog
         from medssr_dist.training.loop import LoopParts, run_grpo
@@ -96,15 +105,19 @@ class StageActor:
             policy=processes.policy,
             engines=processes.rollout,
             after_step=after_step,
-            sample_log=SampleLog(job.folder / "samples.jsonl", tokenizer, config.training.keep_samples),
+            sample_log=SampleLog(job.paths.samples, tokenizer, config.training.keep_samples),
         )
         run_grpo(parts)
+
+    def export(self, job: StageJob, after_step: AfterStep) -> None:
+        """Write the trained policy."""
+        after_step.export(job.paths.hf_partial)
 
     def start_processes(self, job: StageJob, strategy: Strategy, board: HeartbeatBoard) -> Processes:
         """Start engines, policy and reference in parallel, and wait for all of them."""
         policy_class, reference_class = self.rank_classes()
         policy, bundles = start_ranks(job.config, policy_class, None)  # first: the ranks are tied to whole nodes
-        rollout = self.workers_class(job.config, job.stage, job.model, board, policy)
+        rollout = self.make_workers(job, strategy, board, policy)
         reference, reference_bundles = None, bundles
         if job.stage.kl_coef > 0:
             shared = bundles if job.config.training.colocate_reference else None
@@ -116,6 +129,12 @@ class StageActor:
         rollout.engines.wait_ready()  # first: the policy waits in its weight-sync group for an engine that has died
         ray.get(pending)
         return Processes(policy, reference, rollout, frozenset({rollout.bundles, bundles, reference_bundles}))
+
+    def make_workers(
+        self, job: StageJob, strategy: Strategy, board: HeartbeatBoard, policy: RayActorGroup
+    ) -> RolloutWorkers:
+        """Start the rollout engines, and set up the weight sync from `policy`."""
+        return RolloutWorkers(job.config, job.stage, job.model, board, policy)
 
     def load_policy(self, job: StageJob, strategy: Strategy, policy: RayActorGroup, rollout, board) -> list:
         """Have the ranks load the policy; return what to wait for."""
@@ -136,7 +155,7 @@ class StageActor:
 
         if job.checkpoint is None:
             return Strategy(job.config, job.stage, job.folder)
-        universal = fit_to_ranks(job.folder / "checkpoints", job.checkpoint, job.config.training.ranks)
+        universal = fit_to_ranks(job.paths.checkpoints, job.checkpoint, job.config.training.ranks)
         return Strategy(job.config, job.stage, job.folder, universal)
 
 

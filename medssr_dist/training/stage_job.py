@@ -7,9 +7,8 @@ from pathlib import Path
 
 from medssr_dist.config.schema import Config
 from medssr_dist.config.training import Stage
+from medssr_dist.run.paths import StagePaths
 from medssr_dist.training.weights.checkpoints import Checkpoint
-
-STOP_FILE = "stop"  # in the stage's folder: asks the stage to save and end after its step
 
 
 @dataclass(frozen=True)
@@ -26,6 +25,11 @@ class StageJob:
     expected_steps: int  # for the learning-rate schedule; exact unless it is one pass over a stream
     checkpoint: Checkpoint | None  # that it resumes from
     end: float | None  # when it will be ended from outside, seconds since the epoch
+
+    @property
+    def paths(self) -> StagePaths:
+        """The files in `folder`."""
+        return StagePaths(self.folder)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Ends a stalled stage, and names what stalls.
 
-Each component (rollout engine, training rank, the stage's controller) sends heartbeats to a board: that it made progress,
-and what it is doing. Components are never queried, because one that hangs does not answer. The stage is stalled when no
-component that is doing something has made progress for `training.stall_s`.
+Each component (rollout engine, training rank, the stage's controller) sends heartbeats to a board: that it made
+progress, and what it is doing. Components are never queried, because one that hangs does not answer. The stage is
+stalled when no component that is doing something has made progress for `training.stall_s`.
 """
 
 from __future__ import annotations

@@ -30,8 +30,8 @@ class StepMetrics:
         grad_norm and learning_rate of the last optimizer step, tokens_per_s_per_gpu, mfu (model FLOPs utilization).
     Sampler: policy_lag (how many versions of the weights the samples are behind), zero_variance_drawn (share of the
         drawn groups), prompts_drawn, engine_restarts, seconds_rollout.
-    Step: step (from 1), prompts (drawn so far), tokens (generated), time (seconds since the epoch), seconds (the whole
-        step) = seconds_generate + seconds_experience + seconds_update + seconds_sync; seconds_wait: waited for examples.
+    Step: step (from 1), prompts (drawn so far), tokens (generated), time (since the epoch), seconds (of the whole step,
+        = seconds_generate + seconds_experience + seconds_update + seconds_sync), seconds_wait (waited for examples).
 
     Example:
         StepMetrics(step=1, reward=0.25, kl=0.0, grad_norm=0.8, seconds=12.5, ...)

@@ -42,7 +42,7 @@ class TensorBoard:
         from torch.utils.tensorboard import SummaryWriter
 
         after = job.checkpoint.step + 1 if job.checkpoint else 0
-        self._writer = SummaryWriter(job.folder / "tensorboard", purge_step=after)
+        self._writer = SummaryWriter(job.paths.tensorboard, purge_step=after)
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         for name, value in metrics.items():
@@ -139,7 +139,7 @@ class Trackers:
         for name in job.config.training.trackers:
             self._try(name, lambda name=name: self._open.update({name: _TRACKERS[name](job)}))
         before = job.checkpoint.step if job.checkpoint else 0  # rows of these steps have been logged
-        for row in follow(job.folder / "metrics.jsonl", self._ended.is_set):
+        for row in follow(job.paths.metrics, self._ended.is_set):
             if row["step"] > before:
                 metrics = {name: value for name, value in row.items() if name not in _NOT_METRICS}
                 self._each(lambda tracker, row=row, metrics=metrics: tracker.log(row["step"], metrics))
@@ -163,10 +163,10 @@ def _run_name(job: StageJob) -> str:
 
 
 def _stored(job: StageJob, tracker: str) -> str | None:
-    file = job.folder / "trackers.json"
+    file = job.paths.trackers
     return read_json(file).get(tracker) if file.exists() else None
 
 
 def _store(job: StageJob, tracker: str, run_id: str) -> None:
-    file: Path = job.folder / "trackers.json"
+    file: Path = job.paths.trackers
     write_json(file, (read_json(file) if file.exists() else {}) | {tracker: run_id})

@@ -19,6 +19,7 @@ from medssr_dist.data.records import Question
 from medssr_dist.errors import Diverged, InputError, Stopped
 from medssr_dist.readers import name_source
 from medssr_dist.run.clock import duration
+from medssr_dist.run.paths import StagePaths
 from medssr_dist.run.stream import follow, kept_at_end, kept_labels, kept_labels_from, publish_taken
 from medssr_dist.runtime.device import device_env
 from medssr_dist.runtime.models import publish_folder
@@ -31,7 +32,7 @@ from medssr_dist.training.rollout.examples import (
     shuffle,
 )
 from medssr_dist.training.stage_actor import Examples, StageActor
-from medssr_dist.training.stage_job import STOP_FILE, StageCounts, StageJob, StageSummary
+from medssr_dist.training.stage_job import StageCounts, StageJob, StageSummary
 from medssr_dist.training.stall_watch import StallWatch, start_board
 from medssr_dist.training.step_metrics import StepMetrics, read_metrics
 from medssr_dist.training.trackers import Trackers
@@ -49,29 +50,23 @@ class RunningStage:
         job: the stage; its `checkpoint` is found here.
         examples, on_taken: see StageActor.run; both are called inside the stage's actor.
         should_stop: whether the run was asked to stop; the stage then saves and ends after its current step.
-        actor_class: the controller of the stage.
     """
 
     def __init__(
-        self,
-        job: StageJob,
-        examples: Examples,
-        on_taken: Callable[[int], None],
-        should_stop: Callable[[], bool],
-        actor_class: type[StageActor] = StageActor,
+        self, job: StageJob, examples: Examples, on_taken: Callable[[int], None], should_stop: Callable[[], bool]
     ):
         import ray
 
         if should_stop():
             raise Stopped(f"stopped before {job.name}; the same command resumes")
-        _clear_partial(job.folder)
-        checkpoint = settle(job.folder / "checkpoints")
+        _clear_partial(job.paths)
+        checkpoint = settle(job.paths.checkpoints)
         done = checkpoint.step if checkpoint else 0
         if job.end is not None and time.time() > job.end:  # before minutes are spent on starting it
             raise Stopped(f"{job.name} stopped after step {done}, its end time is over; the same command resumes")
-        _drop_steps_after(job.folder, done)
+        _drop_steps_after(job.paths, done)
         self._job, self._should_stop, self._started = replace(job, checkpoint=checkpoint), should_stop, time.monotonic()
-        self._actor = ray.remote(num_cpus=1, runtime_env={"env_vars": device_env()})(actor_class).remote()
+        self._actor = ray.remote(num_cpus=1, runtime_env={"env_vars": device_env()})(StageActor).remote()
         board = start_board()
         self._watch = StallWatch(board, job.config.training.stall_s)
         self._result = self._actor.run.remote(self._job, examples, on_taken, board)
@@ -97,7 +92,7 @@ class RunningStage:
             counts = ray.get(self._result)
         except ray.exceptions.RayTaskError as error:
             raise _explain(error, self._job.folder) from None
-        _publish(self._job.folder, counts, round(time.monotonic() - self._started, 1))
+        _publish(self._job.paths, counts, round(time.monotonic() - self._started, 1))
         ray.kill(self._actor)
         return True
 
@@ -123,7 +118,7 @@ class RunningStage:
             tqdm.write(str(error))
 
     def _ask_to_stop(self) -> None:
-        file = self._job.folder / STOP_FILE
+        file = self._job.paths.stop_request
         if not file.exists():
             tqdm.write(f"{self._job.name}: will stop after this step, once it is saved")
             file.touch()
@@ -134,7 +129,7 @@ class RunningStage:
         self._bar.close()
 
     def _show(self) -> None:
-        steps = read_metrics(self._job.folder / "metrics.jsonl")
+        steps = read_metrics(self._job.paths.metrics)
         if steps and steps[-1].step > self._bar.n:
             self._bar.n = steps[-1].step
             self._bar.set_postfix(_bar_text(steps, self._job.expected_steps))
@@ -149,7 +144,7 @@ def _bar_text(steps: list[StepMetrics], total: int) -> dict[str, str]:
 
 
 def _explain(error, folder: Path) -> Exception:
-    """Return the error that ended a stage: its own Stopped, Diverged or InputError; InputError too if memory or disk is full.
+    """Return what ended a stage: its own Stopped, Diverged or InputError; InputError too if memory or disk is full.
 
     torch and DeepSpeed report a full disk in several ways, so the disk itself is checked.
     """
@@ -200,7 +195,15 @@ def start_stage2(
     folder: Path,
     should_stop: Callable[[], bool],
 ) -> RunningStage:
-    """Start stage 2: supervised GRPO on human-annotated questions (paper section 3.4).
+    """Start stage 2: supervised GRPO on human-annotated questions (paper section 3.4). Arguments as of `plan_stage2`."""
+    job, examples = plan_stage2(config, model, reference, questions, labels, folder)
+    return RunningStage(job, examples, ignore_taken, should_stop)
+
+
+def plan_stage2(
+    config: Config, model: Path, reference: Path, questions: list[Question], labels: Path, folder: Path
+) -> tuple[StageJob, Examples]:
+    """Return what stage 2 is to do, and the examples that it trains on.
 
     Args:
         model: stage 1's checkpoint, or the base model if stage 1 is off.
@@ -214,7 +217,7 @@ def start_stage2(
         data += f" Mixed with {_pseudo_labels(config)}"
     examples = shuffle(examples, config.runtime.random_seed)
     job = _job("stage2", config, model, reference, folder, data, _expected_steps(stage, len(examples)))
-    return RunningStage(job, partial(_listed, examples), _ignore, should_stop)
+    return job, partial(_list_examples, examples)
 
 
 def _job(
@@ -248,12 +251,12 @@ def _label_examples(labels: Path, start: int, watch: Callable[[], object]) -> It
     return ((place, example_of_label(label)) for place, label in kept_labels_from(labels, start, watch))
 
 
-def _listed(examples: list[Example], start: int, watch: Callable[[], object]) -> Iterable[tuple[int, Example]]:
+def _list_examples(examples: list[Example], start: int, watch: Callable[[], object]) -> Iterable[tuple[int, Example]]:
     """Yield (place, Example) of a list; it never waits, so `watch` is not called."""
     return enumerate(examples[start:], start=start + 1)
 
 
-def _ignore(taken: int) -> None:
+def ignore_taken(taken: int) -> None:
     """No other step waits for stage 2 to take its examples."""
 
 
@@ -261,25 +264,25 @@ def _expected_steps(stage: Stage, examples: int) -> int:
     return stage.steps or max(1, -(-examples // stage.prompts_per_step))
 
 
-def _clear_partial(folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / STOP_FILE).unlink(missing_ok=True)
-    for partial_export in folder.glob("hf*.partial"):
-        shutil.rmtree(partial_export)
+def _clear_partial(paths: StagePaths) -> None:
+    paths.folder.mkdir(parents=True, exist_ok=True)
+    paths.stop_request.unlink(missing_ok=True)
+    for export in paths.partial_exports():
+        shutil.rmtree(export)
 
 
-def _drop_steps_after(folder: Path, step: int) -> None:
+def _drop_steps_after(paths: StagePaths, step: int) -> None:
     """Remove the rows of steps that will be taken again."""
-    for name in ("metrics.jsonl", "samples.jsonl"):
-        rows = list(follow(folder / name, ended=lambda: True))
+    for file in (paths.metrics, paths.samples):
+        rows = list(follow(file, ended=lambda: True))
         kept = [row for row in rows if row["step"] <= step]
         if len(kept) < len(rows):
-            write_atomic(folder / name, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
+            write_atomic(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
 
 
-def _publish(folder: Path, counts: StageCounts, seconds: float) -> None:
-    publish_folder(folder / "hf.partial", folder / "hf")
-    steps = read_metrics(folder / "metrics.jsonl")
+def _publish(paths: StagePaths, counts: StageCounts, seconds: float) -> None:
+    publish_folder(paths.hf_partial, paths.hf)
+    steps = read_metrics(paths.metrics)
     summary = StageSummary(
         **asdict(counts),
         seconds=seconds,
@@ -287,4 +290,4 @@ def _publish(folder: Path, counts: StageCounts, seconds: float) -> None:
         reward_by_step=[step.reward for step in steps],
         tokens=sum(step.tokens for step in steps),
     )
-    write_json(folder / "summary.json", asdict(summary))
+    write_json(paths.summary, asdict(summary))

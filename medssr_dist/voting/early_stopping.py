@@ -1,7 +1,7 @@
 """When the votes taken settle the decision, and how many more it takes at least before they can.
 
 Why stopping loses nothing: the seeds of all K votes are fixed beforehand, so that full voting is one of the ways in
-which the votes not taken may fall, each for an option or invalid. `certain` says that all of these ways end in the
+which the votes not taken may fall, each for an option or invalid. `is_certain` says that all of these ways end in the
 same decision; then full voting ends in it. Not all ways need be tried, as the extremes bound the rest. With r votes
 left, the leader is overtaken or caught up with if at all when all r go to the runner-up, an option without votes
 included; a tie and "no valid vote" are broken by one vote. Of its shares, votes / K is least when none of the r is
@@ -9,7 +9,7 @@ for it and most when all are; votes / valid is so too, the rest being votes for 
 the share as it is, a vote for another option lowers it, and one for the leader lifts it. Division and comparison of
 doubles keep that order. Hence it is certain that the label is kept, or that it is not, by looking at two shares.
 
-Waves: `needed` is the least number of further votes after which the decision can be certain, so that no proper part
+Waves: `count_needed_votes` is the least number of further votes after which the decision can be certain, so no part
 of such a wave settles it, whatever the wave says; and where waves follow the order of the seeds, they take exactly the
 votes that asking one by one would take. That a wave does settle it is not said: then there is another.
 
@@ -31,27 +31,27 @@ from math import comb
 from operator import mul
 
 from medssr_dist.config.schema import Voting
-from medssr_dist.voting.tally import Decision, Rule, Standing, Tally, reaches, standing_of
+from medssr_dist.voting.tally import Decision, DecisionRule, RankedCounts, Tally, rank_counts, reaches_threshold
 
 
-def certain(tally: Tally, letters: Sequence[str], voting: Voting) -> bool:
+def is_certain(tally: Tally, letters: Sequence[str], voting: Voting) -> bool:
     """Whether voting on a question may end: with these votes, and with all K, it is decided alike.
 
     By `voting.adaptive`: never: only with K votes. lossless: outcome, answer and kept are settled. kept: it is settled
     that the label is not kept, or that it is and with which answer. statistical: that the leader wins and is kept, or
-    that it wins and is not, has a probability of 1 - error_rate at least (`likely_decision`).
+    that it wins and is not, has a probability of 1 - error_rate at least (`find_likely_decision`).
     """
-    return _is_certain(standing_of(tally, letters), Rule.of(voting))
+    return _is_certain(rank_counts(tally, letters), DecisionRule.from_config(voting))
 
 
-def needed(tally: Tally, letters: Sequence[str], voting: Voting) -> int:
-    """The fewest further votes after which voting could be `certain`; 0 = it is."""
-    return _needed(standing_of(tally, letters), Rule.of(voting))
+def count_needed_votes(tally: Tally, letters: Sequence[str], voting: Voting) -> int:
+    """The fewest further votes after which voting could be `is_certain`; 0 = it is."""
+    return _count_needed_votes(rank_counts(tally, letters), DecisionRule.from_config(voting))
 
 
-def decided(tally: Tally, letters: Sequence[str], voting: Voting) -> Decision | None:
+def find_decision(tally: Tally, letters: Sequence[str], voting: Voting) -> Decision | None:
     """The decision, or None where it is not certain."""
-    standing, rule = standing_of(tally, letters), Rule.of(voting)
+    standing, rule = rank_counts(tally, letters), DecisionRule.from_config(voting)
     if not _is_certain(standing, rule):
         return None
     if rule.left(standing) == 0:
@@ -61,20 +61,20 @@ def decided(tally: Tally, letters: Sequence[str], voting: Voting) -> Decision | 
     return _settled(standing, rule) or Decision("rejected", False)
 
 
-def confidences(tally: Tally, letters: Sequence[str], voting: Voting) -> tuple[tuple[float, float], ...]:
+def bound_confidences(tally: Tally, letters: Sequence[str], voting: Voting) -> tuple[tuple[float, float], ...]:
     """Least and most share of the option with the most votes that all K votes may show: of K, and of the valid ones.
 
     It is least where no further vote is for the leader: as many for its rivals as leave it at the top. Where more are
     left than that, all options may end equal. 0 where there may be, or is, no valid vote.
     """
-    standing, rule = standing_of(tally, letters), Rule.of(voting)
+    standing, rule = rank_counts(tally, letters), DecisionRule.from_config(voting)
     top, left, valid = standing.counts[0], rule.left(standing), standing.valid
     rivals_and_leader = min(valid + left, top * len(letters))
     of_valid = top / rivals_and_leader if top else 0.0, (top + left) / (valid + left) if valid + left else 0.0
     return (top / rule.samples, (top + left) / rule.samples), of_valid
 
 
-def _is_certain(standing: Standing, rule: Rule) -> bool:
+def _is_certain(standing: RankedCounts, rule: DecisionRule) -> bool:
     left = rule.left(standing)
     if left == 0:
         return True
@@ -87,7 +87,7 @@ def _is_certain(standing: Standing, rule: Rule) -> bool:
     return rule.adaptive == "statistical" and _likely(standing, rule)[1] >= 1 - rule.error_rate
 
 
-def _settled(standing: Standing, rule: Rule) -> Decision | None:
+def _settled(standing: RankedCounts, rule: DecisionRule) -> Decision | None:
     """The decision where all ways in which the votes left may fall, of which there are some, end in it."""
     left = rule.left(standing)
     (top, second), valid = standing.counts[:2], standing.valid
@@ -98,12 +98,12 @@ def _settled(standing: Standing, rule: Rule) -> Decision | None:
     return None if rule.keeps(top + left, valid + left) else Decision("labeled", False)
 
 
-def _likely(standing: Standing, rule: Rule) -> tuple[bool, float]:
-    return likely_decision(standing.counts, standing.invalid, rule.samples, rule.threshold, rule.confidence)
+def _likely(standing: RankedCounts, rule: DecisionRule) -> tuple[bool, float]:
+    return find_likely_decision(standing.counts, standing.invalid, rule.samples, rule.threshold, rule.confidence)
 
 
 @lru_cache(maxsize=2**16)
-def _needed(standing: Standing, rule: Rule) -> int:
+def _count_needed_votes(standing: RankedCounts, rule: DecisionRule) -> int:
     left = rule.left(standing)
     if rule.adaptive == "never":
         return left
@@ -115,7 +115,7 @@ def _needed(standing: Standing, rule: Rule) -> int:
     return bisect_left(range(left), True, key=possible)
 
 
-def _best_waves(standing: Standing, count: int, of_valid: bool) -> Iterator[Standing]:
+def _best_waves(standing: RankedCounts, count: int, of_valid: bool) -> Iterator[RankedCounts]:
     """Where the options may stand after `count` more votes: of these one is certain, if any is.
 
     The winner may as well be the leader: another option that would win and the leader can exchange their final votes.
@@ -128,11 +128,11 @@ def _best_waves(standing: Standing, count: int, of_valid: bool) -> Iterator[Stan
             rivals[rivals.index(rivals[-1])] += 1  # the first that is equal to the last: they stay in order
         for to_leader in range(count - to_rivals, -1, -1):
             counts = sorted((leader + to_leader, *rivals), reverse=True)
-            yield Standing(tuple(counts), standing.invalid + count - to_rivals - to_leader)
+            yield RankedCounts(tuple(counts), standing.invalid + count - to_rivals - to_leader)
 
 
 @lru_cache(maxsize=2**16)
-def likely_decision(
+def find_likely_decision(
     counts: tuple[int, ...], invalid: int, samples: int, threshold: float, confidence: str
 ) -> tuple[bool, float]:
     """Whether it is more likely that the leader wins and is kept, or wins and is not; and the probability of just this.
@@ -150,7 +150,7 @@ def likely_decision(
         final = counts[0] + more
         for others, arranged in enumerate(_below(counts[1:], final, left - more)):
             of = samples if confidence == "requested" else valid + more + others
-            kept = of > 0 and reaches(final, of, threshold)
+            kept = of > 0 and reaches_threshold(final, of, threshold)
             rest = left - more - others
             ways[kept] += comb(final, more) * arranged * comb(invalid + rest, rest)
     likely = ways[True] >= ways[False]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from medssr_dist.config.schema import Voting
 from medssr_dist.data.records import Label, Question
-from medssr_dist.voting.early_stopping import confidences, decided
+from medssr_dist.voting.early_stopping import bound_confidences, find_decision
 from medssr_dist.voting.tally import Tally
 
 
-def decide(
+def label_question(
     question: Question, tally: Tally, voting: Voting, *, tokens: int, truncated: int, policy: str, sampling: str
 ) -> Label:
     """The label of `question` from all K votes, or from so many that the rest need not be taken (`bound.certain`).
@@ -20,7 +20,7 @@ def decide(
     Raises:
         ValueError: the votes do not settle it, there are more than K, or one is for no option of the question.
     """
-    found = decided(tally, tuple(question.options), voting)
+    found = find_decision(tally, tuple(question.options), voting)
     if found is None:
         raise ValueError(f"{tally} decides nothing yet on question {question.id}: K = {voting.samples}")
     return _label(
@@ -37,7 +37,7 @@ def decide(
     )
 
 
-def quarantine(
+def quarantine_question(
     question: Question,
     tally: Tally,
     voting: Voting,
@@ -69,7 +69,7 @@ def _leader(tally: Tally) -> str:
 
 
 def _label(question: Question, tally: Tally, voting: Voting, **fields) -> Label:
-    of_requested, of_valid = confidences(tally, tuple(question.options), voting)
+    of_requested, of_valid = bound_confidences(tally, tuple(question.options), voting)
     return Label(
         question=question,
         counts=dict(tally.counts),

@@ -20,13 +20,20 @@ from medssr_dist.data.answers import INSTRUCTION
 from medssr_dist.data.jsonl import JsonlLedger, read_json, write_json
 from medssr_dist.data.records import Label, Question, Vote, content_hash
 from medssr_dist.errors import InputError
-from medssr_dist.voting.segments import Segment, count_votes, pack, remove_leftovers, segment_of, stored_segments
+from medssr_dist.run.paths import VotingPaths
+from medssr_dist.voting.segments import (
+    Segment,
+    count_votes,
+    list_segments,
+    pack_segment,
+    remove_leftovers,
+    segment_number,
+)
 
-LEDGER_FILE = "ledger.json"
 _Row = TypeVar("_Row")
 
 
-def sampling_hash(config: Config, chat_template: str | None) -> str:
+def hash_vote_sampling(config: Config, chat_template: str | None) -> str:
     """Hash of all that shapes a sampled answer besides the model and the question."""
     voting = config.voting
     return content_hash(
@@ -42,13 +49,13 @@ def sampling_hash(config: Config, chat_template: str | None) -> str:
     )
 
 
-def seeds_of(question_id: str, random_seed: int, samples: int) -> range:
+def derive_seeds(question_id: str, random_seed: int, samples: int) -> range:
     """Seeds of a question's K votes: the same in every run with this `runtime.random_seed`, apart from others'."""
     first = int(content_hash([random_seed, question_id])[:7], 16)
     return range(first, first + samples)
 
 
-class Counts(NamedTuple):
+class LedgerCounts(NamedTuple):
     """What a ledger holds."""
 
     labels: int
@@ -89,22 +96,21 @@ class VoteLedger:
 
     def __init__(self, folder: Path, policy: str, sampling: str, keep_text: bool = True):
         self.policy, self.sampling, self.keep_text = policy, sampling, keep_text
-        self.labels_file = Path(folder) / "labeled.jsonl"
-        self._file = Path(folder) / LEDGER_FILE
-        self._folder = Path(folder) / "votes"
+        paths = VotingPaths(Path(folder))
+        self.labels_file, self._file, self._folder = paths.labels, paths.ledger, paths.votes
         self._folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(self._folder)
         self._labels = JsonlLedger(self.labels_file)
-        self.decided = self.kept = 0
+        self.num_labels = self.num_kept = 0
         for label in self._stored_labels():
-            self.decided += 1
-            self.kept += label.kept
-        self._found = self.decided
+            self.num_labels += 1
+            self.num_kept += label.kept
+        self._found = self.num_labels
         self._order: Iterator[tuple[int, str]] = iter(())
         self._label_lines: list[bytes] = []
         self._broken = False  # a commit did not come to its end
         self._segments: dict[int, Segment] = {}
-        self._segment(self.decided)  # a broken line is told now, not hours later
+        self._segment(self.num_labels)  # a broken line is told now, not hours later
         self._packer = ThreadPoolExecutor(1, "pack-votes")
         self._packing: dict[int, Future[int]] = {}
         self._packed = self._packed_before()
@@ -112,9 +118,9 @@ class VoteLedger:
         self._pack_what_is_over()
         self._write_counts()
 
-    def known(self, position: int, question: Question) -> dict[int, Vote]:
+    def known_votes(self, position: int, question: Question) -> dict[int, Vote]:
         """Seed -> vote without its text, of those taken on a question; empty once it has its label."""
-        return {} if position < self.decided else self._segment(position).votes(question.id)
+        return {} if position < self.num_labels else self._segment(position).votes(question.id)
 
     def add_votes(self, position: int, votes: list[Vote]) -> int:
         """Take votes on the question at `position`. The first of a key stands, and none follows its label.
@@ -124,7 +130,7 @@ class VoteLedger:
         Raises:
             ValueError: a vote is of another policy or way of sampling.
         """
-        if position < self.decided:
+        if position < self.num_labels:
             return 0
         segment = self._segment(position)
         for vote in votes:
@@ -134,12 +140,12 @@ class VoteLedger:
 
     def add_label(self, position: int, label: Label) -> None:
         """Take the label of the question at `position`. Raises ValueError unless that is the next one."""
-        if position != self.decided:
-            raise ValueError(f"the next label is of question {self.decided}, not of question {position}")
+        if position != self.num_labels:
+            raise ValueError(f"the next label is of question {self.num_labels}, not of question {position}")
         self._label_lines.append(label.model_dump_json().encode() + b"\n")
         self._segment(position).forget(label.question.id)
-        self.decided += 1
-        self.kept += label.kept
+        self.num_labels += 1
+        self.num_kept += label.kept
 
     def commit(self) -> None:
         """Bring all that was added to disk, votes before labels; segments that are over go to be packed.
@@ -197,7 +203,7 @@ class VoteLedger:
         self.close()
 
     def _segment(self, position: int) -> Segment:
-        number = segment_of(position)
+        number = segment_number(position)
         if number not in self._segments:
             self._segments[number] = Segment(self._folder, number, self.policy, self.sampling)
         return self._segments[number]
@@ -223,15 +229,15 @@ class VoteLedger:
         if not self._file.exists():
             return {}
         stored = {int(number): votes for number, votes in read_json(self._file)["packed"].items()}
-        return {number: votes for number, votes in stored.items() if number < segment_of(self.decided)}
+        return {number: votes for number, votes in stored.items() if number < segment_number(self.num_labels)}
 
     def _pack_what_is_over(self) -> None:
-        for number in range(self._over, segment_of(self.decided)):
+        for number in range(self._over, segment_number(self.num_labels)):
             if number in self._segments:
                 self._segments.pop(number).close()
             if number not in self._packed:
-                self._packing[number] = self._packer.submit(pack, self._folder, number)
-        self._over = segment_of(self.decided)
+                self._packing[number] = self._packer.submit(pack_segment, self._folder, number)
+        self._over = segment_number(self.num_labels)
         if self._note_packed():
             self._write_counts()
 
@@ -244,24 +250,30 @@ class VoteLedger:
 
     def _write_counts(self) -> None:
         """To be called when all labels are on disk: the counts are of the first `label_bytes` of their file."""
-        counts = {"labels": self.decided, "kept": self.kept, "label_bytes": self._labels.size, "packed": self._packed}
+        counts = {
+            "labels": self.num_labels,
+            "kept": self.num_kept,
+            "label_bytes": self._labels.size,
+            "packed": self._packed,
+        }
         write_json(self._file, {"policy": self.policy, "sampling": self.sampling, **counts})
 
 
-def stored_counts(folder: Path) -> Counts:
+def read_ledger_counts(folder: Path) -> LedgerCounts:
     """What the ledger in `folder` holds, also while it is being written.
 
     Read are only the labels that came after ledger.json was written, and the segments that are not packed.
     """
-    votes, labels_file = folder / "votes", folder / "labeled.jsonl"
+    paths = VotingPaths(folder)
+    votes, labels_file = paths.votes, paths.labels
     size = labels_file.stat().st_size if labels_file.exists() else 0
-    found = read_json(folder / LEDGER_FILE) if (folder / LEDGER_FILE).exists() else None
+    found = read_json(paths.ledger) if paths.ledger.exists() else None
     if found is None or found["label_bytes"] > size:  # none yet, or labels were lost since
         found = {"labels": 0, "kept": 0, "label_bytes": 0, "packed": {}}
     newer = list(_kept_after(labels_file, found["label_bytes"])) if size else []
-    packed = {number: found["packed"].get(str(number)) for number in stored_segments(votes)}
+    packed = {number: found["packed"].get(str(number)) for number in list_segments(votes)}
     taken = sum(count_votes(votes, number) if known is None else known for number, known in packed.items())
-    return Counts(found["labels"] + len(newer), found["kept"] + sum(newer), taken)
+    return LedgerCounts(found["labels"] + len(newer), found["kept"] + sum(newer), taken)
 
 
 def _kept_after(labels_file: Path, offset: int) -> Iterator[bool]:

@@ -17,8 +17,8 @@ from medssr_dist.data.jsonl import numbered_rows, read_json
 from medssr_dist.data.records import Vote
 from medssr_dist.errors import InputError
 from medssr_dist.run.directory import RunDir, hold
-from medssr_dist.voting.ledger import LEDGER_FILE, VoteLedger, seeds_of
-from medssr_dist.voting.segments import read_votes, segment_of, stored_segments
+from medssr_dist.voting.ledger import VoteLedger, derive_seeds
+from medssr_dist.voting.segments import list_segments, read_votes, segment_number
 
 TAKEN = "taken"
 THERE = "there already"
@@ -28,7 +28,7 @@ OTHER_WAY = "of another policy or way of sampling"
 _FATES = (TAKEN, THERE, NO_NEED, OTHER_SEED, OTHER_WAY)
 
 
-def merge(root: Path, others: list[Path]) -> list[Counter[str]]:
+def merge_votes(root: Path, others: list[Path]) -> list[Counter[str]]:
     """Take the votes of the runs `others` into the run `root`, and print how many.
 
     Returns:
@@ -39,10 +39,10 @@ def merge(root: Path, others: list[Path]) -> list[Counter[str]]:
     run = RunDir(root)
     sources = [_votes_of(other, run) for other in others]
     identity = _identity(run)
-    config = read_json(run.root / "config.resolved.json")
+    config = read_json(run.config_file)
     merged = []
-    with hold(run), VoteLedger(run.voting, *identity, config["voting"]["keep_text"]) as ledger:
-        positions = _undecided(run.synthesis / "questions.jsonl", ledger.decided)
+    with hold(run), VoteLedger(run.voting.folder, *identity, config["voting"]["keep_text"]) as ledger:
+        positions = _undecided(run.synthesis.questions, ledger.num_labels)
         asked = (config["runtime"]["random_seed"], config["voting"]["samples"])
 
         def refused(vote: Vote) -> str | None:
@@ -50,7 +50,7 @@ def merge(root: Path, others: list[Path]) -> list[Counter[str]]:
                 return OTHER_WAY
             if vote.question_id not in positions:
                 return NO_NEED
-            return None if vote.seed in seeds_of(vote.question_id, *asked) else OTHER_SEED
+            return None if vote.seed in derive_seeds(vote.question_id, *asked) else OTHER_SEED
 
         for other, source in zip(others, sources, strict=True):
             counts = _take(ledger, source, positions, refused)
@@ -60,8 +60,8 @@ def merge(root: Path, others: list[Path]) -> list[Counter[str]]:
 
 
 def _votes_of(other: Path, run: RunDir) -> Path:
-    folder = RunDir(other).voting / "votes"
-    if folder.parent == run.voting:
+    folder = RunDir(other).voting.votes
+    if folder == run.voting.votes:
         raise InputError(f"{other} is the run itself; name the runs whose votes it is to take")
     if not folder.is_dir():
         raise InputError(f"{other} holds no votes: there is no {folder}; name run directories that have voted")
@@ -70,7 +70,7 @@ def _votes_of(other: Path, run: RunDir) -> Path:
 
 def _identity(run: RunDir) -> tuple[str, str]:
     """Policy and sampling of the run's votes."""
-    file = run.voting / LEDGER_FILE
+    file = run.voting.ledger
     if not file.exists():
         raise InputError(
             f"{run.root} has not begun to vote: there is no {file}, which says of which policy and sampling its votes "
@@ -92,7 +92,7 @@ def _take(
 ) -> Counter[str]:
     """In memory are one segment of `source` and one of the run, in whatever order `source` has the questions."""
     counts: Counter[str] = Counter()
-    for number in tqdm(stored_segments(source), desc="merge", unit="segment"):
+    for number in tqdm(list_segments(source), desc="merge", unit="segment"):
         votes: list[tuple[int, Vote]] = []
         for vote in read_votes(source, number):
             if reason := refused(vote):
@@ -100,7 +100,7 @@ def _take(
             else:
                 votes.append((positions[vote.question_id], vote))
         votes.sort(key=lambda pair: pair[0])
-        for _, group in groupby(votes, key=lambda pair: segment_of(pair[0])):
+        for _, group in groupby(votes, key=lambda pair: segment_number(pair[0])):
             for position, vote in group:
                 counts[TAKEN if ledger.add_votes(position, [vote]) else THERE] += 1
             ledger.release()

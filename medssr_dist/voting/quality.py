@@ -24,6 +24,7 @@ from medssr_dist.data.jsonl import write_json
 from medssr_dist.data.records import LETTERS, Label, Question
 from medssr_dist.data.wilson import part, percent, share_of, wilson
 from medssr_dist.errors import InputError
+from medssr_dist.run.paths import VotingPaths
 
 Truth = Callable[[Question], str | None]
 _FINEST = 50  # steps of the threshold, and bins of the histogram, where K is larger
@@ -31,7 +32,7 @@ _VALID_STEPS = 20  # the same for winner's votes / valid votes, which are not mu
 
 
 def write_quality(folder: Path, labels_file: Path, voting: Voting, truth: Truth) -> dict:
-    """Read `labels_file` as a stream; write quality.json and quality.png into `folder`; return `label_quality`'s dict.
+    """Read `labels_file` as a stream; write quality.json and quality.png into `folder`; return the figures.
 
     Raises:
         InputError: a line that is not a label, or a full disk.
@@ -40,9 +41,9 @@ def write_quality(folder: Path, labels_file: Path, voting: Voting, truth: Truth)
 
     size = labels_file.stat().st_size
     with tqdm(total=size, desc="quality of labels", unit="B", unit_scale=True, delay=2) as bar:
-        quality = label_quality(_read_labels(labels_file, bar), voting, truth)
-    write_json(folder / "quality.json", quality)
-    plot_quality(quality, folder / "quality.png")
+        quality = measure_quality(_read_labels(labels_file, bar), voting, truth)
+    write_json(VotingPaths(folder).quality, quality)
+    plot_quality(quality, VotingPaths(folder).quality_plot)
     return quality
 
 
@@ -57,7 +58,7 @@ def _read_labels(labels_file: Path, bar: tqdm) -> Iterator[Label]:
             bar.update(len(line))
 
 
-def label_quality(labels: Iterable[Label], voting: Voting, truth: Truth) -> dict:
+def measure_quality(labels: Iterable[Label], voting: Voting, truth: Truth) -> dict:
     """The figures of quality.json, in constant memory. Shares are 0..1, None where there is nothing to share.
 
     Args:
@@ -336,7 +337,7 @@ def _ratio(part: float, whole: int) -> float | None:
     return part / whole if whole else None
 
 
-def quality_lines(quality: dict) -> list[tuple[str, str]]:
+def format_quality(quality: dict) -> list[tuple[str, str]]:
     """(label, text) rows for the closing table."""
     questions, votes = quality["questions"], quality["votes"]
     outcomes = [f"labeled {part(quality['labeled'], questions)}", f"ties {quality['ties']:,}"]
@@ -345,7 +346,7 @@ def quality_lines(quality: dict) -> list[tuple[str, str]]:
     saved, requested = quality["votes_saved"], quality["votes_requested"]
     return [
         ("outcome", ", ".join(outcomes)),
-        ("kept", f"{part(quality['kept'], questions)} at {threshold_text(quality)}"),
+        ("kept", f"{part(quality['kept'], questions)} at {format_threshold(quality)}"),
         ("truth", _truth_line(quality)),
         (
             "votes",
@@ -356,7 +357,7 @@ def quality_lines(quality: dict) -> list[tuple[str, str]]:
     ]
 
 
-def threshold_text(quality: dict) -> str:
+def format_threshold(quality: dict) -> str:
     """Example: "winner's votes / requested votes >= 0.5"."""
     return f"winner's votes / {quality['confidence']} votes >= {quality['threshold']:g}"
 

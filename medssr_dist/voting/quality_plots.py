@@ -18,7 +18,7 @@ _BLUE, _SKY, _GREEN, _ORANGE, _RED, _GREY = "#0072B2", "#56B4E9", "#009E73", "#E
 
 
 def plot_quality(quality: dict, path: Path) -> None:
-    """PNG at `path` (replaced at once); `quality` as from `quality.label_quality`. A full disk raises InputError."""
+    """PNG at `path` (replaced at once); `quality` as from `quality.measure_quality`. A full disk raises InputError."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     temporary = path.with_name(f".{path.name}.tmp")

@@ -24,20 +24,21 @@ import msgspec
 from medssr_dist.data.jsonl import JsonlLedger, cut_torn_tail, numbered_rows, raise_if_disk_full, sync_folder
 from medssr_dist.data.records import Vote, parse_record
 from medssr_dist.errors import InputError
+from medssr_dist.run.paths import packed_vote_segment, vote_segment
 
-SEGMENT = 4096  # questions
+SEGMENT_QUESTIONS = 4096  # questions
 _CHUNK = 2**20  # bytes
 _GZIP_LEVEL = 5
 _BAD_GZIP = (gzip.BadGzipFile, EOFError, zlib.error)
 _encode = msgspec.json.Encoder().encode
 
 
-def segment_of(position: int) -> int:
+def segment_number(position: int) -> int:
     """Number of the segment that holds the votes on the question at `position`."""
-    return position // SEGMENT
+    return position // SEGMENT_QUESTIONS
 
 
-def stored_segments(folder: Path) -> list[int]:
+def list_segments(folder: Path) -> list[int]:
     """Numbers of the segments in `folder`, in either form, ascending; none where there is no such folder."""
     names = (re.fullmatch(r"(\d+)\.jsonl(\.gz)?", file.name) for file in folder.glob("*"))
     return sorted({int(name[1]) for name in names if name})
@@ -66,16 +67,16 @@ def count_votes(folder: Path, number: int) -> int:
     except FileNotFoundError:
         return 0
     except _BAD_GZIP as error:
-        raise _not_whole(_packed(folder, number), error) from None
+        raise _not_whole(packed_vote_segment(folder, number), error) from None
 
 
-def pack(folder: Path, number: int) -> int:
+def pack_segment(folder: Path, number: int) -> int:
     """Bring a segment into its packed form, from whatever a crash has left. Returns its votes.
 
     Raises:
         InputError: the disk is full (the plain form stands), or the packed form is not whole and alone.
     """
-    plain, packed = _plain(folder, number), _packed(folder, number)
+    plain, packed = vote_segment(folder, number), packed_vote_segment(folder, number)
     _settle(plain, packed)
     if not plain.exists():
         return count_votes(folder, number)
@@ -105,12 +106,12 @@ class Segment:
     """
 
     def __init__(self, folder: Path, number: int, policy: str, sampling: str):
-        self._path = _plain(folder, number)
+        self._path = vote_segment(folder, number)
         self._file: JsonlLedger | None = None  # opened when there is something to write
         self._lines: list[bytes] = []
         self._seen: dict[str, dict[int, tuple]] = defaultdict(dict)
         self.policy, self.sampling = policy, sampling
-        _unpack(self._path, _packed(folder, number))
+        _unpack(self._path, packed_vote_segment(folder, number))
         if cut_torn_tail(self._path):
             for vote in read_votes(folder, number):
                 if (vote.policy, vote.sampling) == (policy, sampling):
@@ -159,20 +160,12 @@ def _line(row: dict) -> bytes:
         return _encode(row | {"text": row["text"].encode("utf-8", "replace").decode()}) + b"\n"
 
 
-def _plain(folder: Path, number: int) -> Path:
-    return folder / f"{number:05d}.jsonl"
-
-
-def _packed(folder: Path, number: int) -> Path:
-    return folder / f"{number:05d}.jsonl.gz"
-
-
 def _open(folder: Path, number: int) -> BinaryIO:
     """The plain form if it is there; who packs it removes it last, so that the other one is there if it is not."""
     try:
-        return open(_plain(folder, number), "rb")
+        return open(vote_segment(folder, number), "rb")
     except FileNotFoundError:
-        return gzip.open(_packed(folder, number), "rb")
+        return gzip.open(packed_vote_segment(folder, number), "rb")
 
 
 def _not_whole(path: Path, error: Exception) -> InputError:

@@ -1,6 +1,6 @@
 """Votes counted, and the rule by which K of them become a label (paper section 3.2).
 
-The rule does not look at which letter has which votes: two tallies with the same `Standing` are decided alike, so
+The rule does not look at which letter has which votes: two tallies with the same `RankedCounts` are decided alike, so
 that what is worked out for one is remembered for all.
 """
 
@@ -17,14 +17,14 @@ from medssr_dist.config.schema import Voting
 class Tally:
     """The votes taken on one question.
 
-    Example: Tally.of(["B", "C", "B", None]) is Tally(counts=(("B", 2), ("C", 1)), invalid=1)
+    Example: Tally.from_answers(["B", "C", "B", None]) is Tally(counts=(("B", 2), ("C", 1)), invalid=1)
     """
 
     counts: tuple[tuple[str, int], ...] = ()  # by letter, ascending; letters with votes only
     invalid: int = 0
 
     @classmethod
-    def of(cls, answers: Iterable[str | None]) -> Tally:
+    def from_answers(cls, answers: Iterable[str | None]) -> Tally:
         tally = cls()
         for answer in answers:
             tally = tally.add(answer)
@@ -47,7 +47,7 @@ class Tally:
         return Tally(tuple(sorted(counts.items())), self.invalid)
 
 
-class Standing(NamedTuple):
+class RankedCounts(NamedTuple):
     """A tally without its letters."""
 
     counts: tuple[int, ...]  # votes of every option, most first, zeros included
@@ -69,7 +69,7 @@ class Decision(NamedTuple):
     kept: bool
 
 
-class Rule(NamedTuple):
+class DecisionRule(NamedTuple):
     """The part of `config.Voting` that decides; small, and a key of caches."""
 
     samples: int
@@ -79,10 +79,10 @@ class Rule(NamedTuple):
     error_rate: float
 
     @classmethod
-    def of(cls, voting: Voting) -> Rule:
+    def from_config(cls, voting: Voting) -> DecisionRule:
         return cls(voting.samples, voting.threshold, voting.confidence, voting.adaptive, voting.error_rate)
 
-    def left(self, standing: Standing) -> int:
+    def left(self, standing: RankedCounts) -> int:
         """Votes not taken. Raises ValueError where there are more than K."""
         left = self.samples - standing.taken
         if left < 0:
@@ -91,9 +91,9 @@ class Rule(NamedTuple):
 
     def keeps(self, votes: int, valid: int) -> bool:
         """Whether the label of a winner with `votes` of `valid` > 0 is kept."""
-        return reaches(votes, valid if self.confidence == "valid" else self.samples, self.threshold)
+        return reaches_threshold(votes, valid if self.confidence == "valid" else self.samples, self.threshold)
 
-    def decision(self, standing: Standing) -> Decision:
+    def decision(self, standing: RankedCounts) -> Decision:
         """That of all K votes: the winner must be alone at the top; a tie, and no valid vote, are never kept."""
         top, second = standing.counts[:2]
         if top == 0:
@@ -103,7 +103,7 @@ class Rule(NamedTuple):
         return Decision("labeled", self.keeps(top, standing.valid))
 
 
-def reaches(votes: int, of: int, threshold: float) -> bool:
+def reaches_threshold(votes: int, of: int, threshold: float) -> bool:
     """Whether the share `votes` / `of` reaches the threshold: the one comparison there is.
 
     The quotient is the double nearest to the true one, and so is a threshold, be it written as 0.3 or computed as 5/6:
@@ -114,9 +114,9 @@ def reaches(votes: int, of: int, threshold: float) -> bool:
     return votes / of >= threshold
 
 
-def standing_of(tally: Tally, letters: Sequence[str]) -> Standing:
+def rank_counts(tally: Tally, letters: Sequence[str]) -> RankedCounts:
     """Where the options stand. Raises ValueError where a vote is for none of them."""
     counts = sorted((count for _, count in tally.counts), reverse=True)
     if not {letter for letter, _ in tally.counts} <= set(letters):
         raise ValueError(f"votes {dict(tally.counts)} are not all for one of the options {', '.join(letters)}")
-    return Standing((*counts, *[0] * (len(letters) - len(counts))), tally.invalid)
+    return RankedCounts((*counts, *[0] * (len(letters) - len(counts))), tally.invalid)

@@ -1,6 +1,6 @@
 """Step 2: the base policy samples up to K answers a question; the majority is the label (paper section 3.2).
 
-Questions come from a feed, which may still grow; the engine pool answers what the ballots ask; the ledger holds votes
+Questions come from a feed, which may still grow; the engine pool answers what the scheduler ask; the ledger holds votes
 and labels. A stop, an error or a kill at any moment loses no vote that had come: the same call goes on.
 """
 
@@ -16,12 +16,13 @@ from medssr_dist.config.schema import Config
 from medssr_dist.data.jsonl import write_json
 from medssr_dist.data.records import Question
 from medssr_dist.errors import InputError, Stopped
-from medssr_dist.inference.placement import engine_pool
+from medssr_dist.inference.placement import open_engine_pool
+from medssr_dist.run.paths import VotingPaths
 from medssr_dist.run.stream import QuestionFeed, mark_end, room
 from medssr_dist.runtime.models import load_tokenizer, model_fingerprint
-from medssr_dist.voting.ballots import Ballots, take_votes
-from medssr_dist.voting.ledger import VoteLedger, sampling_hash
+from medssr_dist.voting.ledger import VoteLedger, hash_vote_sampling
 from medssr_dist.voting.quality import write_quality
+from medssr_dist.voting.vote_scheduler import VoteScheduler, collect_votes
 
 _LOOK_S = 0.5  # how often the trainer's place in the stream is read
 
@@ -46,7 +47,7 @@ def vote(
         trainer_follows: stage 1 trains on the labels meanwhile; the vote waits where it lags (`voting.buffer`).
 
     Returns:
-        What is in `folder`/summary.json: the quality of the labels (`quality.label_quality`), and what this call took.
+        What is in `folder`/summary.json: the quality of the labels (`measure_quality`), and what this call took.
 
     Raises:
         InputError: another policy's labels in `folder`, other questions, engines that cannot be had.
@@ -55,33 +56,33 @@ def vote(
     """
     started = time.monotonic()
     tokenizer = load_tokenizer(model, config.policy)
-    sampling = sampling_hash(config, tokenizer.chat_template)
+    sampling = hash_vote_sampling(config, tokenizer.chat_template)
     with (
         VoteLedger(folder, model_fingerprint(model), sampling, config.voting.keep_text) as ledger,
-        engine_pool(config, model, folder / "engines.jsonl") as pool,
-        tqdm(total=total, desc="vote", unit="question", initial=ledger.decided) as bar,
+        open_engine_pool(config, model, VotingPaths(folder).engine_events) as pool,
+        tqdm(total=total, desc="vote", unit="question", initial=ledger.num_labels) as bar,
     ):
         _skip_decided(feed, ledger, should_stop)
-        hold = _Look(lambda: not room(ledger.labels_file, ledger.kept, config.voting.buffer))
-        ballots = Ballots(config, feed, ledger, tokenizer, hold if trainer_follows else lambda: False)
-        take_votes(pool, ballots, ledger, bar, should_stop)
-        mark_end(ledger.labels_file, ledger.kept)
+        hold = _Look(lambda: not room(ledger.labels_file, ledger.num_kept, config.voting.buffer))
+        scheduler = VoteScheduler(config, feed, ledger, tokenizer, hold if trainer_follows else lambda: False)
+        collect_votes(pool, scheduler, ledger, bar, should_stop)
+        mark_end(ledger.labels_file, ledger.num_kept)
         labels_file = ledger.labels_file
-    took = {"votes_taken_now": ballots.votes, "seconds": round(time.monotonic() - started, 1)}
+    took = {"votes_taken_now": scheduler.num_votes, "seconds": round(time.monotonic() - started, 1)}
     quality = write_quality(folder, labels_file, config.voting, truth)
     summary = took | {"tokens": quality["tokens"], "quality": quality}
-    write_json(folder / "summary.json", summary)
+    write_json(VotingPaths(folder).summary, summary)
     return summary
 
 
 def _skip_decided(feed: QuestionFeed, ledger: VoteLedger, should_stop: Callable[[], bool]) -> None:
     """Pass over the questions that have a label, comparing each with it; waits for those being written anew."""
-    for position in range(ledger.decided):
+    for position in range(ledger.num_labels):
         while (question := feed.next()) is None:
             if feed.ended:
                 raise InputError(
-                    f"{ledger.labels_file} has {ledger.decided:,} labels, but there are only {position:,} questions; "
-                    "put the questions back, or give a new --run-dir"
+                    f"{ledger.labels_file} has {ledger.num_labels:,} labels, but there are only {position:,} "
+                    "questions; put the questions back, or give a new --run-dir"
                 )
             if should_stop():
                 raise Stopped("voting stopped; the same command goes on")

@@ -26,15 +26,15 @@ def questions(tmp_path):
         for step in ("synthesize", "vote"):
             run.begin_step(step, Config.model_validate(TREE), {})
         run.finish_step("synthesize")
-    run.synthesis.mkdir()
-    (run.synthesis / "questions.jsonl").write_text("{}\n" * 4)
+    run.synthesis.folder.mkdir()
+    run.synthesis.questions.write_text("{}\n" * 4)
     return run.root
 
 
 def test_a_run_begins_with_the_questions_alone_and_is_left_as_it_is_then(questions, tmp_path):
     run = RunDir(tmp_path / "bench" / "nodes-2")
     begin_nodes_run(questions, run.root)
-    assert (run.synthesis / "questions.jsonl").read_text() == "{}\n" * 4
+    assert run.synthesis.questions.read_text() == "{}\n" * 4
     assert list(run.manifest()["steps"]) == ["synthesize"] and run.is_finished("synthesize")
     write_json(run.manifest_file, run.manifest() | {"attempts": ["one"]})
     begin_nodes_run(questions, run.root)
@@ -54,9 +54,9 @@ def test_rates_leave_the_start_of_the_engines_out(questions, tmp_path, capsys):
         run = RunDir(folder / f"nodes-{nodes}")
         begin_nodes_run(questions, run.root)
         quality = {"questions": 4, "kept": 2, "votes": 50, "tokens": 1000}
-        write_json(run.voting / "summary.json", {"seconds": seconds, "tokens": 1000, "quality": quality})
+        write_json(run.voting.summary, {"seconds": seconds, "tokens": 1000, "quality": quality})
         events = [{"time": 0.0, "event": "start"}, {"time": 100.0, "event": "ready"}]
-        (run.voting / "engines.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+        run.voting.engine_events.write_text("".join(json.dumps(event) + "\n" for event in events))
         write_json(Attempt.begin(run.root).folder / "timings.json", {FIRST_TOKEN: 7.5})
     begin_nodes_run(questions, folder / "nodes-4")  # still waiting
     assert read_node_rates(folder) == [

@@ -6,7 +6,7 @@ import pytest
 
 from medssr_dist.bench.voting.coordinator import AnswerBank
 from medssr_dist.bench.voting.simulation import DrawnAnswers, Failure, SimulatedEngine, Speed, VirtualLoop
-from medssr_dist.inference.requests import Completion, Request
+from medssr_dist.inference.requests import Completion, SampleRequest
 
 OPTIONS = dict.fromkeys("ABCD", "")
 SECOND_A_TOKEN = Speed(fixed_s=1.0, per_sample_s=0.0, batch=2)
@@ -26,8 +26,8 @@ def exactly(tokens: dict[int, int]):
     return lambda request, seed: Completion(seed, "", tokens[seed], False, "A", "bare")
 
 
-def request(key: str = "ab", n: int = 1, seed: int = 0) -> Request:
-    return Request(key, "", options=OPTIONS, n=n, seed=seed)
+def request(key: str = "ab", n: int = 1, seed: int = 0) -> SampleRequest:
+    return SampleRequest(key, "", options=OPTIONS, n=n, seed=seed)
 
 
 # --- clock ---------------------------------------------------------------------------------------------------------
@@ -72,7 +72,7 @@ async def all_of(engine: SimulatedEngine, count: int) -> list[tuple[float, int, 
     """(time, lease, seed) of the first `count` samples."""
     found = []
     while len(found) < count:
-        taken = await engine.take()
+        taken = await engine.collect()
         found += [(asyncio.get_running_loop().time(), lease, sample.seed) for lease, sample in taken.samples]
     return found
 
@@ -81,7 +81,7 @@ def test_an_engine_decodes_a_token_a_step_for_each_seat():
     async def work():
         engine = SimulatedEngine("e", SECOND_A_TOKEN, exactly({0: 10, 1: 4, 2: 3}), linger_s=0.0)
         await engine.start()
-        engine.give([(5, request(n=3))], [])
+        engine.submit([(5, request(n=3))], [])
         assert engine.running == 2  # the third waits for a seat
         found = await all_of(engine, 3)
         await engine.stop()
@@ -101,7 +101,7 @@ def test_a_slow_engine_and_a_full_batch_take_longer():
     async def work():
         engine = SimulatedEngine("e", speed, exactly({0: 6, 1: 6}), linger_s=0.0, slowness=3.0)
         await engine.start()
-        engine.give([(1, request(n=2))], [])
+        engine.submit([(1, request(n=2))], [])
         return await all_of(engine, 2)
 
     assert [round(time, 6) for time, _, _ in run(work())[0]] == [36, 36]
@@ -111,9 +111,9 @@ def test_what_is_aborted_is_not_handed_over_and_frees_its_seat():
     async def work():
         engine = SimulatedEngine("e", SECOND_A_TOKEN, exactly({0: 50, 1: 50, 9: 5}), linger_s=0.0)
         await engine.start()
-        engine.give([(1, request(n=2)), (2, request(seed=9))], [])
+        engine.submit([(1, request(n=2)), (2, request(seed=9))], [])
         await asyncio.sleep(10)
-        engine.give([], [1])
+        engine.submit([], [1])
         return await all_of(engine, 1)
 
     assert [(round(time, 6), lease, seed) for time, lease, seed in run(work())[0]] == [(15, 2, 9)]
@@ -123,10 +123,10 @@ def test_tokens_are_told_before_a_sample_is_done_and_each_once():
     async def work():
         engine = SimulatedEngine("e", SECOND_A_TOKEN, exactly({0: 30}), linger_s=0.0)
         await engine.start()
-        engine.give([(1, request())], [])
+        engine.submit([(1, request())], [])
         told = 0
         while True:
-            taken = await engine.take()
+            taken = await engine.collect()
             told += taken.tokens
             if taken.samples:
                 return told
@@ -139,14 +139,14 @@ def test_an_engine_dies_and_lives_again():
         lives = iter([Failure(after_s=5.0), Failure()])
         engine = SimulatedEngine("e", SECOND_A_TOKEN, exactly({0: 9}), start_s=60.0, life=lambda: next(lives))
         await engine.start()
-        engine.give([(1, request())], [])
+        engine.submit([(1, request())], [])
         with pytest.raises(ConnectionError):
             while True:
-                assert not (await engine.take()).samples
+                assert not (await engine.collect()).samples
         await engine.stop()
         assert engine.running == 0
         await engine.start()
-        engine.give([(2, request())], [])
+        engine.submit([(2, request())], [])
         assert [lease for _, lease, _ in await all_of(engine, 1)] == [2]
         return engine
 
@@ -158,10 +158,10 @@ def test_a_hanging_engine_says_nothing():
     async def work():
         engine = SimulatedEngine("e", SECOND_A_TOKEN, exactly({0: 9}), life=lambda: Failure(3.0, wedges=True))
         await engine.start()
-        engine.give([(1, request())], [])
+        engine.submit([(1, request())], [])
         with pytest.raises(asyncio.TimeoutError):
             while True:
-                await asyncio.wait_for(engine.take(), 100)
+                await asyncio.wait_for(engine.collect(), 100)
         return engine
 
     engine, _ = run(work())

@@ -28,10 +28,10 @@ from medssr_dist.data.jsonl import read_jsonl
 from medssr_dist.data.records import Label
 from medssr_dist.inference.pool import EnginePool
 from medssr_dist.run.stream import QuestionFeed
-from medssr_dist.voting.ballots import Ballots, take_votes
-from medssr_dist.voting.early_stopping import certain
-from medssr_dist.voting.ledger import VoteLedger, seeds_of
+from medssr_dist.voting.early_stopping import is_certain
+from medssr_dist.voting.ledger import VoteLedger, derive_seeds
 from medssr_dist.voting.tally import Tally
+from medssr_dist.voting.vote_scheduler import VoteScheduler, collect_votes
 
 NO_BAR = SimpleNamespace(n=0, update=lambda count: None, set_postfix=lambda **values: None)
 
@@ -75,9 +75,9 @@ def voted(tmp_path):
         VoteLedger(tmp_path, POLICY, SAMPLING) as ledger,
         EnginePool([InstantEngine(f"e{number}", answers) for number in range(3)], config.voting) as pool,
     ):
-        take_votes(
+        collect_votes(
             pool,
-            Ballots(config, QuestionFeed(tmp_path / "questions.jsonl"), ledger, PlainTokenizer()),
+            VoteScheduler(config, QuestionFeed(tmp_path / "questions.jsonl"), ledger, PlainTokenizer()),
             ledger,
             NO_BAR,
             lambda: False,
@@ -139,10 +139,10 @@ def test_replay_takes_what_asking_one_by_one_would(tmp_path):
     expected = 0
     for row in read_jsonl(tmp_path / "questions.jsonl"):
         tally = Tally()
-        for seed in seeds_of(row["id"], config.runtime.random_seed, 9):
+        for seed in derive_seeds(row["id"], config.runtime.random_seed, 9):
             sample = answers.draw(row["id"], row["options"], seed)
             tally, expected = tally.add(sample.answer), expected + sample.tokens
-            if certain(tally, tuple(row["options"]), config.voting):
+            if is_certain(tally, tuple(row["options"]), config.voting):
                 break
     assert replay(config, tmp_path / "questions.jsonl", tmp_path, answers) == expected
 
@@ -158,7 +158,7 @@ def test_least_tokens_is_the_cheapest_subset_that_settles_it(votes, adaptive, co
     costs = [
         sum(tokens for _, tokens in subset)
         for subset in subsets
-        if certain(Tally.of(answer for answer, _ in subset), ("A", "B", "C"), voting)
+        if is_certain(Tally.from_answers(answer for answer, _ in subset), ("A", "B", "C"), voting)
     ]
     assert least_tokens(votes, ("A", "B", "C"), voting) == min(costs)
 

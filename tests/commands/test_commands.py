@@ -20,8 +20,8 @@ from medssr_dist.data.records import Question
 from medssr_dist.errors import EXIT_BAD_INPUT, InputError
 from medssr_dist.estimates import memory
 from medssr_dist.estimates.memory import refuse_too_little_memory
-from medssr_dist.pipeline import STEPS
 from medssr_dist.run.directory import open_run
+from medssr_dist.run.paths import STEPS, vote_segment
 from medssr_dist.run.stream import mark_end
 from medssr_dist.runtime.models import policy_on_disk
 from medssr_dist.training.train_stage import _explained
@@ -159,15 +159,15 @@ def half_done(tree, root):
     config = config_of(tree)
     with open_run(root, config) as run:
         begin(run, config, "synthesize", "vote", "stage1", "evaluate", finish=("synthesize",))
-    append(run.synthesis / "journal.jsonl", *[{}] * 40)
-    append(run.synthesis / "questions.jsonl", *[{}] * 4)
-    append(run.voting / "labeled.jsonl", *[{"kept": kept} for kept in (True, False, True)])
-    append(run.voting / "votes" / "00000.jsonl", *[{}] * 24)
-    with open(run.voting / "votes" / "00000.jsonl", "a") as file:
+    append(run.synthesis.journal, *[{}] * 40)
+    append(run.synthesis.questions, *[{}] * 4)
+    append(run.voting.labels, *[{"kept": kept} for kept in (True, False, True)])
+    append(vote_segment(run.voting.votes, 0), *[{}] * 24)
+    with open(vote_segment(run.voting.votes, 0), "a") as file:
         file.write('{"torn')
-    append(run.training("stage1") / "metrics.jsonl", {"step": 1, "reward": 0.25, "seconds": 50.0})
+    append(run.stage("stage1").metrics, {"step": 1, "reward": 0.25, "seconds": 50.0})
     answer = {"policy": "f1", "question_id": "q", "generation": 0}
-    append(run.evaluation / "answers.jsonl", answer, answer, answer | {"generation": 1}, answer | {"policy": "old"})
+    append(run.evaluation.answers, answer, answer, answer | {"generation": 1}, answer | {"policy": "old"})
     (root / "clock.json").write_text('{"vote": 60.0, "stage1": 200.0}')
     return run
 
@@ -189,7 +189,7 @@ def test_status_of_an_interrupted_run(tree, tmp_path, capsys):
 
 def test_status_of_a_running_run_tells_what_is_to_go(tree, tmp_path, capsys):
     run = half_done(tree, tmp_path / "run")
-    mark_end(run.voting / "labeled.jsonl", 12)
+    mark_end(run.voting.labels, 12)
     assert not is_held(run)
     with open(run.root / ".lock") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -228,8 +228,8 @@ def voted(tmp_path):
         for step in ("synthesize", "vote"):
             run.begin_step(step, settings, {})
         run.finish_step("synthesize")
-    run.voting.mkdir()
-    (run.voting / "labeled.jsonl").write_text('{"kept": true}\n' * 10)
+    run.voting.folder.mkdir()
+    run.voting.labels.write_text('{"kept": true}\n' * 10)
     write_json(run.root / "clock.json", {"synthesize": 5.0, "vote": 100.0})
     write_json(run.root / "attempts" / "0001" / "timings.json", {"Ray on every node": 20.0, FIRST_ANSWER: 30.0})
     return run.root

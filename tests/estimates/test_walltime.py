@@ -10,8 +10,8 @@ from medssr_dist.data.jsonl import JsonlLedger, write_json
 from medssr_dist.errors import InputError
 from medssr_dist.estimates.rates import Rates, StageRate, VoteRate, read_rates
 from medssr_dist.estimates.walltime import DataCounts, describe_forecast, forecast
-from medssr_dist.pipeline import STEPS
 from medssr_dist.run.directory import open_run
+from medssr_dist.run.paths import STEPS
 
 SLOTS = {"voting engines": 2, "training ranks": 4, "reference ranks": 0, "rollout engines": 2}
 

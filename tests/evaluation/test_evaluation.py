@@ -38,7 +38,7 @@ class RecordingPool:
                 raise KeyboardInterrupt
             self.requests.append(request)
             seeds = range(request.seed, request.seed + request.n)
-            yield request.key, [Completion.of(request, s, self.reply(request, s), 4, False) for s in seeds]
+            yield request.key, [Completion.from_text(request, s, self.reply(request, s), 4, False) for s in seeds]
 
 
 def always_a(request, seed):

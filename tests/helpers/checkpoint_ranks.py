@@ -22,9 +22,9 @@ torch.set_num_threads(1)
 from zero_ranks import CONFIG, part, shard, whole  # noqa: E402
 
 from medssr_dist.config.load import load_config  # noqa: E402
+from medssr_dist.run.paths import CheckpointPaths, StagePaths  # noqa: E402
 from medssr_dist.training import ranks  # noqa: E402
 from medssr_dist.training.backend.strategy import Strategy  # noqa: E402
-from medssr_dist.training.weights.checkpoints import RANKS_FOLDER  # noqa: E402
 
 SPEEDS = ("tokens_per_s_per_gpu", "mfu")  # what the clock tells
 
@@ -40,7 +40,8 @@ def main() -> None:
     if job["tag"]:
         result["bytes"] = policy.checkpoint_bytes()
         state = {"global_step": job["steps"], "left": torch.arange(3)}
-        result["files"] = policy.write_checkpoint(Path(job["folder"]) / "checkpoints" / RANKS_FOLDER, job["tag"], state)
+        checkpoints = CheckpointPaths(StagePaths(Path(job["folder"])).checkpoints)
+        result["files"] = policy.write_checkpoint(checkpoints.ranks, job["tag"], state)
         result["status"].append(step(policy, job["batch"], rank, world))
     torch.save(result | {"weights": whole(policy, "weight")}, f"{job_file}.{rank}")
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from medssr_dist.inference.requests import Completion, Request
-from medssr_dist.inference.slot import Taken
+from medssr_dist.inference.engine_slot import EngineOutput
+from medssr_dist.inference.requests import Completion, SampleRequest
 
 
-def numbered(request: Request, seed: int) -> Completion:
+def numbered(request: SampleRequest, seed: int) -> Completion:
     return Completion(seed, f"{request.key}/{seed}", 4, truncated=False)
 
 
@@ -28,11 +28,11 @@ class FarEngine:
         delay: float = 0.0,
         ill: Callable = lambda engine, request: None,
         starts: Callable = lambda attempt: None,
-        answer: Callable[[Request, int], Completion] = numbered,
+        answer: Callable[[SampleRequest, int], Completion] = numbered,
     ):
         self.name, self.delay, self._ill, self._starts, self._answer_of = name, delay, ill, starts, answer
         self.attempts = 0
-        self.given: list[Request] = []
+        self.given: list[SampleRequest] = []
         self.aborted: list[int] = []
         self._tasks: dict[int, asyncio.Task] = {}
 
@@ -41,7 +41,7 @@ class FarEngine:
         self._starts(self.attempts)
         self._tasks, self._done = {}, asyncio.Queue()
 
-    def give(self, requests, aborted):
+    def submit(self, requests, aborted):
         for lease, request in requests:
             self.given.append(request)
             self._tasks[lease] = asyncio.ensure_future(self._answer(lease, request))
@@ -55,7 +55,7 @@ class FarEngine:
         if what == "hang":
             await asyncio.sleep(3600)
         if what == "refuse":
-            self._done.put_nowait(Taken(failed=[(lease, "bad prompt")]))
+            self._done.put_nowait(EngineOutput(failed=[(lease, "bad prompt")]))
             return
         for index in range(request.n):
             await asyncio.sleep(self.delay)
@@ -63,9 +63,9 @@ class FarEngine:
                 self._done.put_nowait(RuntimeError("engine core died"))
                 return
             sample = self._answer_of(request, request.seed + index)
-            self._done.put_nowait(Taken([(lease, sample)], tokens=sample.tokens))
+            self._done.put_nowait(EngineOutput([(lease, sample)], tokens=sample.tokens))
 
-    async def take(self):
+    async def collect(self):
         found = await self._done.get()
         if isinstance(found, Exception):
             raise found

@@ -9,8 +9,8 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from medssr_dist.config.schema import Policy
-from medssr_dist.inference.requests import Request
-from medssr_dist.inference.slot import Taken
+from medssr_dist.inference.engine_slot import EngineOutput
+from medssr_dist.inference.requests import SampleRequest
 from medssr_dist.inference.vllm_server import ServerEngine
 
 OPTIONS = {"A": "scurvy", "B": "rickets", "C": "gout", "D": "pellagra"}
@@ -19,8 +19,8 @@ CARD = {"id": "policy", "object": "model", "owned_by": "vllm", "root": "models/p
 KEY = "sk-very-secret-42"
 
 
-def ask(n: int = 1, seed: int = 0, prompt: str = "which vitamin", **fields) -> Request:
-    return Request(key="q", prompt=prompt, options=OPTIONS, n=n, seed=seed, max_tokens=8, **fields)
+def ask(n: int = 1, seed: int = 0, prompt: str = "which vitamin", **fields) -> SampleRequest:
+    return SampleRequest(key="q", prompt=prompt, options=OPTIONS, n=n, seed=seed, max_tokens=8, **fields)
 
 
 def event(index: int, text: str, tokens: int, end: str | None = None, **fields) -> bytes:
@@ -84,10 +84,10 @@ class FarEnd:
             yield str(server.make_url("/v1"))
 
 
-async def take_all(engine: ServerEngine, samples: int) -> Taken:
-    whole = Taken()
+async def take_all(engine: ServerEngine, samples: int) -> EngineOutput:
+    whole = EngineOutput()
     while len(whole.samples) < samples:
-        taken = await engine.take()
+        taken = await engine.collect()
         assert not taken.failed
         whole.samples += taken.samples
         whole.tokens += taken.tokens

@@ -10,7 +10,7 @@ from medssr_dist.data.records import Label, Question, Vote
 from medssr_dist.errors import InputError
 from medssr_dist.voting import segments
 from medssr_dist.voting.ledger import VoteLedger
-from medssr_dist.voting.segments import read_votes, stored_segments
+from medssr_dist.voting.segments import list_segments, read_votes
 
 K = 4
 TEXT = "The patient é\u2028 has it. "  # what str.splitlines would cut is no end of a line
@@ -49,12 +49,12 @@ def label(position: int, policy: str = "p", sampling: str = "s") -> Label:
 def stored(folder: Path) -> list[Vote]:
     """All votes on disk, of whatever policy."""
     votes = folder / "votes"
-    return [vote for number in stored_segments(votes) for vote in read_votes(votes, number)]
+    return [vote for number in list_segments(votes) for vote in read_votes(votes, number)]
 
 
 def seeds(ledger: VoteLedger, position: int) -> list[int]:
     """Of the votes that the ledger has for a question."""
-    return sorted(ledger.known(position, question(position)))
+    return sorted(ledger.known_votes(position, question(position)))
 
 
 def fill(folder: Path, questions: int, labels: int | None = None, **identity: str) -> None:
@@ -62,7 +62,7 @@ def fill(folder: Path, questions: int, labels: int | None = None, **identity: st
     with VoteLedger(folder, identity.get("policy", "p"), identity.get("sampling", "s")) as ledger:
         for position in range(questions):
             ledger.add_votes(position, [vote(position, seed, **identity) for seed in range(K)])
-        for position in range(ledger.decided, questions if labels is None else labels):
+        for position in range(ledger.num_labels, questions if labels is None else labels):
             ledger.add_label(position, label(position, **identity))
 
 
@@ -79,16 +79,16 @@ def keep_lines(file: Path, count: int, rest: bytes = b"") -> None:
 def write(folder: Path, questions: int, rng: random.Random) -> None:
     """Vote on all questions, several at a time, and say after each commit what is on disk now: position, seed."""
     with VoteLedger(folder, "p", "s") as ledger:
-        while ledger.decided < questions:
-            window = range(ledger.decided, min(questions, ledger.decided + 6))
-            missing = [(i, s) for i in window for s in range(K) if s not in ledger.known(i, question(i))]
+        while ledger.num_labels < questions:
+            window = range(ledger.num_labels, min(questions, ledger.num_labels + 6))
+            missing = [(i, s) for i in window for s in range(K) if s not in ledger.known_votes(i, question(i))]
             new = rng.sample(missing, min(len(missing), 7))
             for position, seed in new:
                 ledger.add_votes(position, [vote(position, seed, text=TEXT * rng.randrange(40))])
-            while ledger.decided < questions and len(ledger.known(ledger.decided, question(ledger.decided))) == K:
-                ledger.add_label(ledger.decided, label(ledger.decided))
+            while ledger.num_labels < questions and seeds(ledger, ledger.num_labels) == [*range(K)]:
+                ledger.add_label(ledger.num_labels, label(ledger.num_labels))
             ledger.commit()
-            print(*(f"{position}:{seed}" for position, seed in new), ledger.decided, flush=True)
+            print(*(f"{position}:{seed}" for position, seed in new), ledger.num_labels, flush=True)
 
 
 def fill_a_disk(folder: Path, questions: int) -> None:
@@ -107,7 +107,7 @@ def fill_a_disk(folder: Path, questions: int) -> None:
 
 
 if __name__ == "__main__":
-    segments.SEGMENT = 8
+    segments.SEGMENT_QUESTIONS = 8
     todo, place, count, seed = sys.argv[1:]
     if todo == "fill":
         fill_a_disk(Path(place), int(count))

@@ -6,12 +6,12 @@ from pathlib import Path
 
 from medssr_dist.data.jsonl import read_jsonl
 from medssr_dist.data.records import Label, Vote
-from medssr_dist.voting.segments import read_votes, stored_segments
+from medssr_dist.voting.segments import list_segments, read_votes
 
 
 def stored_votes(voting: Path) -> list[Vote]:
     folder = voting / "votes"
-    return [vote for number in stored_segments(folder) for vote in read_votes(folder, number)]
+    return [vote for number in list_segments(folder) for vote in read_votes(folder, number)]
 
 
 def stored_labels(voting: Path) -> list[Label]:

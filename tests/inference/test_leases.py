@@ -3,16 +3,16 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medssr_dist.inference.leases import CLEAN, Leases, Record, contiguous
-from medssr_dist.inference.requests import Completion, Request
+from medssr_dist.inference.leases import NEW_RECORD, LeaseRecord, Leases, split_into_runs
+from medssr_dist.inference.requests import Completion, SampleRequest
 
 
 def sample(seed: int) -> Completion:
     return Completion(seed, "text", 3, truncated=False)
 
 
-def leased(leases: Leases, key="q", n=3, seed=0, engine=0, record=CLEAN, since=0.0):
-    return leases.add(Request(key, "prompt", n=n, seed=seed), engine, since, record, 10.0)
+def leased(leases: Leases, key="q", n=3, seed=0, engine=0, record=NEW_RECORD, since=0.0):
+    return leases.add(SampleRequest(key, "prompt", n=n, seed=seed), engine, since, record, 10.0)
 
 
 def test_each_sample_is_delivered_once_and_the_last_ends_the_lease():
@@ -77,12 +77,12 @@ def test_cancel_forgets_a_key_at_engines_and_in_the_queues():
 def test_those_at_a_second_death_share_an_engine_with_few_of_their_kind_alone():
     leases = Leases()
     for number in range(8):
-        leased(leases, key=f"q{number}", record=Record(deaths=1))
+        leased(leases, key=f"q{number}", record=LeaseRecord(deaths=1))
     leased(leases, key="new")
     innocent = leased(leases, key="innocent", engine=1)
     leases.bury(0, "died", 0.0)
     assert len(leases.suspects) == 8
-    assert [(request.key, record) for request, record in leases.waiting] == [("new", Record(deaths=1, died=0.0))]
+    assert [(request.key, record) for request, record in leases.waiting] == [("new", LeaseRecord(deaths=1, died=0.0))]
     assert leases.next_suspect(1) is None  # an innocent is there
     leases.deliver(innocent.id, sample(0))
     for _ in range(2):  # 8 were together, so 2 may be
@@ -128,7 +128,7 @@ def test_killers_are_quarantined_and_all_others_answered(questions, poison):
 
 def test_the_reason_tells_the_deaths():
     leases = Leases()
-    leased(leases, key="poison", record=Record(deaths=1, alone=1))
+    leased(leases, key="poison", record=LeaseRecord(deaths=1, alone=1))
     (refused,) = leases.bury(0, "segmentation fault", 100.0)
     assert (refused.key, refused.reason) == (
         "poison",
@@ -154,7 +154,7 @@ def test_what_is_taken_back_waits_for_another_engine():
     lease = leased(leases, n=4)
     leases.deliver(lease.id, sample(0))
     leases.take_back(lease)
-    assert [(request.seed, request.n, record) for request, record in leases.waiting] == [(1, 3, CLEAN)]
+    assert [(request.seed, request.n, record) for request, record in leases.waiting] == [(1, 3, NEW_RECORD)]
 
 
 def test_an_overdue_lease_is_asked_once_more_and_then_refused():
@@ -170,7 +170,7 @@ def test_an_overdue_lease_is_asked_once_more_and_then_refused():
 
 @given(st.sets(st.integers(0, 40)))
 def test_contiguous_covers_the_seeds_in_the_fewest_runs(seeds):
-    runs = contiguous(sorted(seeds))
+    runs = split_into_runs(sorted(seeds))
     assert [seed for first, count in runs for seed in range(first, first + count)] == sorted(seeds)
     assert len(runs) == sum(seed - 1 not in seeds for seed in seeds)
 

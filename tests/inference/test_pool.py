@@ -12,15 +12,15 @@ from far_engine import FarEngine
 from medssr_dist.bench.voting.simulation import SimulatedEngine, Speed, VirtualLoop
 from medssr_dist.config.schema import Voting
 from medssr_dist.errors import InputError
+from medssr_dist.inference import engine_slot
 from medssr_dist.inference import pool as pool_module
-from medssr_dist.inference import slot
-from medssr_dist.inference.leases import Record, Refused
-from medssr_dist.inference.pool import EnginePool, Result
-from medssr_dist.inference.requests import Completion, Listed, Request
+from medssr_dist.inference.leases import LeaseRecord, QuarantinedRequest
+from medssr_dist.inference.pool import EnginePool, PoolResult
+from medssr_dist.inference.requests import Completion, RequestList, SampleRequest
 
 
-def requests(number: int, n=3) -> list[Request]:
-    return [Request(f"q{index}", "prompt", n=n, seed=100 * index) for index in range(number)]
+def requests(number: int, n=3) -> list[SampleRequest]:
+    return [SampleRequest(f"q{index}", "prompt", n=n, seed=100 * index) for index in range(number)]
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +39,7 @@ def answers(engines, asked, **options) -> dict[str, list[Completion]]:
         return dict(pool.generate(asked))
 
 
-def check_whole(found: dict[str, list[Completion]], asked: list[Request]) -> None:
+def check_whole(found: dict[str, list[Completion]], asked: list[SampleRequest]) -> None:
     assert found.keys() == {request.key for request in asked}
     for request in asked:
         seeds = list(range(request.seed, request.seed + request.n))
@@ -103,13 +103,13 @@ def test_a_question_that_kills_is_quarantined_and_all_others_answered():
     engines = [FarEngine(name, 0.001, lambda far, request: "die" if request.key == "q5" else None) for name in "ab"]
     outcomes = []
     with EnginePool(engines, voting()) as pool:
-        work = Listed(iter(asked))
+        work = RequestList(iter(asked))
         for batch in pool.run(work):
             outcomes += batch
-    refused = [outcome for outcome in outcomes if isinstance(outcome, Refused)]
+    refused = [outcome for outcome in outcomes if isinstance(outcome, QuarantinedRequest)]
     assert [each.key for each in refused] == ["q5"]
     assert "engine core died" in refused[0].reason
-    got = Counter((outcome.key, outcome.sample.seed) for outcome in outcomes if isinstance(outcome, Result))
+    got = Counter((outcome.key, outcome.sample.seed) for outcome in outcomes if isinstance(outcome, PoolResult))
     wanted = {(request.key, request.seed + i) for request in asked if request.key != "q5" for i in range(request.n)}
     assert set(got) == wanted and set(got.values()) == {1}
 
@@ -117,9 +117,9 @@ def test_a_question_that_kills_is_quarantined_and_all_others_answered():
 def test_a_suspect_need_not_wait_for_the_last_of_the_others():
     outcomes = []
     with EnginePool([FarEngine(delay=0.001)], voting()) as pool:
-        for turn, batch in enumerate(pool.run(Listed(iter(requests(200))))):
+        for turn, batch in enumerate(pool.run(RequestList(iter(requests(200))))):
             if turn == 40:  # the engine is busy
-                pool._leases.suspects.append((Request("suspect", "prompt"), Record(deaths=2, company=1)))
+                pool._leases.suspects.append((SampleRequest("suspect", "prompt"), LeaseRecord(deaths=2, company=1)))
             outcomes += batch
     assert len(outcomes) == 200 * 3 + 1
     assert [outcome.key for outcome in outcomes].index("suspect") < len(outcomes) // 2
@@ -190,7 +190,7 @@ def test_engines_join_while_it_runs():
 
 
 def test_a_slow_engine_gets_less_and_is_helped_at_the_end(monkeypatch):
-    monkeypatch.setattr(slot, "_KNOWN_S", 0.05)
+    monkeypatch.setattr(engine_slot, "_KNOWN_S", 0.05)
     asked = requests(200, n=2)
     quick, slow = FarEngine("quick", 0.002), FarEngine("slow", 0.4)
     check_whole(answers([quick, slow], asked, voting=voting(stall_s=60)), asked)
@@ -198,13 +198,13 @@ def test_a_slow_engine_gets_less_and_is_helped_at_the_end(monkeypatch):
     assert slow.aborted  # what was asked of both came from the quick one
 
 
-class Ending(Listed):
+class Ending(RequestList):
     """It knows when all is asked."""
 
-    left = property(lambda self: 0 if self.ended else None)
+    remaining = property(lambda self: 0 if self.is_finished else None)
 
 
-@pytest.mark.parametrize(("work_of", "count", "within"), [(Listed, 12_000, 140), (Ending, 3_500, 80)])
+@pytest.mark.parametrize(("work_of", "count", "within"), [(RequestList, 12_000, 140), (Ending, 3_500, 80)])
 def test_what_is_late_on_an_engine_that_lags_is_asked_of_another_too(work_of, count, within):
     """A sample of 2000 tokens takes 40 s, 150 s on the one that lags; at the end its age does not matter."""
     loop, long, given, came = VirtualLoop(), set(), [], []
@@ -220,7 +220,7 @@ def test_what_is_late_on_an_engine_that_lags_is_asked_of_another_too(work_of, co
 
     engines = [SimulatedEngine(str(number), Speed(0.02, 0.0, 64), answer) for number in range(3)]
     engines.append(SimulatedEngine("lags", Speed(0.02, 0.0, 64), slow_answer, slowness=3.75))
-    work = work_of(Request(f"q{number}", "prompt", max_tokens=2000) for number in range(count))
+    work = work_of(SampleRequest(f"q{number}", "prompt", max_tokens=2000) for number in range(count))
     outcomes = []
     with EnginePool(engines, voting(in_flight=64, stall_s=600, deadline_s=600), loop=loop) as pool:
         for batch in pool.run(work):
@@ -239,9 +239,9 @@ def test_random_deaths_lose_and_double_nothing(seed):
 
     asked = requests(50)
     with EnginePool([FarEngine(name, 0.001, ill) for name in "abc"], voting()) as pool:
-        outcomes = [outcome for batch in pool.run(Listed(iter(asked))) for outcome in batch]
-    refused = {outcome.key for outcome in outcomes if isinstance(outcome, Refused)}
-    got = Counter((outcome.key, outcome.sample.seed) for outcome in outcomes if isinstance(outcome, Result))
+        outcomes = [outcome for batch in pool.run(RequestList(iter(asked))) for outcome in batch]
+    refused = {outcome.key for outcome in outcomes if isinstance(outcome, QuarantinedRequest)}
+    got = Counter((outcome.key, outcome.sample.seed) for outcome in outcomes if isinstance(outcome, PoolResult))
     assert set(got.values()) == {1}
     wanted = {(each.key, each.seed + i) for each in asked if each.key not in refused for i in range(each.n)}
     assert wanted <= set(got)
@@ -250,30 +250,30 @@ def test_random_deaths_lose_and_double_nothing(seed):
 class Tail:
     """A question to begin with; then, once all engines are up, `left` samples of another."""
 
-    ended = False
+    is_finished = False
 
     def __init__(self, engines, left: int):
         self._engines, self._rest, self._begun = engines, left, False
 
     @property
-    def left(self):
+    def remaining(self):
         return self._rest if all(engine.attempts for engine in self._engines) else None
 
-    def next(self, most):
+    def next_request(self, max_samples):
         if not self._begun:
             self._begun = True
-            return Request("first", "prompt")
-        count = min(most, self.left or 0)
+            return SampleRequest("first", "prompt")
+        count = min(max_samples, self.remaining or 0)
         if not count:
             return None
         self._rest -= count
-        self.ended = not self._rest
-        return Request("q", "prompt", n=count, seed=self._rest)
+        self.is_finished = not self._rest
+        return SampleRequest("q", "prompt", n=count, seed=self._rest)
 
-    def spare(self, most):
+    def spare_request(self, max_samples):
         return None
 
-    def unwanted(self):
+    def pop_unwanted_keys(self):
         return []
 
 

@@ -14,7 +14,7 @@ from far_server import KEY, POLICY, FarEnd, ask, event, stated, take_all
 from medssr_dist.config.schema import Server
 from medssr_dist.errors import InputError
 from medssr_dist.inference import vllm_server
-from medssr_dist.inference.pool import Taken
+from medssr_dist.inference.pool import EngineOutput
 from medssr_dist.inference.requests import Completion
 from medssr_dist.inference.vllm_server import ServerEngine, ServerLost
 
@@ -52,7 +52,7 @@ async def until(condition) -> None:
 
 async def test_a_sample_a_seed(far_end):
     async with running(far_end) as engine:
-        engine.give([(7, ask(n=3, seed=5)), (8, ask(n=1, seed=2))], [])
+        engine.submit([(7, ask(n=3, seed=5)), (8, ask(n=1, seed=2))], [])
         taken = await take_all(engine, 4)
     by_seed = sorted(taken.samples, key=lambda pair: (pair[0], pair[1].seed))
     letters = {2: "C", 5: "B", 6: "C", 7: "D"}
@@ -64,7 +64,7 @@ async def test_a_sample_a_seed(far_end):
 
 async def test_every_sampling_parameter_is_spelled_out(far_end):
     async with running(far_end) as engine:
-        engine.give([(1, ask(n=2, seed=9, temperature=0.6, top_p=0.95, top_k=20))], [])
+        engine.submit([(1, ask(n=2, seed=9, temperature=0.6, top_p=0.95, top_k=20))], [])
         await take_all(engine, 2)
     asked = {"model": "policy", "prompt": [5, 7], "n": 2, "seed": 9, "temperature": 0.6, "top_p": 0.95, "top_k": 20}
     neutral = {"max_tokens": 8, "min_p": 0.0, "repetition_penalty": 1.0, "stream": True}
@@ -82,8 +82,8 @@ async def test_samples_are_handed_over_as_they_finish(far_end):
 
     far_end.script = script
     async with running(far_end) as engine:
-        engine.give([(1, ask(n=2))], [])
-        first = await engine.take()
+        engine.submit([(1, ask(n=2))], [])
+        first = await engine.collect()
         assert [(sample.seed, sample.answer) for _, sample in first.samples] == [(1, "B")]
         go_on.set()
         second = await take_all(engine, 1)
@@ -100,15 +100,15 @@ async def test_tokens_are_told_while_no_sample_ends(far_end, monkeypatch):
 
     far_end.script = script
     async with running(far_end) as engine:
-        engine.give([(1, ask())], [])
-        assert await engine.take() == Taken(tokens=4)
+        engine.submit([(1, ask())], [])
+        assert await engine.collect() == EngineOutput(tokens=4)
         with pytest.raises(asyncio.TimeoutError):  # comments are no tokens: a server that hangs says nothing
-            await asyncio.wait_for(engine.take(), 0.1)
+            await asyncio.wait_for(engine.collect(), 0.1)
 
 
 async def test_room_in_the_context(far_end):
     async with running(far_end) as engine:
-        engine.give([(1, ask(prompt="word " * 60)), (2, ask(n=2, seed=3, prompt="word " * 64))], [])
+        engine.submit([(1, ask(prompt="word " * 60)), (2, ask(n=2, seed=3, prompt="word " * 64))], [])
         taken = await take_all(engine, 3)
     assert [body["max_tokens"] for body in far_end.bodies] == [4]
     full = [sample for lease, sample in taken.samples if lease == 2]
@@ -117,10 +117,10 @@ async def test_room_in_the_context(far_end):
 
 async def test_choices_are_token_ids(far_end):
     async with running(far_end) as engine:
-        engine.give([(1, ask(choices=("A", "Bb"), temperature=0.6, top_p=0.9, top_k=3))], [])
+        engine.submit([(1, ask(choices=("A", "Bb"), temperature=0.6, top_p=0.9, top_k=3))], [])
         await take_all(engine, 1)
-        engine.give([(2, ask(choices=("A", "two words")))], [])
-        [(lease, reason)] = (await engine.take()).failed
+        engine.submit([(2, ask(choices=("A", "two words")))], [])
+        [(lease, reason)] = (await engine.collect()).failed
     body = far_end.bodies[0]
     assert body["allowed_token_ids"] == [1, 2]
     assert (body["temperature"], body["top_p"], body["top_k"], body["max_tokens"]) == (0.0, 1.0, 0, 1)
@@ -141,9 +141,9 @@ async def test_abort_closes_the_connection_of_that_lease_alone(far_end):
 
     far_end.script = script
     async with running(far_end) as engine:
-        engine.give([(1, ask(n=2)), (2, ask(n=2))], [])
+        engine.submit([(1, ask(n=2)), (2, ask(n=2))], [])
         await until(lambda: len(engine._taken.samples) == 2)
-        engine.give([], [1, 77])  # 77 has ended long ago
+        engine.submit([], [1, 77])  # 77 has ended long ago
         await until(lambda: far_end.open == 1)
         go_on.set()
         taken = await take_all(engine, 3)
@@ -156,7 +156,7 @@ async def test_stop_leaves_a_server_that_hangs(far_end):
 
     far_end.script = script
     async with running(far_end) as engine:
-        engine.give([(lease, ask()) for lease in range(5)], [])
+        engine.submit([(lease, ask()) for lease in range(5)], [])
         await until(lambda: far_end.open == 5)
         await engine.stop()
         await until(lambda: far_end.open == 0)
@@ -176,10 +176,10 @@ async def test_a_refused_request_is_told_with_the_words_of_the_server(far_end):
 
     far_end.script = script
     async with running(far_end) as engine:
-        engine.give([(lease, ask(seed=lease)) for lease in range(3)], [])
-        whole = Taken()
+        engine.submit([(lease, ask(seed=lease)) for lease in range(3)], [])
+        whole = EngineOutput()
         while len(whole.samples) + len(whole.failed) < 3:
-            taken = await engine.take()
+            taken = await engine.collect()
             whole.samples += taken.samples
             whole.failed += taken.failed
     assert sorted(whole.failed) == [(0, "HTTP 400: prompt is cursed"), (1, "HTTP 400: out of vocabulary")]
@@ -233,25 +233,25 @@ async def test_a_lost_server_is_told_after_what_had_finished(far_end, script, wo
 
     far_end.script = first_fine_then_lost
     async with running(far_end) as engine:
-        engine.give([(1, ask(n=2)), (2, ask(seed=9))], [])
+        engine.submit([(1, ask(n=2)), (2, ask(seed=9))], [])
         await until(lambda: engine._lost)
-        assert [lease for lease, _ in (await engine.take()).samples] == [1]
+        assert [lease for lease, _ in (await engine.collect()).samples] == [1]
         with pytest.raises(ServerLost, match="(?s)" + words.replace("(", r"\(")):
-            await engine.take()
+            await engine.collect()
         await until(lambda: far_end.open == 0)  # the server is rid of the rest
 
         far_end.script = far_end.answer
         await engine.start()
-        engine.give([(3, ask(n=2))], [])
+        engine.submit([(3, ask(n=2))], [])
         assert {lease for lease, _ in (await take_all(engine, 2)).samples} == {3}
 
 
 async def test_a_server_that_cuts_answers_is_refused_for_good(far_end):
     far_end.script = says(event(0, "The answer", 3, "length"))
     async with running(far_end) as engine:
-        engine.give([(1, ask())], [])
+        engine.submit([(1, ask())], [])
         with pytest.raises(InputError, match="cuts answers at 3 tokens where 8 were asked for.*max_new_tokens"):
-            await engine.take()
+            await engine.collect()
         with pytest.raises(InputError, match="cuts answers"):
             await engine.start()
 
@@ -267,11 +267,11 @@ async def test_the_key_appears_nowhere(far_end, caplog):
 
     far_end.script = script
     async with running(far_end, api_key=KEY) as engine:
-        engine.give([(0, ask(seed=0))], [])
-        shown.append(repr(await engine.take()))
-        engine.give([(1, ask(seed=1))], [])
+        engine.submit([(0, ask(seed=0))], [])
+        shown.append(repr(await engine.collect()))
+        engine.submit([(1, ask(seed=1))], [])
         with pytest.raises(ServerLost) as lost:
-            await engine.take()
+            await engine.collect()
         shown += traceback.format_exception(lost.value) + [repr(vars(lost.value)), repr(engine), engine.name]
     async with far_end.serve() as url:
         with pytest.raises(InputError) as refused:

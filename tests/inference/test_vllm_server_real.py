@@ -18,8 +18,8 @@ from far_server import KEY, POLICY, ask, take_all
 
 from medssr_dist.config.schema import Policy, Runtime, Server
 from medssr_dist.errors import InputError
-from medssr_dist.inference.requests import Completion, Request
-from medssr_dist.inference.vllm_args import engine_env, engine_kwargs
+from medssr_dist.inference.requests import Completion, SampleRequest
+from medssr_dist.inference.vllm_args import build_engine_env, build_engine_kwargs
 from medssr_dist.inference.vllm_server import ServerEngine
 from medssr_dist.runtime.models import load_tokenizer, model_fingerprint
 
@@ -62,7 +62,7 @@ def vllm_server(policy_folder, tmp_path_factory):
     command += ["--max-model-len", str(LENGTH), "--dtype", "bfloat16", "--max-num-seqs", "32"]
     command += ["--no-enable-chunked-prefill", "--max-num-batched-tokens", "4096"]
     log = tmp_path_factory.mktemp("log") / "server.log"
-    env = os.environ | engine_env(Runtime(), 1)
+    env = os.environ | build_engine_env(Runtime(), 1)
     with open(log, "wb") as out, subprocess.Popen(command, stdout=out, stderr=out, env=env) as process:
         try:
             while not _healthy(f"http://127.0.0.1:{port}/health"):
@@ -109,18 +109,18 @@ def offline(policy_folder) -> list[list[Completion]]:
     policy = Policy(model=str(policy_folder), max_model_len=LENGTH)
     tokenizer = load_tokenizer(policy_folder, policy)
     ids = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in PROMPTS]
-    argument = json.dumps([engine_kwargs(policy_folder, policy, Runtime(enforce_eager=True), 1), ids])
-    command, env = [sys.executable, "-c", OFFLINE, argument], os.environ | engine_env(Runtime(), 1)
+    argument = json.dumps([build_engine_kwargs(policy_folder, policy, Runtime(enforce_eager=True), 1), ids])
+    command, env = [sys.executable, "-c", OFFLINE, argument], os.environ | build_engine_env(Runtime(), 1)
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=env, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     return [
-        [Completion.of(ask(), 3 + i, text, tokens, end == "length") for i, (text, tokens, end) in enumerate(samples)]
+        [Completion.from_text(ask(), 3 + i, text, size, end == "length") for i, (text, size, end) in enumerate(samples)]
         for samples in json.loads(next(line for line in done.stdout.splitlines() if line.startswith("[[")))
     ]
 
 
-async def drawn(engine: ServerEngine, *requests: Request) -> list[Completion]:
-    engine.give(list(enumerate(requests)), [])
+async def drawn(engine: ServerEngine, *requests: SampleRequest) -> list[Completion]:
+    engine.submit(list(enumerate(requests)), [])
     samples = (await take_all(engine, sum(request.n for request in requests))).samples
     return [sample for _, sample in sorted(samples, key=lambda pair: (pair[0], pair[1].seed))]
 
@@ -149,9 +149,9 @@ async def test_a_real_server_aborts_what_nobody_waits_for(vllm_server, policy_fo
     long = replace(ask(n=16, prompt=PROMPTS[0]), max_tokens=200)
     async with real(vllm_server, policy_folder) as engine:
         before = finished()
-        engine.give([(lease, long) for lease in range(24)], [])
-        assert (await engine.take()).samples
-        engine.give([], list(range(24)))
+        engine.submit([(lease, long) for lease in range(24)], [])
+        assert (await engine.collect()).samples
+        engine.submit([], list(range(24)))
         # The server runs 32 samples at once, first come first served: these would come after all of the others.
         assert len(await drawn(engine, ask(n=2, prompt=PROMPTS[0]))) == 2
         assert finished() - before < 24 * 16
@@ -159,8 +159,8 @@ async def test_a_real_server_aborts_what_nobody_waits_for(vllm_server, policy_fo
 
 async def test_a_real_server_refuses_in_words(vllm_server, policy_folder):
     async with real(vllm_server, policy_folder) as engine:
-        engine.give([(4, ask(prompt=PROMPTS[0], n=2, temperature=0.0))], [])
-        [(lease, reason)] = (await engine.take()).failed
+        engine.submit([(4, ask(prompt=PROMPTS[0], n=2, temperature=0.0))], [])
+        [(lease, reason)] = (await engine.collect()).failed
     assert lease == 4
     assert reason.startswith("HTTP 400: ")
     with pytest.raises(InputError, match="refuses the key"):

@@ -9,11 +9,12 @@ import select
 import stat
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from medssr_dist.data.jsonl import read_json, write_json
+from medssr_dist.data.jsonl import JsonlLedger, read_json, write_json
 from medssr_dist.errors import InputError
 from medssr_dist.launch import channel, ports
 from medssr_dist.launch.attempts import (
@@ -31,6 +32,8 @@ from medssr_dist.launch.ray_node import Resources, node_environment, ray_command
 from medssr_dist.launch.ray_watch import missing
 from medssr_dist.launch.slurm import Job, parse_record, same_request
 from medssr_dist.launch.timings import Timings
+from medssr_dist.run.paths import RunPaths
+from medssr_dist.training.weights.checkpoints import CheckpointKeeper, complete_checkpoints, settle
 
 LOOPBACK = "127.0.0.1"
 STOCK = ["training.batching=openrlhf", "training.share_prompts=false"]
@@ -169,25 +172,51 @@ def test_attempts_are_numbered_and_those_without_progress_counted(tmp_path):
     assert unfinished(tmp_path).number == last.number == "0006"
 
 
-def test_steps_trained_again_and_lost_again_are_no_progress_and_a_checkpoint_is(tmp_path):
-    stage = tmp_path / "training" / "stage1"
-    for steps, saved, idle in ((2, None, 1), (3, None, 2), (4, 4, 0), (7, 4, 1), (5, 8, 0)):
+def _save(run: Path, step: int, complete: bool = True) -> None:
+    """Have training's own writer begin the checkpoint of `step`, and complete it unless a rank is lost."""
+
+    def write(folder: Path, tag: str, state: dict) -> list[dict[str, int]]:
+        (folder / tag).mkdir()
+        (folder / tag / "rank0").write_text("x")
+        if not complete:
+            raise KeyboardInterrupt  # a kill: nothing is cleaned up
+        return [{"rank0": 1}]
+
+    keeper = CheckpointKeeper(RunPaths(run).stage("stage1").checkpoints, keep=1, bytes_needed=lambda: 1, write=write)
+    with suppress(KeyboardInterrupt):
+        keeper.save(step, {}, reward=step)
+
+
+def test_only_a_complete_checkpoint_is_progress_in_training(tmp_path):
+    """Steps that are trained again and lost again are no progress; checkpoints are saved and pruned by training."""
+    metrics = RunPaths(tmp_path).stage("stage1").metrics
+    attempts = [  # metrics lines, checkpoint begun, is it completed, idle attempts afterwards
+        (2, None, False, 1),
+        (3, 4, False, 2),
+        (4, 4, True, 0),
+        (7, None, False, 1),
+        (5, 8, True, 0),  # the checkpoint of step 4 is pruned
+        (9, 12, False, 1),
+    ]
+    for steps, step, complete, idle in attempts:
         attempt = Attempt.begin(tmp_path)
-        stage.mkdir(parents=True, exist_ok=True)
-        (stage / "metrics.jsonl").write_text("{}\n" * steps)
-        if saved:
-            write_json(stage / "checkpoints" / "whole.json", {"step": saved})
+        settle(RunPaths(tmp_path).stage("stage1").checkpoints)  # as a stage does before it resumes
+        with JsonlLedger(metrics) as ledger:
+            ledger.append(*[{"step": number} for number in range(steps)])
+        if step:
+            _save(tmp_path, step, complete)
         attempt.finish(1, "the driver failed")
         assert idle_attempts(tmp_path) == idle
+    assert complete_checkpoints(RunPaths(tmp_path).stage("stage1").checkpoints)[0].step == 8
 
 
 def test_the_token_is_its_owners_alone_and_ends_with_the_attempt(tmp_path):
     attempt = Attempt.begin(tmp_path)
     token = attempt.new_token()
-    assert len(token) == 64 and attempt.token_file.read_text() == token
-    assert stat.S_IMODE(attempt.token_file.stat().st_mode) == 0o600
+    assert len(token) == 64 and attempt.paths.token.read_text() == token
+    assert stat.S_IMODE(attempt.paths.token.stat().st_mode) == 0o600
     attempt.finish(0, "done")
-    assert not attempt.token_file.exists()
+    assert not attempt.paths.token.exists()
 
 
 def test_timings_show_the_first_answer_of_this_attempt(tmp_path):

@@ -14,6 +14,7 @@ from medssr_dist.data.jsonl import read_json
 from medssr_dist.errors import InputError
 from medssr_dist.run import directory
 from medssr_dist.run.directory import STEP_SECTIONS, commit, open_run
+from medssr_dist.run.paths import RECORDED_STEPS
 from medssr_dist.runtime.models import model_fingerprint
 
 SECRET = "sk-0123456789-do-not-store"
@@ -161,7 +162,7 @@ def test_a_run_directory_that_cannot_be_one(tmp_path, configured):
 def test_paths(root, configured):
     with open_run(root, configured()) as run:
         assert run.logs.is_dir()
-        folders = {run.synthesis, run.voting, run.evaluation, run.training("stage1"), run.training("stage2")}
+        folders = {run.step(name).folder for name in RECORDED_STEPS}
         assert {str(folder.relative_to(root)) for folder in folders} == {
             "synthesis",
             "voting",

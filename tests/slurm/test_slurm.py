@@ -125,7 +125,7 @@ def test_one_node_with_a_requeue(cluster, repo, slurm_config, finished, tmp_path
 def test_two_nodes_with_the_same_script(cluster, repo, slurm_config, finished, tmp_path, whole):
     run, less = tmp_path / "two", ["evaluation.policies=[stage2]"] if whole else _WITHOUT_STAGE_2
     job = _submit(cluster, repo, slurm_config, run, *less, nodes=2)
-    places = {name: set() for name in ("VoteEngine", "PolicyRank", "RolloutEngine")}
+    places = {name: set() for name in ("VllmActor", "PolicyRank", "RolloutEngine")}
     while cluster.state(job) in ("PENDING", "RUNNING", "COMPLETING"):
         for class_name in places:
             at = {name for name, host in cluster.nodes.items() if host.processes(f"ray::{class_name}")}

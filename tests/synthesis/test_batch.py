@@ -21,8 +21,8 @@ from batch_cases import (
 from medssr_dist.data.jsonl import read_jsonl
 from medssr_dist.errors import InputError
 from medssr_dist.offline_teacher import start_teacher
+from medssr_dist.run.paths import SynthesisPaths
 from medssr_dist.synthesis.client.batch_ledger import BatchLedger
-from medssr_dist.synthesis.client.batch_runner import LEDGER
 
 
 def rows(folder):
@@ -44,14 +44,14 @@ def test_each_request_gets_its_own_reply_whatever_the_order(teacher, tmp_path):
         assert f"Disease {index} " in row["text"] or "Colchicine" in row["text"]
         assert f"sign order {index}" in row["text"] or "gout" in row["text"]
     assert runner.attempts == queue.counts["sent"] == 50 and queue.most_in_flight == 20
-    assert [row["event"] for row in read_jsonl(tmp_path / LEDGER)].count("closed") == 3
-    assert {path.name for path in tmp_path.iterdir()} == {LEDGER, "outcomes.jsonl"}
+    assert [row["event"] for row in read_jsonl(SynthesisPaths(tmp_path).batches)].count("closed") == 3
+    assert {path.name for path in tmp_path.iterdir()} == {SynthesisPaths(tmp_path).batches.name, "outcomes.jsonl"}
 
 
 def test_batches_are_smaller_when_the_supply_gives_less(teacher, tmp_path):
     queue = FileQueue(tmp_path, 12, "less", at_once=5)
     run(settings(teacher), tmp_path, queue)
-    sizes = [len(row["jobs"]) for row in read_jsonl(tmp_path / LEDGER) if row["event"] == "creating"]
+    sizes = [len(row["jobs"]) for row in read_jsonl(SynthesisPaths(tmp_path).batches) if row["event"] == "creating"]
     assert sizes == [5, 5, 2] and delivered(tmp_path) == list(range(12))
 
 
@@ -113,7 +113,7 @@ def test_expired_batches_deliver_what_they_have_and_the_rest_is_asked_again(tmp_
         queue = FileQueue(tmp_path, 16, "expired")
         run(settings(url, retry={"tries": 10}), tmp_path, queue)
         assert sorted(times_served(url, "expired", 16)) == [0] + [1] * 15  # of the last one alone, half is none
-    ended = [row["why"] for row in read_jsonl(tmp_path / LEDGER) if row["event"] == "closed"]
+    ended = [row["why"] for row in read_jsonl(SynthesisPaths(tmp_path).batches) if row["event"] == "closed"]
     assert set(ended) == {"expired"} and len(ended) > 4
     assert queue.counts["reply"] == 15 and queue.counts["no_reply"] == 1
 
@@ -224,12 +224,12 @@ def test_a_proxy_that_knows_nothing_does_not_make_a_batch_be_bought_again(tmp_pa
         with pytest.raises(InputError, match="refuses the batch .*404"):
             run(settings(url), tmp_path, queue)
         proxy.shutdown()
-    assert queue.counts == {} and len(list(BatchLedger(tmp_path / LEDGER))) == 1
+    assert queue.counts == {} and len(list(BatchLedger(SynthesisPaths(tmp_path).batches))) == 1
 
 
 def test_a_batch_at_an_endpoint_that_is_gone(teacher, tmp_path):
     row = {"event": "creating", "part": "0", "model": "m0", "jobs": [0, 1]}
-    ledger = tmp_path / LEDGER
+    ledger = SynthesisPaths(tmp_path).batches
     ledger.write_text(
         json.dumps({"event": "run", "run": "r"}) + "\n" + json.dumps(row | {"base_url": "http://127.0.0.1:1/v1"}) + "\n"
     )

@@ -19,9 +19,9 @@ from batch_cases import (
 )
 
 from medssr_dist.offline_teacher import start_teacher
+from medssr_dist.run.paths import SynthesisPaths
 from medssr_dist.synthesis.client.batch_api import BatchApi
 from medssr_dist.synthesis.client.batch_ledger import BatchLedger
-from medssr_dist.synthesis.client.batch_runner import LEDGER
 
 # Where the process is killed: what is patched, before or after which call of it.
 MOMENTS = {
@@ -88,7 +88,7 @@ def test_kill_9_at_any_moment_loses_nothing_and_pays_nothing_twice(slow_teacher,
     run(settings(slow_teacher, retry={"tries": 20}), tmp_path, queue)
     assert delivered(tmp_path) == list(range(30)) and queue.counts["reply"] == 30 - len(before)
     assert times_served(slow_teacher, moment, 30) == [1] * 30 and queue.counts["lost"] == 0
-    assert not list(BatchLedger(tmp_path / LEDGER))
+    assert not list(BatchLedger(SynthesisPaths(tmp_path).batches))
     assert not list(tmp_path.glob("batch-*.jsonl"))
 
 
@@ -97,6 +97,6 @@ def test_two_lanes_at_one_endpoint_take_up_their_batches(slow_teacher, tmp_path)
     synthesis = synthesis.model_copy(update={"endpoints": [synthesis.endpoints[0]] * 2})
     waiting = lambda runner: all(" of 8" in state.reason for state in runner.states())  # noqa: E731
     run(synthesis, tmp_path, FileQueue(tmp_path, 16, "workers"), waiting)
-    assert len(list(BatchLedger(tmp_path / LEDGER))) == 2
+    assert len(list(BatchLedger(SynthesisPaths(tmp_path).batches))) == 2
     run(synthesis, tmp_path, FileQueue(tmp_path, 16, "workers"))
     assert times_served(slow_teacher, "workers", 16) == [1] * 16 and delivered(tmp_path) == list(range(16))

@@ -9,14 +9,15 @@ from pathlib import Path
 import pytest
 
 from medssr_dist.errors import InputError
-from medssr_dist.training.weights.checkpoints import RANKS_FOLDER, CheckpointKeeper, complete_checkpoints, settle
+from medssr_dist.run.paths import CheckpointPaths
+from medssr_dist.training.weights.checkpoints import CheckpointKeeper, complete_checkpoints, settle
 
 
 class Disk:
     """A stage's checkpoints, written by two ranks of 100 bytes each."""
 
     def __init__(self, checkpoints: Path, keep: int = 1, needed: int = 200):
-        self.checkpoints, self.folder = checkpoints, checkpoints / RANKS_FOLDER
+        self.checkpoints, self.folder = checkpoints, CheckpointPaths(checkpoints).ranks
         self.keeper = CheckpointKeeper(checkpoints, keep, lambda: needed, self.write)
         self.dies_at = ""
 
@@ -33,7 +34,7 @@ class Disk:
 
     def killed_in_save(self, step: int) -> None:
         """What a kill -9 leaves: a partial folder."""
-        self.write(self.folder, f"global_step{step}.partial", {})
+        self.write(self.folder, CheckpointPaths(self.checkpoints).partial(step).name, {})
 
     @property
     def found(self) -> list[str]:

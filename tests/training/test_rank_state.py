@@ -16,7 +16,8 @@ from places import HELPERS
 from zero_cases import VOCABULARY, make_batch, tiny_llama
 
 from medssr_dist.errors import InputError
-from medssr_dist.training.weights.checkpoints import RANKS_FOLDER, Checkpoint, CheckpointKeeper, settle
+from medssr_dist.run.paths import CheckpointPaths
+from medssr_dist.training.weights.checkpoints import Checkpoint, CheckpointKeeper, settle
 from medssr_dist.training.weights.rank_state import fit_to_ranks, read_back, restore_rng, rng_state
 
 
@@ -133,4 +134,6 @@ def test_ranks_go_on_as_if_never_stopped_and_so_do_other_numbers_of_them(tmp_pat
         # AdamW moves weights by about the learning rate a step; without its moments they would end that far apart.
         assert drift(other["weights"], undisturbed["weights"]) < 0.1 * undisturbed["status"][2]["actor_lr"], world
         assert settle(checkpoints) == saved
-    assert [folder.name for folder in (checkpoints / RANKS_FOLDER).iterdir() if folder.is_dir()] == [saved.name]
+    assert [folder for folder in CheckpointPaths(checkpoints).ranks.iterdir() if folder.is_dir()] == [
+        CheckpointPaths(checkpoints).at(saved.step)
+    ]

@@ -17,11 +17,11 @@ from stored_votes import stored_labels, stored_votes
 
 from medssr_dist.config.load import load_config
 from medssr_dist.data.jsonl import read_json, read_jsonl
-from medssr_dist.voting.ledger import seeds_of
+from medssr_dist.voting.ledger import derive_seeds
 
 pytestmark = pytest.mark.slow
 K = 16
-PARTS = {"engine": "ray::VoteEngine", "engine core": "VLLM::EngineCore", "node": "raylet/raylet", "driver": ""}
+PARTS = {"engine": "ray::VllmActor", "engine core": "VLLM::EngineCore", "node": "raylet/raylet", "driver": ""}
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ class Voter:
         assert set(found.values()) == {1}
         whole = [label.question.id for label in labels if label.outcome != "quarantined"]
         random_seed = load_config(self._config).runtime.random_seed
-        wanted = {(question, seed) for question in whole for seed in seeds_of(question, random_seed, K)}
+        wanted = {(question, seed) for question in whole for seed in derive_seeds(question, random_seed, K)}
         assert wanted <= set(found)
 
 

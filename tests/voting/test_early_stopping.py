@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from vote_cases import LETTERS, all_decisions, tally_of, unfinished
 
 from medssr_dist.config.schema import Voting
-from medssr_dist.voting.early_stopping import _needed, certain, confidences, needed
-from medssr_dist.voting.tally import reaches
+from medssr_dist.voting.early_stopping import _count_needed_votes, bound_confidences, count_needed_votes, is_certain
+from medssr_dist.voting.tally import reaches_threshold
 
 
 def cannot_change(votes: str, letters: str, voting: Voting) -> bool:
@@ -24,7 +24,7 @@ def cannot_change(votes: str, letters: str, voting: Voting) -> bool:
 @given(unfinished())
 def test_certain_is_exactly_that_no_completion_changes_the_decision(case):
     votes, letters, voting = case
-    assert certain(tally_of(votes), letters, voting) == cannot_change(votes, letters, voting)
+    assert is_certain(tally_of(votes), letters, voting) == cannot_change(votes, letters, voting)
 
 
 @given(unfinished())
@@ -38,27 +38,27 @@ def test_needed_is_the_fewest_votes_after_which_it_could_be_certain(case):
             for rest in combinations_with_replacement(letters + "-", more)
         )
     )
-    assert needed(tally_of(votes), letters, voting) == fewest
+    assert count_needed_votes(tally_of(votes), letters, voting) == fewest
 
 
 @given(unfinished(), st.data())
 def test_no_part_of_a_wave_settles_it_whatever_the_wave_says(case, data):
     """So that none of its votes was superfluous; that all of them settle it is not promised."""
     votes, letters, voting = case
-    wave = needed(tally_of(votes), letters, voting)
+    wave = count_needed_votes(tally_of(votes), letters, voting)
     said = data.draw(st.text(letters + "-", min_size=wave, max_size=wave))
     part = "".join(vote for vote in said[1:] if data.draw(st.booleans()))
     if wave:
-        assert not certain(tally_of(votes + part), letters, voting)
+        assert not is_certain(tally_of(votes + part), letters, voting)
 
 
 @given(unfinished(), st.data())
 def test_waves_take_just_the_votes_that_asking_one_by_one_takes(case, data):
     _, letters, voting = case
     full = data.draw(st.text(letters + "-", min_size=voting.samples, max_size=voting.samples))
-    one_by_one = next(n for n in range(len(full) + 1) if certain(tally_of(full[:n]), letters, voting))
+    one_by_one = next(n for n in range(len(full) + 1) if is_certain(tally_of(full[:n]), letters, voting))
     taken = 0
-    while wave := needed(tally_of(full[:taken]), letters, voting):
+    while wave := count_needed_votes(tally_of(full[:taken]), letters, voting):
         taken += wave
     assert taken == one_by_one
 
@@ -73,14 +73,14 @@ def test_confidences_are_the_least_and_the_most_of_all_completions(case):
         valid = len(full) - full.count("-")
         shares.append(tops[-1] / valid if valid else 0.0)
     least, most = min(tops) / voting.samples, max(tops) / voting.samples
-    assert confidences(tally_of(votes), letters, voting) == ((least, most), (min(shares), max(shares)))
+    assert bound_confidences(tally_of(votes), letters, voting) == ((least, most), (min(shares), max(shares)))
 
 
 @given(unfinished())
 def test_once_certain_it_stays_so(case):
     votes, letters, voting = case
-    if len(votes) < voting.samples and certain(tally_of(votes), letters, voting):
-        assert all(certain(tally_of(votes + more), letters, voting) for more in letters + "-")
+    if len(votes) < voting.samples and is_certain(tally_of(votes), letters, voting):
+        assert all(is_certain(tally_of(votes + more), letters, voting) for more in letters + "-")
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_once_certain_it_stays_so(case):
 )
 def test_examples(adaptive, votes, threshold, confidence, expected):
     voting = Voting(adaptive=adaptive, threshold=threshold, confidence=confidence)
-    assert certain(tally_of(votes), LETTERS, voting) is expected
+    assert is_certain(tally_of(votes), LETTERS, voting) is expected
 
 
 @pytest.mark.parametrize(
@@ -108,51 +108,51 @@ def test_examples(adaptive, votes, threshold, confidence, expected):
     [("never", "", 16), ("never", "AA", 14), ("lossless", "", 9), ("lossless", "AAAAAAAAB", 1), ("kept", "", 9)],
 )
 def test_waves(adaptive, votes, expected):
-    assert needed(tally_of(votes), LETTERS, Voting(adaptive=adaptive)) == expected
+    assert count_needed_votes(tally_of(votes), LETTERS, Voting(adaptive=adaptive)) == expected
 
 
 @pytest.mark.parametrize("tenths", range(11))
 def test_a_share_that_equals_the_threshold_reaches_it(tenths):
     for of in (10, 20, 30, 110, 1000):
-        assert reaches(tenths * of // 10, of, float(f"0.{tenths}" if tenths < 10 else "1.0"))
+        assert reaches_threshold(tenths * of // 10, of, float(f"0.{tenths}" if tenths < 10 else "1.0"))
 
 
 def test_many_samples_and_letters_are_quick_enough_to_be_asked_always():
     voting = Voting(samples=64, threshold=0.55, confidence="valid", adaptive="kept")
     votes, letters = "", "ABCDEFGHIJ"
-    while wave := needed(tally_of(votes), letters, voting):
+    while wave := count_needed_votes(tally_of(votes), letters, voting):
         votes += ("ABCAD-" * 20)[len(votes) : len(votes) + wave]
-    assert certain(tally_of(votes), letters, voting) and len(votes) <= 64
+    assert is_certain(tally_of(votes), letters, voting) and len(votes) <= 64
 
 
 @pytest.mark.parametrize("of", range(1, 101))
 def test_a_threshold_reaches_itself_however_it_was_written(of):
     for votes in range(of + 1):
-        assert reaches(votes, of, votes / of)
+        assert reaches_threshold(votes, of, votes / of)
         if of in (10, 20, 25, 50, 100):
-            assert reaches(votes, of, float(f"{votes * 100 // of / 100:.2f}"))
+            assert reaches_threshold(votes, of, float(f"{votes * 100 // of / 100:.2f}"))
         if votes:
-            assert not reaches(votes - 1, of, votes / of)
+            assert not reaches_threshold(votes - 1, of, votes / of)
 
 
 @pytest.mark.parametrize("adaptive", ["never", "lossless", "kept", "statistical"])
 def test_of_one_sample_the_one_vote_decides(adaptive):
     voting = Voting(samples=1, adaptive=adaptive)
-    assert needed(tally_of(""), "AB", voting) == 1 and not certain(tally_of(""), "AB", voting)
-    assert all(certain(tally_of(vote), "AB", voting) for vote in "AB-")
+    assert count_needed_votes(tally_of(""), "AB", voting) == 1 and not is_certain(tally_of(""), "AB", voting)
+    assert all(is_certain(tally_of(vote), "AB", voting) for vote in "AB-")
 
 
 def test_more_than_k_votes_and_votes_for_no_option_are_refused():
     with pytest.raises(ValueError, match="5 votes were taken where voting.samples = 4"):
-        certain(tally_of("AAAAA"), "AB", Voting(samples=4))
+        is_certain(tally_of("AAAAA"), "AB", Voting(samples=4))
     with pytest.raises(ValueError, match="not all for one of the options A, B"):
-        needed(tally_of("AAC"), "AB", Voting(samples=4))
+        count_needed_votes(tally_of("AAC"), "AB", Voting(samples=4))
 
 
 def test_what_is_remembered_does_not_depend_on_letters():
     voting = Voting(samples=7, threshold=0.6)
-    needed(tally_of("AAB-"), "ABC", voting)
-    before = _needed.cache_info()
-    assert needed(tally_of("C-BC"), "ABC", voting) == needed(tally_of("AAB-"), "ABC", voting)
-    after = _needed.cache_info()
+    count_needed_votes(tally_of("AAB-"), "ABC", voting)
+    before = _count_needed_votes.cache_info()
+    assert count_needed_votes(tally_of("C-BC"), "ABC", voting) == count_needed_votes(tally_of("AAB-"), "ABC", voting)
+    after = _count_needed_votes.cache_info()
     assert (after.misses, after.currsize) == (before.misses, before.currsize) and after.maxsize

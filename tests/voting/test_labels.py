@@ -8,15 +8,15 @@ from vote_cases import all_decisions, full_decision, tally_of, unfinished
 
 from medssr_dist.config.schema import Voting
 from medssr_dist.data.records import Label, Question
-from medssr_dist.voting.early_stopping import certain
-from medssr_dist.voting.labels import decide, quarantine
+from medssr_dist.voting.early_stopping import is_certain
+from medssr_dist.voting.labels import label_question, quarantine_question
 
 QUESTION = Question.make("Which vitamin prevents scurvy?", ["A", "B12", "C", "D", "E"], source="set", truth="C")
 SUMMED = {"tokens": 30, "truncated": 1, "policy": "p", "sampling": "s"}
 
 
 def label(votes: str, **voting) -> Label:
-    return decide(QUESTION, tally_of(votes), Voting(**({"samples": len(votes)} | voting)), **SUMMED)
+    return label_question(QUESTION, tally_of(votes), Voting(**({"samples": len(votes)} | voting)), **SUMMED)
 
 
 def test_the_records_own_example():
@@ -74,9 +74,9 @@ def test_too_early_a_decision_is_refused():
 def test_a_stopped_vote_decides_as_all_votes_would(case):
     votes, letters, voting = case
     question = Question.make("Which?", [f"option {letter}" for letter in letters], source="set")
-    if not certain(tally_of(votes), letters, voting):
+    if not is_certain(tally_of(votes), letters, voting):
         return
-    found = decide(question, tally_of(votes), voting, **SUMMED)
+    found = label_question(question, tally_of(votes), voting, **SUMMED)
     for outcome, answer, kept in all_decisions(votes, letters, voting):
         assert found.kept == kept
         if voting.adaptive == "lossless" or kept:
@@ -87,9 +87,9 @@ def test_a_stopped_vote_decides_as_all_votes_would(case):
 def test_intervals_hold_the_confidence_of_all_votes(case):
     votes, letters, voting = case
     question = Question.make("Which?", [f"option {letter}" for letter in letters], source="set")
-    if not votes or not certain(tally_of(votes), letters, voting):
+    if not votes or not is_certain(tally_of(votes), letters, voting):
         return
-    found = decide(question, tally_of(votes), voting, **SUMMED)
+    found = label_question(question, tally_of(votes), voting, **SUMMED)
     for rest in (letters[0], letters[-1], "-"):
         full = votes + rest * (voting.samples - len(votes))
         most = max(full.count(letter) for letter in letters)
@@ -106,6 +106,6 @@ def test_statistical_takes_the_likely_decision():
 
 
 def test_quarantined_with_its_reason():
-    found = quarantine(QUESTION, tally_of("AB"), Voting(samples=8), "in flight at 2 engine deaths", **SUMMED)
+    found = quarantine_question(QUESTION, tally_of("AB"), Voting(samples=8), "in flight at 2 engine deaths", **SUMMED)
     assert (found.outcome, found.answer, found.kept, found.taken) == ("quarantined", None, False, 2)
     assert found.reason == "in flight at 2 engine deaths"

@@ -12,14 +12,14 @@ from medssr_dist.data.jsonl import read_jsonl
 from medssr_dist.data.records import Label
 from medssr_dist.errors import InputError
 from medssr_dist.voting import segments
-from medssr_dist.voting.ledger import VoteLedger, sampling_hash, seeds_of, stored_counts
+from medssr_dist.voting.ledger import VoteLedger, derive_seeds, hash_vote_sampling, read_ledger_counts
 
 WRITER = HELPERS / "ledger_writer.py"
 
 
 @pytest.fixture(autouse=True)
 def small_segments(monkeypatch):
-    monkeypatch.setattr(segments, "SEGMENT", 4)
+    monkeypatch.setattr(segments, "SEGMENT_QUESTIONS", 4)
 
 
 # --- what is written is what is found ---------------------------------------------------------------
@@ -31,10 +31,10 @@ def test_a_ledger_goes_on_where_it_was(tmp_path):
         ledger.add_votes(1, [vote(1, 2)])
         ledger.add_label(0, label(0))
     with VoteLedger(tmp_path, "p", "s") as again:
-        assert (again.decided, again.kept) == (1, 1)
-        assert again.known(1, question(1)) == {2: vote(1, 2)}
-        assert again.known(0, question(0)) == {}, "forgotten once it has its label"
-        assert again.known(2, question(2)) == {}
+        assert (again.num_labels, again.num_kept) == (1, 1)
+        assert again.known_votes(1, question(1)) == {2: vote(1, 2)}
+        assert again.known_votes(0, question(0)) == {}, "forgotten once it has its label"
+        assert again.known_votes(2, question(2)) == {}
     assert [Label.model_validate(row) for row in read_jsonl(tmp_path / "labeled.jsonl")] == [label(0)]
     assert {vote.text for vote in stored(tmp_path)} == {"long", ""}
 
@@ -47,7 +47,7 @@ def test_the_first_vote_of_a_key_stands(tmp_path):
         assert ledger.add_votes(0, [second]) == 0
     with VoteLedger(tmp_path, "p", "s") as again:
         assert again.add_votes(0, [second, vote(0, 1)]) == 1
-        assert again.known(0, question(0)) == {0: vote(0, 0), 1: vote(0, 1)}
+        assert again.known_votes(0, question(0)) == {0: vote(0, 0), 1: vote(0, 1)}
     assert stored(tmp_path) == [vote(0, 0), vote(0, 1)]
 
 
@@ -73,7 +73,7 @@ def test_text_is_kept_or_dropped_by_config(tmp_path):
         folder = tmp_path / str(keep)
         with VoteLedger(folder, "p", "s", keep_text=keep) as ledger:
             ledger.add_votes(0, [vote(0, 1, text="long é\u2028 text")])
-            assert ledger.known(0, question(0)) == {1: vote(0, 1)}, "never in memory"
+            assert ledger.known_votes(0, question(0)) == {1: vote(0, 1)}, "never in memory"
         assert [vote.text for vote in stored(folder)] == [text]
 
 
@@ -105,7 +105,7 @@ def test_votes_of_another_policy_or_sampling_are_never_mixed(tmp_path):
             with pytest.raises(ValueError, match="is not of policy"):
                 ledger.add_votes(0, [vote(0, 2, "third", sampling)])
     for policy, sampling in (("p", "s"), ("other", "s"), ("p", "other")):
-        found = VoteLedger(tmp_path, policy, sampling).known(0, question(0))
+        found = VoteLedger(tmp_path, policy, sampling).known_votes(0, question(0))
         assert found == {1: vote(0, 1, policy, sampling)}
     assert len(stored(tmp_path)) == 3
 
@@ -142,18 +142,18 @@ def config(**voting) -> Config:
 
 
 def test_sampling_hash_covers_what_shapes_a_vote_and_nothing_else():
-    base = sampling_hash(config(), None)
-    assert sampling_hash(config(), "other template") != base
+    base = hash_vote_sampling(config(), None)
+    assert hash_vote_sampling(config(), "other template") != base
     for changed in ({"temperature": 0.7}, {"top_p": 0.9}, {"max_tokens": 8}):
-        assert sampling_hash(config(**changed), None) != base
+        assert hash_vote_sampling(config(**changed), None) != base
     for same in ({"samples": 99}, {"threshold": 0.9}, {"engines": 2}, {"in_flight": 1}, {"adaptive": "never"}):
-        assert sampling_hash(config(**same), None) == base
+        assert hash_vote_sampling(config(**same), None) == base
 
 
 def test_seeds_are_of_the_question_and_do_not_depend_on_their_number():
-    few, many = seeds_of("ab", 42, 4), seeds_of("ab", 42, 8)
+    few, many = derive_seeds("ab", 42, 4), derive_seeds("ab", 42, 8)
     assert list(few) == list(many)[:4]
-    assert len({seeds_of("ab", 42, 4), seeds_of("ac", 42, 4), seeds_of("ab", 43, 4)}) == 3
+    assert len({derive_seeds("ab", 42, 4), derive_seeds("ac", 42, 4), derive_seeds("ab", 43, 4)}) == 3
 
 
 # --- segments ---------------------------------------------------------------------------------------
@@ -202,7 +202,7 @@ def test_a_crash_between_the_two_forms_leaves_one_of_each_vote(tmp_path, whole):
     VoteLedger(tmp_path, "p", "s").close()
     assert names(tmp_path) == ["00000.jsonl.gz"]
     assert gzip.decompress(packed.read_bytes()) == data
-    assert stored_counts(tmp_path).votes == 16
+    assert read_ledger_counts(tmp_path).votes == 16
 
 
 def test_half_packed_leftovers_are_removed(tmp_path):
@@ -225,34 +225,34 @@ def test_a_plain_segment_whose_labels_are_all_there_is_packed_on_opening(tmp_pat
 def test_lost_labels_open_their_segment_again(tmp_path):
     fill(tmp_path, 9)
     keep_lines(tmp_path / "labeled.jsonl", 2, b'{"question"')
-    assert stored_counts(tmp_path) == (2, 1, 36)
+    assert read_ledger_counts(tmp_path) == (2, 1, 36)
     with VoteLedger(tmp_path, "p", "s") as again:
-        assert again.decided == 2
+        assert again.num_labels == 2
         assert [seeds(again, position) for position in (2, 3, 4, 8)] == [[0, 1, 2, 3]] * 4
         again.add_votes(2, [vote(2, 77)])
         for position in range(2, 9):
             again.add_label(position, label(position))
     assert names(tmp_path) == ["00000.jsonl.gz", "00001.jsonl.gz", "00002.jsonl"]
     assert len(stored(tmp_path)) == 37
-    assert stored_counts(tmp_path) == (9, 3, 37)
+    assert read_ledger_counts(tmp_path) == (9, 3, 37)
 
 
 # --- read by others ---------------------------------------------------------------------------------
 
 
 def test_counts_are_true_while_it_runs_and_after(tmp_path):
-    assert stored_counts(tmp_path) == (0, 0, 0)
+    assert read_ledger_counts(tmp_path) == (0, 0, 0)
     ledger = VoteLedger(tmp_path, "p", "s")
     for position in range(10):
         ledger.add_votes(position, [vote(position, seed) for seed in range(K)])
         ledger.add_label(position, label(position))
         ledger.commit()
-        assert stored_counts(tmp_path) == (position + 1, position // 3 + 1, K * (position + 1))
+        assert read_ledger_counts(tmp_path) == (position + 1, position // 3 + 1, K * (position + 1))
     ledger.add_votes(10, [vote(10, 0)])
     ledger.close()
-    assert stored_counts(tmp_path) == (10, 4, 41)
+    assert read_ledger_counts(tmp_path) == (10, 4, 41)
     (tmp_path / "ledger.json").unlink()
-    assert stored_counts(tmp_path) == (10, 4, 41)
+    assert read_ledger_counts(tmp_path) == (10, 4, 41)
 
 
 def test_counting_reads_no_packed_votes_and_no_labels_that_are_counted(tmp_path):
@@ -261,7 +261,7 @@ def test_counting_reads_no_packed_votes_and_no_labels_that_are_counted(tmp_path)
         file.write_bytes(b"not read")
     size = (tmp_path / "labeled.jsonl").stat().st_size
     (tmp_path / "labeled.jsonl").write_bytes(b"x" * size)
-    assert stored_counts(tmp_path) == (8, 3, 32)
+    assert read_ledger_counts(tmp_path) == (8, 3, 32)
 
 
 def test_datasets_loads_plain_and_packed_segments_together(tmp_path, monkeypatch):

@@ -14,14 +14,14 @@ from places import HELPERS, REPO
 from medssr_dist.data.jsonl import read_jsonl
 from medssr_dist.errors import InputError
 from medssr_dist.voting import segments
-from medssr_dist.voting.ledger import VoteLedger, stored_counts
+from medssr_dist.voting.ledger import VoteLedger, read_ledger_counts
 
 WRITER = HELPERS / "ledger_writer.py"
 
 
 @pytest.fixture(autouse=True)
 def small_segments(monkeypatch):
-    monkeypatch.setattr(segments, "SEGMENT", 4)
+    monkeypatch.setattr(segments, "SEGMENT_QUESTIONS", 4)
 
 
 # --- broken files -----------------------------------------------------------------------------------
@@ -70,7 +70,7 @@ def test_a_torn_tail_loses_the_torn_vote_alone(tmp_path_factory, data):
     file.write_bytes(written[:cut])
     whole = written[:cut].count(b"\n")
     with VoteLedger(folder, "p", "s") as ledger:
-        assert len(ledger.known(0, question(0))) + len(ledger.known(1, question(1))) == whole
+        assert len(ledger.known_votes(0, question(0))) + len(ledger.known_votes(1, question(1))) == whole
         for position in (0, 1):
             ledger.add_votes(position, [vote(position, seed) for seed in range(K)])
     assert sorted(vote.key for vote in stored(folder)) == sorted(vote(i, s).key for i in (0, 1) for s in range(K))
@@ -104,7 +104,7 @@ def test_whatever_happens_what_was_committed_is_there_once(tmp_path_factory, ste
             decided += 1
         elif kind == "crash":
             ledger._packer.shutdown()
-            with open(folder / "votes" / f"{segments.segment_of(committed_labels):05d}.jsonl", "ab") as file:
+            with open(folder / "votes" / f"{segments.segment_number(committed_labels):05d}.jsonl", "ab") as file:
                 file.write(b'{"question_id": "torn'[:number])
             ledger, taken, decided = VoteLedger(folder, "p", "s"), set(committed), committed_labels
         else:
@@ -118,7 +118,7 @@ def test_whatever_happens_what_was_committed_is_there_once(tmp_path_factory, ste
     assert len(keys) == len(set(keys))
     assert set(keys) == committed
     kept = sum(label(position).kept for position in range(committed_labels))
-    assert stored_counts(folder) == (committed_labels, kept, len(committed))
+    assert read_ledger_counts(folder) == (committed_labels, kept, len(committed))
 
 
 def start_writer(folder, questions, seed):
@@ -154,7 +154,7 @@ def test_kill_9_at_random_loses_and_doubles_nothing(tmp_path):
     assert kills == 10
     assert set(found) == {(question(position).id, seed) for position in range(questions) for seed in range(K)}
     assert names(tmp_path) == [f"{number:05d}.jsonl.gz" for number in range(questions // 8)]
-    assert stored_counts(tmp_path) == (questions, 54, questions * K)
+    assert read_ledger_counts(tmp_path) == (questions, 54, questions * K)
 
 
 def own_mounts() -> bool:
@@ -189,17 +189,17 @@ def test_after_a_failed_commit_nothing_more_is_written(tmp_path, monkeypatch):
     ledger.close()
     assert stored(tmp_path) == list(read_jsonl(tmp_path / "labeled.jsonl")) == []
     with VoteLedger(tmp_path, "p", "s") as again:
-        assert again.decided == 0
+        assert again.num_labels == 0
 
 
 def test_what_the_packer_runs_into_is_told(tmp_path, monkeypatch):
     def full(folder, number):
         raise InputError("no space left while packing")
 
-    monkeypatch.setattr("medssr_dist.voting.ledger.pack", full)
+    monkeypatch.setattr("medssr_dist.voting.ledger.pack_segment", full)
     with pytest.raises(InputError, match="while packing"):
         fill(tmp_path, 4)
     monkeypatch.undo()
     with VoteLedger(tmp_path, "p", "s") as again:
-        assert again.decided == 4
+        assert again.num_labels == 4
     assert len(stored(tmp_path)) == 16

@@ -12,20 +12,20 @@ from medssr_dist.errors import InputError
 from medssr_dist.run.directory import RunDir, hold
 from medssr_dist.voting import merge as merging
 from medssr_dist.voting import segments
-from medssr_dist.voting.ledger import VoteLedger, seeds_of, stored_counts
-from medssr_dist.voting.merge import NO_NEED, OTHER_SEED, OTHER_WAY, TAKEN, THERE, merge
+from medssr_dist.voting.ledger import VoteLedger, derive_seeds, read_ledger_counts
+from medssr_dist.voting.merge import NO_NEED, OTHER_SEED, OTHER_WAY, TAKEN, THERE, merge_votes
 
 K, SEED = 4, 42
 
 
 @pytest.fixture(autouse=True)
 def small_segments(monkeypatch):
-    monkeypatch.setattr(segments, "SEGMENT", 4)
+    monkeypatch.setattr(segments, "SEGMENT_QUESTIONS", 4)
 
 
 def sample(number, offset, **identity):
     """The vote of question `number` at one of the seeds that a run asks."""
-    return vote(number, seeds_of(question(number).id, SEED, K)[0] + offset, **identity)
+    return vote(number, derive_seeds(question(number).id, SEED, K)[0] + offset, **identity)
 
 
 def make_run(root, order, votes=(), decided=0, keep_text=True, **identity):
@@ -58,20 +58,20 @@ def contents(root):
 def test_a_run_takes_the_votes_that_it_lacks(tmp_path, capsys):
     run = make_run(tmp_path / "run", range(10), [(0, 0), (5, 1)])
     other = make_run(tmp_path / "other", [9, 5, 0, 77], [(9, 3), (5, 1), (5, 2), (0, 0), (77, 0)])
-    (counts,) = merge(run, [other])
+    (counts,) = merge_votes(run, [other])
     assert counts == {TAKEN: 2, THERE: 2, NO_NEED: 1}
     assert keys(run) == sorted(sample(*pair).key for pair in [(0, 0), (5, 1), (9, 3), (5, 2)])
     with VoteLedger(run / "voting", "p", "s") as ledger:
-        assert set(ledger.known(5, question(5))) == {sample(5, 1).seed, sample(5, 2).seed}
-        assert ledger.known(9, question(9)) == {sample(9, 3).seed: sample(9, 3)}
+        assert set(ledger.known_votes(5, question(5))) == {sample(5, 1).seed, sample(5, 2).seed}
+        assert ledger.known_votes(9, question(9)) == {sample(9, 3).seed: sample(9, 3)}
     assert f"{other}: 2 taken, 2 there already, 1 on questions that have a label" in capsys.readouterr().out
 
 
 def test_questions_with_a_label_get_no_more_votes(tmp_path):
     run = make_run(tmp_path / "run", range(6), [(0, 0), (4, 0)], decided=5)
     other = make_run(tmp_path / "other", range(6), pairs(*range(6)))
-    assert merge(run, [other]) == [{TAKEN: 4, NO_NEED: 20}]
-    assert stored_counts(run / "voting") == (5, 2, 6)
+    assert merge_votes(run, [other]) == [{TAKEN: 4, NO_NEED: 20}]
+    assert read_ledger_counts(run / "voting") == (5, 2, 6)
 
 
 def test_votes_of_another_policy_or_sampling_stay_out(tmp_path):
@@ -80,7 +80,7 @@ def test_votes_of_another_policy_or_sampling_stay_out(tmp_path):
         make_run(tmp_path / "policy", range(3), pairs(0), policy="other"),
         make_run(tmp_path / "sampling", range(3), pairs(1, 2), sampling="other"),
     ]
-    assert merge(run, others) == [{OTHER_WAY: 4}, {OTHER_WAY: 8}]
+    assert merge_votes(run, others) == [{OTHER_WAY: 4}, {OTHER_WAY: 8}]
     assert keys(run) == []
 
 
@@ -88,7 +88,7 @@ def test_seeds_that_the_run_does_not_ask_stay_out(tmp_path):
     """Of a run with more samples, or with another random seed."""
     run = make_run(tmp_path / "run", range(3))
     other = make_run(tmp_path / "other", range(3), [(1, K - 1), (1, K), (1, -1)])
-    assert merge(run, [other]) == [{TAKEN: 1, OTHER_SEED: 2}]
+    assert merge_votes(run, [other]) == [{TAKEN: 1, OTHER_SEED: 2}]
     assert keys(run) == [sample(1, K - 1).key]
 
 
@@ -102,7 +102,7 @@ def test_packed_segments_and_texts_are_taken_too(tmp_path):
     assert (other / "voting" / "votes" / "00000.jsonl.gz").exists()
     for keep_text, text in ((True, "why"), (False, "")):
         run = make_run(tmp_path / str(keep_text), range(9), keep_text=keep_text)
-        assert merge(run, [other]) == [{TAKEN: 9}]
+        assert merge_votes(run, [other]) == [{TAKEN: 9}]
         assert {vote.text for vote in stored(run / "voting")} == {text}
 
 
@@ -113,7 +113,7 @@ def test_another_run_may_be_at_work(tmp_path):
     with open(other / "voting" / "votes" / "00000.jsonl", "ab") as file, hold(RunDir(other)):
         file.write('{"question_id": "é'.encode()[:-1])
         file.flush()
-        assert merge(run, [other]) == [{TAKEN: 4}]
+        assert merge_votes(run, [other]) == [{TAKEN: 4}]
 
 
 SUBSETS = st.lists(st.tuples(st.integers(0, 8), st.integers(0, K - 1)), max_size=20)
@@ -128,10 +128,10 @@ def test_order_and_repetition_of_merging_change_nothing(tmp_path_factory, own, f
     found = {}
     for name, sources in orders.items():
         run = make_run(root / name, list(range(9)), own, min(decided, 4))
-        merge(run, sources)
+        merge_votes(run, sources)
         found[name] = keys(run)
         before = contents(run)
-        for again in merge(run, sources):
+        for again in merge_votes(run, sources):
             assert not again[TAKEN]
         assert contents(run) == before
     wanted = {*own, *(pair for pair in first + second if pair[0] >= min(decided, 4))}
@@ -143,8 +143,8 @@ def test_order_and_repetition_of_merging_change_nothing(tmp_path_factory, own, f
 def test_merging_both_ways_makes_both_the_same(tmp_path_factory, first, second):
     root = tmp_path_factory.mktemp("merge")
     one, two = make_run(root / "one", range(9), first), make_run(root / "two", range(9)[::-1], second)
-    merge(one, [two])
-    merge(two, [one])
+    merge_votes(one, [two])
+    merge_votes(two, [one])
     assert keys(one) == keys(two)
     assert len(set(keys(one))) == len(keys(one)) == len({*first, *second})
 
@@ -163,8 +163,8 @@ def test_a_merge_that_broke_off_is_done_again(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(VoteLedger, "release", full)
         with pytest.raises(InputError, match="no space left"):
-            merge(run, [other])
-    merge(run, [other])
+            merge_votes(run, [other])
+    merge_votes(run, [other])
     assert keys(run) == keys(other)
 
 
@@ -172,7 +172,7 @@ def test_it_is_refused_while_the_run_is_held(tmp_path):
     run = make_run(tmp_path / "run", range(3))
     other = make_run(tmp_path / "other", range(3), pairs(0))
     with hold(RunDir(run)), pytest.raises(InputError, match="in use by another medssr process"):
-        merge(run, [other])
+        merge_votes(run, [other])
     assert keys(run) == []
 
 
@@ -182,7 +182,7 @@ def test_a_broken_line_is_named(tmp_path):
     file = other / "voting" / "votes" / "00000.jsonl"
     file.write_bytes(b"{broken\n" + file.read_bytes())
     with pytest.raises(InputError, match=r"other/voting/votes/00000\.jsonl line 1 is not JSON"):
-        merge(run, [other])
+        merge_votes(run, [other])
 
 
 def test_the_command(tmp_path, capsys):
@@ -208,5 +208,5 @@ def test_memory_holds_one_segment_of_the_run_at_a_time(tmp_path, monkeypatch):
     other = make_run(tmp_path / "other", range(40)[::-1], pairs(*range(40)))
     held, release = [], VoteLedger.release
     monkeypatch.setattr(merging.VoteLedger, "release", lambda book: held.append(len(book._segments)) or release(book))
-    assert merge(run, [other]) == [{TAKEN: 160}]
+    assert merge_votes(run, [other]) == [{TAKEN: 160}]
     assert max(held[1:]) == 1

@@ -14,7 +14,7 @@ from medssr_dist.config.schema import Voting
 from medssr_dist.data.records import LETTERS, Label, Question
 from medssr_dist.data.wilson import wilson
 from medssr_dist.errors import InputError
-from medssr_dist.voting.quality import label_quality, quality_lines, write_quality
+from medssr_dist.voting.quality import format_quality, measure_quality, write_quality
 from medssr_dist.voting.quality_plots import draw_quality
 
 
@@ -85,7 +85,7 @@ def every_outcome() -> list[Label]:
 
 
 def test_counts_of_every_outcome():
-    found = label_quality(iter(every_outcome()), FOUR, truth_of)
+    found = measure_quality(iter(every_outcome()), FOUR, truth_of)
     counts = {"questions": 9, "labeled": 5, "ties": 1, "all_invalid": 1, "rejected": 1, "quarantined": 1, "kept": 4}
     counts |= {"truth_known": 3, "agree_with_truth": 2, "with_truth": 8, "kept_share": 4 / 9}
     counts |= {"votes": 30, "votes_requested": 36, "votes_saved": 3, "invalid_votes": 5, "truncated_votes": 1}
@@ -102,7 +102,7 @@ def test_counts_of_every_outcome():
 
 
 def test_histogram_tells_what_was_voted_out_from_what_is_known_as_an_interval():
-    found = label_quality(every_outcome(), FOUR, truth_of)["histogram"]
+    found = measure_quality(every_outcome(), FOUR, truth_of)["histogram"]
     requested = found["requested"]
     assert requested["edges"] == [-0.125, 0.125, 0.375, 0.625, 0.875, 1.125], "a bar for each number of votes"
     assert requested["no_winner"] == [1, 0, 1, 0, 0]
@@ -116,7 +116,7 @@ def test_histogram_tells_what_was_voted_out_from_what_is_known_as_an_interval():
 
 
 def test_curve_says_what_is_open():
-    curve = {point["threshold"]: point for point in label_quality(every_outcome(), FOUR, truth_of)["curve"]}
+    curve = {point["threshold"]: point for point in measure_quality(every_outcome(), FOUR, truth_of)["curve"]}
     assert list(curve) == [0, 0.25, 0.5, 0.75, 1]
     assert [curve[t]["kept"] for t in (0.5, 0.75, 1)] == [
         {"least": 5, "most": 6},
@@ -140,7 +140,7 @@ def test_a_kept_label_whose_interval_is_open_counts_as_it_was_decided():
     voting = Voting(samples=4, threshold=0.75, adaptive="statistical")
     wide = {"requested": (0.5, 1.0), "valid": (0.5, 1.0)}
     labels = [label("AA", voting, question("A"), wide, kept=True), label("BB", voting, question("A"), wide, kept=False)]
-    found = label_quality(labels, voting, truth_of)
+    found = measure_quality(labels, voting, truth_of)
     assert [(point["kept"]["least"], point["kept"]["most"]) for point in found["curve"]] == [
         (2, 2),
         (2, 2),
@@ -156,7 +156,7 @@ def test_a_kept_label_whose_interval_is_open_counts_as_it_was_decided():
 def test_own_threshold_is_on_the_curve_and_tells_what_the_counts_tell(confidence, threshold):
     voting = Voting(samples=10, threshold=threshold, confidence=confidence, adaptive="never")
     votes = ["AAABCDABCD", "AAA-------", "ABC-------", "AAAAAAAAAA", "BBBBBBBAAA"]
-    found = label_quality([label(each, voting, question("A")) for each in votes], voting, truth_of)
+    found = measure_quality([label(each, voting, question("A")) for each in votes], voting, truth_of)
     (own,) = [point for point in found["curve"] if point["threshold"] == threshold]
     assert own["kept"] == {"least": found["kept"], "most": found["kept"]}
     assert own["precision"]["least"] == own["precision"]["most"] == found["precision"]["share"]
@@ -201,8 +201,8 @@ def stopped_early(votes: str, voting: Voting, of: Question) -> Label:
 def test_what_adaptive_voting_tells_holds_the_full_vote(votes, truths, threshold, confidence, adaptive):
     voting = Voting(samples=5, threshold=threshold, confidence=confidence, adaptive=adaptive)
     asked = [question(truth, options=3) for truth, _ in zip(truths, votes, strict=False)]
-    full = label_quality(map(label, votes, [voting] * len(votes), asked), voting, truth_of)
-    early = label_quality(map(stopped_early, votes, [voting] * len(votes), asked), voting, truth_of)
+    full = measure_quality(map(label, votes, [voting] * len(votes), asked), voting, truth_of)
+    early = measure_quality(map(stopped_early, votes, [voting] * len(votes), asked), voting, truth_of)
     for name in ("kept", "truth_known", "agree_with_truth", "precision"):
         assert early[name] == full[name]
     assert early["votes"] + early["votes_saved"] == full["votes"] == early["votes_requested"]
@@ -226,7 +226,7 @@ def test_letters_are_compared_with_the_options_offered_and_with_the_truth():
         label("AAB-", voting, question("B", options=2)),
         label("AACC", voting, question(options=4)),
     ]
-    found = label_quality(labels, voting, truth_of)["letters"]
+    found = measure_quality(labels, voting, truth_of)["letters"]
     shares = {letter: (one["votes"], one["even"] * 15, one["kept"]) for letter, one in found["by_letter"].items()}
     assert shares == {
         "A": (11, pytest.approx(8 / 4 + 7 / 2), 3),
@@ -246,7 +246,7 @@ def test_memory_does_not_grow_with_the_labels():
 
     def peak(count: int) -> int:
         tracemalloc.start()
-        label_quality((label("AAAAAB-C", voting, question("A")) for _ in range(count)), voting, truth_of)
+        measure_quality((label("AAAAAB-C", voting, question("A")) for _ in range(count)), voting, truth_of)
         most = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return most
@@ -273,14 +273,14 @@ def test_files_and_panels(name, tmp_path):
     file = tmp_path / "labeled.jsonl"
     file.write_text("".join(one.model_dump_json() + "\n" for one in labels))
     found = write_quality(tmp_path, file, voting, truth)
-    assert found == label_quality(labels, voting, truth) == json.loads((tmp_path / "quality.json").read_text())
+    assert found == measure_quality(labels, voting, truth) == json.loads((tmp_path / "quality.json").read_text())
     assert (tmp_path / "quality.png").read_bytes().startswith(b"\x89PNG")
     assert {one.name for one in tmp_path.iterdir()} == {"labeled.jsonl", "quality.json", "quality.png"}
     panels = draw_quality(found).axes
     assert len(panels) == 6
     for panel in panels:
         assert panel.get_xlabel() and panel.get_ylabel() and "n = " in panel.get_title()
-    assert all(text for _, text in quality_lines(found))
+    assert all(text for _, text in format_quality(found))
 
 
 def test_a_line_that_is_no_label_is_named(tmp_path):
@@ -293,7 +293,7 @@ def test_a_line_that_is_no_label_is_named(tmp_path):
 
 
 def test_lines_of_the_closing_table():
-    lines = dict(quality_lines(label_quality(every_outcome(), FOUR, truth_of)))
+    lines = dict(format_quality(measure_quality(every_outcome(), FOUR, truth_of)))
     assert lines == {
         "outcome": "labeled 5 of 9 (55.6%), ties 1, no valid vote 1, rejected 1, quarantined 1",
         "kept": "4 of 9 (44.4%) at winner's votes / requested votes >= 0.75",
@@ -303,5 +303,5 @@ def test_lines_of_the_closing_table():
         "letters": "favoured most A with 44.0% of the votes (even: 25.0%), least D with 4.0% of the votes (even: "
         "25.0%); 34.0% of the votes off an even spread",
     }
-    unknown = dict(quality_lines(label_quality(every_outcome(), FOUR, lambda of: None)))
+    unknown = dict(format_quality(measure_quality(every_outcome(), FOUR, lambda of: None)))
     assert unknown["truth"] == "known of no kept label"

@@ -11,8 +11,14 @@ from hypothesis import strategies as st
 from vote_cases import full_decision, tally_of
 
 from medssr_dist.config.schema import Voting
-from medssr_dist.voting.early_stopping import _is_certain, _needed, certain, likely_decision, needed
-from medssr_dist.voting.tally import Rule, Standing
+from medssr_dist.voting.early_stopping import (
+    _count_needed_votes,
+    _is_certain,
+    count_needed_votes,
+    find_likely_decision,
+    is_certain,
+)
+from medssr_dist.voting.tally import DecisionRule, RankedCounts
 
 
 def by_enumeration(votes: str, letters: str, samples: int, threshold: float, confidence: str) -> dict:
@@ -43,7 +49,7 @@ def test_probability_is_that_of_the_leaders_decision(case, threshold, confidence
     letters, votes = case
     samples = len(votes) + 3
     counts = sorted((votes.count(letter) for letter in letters), reverse=True)
-    kept, probability = likely_decision(tuple(counts), votes.count("-"), samples, threshold, confidence)
+    kept, probability = find_likely_decision(tuple(counts), votes.count("-"), samples, threshold, confidence)
     expected = by_enumeration(votes, letters, samples, threshold, confidence)
     leader = max(letters, key=votes.count)
     of_leader = {flag: expected.get(("labeled", leader, flag), 0) for flag in (True, False)}
@@ -55,22 +61,22 @@ def test_it_stops_earlier_the_more_error_is_allowed():
     taken = []
     for error_rate in (1e-9, 0.01, 0.1, 0.3):
         voting = Voting(adaptive="statistical", error_rate=error_rate)
-        taken.append(next(n for n in range(1, 17) if certain(tally_of("B" * n), "ABCDE", voting)))
+        taken.append(next(n for n in range(1, 17) if is_certain(tally_of("B" * n), "ABCDE", voting)))
     assert taken == sorted(taken, reverse=True)
     assert taken[0] == 9 and taken[-1] < 5
 
 
 def test_a_wave_goes_as_far_as_a_stop_is_possible():
     voting = Voting(adaptive="statistical", error_rate=0.1)
-    wave = needed(tally_of(""), "ABCD", voting)
-    assert certain(tally_of("A" * wave), "ABCD", voting)
-    assert not certain(tally_of("A" * (wave - 1)), "ABCD", voting)
+    wave = count_needed_votes(tally_of(""), "ABCD", voting)
+    assert is_certain(tally_of("A" * wave), "ABCD", voting)
+    assert not is_certain(tally_of("A" * (wave - 1)), "ABCD", voting)
 
 
-def one_more(standing: Standing):
+def one_more(standing: RankedCounts):
     for i in range(len(standing.counts)):
         counts = [count + (j == i) for j, count in enumerate(standing.counts)]
-        yield Standing(tuple(sorted(counts, reverse=True)), standing.invalid)
+        yield RankedCounts(tuple(sorted(counts, reverse=True)), standing.invalid)
     yield standing._replace(invalid=standing.invalid + 1)
 
 
@@ -80,20 +86,20 @@ def test_needed_is_the_fewest_votes_after_which_it_may_stop(options, samples, co
     """In every standing there is, against a search through all that may follow."""
     for error_rate in (0.01, 0.1, 0.3):
         for threshold in (0.0, 0.5, 0.75, 1.0):
-            rule = Rule(samples, threshold, confidence, "statistical", error_rate)
+            rule = DecisionRule(samples, threshold, confidence, "statistical", error_rate)
 
             @cache
             def fewest(standing, rule=rule):
                 return 0 if _is_certain(standing, rule) else 1 + min(map(fewest, one_more(standing)))
 
-            waiting = [Standing((0,) * options, 0)]
+            waiting = [RankedCounts((0,) * options, 0)]
             for standing in waiting:
-                assert _needed(standing, rule) == fewest(standing)
+                assert _count_needed_votes(standing, rule) == fewest(standing)
                 if standing.taken < samples:
                     waiting += set(one_more(standing)) - set(waiting)
 
 
 def test_it_never_stops_for_a_tie_or_for_silence():
     voting = Voting(samples=16, adaptive="statistical", error_rate=0.45)
-    assert not certain(tally_of("-" * 15), "AB", voting)
-    assert not certain(tally_of("AB" + "-" * 13), "AB", voting)
+    assert not is_certain(tally_of("-" * 15), "AB", voting)
+    assert not is_certain(tally_of("AB" + "-" * 13), "AB", voting)

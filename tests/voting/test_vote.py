@@ -1,4 +1,4 @@
-"""The vote as a whole: ballots, ledger and the real pool, with small engines at its far end."""
+"""The vote as a whole: scheduler, ledger and the real pool, with small engines at its far end."""
 
 from __future__ import annotations
 
@@ -22,10 +22,9 @@ from medssr_dist.inference.requests import Completion
 from medssr_dist.run import stream
 from medssr_dist.run.stream import QuestionFeed, kept_at_end, publish_taken
 from medssr_dist.runtime.models import model_fingerprint
-from medssr_dist.voting import ballots as ballots_module
-from medssr_dist.voting import quality_plots
+from medssr_dist.voting import quality_plots, vote_scheduler
 from medssr_dist.voting import vote as voting_run
-from medssr_dist.voting.ledger import sampling_hash, seeds_of
+from medssr_dist.voting.ledger import derive_seeds, hash_vote_sampling
 
 K = 4
 TOKENIZER = SimpleNamespace(chat_template=None)
@@ -35,7 +34,7 @@ QUESTIONS = [
 ]
 REPLIES = {0: "BBBA", 1: "AABB", 2: "----", 3: "BBB-", 4: "BCA-", 5: "CCCC"}
 EXPECTED = [("B", True), (None, False), (None, False), ("B", True), (None, False), ("C", True)]
-SEEDS = {question.id: seeds_of(question.id, 42, K) for question in QUESTIONS}
+SEEDS = {question.id: derive_seeds(question.id, 42, K) for question in QUESTIONS}
 
 
 def config(mode="sequential", **voting) -> Config:
@@ -59,7 +58,7 @@ def reply(request, seed) -> Completion:
     number = int(request.prompt.split()[1].rstrip("?"))
     letter = REPLIES[number][SEEDS[request.key].index(seed)]
     text = "no idea" if letter == "-" else f"The answer is ({letter})."
-    return Completion.of(request, seed, text, 5, truncated=letter == "-")
+    return Completion.from_text(request, seed, text, 5, truncated=letter == "-")
 
 
 class Dying(FarEngine):
@@ -110,7 +109,7 @@ def run(tmp_path, model, monkeypatch):
             with EnginePool(list(engines) or [FarEngine(answer=reply)], config.voting) as pool:
                 yield pool
 
-        monkeypatch.setattr(voting_run, "engine_pool", small_pool)
+        monkeypatch.setattr(voting_run, "open_engine_pool", small_pool)
         return voting_run.vote(settings, QuestionFeed(file), len(questions), model, tmp_path / folder, **options)
 
     return run
@@ -129,7 +128,7 @@ def test_the_step_labels_each_question_in_order_and_counts(tmp_path, run, model)
     taken, labels = stored(tmp_path / "voting")
     assert [(label.answer, label.kept) for label in labels] == EXPECTED
     assert [label.question for label in labels] == QUESTIONS
-    key = (model_fingerprint(model), sampling_hash(config(), None))
+    key = (model_fingerprint(model), hash_vote_sampling(config(), None))
     assert {(vote.policy, vote.sampling) for vote in taken} == {key}
     assert {(vote.question_id, vote.seed) for vote in taken} == {(q, seed) for q in SEEDS for seed in SEEDS[q]}
     assert {vote.text for vote in taken if vote.answer == "B"} == {"The answer is (B)."}
@@ -325,14 +324,14 @@ def test_waves_of_adaptive_voting_are_the_fewest_votes_that_may_do(run):
 
 def test_a_long_run_does_not_look_ahead_further_than_the_window(run, monkeypatch):
     most = []
-    take = ballots_module.Ballots._open_ballot
+    take = vote_scheduler.VoteScheduler._open_question
 
     def counted(self, question):
-        ballot = take(self, question)
+        open_question = take(self, question)
         most.append(len(self._open))
-        return ballot
+        return open_question
 
-    monkeypatch.setattr(ballots_module.Ballots, "_open_ballot", counted)
+    monkeypatch.setattr(vote_scheduler.VoteScheduler, "_open_question", counted)
     run(settings=config(window=2))
     assert max(most) == 2 and len(most) == 6
 

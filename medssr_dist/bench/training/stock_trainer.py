@@ -12,7 +12,7 @@ from medssr_dist.bench.training.stock_sync import sync_over_gloo
 from medssr_dist.data.jsonl import JsonlLedger
 from medssr_dist.run.paths import StagePaths
 from medssr_dist.runtime.device import on_gpu
-from medssr_dist.training.backend.openrlhf import PolicyActor, plain_class
+from medssr_dist.training.backend.openrlhf import PolicyActor, ReferenceActor, plain_class
 from medssr_dist.training.backend.strategy import Strategy
 from medssr_dist.training.rollout.examples import PromptLoader
 from medssr_dist.training.stage_job import StageJob
@@ -47,11 +47,21 @@ class StockStrategy(Strategy):
 class StockPolicyRank(PolicyActor):
     """OpenRLHF's rank as it is; on a CPU its replay buffer and weight sync do not ask for a GPU."""
 
+    def report_to(self, board) -> None:
+        """OpenRLHF's ranks send no heartbeats."""
+
     def init_model_from_pretrained(self, strategy, folder: str, optimizer_steps: int, engines: list | None) -> None:
         if not on_gpu():
             replay_buffer.torch = _TorchWithCpuDevice(replay_buffer.torch)
         sync_over_gloo()
         super().init_model_from_pretrained(strategy, folder, optimizer_steps, engines)
+
+
+class StockReferenceRank(ReferenceActor):
+    """OpenRLHF's reference as it is."""
+
+    def report_to(self, board) -> None:
+        """OpenRLHF's ranks send no heartbeats."""
 
 
 class _TorchWithCpuDevice:

@@ -2,8 +2,8 @@
 
     python -m medssr_dist.bench.voting.coordinator QUESTIONS FOLDER --samples 16 --adaptive never
 
-holds a whole vote in `FOLDER`, in a process of its own, on engines that answer at once: pool, ballots, chat prompts of
-a real tokenizer, ledger with its syncs and its packing are the real ones. Samples come as from an engine, the answer
+holds a whole vote in `FOLDER`, in a process of its own, on engines that answer at once: pool, scheduler, chat prompts
+of a real tokenizer, ledger with its syncs and its packing are the real ones. Samples come as from an engine, the answer
 extracted there; how they travel (Ray, HTTP) is not part of it.
 """
 
@@ -23,11 +23,11 @@ from medssr_dist.bench.voting.simulation import DrawnAnswers, InstantEngine
 from medssr_dist.bench.voting.simulation_cluster import POLICY, SAMPLING, simulated_config
 from medssr_dist.config.schema import Policy
 from medssr_dist.inference.pool import EnginePool
-from medssr_dist.inference.requests import Completion, Request
+from medssr_dist.inference.requests import Completion, SampleRequest
 from medssr_dist.run.stream import QuestionFeed
 from medssr_dist.runtime.models import EMBEDDED_MODEL, load_tokenizer, resolve_model
-from medssr_dist.voting.ballots import Ballots, take_votes
 from medssr_dist.voting.ledger import VoteLedger
+from medssr_dist.voting.vote_scheduler import VoteScheduler, collect_votes
 
 # About 400 characters, as an answer with a line of reasoning has.
 _TEXT = "The findings point to one of these more than to the others, as the course and the family history show. " * 4
@@ -43,7 +43,7 @@ class AnswerBank:
         drawn = [[answers.draw(f"{kind:x}", options, seed) for seed in range(_SAMPLES)] for kind in range(_KINDS)]
         self._bank = [[astuple(sample)[1:] for sample in samples] for samples in drawn]
 
-    def __call__(self, request: Request, seed: int) -> Completion:
+    def __call__(self, request: SampleRequest, seed: int) -> Completion:
         return Completion(seed, *self._bank[int(request.key[:2], 16)][seed % _SAMPLES])
 
 
@@ -60,15 +60,15 @@ def measure_coordinator(questions: Path, folder: Path, samples: int, adaptive: s
         EnginePool(handles, config.voting) as pool,
         tqdm(desc="coordinator", unit="question", disable=not sys.stderr.isatty()) as bar,
     ):
-        ballots = Ballots(config, QuestionFeed(questions), ledger, tokenizer)
-        take_votes(pool, ballots, ledger, bar, lambda: False)
+        scheduler = VoteScheduler(config, QuestionFeed(questions), ledger, tokenizer)
+        collect_votes(pool, scheduler, ledger, bar, lambda: False)
         seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
     return {
-        "questions": ledger.decided,
-        "votes": ballots.votes,
+        "questions": ledger.num_labels,
+        "votes": scheduler.num_votes,
         "seconds": round(seconds, 2),
         "cpu_s": round(cpu, 2),
-        "votes_per_s": round(ballots.votes / seconds),
+        "votes_per_s": round(scheduler.num_votes / seconds),
         "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
     }
 

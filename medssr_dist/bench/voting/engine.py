@@ -30,17 +30,18 @@ from medssr_dist.data.answers import chat_prompt
 from medssr_dist.data.jsonl import read_jsonl
 from medssr_dist.data.records import Label, Question, Vote
 from medssr_dist.inference.pool import EnginePool
-from medssr_dist.inference.requests import Request
-from medssr_dist.inference.vllm_args import engine_env, engine_kwargs
+from medssr_dist.inference.requests import SampleRequest
+from medssr_dist.inference.vllm_args import build_engine_env, build_engine_kwargs
 from medssr_dist.knowledge.vignettes import find_hpo_truth
 from medssr_dist.readers import read_questions
+from medssr_dist.run.paths import RunPaths, VotingPaths
 from medssr_dist.run.stream import QuestionFeed
 from medssr_dist.runtime.models import load_tokenizer, model_fingerprint, resolve_model
-from medssr_dist.voting.ballots import Ballots, take_votes
-from medssr_dist.voting.labels import decide
+from medssr_dist.voting.labels import label_question
 from medssr_dist.voting.ledger import VoteLedger
-from medssr_dist.voting.segments import read_votes, stored_segments
+from medssr_dist.voting.segments import list_segments, read_votes
 from medssr_dist.voting.tally import Tally
+from medssr_dist.voting.vote_scheduler import VoteScheduler, collect_votes
 
 DEMO = Path(__file__).parents[3] / "configs" / "demo_cpu.yaml"
 _VOTE_ONLY = ("training.stage1.enabled=false", "training.stage2.enabled=false")
@@ -71,30 +72,30 @@ def pool_against_vllm(questions: int, rounds: int) -> dict:
 @contextmanager
 def _engines(config: Config, model: Path) -> Iterator[EnginePool]:
     """A pool of one engine, on a Ray as a run starts it."""
-    from medssr_dist.inference.placement import engine_pool
+    from medssr_dist.inference.placement import open_engine_pool
     from medssr_dist.runtime.cluster import ray_cluster
 
     with (
         tempfile.TemporaryDirectory(prefix="bench") as logs,
         ray_cluster(config, Path(logs)),
-        engine_pool(config, model) as pool,
+        open_engine_pool(config, model) as pool,
     ):
         yield pool
 
 
-def _requests(tokenizer, questions: int) -> list[Request]:
+def _requests(tokenizer, questions: int) -> list[SampleRequest]:
     return [
-        Request(key=question.id, prompt=chat_prompt(tokenizer, question), n=8, seed=1000 * index, max_tokens=32)
+        SampleRequest(key=question.id, prompt=chat_prompt(tokenizer, question), n=8, seed=1000 * index, max_tokens=32)
         for index, question in enumerate(read_questions(DataSource(path="hpo:seeds", limit=questions)))
     ]
 
 
-def _raw_vllm(config: Config, model: Path, requests: list[Request]) -> Callable[[], int]:
+def _raw_vllm(config: Config, model: Path, requests: list[SampleRequest]) -> Callable[[], int]:
     """Start vLLM in this process; returns a function that answers all requests and counts the tokens."""
     import vllm
 
-    os.environ |= engine_env(config.runtime, os.cpu_count() or 1)
-    kwargs = engine_kwargs(model, config.policy, config.runtime, 1) | {"max_num_seqs": config.voting.in_flight}
+    os.environ |= build_engine_env(config.runtime, os.cpu_count() or 1)
+    kwargs = build_engine_kwargs(model, config.policy, config.runtime, 1) | {"max_num_seqs": config.voting.in_flight}
     engine = vllm.LLM(**kwargs)
     prompts = [
         {"prompt_token_ids": engine.get_tokenizer()(request.prompt, add_special_tokens=False)["input_ids"]}
@@ -111,7 +112,7 @@ def _raw_vllm(config: Config, model: Path, requests: list[Request]) -> Callable[
     return answer
 
 
-def _pool_tokens(pool: EnginePool, requests: list[Request]) -> int:
+def _pool_tokens(pool: EnginePool, requests: list[SampleRequest]) -> int:
     return sum(completion.tokens for _, completions in pool.generate(requests) for completion in completions)
 
 
@@ -130,20 +131,20 @@ def _alternate(ways: dict[str, Callable[[], int]], rounds: int) -> dict[str, lis
 # --- adaptive against full voting ----------------------------------------------------------------------------------
 
 
-class RecordingBallots(Ballots):
-    """Ballots that remember what they have asked for, needed or not."""
+class RecordingScheduler(VoteScheduler):
+    """VoteScheduler that remember what they have asked for, needed or not."""
 
     def __init__(self, *args):
         super().__init__(*args)
         self.asked: set[tuple[str, int]] = set()
 
-    def next(self, most: int) -> Request | None:
-        return self._noted(super().next(most))
+    def next_request(self, max_samples: int) -> SampleRequest | None:
+        return self._noted(super().next_request(max_samples))
 
-    def spare(self, most: int) -> Request | None:
-        return self._noted(super().spare(most))
+    def spare_request(self, max_samples: int) -> SampleRequest | None:
+        return self._noted(super().spare_request(max_samples))
 
-    def _noted(self, request: Request | None) -> Request | None:
+    def _noted(self, request: SampleRequest | None) -> SampleRequest | None:
         if request:
             self.asked |= {(request.key, request.seed + index) for index in range(request.n)}
         return request
@@ -188,7 +189,7 @@ def demo_questions(folder: Path, count: int) -> Path:
     done = subprocess.run([*command, f"synthesis.accepted={count}"], capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"the demo's synthesize step failed:\n{done.stderr[-3000:]}")
-    return run / "synthesis" / "questions.jsonl"
+    return RunPaths(run).synthesis.questions
 
 
 def with_voting(config: Config, adaptive: str, confidence: str) -> Config:
@@ -207,18 +208,18 @@ class Voted:
     """
 
     def __init__(self, config: Config, file: Path, folder: Path, pool: EnginePool, tokenizer, model: Path):
-        before = pool.tokens
+        before, paths = pool.tokens, VotingPaths(folder)
         with (
             VoteLedger(folder, model_fingerprint(model), "bench") as ledger,
             tqdm(desc=f"vote, {folder.name}", unit="question") as bar,
         ):
-            ballots = RecordingBallots(config, QuestionFeed(file), ledger, tokenizer)
-            take_votes(pool, ballots, ledger, bar, lambda: False)
+            scheduler = RecordingScheduler(config, QuestionFeed(file), ledger, tokenizer)
+            collect_votes(pool, scheduler, ledger, bar, lambda: False)
         self.generated = pool.tokens - before
-        self.asked = ballots.asked
-        self.labels = [Label.model_validate(row) for row in read_jsonl(folder / "labeled.jsonl")]
-        numbers = stored_segments(folder / "votes")
-        votes = [vote for number in numbers for vote in read_votes(folder / "votes", number)]
+        self.asked = scheduler.asked
+        self.labels = [Label.model_validate(row) for row in read_jsonl(paths.labels)]
+        numbers = list_segments(paths.votes)
+        votes = [vote for number in numbers for vote in read_votes(paths.votes, number)]
         self.votes: dict[tuple[str, int], Vote] = {(vote.question_id, vote.seed): vote for vote in votes}
         self.tokens = sum(vote.tokens for vote in votes)
 
@@ -252,8 +253,8 @@ class Voted:
 
     @staticmethod
     def _full_label(question: Question, full: Voted, voting) -> Label:
-        tally = Tally.of(answer for answer, _ in full.votes_on(question))
-        return decide(question, tally, voting, tokens=0, truncated=0, policy="", sampling="")
+        tally = Tally.from_answers(answer for answer, _ in full.votes_on(question))
+        return label_question(question, tally, voting, tokens=0, truncated=0, policy="", sampling="")
 
 
 def _shown(labels: list[Label], voting) -> list[tuple]:

@@ -1,6 +1,6 @@
 """What adaptive voting saves, worked out from answers that are known already: no engine, no clock.
 
-`replay` has the real ballots ask for votes and gives them at once, so that what is asked is what the bound needs and
+`replay` has the real scheduler ask for votes and gives them at once, so that what is asked is what the bound needs and
 nothing is wasted on the way. `least_tokens` is a limit for any way of voting that stops when it is certain: the
 cheapest of the K votes, chosen with hindsight, that settle the decision.
 """
@@ -20,12 +20,12 @@ from medssr_dist.bench.voting.simulation_cluster import (
     write_questions,
 )
 from medssr_dist.config.schema import Config, Voting
-from medssr_dist.inference.pool import Result
+from medssr_dist.inference.pool import PoolResult
 from medssr_dist.run.stream import QuestionFeed
-from medssr_dist.voting.ballots import Ballots
-from medssr_dist.voting.early_stopping import certain
+from medssr_dist.voting.early_stopping import is_certain
 from medssr_dist.voting.ledger import VoteLedger
 from medssr_dist.voting.tally import Tally
+from medssr_dist.voting.vote_scheduler import VoteScheduler
 
 ACCURACIES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 MODES = ("lossless", "kept")
@@ -48,7 +48,7 @@ def least_tokens(votes: list[tuple[str | None, int]], letters: tuple[str, ...], 
             counts = dict(zip(sums, taken, strict=True))
             invalid = counts.pop(None, 0)
             tally = Tally(tuple(sorted((letter, count) for letter, count in counts.items() if count)), invalid)
-            if certain(tally, letters, voting):
+            if is_certain(tally, letters, voting):
                 best = cost
     return best
 
@@ -57,11 +57,11 @@ def replay(config: Config, questions: Path, folder: Path, answers: DrawnAnswers)
     """Tokens of the votes that all of `questions` take, each wave answered before the next is asked."""
     tokens = 0
     with VoteLedger(folder, POLICY, SAMPLING, keep_text=False) as ledger:
-        ballots = Ballots(config, QuestionFeed(questions), ledger, PlainTokenizer())
-        while request := ballots.next(config.voting.samples):
+        scheduler = VoteScheduler(config, QuestionFeed(questions), ledger, PlainTokenizer())
+        while request := scheduler.next_request(config.voting.samples):
             samples = [answers(request, request.seed + index) for index in range(request.n)]
             tokens += sum(sample.tokens for sample in samples)
-            ballots.take([Result(request.key, sample) for sample in samples])
+            scheduler.add_outcomes([PoolResult(request.key, sample) for sample in samples])
     return tokens
 
 

@@ -1,4 +1,4 @@
-"""Engines that are not there, and a clock that does not wait: the pool, the ballots and the ledger are the real ones.
+"""Engines that are not there, and a clock that does not wait: the pool, the scheduler and the ledger are the real ones.
 
 `VirtualLoop` is an asyncio loop whose time jumps to the next timer when nothing is ready, so that an hour of 512
 engines passes in minutes; what the coordinator computes takes no time of it. `SimulatedEngine` decodes as a GPU does,
@@ -19,8 +19,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import NormalDist
 
-from medssr_dist.inference.requests import Completion, Request
-from medssr_dist.inference.slot import Taken
+from medssr_dist.inference.engine_slot import EngineOutput
+from medssr_dist.inference.requests import Completion, SampleRequest
 
 _QUIET_S = 1.0  # tokens without a finished sample are told this often
 _NEVER = math.inf
@@ -94,7 +94,7 @@ class DrawnAnswers:
     max_tokens: int = 2048
     text: str = "The answer is ({})."
 
-    def __call__(self, request: Request, seed: int) -> Completion:
+    def __call__(self, request: SampleRequest, seed: int) -> Completion:
         """The sample of `request` that `seed` gives."""
         return self.draw(request.key, request.options, seed)
 
@@ -164,7 +164,7 @@ class SimulatedEngine:
         self,
         name: str,
         speed: Speed,
-        answer: Callable[[Request, int], Completion],
+        answer: Callable[[SampleRequest, int], Completion],
         linger_s: float = 0.02,
         start_s: float = 0.0,
         slowness: float = 1.0,
@@ -197,7 +197,7 @@ class SimulatedEngine:
         failure = self._life()
         self._fails_at, self._wedges = self._at + failure.after_s, failure.wedges
 
-    def give(self, requests: list[tuple[int, Request]], aborted: list[int]) -> None:
+    def submit(self, requests: list[tuple[int, SampleRequest]], aborted: list[int]) -> None:
         self._advance()
         if aborted:
             gone = set(aborted)
@@ -212,7 +212,7 @@ class SimulatedEngine:
         if idle and self._wake and not self._wake.done():
             self._wake.set_result(None)
 
-    async def take(self) -> Taken:
+    async def collect(self) -> EngineOutput:
         """Raises ConnectionError when its life ends by dying; never returns when it ends by hanging."""
         while True:
             await self._pause()
@@ -226,7 +226,7 @@ class SimulatedEngine:
             if self._done or tokens:
                 self._told += tokens
                 done, self._done = self._done, []
-                return Taken(done, [], tokens)
+                return EngineOutput(done, [], tokens)
 
     async def stop(self) -> None:
         if self._up_since is not None:
@@ -300,7 +300,7 @@ def _set(future: asyncio.Future) -> None:
 class InstantEngine:
     """An engine of the pool that has every sample ready when it is asked."""
 
-    def __init__(self, name: str, answer: Callable[[Request, int], Completion]):
+    def __init__(self, name: str, answer: Callable[[SampleRequest, int], Completion]):
         self.name, self._answer = name, answer
         self._samples: list[tuple[int, Completion]] = []
         self._news = asyncio.Event()
@@ -308,17 +308,17 @@ class InstantEngine:
     async def start(self) -> None:
         """It is up."""
 
-    def give(self, requests: list[tuple[int, Request]], aborted: list[int]) -> None:
+    def submit(self, requests: list[tuple[int, SampleRequest]], aborted: list[int]) -> None:
         for lease, request in requests:
             self._samples += [(lease, self._answer(request, request.seed + index)) for index in range(request.n)]
         self._news.set()
 
-    async def take(self) -> Taken:
+    async def collect(self) -> EngineOutput:
         while not self._samples:
             self._news.clear()
             await self._news.wait()
         samples, self._samples = self._samples, []
-        return Taken(samples, [], sum(sample.tokens for _, sample in samples))
+        return EngineOutput(samples, [], sum(sample.tokens for _, sample in samples))
 
     async def stop(self) -> None:
         """It holds nothing."""

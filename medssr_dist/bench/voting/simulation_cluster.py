@@ -1,6 +1,6 @@
 """A long vote on 64 and 512 simulated engines that die, hang and lag: are they kept busy, is each vote there once?
 
-Pool, ballots, ledger and question file are the real ones; engines and clock are simulated (`simulation.py`).
+Pool, scheduler, ledger and question file are the real ones; engines and clock are simulated (`simulation.py`).
 
 Utilisation = tokens of the votes in the ledger / tokens that the engines could have generated with a full batch while
 they were up, the whole run long: ramp and tail, samples lost with an engine, aborted and drawn twice all count
@@ -27,12 +27,13 @@ from medssr_dist.config.schema import Config
 from medssr_dist.data.jsonl import read_jsonl
 from medssr_dist.data.records import Label, Question, Vote
 from medssr_dist.inference.pool import EnginePool
+from medssr_dist.run.paths import VotingPaths
 from medssr_dist.run.stream import QuestionFeed
-from medssr_dist.voting.ballots import Ballots, take_votes
-from medssr_dist.voting.labels import decide
-from medssr_dist.voting.ledger import VoteLedger, seeds_of
-from medssr_dist.voting.segments import SEGMENT, read_votes, segment_of, stored_segments
+from medssr_dist.voting.labels import label_question
+from medssr_dist.voting.ledger import VoteLedger, derive_seeds
+from medssr_dist.voting.segments import SEGMENT_QUESTIONS, list_segments, read_votes, segment_number
 from medssr_dist.voting.tally import Tally
+from medssr_dist.voting.vote_scheduler import VoteScheduler, collect_votes
 
 POLICY, SAMPLING = "simulated", "drawn"
 _LETTERS = 4
@@ -118,9 +119,9 @@ def simulate(cluster: Cluster, folder: Path) -> dict:
         tqdm(total=cluster.questions, desc=f"simulated, {cluster.engines} engines", unit="question") as bar,
     ):
         feed = QuestionFeed(questions)
-        ballots = Ballots(config, feed, ledger, PlainTokenizer())
+        scheduler = VoteScheduler(config, feed, ledger, PlainTokenizer())
         timeline = Timeline(loop.time, engines, ledger, lambda: feed.given == cluster.questions)
-        take_votes(pool, ballots, ledger, bar, timeline.look)
+        collect_votes(pool, scheduler, ledger, bar, timeline.look)
         timeline.end()
     seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
     found = audit(folder, config, cluster.answers)
@@ -194,7 +195,7 @@ class Timeline:
         self._begun = 0  # looks before the last question was begun
 
     def look(self) -> bool:
-        """Never a reason to stop; `take_votes` asks for one at each turn."""
+        """Never a reason to stop; `collect_votes` asks for one at each turn."""
         if self._now() >= self._next:
             self._next = self._now() + self._every_s
             self._record()
@@ -255,11 +256,11 @@ class Timeline:
 def audit(folder: Path, config: Config, answers: DrawnAnswers) -> dict:
     """Votes lost and doubled, labels unlike full voting's, by the files in `folder`; and how many votes and tokens."""
     found = Counter(lost=0, doubled=0, labels_unlike_full_voting=0, votes=0, tokens=0)
-    labels = (Label.model_validate(row) for row in read_jsonl(folder / "labeled.jsonl"))
+    labels = (Label.model_validate(row) for row in read_jsonl(VotingPaths(folder).labels))
     votes: dict[str, list[tuple[int, int]]] = {}
     for position, row in enumerate(read_jsonl(folder / "questions.jsonl")):
-        if position % SEGMENT == 0:
-            votes = _votes(folder / "votes", segment_of(position))
+        if position % SEGMENT_QUESTIONS == 0:
+            votes = _votes(VotingPaths(folder).votes, segment_number(position))
         question = Question.model_validate(row)
         found.update(_audited(question, next(labels, None), votes.get(question.id, []), config, answers))
     found["doubled"] += sum(1 for _ in labels)
@@ -269,7 +270,7 @@ def audit(folder: Path, config: Config, answers: DrawnAnswers) -> dict:
 def _votes(folder: Path, segment: int) -> dict[str, list[tuple[int, int]]]:
     """Question -> (seed, tokens) of its votes on disk."""
     found = defaultdict(list)
-    if segment in stored_segments(folder):
+    if segment in list_segments(folder):
         for vote in read_votes(folder, segment):
             found[vote.question_id].append((vote.seed, vote.tokens))
     return found
@@ -290,6 +291,6 @@ def _audited(
 def full_vote(question: Question, config: Config, answers: DrawnAnswers) -> Label:
     """The label from all K votes."""
     tally = Tally()
-    for seed in seeds_of(question.id, config.runtime.random_seed, config.voting.samples):
+    for seed in derive_seeds(question.id, config.runtime.random_seed, config.voting.samples):
         tally = tally.add(answers.draw(question.id, question.options, seed).answer)
-    return decide(question, tally, config.voting, tokens=0, truncated=0, policy=POLICY, sampling=SAMPLING)
+    return label_question(question, tally, config.voting, tokens=0, truncated=0, policy=POLICY, sampling=SAMPLING)

@@ -1,6 +1,6 @@
 """Does stage 1 beside the vote save the time that it takes? Stream against sequential, on balanced rates.
 
-Pool, ballots, ledger, bounded stream and the trainer's own loader are the real ones, the trainer in a process of its
+Pool, scheduler, ledger, bounded stream and the trainer's own loader are the real ones, the trainer in a process of its
 own; engines and optimizer steps only take time. The trainer's step is set so that it trains on all kept labels in just
 the time that the vote takes, and both sides have the same rate in both modes, as where each has GPUs of its own. (Where
 sequential steps have all GPUs each and a stream parts them, there is nothing to be saved but what each side wastes.)
@@ -29,10 +29,11 @@ from medssr_dist.bench.voting.simulation_cluster import (
     write_questions,
 )
 from medssr_dist.inference.pool import EnginePool
+from medssr_dist.run.paths import VotingPaths
 from medssr_dist.run.stream import QuestionFeed, kept_labels_from, mark_end, publish_taken, room
 from medssr_dist.training.rollout.examples import PromptLoader, of_label
-from medssr_dist.voting.ballots import Ballots, take_votes
 from medssr_dist.voting.ledger import VoteLedger
+from medssr_dist.voting.vote_scheduler import VoteScheduler, collect_votes
 
 _ENGINES, _SAMPLES, _BUFFER, _STEP = 4, 8, 64, 8
 _QUESTIONS_PER_S = 40  # about: 4 engines, 16 samples at once each, an answer in 0.25 s, 6 votes a question
@@ -82,11 +83,12 @@ def _vote(questions: Path, folder: Path, follows: bool) -> tuple[float, int]:
     ):
 
         def hold() -> bool:
-            return follows and not room(ledger.labels_file, ledger.kept, _BUFFER)
+            return follows and not room(ledger.labels_file, ledger.num_kept, _BUFFER)
 
-        take_votes(pool, Ballots(config, QuestionFeed(questions), ledger, PlainTokenizer(), hold), ledger, bar, bool)
-        mark_end(ledger.labels_file, ledger.kept)
-        return time.perf_counter() - started, ledger.kept
+        scheduler = VoteScheduler(config, QuestionFeed(questions), ledger, PlainTokenizer(), hold)
+        collect_votes(pool, scheduler, ledger, bar, bool)
+        mark_end(ledger.labels_file, ledger.num_kept)
+        return time.perf_counter() - started, ledger.num_kept
 
 
 @contextmanager
@@ -97,7 +99,7 @@ def _trainer(folder: Path, step_s: float) -> Iterator[subprocess.Popen]:
         sys.executable,
         "-m",
         "medssr_dist.bench.voting.stream_speed",
-        str(folder / "labeled.jsonl"),
+        str(VotingPaths(folder).labels),
         str(step_s),
     ]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:

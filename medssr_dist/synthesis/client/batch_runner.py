@@ -23,6 +23,7 @@ import msgspec
 
 from medssr_dist.config.synthesis import Endpoint, Synthesis
 from medssr_dist.errors import InputError
+from medssr_dist.run.paths import SynthesisPaths
 from medssr_dist.runtime.api_key import scrub
 from medssr_dist.synthesis.client.batch_api import CHAT_PATH, BatchApi, StopAsked
 from medssr_dist.synthesis.client.batch_ledger import BatchLedger, SubmittedBatch
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
     from medssr_dist.synthesis.client.job import ChatJob
     from medssr_dist.synthesis.request_queue import RequestQueue
 
-LEDGER = "batches.jsonl"
 _ENDED = ("completed", "failed", "expired", "cancelled")
 _FEWEST_REFUSED = 3  # so many refused lines, and no other: the settings are at fault, not the requests
 _LOOK_S = 0.2  # between two looks at a queue that has nothing to ask for
@@ -77,7 +77,7 @@ class BatchRunner:
     def __init__(self, synthesis: Synthesis, endpoints: Sequence[Endpoint], folder: Path):
         self.attempts = 0
         self._synthesis = synthesis
-        self._folder = Path(folder)
+        self._paths = SynthesisPaths(Path(folder))
         self._stopped = asyncio.Event()
         self._again: deque[ChatJob] = deque()
         self._workers = [
@@ -87,7 +87,7 @@ class BatchRunner:
     async def run(self, queue: RequestQueue) -> None:
         """Ask until the queue is finished and nothing is on its way, or until stopped."""
         async with AsyncExitStack() as stack:
-            self._ledger = stack.enter_context(closing(BatchLedger(self._folder / LEDGER)))
+            self._ledger = stack.enter_context(closing(BatchLedger(self._paths.batches)))
             for worker in self._workers:
                 await stack.enter_async_context(worker.api)
             with suppress(StopAsked):
@@ -123,7 +123,7 @@ class BatchRunner:
         if batch.is_on_loopback:
             return None
         raise InputError(
-            f"{self._folder / LEDGER} has a batch on its way at {batch.base_url} (model {batch.model!r}), which is "
+            f"{self._paths.batches} has a batch on its way at {batch.base_url} (model {batch.model!r}), which is "
             "not among synthesis.endpoints any more; put it back until the batch has ended"
         )
 
@@ -169,7 +169,7 @@ class BatchRunner:
     async def _submit(self, worker: _BatchWorker, jobs: dict[int, ChatJob], queue: RequestQueue) -> SubmittedBatch:
         """Put the requests up and buy the batch."""
         endpoint = worker.api.endpoint
-        path = self._folder / f"batch-{self._workers.index(worker)}.jsonl"
+        path = self._paths.batch_upload(self._workers.index(worker))
         try:
             with open(path, "wb") as file:
                 file.writelines(self._lines(jobs, endpoint))

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 from medssr_dist.config.schema import Config
 from medssr_dist.config.training import Stage
+from medssr_dist.run.paths import StagePaths
 
 # Options that are the same in every run: GRPO has no critic and no reward model, and the ways of running that we do
 # not offer are off, as are OpenRLHF's own loggers and saving (see after_step.py). Names are OpenRLHF 0.11.2's.
@@ -94,8 +95,8 @@ def openrlhf_options(config: Config, stage: Stage, folder: Path) -> dict:
             "actor.max_norm": stage.max_grad_norm,
             "actor.num_gpus_per_node": training.ranks_per_node,
             "actor.num_nodes": training.nodes,
-            "ckpt.output_dir": str(folder / "hf.partial"),
-            "ckpt.path": str(folder / "checkpoints"),
+            "ckpt.output_dir": str(StagePaths(folder).hf_partial),
+            "ckpt.path": str(StagePaths(folder).checkpoints),
             "data.max_len": config.policy.max_model_len,
             "ds.adam_offload": training.offload_optimizer,
             "ds.attn_implementation": training.attention,

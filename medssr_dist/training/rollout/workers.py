@@ -11,7 +11,7 @@ import ray
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from medssr_dist.inference.vllm_args import engine_env, engine_kwargs
+from medssr_dist.inference.vllm_args import build_engine_env, build_engine_kwargs
 from medssr_dist.runtime.cluster import reserve
 from medssr_dist.runtime.device import on_gpu
 from medssr_dist.training.rollout.engines import RolloutEngines, engine_name
@@ -68,7 +68,7 @@ class RolloutWorkers:
     def engine_options(self, model: Path) -> dict[str, Any]:
         """Return vLLM's arguments for one engine."""
         training = self._config.training
-        options = engine_kwargs(model, self._config.policy, self._config.runtime, training.tensor_parallel_size)
+        options = build_engine_kwargs(model, self._config.policy, self._config.runtime, training.tensor_parallel_size)
         options["weight_transfer_config"] = {"backend": "nccl" if on_gpu() else "gloo"}
         if self._stage.importance != "off":
             options["logprobs_mode"] = "processed_logprobs"  # of the distribution that was sampled from
@@ -126,7 +126,7 @@ def engine_starter(
     training = config.training
     size = training.tensor_parallel_size
     bundles = reserve([{"GPU": size, "CPU": 1}] * training.engines, "the rollout engines")
-    env = engine_env(config.runtime, max(1, (os.cpu_count() or 1) // training.engines))
+    env = build_engine_env(config.runtime, max(1, (os.cpu_count() or 1) // training.engines))
     env["GOMP_SPINCOUNT"] = "0"  # its threads wait asleep: the ranks that send weights need the cores
     actor = ray.remote(RolloutEngine)
 

@@ -9,7 +9,6 @@ whole, whatever died when; `settle` takes away the rest before a restart.
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import time
 from collections.abc import Callable
@@ -18,10 +17,7 @@ from pathlib import Path
 
 from medssr_dist.data.jsonl import read_json, sync_folder, write_atomic, write_json
 from medssr_dist.errors import InputError
-
-RANKS_FOLDER = "_actor"  # OpenRLHF looks for it by this name
-_COMPLETE = "complete.json"
-_NAME = re.compile(r"global_step(\d+)$")
+from medssr_dist.run.paths import CheckpointPaths, complete_mark
 
 
 @dataclass(frozen=True)
@@ -37,21 +33,16 @@ class Checkpoint:
     seconds: float  # that writing and verifying took
     files: dict[str, int] = field(repr=False)  # name -> bytes
 
-    @property
-    def name(self) -> str:
-        return f"global_step{self.step}"
-
     def is_sound(self, folder: Path) -> bool:
-        """Whether all its files are there, as long as they were."""
-        files = {name: folder / self.name / name for name in self.files}
+        """Whether all its files are in `folder`, as long as they were."""
+        files = {name: folder / name for name in self.files}
         return all(file.is_file() and file.stat().st_size == self.files[name] for name, file in files.items())
 
 
 def complete_checkpoints(checkpoints: Path) -> list[Checkpoint]:
     """Those marked complete, oldest first."""
-    folders = [folder for folder in (checkpoints / RANKS_FOLDER).glob("global_step*") if _NAME.match(folder.name)]
-    found = [Checkpoint(**read_json(folder / _COMPLETE)) for folder in folders]
-    return sorted(found, key=lambda checkpoint: checkpoint.step)
+    paths = CheckpointPaths(checkpoints)
+    return [Checkpoint(**read_json(complete_mark(paths.at(step)))) for step in paths.complete_steps()]
 
 
 def settle(checkpoints: Path) -> Checkpoint | None:
@@ -59,24 +50,26 @@ def settle(checkpoints: Path) -> Checkpoint | None:
 
     One whose files have since been lost or cut short is told of and passed over.
     """
-    folder = checkpoints / RANKS_FOLDER
+    paths = CheckpointPaths(checkpoints)
     sound = []
     for checkpoint in complete_checkpoints(checkpoints):
+        folder = paths.at(checkpoint.step)
         if checkpoint.is_sound(folder):
             sound.append(checkpoint)
         else:
-            print(f"warning: checkpoint {folder / checkpoint.name} has lost files; the one before it is taken")
+            print(f"warning: checkpoint {folder} has lost files; the one before it is taken")
     if not sound:
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(paths.ranks, ignore_errors=True)
         return None
-    _keep_only(folder, {checkpoint.name for checkpoint in sound})
-    write_atomic(folder / "latest", sound[-1].name)
+    _keep_only(paths, sound)
+    write_atomic(paths.latest, paths.at(sound[-1].step).name)
     return sound[-1]
 
 
-def _keep_only(folder: Path, names: set[str]) -> None:
-    for found in folder.iterdir():
-        if found.is_dir() and found.name not in names:
+def _keep_only(paths: CheckpointPaths, checkpoints: list[Checkpoint]) -> None:
+    kept = {paths.at(checkpoint.step) for checkpoint in checkpoints}
+    for found in paths.ranks.iterdir():
+        if found.is_dir() and found not in kept:
             shutil.rmtree(found)
 
 
@@ -98,7 +91,7 @@ class CheckpointKeeper:
         bytes_needed: Callable[[], int],
         write: Callable[[Path, str, dict], list[dict[str, int]]],
     ):
-        self._checkpoints, self._folder, self._keep = checkpoints, checkpoints / RANKS_FOLDER, keep
+        self._paths, self._folder, self._keep = CheckpointPaths(checkpoints), CheckpointPaths(checkpoints).ranks, keep
         self._bytes_needed, self._write = bytes_needed, write
 
     def save(self, step: int, state: dict, reward: float) -> Checkpoint:
@@ -113,7 +106,7 @@ class CheckpointKeeper:
         self._folder.mkdir(parents=True, exist_ok=True)
         started, needed = time.monotonic(), self._bytes_needed()
         self._prove_room(needed)
-        partial = self._folder / f"global_step{step}.partial"
+        partial = self._paths.partial(step)
         try:
             parts = self._write(self._folder, partial.name, state)
         except Exception:
@@ -141,7 +134,7 @@ class CheckpointKeeper:
             test.unlink(missing_ok=True)
 
     def _no_room(self, needed: int) -> str:
-        complete = complete_checkpoints(self._checkpoints)
+        complete = complete_checkpoints(self._paths.folder)
         last = f"the checkpoint of step {complete[-1].step} is whole" if complete else "there is no checkpoint yet"
         return (
             f"no room for a checkpoint of {needed / 2**20:,.0f} MiB in {self._folder}, "
@@ -150,15 +143,15 @@ class CheckpointKeeper:
         )
 
     def _mark_complete(self, partial: Path, checkpoint: Checkpoint) -> None:
-        target = self._folder / checkpoint.name
-        write_json(partial / _COMPLETE, asdict(checkpoint))
+        target = self._paths.at(checkpoint.step)
+        write_json(complete_mark(partial), asdict(checkpoint))
         sync_folder(partial)
         shutil.rmtree(target, ignore_errors=True)
         os.replace(partial, target)
-        write_atomic(self._folder / "latest", checkpoint.name)
+        write_atomic(self._paths.latest, target.name)
         sync_folder(self._folder)
 
     def _prune(self) -> None:
-        complete = complete_checkpoints(self._checkpoints)
+        complete = complete_checkpoints(self._paths.folder)
         best = max(complete, key=lambda checkpoint: (checkpoint.reward, checkpoint.step))
-        _keep_only(self._folder, {checkpoint.name for checkpoint in [*complete[-self._keep :], best]})
+        _keep_only(self._paths, [*complete[-self._keep :], best])

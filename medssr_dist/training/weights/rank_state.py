@@ -14,8 +14,9 @@ import torch
 
 from medssr_dist.data.jsonl import sync_folder, write_atomic
 from medssr_dist.errors import InputError
+from medssr_dist.run.paths import CheckpointPaths
 from medssr_dist.runtime.device import on_gpu
-from medssr_dist.training.weights.checkpoints import RANKS_FOLDER, Checkpoint
+from medssr_dist.training.weights.checkpoints import Checkpoint
 
 _ADAM_BYTES = 12  # of a trained weight: fp32 itself and AdamW's two moments
 _SLACK = 2**20  # the rank's other state
@@ -72,15 +73,15 @@ def fit_to_ranks(checkpoints: Path, checkpoint: Checkpoint, ranks: int) -> bool:
     """
     if checkpoint.ranks == ranks:
         return False
-    folder = checkpoints / RANKS_FOLDER
-    universal = folder / f"{checkpoint.name}.universal"
+    paths = CheckpointPaths(checkpoints)
+    universal = paths.universal(checkpoint.step)
     print(f"checkpoint of step {checkpoint.step}: from {checkpoint.ranks} ranks to {ranks}")
     command = [
         sys.executable,
         "-m",
         "deepspeed.checkpoint.ds_to_universal",
         "--input_folder",
-        str(folder / checkpoint.name),
+        str(paths.at(checkpoint.step)),
         "--output_folder",
         str(universal),
         "--num_extract_workers",
@@ -97,5 +98,5 @@ def fit_to_ranks(checkpoints: Path, checkpoint: Checkpoint, ranks: int) -> bool:
             f"and DeepSpeed cannot convert it ({last}); go back to training.nodes x training.ranks_per_node = "
             f"{checkpoint.ranks}"
         )
-    write_atomic(folder / "latest_universal", universal.name)
+    write_atomic(paths.latest_universal, universal.name)
     return True

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from medssr_dist.inference.leases import Lease
-from medssr_dist.inference.requests import Completion, Request
+from medssr_dist.inference.requests import Completion, SampleRequest
 
 _TAU_S = 10.0  # over which an engine's speed is averaged
 _KNOWN_S = 5.0  # of work after which its speed is known
@@ -18,7 +18,7 @@ _QUIET_S = 15.0  # without a token; engines tell of theirs every second
 
 
 @dataclass(slots=True)
-class Taken:
+class EngineOutput:
     """What an engine hands over: (lease id, one sample), leases it refused and why, tokens since the last time."""
 
     samples: list[tuple[int, Completion]] = field(default_factory=list)
@@ -34,10 +34,10 @@ class Engine(Protocol):
     async def start(self) -> None:
         """Come up, ready for work; also again after `stop`. Raises what keeps it from it; InputError ends the run."""
 
-    def give(self, requests: list[tuple[int, Request]], aborted: list[int]) -> None:
-        """New leases and ended ones, at once; what goes wrong with them is told by `take`."""
+    def submit(self, requests: list[tuple[int, SampleRequest]], aborted: list[int]) -> None:
+        """New leases and ended ones, at once; what goes wrong with them is told by `collect`."""
 
-    async def take(self) -> Taken:
+    async def collect(self) -> EngineOutput:
         """Wait for samples, or for tokens of samples to come. Raises when the engine is dead."""
 
     async def stop(self) -> None:
@@ -45,7 +45,7 @@ class Engine(Protocol):
 
 
 @dataclass(slots=True, eq=False)
-class Slot:
+class EngineSlot:
     """An engine and what the pool knows of it."""
 
     number: int
@@ -64,7 +64,7 @@ class Slot:
     verdict: str = ""  # why it is being ended
     serving: asyncio.Task | None = None
     taking: asyncio.Future | None = None
-    fresh: list[tuple[int, Request]] = field(default_factory=list)
+    fresh: list[tuple[int, SampleRequest]] = field(default_factory=list)
     aborted: list[int] = field(default_factory=list)
 
     def lease(self, lease: Lease, now: float) -> None:
@@ -87,7 +87,7 @@ class Slot:
 
     def send(self) -> None:
         if self.fresh or self.aborted:
-            self.engine.give(self.fresh, self.aborted)
+            self.engine.submit(self.fresh, self.aborted)
             self.fresh, self.aborted = [], []
 
     def heard(self, tokens: int, samples: int, now: float) -> None:
