@@ -16,7 +16,7 @@ from medssr_dist.config.schema import Config
 from medssr_dist.config.training import Training
 from medssr_dist.data.jsonl import JsonlLedger, read_json, read_jsonl
 from medssr_dist.errors import InputError, Stopped
-from medssr_dist.training.after_step import SampleBook
+from medssr_dist.training.after_step import SampleLog
 from medssr_dist.training.model_card import write_model_card
 from medssr_dist.training.stage_job import StageJob
 from medssr_dist.training.trackers import Trackers, check_trackers
@@ -77,7 +77,7 @@ def rollout(index: int) -> SimpleNamespace:
 
 
 def test_samples_are_spread_over_the_step_and_read_as_text(tmp_path):
-    book = SampleBook(tmp_path / "samples.jsonl", tiny_tokenizer(), count=3)
+    book = SampleLog(tmp_path / "samples.jsonl", tiny_tokenizer(), count=3)
     book.keep([rollout(index) for index in range(8)], step=5)
     rows = list(read_jsonl(tmp_path / "samples.jsonl"))
     assert [row["question_id"] for row in rows] == ["q0", "q2", "q4"]
@@ -95,7 +95,7 @@ def test_samples_are_spread_over_the_step_and_read_as_text(tmp_path):
 
 @pytest.mark.parametrize(("count", "rollouts", "kept"), [(0, 8, 0), (4, 2, 2), (4, 0, 0), (4, 4, 4), (3, 4, 3)])
 def test_as_many_samples_as_asked_for_and_there_are(tmp_path, count, rollouts, kept):
-    SampleBook(tmp_path / "s", tiny_tokenizer(), count).keep([rollout(index) for index in range(rollouts)], 1)
+    SampleLog(tmp_path / "s", tiny_tokenizer(), count).keep([rollout(index) for index in range(rollouts)], 1)
     assert (len(list(read_jsonl(tmp_path / "s"))) if kept else (tmp_path / "s").exists()) == kept
 
 

@@ -8,10 +8,26 @@ loop. Nothing is exported; the run directory holds metrics.jsonl alone.
 
 from __future__ import annotations
 
+import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
+import ray
+
+from medssr_dist.config.load import load_config
+from medssr_dist.config.schema import Config
+from medssr_dist.readers import read_all
+from medssr_dist.run.paths import RunPaths
+from medssr_dist.runtime.cluster import ray_cluster
+from medssr_dist.runtime.device import device_env
+from medssr_dist.runtime.models import resolve_model
+from medssr_dist.training.rollout.examples import PromptLoader
 from medssr_dist.training.rollout.workers import RolloutWorkers
+from medssr_dist.training.stage_actor import Processes, StageActor
+from medssr_dist.training.stage_job import StageJob
+from medssr_dist.training.stall_watch import HeartbeatBoard, start_board
+from medssr_dist.training.train_stage import ignore_taken, plan_stage2
 
 PIECES = ("trainer", "rollout", "weight_sync", "loss")
 DEMO = Path(__file__).parents[3] / "configs" / "demo_cpu.yaml"
