@@ -195,7 +195,7 @@ def start_stage2(
     folder: Path,
     should_stop: Callable[[], bool],
 ) -> RunningStage:
-    """Start stage 2: supervised GRPO on human-annotated questions (paper section 3.4). Arguments as of `plan_stage2`."""
+    """Start stage 2: supervised GRPO on human-annotated questions (paper section 3.4); see `plan_stage2`."""
     job, examples = plan_stage2(config, model, reference, questions, labels, folder)
     return RunningStage(job, examples, ignore_taken, should_stop)
 

@@ -1,6 +1,5 @@
 """Synthesis, vote and trainer side by side: none outlives another's failure, and the same command goes on."""
 
-import itertools
 import json
 import sys
 import threading
@@ -8,7 +7,7 @@ import time
 from types import SimpleNamespace
 
 import pytest
-from stream_parts import draw_steps, TIMEOUT_S, Tokenizer, label, never, until
+from stream_parts import TIMEOUT_S, Tokenizer, draw_steps, label, never, until
 
 from medssr_dist import pipeline
 from medssr_dist.config.schema import Config

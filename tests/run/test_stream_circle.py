@@ -8,7 +8,7 @@ import time
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stream_parts import draw_steps, Tokenizer, label, never, question, until
+from stream_parts import Tokenizer, draw_steps, label, never, question, until
 
 from medssr_dist.data.jsonl import JsonlLedger, read_jsonl
 from medssr_dist.run import stream

@@ -18,7 +18,7 @@ from medssr_dist.config.schema import Config
 from medssr_dist.data.jsonl import JsonlLedger
 from medssr_dist.errors import EXIT_FAILED, Diverged
 from medssr_dist.training.after_step import AfterStep
-from medssr_dist.training.finite import find_bad_metrics, find_bad_weights, describe_bad
+from medssr_dist.training.finite import describe_bad, find_bad_metrics, find_bad_weights
 from medssr_dist.training.stage_job import StageJob
 from medssr_dist.training.train_stage import _explain
 from medssr_dist.training.weights.checkpoints import complete_checkpoints

@@ -133,10 +133,11 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--run-dir", type=Path, required=True, help="a new folder for metrics.jsonl and logs")
+    parser.add_argument("--config", type=Path, default=DEMO, help="default: the demo's")
     parser.add_argument("--pieces", nargs="*", choices=PIECES, default=[], help="what is in OpenRLHF's own form")
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides of the demo's config")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides of the config")
     args = parser.parse_args()
-    run_stage(load_config(DEMO, args.set), args.run_dir, frozenset(args.pieces))
+    run_stage(load_config(args.config, args.set), args.run_dir, frozenset(args.pieces))
     return 0
 
 
