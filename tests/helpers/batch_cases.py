@@ -8,8 +8,8 @@ import urllib.request
 from collections import Counter
 
 import pytest
+from config_builder import make_config
 
-from medssr_dist.config.synthesis import Synthesis
 from medssr_dist.data.jsonl import read_jsonl
 from medssr_dist.data.records import Question, content_hash
 from medssr_dist.synthesis.client import dispatcher
@@ -83,17 +83,15 @@ class FileQueue:
 
 def settings(url, batch_size=20, retry=None, urls=(), **endpoint):
     endpoints = [{"base_url": each, "model": f"m{n}", **endpoint} for n, each in enumerate((url, *urls))]
-    return Synthesis.model_validate(
-        {
-            "accepted": 1,
-            "seeds": ["x"],
+    return make_config(
+        synthesis={
             "endpoints": endpoints,
             "transport": "batch",
             "batch_size": batch_size,
             "poll_s": 0.02,
             "retry": {"patience_s": 20} | (retry or {}),
         }
-    )
+    ).synthesis
 
 
 def run(synthesis, folder, queue, stop_when=None):

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import pytest
 from aiohttp import web
+from config_builder import make_config
 
-from medssr_dist.config.synthesis import Synthesis
 from medssr_dist.synthesis.client import dispatcher, endpoint, rate_limits
 from medssr_dist.synthesis.client.chat_client import GaveUp, Reply
 from medssr_dist.synthesis.client.dispatcher import Dispatcher
@@ -133,5 +133,5 @@ async def serving(*servers):
 
 def make(urls, retry=None, **fields):
     endpoints = [{"base_url": url, "model": "m", "api_key": KEY, **fields} for url in urls]
-    synthesis = Synthesis(accepted=1, seeds=["s"], endpoints=endpoints, retry=retry or {})
+    synthesis = make_config(synthesis={"endpoints": endpoints, "retry": retry or {}}).synthesis
     return Dispatcher(synthesis, synthesis.endpoints)

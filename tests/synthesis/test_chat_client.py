@@ -6,9 +6,9 @@ from email.utils import formatdate
 
 import pytest
 from aiohttp import web
+from config_builder import make_config
 from yarl import URL
 
-from medssr_dist.config.synthesis import Synthesis
 from medssr_dist.errors import InputError
 from medssr_dist.synthesis.client.chat_client import (
     ChatClient,
@@ -41,7 +41,7 @@ async def serving(handler):
 
 def settings(base_url="http://127.0.0.1:1/v1", retry=None, **fields):
     endpoint = {"base_url": base_url, "model": "m", "api_key": KEY, **fields}
-    return Synthesis(accepted=1, seeds=["s"], endpoints=[endpoint], temperature=0.3, retry=retry or {})
+    return make_config(synthesis={"endpoints": [endpoint], "temperature": 0.3, "retry": retry or {}}).synthesis
 
 
 async def ask(base_url, retry=None, **fields):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from config_builder import make_config
 
-from medssr_dist.config.synthesis import Synthesis
 from medssr_dist.synthesis.client.budget import ReservationLedger, Spending, TokenCounter
 from medssr_dist.synthesis.client.chat_client import GaveUp, Reply
 from medssr_dist.synthesis.journal import Journal
@@ -37,8 +37,7 @@ def make(tmp_path, provenance):
     """A queue of N accepted questions over a new or left journal."""
 
     def build(accepted, should_stop=lambda: False, hold=lambda accepted: False, **settings):
-        endpoints = [{"base_url": "http://localhost:1/v1", "model": "m"}]
-        synthesis = Synthesis(accepted=accepted, seeds=["s"], endpoints=endpoints, **settings)
+        synthesis = make_config(synthesis={"accepted": accepted, **settings}).synthesis
         journal = Journal(tmp_path / "journal.jsonl")
         reservations = ReservationLedger(tmp_path / "exposure.bin", synthesis.most_candidates)
         spending = Spending(synthesis)

@@ -8,8 +8,8 @@ from collections import namedtuple
 from functools import partial
 
 import pytest
+from config_builder import make_config
 
-from medssr_dist.config.schema import Config
 from medssr_dist.data.jsonl import read_json, read_jsonl
 from medssr_dist.data.records import Question, content_hash
 from medssr_dist.errors import InputError, Stopped
@@ -52,13 +52,11 @@ def config(base_url="offline-teacher", accepted=40, alpha=0.5, endpoint=None, re
     synthesis = {
         "accepted": accepted,
         "alpha": alpha,
-        "seeds": ["x"],
         "endpoints": [endpoint],
         "retry": {"first_byte_s": 2, "whole_s": 2, "patience_s": 2} | (retry or {}),
         "checks": {"near_duplicate": 0},
     }
-    tree = {"policy": {"model": "x"}, "synthesis": synthesis | settings, "training": {"stage2": {"enabled": False}}}
-    return Config.model_validate(tree)
+    return make_config(synthesis=synthesis | settings)
 
 
 def run(cfg, folder, seeds=SEEDS, entities=ENTITIES, **options):

@@ -10,9 +10,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
+from config_builder import make_config
 from tiny_policy import tiny_tokenizer
 
-from medssr_dist.config.schema import Config
 from medssr_dist.config.training import Training
 from medssr_dist.data.jsonl import JsonlLedger, read_json, read_jsonl
 from medssr_dist.errors import InputError, Stopped
@@ -29,16 +29,10 @@ SECRET = "sk-this-is-a-secret"
 @pytest.fixture
 def job(tmp_path) -> StageJob:
     """Stage 1 of a run whose config names a secret, on the way to 4 steps."""
-    config = Config.model_validate(
-        {
-            "policy": {"model": "Qwen/Qwen3-8B"},
-            "synthesis": {
-                "accepted": 1,
-                "seeds": ["s"],
-                "endpoints": [{"base_url": "http://u/v1", "model": "m", "api_key": SECRET}],
-            },
-            "training": {"stage2": {"enabled": False}, "stage1": {"steps": 4}},
-        }
+    config = make_config(
+        policy={"model": "Qwen/Qwen3-8B"},
+        synthesis={"endpoints": [{"base_url": "http://u/v1", "model": "m", "api_key": SECRET}]},
+        training={"stage1": {"steps": 4}},
     ).without_secrets()
     base, folder = tmp_path / "base", tmp_path / "run" / "training" / "stage1"
     folder.mkdir(parents=True)

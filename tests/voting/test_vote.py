@@ -8,6 +8,7 @@ from itertools import count
 from types import SimpleNamespace
 
 import pytest
+from config_builder import make_config
 from far_engine import FarEngine
 from stored_votes import stored_labels, stored_votes
 
@@ -38,20 +39,8 @@ SEEDS = {question.id: derive_seeds(question.id, 42, K) for question in QUESTIONS
 
 
 def config(mode="sequential", **voting) -> Config:
-    return Config.model_validate(
-        {
-            "policy": {"model": "m", "max_model_len": 256},
-            "synthesis": {"accepted": 1, "seeds": ["s"], "endpoints": [{"base_url": "u", "model": "m"}]},
-            "voting": {"samples": K, "max_tokens": 16, "adaptive": "never", **voting},
-            "training": {
-                "ranks_per_node": 1,
-                "stage1": {"max_new_tokens": 16},
-                "stage2": {"enabled": False, "max_new_tokens": 16},
-            },
-            "evaluation": {"max_tokens": 16},
-            "runtime": {"mode": mode},
-        }
-    )
+    voting = {"samples": K, "max_tokens": 16, "adaptive": "never", **voting}
+    return make_config(voting=voting, runtime={"mode": mode})
 
 
 def reply(request, seed) -> Completion:
