@@ -38,14 +38,14 @@ class FileQueue:
         self.in_flight, self.cursor, self.most_in_flight = {}, 0, 0
         self.counts = Counter()
 
-    def next(self):
+    def next_job(self):
         while self.cursor in self.known or self.cursor in self.in_flight:
             self.cursor += 1
         if self.cursor >= self.count or len(self.in_flight) >= self.at_once:
             return None
         return self._give(self.cursor)
 
-    def job(self, index):
+    def resume_job(self, index):
         return None if index in self.known else self._give(index)
 
     def _give(self, index):
@@ -55,19 +55,19 @@ class FileQueue:
         return self.in_flight[index]
 
     @property
-    def finished(self):
+    def is_finished(self):
         return len(self.known) == self.count
 
-    def sent(self, job):
+    def record_sent(self, job):
         self.counts["sent"] += 1
 
-    def returned(self, job):
+    def record_refused(self, job):
         self.counts["returned"] += 1
 
-    def lost(self, job):
+    def record_lost(self, job):
         self.counts["lost"] += 1
 
-    def done(self, job, outcome):
+    def finish(self, job, outcome):
         assert self.in_flight.pop(job.index) is job
         row = {"index": job.index}
         if isinstance(outcome, Reply):
