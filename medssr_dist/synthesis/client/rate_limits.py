@@ -129,7 +129,7 @@ class AdaptiveLimit:
         self._window = _Window(-inf, self.level)
 
     def _may_grow(self) -> bool:
-        """Whether the limit may be raised: not if too much is refused, nor during the check of a cut, at a fixed limit."""
+        """Whether the limit may be raised: not if too much is refused, nor while a cut is being checked."""
         return self._before is None and not (self._window.refusals and self._window.exceeds(self.tolerated))
 
     def _count(self, sent_at: float, now: float, refused: bool) -> None:
