@@ -82,9 +82,7 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
         raise InputError(f"{path} cannot be read ({error.strerror}); check the path and its permissions") from None
 
 
-def enumerate_rows(
-    file: Iterable[bytes], path: Path, skip_torn: bool = False
-) -> Iterator[tuple[int, dict[str, Any]]]:
+def enumerate_rows(file: Iterable[bytes], path: Path, skip_torn: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield (line number from 1, JSON object) for each line of a binary file, without the blank lines.
 
     Lines end at newlines only. str.splitlines would also split at U+2028 and similar characters, which texts contain.

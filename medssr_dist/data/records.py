@@ -49,7 +49,9 @@ class Provenance(Record):
     topic: str = Field("", description="topic of the seed pair; '' if the pair was drawn uniformly")
     teacher: str = Field(description="model name sent to the API")
     answered_by: str = Field("", description="model name in the server's reply")
-    permutation: tuple[int, ...] = Field((), description="option i of the question is option permutation[i] of the reply")
+    permutation: tuple[int, ...] = Field(
+        (), description="option i of the question is option permutation[i] of the reply"
+    )
     random_seed: int
     commit: str
 
@@ -64,7 +66,9 @@ class Question(Record):
 
     id: str
     stem: str
-    options: dict[str, str] = Field(description="letter -> text; letters A, B, C... without a gap; texts distinct if synthetic")
+    options: dict[str, str] = Field(
+        description="letter -> text; letters A, B, C... without a gap; texts distinct if synthetic"
+    )
     source: str = Field(description="'synthetic', or the name of the data set")
     source_id: str = Field("", description="the id in that data set, '' if it has none")
     truth: str | None = Field(None, description="human or ontology answer letter; None if unknown")
@@ -82,7 +86,7 @@ class Question(Record):
         if not 2 <= len(options) <= len(LETTERS):
             raise InputError(f"a question needs 2-{len(LETTERS)} options, got {len(options)}: {stem[:80]!r}")
         lettered = {LETTERS[i]: text for i, text in enumerate(options)}
-        return cls(id=content_hash([stem, lettered]), stem=stem, options=lettered, **fields)
+        return cls(id=hash_content([stem, lettered]), stem=stem, options=lettered, **fields)
 
     @model_validator(mode="after")
     def _check(self) -> Question:
@@ -90,7 +94,7 @@ class Question(Record):
         if not 2 <= len(letters) <= len(LETTERS) or letters != list(LETTERS[: len(letters)]):
             raise ValueError(f"options must be 2-{len(LETTERS)} consecutive letters from A, got {letters}")
         distinct = {text.strip().casefold() for text in self.options.values()}
-        if self.source == "synthetic" and len(distinct) != len(letters):  # published benchmarks contain items with equal options
+        if self.source == "synthetic" and len(distinct) != len(letters):  # benchmarks have such items
             raise ValueError(f"options are not distinct: {list(self.options.values())}")
         if not self.stem.strip() or not all(text.strip() for text in self.options.values()):
             raise ValueError("stem and options must not be empty")
@@ -166,8 +170,12 @@ class Label(Record):
     valid: int = Field(description="votes with an answer, among those taken")
     truncated: int = Field(description="votes that reached the token limit, among those taken")
     tokens: int = Field(description="tokens generated in the votes taken")
-    confidence_requested: tuple[float, float] = Field(description="votes for the winner / requested: (least, most) possible")
-    confidence_valid: tuple[float, float] = Field(description="votes for the winner / valid: (least, most) possible; 0 if none is valid")
+    confidence_requested: tuple[float, float] = Field(
+        description="votes for the winner / requested: (least, most) possible"
+    )
+    confidence_valid: tuple[float, float] = Field(
+        description="votes for the winner / valid: (least, most) possible; 0 if none is valid"
+    )
     kept: bool = Field(description="confidence reaches voting.threshold: stage 1 trains on the label")
     reason: str = Field("", description="why the question is quarantined")
     policy: str

@@ -21,9 +21,9 @@ from pydantic import Field
 from tqdm import tqdm
 
 from medssr_dist.config.schema import Evaluation
-from medssr_dist.data.answers import INSTRUCTION, chat_prompt
+from medssr_dist.data.answers import INSTRUCTION, render_prompt
 from medssr_dist.data.jsonl import JsonlLedger, read_jsonl
-from medssr_dist.data.records import Question, Record, content_hash, parse_record
+from medssr_dist.data.records import Question, Record, hash_content, parse_record
 from medssr_dist.errors import Stopped
 from medssr_dist.inference.requests import Completion, SampleRequest
 
@@ -104,7 +104,7 @@ def hash_sampling(evaluation: Evaluation, tokenizer: PreTrainedTokenizerBase, ra
     The number of generations is left out: generation g is the same answer for every n.
     """
     parameters = evaluation.model_dump(include={"temperature", "top_p", "top_k", "max_tokens"})
-    return content_hash([parameters, random_seed, INSTRUCTION, tokenizer.chat_template, SECOND_PASS])
+    return hash_content([parameters, random_seed, INSTRUCTION, tokenizer.chat_template, SECOND_PASS])
 
 
 @dataclass
@@ -162,7 +162,7 @@ class _Session:
 
     def _base_seed(self, question_id: str) -> int:
         """Return the seed of a question's generation 0, which depends on no other question."""
-        return int(content_hash([self.random_seed, question_id], 7), 16)
+        return int(hash_content([self.random_seed, question_id], 7), 16)
 
     def _make_request(self, question: Question, first: int) -> SampleRequest:
         """Return a request for generations `first` to n-1.
@@ -171,7 +171,7 @@ class _Session:
         """
         return SampleRequest(
             key=question.id,
-            prompt=chat_prompt(self.tokenizer, question),
+            prompt=render_prompt(self.tokenizer, question),
             options=question.options,
             n=self.evaluation.generations - first,
             seed=self._base_seed(question.id) + first,
@@ -183,7 +183,7 @@ class _Session:
 
     def _make_second_request(self, key: str, answer: Answer) -> SampleRequest:
         question = self.questions[answer.question_id]
-        prompt = chat_prompt(self.tokenizer, question) + answer.text + SECOND_PASS
+        prompt = render_prompt(self.tokenizer, question) + answer.text + SECOND_PASS
         return SampleRequest(key=key, prompt=prompt, temperature=0.0, max_tokens=1, choices=tuple(question.options))
 
     def _make_answer(self, question: Question, completion: Completion) -> Answer:

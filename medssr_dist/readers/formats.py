@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from medssr_dist.data.records import LETTERS, Question, content_hash, parse_record
+from medssr_dist.data.records import LETTERS, Question, hash_content, parse_record
 from medssr_dist.errors import InputError
 
 Row = dict[str, Any]  # one item of a published file, as JSON
@@ -53,7 +53,7 @@ def _make_own_parser(rows: list[Row], source: str) -> Parse:
 
     def parse(row: Row) -> Question:
         question = parse_record(Question, row, "record")
-        if question.id != content_hash([question.stem, question.options]):
+        if question.id != hash_content([question.stem, question.options]):
             raise InputError(f"id {question.id!r} is not the hash of stem and options: the record was edited")
         return question
 

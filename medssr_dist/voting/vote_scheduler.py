@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from tqdm import tqdm
 
 from medssr_dist.config.schema import Config
-from medssr_dist.data.answers import chat_prompt
+from medssr_dist.data.answers import render_prompt
 from medssr_dist.data.records import Label, Question, Vote
 from medssr_dist.errors import InputError, Stopped
 from medssr_dist.inference.leases import QuarantinedRequest, split_into_runs
@@ -171,7 +171,7 @@ class VoteScheduler:
         for seed, vote in self._ledger.known_votes(self._position, question).items():
             if seed in wanted:
                 state.take(vote)
-        state.prompt = chat_prompt(self._tokenizer, question)
+        state.prompt = render_prompt(self._tokenizer, question)
         self._open[self._position] = self._by_key[question.id] = state
         self._position += 1
         return state

@@ -11,7 +11,7 @@ import pytest
 from config_builder import make_config
 
 from medssr_dist.data.jsonl import read_jsonl
-from medssr_dist.data.records import Question, content_hash
+from medssr_dist.data.records import Question, hash_content
 from medssr_dist.synthesis.client import dispatcher
 from medssr_dist.synthesis.client.batch_runner import BatchRunner
 from medssr_dist.synthesis.client.chat_client import Reply
@@ -122,7 +122,7 @@ def stats(url):
 def times_served(url, salt, count):
     """How often each request was served whole."""
     replies = stats(url)["replies"]
-    return [replies.get(content_hash(messages(salt, index)), 0) for index in range(count)]
+    return [replies.get(hash_content(messages(salt, index)), 0) for index in range(count)]
 
 
 @pytest.fixture(autouse=True)

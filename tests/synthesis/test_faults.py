@@ -24,7 +24,7 @@ from config_builder import make_config
 from tqdm import tqdm
 
 from medssr_dist.data.jsonl import read_jsonl
-from medssr_dist.data.records import Question, content_hash
+from medssr_dist.data.records import Question, hash_content
 from medssr_dist.errors import InputError
 from medssr_dist.offline_teacher import start_teacher
 from medssr_dist.synthesis.client import dispatcher, rate_limits
@@ -95,7 +95,7 @@ class Counts:
 
 def key_of(index, plan=[]):  # noqa: B006 - built once
     plan = plan or plan.append(RequestPlan(settings("http://h/v1"), SEEDS, ENTITIES, retrieve, "c0ffee")) or plan
-    return content_hash(plan[0].request(index).messages)
+    return hash_content(plan[0].request(index).messages)
 
 
 def held(folder):

@@ -11,7 +11,7 @@ import pytest
 from config_builder import make_config
 
 from medssr_dist.data.jsonl import read_json, read_jsonl
-from medssr_dist.data.records import Question, content_hash
+from medssr_dist.data.records import Question, hash_content
 from medssr_dist.errors import InputError, Stopped
 from medssr_dist.offline_teacher import open_endpoints, start_teacher
 from medssr_dist.synthesis.checks import Screen
@@ -208,7 +208,7 @@ def test_kill_9_loses_no_reply_and_pays_none_twice(plain, tmp_path):
     assert summary["requests_replayed"] == len(kept)
     assert sorted(journaled(folder)) == list(range(summary["requested"] + summary["surplus"]))
     for index in kept:  # what was on disk was never asked for again
-        key = content_hash(plan.request(index).messages)
+        key = hash_content(plan.request(index).messages)
         assert after[key] == before[key]
     again = sum(count - 1 for count in after.values())
     assert again <= 2 * 8  # only what was in flight at the two kills

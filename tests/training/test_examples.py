@@ -8,14 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stream_parts import Tokenizer, example
 
-from medssr_dist.data.answers import chat_prompt
+from medssr_dist.data.answers import render_prompt
 from medssr_dist.data.records import Label, Question
 from medssr_dist.errors import InputError
 from medssr_dist.run.stream import ALL_TAKEN
 from medssr_dist.training.rollout.examples import PromptLoader, from_labels, from_questions, shuffled
 
 EXAMPLES = [example(n) for n in range(5)]
-ROOM = len(chat_prompt(Tokenizer(), EXAMPLES[0].question).split())
+ROOM = len(render_prompt(Tokenizer(), EXAMPLES[0].question).split())
 
 
 def loader(examples=EXAMPLES, per_step=4, steps=0, **options) -> PromptLoader:
@@ -35,7 +35,7 @@ def numbers(batches) -> list[int]:
 
 def test_a_batch_is_what_openrlhf_unpacks():
     sources, prompts, labels, images = next(iter(loader()))
-    assert prompts == [chat_prompt(Tokenizer(), EXAMPLES[0].question)]
+    assert prompts == [render_prompt(Tokenizer(), EXAMPLES[0].question)]
     expected = {"answer": "B", "options": {"A": "yes", "B": "no"}, "id": EXAMPLES[0].question.id, "confidence": None}
     assert json.loads(labels[0]) == expected
     assert (len(sources), images) == (1, [None])
