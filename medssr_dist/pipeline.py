@@ -153,7 +153,9 @@ def vote(
     def take_votes() -> None:
         session.start_ray()
         total = _most_questions(session)
-        work(session.config, feed, total, model, session.run.voting, find_hpo_truth, should_stop, trainer_follows)
+        work(
+            session.config, feed, total, model, session.run.voting.folder, find_hpo_truth, should_stop, trainer_follows
+        )
 
     session.once("vote", {"model": model_fingerprint(model)}, take_votes)
 
