@@ -87,10 +87,10 @@ class QuarantinedRequest:
 
 
 class SeedRun(NamedTuple):
-    """Consecutive seeds: `count` of them, from `first` on. Example: SeedRun(4, 3) is 4, 5, 6."""
+    """Consecutive seeds: `size` of them, from `first` on. Example: SeedRun(4, 3) is 4, 5, 6."""
 
     first: int
-    count: int
+    size: int
 
 
 def split_into_runs(seeds: list[int]) -> list[SeedRun]:
@@ -273,4 +273,4 @@ class Leases:
 def _split_request(request: SampleRequest, seeds: set[int], record: LeaseRecord) -> list[QueuedRequest]:
     """Return `request` restricted to `seeds`: one queued request for each run of seeds without a gap."""
     runs = split_into_runs(sorted(seeds))
-    return [QueuedRequest(replace(request, seed=run.first, n=run.count), record) for run in runs]
+    return [QueuedRequest(replace(request, seed=run.first, n=run.size), record) for run in runs]

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
-from transformers import PreTrainedTokenizerBase
 
 from medssr_dist.config.schema import Config
 from medssr_dist.inference.engine_protocol import Engine
@@ -21,6 +21,9 @@ from medssr_dist.inference.vllm_engine import RayEngine
 from medssr_dist.inference.vllm_server import ServerEngine
 from medssr_dist.runtime.cluster import reserve_each
 from medssr_dist.runtime.models import load_tokenizer, model_fingerprint
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _LINGER_S = 0.02  # plus a millisecond per engine, so that many engines send fewer messages each
 
