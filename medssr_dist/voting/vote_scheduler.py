@@ -20,8 +20,8 @@ from medssr_dist.data.answers import render_prompt
 from medssr_dist.data.records import Label, Question, Vote
 from medssr_dist.errors import InputError, Stopped
 from medssr_dist.inference.leases import QuarantinedRequest, split_into_runs
-from medssr_dist.inference.pool import EnginePool, PoolOutcome, PoolResult
-from medssr_dist.inference.requests import Completion, SampleRequest
+from medssr_dist.inference.pool import EnginePool, PoolOutcome
+from medssr_dist.inference.requests import Completion, PoolResult, SampleRequest
 from medssr_dist.run.stream import QuestionFeed
 from medssr_dist.voting.early_stopping import count_needed_votes, is_certain
 from medssr_dist.voting.labels import label_question, quarantine_question
@@ -225,7 +225,7 @@ class VoteScheduler:
             temperature=self._voting.temperature,
             top_p=self._voting.top_p,
             max_tokens=self._voting.max_tokens,
-            length=state.tokens / len(state.seeds) if state.seeds else 0.0,
+            expected_tokens=state.tokens / len(state.seeds) if state.seeds else 0.0,
         )
 
     def _vote(self, question: Question, sample: Completion) -> Vote:

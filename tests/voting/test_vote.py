@@ -242,10 +242,10 @@ def test_what_should_stop_raises_ends_the_vote(run):
 def test_a_question_that_kills_engines_is_quarantined_and_the_rest_is_labelled(tmp_path, run, monkeypatch):
     monkeypatch.setattr(pool_module, "_BACKOFF_S", 0.0)
 
-    def ill(engine, request):
+    def fault(engine, request):
         return "die" if request.key == QUESTIONS[3].id else None
 
-    summary = run(FarEngine("a", 0.001, ill, answer=reply), FarEngine("b", 0.001, ill, answer=reply))
+    summary = run(FarEngine("a", 0.001, fault, answer=reply), FarEngine("b", 0.001, fault, answer=reply))
     _, labels = stored(tmp_path / "voting")
     assert [label.outcome for label in labels].count("quarantined") == 1
     assert labels[3].outcome == "quarantined" and "engine core died" in labels[3].reason
