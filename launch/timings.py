@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from medssr_dist.data.jsonl import numbered_rows, write_json
+from medssr_dist.data.jsonl import enumerate_rows, write_json
 from medssr_dist.launch.attempts import (
     FIRST_ANSWER,
     FIRST_ENGINE,
@@ -53,7 +53,7 @@ class Timings:
         run = self._attempt.run
         for path in filter(Path.exists, (run.voting.engine_events, run.evaluation.engine_events)):
             with open(path, "rb") as file:
-                rows = [row for _, row in numbered_rows(file, path, skip_torn=True) if row["event"] == event]
+                rows = [row for _, row in enumerate_rows(file, path, skip_torn=True) if row["event"] == event]
             times += [row["time"] for row in rows if row["time"] >= self._started]
         return times
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from medssr_dist.config.schema import Config
 from medssr_dist.data.jsonl import read_json, write_json
-from medssr_dist.data.records import Question, content_hash
+from medssr_dist.data.records import Question, hash_content
 from medssr_dist.errors import InputError
 from medssr_dist.estimates.memory import refuse_too_little_memory
 from medssr_dist.evaluation.benchmarks import read_benchmarks
@@ -153,7 +153,9 @@ def vote(
     def take_votes() -> None:
         session.start_ray()
         total = _most_questions(session)
-        work(session.config, feed, total, model, session.run.voting, find_hpo_truth, should_stop, trainer_follows)
+        work(
+            session.config, feed, total, model, session.run.voting.folder, find_hpo_truth, should_stop, trainer_follows
+        )
 
     session.once("vote", {"model": model_fingerprint(model)}, take_votes)
 
@@ -360,4 +362,4 @@ def _labels_hash(labels: Path) -> str:
 
 
 def _ids_hash(questions: list[Question]) -> str:
-    return content_hash([[question.id, question.truth] for question in questions])
+    return hash_content([[question.id, question.truth] for question in questions])

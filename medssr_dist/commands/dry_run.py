@@ -17,7 +17,7 @@ from medssr_dist.config.load import resolved
 from medssr_dist.config.schema import Config
 from medssr_dist.config.synthesis import Synthesis
 from medssr_dist.config.training import Stage
-from medssr_dist.data.answers import chat_prompt, format_question
+from medssr_dist.data.answers import format_question, render_prompt
 from medssr_dist.data.jsonl import write_atomic, write_json
 from medssr_dist.data.records import Question
 from medssr_dist.errors import InputError
@@ -205,7 +205,7 @@ def _vote_prompt(config: Config, question: Question, model: Path) -> str:
         return format_question(question) + "\n"
     from medssr_dist.runtime.models import load_tokenizer
 
-    return chat_prompt(load_tokenizer(model, config.policy), question)
+    return render_prompt(load_tokenizer(model, config.policy), question)
 
 
 def _engines(config: Config, model: Path) -> dict:

@@ -18,7 +18,7 @@ import yaml
 from tqdm import tqdm
 
 from medssr_dist.commands.export_forms import FORMS, ExportForm
-from medssr_dist.data.cards import CARD, header_text
+from medssr_dist.data.cards import CARD, render_header
 from medssr_dist.data.jsonl import raise_if_disk_full, read_text, write_atomic
 from medssr_dist.data.records import Label, Question, Record, parse_record
 from medssr_dist.errors import InputError
@@ -161,4 +161,4 @@ def _card(card: Path, layout: ExportForm, count: int, labels: str) -> str:
         "dataset_info": {"features": Features.from_arrow_schema(layout.schema())._to_yaml_list()},
     }
     note = f"## This export\n\n{count:,} questions, labels: {labels}. {layout.about}"
-    return f"{header_text(changed)}{body.rstrip()}\n\n{note}\n"
+    return f"{render_header(changed)}{body.rstrip()}\n\n{note}\n"

@@ -53,15 +53,15 @@ def _read_yaml(path: Path) -> dict:
     if not isinstance(tree, dict):
         raise InputError(f"{path} holds no settings; start from configs/demo_cpu.yaml")
     base = tree.pop("extends", None)
-    return _merge(_read_yaml(path.parent / base), tree) if base else tree
+    return merge_sections(_read_yaml(path.parent / base), tree) if base else tree
 
 
-def _merge(base: dict, tree: dict) -> dict:
-    """`base` with the values of `tree` in place of its own; sections are merged key by key."""
+def merge_sections(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Return `base` with the values of `changes`: sections are merged key by key, everything else is replaced."""
     merged = dict(base)
-    for key, value in tree.items():
+    for key, value in changes.items():
         both_sections = isinstance(value, dict) and isinstance(base.get(key), dict)
-        merged[key] = _merge(base[key], value) if both_sections else value
+        merged[key] = merge_sections(base[key], value) if both_sections else value
     return merged
 
 

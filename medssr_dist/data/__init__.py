@@ -1,1 +1,1 @@
-"""Records that cross steps, JSONL and atomic files, the reader of answers, cards and intervals."""
+"""Records shared by several steps, JSONL files and atomic writes, answer extraction, cards, confidence intervals."""

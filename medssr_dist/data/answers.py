@@ -1,8 +1,8 @@
-"""The one prompt form, extractor and grader: vote, reward and evaluation all use it.
+"""Prompt format, answer extraction and grading, used by the vote, the training reward and the evaluation alike.
 
-Extraction tries, in this order, the forms in which models state an answer; within a form the
-last match wins (a model that corrects itself means its last word). Only letters the question
-offers count, and where nothing names exactly one option the answer is None, never a guess.
+Extraction tries the forms in which models state an answer one after the other (`_FORMS`, strongest first). Within
+a form the last match wins, because a model that corrects itself means its last answer. Only the letters of the
+question's options count. Where the text does not name exactly one option, the answer is None; it is never guessed.
 """
 
 from __future__ import annotations
@@ -10,14 +10,15 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from medssr_dist.data.records import Question
 
 INSTRUCTION = "Choose the best option and reply with: The answer is (letter)."
 
-# One letter, possibly wrapped: (B), [B], **B**, \text{B}, "B". A lower-case letter must be closed by
-# punctuation or the end of the text, so that the article in "the answer is a drug" is not option A.
-# A letter joined to another one ("A and B", "A/B") names two options, so it is none.
+# One letter, possibly wrapped: (B), [B], **B**, \text{B}, "B". A lower-case letter must be followed by
+# punctuation or the end of the text: the article in "the answer is a drug" is not option A.
+# A letter joined to another one ("A and B", "A/B") names two options and does not match.
 _OPEN = r"(?:\\(?:text|textbf|mathrm|mathbf)\s*\{)?[\s(\[{*_\"'`$]*"
 _ALONE = r"(?![)\]}*_\"'`$]*\s*(?:/|,|\band\b|\bor\b)\s*[(\[{*_\"'`$]*[A-J](?![A-Za-z0-9]))"
 _LETTER = _OPEN + r"([A-J](?![A-Za-z0-9])|[a-j](?=\s*(?:[)\]}*_.,:;\"'`$]|\Z)))" + _ALONE
@@ -34,43 +35,52 @@ _FORMS = (
     ("bold", re.compile(r"\*\*\s*([A-Ja-j])\s*(?:[.:]\s*[^*]*)?\*\*")),
     ("bare", re.compile(r"^\s*([A-Ja-j])\s*(?:[.):]|$)", re.MULTILINE)),
 )
-# Runs of whitespace are collapsed first: adjacent \s* in the forms would take cubic time over a long run.
+# Whitespace is collapsed before matching: several \s* in a form would take cubic time on a long run of whitespace.
 _WHITESPACE = re.compile(r"\s+")
 
 
 @dataclass(frozen=True)
 class Extraction:
-    """The letter found (None if none) and the form it was found in (None if none)."""
+    """An extracted answer.
+
+    Example: Extraction(letter="B", method="boxed"); Extraction(None, None) if the text names no single option.
+
+    Attributes:
+        letter: the option's letter.
+        method: the form in which it was found: boxed, statement, bracketed, bold, bare or option_text.
+    """
 
     letter: str | None
     method: str | None
 
 
 def format_question(question: Question) -> str:
-    """The user message for a question: stem, lettered options, instruction on the answer's form."""
+    """Return the user message for a question: stem, options with their letters, how to state the answer."""
     options = "\n".join(f"{letter}. {text}" for letter, text in question.options.items())
     return f"{question.stem}\n{options}\n\n{INSTRUCTION}"
 
 
-def chat_prompt(tokenizer, question: Question) -> str:
-    """`format_question` as the model's chat template renders it, ready for generation.
+def render_prompt(tokenizer: Any, question: Question) -> str:
+    """Render `format_question` with the model's chat template, ready for generation.
 
-    `tokenizer` is a Hugging Face tokenizer; one without a chat template gets the plain text.
+    Args:
+        tokenizer: a Hugging Face tokenizer. Without a chat template, the prompt is the plain text.
     """
     content = format_question(question)
     if not tokenizer.chat_template:
         return content + "\n"
-    return tokenizer.apply_chat_template(
-        [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
-    )
+    messages = [{"role": "user", "content": content}]
+    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
 
 
 def extract_answer(text: str, options: Mapping[str, str]) -> Extraction:
-    """Find the option letter that `text` answers with.
+    """Find the option that a reply chooses.
 
     Args:
-        text: a model's reply.
+        text: the reply of a model.
         options: letter -> option text of the question; other letters are ignored.
+
+    Example: extract_answer("The answer is (B).", {"A": "iron", "B": "zinc"}) == Extraction("B", "statement")
     """
     text = _WHITESPACE.sub(lambda run: "\n" if "\n" in run.group() else " ", text)
     for method, pattern in _FORMS:
@@ -82,16 +92,16 @@ def extract_answer(text: str, options: Mapping[str, str]) -> Extraction:
 
 
 def _is_listing(method: str, letters: list[str], options: Mapping[str, str]) -> bool:
-    """Whether the letters are an echo of the options rather than an answer."""
+    """Whether the reply repeats the list of options instead of choosing one."""
     named = set(letters)
     return (method == "bare" and len(named) > 1) or (method == "bracketed" and named == set(options))
 
 
 def _extract_option_text(text: str, options: Mapping[str, str]) -> Extraction:
-    """The option whose text stands in the reply, when exactly one does.
+    """Find the option whose text occurs in the reply, if exactly one does.
 
-    An option text that is part of a longer one that also stands there ('Anemia' in 'Aplastic
-    anemia') counts only where it stands on its own.
+    Longer option texts are searched first and removed: in a reply with 'Aplastic anemia', the option 'Anemia' counts
+    only if it also occurs elsewhere.
     """
     remaining = text.casefold()
     letters: dict[str, list[str]] = {}
@@ -107,5 +117,5 @@ def _extract_option_text(text: str, options: Mapping[str, str]) -> Extraction:
 
 
 def grade(text: str, options: Mapping[str, str], label: str) -> float:
-    """Exact-match reward (paper section 3): 1.0 if the extracted letter equals `label`, else 0.0."""
+    """Return the exact-match reward (paper section 3): 1.0 if the extracted letter equals `label`, else 0.0."""
     return float(extract_answer(text, options).letter == label)

@@ -1,21 +1,25 @@
-"""JSONL and atomic file I/O: what is on disk is whole lines or whole files, whatever crashed."""
+"""JSONL files and atomic writes: after a crash, a file holds complete lines or its old content, nothing in between."""
 
 from __future__ import annotations
 
 import errno
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from medssr_dist.errors import InputError
 
-_CHUNK = 2**20  # bytes read at once when the last newline is looked for
+_CHUNK = 2**20  # bytes read at once in the search for the last newline
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """Write `text` to `path` through a temporary file and a rename; readers see the old or the new file."""
+    """Write `text` to a temporary file and rename it to `path`; readers see the old file or the new one.
+
+    Raises:
+        InputError: the disk is full.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -36,7 +40,11 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read one JSON document. Raises InputError naming the file when it is absent, not UTF-8 or not JSON."""
+    """Read one JSON document.
+
+    Raises:
+        InputError: the file is absent, not UTF-8 or not JSON; the message names it.
+    """
     try:
         return json.loads(read_text(path))
     except json.JSONDecodeError as error:
@@ -44,7 +52,11 @@ def read_json(path: Path) -> Any:
 
 
 def read_text(path: Path) -> str:
-    """Read a UTF-8 text file. Raises InputError naming the file and the offending byte."""
+    """Read a UTF-8 text file.
+
+    Raises:
+        InputError: the file is absent, unreadable or not UTF-8; the message names the file and the wrong byte.
+    """
     try:
         return Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -55,45 +67,46 @@ def read_text(path: Path) -> str:
         raise InputError(f"{path} is not UTF-8 (byte {error.start}); convert it, e.g. iconv -t UTF-8") from None
 
 
-def read_jsonl(path: Path) -> Iterator[dict]:
-    """Yield one dict a line, holding one line at a time.
+def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the JSON object of each line. Only one line is in memory at a time.
 
     Raises:
-        InputError: naming file and line, on anything but a JSON object.
+        InputError: a line is not a JSON object; the message names file and line.
     """
     try:
         with open(path, "rb") as file:
-            yield from (row for _, row in numbered_rows(file, path))
+            yield from (row for _, row in enumerate_rows(file, path))
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; check the path") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); check the path and its permissions") from None
 
 
-def numbered_rows(file: Iterable[bytes], path: Path, skip_torn: bool = False) -> Iterator[tuple[int, dict]]:
-    """Yield (line number, JSON object) from the lines of a binary file; blank lines are passed over.
+def enumerate_rows(file: Iterable[bytes], path: Path, skip_torn: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (line number from 1, JSON object) for each line of a binary file, without the blank lines.
 
-    Lines end at newlines only: U+2028 and the like stand in texts, and str.splitlines would cut there.
+    Lines end at newlines only. str.splitlines would also split at U+2028 and similar characters, which texts contain.
 
     Args:
-        path: what messages call the file.
-        skip_torn: leave out a last line without its newline, whose writer is still at it or has died.
+        file: the lines as bytes, for example a file opened in mode "rb".
+        path: the name of the file in error messages.
+        skip_torn: ignore a last line without a newline; its writer is still writing it or has died.
 
     Raises:
-        InputError: naming file and line, on anything but a JSON object.
+        InputError: a line is not a JSON object; the message names file and line.
     """
     number = offset = 0
     for raw in file:
         if skip_torn and not raw.endswith(b"\n"):
             return
-        for line in _decoded(raw, path, offset).removesuffix("\n").removesuffix("\r").split("\r"):
+        for line in _decode(raw, path, offset).removesuffix("\n").removesuffix("\r").split("\r"):
             number += 1
             if line.strip():
-                yield number, _row(line, path, number)
+                yield number, _parse_row(line, path, number)
         offset += len(raw)
 
 
-def _decoded(raw: bytes, path: Path, offset: int) -> str:
+def _decode(raw: bytes, path: Path, offset: int) -> str:
     try:
         return raw.decode()
     except UnicodeDecodeError as error:
@@ -101,7 +114,7 @@ def _decoded(raw: bytes, path: Path, offset: int) -> str:
         raise InputError(f"{path} is not UTF-8 (byte {where}); convert it, e.g. iconv -t UTF-8") from None
 
 
-def _row(line: str, path: Path, number: int) -> dict:
+def _parse_row(line: str, path: Path, number: int) -> dict[str, Any]:
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
@@ -112,28 +125,39 @@ def _row(line: str, path: Path, number: int) -> dict:
 
 
 class JsonlLedger:
-    """Append-only JSONL file, safe against a crash in the middle of a write.
+    """A JSONL file that rows are appended to, safe against a crash in the middle of a write.
 
-    A torn last line (no newline: the writer died) is cut off on opening, so that the next
-    append starts on a fresh line. One writer at a time; readers may follow along.
+    A torn last line (without a newline, because its writer died) is removed when the file is opened, so that the next
+    row starts on a new line. Only one process may write at a time; others may read meanwhile.
+
+    Attributes:
+        size: length of the file, bytes.
     """
 
     def __init__(self, path: Path):
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.size = cut_torn_tail(self.path)
-        # Unbuffered: a buffer would fail again on closing a full disk.
+        # Unbuffered: on a full disk, closing a file with a buffer would fail a second time.
         self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115
         if not self.size:
             sync_folder(self.path.parent)
 
-    def append(self, *rows: dict) -> None:
-        """Append rows and flush them to disk before returning. A full disk raises InputError."""
+    def append(self, *rows: Mapping[str, Any]) -> None:
+        """Append rows and flush them to disk.
+
+        Raises:
+            InputError: the disk is full; none of the rows is written.
+        """
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        self.write(text.encode("utf-8", "replace"))  # half a surrogate pair in an API's reply must not lose the reply
+        self.write(text.encode("utf-8", "replace"))  # an API's reply may hold half a surrogate pair
 
     def write(self, lines: bytes) -> None:
-        """Append whole lines and flush them to disk; all of them or, where the disk is full (InputError), none."""
+        """Append complete lines and flush them to disk.
+
+        Raises:
+            InputError: the disk is full; none of the lines is written.
+        """
         rest = memoryview(lines)
         try:
             while rest:
@@ -156,7 +180,7 @@ class JsonlLedger:
 
 
 def cut_torn_tail(path: Path) -> int:
-    """Cut what stands after the last newline of `path`; returns the bytes that stay, 0 where there is no file."""
+    """Remove the text after the last newline of `path`. Return the size of the rest, bytes; 0 if there is no file."""
     if not path.exists():
         return 0
     with open(path, "rb+") as file:
@@ -168,7 +192,7 @@ def cut_torn_tail(path: Path) -> int:
 
 
 def _last_newline(file: BinaryIO, size: int) -> int:
-    """Offset of the last newline among the first `size` bytes; -1 where there is none. Reads backwards."""
+    """Return the offset of the last newline in the first `size` bytes, or -1. Reads the file backwards."""
     while size:
         start = max(0, size - _CHUNK)
         file.seek(start)
@@ -180,7 +204,7 @@ def _last_newline(file: BinaryIO, size: int) -> int:
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush a folder's entries to disk: a new or renamed file is found again after a power cut."""
+    """Flush the entries of a folder to disk, so that a new or renamed file survives a power cut."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -189,7 +213,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def raise_if_disk_full(error: OSError, path: Path) -> None:
-    """Turn 'no space left' and 'quota exceeded' into an InputError that names the path."""
+    """Raise an InputError that names `path` if `error` is 'no space left' or 'quota exceeded'."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         raise InputError(
             f"no space left while writing {path}; free some space and run the same command again: nothing is lost"

@@ -1,66 +1,74 @@
-"""Records that cross steps: Question -> Vote -> Label. Frozen, versioned, identified by content.
+"""The records that pass from step to step: Question -> Vote -> Label. Immutable, with a schema version.
 
-From a training example one walks back: Label.question -> Question.provenance (prompt hash, seeds,
-entity, passages, models, seeds, commit), and Label.question.id -> the Vote lines of that question.
+The origin of a training example can be traced back: Label.question holds Question.provenance (prompt hash, seed
+questions, entity, passages, model, random seed, commit), and Label.question.id selects the votes on that question.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from medssr_dist.errors import InputError
 
 LETTERS = "ABCDEFGHIJ"
+RecordType = TypeVar("RecordType", bound="Record")
 
 
-def content_hash(value: Any, length: int = 16) -> str:
-    """Hex SHA-256 prefix of `value` as canonical JSON."""
+def hash_content(value: Any, length: int = 16) -> str:
+    """Return the first `length` hex digits of the SHA-256 of `value` as canonical JSON (sorted keys, no spaces)."""
     canonical = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(canonical.encode("utf-8", "replace")).hexdigest()[:length]
 
 
 class Record(BaseModel):
-    """Base of all records: immutable, unknown fields refused, schema version carried."""
+    """Base class of all records: immutable, with a schema version; unknown fields are an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     schema_version: Literal[1] = 1
 
 
 class Provenance(Record):
-    """Where a synthetic question comes from.
+    """The origin of a synthetic question.
 
     Example: Provenance(index=7, prompt_hash="9f..", seed_ids=("a1", "b2"), rho=0.31, entity="Alkaptonuria",
     entity_id="OMIM:203500", passage_ids=("OMIM:203500",), teacher="gpt-x", random_seed=42, commit="0c1d2e3")
     """
 
-    index: int = Field(description="request index in the run; draws are by (random_seed, index)")
+    index: int = Field(description="number of the request in the run; its random draws depend on (random_seed, index)")
     prompt_hash: str
     seed_ids: tuple[str, ...]
-    rho: float = Field(description="the draw compared with alpha")
+    rho: float = Field(description="uniform draw; knowledge is injected if rho < alpha")
     entity: str | None = None
     entity_id: str | None = None
     passage_ids: tuple[str, ...] = ()
-    topic: str = Field("", description="topic that the seed pair was drawn by; '' if drawn uniformly")
+    topic: str = Field("", description="topic of the seed pair; '' if the pair was drawn uniformly")
     teacher: str = Field(description="model name sent to the API")
-    answered_by: str = Field("", description="model that the server says answered")
-    permutation: tuple[int, ...] = Field((), description="place i shows the reply's option permutation[i]")
+    answered_by: str = Field("", description="model name in the server's reply")
+    permutation: tuple[int, ...] = Field(
+        (), description="option i of the question is option permutation[i] of the reply"
+    )
     random_seed: int
     commit: str
 
 
 class Question(Record):
-    """A multiple-choice question. `id` is the hash of stem and options; `truth` is never bought.
+    """A multiple-choice question. `id` is the hash of stem and options.
+
+    `truth` comes from a person or an ontology, never from a chat API.
 
     Example: Question.make("Which vitamin prevents scurvy?", ["A", "C"], source="demo", truth="B")
     """
 
     id: str
     stem: str
-    options: dict[str, str] = Field(description="letter -> text; A, B, C... without a gap; distinct if synthetic")
+    options: dict[str, str] = Field(
+        description="letter -> text; letters A, B, C... without a gap; texts distinct if synthetic"
+    )
     source: str = Field(description="'synthetic', or the name of the data set")
     source_id: str = Field("", description="the id in that data set, '' if it has none")
     truth: str | None = Field(None, description="human or ontology answer letter; None if unknown")
@@ -70,11 +78,15 @@ class Question(Record):
 
     @classmethod
     def make(cls, stem: str, options: list[str], **fields: Any) -> Question:
-        """Build a question from option texts in order; letters and id are derived."""
+        """Build a question from its option texts in order; letters and id follow from them.
+
+        Raises:
+            InputError: fewer than 2 or more than 10 options.
+        """
         if not 2 <= len(options) <= len(LETTERS):
             raise InputError(f"a question needs 2-{len(LETTERS)} options, got {len(options)}: {stem[:80]!r}")
         lettered = {LETTERS[i]: text for i, text in enumerate(options)}
-        return cls(id=content_hash([stem, lettered]), stem=stem, options=lettered, **fields)
+        return cls(id=hash_content([stem, lettered]), stem=stem, options=lettered, **fields)
 
     @model_validator(mode="after")
     def _check(self) -> Question:
@@ -82,7 +94,7 @@ class Question(Record):
         if not 2 <= len(letters) <= len(LETTERS) or letters != list(LETTERS[: len(letters)]):
             raise ValueError(f"options must be 2-{len(LETTERS)} consecutive letters from A, got {letters}")
         distinct = {text.strip().casefold() for text in self.options.values()}
-        if self.source == "synthetic" and len(distinct) != len(letters):  # published benchmarks have such items
+        if self.source == "synthetic" and len(distinct) != len(letters):  # benchmarks have such items
             raise ValueError(f"options are not distinct: {list(self.options.values())}")
         if not self.stem.strip() or not all(text.strip() for text in self.options.values()):
             raise ValueError("stem and options must not be empty")
@@ -92,16 +104,31 @@ class Question(Record):
 
 
 class Rejected(Record):
-    """A reply that did not become a question, with the reason and the paid-for text."""
+    """A reply of the chat API that was not accepted as a question.
+
+    Example: Rejected(index=7, reason="not_json", detail="no JSON object", reply="Sorry, I cannot help with that.")
+    """
 
     index: int
-    reason: str = Field(description="short machine-readable reason, counted in the summary")
+    reason: str = Field(description="short name of the reason; the summary counts them")
     detail: str
     reply: str
 
 
+class VoteKey(NamedTuple):
+    """The fields of a Vote that identify it.
+
+    Example: VoteKey(question_id="ab..", policy="3f..", sampling="77..", seed=3)
+    """
+
+    question_id: str
+    policy: str
+    sampling: str
+    seed: int
+
+
 class Vote(Record):
-    """One sampled answer. Its key (question, policy, sampling, seed) exists once, whatever crashed.
+    """One sampled answer. At most one vote is stored for each key, even after a crash.
 
     Example: Vote(question_id="ab..", policy="3f..", sampling="77..", seed=3, answer="B",
     method="statement", text="The answer is (B).", tokens=7, truncated=False)
@@ -109,48 +136,61 @@ class Vote(Record):
 
     question_id: str
     policy: str = Field(description="fingerprint of the policy model")
-    sampling: str = Field(description="hash of the sampling parameters and the prompt form")
-    seed: int = Field(description="per-sample seed, 0..K-1")
+    sampling: str = Field(description="hash of the sampling parameters and the prompt format")
+    seed: int = Field(description="seed of the sample, 0..K-1")
     answer: str | None = Field(description="extracted letter, None if invalid")
-    method: str | None
+    method: str | None = Field(description="form in which the answer was found, see data.answers; None if invalid")
     text: str
     tokens: int = Field(description="generated tokens")
-    truncated: bool = Field(description="hit the token limit")
+    truncated: bool = Field(description="the answer reached the token limit")
 
     @property
-    def key(self) -> tuple[str, str, str, int]:
-        return self.question_id, self.policy, self.sampling, self.seed
+    def key(self) -> VoteKey:
+        """What identifies the vote."""
+        return VoteKey(self.question_id, self.policy, self.sampling, self.seed)
 
 
 class Label(Record):
-    """The outcome of the vote on one question (paper section 3.2: self-consistency pseudo-label).
+    """The result of the vote on one question (paper section 3.2: self-consistency pseudo-label).
 
-    Example: 8 votes BBBBBCC- give answer "B", counts {"B": 5, "C": 2}, requested 8, taken 8, valid 7,
-    confidence_requested (5/8, 5/8), confidence_valid (5/7, 5/7). Adaptive voting may stop at BBBBB: taken 5,
-    confidence_requested (5/8, 1), confidence_valid (5/8, 1).
+    Example: the 8 votes BBBBBCC- ('-' is an answer without a letter) give answer "B", counts {"B": 5, "C": 2},
+    requested 8, taken 8, valid 7, confidence_requested (5/8, 5/8), confidence_valid (5/7, 5/7). Adaptive voting may
+    stop after BBBBB: taken 5, confidence_requested (5/8, 1), confidence_valid (5/8, 1).
     """
 
     question: Question
     outcome: Literal["labeled", "tie", "all_invalid", "rejected", "quarantined"] = Field(
-        description="rejected: below the threshold whatever its winner, which was not voted out (voting.adaptive=kept)"
+        description="rejected: voting stopped before a winner was known, because none could reach the threshold any "
+        "more (voting.adaptive=kept); quarantined: given up, see `reason`"
     )
     answer: str | None = Field(description="majority letter; None unless outcome is 'labeled'")
-    counts: dict[str, int] = Field(description="letter -> votes taken for it")
-    requested: int = Field(description="K")
-    taken: int = Field(description="votes taken; fewer than requested where the rest could change nothing")
-    valid: int = Field(description="of those taken, with an answer")
-    truncated: int = Field(description="of those taken, cut at the token limit")
-    tokens: int = Field(description="generated in the votes taken")
-    confidence_requested: tuple[float, float] = Field(description="winner's votes / requested: least, most possible")
-    confidence_valid: tuple[float, float] = Field(description="winner's votes / valid: least, most; 0 if none is valid")
-    kept: bool
-    reason: str = Field("", description="why it is quarantined")
+    counts: dict[str, int] = Field(description="letter -> number of votes")
+    requested: int = Field(description="K, the votes asked for")
+    taken: int = Field(description="votes taken; fewer than requested if the rest could not change the result")
+    valid: int = Field(description="votes with an answer, among those taken")
+    truncated: int = Field(description="votes that reached the token limit, among those taken")
+    tokens: int = Field(description="tokens generated in the votes taken")
+    confidence_requested: tuple[float, float] = Field(
+        description="votes for the winner / requested: (least, most) possible"
+    )
+    confidence_valid: tuple[float, float] = Field(
+        description="votes for the winner / valid: (least, most) possible; 0 if none is valid"
+    )
+    kept: bool = Field(description="confidence reaches voting.threshold: stage 1 trains on the label")
+    reason: str = Field("", description="why the question is quarantined")
     policy: str
     sampling: str
 
 
-def parse_record(kind: type[Record], row: dict, where: str) -> Any:
-    """Validate one JSON row as `kind`. Raises InputError saying where, which field and why."""
+def parse_record(kind: type[RecordType], row: Mapping[str, Any], where: str) -> RecordType:
+    """Validate a JSON object as a record of type `kind`.
+
+    Args:
+        where: the place of the row in error messages, for example "questions.jsonl line 7".
+
+    Raises:
+        InputError: the row is not such a record; the message names place, field and reason.
+    """
     try:
         return kind.model_validate(row)
     except ValidationError as error:

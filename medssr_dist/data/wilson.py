@@ -7,6 +7,7 @@ shares near 0 and 1, where the textbook interval leaves [0, 1] or has no width a
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 _Z_95 = 1.959964  # 97.5% quantile of the normal distribution: 2.5% lie outside on either side
 
@@ -25,6 +26,26 @@ def wilson(successes: int, trials: int) -> tuple[float, float]:
     spread = _Z_95 * math.sqrt(share * (1 - share) / trials + z_squared / (4 * trials**2))
     scale = 1 + z_squared / trials
     return max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale)
+
+
+@dataclass(frozen=True)
+class Share:
+    """A counted share with its 95% Wilson interval; share, low and high are None where `of` is 0.
+
+    Example: Share(share=0.25, low=0.15, high=0.39, count=12, of=48)
+    """
+
+    share: float | None
+    low: float | None
+    high: float | None
+    count: int
+    of: int
+
+
+def measure_share(count: int, of: int) -> Share:
+    """Return the share `count` of `of` with its interval."""
+    low, high = wilson(count, of) if of else (None, None)
+    return Share(count / of if of else None, low, high, count, of)
 
 
 def share_of(count: int, of: int) -> dict:

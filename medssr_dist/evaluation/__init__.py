@@ -1,1 +1,1 @@
-"""The paper's benchmarks, evaluation protocol, scores and report."""
+"""Evaluation on the benchmarks: the protocol of the paper, scores and their report."""

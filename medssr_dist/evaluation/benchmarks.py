@@ -1,4 +1,4 @@
-"""The benchmarks of a run, by name, each item with its human answer."""
+"""The benchmarks of a run: questions with a human answer, by benchmark name."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from medssr_dist.readers import name_source, read_questions, refuse_unlabelled
 
 
 def read_benchmarks(evaluation: Evaluation, random_seed: int) -> dict[str, list[Question]]:
-    """Read `evaluation.benchmarks`: name -> questions, in the config's order.
+    """Read `evaluation.benchmarks` and return name -> questions, in the order of the config.
 
     Raises:
-        InputError: no benchmark, two of one name, an item without an answer, or an unreadable file.
+        InputError: there is no benchmark, two have the same name, a question has no answer, or a file is unreadable.
     """
     if not evaluation.benchmarks:
         raise InputError("evaluation.benchmarks is empty; name at least one evaluation file")
@@ -20,7 +20,7 @@ def read_benchmarks(evaluation: Evaluation, random_seed: int) -> dict[str, list[
     for source in evaluation.benchmarks:
         name = name_source(source)
         if name in benchmarks:
-            raise InputError(f"evaluation.benchmarks has two named {name!r}; give each a `name` of its own")
+            raise InputError(f"evaluation.benchmarks has two named {name!r}; give each its own `name`")
         benchmarks[name] = read_questions(source, random_seed)
         refuse_unlabelled(benchmarks[name])
     return benchmarks

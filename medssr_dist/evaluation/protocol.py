@@ -1,40 +1,48 @@
-"""The paper's evaluation protocol: n generations a question, then a second pass for those without an answer.
+"""The paper's evaluation protocol: n sampled generations per question, then a second pass for missing answers.
 
-First pass: one request with n samples (temperature 0.6, top-p 0.95, top-k 20 in the paper). Second pass:
-a generation in which no answer is found is continued with "The answer is (", greedily, restricted to one
-token: the letters of that very question (the authors' script allows the letters of the whole data set).
+First pass: one request per question with n samples (the paper: temperature 0.6, top-p 0.95, top-k 20). Second pass:
+a generation without a recognisable answer is continued after "The answer is (", with greedy decoding of one token
+that must be an option letter of this question. (The authors' script allows all letters of the data set.)
 
-Every answer goes to an append-only ledger as it comes. An answer found in the second pass is a second line
-with the same key, and the later line counts; so a killed evaluation asks nothing twice, in either pass.
+Each answer is appended to a ledger as soon as it arrives. A letter found in the second pass is appended as a second
+line with the same key, and the later line is the valid one. A killed evaluation therefore repeats no request of
+either pass.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from pydantic import Field
 from tqdm import tqdm
 
 from medssr_dist.config.schema import Evaluation
-from medssr_dist.data.answers import INSTRUCTION, chat_prompt
+from medssr_dist.data.answers import INSTRUCTION, render_prompt
 from medssr_dist.data.jsonl import JsonlLedger, read_jsonl
-from medssr_dist.data.records import Question, Record, content_hash, parse_record
+from medssr_dist.data.records import Question, Record, hash_content, parse_record
 from medssr_dist.errors import Stopped
 from medssr_dist.inference.requests import Completion, SampleRequest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 SECOND_PASS = "\n\nThe answer is ("
 
 
 class Pool(Protocol):
-    """What evaluation needs of an engine pool (runtime.pool.EnginePool)."""
+    """The part of an engine pool (inference.pool.EnginePool) that evaluation uses."""
 
     def generate(self, requests: Iterable[SampleRequest]) -> Iterator[tuple[str, list[Completion]]]: ...
 
 
 class Answer(Record):
-    """One generation of one policy on one question. Key: (policy, question_id, sampling, generation).
+    """One generation of one policy for one question, a line of answers.jsonl.
+
+    The key is (policy, question_id, sampling, generation).
 
     Example: Answer(question_id="ab..", policy="3f..", sampling="77..", generation=2, seed=1812, letter="B",
     method="statement", text="... The answer is (B).", tokens=212, truncated=False)
@@ -42,20 +50,20 @@ class Answer(Record):
 
     question_id: str
     policy: str = Field(description="fingerprint of the evaluated policy")
-    sampling: str = Field(description="hash of the sampling parameters, the random seed and the prompt form")
+    sampling: str = Field(description="hash of the sampling parameters, the random seed and the prompt format")
     generation: int = Field(description="0..n-1")
     seed: int
-    letter: str | None = Field(description="answer letter; None if still without one")
-    method: str | None = Field(description="form it was found in, 'second_pass', or None")
+    letter: str | None = Field(description="answer letter; None if no answer was found so far")
+    method: str | None = Field(description="pattern that found the letter, 'second_pass', or None")
     text: str = Field(description="first-pass text")
-    tokens: int = Field(description="generated tokens, both passes")
-    truncated: bool = Field(description="the first pass hit the token limit")
-    second_pass: bool = Field(False, description="asked again, restricted to the option letters")
+    tokens: int = Field(description="generated tokens of both passes")
+    truncated: bool = Field(description="the first pass reached the token limit")
+    second_pass: bool = Field(False, description="the second pass was run for this answer")
 
 
 def evaluate_policy(
     pool: Pool,
-    tokenizer,
+    tokenizer: PreTrainedTokenizerBase,
     questions: list[Question],
     evaluation: Evaluation,
     random_seed: int,
@@ -64,96 +72,106 @@ def evaluate_policy(
     policy: str,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> list[Answer]:
-    """Answer every question `evaluation.generations` times; what the ledger holds is not asked again.
+    """Sample `evaluation.generations` answers per question; answers in the ledger are reused.
 
     Args:
-        pool: engines serving the policy.
-        tokenizer: the policy's tokenizer, for its chat template.
-        questions: of all benchmarks together; a question that occurs twice is asked once.
-        ledger: JSONL file, appended to; several policies may share it.
-        policy: fingerprint of the policy, part of the key.
-        should_stop: asked after each request; True raises Stopped, with all answers so far on disk.
+        pool: engines that serve the policy.
+        tokenizer: the policy's tokenizer; its chat template formats the prompts.
+        questions: those of all benchmarks; a question that occurs twice is answered once.
+        ledger: JSONL file to append to; several policies may share it.
+        policy: fingerprint of the policy, a part of the key.
+        should_stop: called after each request; True raises Stopped.
 
     Returns:
-        n answers a distinct question, in the order of `questions`, generations 0..n-1.
+        n answers per distinct question, in the order of `questions`, generations 0..n-1.
+
+    Raises:
+        Stopped: `should_stop` returned True. All answers so far are on disk.
+        InputError: a line of the ledger is not a valid answer, or the disk is full.
     """
-    with JsonlLedger(ledger) as book:
+    with JsonlLedger(ledger) as opened:
         by_id = {question.id: question for question in questions}
-        session = _Session(pool, tokenizer, by_id, evaluation, random_seed, policy, book, should_stop)
+        session = _Session(pool, tokenizer, by_id, evaluation, random_seed, policy, opened, should_stop)
         session.resume()
-        session.first_pass()
-        session.second_pass()
-    return [session.answers[key] for key in session.wanted()]
+        session.run_first_pass()
+        session.run_second_pass()
+    return [session.answers[key] for key in session.list_wanted()]
 
 
-def hash_sampling(evaluation: Evaluation, tokenizer, random_seed: int) -> str:
-    """Hash of all that shapes an answer beside policy and question. n is no part: generation g is the same."""
+def hash_sampling(evaluation: Evaluation, tokenizer: PreTrainedTokenizerBase, random_seed: int) -> str:
+    """Return a hash of everything, except policy and question, that an answer depends on.
+
+    The number of generations is left out: generation g is the same answer for every n.
+    """
     parameters = evaluation.model_dump(include={"temperature", "top_p", "top_k", "max_tokens"})
-    return content_hash([parameters, random_seed, INSTRUCTION, tokenizer.chat_template, SECOND_PASS])
+    return hash_content([parameters, random_seed, INSTRUCTION, tokenizer.chat_template, SECOND_PASS])
 
 
+@dataclass
 class _Session:
-    """One call of `evaluate_policy`: the answers so far, and the two passes that complete them."""
+    """One call of `evaluate_policy`: the answers so far and the two passes that add the missing ones."""
 
-    def __init__(
-        self,
-        pool: Pool,
-        tokenizer,
-        questions: dict[str, Question],
-        evaluation: Evaluation,
-        random_seed: int,
-        policy: str,
-        book: JsonlLedger,
-        should_stop: Callable[[], bool],
-    ):
-        self.pool, self.tokenizer, self.questions, self.book = pool, tokenizer, questions, book
-        self.evaluation, self.random_seed, self.policy = evaluation, random_seed, policy
-        self.should_stop = should_stop
-        self.sampling = hash_sampling(evaluation, tokenizer, random_seed)
-        self.answers: dict[tuple[str, int], Answer] = {}
+    pool: Pool
+    tokenizer: PreTrainedTokenizerBase
+    questions: dict[str, Question]  # by id
+    evaluation: Evaluation
+    random_seed: int
+    policy: str
+    ledger: JsonlLedger
+    should_stop: Callable[[], bool]
+    answers: dict[tuple[str, int], Answer] = field(default_factory=dict)  # by question id and generation
 
-    def wanted(self) -> list[tuple[str, int]]:
-        """(question id, generation) of every answer to be had."""
+    @cached_property
+    def sampling(self) -> str:
+        return hash_sampling(self.evaluation, self.tokenizer, self.random_seed)
+
+    def list_wanted(self) -> list[tuple[str, int]]:
+        """Return (question id, generation) of every wanted answer."""
         return [(question_id, g) for question_id in self.questions for g in range(self.evaluation.generations)]
 
     def resume(self) -> None:
-        """Take up the answers that the ledger holds; of two lines with one key the later counts."""
-        for row in read_jsonl(self.book.path):
+        """Load the answers from the ledger; of two lines with the same key the later one is valid."""
+        for row in read_jsonl(self.ledger.path):
             if row.get("policy") == self.policy and row.get("sampling") == self.sampling:
-                answer = parse_record(Answer, row, str(self.book.path))
+                answer = parse_record(Answer, row, str(self.ledger.path))
                 self.answers[answer.question_id, answer.generation] = answer
 
-    def first_pass(self) -> None:
+    def run_first_pass(self) -> None:
+        """Sample the missing generations, with one request per question."""
         missing: dict[str, list[int]] = {}
-        for question_id, generation in self.wanted():
+        for question_id, generation in self.list_wanted():
             if (question_id, generation) not in self.answers:
                 missing.setdefault(question_id, []).append(generation)
-        requests = [self._request(self.questions[key], generations[0]) for key, generations in missing.items()]
+        requests = [self._make_request(self.questions[key], generations[0]) for key, generations in missing.items()]
         for key, completions in self._generate(requests, "evaluate"):
-            answers = [self._first_answer(self.questions[key], completion) for completion in completions]
+            answers = [self._make_answer(self.questions[key], completion) for completion in completions]
             self._keep(*(answer for answer in answers if answer.generation in missing[key]))
 
-    def second_pass(self) -> None:
-        unanswered = [self.answers[key] for key in self.wanted()]
+    def run_second_pass(self) -> None:
+        """Ask for a letter, once, for every answer that has none."""
+        unanswered = [self.answers[key] for key in self.list_wanted()]
         unanswered = [answer for answer in unanswered if answer.letter is None and not answer.second_pass]
         waiting = {f"{answer.question_id}/{answer.generation}": answer for answer in unanswered}
-        requests = [self._second_request(key, answer) for key, answer in waiting.items()]
+        requests = [self._make_second_request(key, answer) for key, answer in waiting.items()]
         for key, (completion,) in self._generate(requests, "second pass"):
-            self._keep(_second_answer(waiting[key], completion, self.questions[waiting[key].question_id]))
+            self._keep(_add_letter(waiting[key], completion, self.questions[waiting[key].question_id]))
 
     def _keep(self, *answers: Answer) -> None:
-        self.book.append(*(answer.model_dump() for answer in answers))
+        self.ledger.append(*(answer.model_dump() for answer in answers))
         self.answers.update({(answer.question_id, answer.generation): answer for answer in answers})
 
     def _base_seed(self, question_id: str) -> int:
-        """Seed of a question's generation 0; it depends on neither order nor what else is asked."""
-        return int(content_hash([self.random_seed, question_id], 7), 16)
+        """Return the seed of a question's generation 0, which depends on no other question."""
+        return int(hash_content([self.random_seed, question_id], 7), 16)
 
-    def _request(self, question: Question, first: int) -> SampleRequest:
-        """One request for the generations from `first` on: a torn write loses the last ones, n may grow."""
+    def _make_request(self, question: Question, first: int) -> SampleRequest:
+        """Return a request for generations `first` to n-1.
+
+        Missing generations are the last ones: a torn write loses the end of the file, and a larger n adds generations.
+        """
         return SampleRequest(
             key=question.id,
-            prompt=chat_prompt(self.tokenizer, question),
+            prompt=render_prompt(self.tokenizer, question),
             options=question.options,
             n=self.evaluation.generations - first,
             seed=self._base_seed(question.id) + first,
@@ -163,12 +181,12 @@ class _Session:
             max_tokens=self.evaluation.max_tokens,
         )
 
-    def _second_request(self, key: str, answer: Answer) -> SampleRequest:
+    def _make_second_request(self, key: str, answer: Answer) -> SampleRequest:
         question = self.questions[answer.question_id]
-        prompt = chat_prompt(self.tokenizer, question) + answer.text + SECOND_PASS
+        prompt = render_prompt(self.tokenizer, question) + answer.text + SECOND_PASS
         return SampleRequest(key=key, prompt=prompt, temperature=0.0, max_tokens=1, choices=tuple(question.options))
 
-    def _first_answer(self, question: Question, completion: Completion) -> Answer:
+    def _make_answer(self, question: Question, completion: Completion) -> Answer:
         return Answer(
             question_id=question.id,
             policy=self.policy,
@@ -187,11 +205,11 @@ class _Session:
             for done in tqdm(self.pool.generate(requests), total=len(requests), desc=name, unit="request"):
                 yield done
                 if self.should_stop():
-                    raise Stopped("evaluation stopped; the same command asks for the answers that are missing")
+                    raise Stopped("evaluation stopped; run the same command again to get the missing answers")
 
 
-def _second_answer(answer: Answer, completion: Completion, question: Question) -> Answer:
-    """`answer` with the letter of the second pass; still None if the context had no room for one."""
+def _add_letter(answer: Answer, completion: Completion, question: Question) -> Answer:
+    """Return `answer` after its second pass; the letter stays None if the context had no room for another token."""
     letter = completion.text.strip()
     found = letter in question.options
     return answer.model_copy(

@@ -1,138 +1,114 @@
-"""A place for an engine in the pool: the engine, how much it holds, and how fast it is."""
+"""A place for an engine in the pool: the engine, the samples it holds, and its measured speed."""
 
 from __future__ import annotations
 
 import asyncio
 import math
 from dataclasses import dataclass, field
-from typing import Protocol
 
+from medssr_dist.inference.engine_protocol import Engine, EngineOutput, LeasedRequest
 from medssr_dist.inference.leases import Lease
-from medssr_dist.inference.requests import Completion, SampleRequest
 
-_TAU_S = 10.0  # over which an engine's speed is averaged
-_KNOWN_S = 5.0  # of work after which its speed is known
-_SLOW = 4  # times slower a sample than the others
-_WAITING = 32  # samples that may end at once, as all do that are cut at the same length, and are replaced at once
-_QUIET_S = 15.0  # without a token; engines tell of theirs every second
-
-
-@dataclass(slots=True)
-class EngineOutput:
-    """What an engine hands over: (lease id, one sample), leases it refused and why, tokens since the last time."""
-
-    samples: list[tuple[int, Completion]] = field(default_factory=list)
-    failed: list[tuple[int, str]] = field(default_factory=list)
-    tokens: int = 0
-
-
-class Engine(Protocol):
-    """The far end of a pool's work: a vLLM engine on Ray, a running server, or a simulated one."""
-
-    name: str
-
-    async def start(self) -> None:
-        """Come up, ready for work; also again after `stop`. Raises what keeps it from it; InputError ends the run."""
-
-    def submit(self, requests: list[tuple[int, SampleRequest]], aborted: list[int]) -> None:
-        """New leases and ended ones, at once; what goes wrong with them is told by `collect`."""
-
-    async def collect(self) -> EngineOutput:
-        """Wait for samples, or for tokens of samples to come. Raises when the engine is dead."""
-
-    async def stop(self) -> None:
-        """End it at once, also when it does not answer."""
+_TAU_S = 10.0  # time constant of the average of an engine's speed
+_KNOWN_S = 5.0  # seconds of work after which an engine's speed counts as known
+_SLOW = 4  # an engine is slow when each of its samples decodes this many times slower than at the median engine
+_WAITING = 32  # samples queued at the engine; as many may end in one step (all cut at one length) and be replaced
+_SILENT_S = 15.0  # seconds without a token after which an engine may be hanging; engines report tokens every second
 
 
 @dataclass(slots=True, eq=False)
 class EngineSlot:
-    """An engine and what the pool knows of it."""
+    """An engine and what the pool knows about it.
+
+    Speeds are in tokens per second and sample. `median_speed` in the methods is the median over the pool's engines.
+    """
 
     number: int
     engine: Engine
-    live: bool = False
-    over: bool = False  # given up
-    spoke: bool = False  # it has yielded a token since its start
-    proven: bool = False  # it has answered
-    failures: int = 0  # starts and deaths in a row without a sample between them
-    samples: int = 0  # outstanding
-    suspects: int = 0  # leases among them that may have killed an engine
-    tokens: float = 0.0  # outstanding, as estimated
-    moved: float = 0.0  # when it last yielded a token, or got work after having none
-    rate: float = 0.0  # tokens a second and sample
-    worked: float = 0.0  # seconds that `rate` was measured over
-    verdict: str = ""  # why it is being ended
-    serving: asyncio.Task | None = None
-    taking: asyncio.Future | None = None
-    fresh: list[tuple[int, SampleRequest]] = field(default_factory=list)
+    is_live: bool = False
+    is_given_up: bool = False
+    has_yielded: bool = False  # has yielded a token since its last start
+    has_answered: bool = False  # has finished a sample at some time
+    failures: int = 0  # failed starts and deaths since the last finished sample
+    samples: int = 0  # samples in flight
+    suspects: int = 0  # leases in flight that may have killed an engine
+    tokens: float = 0.0  # expected tokens of the samples in flight
+    last_progress_s: float = 0.0  # when it last yielded a token, or got its first request after being idle
+    rate: float = 0.0  # average speed
+    measured_s: float = 0.0  # seconds that `rate` was measured over
+    stop_reason: str = ""  # why the pool is stopping it
+    run_task: asyncio.Task[None] | None = None
+    collect_task: asyncio.Future[EngineOutput] | None = None
+    unsent: list[LeasedRequest] = field(default_factory=list)
     aborted: list[int] = field(default_factory=list)
 
-    def lease(self, lease: Lease, now: float) -> None:
-        """Take on `lease`; it goes out with the next `send`."""
+    def assign(self, lease: Lease, now: float) -> None:
+        """Add `lease` to this engine; the next `flush` sends it."""
         if not self.samples:
-            self.moved = now
-        self.fresh.append((lease.id, lease.request))
+            self.last_progress_s = now
+        self.unsent.append(LeasedRequest(lease.id, lease.request))
         self.samples += lease.request.n
-        self.suspects += lease.suspect
-        self.tokens += lease.request.n * lease.each
+        self.suspects += lease.is_suspect
+        self.tokens += lease.request.n * lease.expected_tokens
 
-    def lighten(self, lease: Lease, samples: int) -> None:
-        """`samples` fewer of `lease` are outstanding."""
+    def remove_samples(self, lease: Lease, samples: int) -> None:
+        """Count `samples` samples of `lease` as no longer in flight."""
         self.samples -= samples
-        self.tokens = self.tokens - samples * lease.each if self.samples else 0.0
+        self.tokens = self.tokens - samples * lease.expected_tokens if self.samples else 0.0
 
-    def ended(self, lease: Lease) -> None:
-        """Nothing more of `lease` is outstanding."""
-        self.suspects -= lease.suspect
+    def end_lease(self, lease: Lease) -> None:
+        """Count `lease` as no longer in flight."""
+        self.suspects -= lease.is_suspect
 
-    def send(self) -> None:
-        if self.fresh or self.aborted:
-            self.engine.submit(self.fresh, self.aborted)
-            self.fresh, self.aborted = [], []
+    def flush(self) -> None:
+        """Send new and aborted leases to the engine."""
+        if self.unsent or self.aborted:
+            self.engine.submit(self.unsent, self.aborted)
+            self.unsent, self.aborted = [], []
 
-    def heard(self, tokens: int, samples: int, now: float) -> None:
-        """It yielded `tokens` and finished `samples` since it was last heard."""
+    def record_progress(self, tokens: int, samples: int, now: float) -> None:
+        """Update the speed after the engine generated `tokens` and finished `samples` since the last call."""
         if samples:
-            self.failures, self.proven = 0, True
-        passed = now - self.moved
-        if self.samples and tokens and passed > 0:
-            self.worked += passed
-            weight = 1 - math.exp(-passed / min(_TAU_S, self.worked))
-            self.rate += weight * (tokens / passed / self.samples - self.rate)
+            self.failures, self.has_answered = 0, True
+        elapsed_s = now - self.last_progress_s
+        if self.samples and tokens and elapsed_s > 0:
+            self.measured_s += elapsed_s
+            weight = 1 - math.exp(-elapsed_s / min(_TAU_S, self.measured_s))
+            self.rate += weight * (tokens / elapsed_s / self.samples - self.rate)
         if tokens or samples:
-            self.moved = now
+            self.last_progress_s = now
 
-    def empty(self) -> None:
-        """Its engine is gone, and what it held with it."""
-        self.live, self.spoke, self.verdict = False, False, ""
-        self.rate = self.worked = 0.0
+    def reset(self) -> None:
+        """Forget the engine's state after its death; its leases are gone too."""
+        self.is_live, self.has_yielded, self.stop_reason = False, False, ""
+        self.rate = self.measured_s = 0.0
         self.samples = self.suspects = 0
         self.tokens = 0.0
-        self.fresh, self.aborted = [], []
+        self.unsent, self.aborted = [], []
 
     @property
     def speed(self) -> float | None:
-        """Tokens a second and sample, once it is known."""
-        return self.rate if self.worked >= _KNOWN_S else None
+        """The average speed; None until it is known."""
+        return self.rate if self.measured_s >= _KNOWN_S else None
 
-    def quiet(self, now: float) -> bool:
-        """Whether it holds samples and has not yielded a token for so long that it may be wedged."""
-        return self.samples > 0 and now - self.moved > _QUIET_S
+    def is_silent(self, now: float) -> bool:
+        """Whether it has samples in flight and has not yielded a token for so long that it may be hanging."""
+        return self.samples > 0 and now - self.last_progress_s > _SILENT_S
 
-    def load(self, usual: float, more: float) -> float:
-        """Tokens outstanding and `more`, in those of an engine of usual speed."""
-        return (self.tokens + more) * usual / (self.speed or usual)
+    def load(self, median_speed: float, more_tokens: float) -> float:
+        """Return the expected tokens in flight plus `more_tokens`, scaled to an engine of median speed."""
+        return (self.tokens + more_tokens) * median_speed / (self.speed or median_speed)
 
-    def slow(self, usual: float) -> bool:
-        """Whether it is so much slower than the others that what it holds is better asked of them."""
-        return (self.speed or usual) * _SLOW < usual
+    def is_slow(self, median_speed: float) -> bool:
+        """Whether it is so much slower than the others that its samples are better drawn there."""
+        return (self.speed or median_speed) * _SLOW < median_speed
 
-    def room(self, in_flight: int, usual: float) -> int:
-        """Samples it may still be given; less than none where it has too many.
+    def room(self, in_flight: int, median_speed: float) -> int:
+        """Return how many more samples it may get; negative where it has too many.
 
-        `in_flight`, and some that wait at the engine for a free seat; less for one slower than half the others; a slow
-        one gets one request at a time, which shows whether it has recovered.
+        The limit is `in_flight` samples plus some that are queued at the engine. An engine slower than half the median
+        gets proportionally less. A slow one gets one request at a time, which shows whether it has recovered.
         """
-        share = 0.0 if self.slow(usual) else min(1.0, 2 * (self.speed or usual) / usual)
-        waiting = max(in_flight // 8, min(in_flight, _WAITING))
-        return max(1, math.floor((in_flight + waiting) * share)) - self.samples
+        share = 0.0 if self.is_slow(median_speed) else min(1.0, 2 * (self.speed or median_speed) / median_speed)
+        queued = max(in_flight // 8, min(in_flight, _WAITING))
+        return max(1, math.floor((in_flight + queued) * share)) - self.samples

@@ -1,19 +1,20 @@
-"""Where engines stand: on bundles of the Ray cluster reserved for them, and on nodes that join later."""
+"""Where engines run: on bundles of the Ray cluster reserved for them, and on nodes that join later."""
 
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 from medssr_dist.config.schema import Config
-from medssr_dist.data.jsonl import JsonlLedger
+from medssr_dist.inference.engine_protocol import Engine
+from medssr_dist.inference.event_log import EventLog
 from medssr_dist.inference.pool import EnginePool
 from medssr_dist.inference.vllm_args import build_engine_env, build_engine_kwargs
 from medssr_dist.inference.vllm_engine import RayEngine
@@ -21,47 +22,57 @@ from medssr_dist.inference.vllm_server import ServerEngine
 from medssr_dist.runtime.cluster import reserve_each
 from medssr_dist.runtime.models import load_tokenizer, model_fingerprint
 
-_LINGER_S = 0.02  # and a millisecond an engine: the coordinator is asked less often by each where there are many
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_LINGER_S = 0.02  # plus a millisecond per engine, so that many engines send fewer messages each
 
 
 @contextmanager
 def open_engine_pool(
     config: Config, model: Path, events: Path | None = None, with_servers: bool = True
 ) -> Iterator[EnginePool]:
-    """A pool of `voting.engines` vLLM engines on the cluster Ray is connected to, and of `voting.servers`.
+    """Open a pool of `voting.engines` vLLM engines on the connected Ray cluster, and of `voting.servers`.
 
     Args:
-        model: directory of the policy that the engines load.
-        events: JSONL file that each event in an engine's life is written to.
-        with_servers: false where `model` is not the base policy, which is what the servers have.
+        model: directory of the model that the engines load.
+        events: JSONL file for the events in the engines' lives (`EngineEvent`); None = not recorded.
+        with_servers: false where `model` is not the base policy, which is the model that the servers have.
 
     Raises:
-        InputError: from its `run`, when the engines cannot be placed (with asked and available).
+        InputError: from the pool's `run`, when the engines cannot be placed (with what was asked for and what is free).
     """
     voting = config.voting
     servers = voting.servers if with_servers else []
     count = voting.engines if servers else max(1, voting.engines)
     with ExitStack() as stack:
-        places = EnginePlacement(config, model, count)
-        stack.callback(places.give_back)
-        engines = [places.engine() for _ in range(count)]
+        placement = EnginePlacement(config, model, count)
+        stack.callback(placement.release)
+        engines: list[Engine] = [placement.make_engine() for _ in range(count)]
         if servers:
-            tokenize = partial(_ids, load_tokenizer(model, config.policy))
-            engines += [ServerEngine(server, config.policy, model, places.fingerprint, tokenize) for server in servers]
-        tell = stack.enter_context(_Teller(events)) if events else _silent
-        yield stack.enter_context(EnginePool(engines, voting, places.more, tell=tell))
+            tokenize = partial(_tokenize, load_tokenizer(model, config.policy))
+            engines += [
+                ServerEngine(server, config.policy, model, placement.fingerprint, tokenize) for server in servers
+            ]
+        if events:
+            on_event = stack.enter_context(EventLog(events))
+            pool = EnginePool(engines, voting, placement.grow, on_event=on_event)
+        else:
+            pool = EnginePool(engines, voting, placement.grow)
+        yield stack.enter_context(pool)
 
 
-def _ids(tokenizer, text: str) -> list[int]:
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
-
-
-def _silent(engine: str, event: str, detail: str) -> None:
-    """Nobody is told."""
+def _tokenize(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids
 
 
 class EnginePlacement:
-    """Gives a pool's engines their places: those it begins with theirs all at once, the others one by one."""
+    """Places a pool's engines: reserves room for the first ones all at once, for later ones one by one.
+
+    Attributes:
+        fingerprint: of the model when the run began.
+    """
 
     def __init__(self, config: Config, model: Path, engines: int):
         self._voting, self._first = config.voting, engines
@@ -70,7 +81,7 @@ class EnginePlacement:
         self._kwargs["max_num_seqs"] = config.voting.in_flight  # vLLM's own default is lower behind AsyncLLMEngine
         threads = max(1, (os.cpu_count() or 1) // max(1, engines))
         self._env = build_engine_env(config.runtime, threads)
-        self._linger = _LINGER_S + engines / 1000
+        self._linger_s = _LINGER_S + engines / 1000
         self.fingerprint = model_fingerprint(model)
         self._reserved: list[PlacementGroup] | None = None
         self._made = 0
@@ -79,20 +90,22 @@ class EnginePlacement:
     def _bundle(self) -> dict[str, float]:
         return {"GPU": self._voting.tensor_parallel_size, "CPU": 1}
 
-    def engine(self) -> RayEngine:
+    def make_engine(self) -> RayEngine:
+        """Return a new engine, which takes its place when it starts."""
         name, self._made = f"engine {self._made}", self._made + 1
         gpus = self._voting.tensor_parallel_size
-        return RayEngine(name, self._place, gpus, self._kwargs, self.fingerprint, self._env, self._linger)
+        return RayEngine(name, self._place, gpus, self._kwargs, self.fingerprint, self._env, self._linger_s)
 
-    def more(self) -> RayEngine | None:
-        """One engine more, where `max_engines` and the cluster allow it."""
+    def grow(self) -> RayEngine | None:
+        """Return one more engine where `max_engines` and the cluster allow it, else None."""
         if self._reserved is None or self._made >= self._voting.max_engines:
             return None
         free = ray.available_resources()
-        return self.engine() if all(free.get(kind, 0) >= amount for kind, amount in self._bundle.items()) else None
+        has_room = all(free.get(kind, 0) >= amount for kind, amount in self._bundle.items())
+        return self.make_engine() if has_room else None
 
-    def give_back(self) -> None:
-        """What was reserved and no engine took; an engine gives back its own."""
+    def release(self) -> None:
+        """Remove the reservations that no engine has taken; each engine removes its own."""
         for group in self._reserved or []:
             remove_placement_group(group)
 
@@ -100,10 +113,3 @@ class EnginePlacement:
         if self._reserved is None:
             self._reserved = reserve_each(self._bundle, self._first, "the vLLM engines")
         return self._reserved.pop(0) if self._reserved else placement_group([self._bundle])
-
-
-class _Teller(JsonlLedger):
-    """Writes events in the engines' lives to a file, for `medssr status` and whoever looks for a cause."""
-
-    def __call__(self, engine: str, event: str, detail: str) -> None:
-        self.append({"time": round(time.time(), 3), "engine": engine, "event": event, "detail": detail})

@@ -1,10 +1,12 @@
-"""The engine pool: one coordinator that keeps every engine full, and loses no sample when one dies.
+"""The engine pool: one coordinator that keeps every engine full and loses no sample when an engine dies.
 
-A request goes to the engine with the fewest tokens outstanding for its speed, one request a question. One that dies,
-or has work and yields no token for `stall_s`, is replaced, and its leases return to the queue (`leases.py`). A slow one
-gets less, and what one much slower or silent holds is asked of others too: a sample is drawn from its own seed, so the
-first to come counts and the other is dropped. Everything runs on one asyncio loop, which the caller turns by iterating
-over `EnginePool.run`; no thread, no lock.
+A request goes to the engine with the fewest tokens in flight relative to its speed. An engine that dies, or that has
+samples in flight and yields no token for `stall_s`, is replaced, and its leases are queued again (`leases.py`).
+Stragglers get fewer requests; what a much slower or silent engine has in flight is requested of the others too. A
+sample is determined by its seed, so the first copy to arrive counts and the other is dropped.
+
+Everything runs on one asyncio loop, which advances while the caller iterates over `EnginePool.run`: no threads and no
+locks.
 """
 
 from __future__ import annotations
@@ -12,103 +14,107 @@ from __future__ import annotations
 import asyncio
 import heapq
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from statistics import median
 
 from medssr_dist.config.schema import Voting
 from medssr_dist.errors import InputError
-from medssr_dist.inference.engine_slot import Engine, EngineOutput, EngineSlot
-from medssr_dist.inference.leases import NEW_RECORD, Lease, LeaseRecord, Leases, QuarantinedRequest
-from medssr_dist.inference.requests import Completion, RequestList, RequestSource, SampleRequest
+from medssr_dist.inference.engine_protocol import Engine, EngineOutput
+from medssr_dist.inference.engine_slot import EngineSlot
+from medssr_dist.inference.leases import NEW_RECORD, Lease, Leases, QuarantinedRequest, QueuedRequest
+from medssr_dist.inference.requests import (
+    CompletedRequest,
+    Completion,
+    PoolResult,
+    RequestList,
+    RequestSource,
+    SampleRequest,
+)
 
-_POLL_S = 0.25  # how long `run` waits for news before it looks at the source of work again
-_WATCH_S = 1.0
-_GROW_S = 10.0
-_ATTEMPTS = 3  # starts or deaths in a row without a sample, after which a place is given up
-_ATTEMPTS_PROVEN = 8  # of one that has answered before: a server may take minutes to come back
-_BACKOFF_S = 5.0  # doubled with each further attempt
-_SPARE_SHARE = 0.5  # an engine with less than half its samples takes some that may turn out to be needed
-_EXCESS_SHARE = 0.125  # of its samples, which an engine may have too many
-_LATE = 1.5  # times as long as the longest sample takes the others
-_PLENTY = 2**31  # no limit to the samples of a request
-
-
-@dataclass(frozen=True, slots=True)
-class PoolResult:
-    """A sample of the request with this key."""
-
-    key: str
-    sample: Completion
+_POLL_S = 0.25  # longest wait for samples before the source of requests is asked again
+_WATCH_S = 1.0  # interval between two checks of the engines
+_GROW_S = 10.0  # interval between two requests for one more engine
+_ATTEMPTS = 3  # failed starts and deaths in a row, without a sample, after which an engine is given up
+_ATTEMPTS_PROVEN = 8  # the same for an engine that has answered before: a server may take minutes to come back
+_BACKOFF_S = 5.0  # wait before the second retry, doubled with each further one
+_SPARE_SHARE = 0.5  # an engine with less than this share of its samples gets some that may turn out to be needed
+_EXCESS_SHARE = 0.125  # an engine may have this share of its samples too many before some are taken back
+_LATE = 1.5  # a sample is late after this many times what the longest one takes at the median engine
+_UNLIMITED = 2**31  # samples of a request
 
 
 PoolOutcome = PoolResult | QuarantinedRequest
+EventHandler = Callable[[str, str, str], None]  # (engine's name, event, detail)
 
 
 class EnginePool:
-    """Engines that answer the requests of a `RequestSource`, whatever happens to some of them.
+    """Engines that answer the requests of a `RequestSource`, whatever happens to some of the engines.
 
     Args:
-        engines: those to begin with; started when the first request is there.
-        voting: `in_flight`, `stall_s`, `deadline_s`.
-        grow: asked now and then for one engine more; None = there is no room for one.
-        loop: the event loop; a simulation brings one with a clock of its own.
-        tell: told of each event in an engine's life: (engine, event, detail).
+        engines: the first engines; they start when there is a request.
+        voting: `in_flight`, `stall_s` and `deadline_s` are used.
+        grow: asked every few seconds for one more engine; returns None where there is no room.
+        loop: the event loop; a simulation passes one with a simulated clock.
+        on_event: called at each event in an engine's life.
+
+    Attributes:
+        tokens: generated by the engines, those of aborted and duplicate samples included.
     """
 
     def __init__(
         self,
-        engines: list[Engine],
+        engines: Sequence[Engine],
         voting: Voting,
         grow: Callable[[], Engine | None] = lambda: None,
         loop: asyncio.AbstractEventLoop | None = None,
-        tell: Callable[[str, str, str], None] = lambda engine, event, detail: None,
+        on_event: EventHandler = lambda engine, event, detail: None,
     ):
-        self._voting, self._grow, self._tell = voting, grow, tell
+        self._voting, self._grow, self._on_event = voting, grow, on_event
         self._loop = loop or asyncio.new_event_loop()
         self._slots = [EngineSlot(number, engine) for number, engine in enumerate(engines)]
         self._leases = Leases()
         self._outcomes: list[PoolOutcome] = []
         self._news = asyncio.Event()
-        self._length = voting.max_tokens / 4  # mean tokens a sample, learnt as samples come
-        self._usual = 1.0  # median speed of the engines, tokens a second and sample
-        self._aside: EngineSlot | None = None  # gets no work but suspects
-        self._ending = False  # all is asked that is known to be needed
-        self._watching: asyncio.Task | None = None
+        self._mean_tokens = voting.max_tokens / 4  # of a sample; a running mean
+        self._median_speed = 1.0  # of the engines, tokens per second and sample
+        self._reserved: EngineSlot | None = None  # gets suspects only
+        self._is_draining = False  # everything that is known to be needed has been requested
+        self._watch_task: asyncio.Task[None] | None = None
         self._error: BaseException | None = None
-        self.tokens = 0  # generated by the engines, also in samples that were aborted or came twice
+        self.tokens = 0
 
-    def run(self, work: RequestSource) -> Iterator[list[PoolOutcome]]:
-        """Ask all of `work`; yield outcomes as they come, each sample once, and [] now and then while none comes.
+    def run(self, source: RequestSource) -> Iterator[list[PoolOutcome]]:
+        """Answer all requests of `source`; yield the outcomes as they arrive, each sample once.
 
-        The caller handles a batch, and so lets `work` learn from it, before it asks for the next.
+        Yields [] from time to time while nothing arrives. The caller handles each batch before it asks for the next,
+        so that `source` can react to it.
 
         Raises:
             InputError: an engine's model or placement is not what the run asked for.
-            RuntimeError: no engine is left; from the last one's error.
+            RuntimeError: no engine is left; the message has the last engine's error.
         """
-        while (batch := self._loop.run_until_complete(self._turn(work))) is not None:
+        while (batch := self._loop.run_until_complete(self._step(source))) is not None:
             yield batch
 
-    def generate(self, requests: Iterable[SampleRequest]) -> Iterator[tuple[str, list[Completion]]]:
-        """Answer `requests`; yield (key, completions in seed order) as each is complete. Keys must be distinct.
+    def generate(self, requests: Iterable[SampleRequest]) -> Iterator[CompletedRequest]:
+        """Answer `requests`, which have distinct keys; yield each as it is complete.
 
         Raises InputError where the engines refuse a request, and what `run` raises.
         """
-        work = RequestList(iter(requests))
+        source = RequestList(iter(requests))
         found: dict[str, list[Completion]] = {}
-        for outcome in (outcome for batch in self.run(work) for outcome in batch):
+        for outcome in (outcome for batch in self.run(source) for outcome in batch):
             if isinstance(outcome, QuarantinedRequest):
                 raise InputError(f"the engines do not answer request {outcome.key}: {outcome.reason}")
             samples = found.setdefault(outcome.key, [])
             samples.append(outcome.sample)
-            if len(samples) == work.asked[outcome.key]:
-                del work.asked[outcome.key]
-                yield outcome.key, sorted(found.pop(outcome.key), key=lambda sample: sample.seed)
+            if len(samples) == source.pending[outcome.key]:
+                del source.pending[outcome.key], found[outcome.key]
+                yield CompletedRequest(outcome.key, sorted(samples, key=lambda sample: sample.seed))
 
     def close(self) -> None:
-        """End all engines."""
+        """Stop all engines."""
         self._loop.run_until_complete(self._close())
         self._loop.close()
 
@@ -118,13 +124,14 @@ class EnginePool:
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
-    async def _turn(self, work: RequestSource) -> list[PoolOutcome] | None:
-        self._withdraw_unwanted(work)
-        if self._watching is None:
-            self._begin(work)
-        self._fill(work)
+    async def _step(self, source: RequestSource) -> list[PoolOutcome] | None:
+        """Assign requests and wait for outcomes; None once all requests are answered."""
+        self._withdraw_unwanted(source)
+        if self._watch_task is None:
+            self._start_engines(source)
+        self._assign_requests(source)
         if not self._outcomes and not self._error:
-            if work.is_finished and not len(self._leases):
+            if source.is_finished and not len(self._leases):
                 return None
             self._news.clear()
             with suppress(asyncio.TimeoutError):
@@ -134,246 +141,255 @@ class EnginePool:
         outcomes, self._outcomes = self._outcomes, []
         return outcomes
 
-    # --- giving work -------------------------------------------------------------------------------
+    # --- assigning requests ------------------------------------------------------------------------
 
-    def _begin(self, work: RequestSource) -> None:
-        """Start the engines, if there is anything to ask."""
-        request = work.next_request(_PLENTY)
+    def _start_engines(self, source: RequestSource) -> None:
+        """Start the engines if there is a request."""
+        request = source.next_request(_UNLIMITED)
         if request:
-            self._leases.waiting.append((request, NEW_RECORD))
-            self._watching = self._loop.create_task(self._watch())
+            self._leases.waiting.append(QueuedRequest(request, NEW_RECORD))
+            self._watch_task = self._loop.create_task(self._watch_engines())
             for slot in self._slots:
-                slot.serving = self._loop.create_task(self._serve(slot))
+                slot.run_task = self._loop.create_task(self._run_engine(slot))
 
-    def _fill(self, work: RequestSource) -> None:
-        """Give work to the engines with room, to the one with the lightest load first."""
+    def _assign_requests(self, source: RequestSource) -> None:
+        """Assign requests to the engines with room, always to the one with the lightest load."""
         now = self._loop.time()
-        live = [slot for slot in self._slots if slot.live]
-        self._usual = median([slot.speed for slot in live if slot.speed] or [self._usual])
+        live = [slot for slot in self._slots if slot.is_live]
+        self._median_speed = median([slot.speed for slot in live if slot.speed] or [self._median_speed])
         in_flight = self._voting.in_flight
-        self._set_aside(live)
-        self._ending = work.remaining == 0
-        roomy = [
-            (slot.load(self._usual, self._length), slot.number)
+        self._reserve_for_suspects(live)
+        self._is_draining = source.remaining == 0
+        by_load = [
+            (slot.load(self._median_speed, self._mean_tokens), slot.number)
             for slot in live
-            if slot.room(in_flight, self._usual) > 0 and not slot.quiet(now)
+            if slot.room(in_flight, self._median_speed) > 0 and not slot.is_silent(now)
         ]
-        heapq.heapify(roomy)
-        while roomy:
-            slot = self._slots[roomy[0][1]]
-            found = self._next_for(slot, work, self._most(work, len(roomy)))
+        heapq.heapify(by_load)
+        while by_load:
+            slot = self._slots[by_load[0][1]]
+            found = self._choose_request(slot, source, self._max_samples(source, len(by_load)))
             if found:
-                self._lease(slot, *found)
-            if found and slot.room(in_flight, self._usual) > 0:
-                heapq.heapreplace(roomy, (slot.load(self._usual, self._length), slot.number))
+                self._lease(slot, found)
+            if found and slot.room(in_flight, self._median_speed) > 0:
+                heapq.heapreplace(by_load, (slot.load(self._median_speed, self._mean_tokens), slot.number))
             else:
-                heapq.heappop(roomy)
+                heapq.heappop(by_load)
         for slot in live:
-            slot.send()
+            slot.flush()
 
-    def _set_aside(self, live: list[EngineSlot]) -> None:
-        """While suspects wait, one engine runs empty for them: on busy ones there is never room for suspects alone."""
-        if not self._leases.suspects or any(slot.suspects and self._able(slot) for slot in live):
-            self._aside = None
-        elif not (self._aside and self._able(self._aside)):
-            able = [slot for slot in live if self._able(slot)]
-            self._aside = min(able, key=lambda slot: slot.samples, default=None)
+    def _reserve_for_suspects(self, live: list[EngineSlot]) -> None:
+        """While suspects wait, let one engine run empty for them: a busy engine never has only suspects in flight."""
+        if not self._leases.suspects or any(slot.suspects and self._is_usable(slot) for slot in live):
+            self._reserved = None
+        elif not (self._reserved and self._is_usable(self._reserved)):
+            usable = [slot for slot in live if self._is_usable(slot)]
+            self._reserved = min(usable, key=lambda slot: slot.samples, default=None)
 
-    def _able(self, slot: EngineSlot) -> bool:
-        """Whether it is neither slow nor quiet."""
-        return slot.live and not slot.slow(self._usual) and not slot.quiet(self._loop.time())
+    def _is_usable(self, slot: EngineSlot) -> bool:
+        return slot.is_live and not slot.is_slow(self._median_speed) and not slot.is_silent(self._loop.time())
 
-    def _next_for(self, slot: EngineSlot, work: RequestSource, most: int) -> tuple[SampleRequest, LeaseRecord] | None:
-        empty = not slot.samples and not slot.slow(self._usual)
-        if (slot.suspects or empty) and (suspect := self._leases.next_suspect(slot.number)):
+    def _choose_request(self, slot: EngineSlot, source: RequestSource, max_samples: int) -> QueuedRequest | None:
+        """Return the next request for `slot`: a suspect, one to retry, a new one, or a spare one."""
+        is_empty = not slot.samples and not slot.is_slow(self._median_speed)
+        if (slot.suspects or is_empty) and (suspect := self._leases.pop_suspect(slot.number)):
             return suspect
-        if slot.suspects or slot is self._aside:
+        if slot.suspects or slot is self._reserved:
             return None
-        if again := self._leases.next_waiting(slot.number):
-            return again
-        request = work.next_request(most)
+        if waiting := self._leases.pop_waiting(slot.number):
+            return waiting
+        request = source.next_request(max_samples)
         if request is None and slot.samples < self._voting.in_flight * _SPARE_SHARE:
-            request = work.spare_request(most)
-        return request and (request, NEW_RECORD)
+            request = source.spare_request(max_samples)
+        return QueuedRequest(request, NEW_RECORD) if request else None
 
-    def _most(self, work: RequestSource, roomy: int) -> int:
-        """Samples a request may ask for: near the end what is left is shared out among the engines with room."""
-        left = work.remaining
-        return _PLENTY if left is None else max(1, math.ceil(left / roomy))
+    def _max_samples(self, source: RequestSource, engines: int) -> int:
+        """Return the most samples of a request: near the end, an equal share for each of the `engines` with room."""
+        remaining = source.remaining
+        return _UNLIMITED if remaining is None else max(1, math.ceil(remaining / engines))
 
-    def _lease(self, slot: EngineSlot, request: SampleRequest, record: LeaseRecord) -> None:
-        now = self._loop.time()
-        slot.lease(self._leases.add(request, slot.number, now, record, request.length or self._length), now)
+    def _lease(self, slot: EngineSlot, queued: QueuedRequest) -> None:
+        request, record = queued
+        now, expected_tokens = self._loop.time(), request.expected_tokens or self._mean_tokens
+        slot.assign(self._leases.add(request, slot.number, now, record, expected_tokens), now)
 
-    def _withdraw_unwanted(self, work: RequestSource) -> None:
-        for key in work.pop_unwanted_keys():
-            for lease in self._leases.cancel(key):
-                self._withdraw(lease)
+    def _withdraw_unwanted(self, source: RequestSource) -> None:
+        for key in source.pop_unwanted_keys():
+            self._cancel(key)
+
+    def _cancel(self, key: str) -> None:
+        for lease in self._leases.cancel(key):
+            self._withdraw(lease)
 
     def _withdraw(self, lease: Lease) -> None:
-        """An ended lease: tell its engine that nothing more of it is wanted."""
+        """Abort a lease at its engine."""
         slot = self._slots[lease.engine]
-        slot.lighten(lease, len(lease.missing))
-        slot.ended(lease)
+        slot.remove_samples(lease, len(lease.missing))
+        slot.end_lease(lease)
         slot.aborted.append(lease.id)
 
-    # --- taking samples ----------------------------------------------------------------------------
+    # --- receiving samples -------------------------------------------------------------------------
 
-    def _take(self, slot: EngineSlot, taken: EngineOutput) -> None:
-        self.tokens += taken.tokens
-        if taken.tokens and not slot.spoke:
-            slot.spoke = True
-            self._tell(slot.engine.name, "first token", "")
-        slot.heard(taken.tokens, len(taken.samples), self._loop.time())
-        for lease_id, sample in taken.samples:
+    def _handle_output(self, slot: EngineSlot, output: EngineOutput) -> None:
+        self.tokens += output.tokens
+        if output.tokens and not slot.has_yielded:
+            slot.has_yielded = True
+            self._on_event(slot.engine.name, "first token", "")
+        slot.record_progress(output.tokens, len(output.samples), self._loop.time())
+        for lease_id, sample in output.samples:
             self._deliver(lease_id, sample)
-        for lease_id, reason in taken.failed:
+        for lease_id, reason in output.failed:
             if lease := self._leases.get(lease_id):
-                self._give_back(lease, f"refused by {slot.engine.name}: {reason}")
+                self._retry_or_quarantine(lease, f"refused by {slot.engine.name}: {reason}")
         self._news.set()
 
     def _deliver(self, lease_id: int, sample: Completion) -> None:
-        waited = self._leases.deliver(lease_id, sample)
-        if not waited:
+        leases = self._leases.deliver(lease_id, sample)
+        if not leases:
             return
-        self._length += 0.01 * (sample.tokens - self._length)
-        self._outcomes.append(PoolResult(waited[0].request.key, sample))
-        for lease in waited:
+        self._mean_tokens += 0.01 * (sample.tokens - self._mean_tokens)
+        self._outcomes.append(PoolResult(leases[0].request.key, sample))
+        for lease in leases:
             slot = self._slots[lease.engine]
-            slot.lighten(lease, 1)
+            slot.remove_samples(lease, 1)
             if not lease.missing:
-                slot.ended(lease)
+                slot.end_lease(lease)
                 if lease.id != lease_id:
                     slot.aborted.append(lease.id)
 
-    def _give_back(self, lease: Lease, reason: str) -> None:
+    def _retry_or_quarantine(self, lease: Lease, reason: str) -> None:
         self._withdraw(lease)
-        if refused := self._leases.give_back(lease, reason):
-            self._refuse(refused)
+        if quarantined := self._leases.retry_or_quarantine(lease, reason):
+            self._quarantine(quarantined)
 
-    def _refuse(self, refused: QuarantinedRequest) -> None:
-        for lease in self._leases.cancel(refused.key):
-            self._withdraw(lease)
-        self._tell("", "quarantined", f"{refused.key}: {refused.reason}")
-        self._outcomes.append(refused)
+    def _quarantine(self, request: QuarantinedRequest) -> None:
+        self._cancel(request.key)
+        self._on_event("", "quarantined", f"{request.key}: {request.reason}")
+        self._outcomes.append(request)
 
-    # --- the engines' lives ------------------------------------------------------------------------
+    # --- the life of an engine ---------------------------------------------------------------------
 
-    async def _serve(self, slot: EngineSlot) -> None:
-        """Keep an engine in `slot`: start it, take from it, replace it when it is dead."""
+    async def _run_engine(self, slot: EngineSlot) -> None:
+        """Keep an engine running in `slot`: start it, collect its samples, replace it when it is dead."""
         try:
-            while not slot.over:
-                if reason := await self._start(slot) or await self._take_all(slot):
-                    await self._bury(slot, reason)
-        except Exception as error:  # told to whoever iterates over the outcomes
+            while not slot.is_given_up:
+                if reason := await self._start_engine(slot) or await self._collect_until_dead(slot):
+                    await self._handle_death(slot, reason)
+        except Exception as error:  # raised in `_step`, to whoever iterates over the outcomes
             self._error = error
         self._news.set()
 
-    async def _start(self, slot: EngineSlot) -> str:
-        """Bring up the engine; why it did not come up, if it did not."""
-        self._tell(slot.engine.name, "start", "")
+    async def _start_engine(self, slot: EngineSlot) -> str:
+        """Start the engine; return why it did not start, "" if it did."""
+        self._on_event(slot.engine.name, "start", "")
         try:
             await slot.engine.start()
         except InputError:
             raise
-        except Exception as error:  # survived: it is tried again, and other engines go on
-            return f"did not start: {_words(error)}"
-        slot.live = True
-        self._tell(slot.engine.name, "ready", "")
+        except Exception as error:  # the start is tried again, and the other engines keep running
+            return f"did not start: {_format_error(error)}"
+        slot.is_live = True
+        self._on_event(slot.engine.name, "ready", "")
         self._news.set()
         return ""
 
-    async def _take_all(self, slot: EngineSlot) -> str:
-        """Take what the engine yields until it is dead; why it is."""
+    async def _collect_until_dead(self, slot: EngineSlot) -> str:
+        """Handle the engine's output until the engine is dead; return why it is."""
         while True:
-            slot.taking = asyncio.ensure_future(slot.engine.collect())
+            slot.collect_task = asyncio.ensure_future(slot.engine.collect())
             try:
-                self._take(slot, await slot.taking)
+                self._handle_output(slot, await slot.collect_task)
             except asyncio.CancelledError:
-                if slot.verdict:
-                    return slot.verdict
+                if slot.stop_reason:
+                    return slot.stop_reason
                 raise
-            except Exception as error:  # survived: the engine is replaced
-                return _words(error)
+            except Exception as error:  # the engine is replaced
+                return _format_error(error)
 
-    async def _bury(self, slot: EngineSlot, reason: str) -> None:
-        self._tell(slot.engine.name, "died", reason)
-        slot.empty()
+    async def _handle_death(self, slot: EngineSlot, reason: str) -> None:
+        """Queue the engine's requests again and stop it; give it up after too many failures in a row."""
+        self._on_event(slot.engine.name, "died", reason)
+        slot.reset()
         slot.failures += 1
-        for refused in self._leases.bury(slot.number, reason, self._loop.time()):
-            self._refuse(refused)
+        for quarantined in self._leases.handle_death(slot.number, reason, self._loop.time()):
+            self._quarantine(quarantined)
         self._news.set()
         await slot.engine.stop()
-        if slot.failures >= (_ATTEMPTS_PROVEN if slot.proven else _ATTEMPTS):
-            slot.over = True
-            self._tell(slot.engine.name, "given up", reason)
-            if all(each.over for each in self._slots):
+        if slot.failures >= (_ATTEMPTS_PROVEN if slot.has_answered else _ATTEMPTS):
+            slot.is_given_up = True
+            self._on_event(slot.engine.name, "given up", reason)
+            if all(each.is_given_up for each in self._slots):
                 raise RuntimeError(f"no engine is left: {slot.engine.name}, {slot.failures} times in a row: {reason}")
         elif slot.failures > 1:
             await asyncio.sleep(_BACKOFF_S * 2 ** (slot.failures - 2))
 
-    async def _watch(self) -> None:
-        """End engines that hold work and do nothing, take back what is overdue, and grow."""
-        grown = self._loop.time()
+    async def _watch_engines(self) -> None:
+        """Every second: stop engines that stall, help stragglers, retry late leases, and add engines."""
+        last_growth = self._loop.time()
         while True:
             await asyncio.sleep(_WATCH_S)
             now = self._loop.time()
             for slot in self._slots:
-                if slot.live and slot.samples and now - slot.moved > self._voting.stall_s and slot.taking:
-                    slot.verdict = f"held {slot.samples} samples and yielded no token for {now - slot.moved:.0f} s"
-                    slot.taking.cancel()
-                self._relieve(slot)
-                self._help(slot)
-            for lease in self._leases.overdue(now - self._voting.deadline_s):
-                self._give_back(lease, f"no end within voting.deadline_s = {self._voting.deadline_s:g} s")
-            if now - grown >= _GROW_S:
-                grown = now
-                self._add(self._grow())
+                self._stop_if_stalled(slot, now)
+                self._take_back_excess(slot)
+                self._duplicate_late(slot, now)
+            for lease in self._leases.list_started_before(now - self._voting.deadline_s):
+                self._retry_or_quarantine(lease, f"no end within voting.deadline_s = {self._voting.deadline_s:g} s")
+            if now - last_growth >= _GROW_S:
+                last_growth = now
+                self._add_engine(self._grow())
 
-    def _relieve(self, slot: EngineSlot) -> None:
-        """Take back what an engine was given before it was known to be slow."""
-        excess = -slot.room(self._voting.in_flight, self._usual)
+    def _stop_if_stalled(self, slot: EngineSlot, now: float) -> None:
+        """End the wait for an engine that has samples in flight and yields no token; it is then replaced."""
+        silent_s = now - slot.last_progress_s
+        if slot.is_live and slot.samples and silent_s > self._voting.stall_s and slot.collect_task:
+            slot.stop_reason = f"held {slot.samples} samples and yielded no token for {silent_s:.0f} s"
+            slot.collect_task.cancel()
+
+    def _take_back_excess(self, slot: EngineSlot) -> None:
+        """Queue requests again that an engine got before it was known to be slow."""
+        excess = -slot.room(self._voting.in_flight, self._median_speed)
         if excess < self._voting.in_flight * _EXCESS_SHARE:
             return
-        for lease in reversed(self._leases.of(slot.number)):
-            if excess > 0 and not lease.suspect:
+        for lease in reversed(self._leases.list_of_engine(slot.number)):
+            if excess > 0 and not lease.is_suspect:
                 excess -= len(lease.missing)
                 self._withdraw(lease)
-                self._leases.take_back(lease)
-        slot.send()
+                self._leases.requeue(lease)
+        slot.flush()
         self._news.set()
 
-    def _help(self, slot: EngineSlot) -> None:
-        """Ask the other engines, too, for what a slow one or one that may be wedged holds.
+    def _duplicate_late(self, slot: EngineSlot, now: float) -> None:
+        """Request what a straggler has in flight of the other engines too.
 
-        Of one that only lags, for what should be there by now, however long it is; at the end, for all of it.
+        All of it where the engine is slow or silent, or at the end of the run; else only the leases that are late even
+        for the longest samples.
         """
-        now = self._loop.time()
-        quiet, lags = slot.quiet(now), (slot.speed or self._usual) * _LATE < self._usual
-        if not slot.samples or not (quiet or lags):
+        is_silent, lags = slot.is_silent(now), (slot.speed or self._median_speed) * _LATE < self._median_speed
+        if not slot.samples or not (is_silent or lags):
             return
-        whole = quiet or slot.slow(self._usual) or self._ending
-        for lease in self._leases.of(slot.number):
-            if whole or now - lease.since > _LATE * lease.request.max_tokens / self._usual:
-                self._leases.copy(lease)
+        everything = is_silent or slot.is_slow(self._median_speed) or self._is_draining
+        for lease in self._leases.list_of_engine(slot.number):
+            if everything or now - lease.started_s > _LATE * lease.request.max_tokens / self._median_speed:
+                self._leases.duplicate(lease)
         self._news.set()
 
-    def _add(self, engine: Engine | None) -> None:
+    def _add_engine(self, engine: Engine | None) -> None:
         if engine:
             slot = EngineSlot(len(self._slots), engine)
             self._slots.append(slot)
-            slot.serving = self._loop.create_task(self._serve(slot))
+            slot.run_task = self._loop.create_task(self._run_engine(slot))
 
     async def _close(self) -> None:
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        if self._watching:
+        if self._watch_task:
             await asyncio.gather(*(slot.engine.stop() for slot in self._slots))
 
 
-def _words(error: BaseException) -> str:
-    """The last line of an error, with its kind: Ray's carry whole tracebacks."""
+def _format_error(error: BaseException) -> str:
+    """Return the last line of an error and its kind: Ray's messages hold whole tracebacks."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[-1].strip() if lines else ''}"[:500]

@@ -1,21 +1,26 @@
-"""What is asked of an engine pool and what comes back."""
+"""The requests that an engine pool answers, the samples that come back, and where requests come from."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from medssr_dist.data.answers import extract_answer
 
 
 @dataclass(frozen=True, slots=True)
 class SampleRequest:
-    """One prompt, sampled `n` times. Sample i draws with seed `seed + i`.
+    """One prompt, to be sampled `n` times. Sample i is drawn with seed `seed + i`.
 
-    `choices`: generate exactly one of these texts (each a single token), greedily; () = free text.
-    `options`: letter -> text of the question, by which the answer is extracted beside the engine.
-    `length`: tokens a sample is expected to take; 0 = as most do.
+    Example: SampleRequest(key="ab12", prompt="Which vitamin ...", options={"A": "C", "B": "D"}, n=4, seed=1000)
+    asks for the samples with seeds 1000 to 1003.
+
+    Attributes:
+        key: identifies the request; of a vote, the question's id.
+        options: letter -> option text of the question; the engine extracts the answer with it.
+        choices: generate exactly one of these texts (each a single token), greedily; () = free text.
+        expected_tokens: tokens that a sample is expected to take; 0 = as many as the mean of all samples.
     """
 
     key: str
@@ -28,34 +33,66 @@ class SampleRequest:
     top_k: int = 0
     max_tokens: int = 16
     choices: tuple[str, ...] = ()
-    length: float = 0.0
+    expected_tokens: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One sample: its text, what it answers, its generated tokens, and the seed it was drawn with."""
+    """One sample.
+
+    Example: Completion(seed=1002, text="The answer is (B).", tokens=7, truncated=False, answer="B",
+    method="statement")
+
+    Attributes:
+        seed: the seed that it was drawn with.
+        tokens: number of generated tokens.
+        truncated: whether it was cut at the token limit.
+        answer: the letter that the text answers; None if it names none.
+        method: the form in which the answer was found (`data.answers`); None without an answer.
+    """
 
     seed: int
     text: str
     tokens: int
     truncated: bool
-    answer: str | None = None  # the letter; None if the text names none
+    answer: str | None = None
     method: str | None = None
 
     @classmethod
     def from_text(cls, request: SampleRequest, seed: int, text: str, tokens: int, truncated: bool) -> Completion:
-        """A sample of `request`, with its answer extracted."""
+        """Build a sample of `request` and extract its answer from `text`."""
         found = extract_answer(text, request.options)
         return cls(seed, text, tokens, truncated, found.letter, found.method)
 
 
+@dataclass(frozen=True, slots=True)
+class PoolResult:
+    """A sample of the request with this key.
+
+    Example: PoolResult("ab12", Completion(1002, "The answer is (B).", 7, False, "B", "statement"))
+    """
+
+    key: str
+    sample: Completion
+
+
+class CompletedRequest(NamedTuple):
+    """All samples of a request, by seed.
+
+    Example: CompletedRequest("ab12", [Completion(1000, "(A)", 3, False), Completion(1001, "(B)", 3, False)])
+    """
+
+    key: str
+    samples: list[Completion]
+
+
 def make_empty_completions(request: SampleRequest) -> list[Completion]:
-    """The samples of a request whose prompt fills the context: empty and truncated."""
+    """Return the samples of a request whose prompt fills the whole context: empty and truncated."""
     return [Completion(request.seed + index, "", 0, truncated=True) for index in range(request.n)]
 
 
 def find_choice_ids(choices: tuple[str, ...], tokenize: Callable[[str], list[int]]) -> list[int]:
-    """The token of each of `choices`. Raises ValueError where one is not a single token."""
+    """Return the token id of each of `choices`. Raises ValueError where one is not a single token."""
     ids = [tokenize(choice) for choice in choices]
     if any(len(tokens) != 1 for tokens in ids):
         raise ValueError(f"choices must be single tokens of this tokenizer, got {choices}")
@@ -63,41 +100,45 @@ def find_choice_ids(choices: tuple[str, ...], tokenize: Callable[[str], list[int
 
 
 class RequestSource(Protocol):
-    """Where the requests come from."""
+    """Where the requests of a pool come from."""
 
     @property
     def is_finished(self) -> bool:
-        """Nothing will be asked any more; also not once what is out has come back."""
+        """Whether no further request will come, not even after the samples in flight have arrived."""
 
     @property
     def remaining(self) -> int | None:
-        """Samples that can still be asked for, where no new questions are to come; None = plenty."""
+        """Samples that are still to be requested, once no new questions will come; None = not known yet."""
 
     def next_request(self, max_samples: int) -> SampleRequest | None:
-        """The next request, of at most `most` samples; None = nothing to ask now."""
+        """Return the next request, with at most `max_samples` samples; None = nothing to request now."""
 
     def spare_request(self, max_samples: int) -> SampleRequest | None:
-        """Samples that may turn out to be needed, for an engine that would idle."""
+        """Return samples that may turn out to be needed, for an engine that would idle; None = there are none."""
 
     def pop_unwanted_keys(self) -> list[str]:
-        """Keys whose samples on the way are no longer wanted, each told once."""
+        """Return the keys whose samples in flight are no longer needed; each key once."""
 
 
 class RequestList:
-    """A plain list of requests as a source of work."""
+    """A fixed sequence of requests as a `RequestSource`.
 
-    remaining = None
+    Attributes:
+        pending: key -> number of samples, of the requests that were handed out and are not complete.
+    """
+
+    remaining: int | None = None
 
     def __init__(self, requests: Iterator[SampleRequest]):
         self._requests = requests
-        self.asked: dict[str, int] = {}
+        self.pending: dict[str, int] = {}
         self.is_finished = False
 
     def next_request(self, max_samples: int) -> SampleRequest | None:
         request = next(self._requests, None)
         self.is_finished = request is None
         if request:
-            self.asked[request.key] = request.n
+            self.pending[request.key] = request.n
         return request
 
     def spare_request(self, max_samples: int) -> None:

@@ -1,4 +1,4 @@
-"""Whether a running server serves the policy, as far as it tells: its list of models against the config."""
+"""Whether a running server serves the policy: its list of models is compared with the config."""
 
 from __future__ import annotations
 
@@ -12,7 +12,14 @@ from medssr_dist.runtime.models import model_fingerprint
 
 
 class ModelCard(msgspec.Struct, frozen=True):
-    """What GET /models tells of one served model. `root`: directory or id it was loaded from; `parent`: of adapters."""
+    """One served model, as GET /models reports it.
+
+    Example: ModelCard(id="qwen", root="/models/Qwen3-8B", max_model_len=32768, owned_by="vllm")
+
+    Attributes:
+        root: the directory or hub id that it was loaded from.
+        parent: of an adapter, the model that it belongs to.
+    """
 
     id: str
     root: str | None = None
@@ -22,19 +29,24 @@ class ModelCard(msgspec.Struct, frozen=True):
 
 
 def find_policy(cards: list[ModelCard], server: Server, policy: Policy, folder: Path, fingerprint: str) -> str:
-    """The name under which a server with these models serves the policy.
+    """Return the name under which a server with these models serves the policy.
 
-    Where a model was loaded from a directory that is here too, its weights are compared; else its name is compared,
-    unless `server.model` vouches for it. A server does not tell its dtype: it has to be started with policy.dtype.
+    Where a model was loaded from a directory that this machine can read, its weights are compared. Elsewhere its name
+    is compared, unless the user has named the model in `server.model`. A server does not report its dtype: it has to
+    be started with policy.dtype.
+
+    Args:
+        folder: the policy's directory on this machine.
+        fingerprint: of that directory (`model_fingerprint`).
 
     Raises:
-        InputError: none of the models is the policy, more than one may be, or it was started with too short a context.
+        InputError: none of the models is the policy, several may be, or the context length is too short.
     """
     where = f"voting.servers: {server.base_url}"
-    card = _chosen(cards, server.model, where)
+    card = _choose_card(cards, server.model, where)
     if card.owned_by not in (None, "vllm"):
         raise InputError(f"{where} is a server of {card.owned_by!r}; only vLLM's gives each sample a seed of its own")
-    if card.root is not None and (difference := _difference(card.root, server, policy, folder, fingerprint)):
+    if card.root is not None and (difference := _describe_difference(card.root, server, policy, folder, fingerprint)):
         raise InputError(f"{where} serves {card.id!r} from {card.root!r}, {difference}")
     if card.max_model_len is not None and card.max_model_len < policy.max_model_len:
         raise InputError(
@@ -44,7 +56,7 @@ def find_policy(cards: list[ModelCard], server: Server, policy: Policy, folder: 
     return card.id
 
 
-def _chosen(cards: list[ModelCard], wanted: str, where: str) -> ModelCard:
+def _choose_card(cards: list[ModelCard], wanted: str, where: str) -> ModelCard:
     names = ", ".join(repr(card.id) for card in cards) or "nothing"
     if wanted:
         card = next((card for card in cards if card.id == wanted), None)
@@ -61,18 +73,18 @@ def _chosen(cards: list[ModelCard], wanted: str, where: str) -> ModelCard:
     return whole[0]
 
 
-def _difference(root: str, server: Server, policy: Policy, folder: Path, fingerprint: str) -> str:
-    """How the model loaded from `root` is seen to be another one than the policy, and what to do; '' if it is not."""
+def _describe_difference(root: str, server: Server, policy: Policy, folder: Path, fingerprint: str) -> str:
+    """Return how the model loaded from `root` differs from the policy and what to do; "" if no difference is seen."""
     try:
         if Path(root).is_absolute() and Path(root).is_dir():
             same = model_fingerprint(Path(root)) == fingerprint
             return "" if same else f"which has other weights than policy.model = {policy.model!r}; start it on that"
     except OSError:
-        pass  # a directory of another user: only its name can be compared
+        pass  # another user's directory: only its name can be compared
     names = {Path(policy.model).name.casefold(), folder.name.casefold()}
     if server.model or Path(root).name.casefold() in names:
         return ""
     return (
-        f"which is not named as policy.model = {policy.model!r}; if it is the same model, say so by setting "
+        f"which is not named as policy.model = {policy.model!r}; if it is the same model, confirm it by setting "
         "its model in voting.servers"
     )

@@ -5,16 +5,22 @@ from __future__ import annotations
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from medssr_dist.config.schema import Policy, Runtime
 from medssr_dist.runtime.device import device_env, on_gpu
 
-_NAP_S = 2e-4
+_SLEEP_S = 2e-4
 
 
-def build_engine_kwargs(model: Path, policy: Policy, runtime: Runtime, tensor_parallel_size: int) -> dict:
-    """vLLM AsyncEngineArgs for one engine; the same for voting, rollout and evaluation."""
-    kwargs = {
+def build_engine_kwargs(model: Path, policy: Policy, runtime: Runtime, tensor_parallel_size: int) -> dict[str, Any]:
+    """Return the keyword arguments of vLLM's AsyncEngineArgs for one engine.
+
+    Args:
+        model: directory of the model.
+        tensor_parallel_size: GPUs of the engine; on CPU, processes.
+    """
+    kwargs: dict[str, Any] = {
         "model": str(model),
         "dtype": policy.dtype,
         "trust_remote_code": policy.trust_remote_code,
@@ -27,13 +33,13 @@ def build_engine_kwargs(model: Path, policy: Policy, runtime: Runtime, tensor_pa
     }
     if on_gpu():
         return kwargs | {"gpu_memory_utilization": runtime.gpu_memory_utilization}
-    # A seeded request split over two prefill steps needs Generator.set_offset, which CPU generators
-    # lack: prompts are prefilled whole.
+    # A seeded request that is split over two prefill steps needs Generator.set_offset, which CPU generators do not
+    # have: prompts are prefilled in one step.
     return kwargs | {"enable_chunked_prefill": False, "max_num_batched_tokens": max(4096, policy.max_model_len)}
 
 
 def build_engine_env(runtime: Runtime, threads: int) -> dict[str, str]:
-    """Environment of an engine's process. `threads`: CPU threads it may use; not used on GPU."""
+    """Return the environment of an engine's process. `threads`: CPU threads that it may use; ignored on GPU."""
     env = {"VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1", "TOKENIZERS_PARALLELISM": "false"}
     env |= device_env()
     if on_gpu():
@@ -46,13 +52,13 @@ def build_engine_env(runtime: Runtime, threads: int) -> dict[str, str]:
 
 
 def nap_instead_of_spinning() -> None:
-    """vLLM plugin: on a CPU its processes wait for each other asleep.
+    """Let vLLM's processes sleep while they wait for each other, on a CPU. A plugin of vLLM, named in setup.py.
 
-    By default they look again and again for a second, which takes the cores from the model's own threads. A GPU's host
-    has cores to spare, and less time.
+    By default they poll for a second without a pause, which takes the cores from the model's own threads. The host of a
+    GPU has cores to spare, and polling is faster there.
     """
     if on_gpu():
         return
     from vllm.distributed.device_communicators import shm_broadcast
 
-    shm_broadcast.sched_yield = partial(time.sleep, _NAP_S)
+    setattr(shm_broadcast, "sched_yield", partial(time.sleep, _SLEEP_S))  # noqa: B010 (vLLM does not export the name)

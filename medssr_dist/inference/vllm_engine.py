@@ -1,4 +1,4 @@
-"""A vLLM engine as a Ray actor, and the handle by which the pool uses it."""
+"""A vLLM engine as a Ray actor, and the engine of the pool that talks to it."""
 
 from __future__ import annotations
 
@@ -9,140 +9,150 @@ import subprocess
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from medssr_dist.errors import InputError
-from medssr_dist.inference.engine_slot import EngineOutput
+from medssr_dist.inference.engine_protocol import EngineOutput, FailedLease, LeasedCompletion, LeasedRequest
 from medssr_dist.inference.requests import Completion, SampleRequest, find_choice_ids, make_empty_completions
 from medssr_dist.runtime.models import model_fingerprint
 
-_STREAM_TOKENS = 32  # an unfinished sample tells of its tokens this often
-_QUIET_S = 1.0  # tokens without a finished sample are told this often
-_PLACE_S = 60
-_START_S = 1800.0
-_END_S = 30.0
+if TYPE_CHECKING:
+    from vllm import CompletionOutput, SamplingParams
+
+_STREAM_TOKENS = 32  # an unfinished sample reports its tokens after so many more
+_REPORT_S = 1.0  # interval between two reports of tokens while no sample finishes
+_PLACE_S = 60  # longest wait for a place on the cluster
+_START_S = 1800.0  # longest wait for the model to load
+_STOP_S = 30.0  # longest wait for the end of the actor's process
+
+
+class ActorProcess(NamedTuple):
+    """The process of an actor. `started`: its start time in clock ticks, as process ids are reused."""
+
+    node_id: str
+    pid: int
+    started: str
 
 
 class VllmActor:
-    """Ray actor: one vLLM engine. Leases in; each sample out as it finishes, its answer already extracted.
+    """Ray actor with one vLLM engine. It returns each sample as it finishes, with its answer extracted.
 
     Args:
-        kwargs: vLLM's AsyncEngineArgs.
-        fingerprint: of the policy; the weights on disk must be those the run began with.
-        linger: seconds to gather samples before they are handed over.
+        kwargs: keyword arguments of vLLM's AsyncEngineArgs.
+        fingerprint: of the policy; the weights on disk must be those that the run began with.
+        linger_s: seconds for which samples are gathered before they are returned together.
     """
 
-    async def __init__(self, kwargs: dict, fingerprint: str, linger: float):
+    def __init__(self, kwargs: dict[str, Any], fingerprint: str, linger_s: float):
         import vllm
 
         self._guard = end_children_with_this_process()
         self._llm = vllm.AsyncLLMEngine.from_engine_args(vllm.AsyncEngineArgs(**kwargs))
-        _refuse_other_weights(Path(kwargs["model"]), fingerprint)
-        self._tokenizer = await _tokenizer_of(self._llm)
-        self._max_model_len, self._linger = kwargs["max_model_len"], linger
-        self._tasks: dict[int, asyncio.Task] = {}
-        self._taken = EngineOutput()
+        _check_weights(Path(kwargs["model"]), fingerprint)
+        self._tokenizer = self._llm.get_tokenizer()
+        self._max_model_len, self._linger_s = kwargs["max_model_len"], linger_s
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._output = EngineOutput()
         self._news = asyncio.Event()
         self._error: BaseException | None = None
 
-    async def ready(self) -> tuple[str, int, str]:
-        """Its node, process id and time of birth, once it can be asked."""
-        return ray.get_runtime_context().get_node_id(), os.getpid(), _birth(os.getpid())
+    async def ready(self) -> ActorProcess:
+        """Return the actor's process, once the engine is up."""
+        return ActorProcess(ray.get_runtime_context().get_node_id(), os.getpid(), _read_start_time(os.getpid()))
 
-    async def submit(self, requests: list[tuple[int, SampleRequest]], aborted: list[int]) -> None:
-        for lease, request in requests:
-            self._tasks[lease] = asyncio.create_task(self._answer(lease, request))
-        for lease in aborted:
-            if task := self._tasks.pop(lease, None):
+    async def submit(self, requests: list[LeasedRequest], aborted: list[int]) -> None:
+        """Start new requests and abort leases. See `Engine.submit`."""
+        for lease_id, request in requests:
+            self._tasks[lease_id] = asyncio.create_task(self._answer(lease_id, request))
+        for lease_id in aborted:
+            if task := self._tasks.pop(lease_id, None):
                 task.cancel()  # vLLM's generator then aborts the request
 
     async def collect(self) -> EngineOutput:
-        """Samples finished since the last call, waited for; without any, the tokens of a second."""
-        while not (self._taken.samples or self._taken.failed or self._error):
+        """Wait for finished samples; without any, return the tokens of a second. See `Engine.collect`."""
+        while not (self._output.samples or self._output.failed or self._error):
             self._news.clear()
             try:
-                await asyncio.wait_for(self._news.wait(), _QUIET_S)
+                await asyncio.wait_for(self._news.wait(), _REPORT_S)
             except asyncio.TimeoutError:
-                if self._taken.tokens:
+                if self._output.tokens:
                     break
-        if self._taken.samples:
-            await asyncio.sleep(self._linger)
+        if self._output.samples:
+            await asyncio.sleep(self._linger_s)
         if self._error:
             raise self._error
-        taken, self._taken = self._taken, EngineOutput()
-        return taken
+        output, self._output = self._output, EngineOutput()
+        return output
 
-    async def _answer(self, lease: int, request: SampleRequest) -> None:
+    async def _answer(self, lease_id: int, request: SampleRequest) -> None:
         from vllm.v1.engine.exceptions import EngineDeadError
 
         try:
-            await self._generate(lease, request)
+            await self._generate(lease_id, request)
         except EngineDeadError as error:
             self._error = error
-        except Exception as error:  # this request's fault: the pool decides what becomes of it
-            self._taken.failed.append((lease, f"{type(error).__name__}: {error}"[:500]))
-        self._tasks.pop(lease, None)
+        except Exception as error:  # caused by this request alone: the pool decides whether to retry it
+            self._output.failed.append(FailedLease(lease_id, f"{type(error).__name__}: {error}"[:500]))
+        self._tasks.pop(lease_id, None)
         self._news.set()
 
-    async def _generate(self, lease: int, request: SampleRequest) -> None:
+    async def _generate(self, lease_id: int, request: SampleRequest) -> None:
         from vllm.inputs import TokensPrompt
 
-        ids = self._ids(request.prompt)
+        ids = self._tokenize(request.prompt)
         room = self._max_model_len - len(ids)
         if room < 1:  # a prompt that fills the context gets empty, truncated samples
-            self._taken.samples += [(lease, sample) for sample in make_empty_completions(request)]
+            self._output.samples += [LeasedCompletion(lease_id, sample) for sample in make_empty_completions(request)]
             return
-        params = self._sampling_params(request, room)
+        params = self._make_sampling_params(request, room)
         tokens = [0] * request.n
         async for output in self._llm.generate(TokensPrompt(prompt_token_ids=ids), params, os.urandom(8).hex()):
             for sample in output.outputs:
-                self._taken.tokens += len(sample.token_ids) - tokens[sample.index]
+                self._output.tokens += len(sample.token_ids) - tokens[sample.index]
                 tokens[sample.index] = len(sample.token_ids)
                 if sample.finish_reason is not None:
-                    self._finish(lease, request, sample)
+                    self._finish(lease_id, request, sample)
 
-    def _finish(self, lease: int, request: SampleRequest, sample) -> None:
+    def _finish(self, lease_id: int, request: SampleRequest, sample: CompletionOutput) -> None:
         truncated = sample.finish_reason == "length"
         seed = request.seed + sample.index  # vLLM draws sample i of a request with its seed + i
-        done = Completion.from_text(request, seed, sample.text, len(sample.token_ids), truncated)
-        self._taken.samples.append((lease, done))
+        completion = Completion.from_text(request, seed, sample.text, len(sample.token_ids), truncated)
+        self._output.samples.append(LeasedCompletion(lease_id, completion))
         self._news.set()
 
-    def _sampling_params(self, request: SampleRequest, room: int):
+    def _make_sampling_params(self, request: SampleRequest, room: int) -> SamplingParams:
+        """`room`: tokens that the prompt leaves free in the context."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        # Cumulative, so that a sample is seen as it finishes and not with the last of its request.
-        common = {
-            "n": request.n,
-            "seed": request.seed,
-            "output_kind": RequestOutputKind.CUMULATIVE,
-            "stream_interval": _STREAM_TOKENS,
-        }
-        if request.choices:
-            return SamplingParams(
-                temperature=0.0, max_tokens=1, allowed_token_ids=find_choice_ids(request.choices, self._ids), **common
-            )
+        greedy = bool(request.choices)
         return SamplingParams(
-            temperature=request.temperature,
-            top_p=request.top_p,
-            top_k=request.top_k,
-            max_tokens=min(request.max_tokens, room),
-            **common,
+            n=request.n,
+            seed=request.seed,
+            temperature=0.0 if greedy else request.temperature,
+            top_p=1.0 if greedy else request.top_p,
+            top_k=0 if greedy else request.top_k,
+            max_tokens=1 if greedy else min(request.max_tokens, room),
+            allowed_token_ids=find_choice_ids(request.choices, self._tokenize) if greedy else None,
+            # Cumulative: a sample is seen as it finishes, not with the last one of its request.
+            output_kind=RequestOutputKind.CUMULATIVE,
+            stream_interval=_STREAM_TOKENS,
         )
 
-    def _ids(self, text: str) -> list[int]:
-        return self._tokenizer(text, add_special_tokens=False)["input_ids"]
+    def _tokenize(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
 
 
-def end_children_with_this_process() -> subprocess.Popen:
-    """A guard that ends this process' group once it is gone, however it went.
+def end_children_with_this_process() -> subprocess.Popen[bytes]:
+    """Start a guard that kills this process' group once this process is gone, however it ended.
 
-    Else vLLM's processes would outlive an engine that is killed, and hold its GPU's memory. The guard waits for the end
-    of a pipe that only this process holds; vLLM spawns its processes, which inherit the group and not the pipe.
+    Otherwise vLLM's processes would outlive an engine that is killed, and keep its GPU memory. The guard waits for the
+    end of a pipe that only this process holds: the processes that vLLM spawns inherit the group, but not the pipe.
     """
     if os.getpgrp() != os.getpid():
         os.setpgrp()
@@ -150,8 +160,8 @@ def end_children_with_this_process() -> subprocess.Popen:
     return subprocess.Popen(["sh", "-c", script], stdin=subprocess.PIPE, start_new_session=True)
 
 
-def _refuse_other_weights(model: Path, fingerprint: str) -> None:
-    """After loading, so that a directory replaced meanwhile is noticed too."""
+def _check_weights(model: Path, fingerprint: str) -> None:
+    """Raise InputError where the weights have changed. Called after loading, to see a directory replaced meanwhile."""
     if (found := model_fingerprint(model)) != fingerprint:
         raise InputError(
             f"{model} holds other weights ({found}) than the run began with ({fingerprint}): put them back and run the "
@@ -159,31 +169,27 @@ def _refuse_other_weights(model: Path, fingerprint: str) -> None:
         )
 
 
-def _birth(pid: int) -> str:
-    """When a process was started, in the kernel's ticks: a process id alone may be another's by now."""
+def _read_start_time(pid: int) -> str:
+    """Return the start time of a process, in clock ticks since boot. Raises FileNotFoundError where it has ended."""
     return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
 
 
 @ray.remote(num_cpus=0, max_retries=0)
-def _end_process(pid: int, birth: str) -> None:
-    """SIGKILL: one that is stopped, or busy in a driver call, does not hear what Ray says."""
+def _kill_process(pid: int, started: str) -> None:
+    """Send SIGKILL: a process that is stopped, or inside a driver call, does not react to Ray's messages."""
     with suppress(FileNotFoundError, ProcessLookupError):
-        if _birth(pid) == birth:
+        if _read_start_time(pid) == started:
             os.kill(pid, signal.SIGKILL)
 
 
-async def _tokenizer_of(llm):
-    tokenizer = llm.get_tokenizer()
-    return await tokenizer if asyncio.iscoroutine(tokenizer) else tokenizer
-
-
 class RayEngine:
-    """A VllmActor in a placement group of its own; a new actor, in a new group, each time that it is started.
+    """A VllmActor in a placement group of its own. Each start creates a new actor in a new group.
 
     Args:
-        place: gives a placement group of one bundle, which may still be waiting for room.
+        place: returns a placement group of one bundle, which may still be waiting for room.
         gpus: of the bundle.
-        env: of the actor's process.
+        kwargs: see VllmActor; so are `fingerprint` and `linger_s`.
+        env: environment variables of the actor's process.
     """
 
     def __init__(
@@ -191,22 +197,28 @@ class RayEngine:
         name: str,
         place: Callable[[], PlacementGroup],
         gpus: int,
-        kwargs: dict,
+        kwargs: dict[str, Any],
         fingerprint: str,
         env: dict[str, str],
-        linger: float,
+        linger_s: float,
     ):
         self.name = name
         self._place, self._gpus, self._env = place, gpus, env
-        self._arguments = (kwargs, fingerprint, linger)
+        self._arguments = (kwargs, fingerprint, linger_s)
         self._group: PlacementGroup | None = None
-        self._actor = None
-        self._process: tuple[str, int, str] | None = None
+        self._actor: Any = None  # Ray builds the handle's methods at run time
+        self._process: ActorProcess | None = None
 
     async def start(self) -> None:
-        """Raises what vLLM raises, InputError for other weights, TimeoutError without a place or an answer."""
+        """Start the actor and wait for its engine.
+
+        Raises:
+            InputError: the weights are not those that the run began with.
+            TimeoutError: no place on the cluster, or the engine does not come up.
+            Exception: what vLLM raises.
+        """
         self._group = self._place()
-        await _placed(self._group)
+        await _wait_until_placed(self._group)
         self._actor = (
             ray.remote(VllmActor)
             .options(
@@ -224,28 +236,32 @@ class RayEngine:
                 raise InputError(str(error).rsplit("InputError: ", 1)[1].strip()) from None
             raise
 
-    def submit(self, requests: list[tuple[int, SampleRequest]], aborted: list[int]) -> None:
+    def submit(self, requests: list[LeasedRequest], aborted: list[int]) -> None:
+        """See `Engine.submit`."""
         self._actor.submit.remote(requests, aborted)
 
     async def collect(self) -> EngineOutput:
-        return await self._actor.collect.remote()
+        """See `Engine.collect`. Raises Ray's error when the actor is dead."""
+        output: EngineOutput = await self._actor.collect.remote()
+        return output
 
     async def stop(self) -> None:
-        """vLLM's own processes end with the actor's; the place is free again, or gone with its node."""
+        """Kill the actor and its process, and remove its placement group. vLLM's processes end with the actor's."""
         if self._actor is not None:
             ray.kill(self._actor)
             self._actor = None
         if self._process is not None:
-            (node, pid, birth), self._process = self._process, None
-            there = NodeAffinitySchedulingStrategy(node, soft=False)
-            with suppress(ray.exceptions.RayError, asyncio.TimeoutError):  # the node may be gone, and it with it
-                await asyncio.wait_for(_end_process.options(scheduling_strategy=there).remote(pid, birth), _END_S)
+            process, self._process = self._process, None
+            same_node = NodeAffinitySchedulingStrategy(process.node_id, soft=False)
+            with suppress(ray.exceptions.RayError, asyncio.TimeoutError):  # the process may be gone with its node
+                kill = _kill_process.options(scheduling_strategy=same_node).remote(process.pid, process.started)
+                await asyncio.wait_for(kill, _STOP_S)
         if self._group is not None:
             remove_placement_group(self._group)
             self._group = None
 
 
-async def _placed(group: PlacementGroup) -> None:
+async def _wait_until_placed(group: PlacementGroup) -> None:
     for _ in range(_PLACE_S):
         if placement_group_table(group)["state"] == "CREATED":
             return

@@ -1,13 +1,13 @@
 """A running OpenAI-compatible vLLM server as an engine of the pool.
 
-A lease is one streamed POST to /completions. The prompt goes as token ids, and every sampling parameter that a server
-would otherwise take from the model's generation_config.json is spelled out, so that a sample is the one that an
-engine of our own draws from the same seed. Samples are handed over as they finish; in between each chunk carries its
-sample's token count, by which the pool sees the server at work. Closing the connection is what aborts a lease: vLLM
-then ends its samples. Connections are direct (no proxy), one a lease, as a kept one may be closed by the server at
-the very moment it is used again.
+A lease is one streamed POST to /completions. The prompt is sent as token ids, and every sampling parameter that the
+server would otherwise take from the model's generation_config.json is set explicitly, so that a seed gives the same
+sample as in an engine of our own. Samples are returned as they finish; until then, each chunk of the stream has the
+token count of its sample, from which the pool sees progress. A lease is aborted by closing its connection: vLLM then
+ends its samples. Connections are direct (no proxy). Each lease has a new one, as the server may close an idle
+connection in the moment when it is used again.
 
-The key travels in the Authorization header only, and is cut out of whatever the server says back.
+The API key is sent in the Authorization header only, and removed from everything that the server answers.
 """
 
 from __future__ import annotations
@@ -23,24 +23,32 @@ from yarl import URL
 
 from medssr_dist.config.schema import Policy, Server
 from medssr_dist.errors import InputError
-from medssr_dist.inference.engine_slot import EngineOutput
+from medssr_dist.inference.engine_protocol import EngineOutput, FailedLease, LeasedCompletion, LeasedRequest
 from medssr_dist.inference.requests import Completion, SampleRequest, find_choice_ids, make_empty_completions
 from medssr_dist.inference.server_model import ModelCard, find_policy
 from medssr_dist.runtime.api_key import SAID_CHARS, authorization, scrub, words_of
 
 _CONNECT_S = 30.0
 _START_S = 180.0  # a server that is busy for others answers the first request late
-_BEAT_S = 1.0  # tokens without a finished sample are told this often
-_CHUNK_TOKENS = 16  # a token a chunk costs a server more than the token; ignored by older ones
-_OF_THE_REQUEST = {400, 413, 422}  # statuses that are about this request, not about the server
+_REPORT_S = 1.0  # interval between two reports of tokens while no sample finishes
+_CHUNK_TOKENS = 16  # per chunk: a chunk per token costs the server more than the token; older servers ignore it
+_REQUEST_ERRORS = {400, 413, 422}  # HTTP statuses that concern this request, not the server
 
 
-class ServerLost(Exception):
-    """The server is no engine any more: the connection broke, it is overloaded, or it no longer knows key or model."""
+class _HttpError(Exception):
+    """An error of the server. `status`: the HTTP status, where there was one."""
+
+    def __init__(self, message: str, status: int | None = None):
+        super().__init__(message)
+        self.status = status
 
 
-class RequestRefused(Exception):
-    """The server refuses this request for good; others may pass."""
+class ServerLost(_HttpError):
+    """The server can no longer be used: connection lost, overload, or key or model no longer accepted."""
+
+
+class LeaseRefused(_HttpError):
+    """The server refuses this request permanently; other requests may succeed."""
 
 
 class _ModelList(msgspec.Struct):
@@ -64,23 +72,23 @@ class _Chunk(msgspec.Struct):
 
 
 class ServerEngine:
-    """Handle of one server; see `slots.Engine`.
+    """One server as an engine of the pool; see `engine_protocol.Engine`.
 
     Args:
-        server: where it is, under which name it serves the policy, and its key.
+        server: its address, its key, and the name under which it serves the policy.
         policy: the policy as configured.
-        folder: its model directory on this machine.
-        fingerprint: of that directory when the run began (`models.model_fingerprint`).
-        tokenize: text -> token ids, no special tokens added.
+        folder: the policy's directory on this machine.
+        fingerprint: of that directory when the run began (`model_fingerprint`).
+        tokenize: text -> token ids, without special tokens.
 
     Raises:
-        InputError: the address or the key cannot be used.
+        InputError: the address or the key is not usable.
     """
 
     def __init__(
         self, server: Server, policy: Policy, folder: Path, fingerprint: str, tokenize: Callable[[str], list[int]]
     ):
-        self._url = _base_url(server)
+        self._url = _parse_base_url(server)
         self._headers = {
             "Content-Type": "application/json",
             **authorization(server.api_key, f"voting.servers: {server.base_url}"),
@@ -88,149 +96,157 @@ class ServerEngine:
         self._server, self._policy, self._folder, self._fingerprint = server, policy, folder, fingerprint
         self._tokenize = tokenize
         self.name = f"server {server.base_url}"
-        self._model = ""  # the name it serves the policy under
+        self._model = ""  # the name under which it serves the policy
         self._has_been_up = False
-        self._session: aiohttp.ClientSession | None = None
-        self._leases: dict[int, asyncio.Task] = {}
+        self._open_session: aiohttp.ClientSession | None = None
+        self._tasks: dict[int, asyncio.Task[None]] = {}  # by lease
         self._news = asyncio.Event()
-        self._taken = EngineOutput()
-        self._lost: Exception | None = None
+        self._output = EngineOutput()
+        self._error: Exception | None = None
 
     async def start(self) -> None:
-        """Check that it serves the policy, and that a request for two tokens comes back.
+        """Check that the server has the policy and that it answers a request for two tokens.
 
         Raises:
-            InputError: it serves another model, refuses the key, is no vLLM server, or has never answered.
-            ServerLost: it has been up before, and does not answer now.
+            InputError: it serves another model, refuses the key, is not a vLLM server, or has never answered.
+            ServerLost: it has been up before and does not answer now.
         """
         await self.stop()
-        if isinstance(self._lost, InputError):
-            raise self._lost  # its settings are what they were
-        self._taken, self._lost = EngineOutput(), None
-        self._session = aiohttp.ClientSession(
+        if isinstance(self._error, InputError):
+            raise self._error  # a restart does not change the server's settings
+        self._output, self._error = EngineOutput(), None
+        self._open_session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, force_close=True),
-            timeout=aiohttp.ClientTimeout(sock_connect=_CONNECT_S),  # a server that hangs is the pool's to notice
+            timeout=aiohttp.ClientTimeout(sock_connect=_CONNECT_S),  # the pool detects a server that hangs
             headers=self._headers,
             cookie_jar=aiohttp.DummyCookieJar(),
         )
         try:
             await asyncio.wait_for(self._check(), _START_S)
-        except (ServerLost, RequestRefused, asyncio.TimeoutError) as error:
+        except (ServerLost, LeaseRefused, asyncio.TimeoutError) as error:
             await self.stop()
-            self._raise_not_up(error)
+            raise self._explain_failed_start(error) from None
         except BaseException:
             await self.stop()
             raise
         self._has_been_up = True
 
-    def submit(self, requests: list[tuple[int, SampleRequest]], aborted: list[int]) -> None:
-        """Send each request on a connection of its own; close those of `aborted`. Samples that finished stay."""
-        for lease in aborted:
-            if task := self._leases.pop(lease, None):
+    def submit(self, requests: list[LeasedRequest], aborted: list[int]) -> None:
+        """Send each request on a new connection; close those of `aborted`, whose finished samples are kept."""
+        for lease_id in aborted:
+            if task := self._tasks.pop(lease_id, None):
                 task.cancel()
-        for lease, request in requests:
-            self._leases[lease] = asyncio.create_task(self._serve(lease, request))
+        for lease_id, request in requests:
+            self._tasks[lease_id] = asyncio.create_task(self._answer(lease_id, request))
 
     async def collect(self) -> EngineOutput:
-        """Samples and refusals as soon as there are any; else, every second, the tokens if any came.
+        """Return samples and refusals as soon as there are any; without any, the tokens of a second.
 
-        Raises ServerLost once the server is lost and all that came before has been taken, and InputError when
-        its settings make other votes than the run's.
+        Raises:
+            ServerLost: the server is lost, and all that arrived before has been collected.
+            InputError: the server's settings make other votes than the run's.
         """
-        while not (self._taken.samples or self._taken.failed or self._lost):
+        while not (self._output.samples or self._output.failed or self._error):
             try:
-                await asyncio.wait_for(self._news.wait(), _BEAT_S)
+                await asyncio.wait_for(self._news.wait(), _REPORT_S)
             except asyncio.TimeoutError:
-                if self._taken.tokens:
+                if self._output.tokens:
                     break
             self._news.clear()
-        taken, self._taken = self._taken, EngineOutput()
-        if self._lost and not (taken.samples or taken.failed):
+        output, self._output = self._output, EngineOutput()
+        if self._error and not (output.samples or output.failed):
             await self.stop()
-            raise self._lost
-        return taken
+            raise self._error
+        return output
 
     async def stop(self) -> None:
-        """Close all connections, whatever the server does; it aborts what it was generating for them."""
-        tasks, self._leases = list(self._leases.values()), {}
+        """Close all connections; the server then aborts what it was generating for them."""
+        tasks, self._tasks = list(self._tasks.values()), {}
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        session, self._session = self._session, None
+        session, self._open_session = self._open_session, None
         if session:
             await session.close()
 
-    # --- coming up ---------------------------------------------------------------------------------
+    @property
+    def _session(self) -> aiohttp.ClientSession:
+        if self._open_session is None:
+            raise ServerLost("its engine has been stopped")
+        return self._open_session
+
+    # --- start -------------------------------------------------------------------------------------
 
     async def _check(self) -> None:
-        cards = await self._served()
+        cards = await self._list_models()
         self._model = find_policy(cards, self._server, self._policy, self._folder, self._fingerprint)
-        # The list of models is answered by a server whose engine hangs, too.
+        # A server whose engine hangs still answers with its list of models.
         trial = SampleRequest(key="", prompt="The answer is", n=2, max_tokens=1)
-        await self._stream(-1, trial, self._body(trial, self._tokenize(trial.prompt), 1))
-        self._taken = EngineOutput()
+        await self._stream(-1, trial, self._make_body(trial, self._tokenize(trial.prompt), 1))
+        self._output = EngineOutput()
 
-    async def _served(self) -> list[ModelCard]:
+    async def _list_models(self) -> list[ModelCard]:
         try:
             async with self._session.get(self._url / "models", allow_redirects=False) as response:
                 status, answer = response.status, await response.read()
         except (aiohttp.ClientError, OSError, asyncio.TimeoutError) as error:
-            raise self._broken(error) from None
+            raise self._make_lost(error) from None
         if status != 200:
-            raise self._refusal(status, answer)
+            raise self._make_error(status, answer)
         try:
             return msgspec.json.decode(answer, type=_ModelList).data
         except msgspec.DecodeError:
             raise InputError(
                 f"voting.servers: {self._server.base_url}/models does not answer with a list of models, but "
-                f"{self._said(answer)}; base_url is that of a vLLM server's OpenAI API, as http://node7:8000/v1"
+                f"{self._quote(answer)}; base_url is that of a vLLM server's OpenAI API, as http://node7:8000/v1"
             ) from None
 
-    def _raise_not_up(self, error: Exception) -> None:
-        """Raise InputError for what another start cannot mend, or the first did not find; else ServerLost."""
+    def _explain_failed_start(self, error: Exception) -> Exception:
+        """Return an InputError where a retry cannot help, or where the first start failed; else a ServerLost."""
         where = f"voting.servers: {self._server.base_url}"
-        status = getattr(error, "status", None)
-        words = str(error) or f"no sample within {_START_S:g} s"
+        status = error.status if isinstance(error, _HttpError) else None
+        reason = str(error) or f"no sample within {_START_S:g} s"
         if status in (401, 403):
-            raise InputError(f"{where} refuses the key ({words}); set api_key to the key it was started with") from None
-        if status in (404, 405) or isinstance(error, RequestRefused):
-            raise InputError(
-                f"{where} does not serve completions of the policy ({words}); base_url is that of a vLLM server's "
+            return InputError(f"{where} refuses the key ({reason}); set api_key to the key it was started with")
+        if status in (404, 405) or isinstance(error, LeaseRefused):
+            return InputError(
+                f"{where} does not serve completions of the policy ({reason}); base_url is that of a vLLM server's "
                 "OpenAI API, as http://node7:8000/v1"
-            ) from None
+            )
         if self._has_been_up:
-            raise ServerLost(words) from None
-        raise InputError(
-            f"{where} does not answer ({words}); start it, correct base_url, or take it out of voting.servers"
-        ) from None
+            return ServerLost(reason)
+        return InputError(
+            f"{where} does not answer ({reason}); start it, correct base_url, or take it out of voting.servers"
+        )
 
-    # --- a lease -----------------------------------------------------------------------------------
+    # --- one lease ---------------------------------------------------------------------------------
 
-    async def _serve(self, lease: int, request: SampleRequest) -> None:
-        """Serve one lease; how it ends is for `collect` to tell."""
+    async def _answer(self, lease_id: int, request: SampleRequest) -> None:
+        """Answer one lease; `collect` returns or raises the result."""
         try:
-            await self._complete(lease, request)
-        except RequestRefused as refusal:
-            self._taken.failed.append((lease, str(refusal)))
-        except Exception as error:  # of our own making too: nothing else would show it
-            self._lost = self._lost or error
+            await self._request_completions(lease_id, request)
+        except LeaseRefused as refusal:
+            self._output.failed.append(FailedLease(lease_id, str(refusal)))
+        except Exception as error:  # a fault of our own too, which nothing else would show
+            self._error = self._error or error
         finally:
-            self._leases.pop(lease, None)
+            self._tasks.pop(lease_id, None)
             self._news.set()
 
-    async def _complete(self, lease: int, request: SampleRequest) -> None:
+    async def _request_completions(self, lease_id: int, request: SampleRequest) -> None:
         try:
             ids = self._tokenize(request.prompt)
             room = self._policy.max_model_len - len(ids)
-            body = self._body(request, ids, room)
-        except (TypeError, ValueError) as error:  # a prompt that has no UTF-8 form, a choice of several tokens
-            raise RequestRefused(f"{type(error).__name__}: {error}") from None
+            body = self._make_body(request, ids, room)
+        except (TypeError, ValueError) as error:  # a prompt without a UTF-8 form, a choice of several tokens
+            raise LeaseRefused(f"{type(error).__name__}: {error}") from None
         if room < 1:
-            self._taken.samples += [(lease, sample) for sample in make_empty_completions(request)]
+            self._output.samples += [LeasedCompletion(lease_id, sample) for sample in make_empty_completions(request)]
             return
-        await self._stream(lease, request, body)
+        await self._stream(lease_id, request, body)
 
-    def _body(self, request: SampleRequest, ids: list[int], room: int) -> dict[str, Any]:
+    def _make_body(self, request: SampleRequest, ids: list[int], room: int) -> dict[str, Any]:
+        """Return the JSON body of a POST. `room`: tokens that the prompt `ids` leaves free in the context."""
         body = {
             "model": self._model,
             "prompt": ids,
@@ -251,60 +267,64 @@ class ServerEngine:
             return body | greedy | {"allowed_token_ids": find_choice_ids(request.choices, self._tokenize)}
         return body
 
-    async def _stream(self, lease: int, request: SampleRequest, body: dict[str, Any]) -> None:
-        """Ask, and hand over each sample when it is whole. Raises ServerLost, RequestRefused or InputError."""
-        growing = _Growing(request, body["max_tokens"])
+    async def _stream(self, lease_id: int, request: SampleRequest, body: dict[str, Any]) -> None:
+        """Post the request and store each sample as it finishes. Raises ServerLost, LeaseRefused or InputError."""
+        samples = _StreamedSamples(request, body["max_tokens"])
         data = msgspec.json.encode(body)
         try:
             async with self._session.post(self._url / "completions", data=data, allow_redirects=False) as response:
                 if response.status != 200:
-                    raise self._refusal(response.status, await response.read())
-                async for event in _events(response.content):
-                    before = growing.tokens
-                    sample = growing.add(self._chunk(event))
-                    self._taken.tokens += growing.tokens - before
-                    if sample:
-                        self._taken.samples.append((lease, sample))
+                    raise self._make_error(response.status, await response.read())
+                async for event in _read_events(response.content):
+                    before = samples.tokens
+                    finished = samples.add(self._parse_chunk(event))
+                    self._output.tokens += samples.tokens - before
+                    if finished:
+                        self._output.samples.append(LeasedCompletion(lease_id, finished))
                         self._news.set()
         except (aiohttp.ClientError, OSError, asyncio.TimeoutError) as error:
-            raise self._broken(error) from None
-        except _Unusable as error:
+            raise self._make_lost(error) from None
+        except _UnusableServer as error:
             raise InputError(f"voting.servers: {self._server.base_url} {error}") from None
-        if growing.missing:
-            raise ServerLost(f"it ended a stream with {growing.missing} of {request.n} samples missing")
+        if samples.missing:
+            raise ServerLost(f"it ended a stream with {samples.missing} of {request.n} samples missing")
 
-    def _chunk(self, event: bytes) -> _Chunk:
+    def _parse_chunk(self, event: bytes) -> _Chunk:
         try:
             chunk = msgspec.json.decode(event, type=_Chunk)
         except msgspec.DecodeError:
-            raise ServerLost(f"it sent what is no completion: {self._said(event)}") from None
+            raise ServerLost(f"it sent what is no completion: {self._quote(event)}") from None
         if chunk.error is not None:
             code = chunk.error.get("code") if isinstance(chunk.error, dict) else None
-            raise self._refusal(code if isinstance(code, int) else 500, event)
+            raise self._make_error(code if isinstance(code, int) else 500, event)
         return chunk
 
-    # --- what went wrong, in words -----------------------------------------------------------------
+    # --- error messages ----------------------------------------------------------------------------
 
-    def _refusal(self, status: int, answer: bytes) -> Exception:
-        """What an HTTP status other than 200 stands for; `status` is kept on the exception."""
-        kind = RequestRefused if status in _OF_THE_REQUEST else ServerLost
-        error = kind(f"HTTP {status}: {self._said(answer)}")
-        error.status = status
-        return error
+    def _make_error(self, status: int, answer: bytes) -> _HttpError:
+        """Return the exception for an HTTP status other than 200."""
+        kind = LeaseRefused if status in _REQUEST_ERRORS else ServerLost
+        return kind(f"HTTP {status}: {self._quote(answer)}", status)
 
-    def _broken(self, error: Exception) -> ServerLost:
+    def _make_lost(self, error: Exception) -> ServerLost:
         return ServerLost(scrub(f"{type(error).__name__}: {error}", self._server.api_key)[:SAID_CHARS])
 
-    def _said(self, answer: bytes) -> str:
+    def _quote(self, answer: bytes) -> str:
+        """Return the server's error message, without the key."""
         return words_of(answer, self._server.api_key)
 
 
-class _Unusable(Exception):
-    """What the server sends cannot be votes of this run; completes 'http://... '."""
+class _UnusableServer(Exception):
+    """The server's samples cannot be votes of this run. The message continues the server's address."""
 
 
-class _Growing:
-    """The samples of one lease as their pieces come in."""
+class _StreamedSamples:
+    """The samples of one lease while their text arrives.
+
+    Attributes:
+        missing: number of samples that have not finished.
+        tokens: generated so far, over all samples.
+    """
 
     def __init__(self, request: SampleRequest, max_tokens: int):
         self._request, self._max_tokens = request, max_tokens
@@ -314,11 +334,13 @@ class _Growing:
         self.tokens = 0
 
     def add(self, chunk: _Chunk) -> Completion | None:
-        """Take in a chunk; returns the sample that it ends. Raises ServerLost, _Unusable."""
-        if not chunk.choices:  # the usage of the whole request, at its end
+        """Add a chunk; return the sample that it finishes. Raises ServerLost and _UnusableServer."""
+        if not chunk.choices:  # the token counts of the whole request, at its end
             return None
         if len(chunk.choices) > 1 or chunk.usage is None:
-            raise _Unusable("does not count the tokens of each sample in its stream; the vote needs a vLLM server")
+            raise _UnusableServer(
+                "does not count the tokens of each sample in its stream; the vote needs a vLLM server"
+            )
         choice, tokens = chunk.choices[0], chunk.usage.completion_tokens
         index = choice.index
         if not 0 <= index < self._request.n:
@@ -326,14 +348,14 @@ class _Growing:
         self._texts[index].append(choice.text)
         self.tokens += tokens - self._counts[index]
         self._counts[index] = tokens
-        return self._end(index, choice.finish_reason) if choice.finish_reason else None
+        return self._finish(index, choice.finish_reason) if choice.finish_reason else None
 
-    def _end(self, index: int, reason: str) -> Completion:
+    def _finish(self, index: int, reason: str) -> Completion:
         tokens = self._counts[index]
-        if reason not in ("stop", "length"):  # "abort": it shuts down, or someone else ended it
+        if reason not in ("stop", "length"):  # "abort": the server shuts down, or another client ended it
             raise ServerLost(f"it ended a sample early, with finish_reason {reason!r}")
         if reason == "length" and tokens < self._max_tokens:
-            raise _Unusable(
+            raise _UnusableServer(
                 f"cuts answers at {tokens} tokens where {self._max_tokens} were asked for; restart it without "
                 "max_new_tokens in its generation config, or take it out of voting.servers"
             )
@@ -342,8 +364,8 @@ class _Growing:
         return Completion.from_text(self._request, self._request.seed + index, text, tokens, reason == "length")
 
 
-async def _events(stream: aiohttp.StreamReader) -> AsyncIterator[bytes]:
-    """The data of server-sent events, one line each, until the end mark. Comments keep a connection alive, no more."""
+async def _read_events(stream: aiohttp.StreamReader) -> AsyncIterator[bytes]:
+    """Yield the data of the server-sent events, up to the end mark. Other lines, such as comments, are skipped."""
     rest = b""
     async for piece in stream.iter_any():
         *lines, rest = (rest + piece).split(b"\n")
@@ -352,8 +374,8 @@ async def _events(stream: aiohttp.StreamReader) -> AsyncIterator[bytes]:
                 yield data
 
 
-def _base_url(server: Server) -> URL:
-    """Raises InputError, without repeating the address, where it holds a secret."""
+def _parse_base_url(server: Server) -> URL:
+    """Raises InputError for an unusable address; one that holds a secret is not repeated in the message."""
     try:
         url = URL(server.base_url.rstrip("/"))
     except ValueError:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from medssr_dist.config.base import DataSource
-from medssr_dist.data.records import content_hash
+from medssr_dist.data.records import hash_content
 from medssr_dist.errors import InputError
 from medssr_dist.knowledge.corpus_files import FileCorpus
 from medssr_dist.knowledge.hpo import Disease, Phenotype, load_rare_diseases
@@ -44,7 +44,7 @@ class _HpoCorpus(Corpus):
     def __init__(self, limit: int):
         self._passages = [describe_disease(disease) for disease in list_corpus_diseases(limit)]
         self._by_id = {passage.id: passage for passage in self._passages}
-        self.hash = content_hash([(p.id, p.title, p.content, p.source) for p in self._passages])
+        self.hash = hash_content([(p.id, p.title, p.content, p.source) for p in self._passages])
 
     def __len__(self) -> int:
         return len(self._passages)

@@ -19,7 +19,7 @@ import msgspec
 import numpy as np
 
 from medssr_dist.data.jsonl import read_json, write_json
-from medssr_dist.data.records import content_hash
+from medssr_dist.data.records import hash_content
 from medssr_dist.errors import InputError
 from medssr_dist.knowledge.cache_files import hold_lock, replace_file
 from medssr_dist.knowledge.passages import Corpus, Passage
@@ -64,7 +64,7 @@ class FileCorpus(Corpus):
 
     def __init__(self, path: Path, limit: int = 0):
         self._files = [_File.now(file) for file in _corpus_files(path)]
-        folder = cache_dir() / "corpus" / content_hash([str(path.resolve()), limit])
+        folder = cache_dir() / "corpus" / hash_content([str(path.resolve()), limit])
         with hold_lock(folder / "corpus"):
             facts = _stated(folder, self._files) or _scan(folder, self._files, limit)
         self.hash, self._count = facts["hash"], facts["count"]

@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from medssr_dist.data.records import content_hash
+from medssr_dist.data.records import hash_content
 from medssr_dist.errors import InputError
 from medssr_dist.knowledge.names import is_clean, split_words, tidy_name
 
@@ -117,7 +117,7 @@ def load_rare_diseases() -> tuple[Disease, ...]:
             if len(disease.phenotypes) > len(twin.phenotypes):
                 best[split_words(disease.name)] = disease
     kept = [disease for disease in best.values() if len(disease.phenotypes) >= MIN_PHENOTYPES]
-    return tuple(sorted(kept, key=lambda disease: content_hash(disease.id)))
+    return tuple(sorted(kept, key=lambda disease: hash_content(disease.id)))
 
 
 @cache

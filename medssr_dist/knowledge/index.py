@@ -19,7 +19,7 @@ import numpy as np
 
 from medssr_dist.config.synthesis import Knowledge
 from medssr_dist.data.jsonl import read_json, write_json
-from medssr_dist.data.records import content_hash
+from medssr_dist.data.records import hash_content
 from medssr_dist.errors import InputError
 from medssr_dist.knowledge.cache_files import hold_lock
 from medssr_dist.knowledge.encoders import Encoder, identify_encoder, read_encoder_dimension
@@ -48,7 +48,7 @@ _RESIDUALS = 2**16  # what FAISS learns codes from at most; held twice
 
 def index_dir(corpus: Corpus, knowledge: Knowledge) -> Path:
     """Where all that is made from this corpus under this encoder is cached."""
-    return cache_dir() / "index" / content_hash([corpus.hash, identify_encoder(knowledge), knowledge.shard_size])
+    return cache_dir() / "index" / hash_content([corpus.hash, identify_encoder(knowledge), knowledge.shard_size])
 
 
 def form_dir(folder: Path, knowledge: Knowledge) -> Path:

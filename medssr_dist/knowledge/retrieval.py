@@ -13,7 +13,7 @@ from pathlib import Path
 
 from medssr_dist.config.synthesis import Knowledge
 from medssr_dist.data.jsonl import JsonlLedger, read_jsonl
-from medssr_dist.data.records import content_hash
+from medssr_dist.data.records import hash_content
 from medssr_dist.errors import InputError
 from medssr_dist.knowledge.cache_files import hold_lock
 from medssr_dist.knowledge.corpus import HPO_PASSAGES, list_corpus_diseases, read_corpus
@@ -136,7 +136,7 @@ class Retriever:
             settings += [knowledge.ivf_lists, knowledge.ivf_probes, knowledge.pq_bytes, knowledge.candidates]
         if knowledge.reranker:
             settings += [identify_model(knowledge.reranker), knowledge.rerank_depth]
-        return content_hash(settings)
+        return hash_content(settings)
 
     @cached_property
     def _folder(self) -> Path:

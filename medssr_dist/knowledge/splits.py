@@ -6,7 +6,7 @@ numbered types of one disease, are on the same side.
 
 from __future__ import annotations
 
-from medssr_dist.data.records import content_hash
+from medssr_dist.data.records import hash_content
 from medssr_dist.knowledge.hpo import Disease
 from medssr_dist.knowledge.names import derive_family
 
@@ -17,7 +17,7 @@ SPLITS = tuple(name for name, _ in _BOUNDS)
 
 def assign_split(disease: Disease) -> str:
     """'hpo:seeds', 'hpo:supervised' or 'hpo:evaluation'."""
-    bucket = int(content_hash(derive_family(disease.name), 8), 16) % 100
+    bucket = int(hash_content(derive_family(disease.name), 8), 16) % 100
     return next(name for name, bound in _BOUNDS if bucket < bound)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from aiohttp import web
 
-from medssr_dist.data.records import content_hash
+from medssr_dist.data.records import hash_content
 
 # Kinds of fault before a reply is made, in the order in which their rates are added up.
 KINDS = ("401", "429", "500", "hang", "reset", "truncated", "nonjson", "wrong_schema")
@@ -92,11 +92,11 @@ class FaultDraws:
 
     def poisoned(self, messages: list[dict]) -> bool:
         """Whether the prompt `messages` is one of those that are never answered."""
-        return random.Random(content_hash(["poison", self.faults.seed, messages])).random() < self.faults.rate_poison
+        return random.Random(hash_content(["poison", self.faults.seed, messages])).random() < self.faults.rate_poison
 
     def flaw(self, messages: list[dict], structured: bool = False) -> str | None:
         """The flaw to put into the question that answers `messages`, None for none."""
-        rng = random.Random(content_hash([self.faults.seed, messages]))
+        rng = random.Random(hash_content([self.faults.seed, messages]))
         flaws: Sequence[str] = _FLAWS_OF_A_SCHEMA if structured else _FLAWS
         return rng.choice(flaws) if rng.random() < self.faults.rate_bad_question else None
 

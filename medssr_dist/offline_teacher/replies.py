@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from medssr_dist.data.records import LETTERS, content_hash
+from medssr_dist.data.records import LETTERS, hash_content
 from medssr_dist.offline_teacher.common_questions import compose_common
 from medssr_dist.offline_teacher.faults import FaultDraws, spoil
 from medssr_dist.offline_teacher.rare_questions import compose_rare
@@ -44,7 +44,7 @@ def read_request(body: Any, knows_schemas: bool) -> ChatRequest:
         raise BadRequest("the body is not a chat completion request") from None
     if prompt is None:
         raise BadRequest(f"{NOTICE}: it answers the prompts of `medssr synthesize` only")
-    return ChatRequest(messages, model, prompt, _schema(body, knows_schemas), content_hash(messages))
+    return ChatRequest(messages, model, prompt, _schema(body, knows_schemas), hash_content(messages))
 
 
 def _schema(body: Mapping[str, Any], supported: bool) -> Mapping[str, Any] | None:

@@ -1,4 +1,4 @@
-"""Data sets -> records.Question, and the checks on what may be seeded from, trained on and scored."""
+"""Read question data sets as `Question` records, and check which of them may be seeds, training data or benchmarks."""
 
 from medssr_dist.readers.leakage import refuse_evaluation_items, refuse_unlabelled
 from medssr_dist.readers.read import name_source, read_all, read_questions

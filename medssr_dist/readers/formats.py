@@ -1,7 +1,7 @@
-"""One parser a question format: a row as the data set ships it -> the fields of a Question.
+"""One parser per question format: from a row of the published file to a `Question`.
 
-A format is told by the keys of the first row, never by the file's name. Parsers raise InputError
-without naming the file; `read.py` adds file and item.
+The format is recognised by the keys of the first row, never by the file name. Parsers raise InputError without the
+file name; `read.py` adds file and item.
 """
 
 from __future__ import annotations
@@ -9,27 +9,34 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
-from medssr_dist.data.records import LETTERS, Question, content_hash, parse_record
+from medssr_dist.data.records import LETTERS, Question, hash_content, parse_record
 from medssr_dist.errors import InputError
 
-Parse = Callable[[dict], Question]
+Row = dict[str, Any]  # one item of a published file, as JSON
+Parse = Callable[[Row], Question]
 
 
 @dataclass(frozen=True)
 class Format:
-    """A known format: the keys that tell it, and `parser(rows, source)` -> a parser of one row."""
+    """A known question format.
+
+    Attributes:
+        keys: a row that has all of them is in this format.
+        parser: `parser(rows, source)` returns the parser of one row; it may look at all rows first.
+    """
 
     name: str
     keys: frozenset[str]
-    parser: Callable[[list[dict], str], Parse]
+    parser: Callable[[list[Row], str], Parse]
 
-    def matches(self, row: Mapping) -> bool:
+    def matches(self, row: Mapping[str, Any]) -> bool:
         return self.keys <= row.keys()
 
 
-def detect_format(row: Mapping) -> Format:
-    """The format of `row`. Raises InputError saying which keys were found and which formats are known."""
+def detect_format(row: Mapping[str, Any]) -> Format:
+    """Return the format of `row`. Raises InputError with the keys of `row` and the known formats."""
     for kind, keys in _NOT_QUESTIONS.items():
         if keys <= row.keys():
             raise InputError(f"holds {kind}, not questions; name the file of the questions themselves")
@@ -41,49 +48,52 @@ def detect_format(row: Mapping) -> Format:
     raise InputError(f"is of no known format: its keys are {found}; known formats (with the keys they need): {formats}")
 
 
-def _own_record(rows: list[dict], source: str) -> Parse:
-    """Our own Question lines, as synthesis/questions.jsonl holds them."""
+def _make_own_parser(rows: list[Row], source: str) -> Parse:
+    """Our own `Question` records, one per line, as in synthesis/questions.jsonl."""
 
-    def parse(row: dict) -> Question:
+    def parse(row: Row) -> Question:
         question = parse_record(Question, row, "record")
-        if question.id != content_hash([question.stem, question.options]):
+        if question.id != hash_content([question.stem, question.options]):
             raise InputError(f"id {question.id!r} is not the hash of stem and options: the record was edited")
         return question
 
     return parse
 
 
-def _pubmedqa(rows: list[dict], source: str) -> Parse:
-    """PubMedQA's ori_pqal.json: stem = abstract, then the question; options yes, no, maybe."""
+def _make_pubmedqa_parser(rows: list[Row], source: str) -> Parse:
+    """PubMedQA (ori_pqal.json): the stem is abstract, empty line, question; the options are yes, no, maybe."""
     options = ["yes", "no", "maybe"]
 
-    def parse(row: dict) -> Question:
-        stem = "\n".join([*_sentences(row.get("CONTEXTS")), "", _text(row, "QUESTION")])
-        truth = _letter(row.get("final_decision"), options)
-        return Question.make(stem, options, source=source, source_id=_identifier(row, "pmid"), truth=truth)
+    def parse(row: Row) -> Question:
+        stem = "\n".join([*_list_sentences(row.get("CONTEXTS")), "", _read_text(row, "QUESTION")])
+        truth = _find_letter(row.get("final_decision"), options)
+        return Question.make(stem, options, source=source, source_id=_read_id(row, "pmid"), truth=truth)
 
     return parse
 
 
-def _medmcqa(rows: list[dict], source: str) -> Parse:
-    """MedMCQA: options in opa..opd, the answer's number in cop (absent or -1: not public), topic in subject_name."""
-    base = _cop_base(rows)
+def _make_medmcqa_parser(rows: list[Row], source: str) -> Parse:
+    """MedMCQA: options in `opa` to `opd`, topic in `subject_name`, number of the answer in `cop`.
 
-    def parse(row: dict) -> Question:
-        options = [_text(row, key) for key in ("opa", "opb", "opc", "opd")]
+    `cop` is absent or -1 where the answer is not published.
+    """
+    first = _find_first_cop(rows)
+
+    def parse(row: Row) -> Question:
+        options = [_read_text(row, key) for key in ("opa", "opb", "opc", "opd")]
         cop = _cop(row)
-        truth = None if cop is None else _letter_at(cop - base, options)
-        fields = {"source": source, "source_id": _identifier(row), "topic": _topic(row.get("subject_name"))}
-        return Question.make(_text(row, "question"), options, truth=truth, **fields)
+        truth = None if cop is None else _get_letter(cop - first, options)
+        fields = {"source": source, "source_id": _read_id(row), "topic": _clean_topic(row.get("subject_name"))}
+        return Question.make(_read_text(row, "question"), options, truth=truth, **fields)
 
     return parse
 
 
-def _cop_base(rows: list[dict]) -> int:
-    """0 or 1: where `cop` counts from. The authors' files count 1-4, the Hugging Face copy 0-3.
+def _find_first_cop(rows: list[Row]) -> int:
+    """Return the number of option A in `cop`: 1 in the authors' files (1-4), 0 in the Hugging Face copy (0-3).
 
-    Told by the whole file: a 0 somewhere means 0, a 4 means 1. Neither (or both) is refused, since
-    a wrong guess would shift every answer.
+    All rows are searched: a 0 decides for 0-3, a 4 for 1-4. Neither or both is an InputError, because a wrong
+    guess would shift every answer.
     """
     seen = {cop for row in rows if (cop := _cop(row)) is not None}
     if not seen or (0 in seen and 4 not in seen):
@@ -91,12 +101,12 @@ def _cop_base(rows: list[dict]) -> int:
     if 4 in seen and 0 not in seen:
         return 1
     raise InputError(
-        f"cannot be read: its cop values {sorted(seen)} leave open whether cop counts 0-3 or 1-4; "
-        "use the whole file (with `limit` to take a part), or give answer letters in the MedQA form"
+        f"cannot be read: its cop values {sorted(seen)} fit both 0-3 and 1-4; "
+        "use the whole file (`limit` takes a part of it), or give answer letters in the MedQA format"
     )
 
 
-def _cop(row: dict) -> int | None:
+def _cop(row: Row) -> int | None:
     value = row.get("cop")
     if value is None or value == "":
         return None
@@ -107,58 +117,68 @@ def _cop(row: dict) -> int | None:
     return None if cop == -1 else cop
 
 
-def _medqa(rows: list[dict], source: str) -> Parse:
-    """MedQA: options by letter; the answer's letter in answer_idx, or letter or text in answer.
+def _make_medqa_parser(rows: list[Row], source: str) -> Parse:
+    """MedQA: options by letter; the answer as a letter in `answer_idx`, or as a letter or text in `answer`.
 
-    The mediQ form splits the vignette into sentences (`context`); they go before the question. The topic is
-    the patient's first specialty in mediQ's form, the exam's step (`meta_info`) in MedQA's own.
+    The mediQ variant has the vignette as sentences in `context`; they are put before the question. The topic is the
+    patient's first specialty in mediQ, and the exam step (`meta_info`) in MedQA.
     """
 
-    def parse(row: dict) -> Question:
-        options = _lettered_options(row.get("options"))
+    def parse(row: Row) -> Question:
+        options = _list_options(row.get("options"))
         gold = row["answer_idx"] if row.get("answer_idx") is not None else row.get("answer")
-        stem = " ".join([*_sentences(row.get("context")), _text(row, "question")])
-        fields = {"source": source, "source_id": _identifier(row), "topic": _specialty(row)}
-        return Question.make(stem, options, truth=_letter(gold, options), **fields)
+        stem = " ".join([*_list_sentences(row.get("context")), _read_text(row, "question")])
+        fields = {"source": source, "source_id": _read_id(row), "topic": _find_topic(row)}
+        return Question.make(stem, options, truth=_find_letter(gold, options), **fields)
 
     return parse
 
 
-def _specialty(row: dict) -> str:
+def _find_topic(row: Row) -> str:
     patient = row.get("patient")
     specialties = patient.get("specialties") if isinstance(patient, dict) else None
-    return _topic(specialties[0] if isinstance(specialties, list) and specialties else row.get("meta_info"))
+    return _clean_topic(specialties[0] if isinstance(specialties, list) and specialties else row.get("meta_info"))
 
 
-def _topic(value: object) -> str:
+def _clean_topic(value: object) -> str:
     return " ".join(value.split()) if isinstance(value, str) else ""
 
 
-def _lettered_options(options: object) -> list[str]:
+def _list_options(options: object) -> list[str]:
     if not isinstance(options, dict):
         raise InputError(f"options must be an object of letter: text, got {type(options).__name__}")
     letters = sorted(options)
     if letters != list(LETTERS[: len(letters)]):
         raise InputError(f"options must be lettered A, B, C... without a gap, got {letters}")
-    return [_text(options, letter) for letter in letters]
+    return [_read_text(options, letter) for letter in letters]
 
 
-def _official(rows: list[dict], source: str) -> Parse:
-    """The paper's evaluation files: the options stand in the question's text, one a line, 'A. ...'."""
+def _make_official_parser(rows: list[Row], source: str) -> Parse:
+    """The paper's evaluation files: the text of the question ends with the options, one per line, as 'A. ...'."""
 
-    def parse(row: dict) -> Question:
-        stem, options = split_options(_text(row, "question"))
-        truth = _letter(row.get("gold"), options)
-        return Question.make(stem, options, source=source, source_id=_identifier(row), truth=truth)
+    def parse(row: Row) -> Question:
+        stem, options = split_options(_read_text(row, "question"))
+        truth = _find_letter(row.get("gold"), options)
+        return Question.make(stem, options, source=source, source_id=_read_id(row), truth=truth)
 
     return parse
 
 
-def split_options(text: str) -> tuple[str, list[str]]:
+class StemAndOptions(NamedTuple):
+    """The two parts of a question's text. Example: StemAndOptions("Which?", ["x", "y"])."""
+
+    stem: str
+    options: list[str]
+
+
+def split_options(text: str) -> StemAndOptions:
     """Split 'stem\\nA. x\\nB. y' into stem and option texts.
 
-    The option block starts at the last line 'A. ', so that a stem which lists 'I.', 'II.' stays whole.
-    Some MedQA items end in a stray quotation mark on a line of its own; it is dropped.
+    The options start at the last line 'A. ', so that 'I.' and 'II.' stay in the stem. Some MedQA items end with a
+    line that is only a quotation mark; it is removed.
+
+    Raises:
+        InputError: there are no options, or a letter is missing.
     """
     text = re.sub(r'\n"\s*\Z', "", text)
     start = text.rfind("\nA. ")
@@ -168,11 +188,11 @@ def split_options(text: str) -> tuple[str, list[str]]:
     letters, options = parts[1::2], [option.strip() for option in parts[2::2]]
     if letters != list(LETTERS[: len(letters)]):
         raise InputError(f"options must be lettered A, B, C... without a gap, got {letters}")
-    return text[:start].strip(), options
+    return StemAndOptions(text[:start].strip(), options)
 
 
-def _letter(gold: object, options: list[str]) -> str | None:
-    """Letter of `gold`, itself a letter or the text of exactly one option; None if there is no gold."""
+def _find_letter(gold: object, options: list[str]) -> str | None:
+    """Return the letter that `gold` means, or None if it is empty. `gold` is a letter or the text of one option."""
     if gold is None or gold == "":
         return None
     text = str(gold).strip()
@@ -185,14 +205,14 @@ def _letter(gold: object, options: list[str]) -> str | None:
     return same[0]
 
 
-def _letter_at(index: int, options: list[str]) -> str:
+def _get_letter(index: int, options: list[str]) -> str:
     if not 0 <= index < len(options):
-        raise InputError(f"the answer's number does not point at one of the {len(options)} options")
+        raise InputError(f"the number of the answer is not one of the {len(options)} options")
     return LETTERS[index]
 
 
-def _sentences(value: object) -> list[str]:
-    """The context before a question: absent, one string, or a list of sentences."""
+def _list_sentences(value: object) -> list[str]:
+    """Return the context before a question, which is absent, one string, or a list of sentences."""
     if value is None or isinstance(value, str):
         return [value] if value else []
     if not isinstance(value, list):
@@ -200,24 +220,24 @@ def _sentences(value: object) -> list[str]:
     return [str(sentence) for sentence in value]
 
 
-def _text(row: dict, key: str) -> str:
+def _read_text(row: Row, key: str) -> str:
     value = row.get(key)
     if value is None or not str(value).strip():
         raise InputError(f"{key!r} is missing or empty")
     return str(value).strip()
 
 
-def _identifier(row: dict, key: str = "id") -> str:
+def _read_id(row: Row, key: str = "id") -> str:
     value = row.get(key)
     return "" if value is None else str(value)
 
 
 FORMATS = (
-    Format("our records", frozenset({"schema_version", "stem", "options", "source"}), _own_record),
-    Format("PubMedQA", frozenset({"QUESTION", "CONTEXTS"}), _pubmedqa),
-    Format("MedMCQA", frozenset({"question", "opa", "opb", "opc", "opd"}), _medmcqa),
-    Format("MedQA", frozenset({"question", "options"}), _medqa),
-    Format("official evaluation", frozenset({"question", "gold"}), _official),
+    Format("our records", frozenset({"schema_version", "stem", "options", "source"}), _make_own_parser),
+    Format("PubMedQA", frozenset({"QUESTION", "CONTEXTS"}), _make_pubmedqa_parser),
+    Format("MedMCQA", frozenset({"question", "opa", "opb", "opc", "opd"}), _make_medmcqa_parser),
+    Format("MedQA", frozenset({"question", "options"}), _make_medqa_parser),
+    Format("official evaluation", frozenset({"question", "gold"}), _make_official_parser),
 )
 _NOT_QUESTIONS = {
     "vote labels": {"question", "outcome", "counts"},

@@ -1,4 +1,4 @@
-"""What may not happen to data: evaluation items among seeds or training items, and unlabelled gold."""
+"""Checks against leakage: no evaluation item among seeds or training items, and an answer for every gold question."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import unicodedata
 from medssr_dist.data.records import Question
 from medssr_dist.errors import InputError
 
+Identity = tuple[str, ...]
 _SHOWN = 3
-# Ids that mean one item wherever they stand: UUID (MedMCQA), 24 hex digits (BioASQ), PubMed id of 7-8
-# digits. Counters such as MedQA's "786" do not: each split counts anew.
+# Ids that are unique over all data sets: UUID (MedMCQA), 24 hex digits (BioASQ), PubMed id of 7-8 digits.
+# Counters such as MedQA's "786" are not: every split starts again from 0.
 _GLOBAL_ID = re.compile(
     r"(?:^|[-_:])([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|[0-9a-f]{24}|[1-9]\d{6,7})$", re.IGNORECASE
 )
@@ -19,15 +20,15 @@ _GLOBAL_ID = re.compile(
 def refuse_evaluation_items(seeds: list[Question], evaluation: list[Question]) -> None:
     """Raise InputError if a seed or training item is an evaluation item.
 
-    Same item: same data set and id; the same globally unique id (pmid 20297950 and
-    'pubmedqa-20297950'); or the same stem, up to case, spaces and punctuation.
+    Two questions are the same item if they have the same data set and id, the same globally unique id (pmid 20297950
+    and 'pubmedqa-20297950'), or the same stem apart from case, spaces and punctuation.
     """
-    held_out: dict[tuple, Question] = {}
+    held_out: dict[Identity, Question] = {}
     for question in evaluation:
-        held_out.update(dict.fromkeys(_identities(question), question))
-    found = [(seed, held_out[key]) for seed in seeds if (key := _first_shared(seed, held_out)) is not None]
+        held_out.update(dict.fromkeys(_list_identities(question), question))
+    found = [(seed, held_out[key]) for seed in seeds if (key := _find_shared(seed, held_out)) is not None]
     if found:
-        names = ", ".join(f"{_name(seed)} is {_name(item)}" for seed, item in found[:_SHOWN])
+        names = ", ".join(f"{_name_question(seed)} is {_name_question(item)}" for seed, item in found[:_SHOWN])
         more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
         raise InputError(
             f"{len(found)} of {len(seeds)} seed or training items are evaluation items: {names}{more}; "
@@ -36,22 +37,24 @@ def refuse_evaluation_items(seeds: list[Question], evaluation: list[Question]) -
 
 
 def refuse_unlabelled(questions: list[Question]) -> None:
-    """Raise InputError unless every question has a human or ontology answer (`truth`)."""
+    """Raise InputError if a question has no human or ontology answer (`truth`)."""
     without = [question for question in questions if question.truth is None]
     if without:
-        names = ", ".join(map(_name, without[:_SHOWN]))
+        names = ", ".join(map(_name_question, without[:_SHOWN]))
         raise InputError(
             f"{len(without)} of {len(questions)} questions have no answer, e.g. {names}; "
-            "supervised training and evaluation need one each: remove them or use the labelled split"
+            "supervised training and evaluation need one for each: remove them or use the labelled split"
         )
 
 
-def _first_shared(question: Question, held_out: dict[tuple, Question]) -> tuple | None:
-    return next((key for key in _identities(question) if key in held_out), None)
+def _find_shared(question: Question, held_out: dict[Identity, Question]) -> Identity | None:
+    return next((key for key in _list_identities(question) if key in held_out), None)
 
 
-def _identities(question: Question) -> list[tuple]:
-    keys = [("text", re.sub(r"\W+", " ", unicodedata.normalize("NFKC", question.stem).casefold()).strip())]
+def _list_identities(question: Question) -> list[Identity]:
+    """Return the keys that two questions share if they are the same item."""
+    stem = unicodedata.normalize("NFKC", question.stem).casefold()
+    keys: list[Identity] = [("text", re.sub(r"\W+", " ", stem).strip())]
     if question.source_id:
         keys.append(("id", question.source, question.source_id))
     if match := _GLOBAL_ID.search(question.source_id):
@@ -59,5 +62,5 @@ def _identities(question: Question) -> list[tuple]:
     return keys
 
 
-def _name(question: Question) -> str:
+def _name_question(question: Question) -> str:
     return f"{question.source}:{question.source_id or repr(question.stem[:40])}"

@@ -1,4 +1,4 @@
-"""`read_questions`: any known question file, or an embedded HPO set, as Question records."""
+"""Read a question file in any known format, or an embedded HPO set, as `Question` records."""
 
 from __future__ import annotations
 
@@ -13,35 +13,35 @@ from medssr_dist.config.base import DataSource
 from medssr_dist.data.jsonl import read_json, read_jsonl, read_text
 from medssr_dist.data.records import Question
 from medssr_dist.errors import InputError
-from medssr_dist.readers.formats import Parse, detect_format
+from medssr_dist.readers.formats import Parse, Row, detect_format
 
 _SHOWN_PROBLEMS = 3
 
 
 def name_source(source: DataSource) -> str:
-    """The name a data set has in records and reports: `source.name`, else the file's stem."""
+    """Return the name of a data set in records and reports: `source.name`, or the file name without its suffix."""
     return source.name or (source.path if source.path.startswith("hpo:") else Path(source.path).stem)
 
 
 def read_questions(source: DataSource, random_seed: int = 42) -> list[Question]:
-    """Read `source` in its own order; `source.limit` takes the first N.
+    """Read the first `source.limit` (0 = all) questions of `source`, in the order of the file.
 
-    Formats: MedQA (4- or 5-option JSONL, and mediQ's with context sentences), MedMCQA, PubMedQA's
-    ori_pqal.json, the paper's evaluation JSON, our Question JSONL, and hpo:seeds|supervised|evaluation.
-    Question.source is `name_source(source)`; our own records keep theirs unless `source.name` is set.
-    Questions of the same text under distinct ids (MMLU has 78) are all kept.
+    Formats: MedQA (JSONL with 4 or 5 options, and mediQ with context sentences), MedMCQA, PubMedQA (ori_pqal.json),
+    the paper's evaluation JSON, our `Question` JSONL, and hpo:seeds, hpo:supervised and hpo:evaluation.
+    `Question.source` becomes `name_source(source)`; our own records keep theirs unless `source.name` is set.
+    Questions with equal text and different ids are all kept (MMLU has 78).
 
     Args:
-        random_seed: draws the embedded HPO vignettes; files do not use it.
+        random_seed: draws the embedded HPO vignettes; not used for files.
 
     Raises:
-        InputError: absent, empty or non-UTF-8 file, unknown format, an item that is no valid question
-            (one option, answer not among the options...), or an id that occurs twice.
+        InputError: the file is absent, empty or not UTF-8, its format is unknown, an item is not a valid question
+            (one option, an answer that is not an option, ...), or an id occurs twice.
     """
     if source.path.startswith("hpo:"):
-        return _embedded(source, random_seed)
+        return _make_embedded(source, random_seed)
     path = Path(source.path)
-    rows = _rows(path)
+    rows = _read_rows(path)
     if not rows:
         raise InputError(f"{path} holds no questions; it is empty")
     try:
@@ -50,43 +50,43 @@ def read_questions(source: DataSource, random_seed: int = 42) -> list[Question]:
         raise InputError(f"{path} {error}") from None
     questions = _parse_all(path, rows[: source.limit or None], parse)
     _refuse_duplicate_ids(path, questions)
-    return [_renamed(question, source.name) for question in questions]
+    return [_set_source(question, source.name) for question in questions]
 
 
 def read_all(sources: list[DataSource], random_seed: int = 42) -> list[Question]:
-    """The questions of several data sets, one after the other."""
+    """Return the questions of several data sets, one data set after the other."""
     return [question for source in sources for question in read_questions(source, random_seed)]
 
 
-def _embedded(source: DataSource, random_seed: int) -> list[Question]:
+def _make_embedded(source: DataSource, random_seed: int) -> list[Question]:
     from medssr_dist.knowledge.vignettes import make_hpo_questions
 
     questions = make_hpo_questions(source.path, source.limit, random_seed)
-    return [_renamed(question, source.name) for question in questions]
+    return [_set_source(question, source.name) for question in questions]
 
 
-def _renamed(question: Question, name: str) -> Question:
+def _set_source(question: Question, name: str) -> Question:
     return question.model_copy(update={"source": name}) if name else question
 
 
-def _rows(path: Path) -> list[dict]:
-    """The file's items: JSONL lines, a JSON list, or PubMedQA's object of pmid -> item."""
+def _read_rows(path: Path) -> list[Row]:
+    """Return the items of the file: JSONL lines, a JSON list, or PubMedQA's object of pmid -> item."""
     text = read_text(path)
     if not text.strip():
         return []
     if _is_jsonl(text):
         rows = list(read_jsonl(path))
-        return _pmid_rows(rows[0]) or rows if len(rows) == 1 else rows
+        return _list_pmid_rows(rows[0]) or rows if len(rows) == 1 else rows
     document = read_json(path)
     if isinstance(document, dict):
-        return _pmid_rows(document) or [document]
+        return _list_pmid_rows(document) or [document]
     if not isinstance(document, list) or not all(isinstance(row, dict) for row in document):
-        raise InputError(f"{path} must be a JSON list of objects, or JSONL with one object a line")
+        raise InputError(f"{path} must be a JSON list of objects, or JSONL with one object per line")
     return document
 
 
 def _is_jsonl(text: str) -> bool:
-    """Whether the first line that is not blank is a whole JSON object."""
+    """Return whether the first non-blank line is a complete JSON object."""
     first = next(line for line in text.split("\n") if line.strip())
     try:
         return isinstance(json.loads(first), dict)
@@ -94,20 +94,21 @@ def _is_jsonl(text: str) -> bool:
         return False
 
 
-def _pmid_rows(document: dict) -> list[dict]:
+def _list_pmid_rows(document: Row) -> list[Row]:
+    """Return the items of PubMedQA's object with their pmid; [] for any other object."""
     if not all(isinstance(item, dict) and "QUESTION" in item for item in document.values()):
         return []
     return [{"pmid": pmid, **item} for pmid, item in document.items()]
 
 
-def _parse_all(path: Path, rows: list[dict], parse: Parse) -> list[Question]:
-    """Parse every row; all that fail are reported at once, so that a file is repaired in one go."""
+def _parse_all(path: Path, rows: list[Row], parse: Parse) -> list[Question]:
+    """Parse all rows. Raises InputError that counts all bad items and names the first three."""
     questions, problems = [], []
     for number, row in enumerate(rows, start=1):
         try:
             questions.append(parse(row))
         except (InputError, ValidationError) as error:
-            problems.append(f"item {number}{_id_of(row)}: {_reason(error)}")
+            problems.append(f"item {number}{_format_id(row)}: {_format_reason(error)}")
     if problems:
         raise InputError(
             f"{path}: {len(problems)} of {len(rows)} items cannot be used; correct or remove them: "
@@ -117,12 +118,12 @@ def _parse_all(path: Path, rows: list[dict], parse: Parse) -> list[Question]:
     return questions
 
 
-def _id_of(row: dict) -> str:
+def _format_id(row: Row) -> str:
     identifier = row.get("id", row.get("pmid"))
     return "" if identifier is None else f" (id {identifier!r})"
 
 
-def _reason(error: Exception) -> str:
+def _format_reason(error: Exception) -> str:
     if isinstance(error, ValidationError):
         return error.errors()[0]["msg"].removeprefix("Value error, ")
     return str(error)
@@ -136,5 +137,5 @@ def _refuse_duplicate_ids(path: Path, questions: Iterable[Question]) -> None:
 
 
 def _has_id(question: Question) -> bool:
-    """Whether the file gave an id: the data set's own, or that of one of our synthetic records."""
+    """Return whether the file gives an id: that of the data set, or that of a synthetic record of ours."""
     return bool(question.source_id) or question.provenance is not None

@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from medssr_dist.config.base import DataSource
 from medssr_dist.config.schema import Config
 from medssr_dist.config.synthesis import Checks
-from medssr_dist.data.cards import header_text
+from medssr_dist.data.cards import render_header
 from medssr_dist.data.jsonl import write_atomic
 from medssr_dist.data.records import LETTERS, Question
 from medssr_dist.knowledge.hpo import HPO_CITATION, read_hpo_version
@@ -66,7 +66,7 @@ def write_card(folder: Path, config: Config, summary: dict) -> Path:
         "Cost": _cost(summary, bool(config.synthesis.prices)),
         "Known limits": _LIMITS,
     }
-    text = header_text(_header(summary["accepted"])) + "\n# Synthetic medical multiple-choice questions\n\n" + _NOTICE
+    text = render_header(_header(summary["accepted"])) + "\n# Synthetic medical multiple-choice questions\n\n" + _NOTICE
     for title, body in sections.items():
         text += f"\n\n## {title}\n\n{body.strip()}"
     path = SynthesisPaths(Path(folder)).card

@@ -1,20 +1,19 @@
-"""The synthesis prompt: two seeds and, when knowledge is injected, a rare entity with its passages.
+"""The synthesis prompt: two seed questions and, if knowledge is injected, a rare disease with its passages.
 
-The paper (section 3.1) gives no prompt text; these words are ours. Each part stands under a bracketed
-heading on a line of its own, and everything filled in is folded onto single lines, so that no seed or
-passage can pass for a heading. A seed's truth letter never enters the prompt: the question that comes
-back is labelled by vote, not by what the seeds were labelled with.
+The paper (section 3.1) gives no prompt text; this text is ours. Each part has a bracketed heading on a separate line,
+and every inserted text is joined into one line, so that no seed or passage can be mistaken for a heading. The true
+answer of a seed is never part of the prompt: the new question is labelled by a vote, not by the labels of the seeds.
 """
 
 from __future__ import annotations
 
 import hashlib
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from medssr_dist.config.synthesis import Endpoint, Synthesis
+from medssr_dist.config.synthesis import Synthesis
 from medssr_dist.data.records import LETTERS, Question
 
 if TYPE_CHECKING:
@@ -24,8 +23,8 @@ SEED_HEADING = "[Seed question {number}]"
 ENTITY_HEADING = "[Entity]"
 PASSAGE_HEADING = "[Passage {number}]"
 TASK_HEADING = "[Task]"
-PASSAGE_CHARS = 2400  # 90% of GARD/GHR passages are shorter; longer ones cost more than they add
-_RENDERED = 16384  # seeds and passages that are held rendered: they come again and again
+PASSAGE_CHARS = 2400  # 90% of GARD/GHR passages are shorter; more text costs more than it helps
+_RENDERED = 16384  # cache of rendered seeds and passages: each is used in many prompts
 _encode = msgspec.json.Encoder().encode
 
 _SYSTEM = "You are a physician who writes multiple-choice questions for medical licensing examinations."
@@ -45,40 +44,16 @@ _FORM = (
     'Reply with JSON only: {"question": "...", "options": {"A": "...", "B": "...", "C": "...", "D": "..."}}'
 )
 
-_OPTION_LETTERS = ("A", "B", "C", "D")
-# Strict schemas know no optional key, so under a schema every question has four options.
-RESPONSE_FORMAT = {
-    "type": "json_schema",
-    "json_schema": {
-        "name": "question",
-        "strict": True,
-        "schema": {
-            "type": "object",
-            "properties": {
-                "question": {"type": "string"},
-                "options": {
-                    "type": "object",
-                    "properties": {letter: {"type": "string"} for letter in _OPTION_LETTERS},
-                    "required": list(_OPTION_LETTERS),
-                    "additionalProperties": False,
-                },
-            },
-            "required": ["question", "options"],
-            "additionalProperties": False,
-        },
-    },
-}
-
 
 def build_messages(
     seeds: tuple[Question, Question], entity: str | None, passages: list[Passage]
 ) -> list[dict[str, str]]:
-    """Chat messages that ask for one new question (paper section 3.1).
+    """Return chat messages that ask for one new question (paper section 3.1).
 
     Args:
         seeds: the two seed questions of the draw.
         entity: rare disease to ask about; None for a question without injected knowledge.
-        passages: retrieved for `entity`; ignored when it is None.
+        passages: retrieved for `entity`; ignored if `entity` is None.
     """
     parts = [
         f"{SEED_HEADING.format(number=number)}\n{_render_seed(seed)}" for number, seed in enumerate(seeds, start=1)
@@ -95,21 +70,8 @@ def build_messages(
     return [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": "\n\n".join(parts)}]
 
 
-def request_body(messages: list[dict[str, str]], endpoint: Endpoint, synthesis: Synthesis) -> dict[str, Any]:
-    """The JSON body of a chat completion request to `endpoint`."""
-    body = {
-        "model": endpoint.model,
-        "messages": messages,
-        "temperature": synthesis.temperature,
-        "max_tokens": synthesis.max_tokens,
-    }
-    if endpoint.json_schema:
-        body["response_format"] = RESPONSE_FORMAT
-    return body
-
-
-def request_hash(messages: list[dict[str, str]], synthesis: Synthesis) -> str:
-    """Hash of all that the reply depends on: messages, models, sampling and form; not addresses or keys."""
+def hash_request(messages: list[dict[str, str]], synthesis: Synthesis) -> str:
+    """Return a hash of everything the reply depends on: messages, models, sampling, JSON schema; not address or key."""
     schema = any(endpoint.json_schema for endpoint in synthesis.endpoints)
     asked = [messages, synthesis.models, synthesis.temperature, synthesis.max_tokens, schema]
     return hashlib.sha256(_encode(asked)).hexdigest()[:16]
@@ -126,7 +88,7 @@ def _render_options(stem: str, options: tuple[str, ...]) -> str:
 
 
 def _one_line(text: str) -> str:
-    """`text` on one line; half a surrogate pair, which has no UTF-8 form, is replaced."""
+    """Return `text` on one line; a lone surrogate, which cannot be written as UTF-8, is replaced."""
     return " ".join(text.encode("utf-8", "replace").decode("utf-8").split())
 
 

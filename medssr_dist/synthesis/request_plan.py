@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from medssr_dist.config.schema import Config
 from medssr_dist.data.records import Provenance, Question
-from medssr_dist.synthesis.prompts import build_messages, request_hash
+from medssr_dist.synthesis.prompts import build_messages, hash_request
 
 if TYPE_CHECKING:
     from medssr_dist.knowledge.corpus import Passage
@@ -217,7 +217,7 @@ class RequestPlan:
         messages = build_messages(drawn.seeds, entity.name if entity else None, passages)
         provenance = Provenance(
             index=index,
-            prompt_hash=request_hash(messages, self._synthesis),
+            prompt_hash=hash_request(messages, self._synthesis),
             seed_ids=tuple(seed.id for seed in drawn.seeds),
             rho=drawn.rho,
             entity=entity.name if entity else None,

@@ -72,7 +72,7 @@ class RequestQueue:
         self._cursor = 0
         self._out_of_budget = False
 
-    def next(self, probe: bool = False) -> ChatJob | None:
+    def next_job(self, probe: bool = False) -> ChatJob | None:
         """The next new request; None when there is nothing to ask for now.
 
         Args:
@@ -92,16 +92,16 @@ class RequestQueue:
         self._provenances[job.index] = provenance
         self._cursor += 1
         self.asked += 1
-        self.asked_again += self._reservations.seen_before(job.index)
+        self.asked_again += self._reservations.was_in_flight(job.index)
         return job
 
-    def job(self, index: int) -> ChatJob | None:
+    def resume_job(self, index: int) -> ChatJob | None:
         """Request `index`, on its way since an earlier attempt (in a batch); None if its outcome is known."""
         if index in self._journal:
             return None
         job, provenance = self._build(index)
         self._provenances[index] = provenance
-        self._spending.lose(-self._reservations.at(index), tries=0)  # not lost: it is still to come
+        self._spending.count_lost(-self._reservations.read(index), tries=0)  # not lost: it is still to come
         self._spending.reserve(job, forced=True)
         return job
 
@@ -127,7 +127,7 @@ class RequestQueue:
         return self._judged.accepted >= self._synthesis.accepted
 
     @property
-    def finished(self) -> bool:
+    def is_finished(self) -> bool:
         """Nothing will be asked for any more."""
         if self.stopping or self.enough:
             return True
@@ -141,19 +141,19 @@ class RequestQueue:
             return "count"
         return "budget" if self._out_of_budget else "cap"
 
-    def sent(self, job: ChatJob) -> None:
+    def record_sent(self, job: ChatJob) -> None:
         """A try goes on the wire."""
         self._reservations.add(job.index, job.tokens)
 
-    def returned(self, job: ChatJob) -> None:
+    def record_refused(self, job: ChatJob) -> None:
         """A try came back refused: it is not billed."""
         self._reservations.add(job.index, -job.tokens)
 
-    def lost(self, job: ChatJob) -> None:
+    def record_lost(self, job: ChatJob) -> None:
         """A try ended without a reply after it was sent; it may be billed, so the budget takes it as spent."""
-        self._spending.lose(job.tokens)
+        self._spending.count_lost(job.tokens)
 
-    def done(self, job: ChatJob, outcome: Reply | GaveUp) -> None:
+    def finish(self, job: ChatJob, outcome: Reply | GaveUp) -> None:
         """Write the outcome to the journal: exactly once a job. Raises InputError when the disk is full."""
         provenance = self._provenances.pop(job.index)
         self._journal.append(provenance, outcome)

@@ -91,7 +91,7 @@ def synthesize(
     with ExitStack() as stack:
         work = _open(config, folder, inputs, commit, should_stop, hold, stack)
         started = time.time()
-        if not work.queue.finished:
+        if not work.queue.is_finished:
             with inputs.open_endpoints(config.synthesis.endpoints) as endpoints:
                 uvloop.run(_ask(config.synthesis, endpoints, folder, work))
         if should_stop():
@@ -122,7 +122,7 @@ def _open(
     journal = stack.enter_context(_open_journal(SynthesisPaths(folder).journal, plan, spending))
     reservations = ReservationLedger(SynthesisPaths(folder).reserved_cost, synthesis.most_candidates)
     stack.callback(reservations.close)
-    spending.lose(reservations.total, tries=0)
+    spending.count_lost(reservations.total, tries=0)
     items = [question for questions in inputs.benchmarks.values() for question in questions]
     screen = Screen(synthesis.checks, random_seed, inputs.seeds, items, inputs.passage_text)
     writer = QuestionWriter(folder, journal, screen, synthesis.accepted, synthesis.max_reject_share)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from medssr_dist.config.schema import Policy
-from medssr_dist.data.cards import CARD, header_text
+from medssr_dist.data.cards import CARD, render_header
 from medssr_dist.data.jsonl import write_atomic
 from medssr_dist.run.directory import commit, versions
 from medssr_dist.run.stream import follow
@@ -35,7 +35,9 @@ def write_model_card(folder: Path, job: StageJob, step: int) -> None:
         "Versions": _table(["package", "version"], (versions() | {"commit": commit()}).items()),
         "Known limits": _LIMITS,
     }
-    text = header_text(_header(job.config.policy)) + f"\n# {_name(job.config.policy)}, {_TITLES[job.name]}\n\n{_NOTICE}"
+    text = (
+        render_header(_header(job.config.policy)) + f"\n# {_name(job.config.policy)}, {_TITLES[job.name]}\n\n{_NOTICE}"
+    )
     text += "".join(f"\n\n## {title}\n\n{body}" for title, body in sections.items())
     write_atomic(folder / CARD, text + "\n")
 

@@ -18,7 +18,7 @@ import msgspec
 from medssr_dist.config.schema import Config
 from medssr_dist.data.answers import INSTRUCTION
 from medssr_dist.data.jsonl import JsonlLedger, read_json, write_json
-from medssr_dist.data.records import Label, Question, Vote, content_hash
+from medssr_dist.data.records import Label, Question, Vote, hash_content
 from medssr_dist.errors import InputError
 from medssr_dist.run.paths import VotingPaths
 from medssr_dist.voting.segments import (
@@ -36,7 +36,7 @@ _Row = TypeVar("_Row")
 def hash_vote_sampling(config: Config, chat_template: str | None) -> str:
     """Hash of all that shapes a sampled answer besides the model and the question."""
     voting = config.voting
-    return content_hash(
+    return hash_content(
         {
             "temperature": voting.temperature,
             "top_p": voting.top_p,
@@ -51,7 +51,7 @@ def hash_vote_sampling(config: Config, chat_template: str | None) -> str:
 
 def derive_seeds(question_id: str, random_seed: int, samples: int) -> range:
     """Seeds of a question's K votes: the same in every run with this `runtime.random_seed`, apart from others'."""
-    first = int(content_hash([random_seed, question_id])[:7], 16)
+    first = int(hash_content([random_seed, question_id])[:7], 16)
     return range(first, first + samples)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from medssr_dist.data.jsonl import numbered_rows, read_json
+from medssr_dist.data.jsonl import enumerate_rows, read_json
 from medssr_dist.data.records import Vote
 from medssr_dist.errors import InputError
 from medssr_dist.run.directory import RunDir, hold
@@ -83,7 +83,7 @@ def _identity(run: RunDir) -> tuple[str, str]:
 def _undecided(questions: Path, decided: int) -> dict[str, int]:
     """Id -> position, of the questions from position `decided` on."""
     with open(questions, "rb") as file:
-        rows = enumerate(row for _, row in numbered_rows(file, questions, skip_torn=True))
+        rows = enumerate(row for _, row in enumerate_rows(file, questions, skip_torn=True))
         return {row["id"]: position for position, row in rows if position >= decided}
 
 

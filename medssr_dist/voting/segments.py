@@ -21,7 +21,7 @@ from typing import BinaryIO
 
 import msgspec
 
-from medssr_dist.data.jsonl import JsonlLedger, cut_torn_tail, numbered_rows, raise_if_disk_full, sync_folder
+from medssr_dist.data.jsonl import JsonlLedger, cut_torn_tail, enumerate_rows, raise_if_disk_full, sync_folder
 from medssr_dist.data.records import Vote, parse_record
 from medssr_dist.errors import InputError
 from medssr_dist.run.paths import packed_vote_segment, vote_segment
@@ -53,7 +53,7 @@ def read_votes(folder: Path, number: int) -> Iterator[Vote]:
     with _open(folder, number) as file:
         path = Path(file.name)
         try:
-            for line, row in numbered_rows(file, path, skip_torn=True):
+            for line, row in enumerate_rows(file, path, skip_torn=True):
                 yield parse_record(Vote, row, f"{path} line {line}")
         except _BAD_GZIP as error:
             raise _not_whole(path, error) from None

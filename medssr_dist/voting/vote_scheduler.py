@@ -16,12 +16,12 @@ from dataclasses import dataclass, field
 from tqdm import tqdm
 
 from medssr_dist.config.schema import Config
-from medssr_dist.data.answers import chat_prompt
+from medssr_dist.data.answers import render_prompt
 from medssr_dist.data.records import Label, Question, Vote
 from medssr_dist.errors import InputError, Stopped
 from medssr_dist.inference.leases import QuarantinedRequest, split_into_runs
-from medssr_dist.inference.pool import EnginePool, PoolOutcome, PoolResult
-from medssr_dist.inference.requests import Completion, SampleRequest
+from medssr_dist.inference.pool import EnginePool, PoolOutcome
+from medssr_dist.inference.requests import Completion, PoolResult, SampleRequest
 from medssr_dist.run.stream import QuestionFeed
 from medssr_dist.voting.early_stopping import count_needed_votes, is_certain
 from medssr_dist.voting.labels import label_question, quarantine_question
@@ -171,7 +171,7 @@ class VoteScheduler:
         for seed, vote in self._ledger.known_votes(self._position, question).items():
             if seed in wanted:
                 state.take(vote)
-        state.prompt = chat_prompt(self._tokenizer, question)
+        state.prompt = render_prompt(self._tokenizer, question)
         self._open[self._position] = self._by_key[question.id] = state
         self._position += 1
         return state
@@ -225,7 +225,7 @@ class VoteScheduler:
             temperature=self._voting.temperature,
             top_p=self._voting.top_p,
             max_tokens=self._voting.max_tokens,
-            length=state.tokens / len(state.seeds) if state.seeds else 0.0,
+            expected_tokens=state.tokens / len(state.seeds) if state.seeds else 0.0,
         )
 
     def _vote(self, question: Question, sample: Completion) -> Vote:

@@ -3,28 +3,22 @@
 import json
 
 import pytest
+from config_builder import make_config
 
 from medssr_dist.bench.nodes import begin_nodes_run, main, read_node_rates
-from medssr_dist.config.schema import Config
 from medssr_dist.data.jsonl import read_json, write_json
 from medssr_dist.errors import InputError
 from medssr_dist.launch.attempts import FIRST_TOKEN, Attempt
 from medssr_dist.run.directory import RunDir, open_run
 
-TREE = {
-    "policy": {"model": "m"},
-    "synthesis": {"accepted": 4, "seeds": ["hpo:seeds"], "endpoints": [{"base_url": "http://a/v1", "model": "m"}]},
-    "training": {"stage2": {"enabled": False}},
-}
-
 
 @pytest.fixture
 def questions(tmp_path):
     """A run that has written its questions and begun to vote."""
-    with open_run(tmp_path / "questions", Config.model_validate(TREE)) as run:
-        run.adopt(Config.model_validate(TREE))
+    with open_run(tmp_path / "questions", make_config()) as run:
+        run.adopt(make_config())
         for step in ("synthesize", "vote"):
-            run.begin_step(step, Config.model_validate(TREE), {})
+            run.begin_step(step, make_config(), {})
         run.finish_step("synthesize")
     run.synthesis.folder.mkdir()
     run.synthesis.questions.write_text("{}\n" * 4)

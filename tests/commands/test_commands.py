@@ -9,12 +9,12 @@ from types import SimpleNamespace
 
 import pytest
 import ray
+from config_builder import config_tree, make_config
 
 from medssr_dist.commands.doctor import CHECKS, CheckResult, DoctorForm, run_check, run_doctor, storage
 from medssr_dist.commands.dry_run import dry_run
 from medssr_dist.commands.prefetch import format_size, prefetch
 from medssr_dist.commands.status import find_newest_problem, is_held, print_status
-from medssr_dist.config.schema import Config
 from medssr_dist.data.jsonl import read_json
 from medssr_dist.data.records import Question
 from medssr_dist.errors import EXIT_BAD_INPUT, InputError
@@ -47,39 +47,36 @@ def tree(tmp_path, monkeypatch):
     corpus.write_text(
         "".join(json.dumps({"id": f"p{n}", "title": f"T{n}", "content": f"text {n}"}) + "\n" for n in range(5))
     )
-    return {
-        "policy": {"model": "embedded:smollm2-135m"},
-        "knowledge": {"encoder": "minilm", "corpus": str(corpus), "entities": 20},
-        "synthesis": {
+    return config_tree(
+        policy={"model": "embedded:smollm2-135m"},
+        knowledge={"encoder": "minilm", "corpus": str(corpus), "entities": 20},
+        synthesis={
             "accepted": 40,
             "seeds": [questions_file(tmp_path / "seeds.jsonl", 0, 6)],
             "endpoints": [{"base_url": "offline-teacher", "model": "offline-teacher"}],
         },
-        "voting": {"samples": 8},
-        "training": {
+        voting={"samples": 8},
+        training={
             "ranks_per_node": 2,
             "attention": "sdpa",
             "stage1": {"prompts_per_step": 4, "samples_per_prompt": 4},
             "stage2": {
+                "enabled": True,
                 "steps": 3,
                 "prompts_per_step": 4,
                 "samples_per_prompt": 4,
                 "data": [questions_file(tmp_path / "gold.jsonl", 100, 5)],
             },
         },
-        "evaluation": {"benchmarks": [questions_file(tmp_path / "bench.jsonl", 200, 7)], "generations": 2},
-    }
-
-
-def config_of(tree):
-    return Config.model_validate(tree)
+        evaluation={"benchmarks": [questions_file(tmp_path / "bench.jsonl", 200, 7)], "generations": 2},
+    )
 
 
 # --- dry run
 
 
 def test_dry_run_counts_and_renders_everything_and_starts_nothing(tree, tmp_path, capsys):
-    dry_run(config_of(tree), tmp_path / "run", STEPS)
+    dry_run(make_config(**tree), tmp_path / "run", STEPS)
     text = capsys.readouterr().out
     assert "40 questions at most x 8 = 320" in text
     assert "10 GRPO steps, 160 sequences at most (one pass)" in text
@@ -100,14 +97,14 @@ def test_dry_run_counts_and_renders_everything_and_starts_nothing(tree, tmp_path
 
 
 def test_dry_run_shows_one_prompt_of_each_kind_and_says_that_the_index_is_not_built(tree, tmp_path, capsys):
-    dry_run(config_of(tree), tmp_path / "run", ("synthesize",))
+    dry_run(make_config(**tree), tmp_path / "run", ("synthesize",))
     prompts = (tmp_path / "run" / "dry_run" / "prompts.txt").read_text()
     assert prompts.count("===== request") == 2 and prompts.count("[Entity]") == 1
     assert "passage index is not built yet" in prompts and "not built" in capsys.readouterr().out
 
 
 def test_dry_run_options_are_standard_json_and_stage2_starts_from_stage1(tree, tmp_path, capsys):
-    dry_run(config_of(tree), tmp_path / "run", STEPS)
+    dry_run(make_config(**tree), tmp_path / "run", STEPS)
     text = (tmp_path / "run" / "dry_run" / "openrlhf_stage2.json").read_text()
     options = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert f"from {(tmp_path / 'run').resolve() / 'training' / 'stage1' / 'hf'}" in capsys.readouterr().out
@@ -116,7 +113,7 @@ def test_dry_run_options_are_standard_json_and_stage2_starts_from_stage1(tree, t
 
 def test_dry_run_without_pseudo_labels_skips_their_steps_as_the_run_does(tree, tmp_path, capsys):
     tree["training"]["stage1"]["enabled"] = False
-    dry_run(config_of(tree), tmp_path / "run", STEPS)
+    dry_run(make_config(**tree), tmp_path / "run", STEPS)
     assert not (tmp_path / "run" / "dry_run" / "prompts.txt").exists()
     assert "stage1            off" in capsys.readouterr().out
 
@@ -124,16 +121,16 @@ def test_dry_run_without_pseudo_labels_skips_their_steps_as_the_run_does(tree, t
 def test_dry_run_refuses_what_the_run_would(tree, tmp_path):
     tree["synthesis"]["seeds"] = ["absent.jsonl"]
     with pytest.raises(InputError, match=r"absent\.jsonl does not exist"):
-        dry_run(config_of(tree), tmp_path / "run", STEPS)
+        dry_run(make_config(**tree), tmp_path / "run", STEPS)
     tree["synthesis"]["seeds"] = tree["evaluation"]["benchmarks"]
     with pytest.raises(InputError, match="evaluation items"):
-        dry_run(config_of(tree), tmp_path / "run", STEPS)
+        dry_run(make_config(**tree), tmp_path / "run", STEPS)
 
 
 def test_dry_run_with_an_absent_model_renders_and_then_refuses(tree, tmp_path, capsys):
     tree["policy"]["model"] = str(tmp_path / "no_model")
     with pytest.raises(InputError, match="no_model"):
-        dry_run(config_of(tree), tmp_path / "run", STEPS)
+        dry_run(make_config(**tree), tmp_path / "run", STEPS)
     assert "GRPO steps" in capsys.readouterr().out
     assert read_json(tmp_path / "run" / "dry_run" / "vllm_engine.json")["voting"]["model"] == tree["policy"]["model"]
 
@@ -156,7 +153,7 @@ def append(path, *rows):
 
 def half_done(tree, root):
     """A run that voted on 3 of 4 questions and trained 1 step; its last vote line is torn."""
-    config = config_of(tree)
+    config = make_config(**tree)
     with open_run(root, config) as run:
         begin(run, config, "synthesize", "vote", "stage1", "evaluate", finish=("synthesize",))
     append(run.synthesis.journal, *[{}] * 40)
@@ -223,7 +220,7 @@ def test_status_of_what_is_no_run(tmp_path):
 
 def test_doctor_passes_a_sound_config_and_leaves_nothing_behind(tree, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(memory, "available_memory", lambda: 64e9)
-    assert run_doctor(config_of(tree), tmp_path / "run", DoctorForm()) == 0
+    assert run_doctor(make_config(**tree), tmp_path / "run", DoctorForm()) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line[6:18].strip() for line in lines if line[:4] in ("pass", "warn")] == list(CHECKS)
     assert not (tmp_path / "run").exists()
@@ -234,7 +231,7 @@ def test_doctor_fails_with_a_fix_for_each_bad_part(tree, tmp_path, capsys, monke
     tree["policy"]["model"] = str(tmp_path / "no_model")
     tree["synthesis"]["seeds"] = ["absent.jsonl"]
     tree["synthesis"]["endpoints"][0]["base_url"] = "http://127.0.0.1:9/v1"
-    assert run_doctor(config_of(tree), tmp_path / "run", DoctorForm()) == EXIT_BAD_INPUT
+    assert run_doctor(make_config(**tree), tmp_path / "run", DoctorForm()) == EXIT_BAD_INPUT
     text, _, last = capsys.readouterr().out.strip().rpartition("\n")
     for name in ("model", "data", "endpoint"):
         assert f"fail  {name}" in text and f"; {name}" in last
@@ -243,7 +240,7 @@ def test_doctor_fails_with_a_fix_for_each_bad_part(tree, tmp_path, capsys, monke
 
 
 def test_doctor_memory_is_the_sum_of_its_parts_and_too_little_fails(tree, tmp_path, monkeypatch):
-    config, parameters = config_of(tree), memory.count_parameters(config_of(tree).policy)
+    config, parameters = make_config(**tree), memory.count_parameters(make_config(**tree).policy)
     assert parameters == 134_515_008
     (demand,) = memory.estimate_memory(config, parameters)
     engine = 2 * parameters + 2**30 + 2.1e9
@@ -260,11 +257,11 @@ def test_parameters_are_counted_in_safetensors_headers(tree, tmp_path):
     (model / "config.json").write_text("{}")
     (model / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(34))
     tree["policy"]["model"] = str(model)
-    assert memory.count_parameters(config_of(tree).policy) == 17
+    assert memory.count_parameters(make_config(**tree).policy) == 17
 
 
 def test_doctor_disk_too_small_or_not_writable_fails(tree, tmp_path, monkeypatch):
-    config = config_of(tree)
+    config = make_config(**tree)
     assert run_check(CHECKS["disk"], config, tmp_path / "run").status == "pass"
     monkeypatch.setattr(storage.shutil, "disk_usage", lambda path: SimpleNamespace(free=10**9))
     assert run_check(CHECKS["disk"], config, tmp_path / "run").status == "fail"
@@ -275,13 +272,13 @@ def test_a_check_that_crashes_is_a_failed_check(tree, tmp_path):
     def broken(config, run_dir):
         raise ZeroDivisionError("oops")
 
-    assert run_check(broken, config_of(tree), tmp_path) == CheckResult(
+    assert run_check(broken, make_config(**tree), tmp_path) == CheckResult(
         "fail", "the check itself failed: ZeroDivisionError: oops", "report this"
     )
 
 
 def test_doctor_dry_run_lists_the_checks(tree, tmp_path, capsys):
-    assert run_doctor(config_of(tree), tmp_path, DoctorForm(), dry_run=True) == 0
+    assert run_doctor(make_config(**tree), tmp_path, DoctorForm(), dry_run=True) == 0
     assert capsys.readouterr().out.split("\n  ")[1:] == [*list(CHECKS)[:-1], f"{list(CHECKS)[-1]}\n"]
 
 
@@ -289,10 +286,10 @@ def test_doctor_dry_run_lists_the_checks(tree, tmp_path, capsys):
 
 
 def test_prefetch_dry_run_fetches_nothing(tree, tmp_path, capsys):
-    prefetch(config_of(tree), dry_run=True)
+    prefetch(make_config(**tree), dry_run=True)
     text = capsys.readouterr().out
     assert "converted once" in text and "minilm: to be built" in text and "passages of 20 entities, 3 each" in text
-    assert policy_on_disk(config_of(tree).policy) is None
+    assert policy_on_disk(make_config(**tree).policy) is None
 
 
 @pytest.mark.parametrize(
@@ -315,13 +312,13 @@ def test_prefetch_builds_the_index_and_retrieves_for_every_entity_once(tree, tmp
     pytest.importorskip("faiss")
     tree["policy"]["model"] = str(tiny_model)
     for _ in range(2):
-        prefetch(config_of(tree), dry_run=False)
+        prefetch(make_config(**tree), dry_run=False)
     (ledger,) = (tmp_path / "cache" / "index").glob("*/retrieval.jsonl")
     assert len(ledger.read_text().splitlines()) == 20
     text = capsys.readouterr().out
     assert f"policy: {tiny_model} (" in text and "data sets: 18 questions read" in text
     assert f"offline: on compute nodes HF_HUB_OFFLINE=1 MEDSSR_CACHE={tmp_path / 'cache'} HF_HOME=" in text
-    dry_run(config_of(tree), tmp_path / "run", ("synthesize",))
+    dry_run(make_config(**tree), tmp_path / "run", ("synthesize",))
     prompts = (tmp_path / "run" / "dry_run" / "prompts.txt").read_text()
     assert "[Passage 3]" in prompts and "not built" not in prompts
 
@@ -333,7 +330,7 @@ def test_readable_size():
 def test_a_model_too_large_for_the_memory_is_refused_before_anything_starts(tree, tmp_path, monkeypatch):
     monkeypatch.setattr("medssr_dist.estimates.memory.available_memory", lambda: 2 * 10**9)
     with pytest.raises(InputError, match=r"needs at least 3\.\d GB to train here, 2\.0 GB are free"):
-        refuse_too_little_memory(config_of(tree))
+        refuse_too_little_memory(make_config(**tree))
 
 
 def test_a_stage_that_ends_for_want_of_memory_or_disk_says_so(tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from medssr_dist.commands.prefetch import refuse_incomplete_model
-from medssr_dist.data.records import content_hash
+from medssr_dist.data.records import hash_content
 from medssr_dist.errors import InputError
 
 OFFLINE = ["unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"]  # loopback is the teacher's
@@ -49,7 +49,7 @@ class Hub(SimpleHTTPRequestHandler):
             return self.send_error(404)
         self.send_response(200)
         self.send_header("X-Repo-Commit", self.commit)
-        self.send_header("ETag", f'"{content_hash(data.hex())}"')
+        self.send_header("ETag", f'"{hash_content(data.hex())}"')
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         if body:

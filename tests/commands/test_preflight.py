@@ -1,12 +1,12 @@
 """`medssr doctor` as preflight: what Slurm says, arithmetic, devices, storage, time. Nodes: test_preflight_nodes.py."""
 
-import json
 import socket
 import time
 from types import SimpleNamespace
 
 import pytest
-from preflight_config import TREE, config, outside_slurm  # noqa: F401
+from config_builder import write_config
+from preflight_config import EIGHT_GPUS, eight_gpu_config, outside_slurm  # noqa: F401
 
 from medssr_dist.bench.result_file import write_result
 from medssr_dist.commands.doctor import CHECKS, LOGIN, inputs, run_check, software, storage
@@ -73,24 +73,26 @@ def test_the_limit_is_the_jobs_own(monkeypatch):
     ],
 )
 def test_gpu_arithmetic(gpus, training, status, said):
-    result = compare_gpus(config(training=TREE["training"] | training), gpus)
+    result = compare_gpus(eight_gpu_config(training=training), gpus)
     assert result.status == status and said in result.detail, result
     assert bool(result.fix) == (status != "pass")
 
 
 def test_missing_gpus_may_be_in_a_cluster_that_runs_already():
-    assert compare_gpus(config(), {"n1": 2}, joins_ray=True).status == "warn"
+    assert compare_gpus(eight_gpu_config(), {"n1": 2}, joins_ray=True).status == "warn"
 
 
 def test_job_size_names_what_to_ask_slurm_for(monkeypatch):
     small, large = Partition("small", 9, 4, None), Partition("large", 2, 8, None)
-    assert "sbatch --partition=large --nodes=1 --gpus-per-node=8" in fit_partitions(config(), [small, large]).detail
     assert (
-        "small 9 x 4" in fit_partitions(config(), [small]).detail and fit_partitions(config(), [small]).status == "fail"
+        "sbatch --partition=large --nodes=1 --gpus-per-node=8"
+        in fit_partitions(eight_gpu_config(), [small, large]).detail
     )
-    assert fit_partitions(config(), [Partition("cpu", 9, 0, None)]).status == "warn"
+    result = fit_partitions(eight_gpu_config(), [small])
+    assert "small 9 x 4" in result.detail and result.status == "fail"
+    assert fit_partitions(eight_gpu_config(), [Partition("cpu", 9, 0, None)]).status == "warn"
     monkeypatch.setenv("MEDSSR_DEVICE", "cpu")
-    assert fit_partitions(config(), []).status == "pass"
+    assert fit_partitions(eight_gpu_config(), []).status == "pass"
 
 
 # --- devices and limits
@@ -107,10 +109,10 @@ def test_driver_lines():
 def test_gpus_that_slurm_gave_and_torch_cannot_see_fail(monkeypatch, tmp_path):
     monkeypatch.setenv("SLURM_GPUS_ON_NODE", "4")
     monkeypatch.setattr("medssr_dist.runtime.device.on_gpu", lambda: False)
-    result = run_check(CHECKS["devices"], config(), tmp_path)
+    result = run_check(CHECKS["devices"], eight_gpu_config(), tmp_path)
     assert result.status == "fail" and "Slurm gave 4 to this node" in result.detail and "--nv" in result.fix
     monkeypatch.setenv("MEDSSR_DEVICE", "cpu")
-    assert "flash attention needs CUDA" in run_check(CHECKS["devices"], config(), tmp_path).detail
+    assert "flash attention needs CUDA" in run_check(CHECKS["devices"], eight_gpu_config(), tmp_path).detail
 
 
 @pytest.mark.parametrize(
@@ -126,7 +128,7 @@ def test_gpus_that_slurm_gave_and_torch_cannot_see_fail(monkeypatch, tmp_path):
 def test_a_cpu_without_instructions_for_the_dtype_is_told(monkeypatch, tmp_path, dtype, able, status):
     monkeypatch.setenv("MEDSSR_DEVICE", "cpu")
     monkeypatch.setattr("torch.cpu.get_capabilities", lambda: able)
-    asked = config(policy={"dtype": dtype}, training={"attention": "sdpa"})
+    asked = eight_gpu_config(policy={"dtype": dtype}, training={"attention": "sdpa"})
     result = run_check(CHECKS["devices"], asked, tmp_path)
     assert (result.status, result.fix) == (status, "" if status == "pass" else "set policy.dtype=float32")
 
@@ -136,7 +138,7 @@ def test_the_instructions_of_the_cpu_are_named(monkeypatch, tmp_path):
     monkeypatch.setenv("MEDSSR_DEVICE", "cpu")
     monkeypatch.setattr("torch.cpu.get_capabilities", lambda: able)
     monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
-    asked = config(training={"attention": "sdpa"}, policy={"dtype": "float32"})
+    asked = eight_gpu_config(training={"attention": "sdpa"}, policy={"dtype": "float32"})
     assert run_check(CHECKS["devices"], asked, tmp_path).detail.endswith(" cores; amx_tile, avx2")
     write_result(tmp_path / "bench.json", {})
     assert read_json(tmp_path / "bench.json")["machine"]["instruction_sets"] == ["amx_tile", "avx2"]
@@ -150,7 +152,7 @@ def test_an_import_that_fails_is_named(monkeypatch, tmp_path):
     (tmp_path / "broken_library.py").write_text("raise ImportError('libcuda.so.1: cannot open shared object file')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setattr(software, "_IMPORTED", ("json", "broken_library"))
-    result = run_check(software.check_imports, config(), tmp_path)
+    result = run_check(software.check_imports, eight_gpu_config(), tmp_path)
     assert result.status == "fail"
     assert result.detail == "cannot import broken_library: ImportError: libcuda.so.1: cannot open shared object file"
 
@@ -158,21 +160,21 @@ def test_an_import_that_fails_is_named(monkeypatch, tmp_path):
 def test_limits_name_the_ulimit_to_raise(monkeypatch, tmp_path):
     small = {software.resource.RLIMIT_NOFILE: (1024, 4096), software.resource.RLIMIT_NPROC: (512, 512)}
     monkeypatch.setattr(software.resource, "getrlimit", lambda kind: small.get(kind, (-1, -1)))
-    result = run_check(CHECKS["limits"], config(), tmp_path)
+    result = run_check(CHECKS["limits"], eight_gpu_config(), tmp_path)
     assert (result.status, result.fix) == ("warn", "ulimit -n 65536; ulimit -u 65536")
     small[software.resource.RLIMIT_NOFILE] = (256, 4096)
-    assert run_check(CHECKS["limits"], config(), tmp_path).status == "fail"
+    assert run_check(CHECKS["limits"], eight_gpu_config(), tmp_path).status == "fail"
 
 
 # --- storage
 
 
 def test_disk_leaves_nothing_and_few_inodes_fail(monkeypatch, tmp_path):
-    assert "32 files written" in run_check(CHECKS["disk"], config(), tmp_path / "run").detail
+    assert "32 files written" in run_check(CHECKS["disk"], eight_gpu_config(), tmp_path / "run").detail
     assert list(tmp_path.iterdir()) == []
     room = SimpleNamespace(f_files=10**6, f_favail=9, f_bavail=10**9, f_blocks=10**9, f_bfree=10**9, f_frsize=512)
     monkeypatch.setattr(storage.os, "statvfs", lambda path: room)
-    result = run_check(CHECKS["disk"], config(), tmp_path / "run")
+    result = run_check(CHECKS["disk"], eight_gpu_config(), tmp_path / "run")
     assert result.status == "fail" and "9 inodes free" in result.detail
 
 
@@ -181,17 +183,17 @@ def test_a_run_directory_that_others_may_enter(tmp_path, mode, status):
     run = tmp_path / "run"
     run.mkdir()
     run.chmod(mode)
-    result = run_check(CHECKS["private"], config(), run)
+    result = run_check(CHECKS["private"], eight_gpu_config(), run)
     assert result.status == status and (status == "pass" or result.fix == f"chmod 700 {run}")
 
 
 def test_scratch_that_is_absent_fails_and_one_that_is_too_long_is_not_used(monkeypatch, tmp_path):
     monkeypatch.setenv("MEDSSR_SCRATCH", str(tmp_path / "absent"))
-    assert "cannot write in" in run_check(CHECKS["temp"], config(), tmp_path).detail
+    assert "cannot write in" in run_check(CHECKS["temp"], eight_gpu_config(), tmp_path).detail
     long = tmp_path / ("long" * 12)
     long.mkdir()
     monkeypatch.setenv("MEDSSR_SCRATCH", str(long))
-    result = run_check(CHECKS["temp"], config(), tmp_path)
+    result = run_check(CHECKS["temp"], eight_gpu_config(), tmp_path)
     assert result.status == "warn" and "characters long" in result.detail and "MEDSSR_SCRATCH" in result.fix
 
 
@@ -203,7 +205,7 @@ def test_clocks_apart():
 
 
 def test_an_endpoint_behind_a_proxy_and_one_that_is_not_needed_any_more(monkeypatch, tmp_path):
-    far = config(synthesis=TREE["synthesis"] | {"endpoints": [{"base_url": "https://api.invalid/v1", "model": "m"}]})
+    far = eight_gpu_config(synthesis={"endpoints": [{"base_url": "https://api.invalid/v1", "model": "m"}]})
     assert run_check(inputs.check_endpoints, far, tmp_path).status == "fail"
     with socket.create_server(("127.0.0.1", 0)) as proxy:
         monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{proxy.getsockname()[1]}")
@@ -223,7 +225,7 @@ def test_an_endpoint_behind_a_proxy_and_one_that_is_not_needed_any_more(monkeypa
 @pytest.fixture
 def voted(tmp_path):
     """A run that has voted on 10 of 40 questions in 100 s, and whose only attempt took 30 s to start."""
-    settings = config()
+    settings = eight_gpu_config()
     with open_run(tmp_path / "run", settings) as run:
         for step in ("synthesize", "vote"):
             run.begin_step(step, settings, {})
@@ -236,7 +238,7 @@ def voted(tmp_path):
 
 
 def test_time_is_unknown_before_anything_was_timed(tmp_path):
-    result = check_walltime(config(), tmp_path / "run")
+    result = check_walltime(eight_gpu_config(), tmp_path / "run")
     assert result.status == "pass" and "unknown for synthesize, vote, stage1" in result.detail
 
 
@@ -246,13 +248,13 @@ def test_time_is_unknown_before_anything_was_timed(tmp_path):
 )
 def test_time_against_the_limit(voted, monkeypatch, left, status, said):
     monkeypatch.setattr("medssr_dist.commands.doctor.walltime_check.read_seconds_left", lambda: left)
-    result = check_walltime(config(), voted)
+    result = check_walltime(eight_gpu_config(), voted)
     assert result.status == status and said in result.detail + result.fix, result
     assert "unknown for stage1" in result.detail
 
 
 def test_rates_of_an_earlier_run(voted, tmp_path):
-    detail = check_walltime(config(), tmp_path / "new", rates_from=voted).detail
+    detail = check_walltime(eight_gpu_config(), tmp_path / "new", rates_from=voted).detail
     assert "vote about 7 min" in detail and "unknown for synthesize, stage1" in detail
 
 
@@ -260,9 +262,8 @@ def test_rates_of_an_earlier_run(voted, tmp_path):
 
 
 def test_the_forms_of_the_command(medssr, tmp_path):
-    file = tmp_path / "config.yaml"
-    file.write_text(json.dumps(TREE))
-    assert load_config(file) == config()
+    file = write_config(tmp_path / "config.yaml", **EIGHT_GPUS)
+    assert load_config(file) == eight_gpu_config()
     there = ["doctor", "--config", file, "--run-dir", tmp_path / "run"]
     assert medssr(*there, "--login", "--dry-run").stdout.split("\n  ")[1:] == [
         *list(LOGIN)[:-1],

@@ -6,8 +6,8 @@ import subprocess
 import sys
 
 import pytest
-import yaml
-from preflight_config import TREE, config, outside_slurm  # noqa: F401
+from config_builder import write_config
+from preflight_config import EIGHT_GPUS, eight_gpu_config, outside_slurm  # noqa: F401
 
 from medssr_dist.commands.doctor.check_result import CheckResult, print_table
 from medssr_dist.commands.doctor.gather import gather_reports, merge_reports
@@ -29,8 +29,7 @@ check_node(load_config(config_file), out.parent, out, wait_s, {})
 @pytest.fixture
 def node(tmp_path):
     """Start the preflight of a node of that name, at an address of its own on loopback."""
-    file = tmp_path / "config.yaml"
-    file.write_text(yaml.safe_dump(TREE))
+    file = write_config(tmp_path / "config.yaml", **EIGHT_GPUS)
 
     def start(name: str, number: int, wait_s: float = 60, **env: str) -> subprocess.Popen:
         env = {"SLURMD_NODENAME": name, "MEDSSR_NODES": "n1 n2", "MEDSSR_DEVICE": "cpu"} | env
@@ -51,12 +50,12 @@ def ended(*nodes: subprocess.Popen) -> None:
 def test_two_nodes_meet_and_the_head_gathers_one_table(node, tmp_path, monkeypatch, capsys):
     ended(node("n1", 1), node("n2", 2))
     monkeypatch.setenv("MEDSSR_NODES", "n1 n2")
-    assert gather_reports(config(), tmp_path, tmp_path / "out", {}) == 0
+    assert gather_reports(eight_gpu_config(), tmp_path, tmp_path / "out", {}) == 0
     text = capsys.readouterr().out
     assert "pass  nodes        n1 127.0.0.2, n2 127.0.0.3" in text
     assert "1 other nodes reached [n1; all 2 pass]" in text and " s apart from one another at most (n" in text
     monkeypatch.setenv("MEDSSR_NODES", "n1 n2 n3")
-    assert gather_reports(config(), tmp_path, tmp_path / "out", {}) == EXIT_BAD_INPUT
+    assert gather_reports(eight_gpu_config(), tmp_path, tmp_path / "out", {}) == EXIT_BAD_INPUT
     assert "fail  nodes        no report from n3" in capsys.readouterr().out
 
 
@@ -169,11 +168,11 @@ def test_a_check_that_fails_on_some_nodes_is_one_row_with_their_names():
 def test_what_only_all_nodes_together_show(tmp_path, capsys, fields, said):
     for name, more in (("n1", {}), ("n2", fields)):
         write_json(tmp_path / f"{name}.json", report(name, **more))
-    settings = config(training=TREE["training"] | {"nodes": 2})
+    settings = eight_gpu_config(training={"nodes": 2})
     assert gather_reports(settings, tmp_path, tmp_path, {}) == EXIT_BAD_INPUT
     assert said in capsys.readouterr().out
 
 
 def test_nothing_to_gather(tmp_path):
     with pytest.raises(InputError, match="holds no report; run `medssr doctor --node"):
-        gather_reports(config(), tmp_path, tmp_path, {})
+        gather_reports(eight_gpu_config(), tmp_path, tmp_path, {})

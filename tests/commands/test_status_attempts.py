@@ -3,19 +3,13 @@
 import fcntl
 
 import pytest
+from config_builder import make_config
 
 from medssr_dist.commands.status import find_newest_problem, print_status
-from medssr_dist.config.schema import Config
 from medssr_dist.data.jsonl import write_json
 from medssr_dist.estimates.step_progress import startup_seconds
 from medssr_dist.launch.attempts import FIRST_ANSWER, FIRST_STEP, attempts_of
 from medssr_dist.run.directory import RunDir, open_run
-
-TREE = {
-    "policy": {"model": "m"},
-    "synthesis": {"accepted": 4, "seeds": ["hpo:seeds"], "endpoints": [{"base_url": "http://a/v1", "model": "m"}]},
-    "training": {"stage2": {"enabled": False}},
-}
 
 
 @pytest.fixture
@@ -50,7 +44,7 @@ def test_status_before_any_step_was_begun_shows_the_attempts(job, capsys):
 
 
 def test_status_of_a_begun_run_shows_them_too(job, capsys):
-    with open_run(job.root, Config.model_validate(TREE)), open(job.root / ".lock") as lock:
+    with open_run(job.root, make_config()), open(job.root / ".lock") as lock:
         print_status(job.root)
         assert lock.fileno() and "attempt 0003: going on" in capsys.readouterr().out
     with open(job.root / ".lock") as lock:

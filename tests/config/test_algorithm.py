@@ -1,21 +1,16 @@
 """Settings of the GRPO update that cannot be together are refused at load, with the key, the value and the fix."""
 
 import pytest
+from config_builder import make_config
 from pydantic import ValidationError
 
 from medssr_dist.config.algorithm import Algorithm
 from medssr_dist.config.schema import Config
 
-TREE = {
-    "policy": {"model": "m"},
-    "synthesis": {"accepted": 1, "seeds": ["s"], "endpoints": [{"base_url": "u", "model": "m"}]},
-}
-
 
 def config(policy: dict | None = None, stage: dict | None = None, **training) -> Config:
     """A config whose only stage is stage 1."""
-    sections = {"stage1": stage or {}, "stage2": {"enabled": False}, **training}
-    return Config.model_validate(TREE | {"policy": TREE["policy"] | (policy or {}), "training": sections})
+    return make_config(policy=policy or {}, training={"stage1": stage or {}, **training})
 
 
 def refused(make, *args, **settings) -> str:

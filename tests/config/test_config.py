@@ -4,19 +4,18 @@ import json
 
 import pytest
 import yaml
+from config_builder import config_tree, write_config
 
 from medssr_dist.config.load import load_config, resolved
 from medssr_dist.config.schema import Config
 from medssr_dist.errors import InputError
 
-TREE = {
-    "policy": {"model": "embedded:smollm2-135m"},
+SECTIONS = {
     "synthesis": {
         "accepted": 8,
-        "seeds": ["hpo:seeds"],
         "endpoints": [{"base_url": "http://localhost:1/v1", "model": "m", "api_key": "${TEST_KEY}"}],
     },
-    "training": {"stage2": {"data": [{"path": "hpo:supervised", "limit": 4}]}},
+    "training": {"stage2": {"enabled": True, "data": [{"path": "hpo:supervised", "limit": 4}]}},
     "evaluation": {"benchmarks": ["a.json", {"path": "b.json", "name": "b"}]},
 }
 
@@ -24,9 +23,7 @@ TREE = {
 @pytest.fixture
 def config_file(tmp_path, monkeypatch):
     monkeypatch.setenv("TEST_KEY", "sk-secret")
-    path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(TREE))
-    return path
+    return write_config(tmp_path / "config.yaml", **SECTIONS)
 
 
 def refused(config_file, *overrides: str) -> str:
@@ -112,7 +109,7 @@ def test_a_removed_key_says_what_to_do(config_file, key):
 
 
 def test_missing_value_is_named(config_file):
-    tree = {key: value for key, value in TREE.items() if key != "policy"}
+    tree = {key: value for key, value in config_tree(**SECTIONS).items() if key != "policy"}
     config_file.write_text(yaml.safe_dump(tree))
     assert "policy is missing" in refused(config_file)
     assert load_config(config_file, ["policy.model=x"]).policy.model == "x"

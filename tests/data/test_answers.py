@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medssr_dist.data.answers import INSTRUCTION, chat_prompt, extract_answer, format_question, grade
+from medssr_dist.data.answers import INSTRUCTION, extract_answer, format_question, grade, render_prompt
 from medssr_dist.data.records import LETTERS, Question
 
 OPTIONS = {"A": "Anemia", "B": "Aplastic anemia", "C": "Iron deficiency", "D": "Hemophilia (type A)"}
@@ -118,14 +118,14 @@ def test_grade():
 def test_prompt():
     question = Question.make("Which?", ["x", "y"], source="test")
     assert format_question(question) == f"Which?\nA. x\nB. y\n\n{INSTRUCTION}"
-    assert chat_prompt(SimpleNamespace(chat_template=None), question) == format_question(question) + "\n"
+    assert render_prompt(SimpleNamespace(chat_template=None), question) == format_question(question) + "\n"
 
     def template(messages, tokenize, add_generation_prompt):
         assert (tokenize, add_generation_prompt) == (False, True)
         return f"<user>{messages[0]['content']}<assistant>"
 
     tokenizer = SimpleNamespace(chat_template="t", apply_chat_template=template)
-    assert chat_prompt(tokenizer, question) == f"<user>{format_question(question)}<assistant>"
+    assert render_prompt(tokenizer, question) == f"<user>{format_question(question)}<assistant>"
 
 
 def test_instruction_itself_answers_nothing():

@@ -20,7 +20,7 @@ from medssr_dist.data.jsonl import (
     write_atomic,
     write_json,
 )
-from medssr_dist.data.records import Provenance, Question, Vote, content_hash, parse_record
+from medssr_dist.data.records import Provenance, Question, Vote, hash_content, parse_record
 from medssr_dist.errors import InputError
 
 TEXT = st.text(max_size=40)
@@ -32,7 +32,7 @@ def test_id_is_the_content_and_nothing_else():
     assert first.id == Question.make("Stem", ["x", "y"], source="two", source_id="9").id
     assert first.id != Question.make("Stem", ["y", "x"], source="one").id
     assert len(first.id) == 16
-    assert content_hash({"b": 1, "a": 2}) == content_hash({"a": 2, "b": 1})
+    assert hash_content({"b": 1, "a": 2}) == hash_content({"a": 2, "b": 1})
 
 
 def test_known_hash_does_not_drift():
@@ -156,7 +156,7 @@ def test_half_a_surrogate_pair_is_kept_as_a_question_mark(tmp_path):
     with JsonlLedger(tmp_path / "a.jsonl") as ledger:
         ledger.append({"reply": "x\ud83d"})
     assert list(read_jsonl(tmp_path / "a.jsonl")) == [{"reply": "x?"}]
-    assert content_hash("x\ud83d") == content_hash("x?")
+    assert hash_content("x\ud83d") == hash_content("x?")
 
 
 def test_directory_in_place_of_a_file(tmp_path):

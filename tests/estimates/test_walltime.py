@@ -3,8 +3,10 @@
 import json
 
 import pytest
+from config_builder import make_config
 
 from medssr_dist.commands.dry_run import dry_run
+from medssr_dist.config.load import merge_sections
 from medssr_dist.config.schema import Config
 from medssr_dist.data.jsonl import JsonlLedger, write_json
 from medssr_dist.errors import InputError
@@ -23,17 +25,22 @@ def config(mode="stream", **changes) -> Config:
         "engines": 1,
         "tensor_parallel_size": 2,
         "stage1": {"prompts_per_step": 32, "samples_per_prompt": 8},
-        "stage2": {"steps": 10, "prompts_per_step": 32, "samples_per_prompt": 8, "data": ["gold.jsonl"]},
+        "stage2": {
+            "enabled": True,
+            "steps": 10,
+            "prompts_per_step": 32,
+            "samples_per_prompt": 8,
+            "data": ["gold.jsonl"],
+        },
     }
-    tree = {
-        "policy": {"model": "x"},
-        "synthesis": {"accepted": 1000, "seeds": ["s"], "endpoints": [{"base_url": "http://h/v1", "model": "m"}]},
-        "voting": {"samples": 16, "engines": 2} | changes.pop("voting", {}),
-        "training": training | changes.pop("training", {}),
+    sections = {
+        "synthesis": {"accepted": 1000},
+        "voting": {"samples": 16, "engines": 2},
+        "training": training,
         "evaluation": {"benchmarks": ["b"]},
         "runtime": {"mode": mode},
     }
-    return Config.model_validate(tree | changes)
+    return make_config(**merge_sections(sections, changes))
 
 
 def rates(**changes) -> Rates:
@@ -87,7 +94,7 @@ def test_a_config_for_stream_has_all_its_gpus_in_each_step_of_sequential():
         ({"training": {"stage1": {"prompts_per_step": 64, "samples_per_prompt": 8}}}, "stage1", 10 * (24 + 48 + 2)),
         ({"training": {"stage1": {"steps": 3, "prompts_per_step": 32, "samples_per_prompt": 8}}}, "stage1", 3 * 38),
         (
-            {"training": {"stage2": {"prompts_per_step": 32, "samples_per_prompt": 8, "mix_pseudo_labels": True}}},
+            {"training": {"stage2": {"steps": 0, "mix_pseudo_labels": True}}},
             "stage2",
             36 * 38,  # (500 + 640) / 32, the last step filled up
         ),

@@ -8,10 +8,10 @@ import urllib.request
 from collections import Counter
 
 import pytest
+from config_builder import make_config
 
-from medssr_dist.config.synthesis import Synthesis
 from medssr_dist.data.jsonl import read_jsonl
-from medssr_dist.data.records import Question, content_hash
+from medssr_dist.data.records import Question, hash_content
 from medssr_dist.synthesis.client import dispatcher
 from medssr_dist.synthesis.client.batch_runner import BatchRunner
 from medssr_dist.synthesis.client.chat_client import Reply
@@ -38,14 +38,14 @@ class FileQueue:
         self.in_flight, self.cursor, self.most_in_flight = {}, 0, 0
         self.counts = Counter()
 
-    def next(self):
+    def next_job(self):
         while self.cursor in self.known or self.cursor in self.in_flight:
             self.cursor += 1
         if self.cursor >= self.count or len(self.in_flight) >= self.at_once:
             return None
         return self._give(self.cursor)
 
-    def job(self, index):
+    def resume_job(self, index):
         return None if index in self.known else self._give(index)
 
     def _give(self, index):
@@ -55,19 +55,19 @@ class FileQueue:
         return self.in_flight[index]
 
     @property
-    def finished(self):
+    def is_finished(self):
         return len(self.known) == self.count
 
-    def sent(self, job):
+    def record_sent(self, job):
         self.counts["sent"] += 1
 
-    def returned(self, job):
+    def record_refused(self, job):
         self.counts["returned"] += 1
 
-    def lost(self, job):
+    def record_lost(self, job):
         self.counts["lost"] += 1
 
-    def done(self, job, outcome):
+    def finish(self, job, outcome):
         assert self.in_flight.pop(job.index) is job
         row = {"index": job.index}
         if isinstance(outcome, Reply):
@@ -83,17 +83,15 @@ class FileQueue:
 
 def settings(url, batch_size=20, retry=None, urls=(), **endpoint):
     endpoints = [{"base_url": each, "model": f"m{n}", **endpoint} for n, each in enumerate((url, *urls))]
-    return Synthesis.model_validate(
-        {
-            "accepted": 1,
-            "seeds": ["x"],
+    return make_config(
+        synthesis={
             "endpoints": endpoints,
             "transport": "batch",
             "batch_size": batch_size,
             "poll_s": 0.02,
             "retry": {"patience_s": 20} | (retry or {}),
         }
-    )
+    ).synthesis
 
 
 def run(synthesis, folder, queue, stop_when=None):
@@ -124,7 +122,7 @@ def stats(url):
 def times_served(url, salt, count):
     """How often each request was served whole."""
     replies = stats(url)["replies"]
-    return [replies.get(content_hash(messages(salt, index)), 0) for index in range(count)]
+    return [replies.get(hash_content(messages(salt, index)), 0) for index in range(count)]
 
 
 @pytest.fixture(autouse=True)

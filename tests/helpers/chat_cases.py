@@ -7,15 +7,15 @@ import random
 import time
 from collections import Counter
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 
 import pytest
 from aiohttp import web
+from config_builder import make_config
 
-from medssr_dist.config.synthesis import Synthesis
 from medssr_dist.synthesis.client import dispatcher, endpoint, rate_limits
 from medssr_dist.synthesis.client.chat_client import GaveUp, Reply
 from medssr_dist.synthesis.client.dispatcher import Dispatcher
+from medssr_dist.synthesis.client.job import ChatJob
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +23,7 @@ def quick(monkeypatch):
     random.seed(3)
     monkeypatch.setattr(dispatcher, "BACKOFF_FIRST_S", 0.01)
     monkeypatch.setattr(dispatcher, "BACKOFF_LAST_S", 0.1)
-    monkeypatch.setattr(dispatcher, "FAREWELL_S", 0.3)
+    monkeypatch.setattr(dispatcher, "DRAIN_S", 0.3)
     monkeypatch.setattr(dispatcher, "TICK_S", 0.05)
     monkeypatch.setattr(endpoint, "FIRST_CONTACT_S", 0.1)
     monkeypatch.setattr(rate_limits, "BREAKER_S", 0.05)
@@ -31,39 +31,33 @@ def quick(monkeypatch):
     monkeypatch.setattr(rate_limits, "FIRST_ROUND_TRIP_S", 0.02)
 
 
-@dataclass(slots=True)
-class ChatJob:
-    index: int
-    messages: list
-    tokens: int = 100
-    tries: int = 0
-
-
 class Jobs:
     """A queue of `count` prompts "0", "1", ...; `when_done` is called at each outcome."""
 
     def __init__(self, count, tokens=100, when_done=None):
         self.wake = asyncio.Event()
-        self.waiting = [ChatJob(n, [{"role": "user", "content": str(n)}], tokens) for n in reversed(range(count))]
+        self.waiting = [
+            ChatJob(n, [{"role": "user", "content": str(n)}], tokens, prompt_tokens=0) for n in reversed(range(count))
+        ]
         self.outcomes, self.counts, self.when_done = {}, Counter(), when_done
 
-    def next(self, probe=False):
+    def next_job(self, probe=False):
         return self.waiting.pop() if self.waiting else None
 
     @property
-    def finished(self):
+    def is_finished(self):
         return not self.waiting
 
-    def sent(self, job):
+    def record_sent(self, job):
         self.counts["sent"] += 1
 
-    def lost(self, job):
+    def record_lost(self, job):
         self.counts["lost"] += 1
 
-    def returned(self, job):
+    def record_refused(self, job):
         self.counts["returned"] += 1
 
-    def done(self, job, outcome):
+    def finish(self, job, outcome):
         assert job.index not in self.outcomes
         self.outcomes[job.index] = outcome
         if self.when_done:
@@ -133,5 +127,5 @@ async def serving(*servers):
 
 def make(urls, retry=None, **fields):
     endpoints = [{"base_url": url, "model": "m", "api_key": KEY, **fields} for url in urls]
-    synthesis = Synthesis(accepted=1, seeds=["s"], endpoints=endpoints, retry=retry or {})
+    synthesis = make_config(synthesis={"endpoints": endpoints, "retry": retry or {}}).synthesis
     return Dispatcher(synthesis, synthesis.endpoints)

@@ -1,11 +1,11 @@
-"""The far end of a pool in tests: answers, dies, hangs, refuses, as it is told."""
+"""An engine for tests of the pool: it answers, dies, hangs or refuses as the test tells it to."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
 
-from medssr_dist.inference.engine_slot import EngineOutput
+from medssr_dist.inference.engine_protocol import EngineOutput, FailedLease, LeasedCompletion
 from medssr_dist.inference.requests import Completion, SampleRequest
 
 
@@ -14,23 +14,28 @@ def numbered(request: SampleRequest, seed: int) -> Completion:
 
 
 class FarEngine:
-    """Takes `delay` seconds a sample.
+    """Takes `delay` seconds per sample.
 
     Args:
-        ill: (engine, request) -> 'die', 'die at N', 'hang', 'refuse', or None.
-        starts: called with the number of the start; may raise.
+        fault: (engine, request) -> 'die', 'die at N', 'hang', 'refuse', or None.
+        on_start: called with the number of the start; may raise.
         answer: (request, seed) -> the sample.
+
+    Attributes:
+        attempts: number of starts.
+        given: all requests submitted.
+        aborted: ids of all leases aborted.
     """
 
     def __init__(
         self,
         name: str = "engine",
         delay: float = 0.0,
-        ill: Callable = lambda engine, request: None,
-        starts: Callable = lambda attempt: None,
+        fault: Callable = lambda engine, request: None,
+        on_start: Callable = lambda attempt: None,
         answer: Callable[[SampleRequest, int], Completion] = numbered,
     ):
-        self.name, self.delay, self._ill, self._starts, self._answer_of = name, delay, ill, starts, answer
+        self.name, self.delay, self._fault, self._on_start, self._answer_of = name, delay, fault, on_start, answer
         self.attempts = 0
         self.given: list[SampleRequest] = []
         self.aborted: list[int] = []
@@ -38,7 +43,7 @@ class FarEngine:
 
     async def start(self):
         self.attempts += 1
-        self._starts(self.attempts)
+        self._on_start(self.attempts)
         self._tasks, self._done = {}, asyncio.Queue()
 
     def submit(self, requests, aborted):
@@ -51,19 +56,19 @@ class FarEngine:
                 self._tasks.pop(lease).cancel()
 
     async def _answer(self, lease, request):
-        what = self._ill(self, request)
-        if what == "hang":
+        fault = self._fault(self, request)
+        if fault == "hang":
             await asyncio.sleep(3600)
-        if what == "refuse":
-            self._done.put_nowait(EngineOutput(failed=[(lease, "bad prompt")]))
+        if fault == "refuse":
+            self._done.put_nowait(EngineOutput(failed=[FailedLease(lease, "bad prompt")]))
             return
         for index in range(request.n):
             await asyncio.sleep(self.delay)
-            if what in ("die", f"die at {index}"):
+            if fault in ("die", f"die at {index}"):
                 self._done.put_nowait(RuntimeError("engine core died"))
                 return
             sample = self._answer_of(request, request.seed + index)
-            self._done.put_nowait(EngineOutput([(lease, sample)], tokens=sample.tokens))
+            self._done.put_nowait(EngineOutput([LeasedCompletion(lease, sample)], tokens=sample.tokens))
 
     async def collect(self):
         found = await self._done.get()

@@ -1,4 +1,4 @@
-"""A server of completions that misbehaves on demand, and what is asked of it."""
+"""A completions server that misbehaves on demand, and the requests that tests send to it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from medssr_dist.config.schema import Policy
-from medssr_dist.inference.engine_slot import EngineOutput
+from medssr_dist.inference.engine_protocol import EngineOutput
 from medssr_dist.inference.requests import SampleRequest
 from medssr_dist.inference.vllm_server import ServerEngine
 
@@ -34,7 +34,7 @@ def stated(seed: int) -> str:
 
 
 class FarEnd:
-    """A server of completions. `script(body, say)` answers what comes after the trial request of `start`."""
+    """A completions server. `script(body, say)` answers each request after the trial request of `start`."""
 
     def __init__(self):
         self.cards, self.key, self.bodies, self.open = [CARD], None, [], 0
@@ -85,10 +85,10 @@ class FarEnd:
 
 
 async def take_all(engine: ServerEngine, samples: int) -> EngineOutput:
-    whole = EngineOutput()
-    while len(whole.samples) < samples:
-        taken = await engine.collect()
-        assert not taken.failed
-        whole.samples += taken.samples
-        whole.tokens += taken.tokens
-    return whole
+    total = EngineOutput()
+    while len(total.samples) < samples:
+        output = await engine.collect()
+        assert not output.failed
+        total.samples += output.samples
+        total.tokens += output.tokens
+    return total

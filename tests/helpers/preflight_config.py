@@ -5,29 +5,30 @@ from __future__ import annotations
 import os
 
 import pytest
+from config_builder import make_config
 
+from medssr_dist.config.load import merge_sections
 from medssr_dist.config.schema import Config
 
-TREE = {
+EIGHT_GPUS = {
     "policy": {"model": "no/such-model"},
     "synthesis": {
         "accepted": 40,
         "alpha": 0.0,
         "seeds": ["hpo:seeds"],
-        "endpoints": [{"base_url": "http://127.0.0.1:9/v1", "model": "m"}],
     },
     "voting": {"engines": 8},
     "training": {
         "ranks_per_node": 6,
         "engines": 2,
         "stage1": {"prompts_per_step": 6, "samples_per_prompt": 8},
-        "stage2": {"enabled": False},
     },
 }
 
 
-def config(**sections) -> Config:
-    return Config.model_validate({key: value | sections.get(key, {}) for key, value in TREE.items()})
+def eight_gpu_config(**sections) -> Config:
+    """EIGHT_GPUS with `sections` merged into it."""
+    return make_config(**merge_sections(EIGHT_GPUS, sections))
 
 
 @pytest.fixture(autouse=True)

@@ -48,12 +48,12 @@ def answers_with_a_letter(model, tokenizer):
     """Supervised steps, in the model's dtype, to a uniformly random letter: the form of an answer, no knowledge."""
     import torch
 
-    from medssr_dist.data.answers import chat_prompt
+    from medssr_dist.data.answers import render_prompt
 
     rng = random.Random(0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     for _ in range(60):
-        texts = [chat_prompt(tokenizer, letter_question(rng.choice(LETTERS), rng.random())) for _ in range(16)]
+        texts = [render_prompt(tokenizer, letter_question(rng.choice(LETTERS), rng.random())) for _ in range(16)]
         ids = tokenizer(texts, return_tensors="pt", padding=True)["input_ids"]
         answers = torch.tensor([[tokenizer.convert_tokens_to_ids(rng.choice(LETTERS))] for _ in texts])
         logits = model(torch.cat([ids, answers], dim=1)).logits[:, -2]

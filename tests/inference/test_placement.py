@@ -1,4 +1,4 @@
-"""Where placement groups go on a Ray of two nodes (two raylets of this machine)."""
+"""Placement groups on a Ray cluster of two nodes (two raylets on this machine)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def two_nodes():
     ray_nodes.shutdown()
 
 
-def _bundles_by_node(*groups) -> list[int]:
+def count_bundles_by_node(*groups) -> list[int]:
     from collections import Counter
 
     from ray.util.placement_group import placement_group_table, remove_placement_group
@@ -34,16 +34,16 @@ def _bundles_by_node(*groups) -> list[int]:
     return sorted(Counter(nodes).values())
 
 
-def test_voters_and_ranks_are_spread_and_rollout_engines_packed(two_nodes):
+def test_ranks_are_spread_and_rollout_engines_packed(two_nodes):
     bundles = [{"GPU": 1, "CPU": 1}] * 2
-    assert _bundles_by_node(*cluster.reserve_each(bundles[0], 2, "voters")) == [1, 1]
-    assert _bundles_by_node(cluster.reserve(bundles, "engines")) == [2]
-    assert _bundles_by_node(cluster.reserve(bundles, "ranks", per_node=1)) == [1, 1]
-    assert _bundles_by_node(cluster.reserve(bundles, "ranks", per_node=2)) == [2]
-    assert _bundles_by_node(cluster.reserve(bundles * 2, "ranks", per_node=2)) == [2, 2]
+    assert count_bundles_by_node(*cluster.reserve_each(bundles[0], 2, "voters")) == [1, 1]
+    assert count_bundles_by_node(cluster.reserve(bundles, "engines")) == [2]
+    assert count_bundles_by_node(cluster.reserve(bundles, "ranks", per_node=1)) == [1, 1]
+    assert count_bundles_by_node(cluster.reserve(bundles, "ranks", per_node=2)) == [2]
+    assert count_bundles_by_node(cluster.reserve(bundles * 2, "ranks", per_node=2)) == [2, 2]
 
 
-def test_what_cannot_be_placed_is_refused_with_the_reason(two_nodes, monkeypatch):
+def test_bundles_without_room_are_refused_with_the_reason(two_nodes, monkeypatch):
     monkeypatch.setattr(cluster, "_PLACEMENT_S", 1.0)
     with pytest.raises(InputError, match=r"the ranks ask for 6 x .* 4 GPUs free of 4, on 2 nodes"):
         cluster.reserve([{"GPU": 1, "CPU": 1}] * 6, "the ranks", per_node=3)
@@ -51,7 +51,7 @@ def test_what_cannot_be_placed_is_refused_with_the_reason(two_nodes, monkeypatch
         cluster.reserve_each({"GPU": 1, "CPU": 1}, 5, "the voters")
 
 
-def test_an_engine_waits_for_room_and_says_so_when_there_is_none(two_nodes, monkeypatch):
+def test_an_engine_without_room_times_out(two_nodes, monkeypatch):
     import asyncio
 
     from ray.util.placement_group import placement_group

@@ -1,4 +1,4 @@
-"""The pool's coordinator with engines that are made to die, hang, refuse and lag."""
+"""The pool's coordinator, with engines that die, hang, refuse requests and lag."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from medssr_dist.config.schema import Voting
 from medssr_dist.errors import InputError
 from medssr_dist.inference import engine_slot
 from medssr_dist.inference import pool as pool_module
-from medssr_dist.inference.leases import LeaseRecord, QuarantinedRequest
-from medssr_dist.inference.pool import EnginePool, PoolResult
-from medssr_dist.inference.requests import Completion, RequestList, SampleRequest
+from medssr_dist.inference.leases import LeaseRecord, QuarantinedRequest, QueuedRequest
+from medssr_dist.inference.pool import EnginePool
+from medssr_dist.inference.requests import Completion, PoolResult, RequestList, SampleRequest
 
 
 def requests(number: int, n=3) -> list[SampleRequest]:
@@ -24,7 +24,7 @@ def requests(number: int, n=3) -> list[SampleRequest]:
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch):
+def short_intervals(monkeypatch):
     for name, value in {"_POLL_S": 0.01, "_WATCH_S": 0.02, "_BACKOFF_S": 0.01, "_GROW_S": 0.02}.items():
         monkeypatch.setattr(pool_module, name, value)
 
@@ -47,13 +47,13 @@ def check_whole(found: dict[str, list[Completion]], asked: list[SampleRequest]) 
         assert [sample.text for sample in found[request.key]] == [f"{request.key}/{seed}" for seed in seeds]
 
 
-def test_all_is_answered_in_seed_order_by_all_engines():
+def test_all_engines_answer_in_seed_order():
     asked, engines = requests(40), [FarEngine(str(number), 0.001) for number in range(3)]
     check_whole(answers(engines, asked), asked)
     assert all(len(engine.given) >= 8 for engine in engines)
 
 
-def test_nothing_is_started_where_nothing_is_asked():
+def test_without_requests_no_engine_is_started():
     engine = FarEngine()
     assert answers([engine], []) == {}
     assert engine.attempts == 0
@@ -64,31 +64,31 @@ def test_engines_are_kept_full_and_not_overfull():
     outstanding = []
 
     class Counting(EnginePool):
-        def _take(self, slot, taken):
-            super()._take(slot, taken)
+        def _handle_output(self, slot, output):
+            super()._handle_output(slot, output)
             outstanding.append(slot.samples)
 
-        def _fill(self, work):
-            super()._fill(work)
+        def _assign_requests(self, source):
+            super()._assign_requests(source)
             outstanding.append(self._slots[0].samples)
 
     with Counting([engine], voting()) as pool:
         check_whole(dict(pool.generate(asked)), asked)
-    assert max(outstanding) in (16, 17)  # 8, and as many that wait; room for one is room for a request of two
+    assert max(outstanding) in (16, 17)  # 8, and 8 that are queued; room for one sample is room for a request of two
 
 
-def test_an_engine_that_dies_is_replaced_and_loses_nothing():
+def test_a_dead_engine_is_replaced_and_no_sample_lost():
     deaths = iter([True, True, False])
 
-    def ill(far, request):
+    def fault(far, request):
         return "die at 1" if request.key == "q7" and next(deaths) else None
 
     asked, events = requests(20), []
-    engines = [FarEngine(name, 0.001, ill) for name in "ab"]
-    # q7 is there at two deaths, at one of them in company: that is not enough to give it up.
-    check_whole(answers(engines, asked, tell=lambda *event: events.append(event)), asked)
+    engines = [FarEngine(name, 0.001, fault) for name in "ab"]
+    # q7 is in flight at two deaths, at one of them with others: that is not enough to quarantine it.
+    check_whole(answers(engines, asked, on_event=lambda *event: events.append(event)), asked)
     assert [event for _, event, _ in events].count("died") == 2
-    for name in "ab":  # each life in order
+    for name in "ab":  # the events of each life, in order
         lives = " ".join(event for engine, event, _ in events if engine == name).split("start")[1:]
         assert {life.strip() for life in lives} <= {
             "ready",
@@ -98,45 +98,46 @@ def test_an_engine_that_dies_is_replaced_and_loses_nothing():
         }
 
 
-def test_a_question_that_kills_is_quarantined_and_all_others_answered():
+def test_a_request_that_kills_engines_is_quarantined():
     asked = requests(24)
     engines = [FarEngine(name, 0.001, lambda far, request: "die" if request.key == "q5" else None) for name in "ab"]
     outcomes = []
     with EnginePool(engines, voting()) as pool:
-        work = RequestList(iter(asked))
-        for batch in pool.run(work):
+        source = RequestList(iter(asked))
+        for batch in pool.run(source):
             outcomes += batch
-    refused = [outcome for outcome in outcomes if isinstance(outcome, QuarantinedRequest)]
-    assert [each.key for each in refused] == ["q5"]
-    assert "engine core died" in refused[0].reason
+    quarantined = [outcome for outcome in outcomes if isinstance(outcome, QuarantinedRequest)]
+    assert [each.key for each in quarantined] == ["q5"]
+    assert "engine core died" in quarantined[0].reason
     got = Counter((outcome.key, outcome.sample.seed) for outcome in outcomes if isinstance(outcome, PoolResult))
     wanted = {(request.key, request.seed + i) for request in asked if request.key != "q5" for i in range(request.n)}
     assert set(got) == wanted and set(got.values()) == {1}
 
 
-def test_a_suspect_need_not_wait_for_the_last_of_the_others():
+def test_a_suspect_does_not_wait_for_all_others():
     outcomes = []
     with EnginePool([FarEngine(delay=0.001)], voting()) as pool:
         for turn, batch in enumerate(pool.run(RequestList(iter(requests(200))))):
             if turn == 40:  # the engine is busy
-                pool._leases.suspects.append((SampleRequest("suspect", "prompt"), LeaseRecord(deaths=2, company=1)))
+                suspect = SampleRequest("suspect", "prompt")
+                pool._leases.suspects.append(QueuedRequest(suspect, LeaseRecord(deaths=2, max_group=1)))
             outcomes += batch
     assert len(outcomes) == 200 * 3 + 1
     assert [outcome.key for outcome in outcomes].index("suspect") < len(outcomes) // 2
 
 
-def test_an_engine_that_hangs_is_ended_with_its_reason():
+def test_an_engine_that_hangs_is_replaced():
     stuck = iter([True])
     events = []
     engine = FarEngine("a", 0.001, lambda far, request: "hang" if next(stuck, False) else None)
     asked = requests(6)
-    check_whole(answers([engine], asked, tell=lambda *event: events.append(event)), asked)
+    check_whole(answers([engine], asked, on_event=lambda *event: events.append(event)), asked)
     (detail,) = [detail for _, event, detail in events if event == "died"]
     assert "yielded no token" in detail
     assert engine.attempts == 2
 
 
-def test_a_request_without_end_is_asked_elsewhere_and_then_refused():
+def test_a_request_without_end_is_retried_then_refused():
     asked = requests(4)
     engines = [FarEngine(name, 0.01, lambda far, request: "hang" if request.key == "q2" else None) for name in "ab"]
     with EnginePool(engines, voting(stall_s=60, deadline_s=0.3)) as pool, pytest.raises(InputError) as error:
@@ -144,7 +145,7 @@ def test_a_request_without_end_is_asked_elsewhere_and_then_refused():
     assert "q2" in str(error.value) and "voting.deadline_s = 0.3 s, 2 times" in str(error.value)
 
 
-def test_a_request_that_engines_refuse_is_told():
+def test_a_request_that_engines_refuse_is_reported():
     engine = FarEngine("a", 0.0, lambda far, request: "refuse" if request.key == "q1" else None)
     with pytest.raises(InputError, match="q1: refused by a: bad prompt, 2 times"):
         answers([engine], requests(3))
@@ -155,26 +156,26 @@ def test_the_run_ends_when_no_engine_survives():
         raise OSError("no such device")
 
     with pytest.raises(RuntimeError, match="no engine is left: .*3 times in a row.*no such device"):
-        answers([FarEngine("a", starts=never), FarEngine("b", starts=never)], requests(3))
+        answers([FarEngine("a", on_start=never), FarEngine("b", on_start=never)], requests(3))
 
 
-def test_one_that_never_starts_does_not_hold_the_others_up():
+def test_an_engine_that_never_starts_does_not_block_others():
     def never(attempt):
         raise OSError("no such device")
 
     asked = requests(10)
-    check_whole(answers([FarEngine("a", starts=never), FarEngine("b", 0.001)], asked), asked)
+    check_whole(answers([FarEngine("a", on_start=never), FarEngine("b", 0.001)], asked), asked)
 
 
-def test_bad_input_at_a_start_ends_the_run_at_once():
+def test_an_input_error_at_a_start_ends_the_run():
     def other_weights(attempt):
         raise InputError("the directory holds other weights")
 
     with pytest.raises(InputError, match="other weights"):
-        answers([FarEngine("a", starts=other_weights), FarEngine("b", 0.05)], requests(3))
+        answers([FarEngine("a", on_start=other_weights), FarEngine("b", 0.05)], requests(3))
 
 
-def test_engines_join_while_it_runs():
+def test_engines_join_during_a_run():
     spare = iter([FarEngine("late", 0.001)])
     asked = requests(60)
     late = []
@@ -189,24 +190,24 @@ def test_engines_join_while_it_runs():
     assert late and late[0].given
 
 
-def test_a_slow_engine_gets_less_and_is_helped_at_the_end(monkeypatch):
+def test_a_slow_engine_gets_less_and_is_duplicated_at_the_end(monkeypatch):
     monkeypatch.setattr(engine_slot, "_KNOWN_S", 0.05)
     asked = requests(200, n=2)
     quick, slow = FarEngine("quick", 0.002), FarEngine("slow", 0.4)
     check_whole(answers([quick, slow], asked, voting=voting(stall_s=60)), asked)
     assert len(slow.given) < len(quick.given) / 4
-    assert slow.aborted  # what was asked of both came from the quick one
+    assert slow.aborted  # the quick one answered what both had in flight
 
 
-class Ending(RequestList):
-    """It knows when all is asked."""
+class EndingList(RequestList):
+    """Reports that nothing remains once all is requested."""
 
     remaining = property(lambda self: 0 if self.is_finished else None)
 
 
-@pytest.mark.parametrize(("work_of", "count", "within"), [(RequestList, 12_000, 140), (Ending, 3_500, 80)])
-def test_what_is_late_on_an_engine_that_lags_is_asked_of_another_too(work_of, count, within):
-    """A sample of 2000 tokens takes 40 s, 150 s on the one that lags; at the end its age does not matter."""
+@pytest.mark.parametrize(("make_source", "count", "within"), [(RequestList, 12_000, 140), (EndingList, 3_500, 80)])
+def test_late_samples_of_a_straggler_are_duplicated(make_source, count, within):
+    """A sample of 2000 tokens takes 40 s, and 150 s on the straggler; at the end of the run its age does not matter."""
     loop, long, given, came = VirtualLoop(), set(), [], []
 
     def answer(request, seed):
@@ -219,11 +220,11 @@ def test_what_is_late_on_an_engine_that_lags_is_asked_of_another_too(work_of, co
         return answer(request, seed)
 
     engines = [SimulatedEngine(str(number), Speed(0.02, 0.0, 64), answer) for number in range(3)]
-    engines.append(SimulatedEngine("lags", Speed(0.02, 0.0, 64), slow_answer, slowness=3.75))
-    work = work_of(SampleRequest(f"q{number}", "prompt", max_tokens=2000) for number in range(count))
+    engines.append(SimulatedEngine("straggler", Speed(0.02, 0.0, 64), slow_answer, slowness=3.75))
+    source = make_source(SampleRequest(f"q{number}", "prompt", max_tokens=2000) for number in range(count))
     outcomes = []
     with EnginePool(engines, voting(in_flight=64, stall_s=600, deadline_s=600), loop=loop) as pool:
-        for batch in pool.run(work):
+        for batch in pool.run(source):
             outcomes += batch
             came += [loop.time() for outcome in batch if outcome.key in long]
     assert len({outcome.key for outcome in outcomes}) == len(outcomes) == count
@@ -234,21 +235,21 @@ def test_what_is_late_on_an_engine_that_lags_is_asked_of_another_too(work_of, co
 def test_random_deaths_lose_and_double_nothing(seed):
     rng, deaths = random.Random(seed), count()
 
-    def ill(far, request):
+    def fault(far, request):
         return f"die at {rng.randrange(3)}" if next(deaths) < 60 and rng.random() < 0.15 else None
 
     asked = requests(50)
-    with EnginePool([FarEngine(name, 0.001, ill) for name in "abc"], voting()) as pool:
+    with EnginePool([FarEngine(name, 0.001, fault) for name in "abc"], voting()) as pool:
         outcomes = [outcome for batch in pool.run(RequestList(iter(asked))) for outcome in batch]
-    refused = {outcome.key for outcome in outcomes if isinstance(outcome, QuarantinedRequest)}
+    quarantined = {outcome.key for outcome in outcomes if isinstance(outcome, QuarantinedRequest)}
     got = Counter((outcome.key, outcome.sample.seed) for outcome in outcomes if isinstance(outcome, PoolResult))
     assert set(got.values()) == {1}
-    wanted = {(each.key, each.seed + i) for each in asked if each.key not in refused for i in range(each.n)}
+    wanted = {(each.key, each.seed + i) for each in asked if each.key not in quarantined for i in range(each.n)}
     assert wanted <= set(got)
 
 
 class Tail:
-    """A question to begin with; then, once all engines are up, `left` samples of another."""
+    """One question first; then, once all engines are up, `left` samples of another."""
 
     is_finished = False
 
@@ -277,10 +278,9 @@ class Tail:
         return []
 
 
-def test_near_the_end_what_is_left_is_shared_among_the_engines():
+def test_the_last_samples_are_shared_among_the_engines():
     engines = [FarEngine(name, 0.05) for name in "abc"]
     with EnginePool(engines, voting()) as pool:
-        work = Tail(engines, 7)
-        list(pool.run(work))
+        list(pool.run(Tail(engines, 7)))
     shares = sorted(sum(request.n for request in engine.given if request.key == "q") for engine in engines)
     assert sum(shares) == 7 and shares[-1] < 7

@@ -1,4 +1,4 @@
-"""Whether a server has the policy, and its stream of answers as bytes."""
+"""Whether a server serves the policy, and the parsing of its stream of answers."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from medssr_dist.inference import vllm_server
 from medssr_dist.inference.server_model import ModelCard, find_policy
 from medssr_dist.runtime.models import model_fingerprint
 
-# --- is it the policy ----------------------------------------------------------------------------------
+# --- the list of models --------------------------------------------------------------------------------
 
 
-def found(*cards: dict, name: str = "", policy: Policy = POLICY, folder: Path = Path("/models/policy"), print_="f00d"):
+def find(*cards: dict, name: str = "", policy: Policy = POLICY, folder: Path = Path("/models/policy"), print_="f00d"):
     server = Server(base_url="http://node7:8000/v1", model=name)
     return find_policy([ModelCard(**card) for card in cards], server, policy, folder, print_)
 
@@ -38,35 +38,35 @@ def found(*cards: dict, name: str = "", policy: Policy = POLICY, folder: Path = 
 )
 def test_a_server_of_another_model_is_refused(cards, name, words):
     with pytest.raises(InputError, match=f"voting.servers: http://node7:8000/v1.*{words}"):
-        found(*cards, name=name)
+        find(*cards, name=name)
 
 
 def test_the_policy_is_found():
-    assert found({"id": "anything"}) == "anything"  # a server that tells nothing but a name
-    assert found({"id": "x", "root": "/elsewhere/Policy", "max_model_len": 128, "owned_by": "vllm"}) == "x"
-    assert found({"id": "x", "root": "/model"}, name="x") == "x"  # the user says so
-    assert found({"id": "x", "root": "m/policy"}, {"id": "y", "root": "m/policy"}) == "x"  # two names of one
-    assert found({"id": "x", "root": "m/policy"}, {"id": "y", "root": "adapter", "parent": "x"}) == "x"
-    assert found({"id": "x", "root": "m/policy"}, {"id": "y", "root": "z"}, name="x") == "x"
+    assert find({"id": "anything"}) == "anything"  # a server that reports nothing but a name
+    assert find({"id": "x", "root": "/elsewhere/Policy", "max_model_len": 128, "owned_by": "vllm"}) == "x"
+    assert find({"id": "x", "root": "/model"}, name="x") == "x"  # the user confirms it
+    assert find({"id": "x", "root": "m/policy"}, {"id": "y", "root": "m/policy"}) == "x"  # two names of one model
+    assert find({"id": "x", "root": "m/policy"}, {"id": "y", "root": "adapter", "parent": "x"}) == "x"
+    assert find({"id": "x", "root": "m/policy"}, {"id": "y", "root": "z"}, name="x") == "x"
 
 
-def test_a_directory_that_is_here_too_is_compared_by_weights(tmp_path):
+def test_a_readable_directory_is_compared_by_its_weights(tmp_path):
     mine, copy, other = (tmp_path / name / "policy" for name in ("mine", "copy", "other"))
     for folder, weights in ((mine, b"1"), (copy, b"1"), (other, b"2")):
         folder.mkdir(parents=True)
         (folder / "config.json").write_text("{}")
         (folder / "model.safetensors").write_bytes(weights)
     fields = {"policy": Policy(model=str(mine)), "folder": mine, "print_": model_fingerprint(mine), "name": "x"}
-    assert found({"id": "x", "root": str(copy)}, **fields) == "x"
+    assert find({"id": "x", "root": str(copy)}, **fields) == "x"
     with pytest.raises(InputError, match="which has other weights than policy.model"):
-        found({"id": "x", "root": str(other)}, **fields)
+        find({"id": "x", "root": str(other)}, **fields)
 
 
 # --- the stream as bytes -------------------------------------------------------------------------------
 
 
 class Pieces:
-    """A stream that arrives in given pieces."""
+    """A stream that arrives in the given pieces."""
 
     def __init__(self, pieces: list[bytes]):
         self._pieces = pieces
@@ -77,7 +77,7 @@ class Pieces:
 
 
 @given(st.data())
-async def test_pieces_come_together_wherever_the_stream_is_cut(data):
+async def test_samples_are_whole_wherever_the_stream_is_cut(data):
     texts = data.draw(st.lists(st.lists(st.text(max_size=4), min_size=1, max_size=4), min_size=1, max_size=4))
     order = data.draw(st.permutations([index for index, pieces in enumerate(texts) for _ in pieces]))
     stream, said = b"", [0] * len(texts)
@@ -93,9 +93,9 @@ async def test_pieces_come_together_wherever_the_stream_is_cut(data):
         stream += b"\n"
     cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=6)))
     pieces = [stream[a:b] for a, b in zip([0, *cuts], [*cuts, len(stream)], strict=True)]
-    growing, samples = vllm_server._Growing(ask(n=len(texts), seed=10), 8), []
-    async for line in vllm_server._events(Pieces(pieces)):
-        if sample := growing.add(vllm_server.msgspec.json.decode(line, type=vllm_server._Chunk)):
+    streamed, samples = vllm_server._StreamedSamples(ask(n=len(texts), seed=10), 8), []
+    async for line in vllm_server._read_events(Pieces(pieces)):
+        if sample := streamed.add(vllm_server.msgspec.json.decode(line, type=vllm_server._Chunk)):
             samples.append(sample)
     assert {sample.seed - 10: sample.text for sample in samples} == {i: "".join(t) for i, t in enumerate(texts)}
-    assert (growing.missing, growing.tokens) == (0, 2 * len(order))
+    assert (streamed.missing, streamed.tokens) == (0, 2 * len(order))

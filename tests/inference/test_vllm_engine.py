@@ -1,4 +1,4 @@
-"""What an engine leaves behind when it is killed: nothing."""
+"""An engine that is killed leaves no process behind."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ time.sleep(600)
 """
 
 
-def gone(pid: int) -> bool:
-    """Ended, be it as a zombie that nobody has asked for yet."""
+def has_ended(pid: int) -> bool:
+    """Also true of a zombie, whose parent has not waited for it."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
     except FileNotFoundError:
@@ -30,9 +30,9 @@ def gone(pid: int) -> bool:
 def test_the_children_of_a_killed_engine_end_with_it():
     with subprocess.Popen([sys.executable, "-c", _PROGRAM], stdout=subprocess.PIPE, text=True) as engine:
         child, guard = map(int, engine.stdout.readline().split())
-        assert not gone(child) and not gone(guard)
+        assert not has_ended(child) and not has_ended(guard)
         os.kill(engine.pid, signal.SIGKILL)
         deadline = time.monotonic() + 60
-        while not (gone(child) and gone(guard)):
-            assert time.monotonic() < deadline, "they live on"
+        while not (has_ended(child) and has_ended(guard)):
+            assert time.monotonic() < deadline, "they are still running"
             time.sleep(0.05)

@@ -1,4 +1,4 @@
-"""The handle of a vLLM server, against a far end that misbehaves on demand."""
+"""A vLLM server as an engine, against a server that misbehaves on demand."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from far_server import KEY, POLICY, FarEnd, ask, event, stated, take_all
 from medssr_dist.config.schema import Server
 from medssr_dist.errors import InputError
 from medssr_dist.inference import vllm_server
-from medssr_dist.inference.pool import EngineOutput
+from medssr_dist.inference.engine_protocol import EngineOutput
 from medssr_dist.inference.requests import Completion
 from medssr_dist.inference.vllm_server import ServerEngine, ServerLost
 
@@ -24,7 +24,7 @@ async def far_end():
     return FarEnd()
 
 
-def handle(url: str, **server) -> ServerEngine:
+def make_engine(url: str, **server) -> ServerEngine:
     config = Server(base_url=url, **server)
     return ServerEngine(
         config, POLICY, Path("/models/policy"), "f00d", lambda text: [len(word) for word in text.split()]
@@ -34,7 +34,7 @@ def handle(url: str, **server) -> ServerEngine:
 @asynccontextmanager
 async def running(far_end: FarEnd, **server):
     async with far_end.serve() as url:
-        engine = handle(url, **server)
+        engine = make_engine(url, **server)
         try:
             await engine.start()
             yield engine
@@ -50,19 +50,19 @@ async def until(condition) -> None:
 # --- samples -------------------------------------------------------------------------------------------
 
 
-async def test_a_sample_a_seed(far_end):
+async def test_each_seed_gives_one_sample(far_end):
     async with running(far_end) as engine:
         engine.submit([(7, ask(n=3, seed=5)), (8, ask(n=1, seed=2))], [])
-        taken = await take_all(engine, 4)
-    by_seed = sorted(taken.samples, key=lambda pair: (pair[0], pair[1].seed))
+        output = await take_all(engine, 4)
+    by_seed = sorted(output.samples, key=lambda pair: (pair[0], pair[1].seed))
     letters = {2: "C", 5: "B", 6: "C", 7: "D"}
     assert [(lease, sample.seed) for lease, sample in by_seed] == [(7, 5), (7, 6), (7, 7), (8, 2)]
     for _, sample in by_seed:
         assert sample == Completion(sample.seed, stated(sample.seed), 5, False, letters[sample.seed], "statement")
-    assert taken.tokens == 4 * 5
+    assert output.tokens == 4 * 5
 
 
-async def test_every_sampling_parameter_is_spelled_out(far_end):
+async def test_every_sampling_parameter_is_sent(far_end):
     async with running(far_end) as engine:
         engine.submit([(1, ask(n=2, seed=9, temperature=0.6, top_p=0.95, top_k=20))], [])
         await take_all(engine, 2)
@@ -72,12 +72,12 @@ async def test_every_sampling_parameter_is_spelled_out(far_end):
     assert far_end.bodies == [asked | neutral | streamed]
 
 
-async def test_samples_are_handed_over_as_they_finish(far_end):
-    go_on = asyncio.Event()
+async def test_samples_are_returned_as_they_finish(far_end):
+    resume = asyncio.Event()
 
     async def script(body, say):
         await say(event(1, "(B)", 2, "stop") + event(0, "(", 1))
-        await go_on.wait()
+        await resume.wait()
         await say(event(0, "A)", 3, "length", usage={"completion_tokens": 8}))
 
     far_end.script = script
@@ -85,14 +85,14 @@ async def test_samples_are_handed_over_as_they_finish(far_end):
         engine.submit([(1, ask(n=2))], [])
         first = await engine.collect()
         assert [(sample.seed, sample.answer) for _, sample in first.samples] == [(1, "B")]
-        go_on.set()
+        resume.set()
         second = await take_all(engine, 1)
     assert second.samples == [(1, Completion(0, "(A)", 8, True, "A", "bracketed"))]
     assert first.tokens + second.tokens == 2 + 8
 
 
-async def test_tokens_are_told_while_no_sample_ends(far_end, monkeypatch):
-    monkeypatch.setattr(vllm_server, "_BEAT_S", 0.01)
+async def test_tokens_are_reported_while_no_sample_ends(far_end, monkeypatch):
+    monkeypatch.setattr(vllm_server, "_REPORT_S", 0.01)
 
     async def script(body, say):
         await say(event(0, "thinking", 4) + b": keep-alive\n\n")
@@ -102,20 +102,20 @@ async def test_tokens_are_told_while_no_sample_ends(far_end, monkeypatch):
     async with running(far_end) as engine:
         engine.submit([(1, ask())], [])
         assert await engine.collect() == EngineOutput(tokens=4)
-        with pytest.raises(asyncio.TimeoutError):  # comments are no tokens: a server that hangs says nothing
+        with pytest.raises(asyncio.TimeoutError):  # comments are not tokens: a hanging server sends no more
             await asyncio.wait_for(engine.collect(), 0.1)
 
 
-async def test_room_in_the_context(far_end):
+async def test_max_tokens_fits_the_context(far_end):
     async with running(far_end) as engine:
         engine.submit([(1, ask(prompt="word " * 60)), (2, ask(n=2, seed=3, prompt="word " * 64))], [])
-        taken = await take_all(engine, 3)
+        output = await take_all(engine, 3)
     assert [body["max_tokens"] for body in far_end.bodies] == [4]
-    full = [sample for lease, sample in taken.samples if lease == 2]
+    full = [sample for lease, sample in output.samples if lease == 2]
     assert full == [Completion(3, "", 0, True), Completion(4, "", 0, True)]
 
 
-async def test_choices_are_token_ids(far_end):
+async def test_choices_are_sent_as_token_ids(far_end):
     async with running(far_end) as engine:
         engine.submit([(1, ask(choices=("A", "Bb"), temperature=0.6, top_p=0.9, top_k=3))], [])
         await take_all(engine, 1)
@@ -131,26 +131,26 @@ async def test_choices_are_token_ids(far_end):
 # --- aborting ------------------------------------------------------------------------------------------
 
 
-async def test_abort_closes_the_connection_of_that_lease_alone(far_end):
-    go_on = asyncio.Event()
+async def test_an_abort_closes_the_connection_of_that_lease_only(far_end):
+    resume = asyncio.Event()
 
     async def script(body, say):
         await say(event(0, "(A)", 1, "stop"))
-        await go_on.wait()
+        await resume.wait()
         await say(event(1, "(B)", 1, "stop"))
 
     far_end.script = script
     async with running(far_end) as engine:
         engine.submit([(1, ask(n=2)), (2, ask(n=2))], [])
-        await until(lambda: len(engine._taken.samples) == 2)
-        engine.submit([], [1, 77])  # 77 has ended long ago
+        await until(lambda: len(engine._output.samples) == 2)
+        engine.submit([], [1, 77])  # 77 ended long ago
         await until(lambda: far_end.open == 1)
-        go_on.set()
-        taken = await take_all(engine, 3)
-    assert sorted((lease, sample.seed) for lease, sample in taken.samples) == [(1, 0), (2, 0), (2, 1)]
+        resume.set()
+        output = await take_all(engine, 3)
+    assert sorted((lease, sample.seed) for lease, sample in output.samples) == [(1, 0), (2, 0), (2, 1)]
 
 
-async def test_stop_leaves_a_server_that_hangs(far_end):
+async def test_stop_closes_connections_to_a_hanging_server(far_end):
     async def script(body, say):
         await asyncio.Event().wait()
 
@@ -165,7 +165,7 @@ async def test_stop_leaves_a_server_that_hangs(far_end):
 # --- refusals and losses -------------------------------------------------------------------------------
 
 
-async def test_a_refused_request_is_told_with_the_words_of_the_server(far_end):
+async def test_a_refusal_has_the_message_of_the_server(far_end):
     async def script(body, say):
         if body["seed"] == 0:
             return web.json_response({"error": {"message": "prompt is\ncursed", "code": 400}}, status=400)
@@ -177,13 +177,13 @@ async def test_a_refused_request_is_told_with_the_words_of_the_server(far_end):
     far_end.script = script
     async with running(far_end) as engine:
         engine.submit([(lease, ask(seed=lease)) for lease in range(3)], [])
-        whole = EngineOutput()
-        while len(whole.samples) + len(whole.failed) < 3:
-            taken = await engine.collect()
-            whole.samples += taken.samples
-            whole.failed += taken.failed
-    assert sorted(whole.failed) == [(0, "HTTP 400: prompt is cursed"), (1, "HTTP 400: out of vocabulary")]
-    assert [lease for lease, _ in whole.samples] == [2]
+        total = EngineOutput()
+        while len(total.samples) + len(total.failed) < 3:
+            output = await engine.collect()
+            total.samples += output.samples
+            total.failed += output.failed
+    assert sorted(total.failed) == [(0, "HTTP 400: prompt is cursed"), (1, "HTTP 400: out of vocabulary")]
+    assert [lease for lease, _ in total.samples] == [2]
 
 
 def status(code: int, body: bytes = b"{}"):
@@ -193,7 +193,7 @@ def status(code: int, body: bytes = b"{}"):
     return script
 
 
-def says(*events: bytes, then: str | None = None):
+def send(*events: bytes, then: str | None = None):
     async def script(request, say):
         for each in events:
             await say(each)
@@ -209,21 +209,21 @@ LOSSES = {
     "key withdrawn": (status(401), "HTTP 401"),
     "model gone": (status(404), "HTTP 404"),
     "moved": (status(307), "HTTP 307"),
-    "dies in the stream": (says(b'data: {"error": {"message": "gone", "code": 500}}\n\n'), "HTTP 500: gone"),
-    "error of another form": (says(b'data: {"error": "gone"}\n\n'), "HTTP 500: gone"),
-    "connection lost": (says(event(0, "(", 1), then="cut"), "Client"),
-    "ends too early": (says(event(0, "(", 1), b"data: [DONE]\n\n"), "1 of 1 samples missing"),
-    "aborted at the server": (says(event(0, "(", 1, "abort")), "finish_reason 'abort'"),
-    "a sample too many": (says(event(1, "(", 1)), "sample 1 of 1"),
-    "no JSON": (says(b"data: <html>\n\n"), "no completion: <html>"),
+    "dies in the stream": (send(b'data: {"error": {"message": "gone", "code": 500}}\n\n'), "HTTP 500: gone"),
+    "error of another form": (send(b'data: {"error": "gone"}\n\n'), "HTTP 500: gone"),
+    "connection lost": (send(event(0, "(", 1), then="cut"), "Client"),
+    "ends too early": (send(event(0, "(", 1), b"data: [DONE]\n\n"), "1 of 1 samples missing"),
+    "aborted at the server": (send(event(0, "(", 1, "abort")), "finish_reason 'abort'"),
+    "an unknown sample": (send(event(1, "(", 1)), "sample 1 of 1"),
+    "no JSON": (send(b"data: <html>\n\n"), "no completion: <html>"),
 }
 
 
-@pytest.mark.parametrize(("script", "words"), LOSSES.values(), ids=LOSSES)
-async def test_a_lost_server_is_told_after_what_had_finished(far_end, script, words):
+@pytest.mark.parametrize(("script", "message"), LOSSES.values(), ids=LOSSES)
+async def test_a_lost_server_is_reported_after_finished_samples(far_end, script, message):
     finished = asyncio.Event()
 
-    async def first_fine_then_lost(body, say):
+    async def one_sample_then_loss(body, say):
         if body["seed"] == 0:
             await say(event(0, "(A)", 1, "stop"))
             finished.set()
@@ -231,14 +231,14 @@ async def test_a_lost_server_is_told_after_what_had_finished(far_end, script, wo
         await finished.wait()
         return await script(body, say)
 
-    far_end.script = first_fine_then_lost
+    far_end.script = one_sample_then_loss
     async with running(far_end) as engine:
         engine.submit([(1, ask(n=2)), (2, ask(seed=9))], [])
-        await until(lambda: engine._lost)
+        await until(lambda: engine._error)
         assert [lease for lease, _ in (await engine.collect()).samples] == [1]
-        with pytest.raises(ServerLost, match="(?s)" + words.replace("(", r"\(")):
+        with pytest.raises(ServerLost, match="(?s)" + message.replace("(", r"\(")):
             await engine.collect()
-        await until(lambda: far_end.open == 0)  # the server is rid of the rest
+        await until(lambda: far_end.open == 0)  # the other connections are closed
 
         far_end.script = far_end.answer
         await engine.start()
@@ -246,8 +246,8 @@ async def test_a_lost_server_is_told_after_what_had_finished(far_end, script, wo
         assert {lease for lease, _ in (await take_all(engine, 2)).samples} == {3}
 
 
-async def test_a_server_that_cuts_answers_is_refused_for_good(far_end):
-    far_end.script = says(event(0, "The answer", 3, "length"))
+async def test_a_server_that_cuts_answers_stays_refused(far_end):
+    far_end.script = send(event(0, "The answer", 3, "length"))
     async with running(far_end) as engine:
         engine.submit([(1, ask())], [])
         with pytest.raises(InputError, match="cuts answers at 3 tokens where 8 were asked for.*max_new_tokens"):
@@ -262,8 +262,8 @@ async def test_the_key_appears_nowhere(far_end, caplog):
     shown = []
 
     async def script(body, say):
-        words = f"Bearer {KEY} may not".encode()
-        return await (status(400, words) if body["seed"] == 0 else says(b"data: " + words + b"\n\n"))(body, say)
+        message = f"Bearer {KEY} may not".encode()
+        return await (status(400, message) if body["seed"] == 0 else send(b"data: " + message + b"\n\n"))(body, say)
 
     far_end.script = script
     async with running(far_end, api_key=KEY) as engine:
@@ -275,88 +275,88 @@ async def test_the_key_appears_nowhere(far_end, caplog):
         shown += traceback.format_exception(lost.value) + [repr(vars(lost.value)), repr(engine), engine.name]
     async with far_end.serve() as url:
         with pytest.raises(InputError) as refused:
-            await handle(url, api_key=KEY + "x").start()
+            await make_engine(url, api_key=KEY + "x").start()
         shown += traceback.format_exception(refused.value)
     text = "".join(shown) + caplog.text
     assert "Bearer *** may not" in text
     assert KEY not in text
 
 
-# --- coming up -----------------------------------------------------------------------------------------
+# --- start ---------------------------------------------------------------------------------------------
 
 
-async def test_a_key_that_is_refused(far_end):
+async def test_a_refused_key_ends_the_run(far_end):
     far_end.key = KEY
     async with far_end.serve() as url:
         for key in ({}, {"api_key": "sk-other"}):
             with pytest.raises(InputError, match=f"{url} refuses the key .HTTP 401: Unauthorized.*set api_key"):
-                await handle(url, **key).start()
+                await make_engine(url, **key).start()
 
 
-async def test_no_answer_at_first_ends_the_run_and_later_does_not(far_end):
+async def test_only_at_the_first_start_no_answer_ends_the_run(far_end):
     async with running(far_end) as engine:
         pass
     with pytest.raises(ServerLost, match="ClientConnector"):
         await engine.start()
     with pytest.raises(InputError, match="does not answer.*start it, correct base_url"):
-        await handle(engine.name.removeprefix("server ")).start()
+        await make_engine(engine.name.removeprefix("server ")).start()
 
 
-async def test_an_engine_that_hangs_behind_its_list_of_models_is_not_up(far_end, monkeypatch):
+async def test_a_list_of_models_alone_does_not_count_as_up(far_end, monkeypatch):
     monkeypatch.setattr(vllm_server, "_START_S", 0.2)
 
-    async def silence(body, say):
+    async def hang(body, say):
         await asyncio.Event().wait()
 
-    far_end.answer = silence
+    far_end.answer = hang
     async with far_end.serve() as url:
         with pytest.raises(InputError, match="does not answer .no sample within 0.2 s"):
-            await handle(url).start()
+            await make_engine(url).start()
         await until(lambda: far_end.open == 0)
 
 
 @pytest.mark.parametrize("path", ["", "/v1/models", "/v2"])
-async def test_an_address_that_is_no_completions_api(far_end, path):
+async def test_an_address_without_completions_is_refused(far_end, path):
     async with far_end.serve() as url:
         with pytest.raises(InputError, match="base_url is that of a vLLM server's OpenAI API"):
-            await handle(url.removesuffix("/v1") + path).start()
+            await make_engine(url.removesuffix("/v1") + path).start()
 
 
-async def test_a_list_of_models_that_is_none(far_end):
+async def test_a_malformed_list_of_models_is_refused(far_end):
     async def models(request):
         return web.Response(text="<html>Welcome</html>")
 
     far_end.models = models
     async with far_end.serve() as url:
         with pytest.raises(InputError, match="does not answer with a list of models, but <html>Welcome"):
-            await handle(url).start()
+            await make_engine(url).start()
 
 
-async def test_a_stream_without_counts_is_refused(far_end):
+async def test_a_stream_without_token_counts_is_refused(far_end):
     async def answer(body, say):
         await say(event(0, "x", 1, usage=None))
 
     far_end.answer = answer
     async with far_end.serve() as url:
         with pytest.raises(InputError, match="does not count the tokens"):
-            await handle(url).start()
+            await make_engine(url).start()
 
 
 async def test_a_base_url_may_end_in_a_slash(far_end):
     async with far_end.serve() as url:
-        engine = handle(url + "/")
+        engine = make_engine(url + "/")
         await engine.start()
         await engine.stop()
 
 
 @pytest.mark.parametrize("url", ["http://me:sk-1@node7/v1", "http://sk-1@node7/v1", "http://node7/v1?key=sk-1"])
-def test_a_base_url_with_a_secret_is_refused_without_repeating_it(url):
+def test_a_secret_in_the_base_url_is_refused_unrepeated(url):
     with pytest.raises(InputError, match="give the key as api_key") as refused:
-        handle(url)
+        make_engine(url)
     assert "sk-1" not in str(refused.value)
 
 
 @pytest.mark.parametrize("key", ["", "two words", "line\nbreak", "schlüssel"])
-def test_a_key_that_no_header_can_carry(key):
+def test_a_key_that_no_header_can_carry_is_refused(key):
     with pytest.raises(InputError, match="http://node7/v1: the api_key is empty, or holds"):
-        handle("http://node7/v1", api_key=key)
+        make_engine("http://node7/v1", api_key=key)

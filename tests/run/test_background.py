@@ -7,10 +7,10 @@ import time
 from types import SimpleNamespace
 
 import pytest
+from config_builder import make_config
 from stream_parts import TIMEOUT_S, Tokenizer, draw_steps, label, never, until
 
 from medssr_dist import pipeline
-from medssr_dist.config.schema import Config
 from medssr_dist.data.jsonl import JsonlLedger, read_json, read_jsonl, write_json
 from medssr_dist.data.records import Question
 from medssr_dist.errors import InputError, Stopped
@@ -152,7 +152,7 @@ class World:
         (model / "config.json").write_text("{}")
         (model / "model.safetensors").write_bytes(b"weights")
         self.root, self.model = folder / "run", model
-        self.tree = {
+        self.sections = {
             "policy": {"model": str(model)},
             "synthesis": {
                 "accepted": 60,
@@ -165,7 +165,6 @@ class World:
             "voting": {"buffer": 5, "question_buffer": 6},
             "training": {
                 "ranks_per_node": 1,
-                "stage2": {"enabled": False},
                 "stage1": {"prompts_per_step": 8, "samples_per_prompt": 2},
             },
             "runtime": {"mode": "stream"},
@@ -181,7 +180,7 @@ class World:
 
     def run(self):
         self.stopping.clear()
-        config = Config.model_validate(self.tree)
+        config = make_config(**self.sections)
         with open_run(self.root, config) as run:
             pipeline.side_by_side(Session(config, run, self.stopping.is_set, lambda: None))
 
@@ -303,7 +302,7 @@ def test_a_failing_vote_ends_synthesis_and_trainer_and_the_same_command_goes_on(
 
 
 def test_a_failing_synthesis_ends_vote_and_trainer_and_the_same_command_goes_on(world, teacher):
-    (endpoint,) = world.tree["synthesis"]["endpoints"]
+    (endpoint,) = world.sections["synthesis"]["endpoints"]
     endpoint["base_url"] = "http://127.0.0.1:9/v1"
     with pytest.raises(InputError, match="no endpoint has replied"):
         world.run()
@@ -322,7 +321,7 @@ def test_a_stop_ends_all_three_and_the_same_command_goes_on(world):
 
 
 def test_fixed_steps_end_the_trainer_early_and_the_vote_goes_on(world):
-    world.tree["training"]["stage1"]["steps"] = 2
+    world.sections["training"]["stage1"]["steps"] = 2
     world.run()
     rows = list(read_jsonl(world.root / "voting" / "labeled.jsonl"))
     assert len(rows) == 60 and world.trained == [row["question"]["id"] for row in rows if row["kept"]][:16]
@@ -336,6 +335,6 @@ def test_an_end_mark_of_an_unfinished_synthesis_is_not_believed(world):
 
 
 def test_without_stage_1_the_vote_is_not_held(world):
-    world.tree["training"]["stage1"]["enabled"] = False
+    world.sections["training"]["stage1"]["enabled"] = False
     world.run()
     assert not (world.root / "voting" / "labeled.taken.json").exists() and world.votes == 60

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-import yaml
+from config_builder import write_config
 
 from medssr_dist import __version__
 from medssr_dist.config.load import load_config
@@ -18,15 +18,7 @@ from medssr_dist.run.paths import RECORDED_STEPS
 from medssr_dist.runtime.models import model_fingerprint
 
 SECRET = "sk-0123456789-do-not-store"
-TREE = {
-    "policy": {"model": "embedded:smollm2-135m"},
-    "synthesis": {
-        "accepted": 8,
-        "seeds": ["hpo:seeds"],
-        "endpoints": [{"base_url": "http://localhost:1/v1", "model": "m", "api_key": "${RUN_DIR_TEST_KEY}"}],
-    },
-    "training": {"stage2": {"data": ["hpo:supervised"]}},
-}
+ENDPOINT = {"base_url": "http://localhost:1/v1", "model": "m", "api_key": "${RUN_DIR_TEST_KEY}"}
 INPUTS = {"questions": "aa", "model": "bb"}
 HOLD_THE_LOCK = """
 import sys
@@ -50,9 +42,12 @@ def umask_restored():
 @pytest.fixture
 def config_file(tmp_path, monkeypatch):
     monkeypatch.setenv("RUN_DIR_TEST_KEY", SECRET)
-    file = tmp_path / "config.yaml"
-    file.write_text(yaml.safe_dump(TREE))
-    return file
+    return write_config(
+        tmp_path / "config.yaml",
+        policy={"model": "embedded:smollm2-135m"},
+        synthesis={"accepted": 8, "seeds": ["hpo:seeds"], "endpoints": [ENDPOINT]},
+        training={"stage2": {"enabled": True, "data": ["hpo:supervised"]}},
+    )
 
 
 @pytest.fixture

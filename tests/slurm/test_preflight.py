@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from preflight_config import TREE
+from config_builder import write_config
+from preflight_config import EIGHT_GPUS
 from process_list import command_lines
 from slurm_cluster import SlurmCluster, why_not
 
+from medssr_dist.config.load import merge_sections
 from medssr_dist.data.jsonl import read_json
 
 pytestmark = [pytest.mark.slurm, pytest.mark.skipif(bool(why_not()), reason=str(why_not()))]
@@ -46,9 +48,8 @@ def cluster(repo, tmp_path_factory) -> Iterator[SlurmCluster]:
 @pytest.fixture
 def preflight(cluster, repo, tmp_path):
     """Submit the preflight of a two-node job. Returns its exit code, its output and its folder of reports."""
-    config = tmp_path / "config.yaml"
-    tree = TREE | {"synthesis": TREE["synthesis"] | {"endpoints": [{"base_url": "offline-teacher", "model": "m"}]}}
-    config.write_text(yaml.safe_dump(tree))
+    offline = {"synthesis": {"endpoints": [{"base_url": "offline-teacher", "model": "m"}]}}
+    config = write_config(tmp_path / "config.yaml", **merge_sections(EIGHT_GPUS, offline))
     script = tmp_path / "job.sh"
     script.write_text(JOB.format(python=sys.executable, config=config, folder=tmp_path, repo=repo))
 

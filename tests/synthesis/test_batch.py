@@ -63,7 +63,7 @@ def test_failed_lines_go_into_the_next_batch_and_are_paid_once(tmp_path):
         assert times_served(url, "lines", 60) == [1] * 60
     assert delivered(tmp_path) == list(range(60)) and queue.counts["reply"] == 60
     assert runner.attempts == queue.counts["sent"] == 60 + queue.counts["returned"] > 75
-    assert queue.counts["lost"] == 0 and runner.states()[0].replies == 60
+    assert queue.counts["lost"] == 0 and runner.read_states()[0].replies == 60
 
 
 def test_lines_that_keep_failing_are_given_up(tmp_path):
@@ -138,7 +138,7 @@ def test_several_endpoints_share_the_batches(tmp_path):
         served = [sum(times_served(url, "", 60)) for url in (one, two)]
         assert sum(served) == 60 and min(served) >= 20
     assert Counter(row["model"] for row in rows(tmp_path).values()) == {"m0": served[0], "m1": served[1]}
-    assert [state.replies for state in runner.states()] == served and delivered(tmp_path) == list(range(60))
+    assert [state.replies for state in runner.read_states()] == served and delivered(tmp_path) == list(range(60))
 
 
 def test_a_refused_key_ends_the_run_at_once_and_is_told_to_nobody(tmp_path):
@@ -186,8 +186,8 @@ def test_a_full_account_is_waited_for_with_patience(tmp_path):
 def test_stop_while_polling_leaves_the_batch_to_the_next_run(tmp_path):
     with start_teacher(tmp_path / "log", options=["--batch-delay-s", "2"]) as url:
         queue = FileQueue(tmp_path, 30, "stop")
-        runner = run(settings(url), tmp_path, queue, lambda runner: "in_progress" in runner.states()[0].reason)
-        assert not queue.known and runner.states()[0].in_flight == 20
+        runner = run(settings(url), tmp_path, queue, lambda runner: "in_progress" in runner.read_states()[0].reason)
+        assert not queue.known and runner.read_states()[0].in_flight == 20
         again = FileQueue(tmp_path, 30, "stop")
         runner = run(settings(url), tmp_path, again)
         assert runner.attempts == again.counts["sent"] == 10
@@ -197,7 +197,7 @@ def test_stop_while_polling_leaves_the_batch_to_the_next_run(tmp_path):
 
 def test_a_batch_whose_server_forgot_it_is_asked_again(tmp_path):
     with start_teacher(tmp_path / "log", options=["--batch-delay-s", "9"]) as url:
-        run(settings(url), tmp_path, FileQueue(tmp_path, 5), lambda runner: "0 of 5" in runner.states()[0].reason)
+        run(settings(url), tmp_path, FileQueue(tmp_path, 5), lambda runner: "0 of 5" in runner.read_states()[0].reason)
     port = url.split(":")[-1].removesuffix("/v1")
     with start_teacher(tmp_path / "log", options=["--port", port]) as same:
         assert same == url
@@ -216,7 +216,7 @@ class _Nothing(BaseHTTPRequestHandler):
 
 def test_a_proxy_that_knows_nothing_does_not_make_a_batch_be_bought_again(tmp_path):
     with start_teacher(tmp_path / "log", options=["--batch-delay-s", "9"]) as url:
-        run(settings(url), tmp_path, FileQueue(tmp_path, 5), lambda runner: "0 of 5" in runner.states()[0].reason)
+        run(settings(url), tmp_path, FileQueue(tmp_path, 5), lambda runner: "0 of 5" in runner.read_states()[0].reason)
     port = int(url.split(":")[-1].removesuffix("/v1"))
     with ThreadingHTTPServer(("127.0.0.1", port), _Nothing) as proxy:
         threading.Thread(target=proxy.serve_forever).start()

@@ -29,11 +29,11 @@ MOMENTS = {
     "after the upload": (BatchApi, "upload", "after", 1),
     "creation recorded, not sent": (BatchApi, "create", "before", 1),
     "creation answered, not recorded": (BatchApi, "create", "after", 1),
-    "creation recorded": (BatchLedger, "created", "after", 1),
-    "while polling": (BatchApi, "state", "after", 2),
-    "during the download": (BatchApi, "read", "after", 1),
-    "while delivering": (FileQueue, "done", "after", 7),
-    "delivered, not closed": (BatchLedger, "closed", "before", 1),
+    "creation recorded": (BatchLedger, "record_created", "after", 1),
+    "while polling": (BatchApi, "read_state", "after", 2),
+    "during the download": (BatchApi, "read_answers", "after", 1),
+    "while delivering": (FileQueue, "finish", "after", 7),
+    "delivered, not closed": (BatchLedger, "record_closed", "before", 1),
     "in the second batch": (BatchApi, "create", "after", 2),
 }
 
@@ -95,7 +95,7 @@ def test_kill_9_at_any_moment_loses_nothing_and_pays_nothing_twice(slow_teacher,
 def test_two_lanes_at_one_endpoint_take_up_their_batches(slow_teacher, tmp_path):
     synthesis = settings(slow_teacher, batch_size=8)
     synthesis = synthesis.model_copy(update={"endpoints": [synthesis.endpoints[0]] * 2})
-    waiting = lambda runner: all(" of 8" in state.reason for state in runner.states())  # noqa: E731
+    waiting = lambda runner: all(" of 8" in state.reason for state in runner.read_states())  # noqa: E731
     run(synthesis, tmp_path, FileQueue(tmp_path, 16, "workers"), waiting)
     assert len(list(BatchLedger(SynthesisPaths(tmp_path).batches))) == 2
     run(synthesis, tmp_path, FileQueue(tmp_path, 16, "workers"))

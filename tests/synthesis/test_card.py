@@ -2,6 +2,7 @@
 
 import pytest
 import yaml
+from config_builder import make_config
 
 from medssr_dist.config.schema import Config
 from medssr_dist.config.synthesis import Checks
@@ -47,13 +48,10 @@ def config(**synthesis) -> Config:
         "seeds": ["hpo:seeds", {"path": "/home/someone/private/my_seeds.jsonl", "limit": 40}],
         "endpoints": [{"base_url": "http://secret-host.example/v1", "model": "gpt-x"}],
     }
-    return Config.model_validate(
-        {
-            "policy": {"model": "m"},
-            "synthesis": fields | synthesis,
-            "training": {"stage2": {"data": ["hpo:supervised"]}},
-            "evaluation": {"benchmarks": ["/data/bench.json"]},
-        }
+    return make_config(
+        synthesis=fields | synthesis,
+        training={"stage2": {"enabled": True, "data": ["hpo:supervised"]}},
+        evaluation={"benchmarks": ["/data/bench.json"]},
     )
 
 

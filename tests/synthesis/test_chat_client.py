@@ -6,23 +6,24 @@ from email.utils import formatdate
 
 import pytest
 from aiohttp import web
+from config_builder import make_config
 from yarl import URL
 
-from medssr_dist.config.synthesis import Synthesis
 from medssr_dist.errors import InputError
 from medssr_dist.synthesis.client.chat_client import (
     ChatClient,
-    Failed,
     KeyRefused,
     NotAnEndpoint,
     PromptRefused,
     RequestRefused,
+    TryFailed,
     Unreachable,
-    chat_url,
-    proxy_for,
-    retry_after,
+    build_chat_url,
+    find_proxy,
+    parse_retry_after,
 )
-from medssr_dist.synthesis.prompts import RESPONSE_FORMAT, request_hash
+from medssr_dist.synthesis.client.request_body import RESPONSE_FORMAT
+from medssr_dist.synthesis.prompts import hash_request
 
 KEY = "sk-very-secret-0123456789"
 MESSAGES = [{"role": "user", "content": "Write a question about gout – now."}]
@@ -41,7 +42,7 @@ async def serving(handler):
 
 def settings(base_url="http://127.0.0.1:1/v1", retry=None, **fields):
     endpoint = {"base_url": base_url, "model": "m", "api_key": KEY, **fields}
-    return Synthesis(accepted=1, seeds=["s"], endpoints=[endpoint], temperature=0.3, retry=retry or {})
+    return make_config(synthesis={"endpoints": [endpoint], "temperature": 0.3, "retry": retry or {}}).synthesis
 
 
 async def ask(base_url, retry=None, **fields):
@@ -103,11 +104,11 @@ async def test_connections_are_kept_alive():
         (429, RequestRefused, False),
         (503, RequestRefused, False),
         (529, RequestRefused, False),
-        (500, Failed, False),
-        (502, Failed, False),
-        (408, Failed, True),
-        (504, Failed, True),
-        (204, Failed, True),
+        (500, TryFailed, False),
+        (502, TryFailed, False),
+        (408, TryFailed, True),
+        (504, TryFailed, True),
+        (204, TryFailed, True),
         (400, PromptRefused, False),
         (413, PromptRefused, False),
         (422, PromptRefused, False),
@@ -146,14 +147,14 @@ async def test_the_servers_words_come_without_the_key(caplog):
 
 @pytest.mark.parametrize("body", ["[]", "{}", '{"choices": []}', '{"choices": [{"message": null}]}', '"x"'])
 async def test_json_that_is_no_completion(body):
-    with pytest.raises(Failed, match="not a chat completion") as failure:
+    with pytest.raises(TryFailed, match="not a chat completion") as failure:
         await ask_server_that(lambda _: web.Response(text=body))
     assert failure.value.may_be_billed
 
 
 @pytest.mark.parametrize("body", [b"", b"almost {", b'{"choices": [{"mess', b"\xff\xfe", b"[" * 200_000])
 async def test_what_is_not_json(body):
-    with pytest.raises(Failed, match="not JSON"):
+    with pytest.raises(TryFailed, match="not JSON"):
         await ask_server_that(lambda _: web.Response(body=body))
 
 
@@ -184,11 +185,11 @@ async def test_deadlines_of_first_byte_and_whole_reply():
         return response
 
     async with serving(silent) as url:
-        with pytest.raises(Failed, match="nothing came for first_byte_s = 0.1") as failure:
+        with pytest.raises(TryFailed, match="nothing came for first_byte_s = 0.1") as failure:
             await ask(url, {"first_byte_s": 0.1})
         assert failure.value.may_be_billed
     async with serving(trickling) as url:
-        with pytest.raises(Failed, match="no whole reply within whole_s = 0.3"):
+        with pytest.raises(TryFailed, match="no whole reply within whole_s = 0.3"):
             await ask(url, {"first_byte_s": 0.2, "whole_s": 0.3})
 
 
@@ -197,7 +198,7 @@ async def test_a_cut_connection_may_have_been_billed():
         request.transport.abort()
         return web.Response()
 
-    with pytest.raises(Failed) as failure:
+    with pytest.raises(TryFailed) as failure:
         await ask_server_that(reset)
     assert failure.value.may_be_billed
 
@@ -213,24 +214,24 @@ async def test_retry_after_reaches_the_caller():
     for sent, seconds in (({"Retry-After": "2"}, 2.0), (headers, 7.0), ({}, None)):
         with pytest.raises(RequestRefused) as failure:
             await ask_server_that(lambda _, sent=sent: web.Response(status=429, headers=sent))
-        assert failure.value.after == seconds
+        assert failure.value.retry_after == seconds
 
 
 def test_retry_after_forms(monkeypatch):
-    assert retry_after("2.5") == 2.5 and retry_after("-1") == 0
-    assert retry_after(None) is None and retry_after("soon") is None and retry_after("nan") is None
-    assert retry_after("inf") is None
-    assert 9 < retry_after(formatdate(time.time() + 10.9, usegmt=True)) < 11
-    assert retry_after(formatdate(time.time() - 100, usegmt=True)) == 0
+    assert parse_retry_after("2.5") == 2.5 and parse_retry_after("-1") == 0
+    assert parse_retry_after(None) is None and parse_retry_after("soon") is None and parse_retry_after("nan") is None
+    assert parse_retry_after("inf") is None
+    assert 9 < parse_retry_after(formatdate(time.time() + 10.9, usegmt=True)) < 11
+    assert parse_retry_after(formatdate(time.time() - 100, usegmt=True)) == 0
     server_now = formatdate(1_000_000, usegmt=True)
     monkeypatch.setattr(time, "time", lambda: 5e9)  # a clock that jumped
-    assert retry_after(formatdate(1_000_030, usegmt=True), server_now) == 30
+    assert parse_retry_after(formatdate(1_000_030, usegmt=True), server_now) == 30
 
 
 @pytest.mark.parametrize("url", ["localhost:8000", "ftp://x/v1", "http://", "https://user:pw@host/v1", "http://[x/v1"])
 def test_unusable_base_url(url):
     with pytest.raises(InputError, match="base_url") as error:
-        chat_url(url)
+        build_chat_url(url)
     assert "pw" not in str(error.value)
 
 
@@ -245,16 +246,16 @@ def test_unusable_key_is_named_but_not_shown(key):
 def test_the_environments_proxy_is_used_but_never_for_loopback(monkeypatch):
     monkeypatch.setenv("http_proxy", "http://proxy:3128")
     monkeypatch.setenv("no_proxy", "inside.example")
-    assert proxy_for(URL("http://api.example/v1")) == "http://proxy:3128"
-    assert proxy_for(URL("http://inside.example/v1")) is None
-    assert proxy_for(URL("http://127.0.0.1:8000/v1")) is None
+    assert find_proxy(URL("http://api.example/v1")) == "http://proxy:3128"
+    assert find_proxy(URL("http://inside.example/v1")) is None
+    assert find_proxy(URL("http://127.0.0.1:8000/v1")) is None
 
 
 def test_request_hash_follows_what_the_reply_depends_on():
-    first = request_hash(MESSAGES, settings())
-    assert first == request_hash(MESSAGES, settings("http://b/v1", api_key=None, concurrency=3))
+    first = hash_request(MESSAGES, settings())
+    assert first == hash_request(MESSAGES, settings("http://b/v1", api_key=None, concurrency=3))
     for other in ({"model": "n"}, {"json_schema": True}):
-        assert first != request_hash(MESSAGES, settings(**other))
-    assert first != request_hash(MESSAGES, settings().model_copy(update={"max_tokens": 5}))
-    assert first != request_hash(MESSAGES, settings().model_copy(update={"temperature": 0.1}))
-    assert first != request_hash([{"role": "user", "content": "x"}], settings())
+        assert first != hash_request(MESSAGES, settings(**other))
+    assert first != hash_request(MESSAGES, settings().model_copy(update={"max_tokens": 5}))
+    assert first != hash_request(MESSAGES, settings().model_copy(update={"temperature": 0.1}))
+    assert first != hash_request([{"role": "user", "content": "x"}], settings())

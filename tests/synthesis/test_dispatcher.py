@@ -34,7 +34,7 @@ async def test_every_job_is_asked_once_and_gets_its_own_reply():
     dispatcher = await run([server], jobs)
     assert {index: outcome.text for index, outcome in jobs.outcomes.items()} == {n: str(n) for n in range(200)}
     assert set(server.asked.values()) == {1} and dispatcher.attempts == 200
-    (state,) = dispatcher.states()
+    (state,) = dispatcher.read_states()
     assert (state.breaker, state.replies, state.in_flight, state.model) == ("closed", 200, 0, "m")
     assert KEY not in str(vars(state))
 
@@ -123,19 +123,19 @@ async def test_a_refused_key_leaves_the_work_to_the_other_endpoint():
     good, bad, jobs = Server(), Server(lambda *_: 401), Jobs(100)
     dispatcher = await run([good, bad], jobs)
     assert len(jobs.replies) == 100
-    assert [state.breaker for state in dispatcher.states()] == ["closed", "dead"]
-    assert "refuses the key" in dispatcher.states()[1].reason
+    assert [state.breaker for state in dispatcher.read_states()] == ["closed", "dead"]
+    assert "refuses the key" in dispatcher.read_states()[1].reason
 
 
 async def test_everything_refused_ends_by_patience_with_nothing_given_up():
     server, jobs = Server(lambda *_: 429), Jobs(100)
-    dispatcher, told = None, r"no endpoint has replied for patience_s = 0.6; .*HTTP 429.*same command goes on"
+    dispatcher, told = None, r"no endpoint has replied for patience_s = 0.6; .*HTTP 429.*same command resumes"
     async with serving(server) as urls:
         dispatcher = make(urls, {"patience_s": 0.6, "tries": 1})
         with pytest.raises(InputError, match=told):
             await asyncio.wait_for(dispatcher.run(jobs), 5)
     assert not jobs.outcomes and jobs.balanced()
-    (state,) = dispatcher.states()
+    (state,) = dispatcher.read_states()
     assert (state.breaker, state.limit) == ("open", 1) and "HTTP 429" in state.reason
 
 
@@ -169,7 +169,7 @@ async def test_a_dying_endpoint_moves_its_work_and_nothing_is_lost():
     dispatcher = await run([steady, dying], jobs, concurrency=8)
     assert len(jobs.replies) == 300 and jobs.balanced()
     assert set((steady.replied + dying.replied).values()) == {1}
-    assert dying.replied.total() == 30 and dispatcher.states()[1].breaker in ("open", "half-open")
+    assert dying.replied.total() == 30 and dispatcher.read_states()[1].breaker in ("open", "half-open")
 
 
 @pytest.mark.parametrize("date_form", [False, True])
@@ -200,8 +200,8 @@ async def test_hedging_takes_the_first_reply_and_counts_the_other_as_lost():
     dispatcher = await run([slow, fast], jobs, retry={"hedge_after_s": 0.05}, concurrency=3)
     assert len(jobs.replies) == 6 and jobs.balanced()
     assert jobs.counts["lost"] == dispatcher.hedges == slow.asked.total() >= 1
-    assert {reply.endpoint.base_url for reply in jobs.replies} == {dispatcher.states()[1].name}
-    assert [state.in_flight for state in dispatcher.states()] == [0, 0]
+    assert {reply.endpoint.base_url for reply in jobs.replies} == {dispatcher.read_states()[1].name}
+    assert [state.in_flight for state in dispatcher.read_states()] == [0, 0]
 
 
 async def test_stop_delivers_what_is_on_the_wire_and_drops_waiting_retries():
@@ -240,7 +240,7 @@ async def test_a_supply_that_has_nothing_yet_is_waited_for():
     jobs = Jobs(2)
     later, jobs.waiting = jobs.waiting, []
     closed = False
-    type(jobs).finished, before = property(lambda self: closed and not self.waiting), type(jobs).finished
+    type(jobs).is_finished, before = property(lambda self: closed and not self.waiting), type(jobs).is_finished
     try:
         async with serving(Server()) as urls:
             running = asyncio.create_task(make(urls).run(jobs))
@@ -249,7 +249,7 @@ async def test_a_supply_that_has_nothing_yet_is_waited_for():
             jobs.wake.set()
             await asyncio.wait_for(running, 2)
     finally:
-        type(jobs).finished = before
+        type(jobs).is_finished = before
     assert len(jobs.replies) == 2
 
 

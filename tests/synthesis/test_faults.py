@@ -20,11 +20,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+from config_builder import make_config
 from tqdm import tqdm
 
-from medssr_dist.config.schema import Config
 from medssr_dist.data.jsonl import read_jsonl
-from medssr_dist.data.records import Question, content_hash
+from medssr_dist.data.records import Question, hash_content
 from medssr_dist.errors import InputError
 from medssr_dist.offline_teacher import start_teacher
 from medssr_dist.synthesis.client import dispatcher, rate_limits
@@ -61,10 +61,8 @@ def quick_waits(monkeypatch):
 def settings(url, retry=PATIENT, accepted=ACCEPTED, more_urls=(), **more):
     """The made-up seeds are near-duplicates of each other: that check is off."""
     endpoints = [{"base_url": each, "model": "teacher", "concurrency": CONCURRENCY} for each in (url, *more_urls)]
-    synthesis = {"accepted": accepted, "seeds": ["x"], "endpoints": endpoints, "retry": retry}
-    synthesis |= {"checks": {"near_duplicate": 0}} | more
-    tree = {"policy": {"model": "x"}, "synthesis": synthesis, "training": {"stage2": {"enabled": False}}}
-    return Config.model_validate(tree)
+    synthesis = {"accepted": accepted, "endpoints": endpoints, "retry": retry, "checks": {"near_duplicate": 0}}
+    return make_config(synthesis=synthesis | more)
 
 
 def retrieve(name):
@@ -97,7 +95,7 @@ class Counts:
 
 def key_of(index, plan=[]):  # noqa: B006 - built once
     plan = plan or plan.append(RequestPlan(settings("http://h/v1"), SEEDS, ENTITIES, retrieve, "c0ffee")) or plan
-    return content_hash(plan[0].request(index).messages)
+    return hash_content(plan[0].request(index).messages)
 
 
 def held(folder):

@@ -15,8 +15,8 @@ from medssr_dist.synthesis.client import dispatcher
 class HeldBack(Jobs):
     """Gives all but the last jobs freely, and those only as probes."""
 
-    def next(self, probe=False):
-        return super().next() if probe or len(self.waiting) > 3 else None
+    def next_job(self, probe=False):
+        return super().next_job() if probe or len(self.waiting) > 3 else None
 
 
 async def test_poisoned_prompts_at_the_end_are_told_from_a_dead_endpoint_by_a_probe():
@@ -30,4 +30,4 @@ async def test_probes_do_not_empty_the_supply_while_the_endpoint_is_down():
     jobs = HeldBack(40)
     with pytest.raises(InputError, match="patience_s"):
         await run([Server(lambda prompt, number: 500)], jobs, {"patience_s": 6}, concurrency=2)
-    assert not jobs.outcomes and len(jobs.waiting) >= 40 - 8 * 2 - dispatcher.MOST_PROBES
+    assert not jobs.outcomes and len(jobs.waiting) >= 40 - 8 * 2 - dispatcher.MAX_PROBES

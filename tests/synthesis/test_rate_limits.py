@@ -4,15 +4,15 @@ import random
 import pytest
 
 from medssr_dist.synthesis.client import dispatcher
-from medssr_dist.synthesis.client.dispatcher import wait_s
+from medssr_dist.synthesis.client.dispatcher import backoff_seconds
 from medssr_dist.synthesis.client.rate_limits import (
     BREAKER_FAILURES,
     BREAKER_S,
     FIRST_COOLDOWN_S,
-    LAST_COOLDOWN_S,
+    MAX_COOLDOWN_S,
     AdaptiveLimit,
-    Breaker,
-    Bucket,
+    CircuitBreaker,
+    TokenBucket,
 )
 
 
@@ -36,11 +36,11 @@ def simulate(serve, most, seconds):
         now, _, kind, sent_at = heapq.heappop(events)
         if kind == "refusal":
             number += 1
-            heapq.heappush(events, (now + limit.refused(sent_at, now), number, "free", now))
+            heapq.heappush(events, (now + limit.record_refusal(sent_at, now), number, "free", now))
             continue
         if kind == "reply":
             replies += 1
-            limit.replied(sent_at, now, taken)
+            limit.record_reply(sent_at, now, taken)
         taken -= 1
         past.append(limit.limit)
     return replies / seconds, limit, past
@@ -118,10 +118,10 @@ def test_everything_refused_collapses_to_one():
 def test_one_burst_of_refusals_cuts_once():
     limit = AdaptiveLimit(32)
     for n in range(32):
-        limit.replied(0.0, 0.1 + n / 1e4, 32)
+        limit.record_reply(0.0, 0.1 + n / 1e4, 32)
     before = limit.limit
     for n in range(100):  # all sent before any came back
-        limit.refused(0.2, 0.3 + n / 1e4)
+        limit.record_refusal(0.2, 0.3 + n / 1e4)
     assert limit.limit == before // 2
 
 
@@ -129,10 +129,10 @@ def test_the_limit_starts_slowly_and_stays_in_its_bounds():
     limit = AdaptiveLimit(500)
     assert limit.limit == 32
     for _ in range(32):
-        limit.replied(0.0, 0.1, 32)
+        limit.record_reply(0.0, 0.1, 32)
     assert limit.limit == 64  # twice a round trip
     for _ in range(10_000):
-        limit.replied(0.0, 0.1, 500)
+        limit.record_reply(0.0, 0.1, 500)
     assert limit.limit == 500
     assert AdaptiveLimit(1).limit == 1
 
@@ -140,19 +140,19 @@ def test_the_limit_starts_slowly_and_stays_in_its_bounds():
 def test_the_limit_does_not_grow_where_it_does_not_limit():
     limit = AdaptiveLimit(500)
     for _ in range(1000):
-        limit.replied(0.0, 0.1, 10)
+        limit.record_reply(0.0, 0.1, 10)
     assert limit.limit == 32
 
 
 def test_a_refused_slot_is_held_as_long_as_a_reply_would_hold_it():
     limit = AdaptiveLimit(8)
     for n in range(50):
-        limit.replied(n, n + 2.0, 8)
-    assert 1.0 <= limit.refused(60, 60.1) <= 3.0
+        limit.record_reply(n, n + 2.0, 8)
+    assert 1.0 <= limit.record_refusal(60, 60.1) <= 3.0
 
 
 def test_bucket_holds_the_rate():
-    bucket, now, passed = Bucket(600), 0.0, 0  # 10/s
+    bucket, now, passed = TokenBucket(600), 0.0, 0  # 10/s
     while now < 10:
         at = bucket.ready_at(1, now)
         if at > now:
@@ -164,14 +164,14 @@ def test_bucket_holds_the_rate():
 
 
 def test_bucket_of_less_than_one_a_second_passes_one():
-    bucket = Bucket(6)
+    bucket = TokenBucket(6)
     assert bucket.ready_at(1, 0.0) <= 0
     bucket.take(1, 0.0)
     assert bucket.ready_at(1, 0.0) == pytest.approx(10)
 
 
 def test_a_cost_above_the_capacity_waits_for_a_full_bucket_and_leaves_a_debt():
-    bucket = Bucket(6000)  # 100/s
+    bucket = TokenBucket(6000)  # 100/s
     assert bucket.ready_at(1000, 0.0) <= 0
     bucket.take(1000, 0.0)
     assert bucket.ready_at(1, 0.0) == pytest.approx(9.01)
@@ -179,23 +179,23 @@ def test_a_cost_above_the_capacity_waits_for_a_full_bucket_and_leaves_a_debt():
 
 
 def test_estimates_are_corrected():
-    bucket = Bucket(60_000)
+    bucket = TokenBucket(60_000)
     bucket.take(1000, 0.0)
-    bucket.give(1000 - 250)  # the reply used 250
+    bucket.give_back(1000 - 250)  # the reply used 250
     assert bucket.ready_at(750, 0.0) <= 0 < bucket.ready_at(751, 0.0)
-    bucket.give(-1000)  # another used more than estimated
+    bucket.give_back(-1000)  # another used more than estimated
     assert bucket.ready_at(1, 0.0) == pytest.approx(0.251)
-    bucket.give(10**6)
+    bucket.give_back(10**6)
     assert bucket.ready_at(1000, 0.0) <= 0 < bucket.ready_at(1001, 0.0) + 1  # never above the capacity
     bucket.take(1000, 0.0)
     assert bucket.ready_at(1, 0.0) > 0
 
 
 def opened():
-    breaker = Breaker()
+    breaker = CircuitBreaker()
     for n in range(BREAKER_FAILURES):
         assert breaker.state == "closed"
-        breaker.failed(n * BREAKER_S, "HTTP 500")
+        breaker.record_failure(n * BREAKER_S, "HTTP 500")
     return breaker, (BREAKER_FAILURES - 1) * BREAKER_S
 
 
@@ -206,15 +206,15 @@ def test_breaker_opens_after_sustained_failures_and_says_why():
 
 
 def test_breaker_stays_closed_while_replies_come_and_in_a_short_burst():
-    breaker = Breaker()
+    breaker = CircuitBreaker()
     for n in range(100):
-        breaker.failed(n, "x")
+        breaker.record_failure(n, "x")
         if n % 5 == 0:
-            breaker.succeeded()
+            breaker.record_reply()
     assert breaker.state == "closed"
-    breaker = Breaker()
+    breaker = CircuitBreaker()
     for n in range(1000):
-        breaker.failed(n * BREAKER_S / 1001, "x")
+        breaker.record_failure(n * BREAKER_S / 1001, "x")
     assert breaker.state == "closed"
 
 
@@ -224,23 +224,23 @@ def test_breaker_half_open_lets_one_probe_pass_and_cools_down_longer_each_time()
     for _ in range(10):
         cooldowns.append(breaker.ready_at(now) - now)
         now = breaker.ready_at(now)
-        breaker.sending()
+        breaker.record_sent()
         assert breaker.state == "half-open" and breaker.ready_at(now) == float("inf")
-        breaker.failed(now, "HTTP 500")
+        breaker.record_failure(now, "HTTP 500")
     assert cooldowns[:3] == [FIRST_COOLDOWN_S, 2 * FIRST_COOLDOWN_S, 4 * FIRST_COOLDOWN_S]
-    assert cooldowns[-1] == LAST_COOLDOWN_S
-    breaker.sending()
-    breaker.succeeded()
+    assert cooldowns[-1] == MAX_COOLDOWN_S
+    breaker.record_sent()
+    breaker.record_reply()
     assert (breaker.state, breaker.reason, breaker.ready_at(now)) == ("closed", "", now)
 
 
 def test_breaker_waits_as_long_as_the_server_asks_and_sends_another_probe_for_one_called_off():
     breaker, now = opened()
-    breaker.sending()
-    breaker.called_off()
+    breaker.record_sent()
+    breaker.record_cancelled()
     assert breaker.state == "open"
-    breaker.sending()
-    breaker.failed(now, "HTTP 429", after=77)
+    breaker.record_sent()
+    breaker.record_failure(now, "HTTP 429", retry_after=77)
     assert breaker.ready_at(now) == now + 77
 
 
@@ -248,7 +248,7 @@ def test_jitter_is_full_and_bounded(monkeypatch):
     monkeypatch.setattr(dispatcher, "BACKOFF_FIRST_S", 0.5)
     monkeypatch.setattr(dispatcher, "BACKOFF_LAST_S", 30.0)
     for failures, most in ((1, 0.5), (2, 1.0), (4, 4.0), (50, 30.0)):
-        waits = [wait_s(failures) for _ in range(2000)]
+        waits = [backoff_seconds(failures) for _ in range(2000)]
         assert 0 <= min(waits) < 0.05 * most and 0.95 * most < max(waits) <= most
-    assert 20 <= wait_s(1, 20.0) <= 22
-    assert wait_s(1, 86400.0) <= 660
+    assert 20 <= backoff_seconds(1, 20.0) <= 22
+    assert backoff_seconds(1, 86400.0) <= 660

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from config_builder import make_config
 
-from medssr_dist.config.synthesis import Synthesis
 from medssr_dist.synthesis.client.budget import ReservationLedger, Spending, TokenCounter
 from medssr_dist.synthesis.client.chat_client import GaveUp, Reply
 from medssr_dist.synthesis.journal import Journal
@@ -37,12 +37,11 @@ def make(tmp_path, provenance):
     """A queue of N accepted questions over a new or left journal."""
 
     def build(accepted, should_stop=lambda: False, hold=lambda accepted: False, **settings):
-        endpoints = [{"base_url": "http://localhost:1/v1", "model": "m"}]
-        synthesis = Synthesis(accepted=accepted, seeds=["s"], endpoints=endpoints, **settings)
+        synthesis = make_config(synthesis={"accepted": accepted, **settings}).synthesis
         journal = Journal(tmp_path / "journal.jsonl")
         reservations = ReservationLedger(tmp_path / "exposure.bin", synthesis.most_candidates)
         spending = Spending(synthesis)
-        spending.lose(reservations.total, tries=0)
+        spending.count_lost(reservations.total, tries=0)
         queue = RequestQueue(
             synthesis, FakePlan(provenance), journal, reservations, spending, Judged(), should_stop, hold
         )
@@ -58,7 +57,7 @@ def reply(queue, prompt=10, completion=20):
 
 def take_all(queue):
     jobs = []
-    while job := queue.next():
+    while job := queue.next_job():
         jobs.append(job)
     return jobs
 
@@ -66,8 +65,8 @@ def take_all(queue):
 def answer(queue, jobs, accepted):
     """Deliver the jobs; the first `accepted` of them are accepted."""
     for job in jobs:
-        queue.sent(job)
-        queue.done(job, reply(queue))
+        queue.record_sent(job)
+        queue.finish(job, reply(queue))
     queue._judged.done += len(jobs)
     queue._judged.accepted += accepted
 
@@ -78,47 +77,47 @@ def test_asks_for_as_many_as_are_missing_at_the_share_accepted_so_far(make):
     assert [job.index for job in jobs] == list(range(10))
     answer(queue, jobs, accepted=5)
     assert len(take_all(queue)) == 10  # 5 missing at (5 + 1) / (10 + 1) accepted
-    assert not queue.finished
+    assert not queue.is_finished
 
 
 def test_ends_with_the_count(make):
     queue = make(4)
     answer(queue, take_all(queue), accepted=4)
-    assert queue.next() is None and queue.finished and queue.stopped_by == "count"
+    assert queue.next_job() is None and queue.is_finished and queue.stopped_by == "count"
 
 
 def test_ends_with_the_cap(make):
     queue = make(3, candidates=5)
     for accepted in (0, 1, 0, 0):
         answer(queue, take_all(queue), accepted)
-    assert queue.asked == 5 and queue.finished and queue.stopped_by == "cap"
+    assert queue.asked == 5 and queue.is_finished and queue.stopped_by == "cap"
 
 
 def test_is_not_finished_while_replies_wait_to_be_judged(make):
     queue = make(2, candidates=2)
     for job in take_all(queue):
-        queue.sent(job)
-        queue.done(job, reply(queue))
-    assert queue.next() is None and not queue.finished
+        queue.record_sent(job)
+        queue.finish(job, reply(queue))
+    assert queue.next_job() is None and not queue.is_finished
     queue._judged.done, queue._judged.accepted = 2, 0
-    assert queue.finished and queue.stopped_by == "cap"
+    assert queue.is_finished and queue.stopped_by == "cap"
 
 
 def test_stop_asks_for_nothing_more(make):
     stop = []
     queue = make(5, should_stop=lambda: bool(stop))
-    assert queue.next() is not None
+    assert queue.next_job() is not None
     stop.append(True)
-    assert queue.next() is None and queue.finished
+    assert queue.next_job() is None and queue.is_finished
 
 
 def test_a_left_journal_is_not_asked_for_again(make, tmp_path):
     queue = make(4)
     jobs = take_all(queue)
     for job in (jobs[0], jobs[2]):
-        queue.sent(job)
-        queue.done(job, reply(queue))
-    queue.sent(jobs[1])  # on the wire at the kill
+        queue.record_sent(job)
+        queue.finish(job, reply(queue))
+    queue.record_sent(jobs[1])  # on the wire at the kill
     for part in queue.parts[:2]:
         part.close()
     again = make(4)
@@ -129,10 +128,10 @@ def test_a_left_journal_is_not_asked_for_again(make, tmp_path):
 
 def test_a_request_given_up_is_not_asked_for_again(make):
     queue = make(2)
-    job = queue.next()
-    queue.sent(job)
-    queue.returned(job)
-    queue.done(job, GaveUp("no_reply", "HTTP 500"))
+    job = queue.next_job()
+    queue.record_sent(job)
+    queue.record_refused(job)
+    queue.finish(job, GaveUp("no_reply", "HTTP 500"))
     entry = queue.parts[0].read(0)
     assert (entry.reply, entry.gave_up, entry.detail) == (None, "no_reply", "HTTP 500")
     assert queue.parts[1].total == 0 and [job.index for job in take_all(queue)] == [1]
@@ -142,13 +141,13 @@ def test_a_token_budget_is_reserved_before_and_never_exceeded(make):
     queue = make(100, max_tokens=50, budget={"tokens": 300})
     jobs = take_all(queue)
     assert len(jobs) == 300 // jobs[0].tokens
-    assert not queue.finished  # replies may cost less than was reserved
+    assert not queue.is_finished  # replies may cost less than was reserved
     spending = queue.parts[2]
     while jobs:
         answer(queue, jobs, accepted=0)
         assert spending.tokens <= 300
         jobs = take_all(queue)
-    assert queue.finished and queue.stopped_by == "budget"
+    assert queue.is_finished and queue.stopped_by == "budget"
     assert 300 - spending.tokens < 60
 
 
@@ -157,9 +156,9 @@ def test_money_counts_at_the_prices_and_a_lost_try_as_spent(make):
     queue = make(100, max_tokens=100, prices=prices, budget={"usd": 0.0035})
     jobs = take_all(queue)
     assert len(jobs) == 3  # a bit over 0.001 dollars each at most
-    queue.sent(jobs[0])
-    queue.lost(jobs[0])
-    assert queue.next() is None
+    queue.record_sent(jobs[0])
+    queue.record_lost(jobs[0])
+    assert queue.next_job() is None
     answer(queue, jobs, accepted=0)
     assert queue.parts[2].usd == pytest.approx(3 * (10 + 200) / 1e6)
 
@@ -167,11 +166,11 @@ def test_money_counts_at_the_prices_and_a_lost_try_as_spent(make):
 def test_the_estimate_follows_the_usage_of_the_replies(make):
     queue = make(1000, max_tokens=1, budget={"tokens": 100_000})
     for _ in range(100):
-        job = queue.next()
-        queue.sent(job)
-        queue.done(job, reply(queue, prompt=3 * job.prompt_tokens, completion=1))
+        job = queue.next_job()
+        queue.record_sent(job)
+        queue.finish(job, reply(queue, prompt=3 * job.prompt_tokens, completion=1))
         queue._judged.done += 1
-    queue.next()
+    queue.next_job()
     assert queue.parts[2]._reserved_tokens == pytest.approx(3 * job.prompt_tokens + 1, rel=0.02)
 
 
@@ -190,49 +189,49 @@ def test_exposure_outlives_its_process_and_grows(tmp_path):
     reservations.add(9, 200)
     reservations.add(9, -200)
     again = ReservationLedger(tmp_path / "e.bin", 20)  # not closed: as after a kill
-    assert again.total == 700 and again.seen_before(3) and not again.seen_before(9)
+    assert again.total == 700 and again.was_in_flight(3) and not again.was_in_flight(9)
     again.add(19, 5)
-    assert not again.seen_before(19)
+    assert not again.was_in_flight(19)
     assert ReservationLedger(tmp_path / "e.bin", 20).total == 705
 
 
 def test_a_batch_taken_up_again_is_in_flight_and_not_lost(make):
     queue = make(3)
     for job in take_all(queue):
-        queue.sent(job)
-    queue.done(job, reply(queue))
+        queue.record_sent(job)
+    queue.finish(job, reply(queue))
     for part in queue.parts[:2]:
         part.close()
     again = make(3, budget={"tokens": 1})
     lost = again.parts[2].lost_tokens
-    assert again.job(2) is None and lost == 2 * job.tokens
-    taken = [again.job(0), again.job(1)]
+    assert again.resume_job(2) is None and lost == 2 * job.tokens
+    taken = [again.resume_job(0), again.resume_job(1)]
     assert again.parts[2].lost_tokens == 0 and again.in_flight == 2 and again.asked == 0
-    assert again.next() is None
+    assert again.next_job() is None
     for job in taken:
-        again.done(job, reply(again))
+        again.finish(job, reply(again))
     assert again.in_flight == 0 and len(again.parts[0]) == 3
 
 
 def test_while_held_nothing_new_is_asked_and_what_is_out_goes_on(make):
     given = []
     queue = make(20, hold=lambda accepted: accepted > 3 + len(given))
-    jobs = [queue.next() for _ in range(6)]  # nothing is there yet, so nothing holds
+    jobs = [queue.next_job() for _ in range(6)]  # nothing is there yet, so nothing holds
     for job in jobs[:5]:
-        queue.sent(job)
-        queue.done(job, reply(queue))
-    assert queue.next() is None and queue.in_flight == 1  # 5 replies may all be accepted
+        queue.record_sent(job)
+        queue.finish(job, reply(queue))
+    assert queue.next_job() is None and queue.in_flight == 1  # 5 replies may all be accepted
     queue._judged.done, queue._judged.accepted = 5, 3  # two were not
-    assert queue.next().index == 6
+    assert queue.next_job().index == 6
     queue._judged.accepted = 4
-    assert queue.next() is None and not queue.finished
+    assert queue.next_job() is None and not queue.is_finished
     given.append(1)
-    assert queue.next().index == 7
+    assert queue.next_job().index == 7
 
 
 def test_a_probe_is_asked_also_while_held(make):
     queue = make(20, hold=lambda accepted: True)
-    assert queue.next() is None and queue.next(probe=True).index == 0
+    assert queue.next_job() is None and queue.next_job(probe=True).index == 0
 
 
 def test_a_request_that_others_wait_for_is_not_held(make):
@@ -240,16 +239,16 @@ def test_a_request_that_others_wait_for_is_not_held(make):
     queue = make(20)
     for job in take_all(queue):
         if job.index not in (2, 5):
-            queue.sent(job)
-            queue.done(job, reply(queue))
+            queue.record_sent(job)
+            queue.finish(job, reply(queue))
     for part in queue.parts[:2]:
         part.close()
     again = make(20, hold=lambda accepted: accepted > 1)
-    first = again.next()
-    assert first.index == 2 and again.next() is None
-    again.sent(first)
-    again.done(first, reply(again))
-    assert again.next().index == 5
+    first = again.next_job()
+    assert first.index == 2 and again.next_job() is None
+    again.record_sent(first)
+    again.finish(first, reply(again))
+    assert again.next_job().index == 5
 
 
 def test_the_time_held_is_known(make, monkeypatch):
@@ -258,5 +257,5 @@ def test_the_time_held_is_known(make, monkeypatch):
     queue = make(20, hold=lambda accepted: held[0])
     for now, holds in ((1, True), (3, True), (4, False), (9, False), (10, True), (12.5, False)):
         clock[0], held[0] = now, holds
-        queue.next()
+        queue.next_job()
     assert queue.held_s == 5.5  # 1 to 4, 10 to 12.5

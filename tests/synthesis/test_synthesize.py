@@ -8,10 +8,10 @@ from collections import namedtuple
 from functools import partial
 
 import pytest
+from config_builder import make_config
 
-from medssr_dist.config.schema import Config
 from medssr_dist.data.jsonl import read_json, read_jsonl
-from medssr_dist.data.records import Question, content_hash
+from medssr_dist.data.records import Question, hash_content
 from medssr_dist.errors import InputError, Stopped
 from medssr_dist.offline_teacher import open_endpoints, start_teacher
 from medssr_dist.synthesis.checks import Screen
@@ -52,13 +52,11 @@ def config(base_url="offline-teacher", accepted=40, alpha=0.5, endpoint=None, re
     synthesis = {
         "accepted": accepted,
         "alpha": alpha,
-        "seeds": ["x"],
         "endpoints": [endpoint],
         "retry": {"first_byte_s": 2, "whole_s": 2, "patience_s": 2} | (retry or {}),
         "checks": {"near_duplicate": 0},
     }
-    tree = {"policy": {"model": "x"}, "synthesis": synthesis | settings, "training": {"stage2": {"enabled": False}}}
-    return Config.model_validate(tree)
+    return make_config(synthesis=synthesis | settings)
 
 
 def run(cfg, folder, seeds=SEEDS, entities=ENTITIES, **options):
@@ -210,7 +208,7 @@ def test_kill_9_loses_no_reply_and_pays_none_twice(plain, tmp_path):
     assert summary["requests_replayed"] == len(kept)
     assert sorted(journaled(folder)) == list(range(summary["requested"] + summary["surplus"]))
     for index in kept:  # what was on disk was never asked for again
-        key = content_hash(plan.request(index).messages)
+        key = hash_content(plan.request(index).messages)
         assert after[key] == before[key]
     again = sum(count - 1 for count in after.values())
     assert again <= 2 * 8  # only what was in flight at the two kills

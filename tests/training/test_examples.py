@@ -8,14 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stream_parts import Tokenizer, draw_steps, example
 
-from medssr_dist.data.answers import chat_prompt
+from medssr_dist.data.answers import render_prompt
 from medssr_dist.data.records import Label, Question
 from medssr_dist.errors import InputError
 from medssr_dist.run.stream import ALL_TAKEN
 from medssr_dist.training.rollout.examples import PromptLoader, examples_of_labels, examples_of_questions, shuffle
 
 EXAMPLES = [example(n) for n in range(5)]
-ROOM = len(chat_prompt(Tokenizer(), EXAMPLES[0].question).split())
+ROOM = len(render_prompt(Tokenizer(), EXAMPLES[0].question).split())
 
 
 def loader(examples=EXAMPLES, **options) -> PromptLoader:
@@ -45,7 +45,7 @@ def draw(loader: PromptLoader, count: int) -> list[int]:
 
 def test_a_prompt_comes_with_its_label():
     prompt, label = loader().draw(wrap=False)
-    assert prompt == chat_prompt(Tokenizer(), EXAMPLES[0].question)
+    assert prompt == render_prompt(Tokenizer(), EXAMPLES[0].question)
     expected = {"answer": "B", "options": {"A": "yes", "B": "no"}, "id": EXAMPLES[0].question.id, "confidence": None}
     assert json.loads(label) == expected
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+from config_builder import make_config
 
 from medssr_dist.config.schema import Config
 from medssr_dist.config.training import Stage
@@ -69,19 +70,12 @@ def openrlhf() -> Path:
 
 
 def config(**training) -> Config:
-    return Config.model_validate(
-        {
-            "policy": {"model": "m", "max_model_len": 777},
-            "synthesis": {"accepted": 1, "seeds": ["s"], "endpoints": [{"base_url": "u", "model": "m"}]},
-            "voting": {"max_tokens": 16},
-            "evaluation": {"max_tokens": 16},
-            "training": {
-                "ranks_per_node": 2,
-                "stage1": {"max_new_tokens": 99},
-                "stage2": {"data": ["d"], "max_new_tokens": 98},
-                **training,
-            },
-        }
+    stages = {"stage1": {"max_new_tokens": 99}, "stage2": {"enabled": True, "data": ["d"], "max_new_tokens": 98}}
+    return make_config(
+        policy={"max_model_len": 777},
+        voting={"max_tokens": 16},
+        evaluation={"max_tokens": 16},
+        training={"ranks_per_node": 2, **stages, **training},
     )
 
 

@@ -4,6 +4,7 @@ import gzip
 import json
 
 import pytest
+from config_builder import make_config
 from ledger_writer import K, fill, keep_lines, label, names, question, seeds, stored, vote
 from places import HELPERS
 
@@ -130,15 +131,7 @@ def test_labels_of_other_questions_are_refused(tmp_path):
 
 
 def config(**voting) -> Config:
-    tree = {
-        "policy": {"model": "m", "max_model_len": 256},
-        "synthesis": {"accepted": 1, "seeds": ["s"], "endpoints": [{"base_url": "u", "model": "m"}]},
-        "voting": {"max_tokens": 16, **voting},
-        "training": {"ranks_per_node": 1, "stage1": {"max_new_tokens": 16}, "stage2": {"max_new_tokens": 16}},
-        "evaluation": {"max_tokens": 16},
-    }
-    tree["training"]["stage2"]["enabled"] = False
-    return Config.model_validate(tree)
+    return make_config(voting={"max_tokens": 16, **voting})
 
 
 def test_sampling_hash_covers_what_shapes_a_vote_and_nothing_else():

@@ -8,6 +8,7 @@ from itertools import count
 from types import SimpleNamespace
 
 import pytest
+from config_builder import make_config
 from far_engine import FarEngine
 from stored_votes import stored_labels, stored_votes
 
@@ -38,20 +39,8 @@ SEEDS = {question.id: derive_seeds(question.id, 42, K) for question in QUESTIONS
 
 
 def config(mode="sequential", **voting) -> Config:
-    return Config.model_validate(
-        {
-            "policy": {"model": "m", "max_model_len": 256},
-            "synthesis": {"accepted": 1, "seeds": ["s"], "endpoints": [{"base_url": "u", "model": "m"}]},
-            "voting": {"samples": K, "max_tokens": 16, "adaptive": "never", **voting},
-            "training": {
-                "ranks_per_node": 1,
-                "stage1": {"max_new_tokens": 16},
-                "stage2": {"enabled": False, "max_new_tokens": 16},
-            },
-            "evaluation": {"max_tokens": 16},
-            "runtime": {"mode": mode},
-        }
-    )
+    voting = {"samples": K, "max_tokens": 16, "adaptive": "never", **voting}
+    return make_config(voting=voting, runtime={"mode": mode})
 
 
 def reply(request, seed) -> Completion:
@@ -253,10 +242,10 @@ def test_what_should_stop_raises_ends_the_vote(run):
 def test_a_question_that_kills_engines_is_quarantined_and_the_rest_is_labelled(tmp_path, run, monkeypatch):
     monkeypatch.setattr(pool_module, "_BACKOFF_S", 0.0)
 
-    def ill(engine, request):
+    def fault(engine, request):
         return "die" if request.key == QUESTIONS[3].id else None
 
-    summary = run(FarEngine("a", 0.001, ill, answer=reply), FarEngine("b", 0.001, ill, answer=reply))
+    summary = run(FarEngine("a", 0.001, fault, answer=reply), FarEngine("b", 0.001, fault, answer=reply))
     _, labels = stored(tmp_path / "voting")
     assert [label.outcome for label in labels].count("quarantined") == 1
     assert labels[3].outcome == "quarantined" and "engine core died" in labels[3].reason

@@ -6,7 +6,7 @@ import pytest
 
 from medssr_dist.bench.voting.simulation import DrawnAnswers
 from medssr_dist.bench.voting.simulation_cluster import PlainTokenizer, simulated_config, write_questions
-from medssr_dist.inference.pool import PoolResult
+from medssr_dist.inference.requests import PoolResult
 from medssr_dist.run.stream import QuestionFeed
 from medssr_dist.voting.ledger import VoteLedger
 from medssr_dist.voting.vote_scheduler import VoteScheduler

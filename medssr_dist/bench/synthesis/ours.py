@@ -51,13 +51,13 @@ class MeteredQueue(RequestQueue):
         self._meter = meter
         self._begun: dict[int, float] = {}
 
-    def sent(self, job: ChatJob) -> None:
+    def record_sent(self, job: ChatJob) -> None:
         if job.index not in self._begun:
             self._begun[job.index] = self._meter.begin()
-        super().sent(job)
+        super().record_sent(job)
 
-    def done(self, job: ChatJob, outcome) -> None:
-        super().done(job, outcome)
+    def finish(self, job: ChatJob, outcome) -> None:
+        super().finish(job, outcome)
         self._meter.end(self._begun.pop(job.index))
 
 

@@ -26,7 +26,7 @@ from medssr_dist.bench.voting.replay import least_tokens
 from medssr_dist.config.base import DataSource
 from medssr_dist.config.load import load_config
 from medssr_dist.config.schema import Config
-from medssr_dist.data.answers import chat_prompt
+from medssr_dist.data.answers import render_prompt
 from medssr_dist.data.jsonl import read_jsonl
 from medssr_dist.data.records import Label, Question, Vote
 from medssr_dist.inference.pool import EnginePool
@@ -85,7 +85,7 @@ def _engines(config: Config, model: Path) -> Iterator[EnginePool]:
 
 def _requests(tokenizer, questions: int) -> list[SampleRequest]:
     return [
-        SampleRequest(key=question.id, prompt=chat_prompt(tokenizer, question), n=8, seed=1000 * index, max_tokens=32)
+        SampleRequest(key=question.id, prompt=render_prompt(tokenizer, question), n=8, seed=1000 * index, max_tokens=32)
         for index, question in enumerate(read_questions(DataSource(path="hpo:seeds", limit=questions)))
     ]
 

@@ -20,7 +20,7 @@ from medssr_dist.bench.voting.simulation_cluster import (
     write_questions,
 )
 from medssr_dist.config.schema import Config, Voting
-from medssr_dist.inference.pool import PoolResult
+from medssr_dist.inference.requests import PoolResult
 from medssr_dist.run.stream import QuestionFeed
 from medssr_dist.voting.early_stopping import is_certain
 from medssr_dist.voting.ledger import VoteLedger

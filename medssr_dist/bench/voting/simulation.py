@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import NormalDist
 
-from medssr_dist.inference.engine_slot import EngineOutput
+from medssr_dist.inference.engine_protocol import EngineOutput, LeasedCompletion, LeasedRequest
 from medssr_dist.inference.requests import Completion, SampleRequest
 
 _QUIET_S = 1.0  # tokens without a finished sample are told this often
@@ -197,7 +197,7 @@ class SimulatedEngine:
         failure = self._life()
         self._fails_at, self._wedges = self._at + failure.after_s, failure.wedges
 
-    def submit(self, requests: list[tuple[int, SampleRequest]], aborted: list[int]) -> None:
+    def submit(self, requests: list[LeasedRequest], aborted: list[int]) -> None:
         self._advance()
         if aborted:
             gone = set(aborted)
@@ -207,7 +207,7 @@ class SimulatedEngine:
         idle = not self._running
         for lease, request in requests:
             samples = (self._answer(request, request.seed + index) for index in range(request.n))
-            self._queue.extend((lease, sample) for sample in samples)
+            self._queue.extend(LeasedCompletion(lease, sample) for sample in samples)
         self._seat()
         if idle and self._wake and not self._wake.done():
             self._wake.set_result(None)
@@ -236,8 +236,8 @@ class SimulatedEngine:
 
     def _clear(self) -> None:
         self._running: list[tuple[float, int, int, Completion]] = []  # heap: (last step, number, lease, sample)
-        self._queue: deque[tuple[int, Completion]] = deque()
-        self._done: list[tuple[int, Completion]] = []
+        self._queue: deque[LeasedCompletion] = deque()
+        self._done: list[LeasedCompletion] = []
         self._steps = self._at = 0.0  # decode steps done, and when
         self._fails_at, self._wedges = _NEVER, False
 
@@ -268,7 +268,7 @@ class SimulatedEngine:
                 break
             self._at = ends
             _, _, lease, sample = heapq.heappop(self._running)
-            self._done.append((lease, sample))
+            self._done.append(LeasedCompletion(lease, sample))
             self._seat()
         self._at = now
 
@@ -302,15 +302,16 @@ class InstantEngine:
 
     def __init__(self, name: str, answer: Callable[[SampleRequest, int], Completion]):
         self.name, self._answer = name, answer
-        self._samples: list[tuple[int, Completion]] = []
+        self._samples: list[LeasedCompletion] = []
         self._news = asyncio.Event()
 
     async def start(self) -> None:
         """It is up."""
 
-    def submit(self, requests: list[tuple[int, SampleRequest]], aborted: list[int]) -> None:
+    def submit(self, requests: list[LeasedRequest], aborted: list[int]) -> None:
         for lease, request in requests:
-            self._samples += [(lease, self._answer(request, request.seed + index)) for index in range(request.n)]
+            seeds = range(request.seed, request.seed + request.n)
+            self._samples += [LeasedCompletion(lease, self._answer(request, seed)) for seed in seeds]
         self._news.set()
 
     async def collect(self) -> EngineOutput:

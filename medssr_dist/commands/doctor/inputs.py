@@ -20,7 +20,7 @@ from medssr_dist.commands.prefetch import (
 from medssr_dist.config.schema import Config
 from medssr_dist.run.directory import RunDir
 from medssr_dist.runtime.models import policy_on_disk
-from medssr_dist.synthesis.client.chat_client import chat_url, proxy_for
+from medssr_dist.synthesis.client.chat_client import build_chat_url, find_proxy
 from medssr_dist.training.trackers import check_trackers
 
 
@@ -102,8 +102,8 @@ def _knock(base_url: str) -> tuple[bool, str]:
     """Whether something listens at `base_url`, and in words."""
     if base_url == "offline-teacher":
         return True, "offline-teacher, started by the run"
-    url, via = chat_url(base_url), ""
-    if proxy := proxy_for(url):
+    url, via = build_chat_url(base_url), ""
+    if proxy := find_proxy(url):
         via, url = f" (proxy for {url.host})", URL(proxy)
     where = f"{url.host}:{url.port}{via}"
     try:

@@ -1,1 +1,1 @@
-"""The async client of chat APIs: endpoints, rate limits, batches, budget."""
+"""The asynchronous client of chat APIs: endpoints, rate limits, retries, batches and the budget."""

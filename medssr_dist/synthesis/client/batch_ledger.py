@@ -1,8 +1,9 @@
-"""Which batches were bought: batches.jsonl, so that a kill at any moment neither loses one nor buys it twice.
+"""batches.jsonl: which batches were bought, so that a kill at any moment neither loses a batch nor buys it twice.
 
-A batch costs money from its creation on. The line `creating` stands in the file before the creation is asked
-for, `created` as soon as the server has named the batch, `closed` when all its answers are delivered. One that
-was being created at a kill is found again in the server's list by its metadata: the run's key and its own.
+A batch costs money from its creation on. The line `creating` is in the file before the creation is requested, the
+line `created` as soon as the server has named the batch, and `closed` when all its answers are delivered. If a kill
+comes while a batch is being created, it is found again in the server's list by its metadata: the run's random id and
+the batch's number in the run.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from medssr_dist.config.synthesis import Endpoint
@@ -20,7 +22,15 @@ from medssr_dist.errors import InputError
 
 @dataclass
 class SubmittedBatch:
-    """One batch. `id` is the server's name for it, None while it is being created."""
+    """One batch.
+
+    Attributes:
+        part: its number in the run, as text.
+        jobs: the indices of its requests.
+        id: the server's name for it; None while it is being created.
+
+    Example: SubmittedBatch("0", "https://host/v1", "gpt-x", [0, 1, 2], id="batch_67f0")
+    """
 
     part: str
     base_url: str
@@ -29,31 +39,31 @@ class SubmittedBatch:
     id: str | None = None
 
     def is_at(self, endpoint: Endpoint) -> bool:
-        """Whether `endpoint` is the one that the batch was created at."""
+        """Return whether the batch was created at `endpoint`."""
         return (self.base_url, self.model) == (endpoint.base_url, endpoint.model)
 
     @property
     def is_on_loopback(self) -> bool:
-        """Whether its server may have been one that lived as long as the run: the offline teacher."""
+        """Whether its server may have ended together with the run, as the offline teacher does."""
         return urlsplit(self.base_url).hostname == "127.0.0.1"
 
 
 class BatchLedger:
-    """The batches of a run that are not closed.
+    """The batches of a run that are not closed; iteration yields them.
 
     Raises:
-        InputError: the file holds something else.
+        InputError: the file has a line that is no record of a batch.
     """
 
     def __init__(self, path: Path):
         self._path = Path(path)
-        self._file = JsonlLedger(self._path)  # cuts a torn last line off
+        self._file = JsonlLedger(self._path)  # removes a torn last line
         self._run = ""
         self._parts = 0
         self._open: dict[str, SubmittedBatch] = {}
         try:
             for row in read_jsonl(self._path):
-                self._take(row)
+                self._apply(row)
         except (KeyError, TypeError):
             self._file.close()
             raise InputError(f"{self._path} holds a line that is no record of a batch; drop that line") from None
@@ -64,32 +74,33 @@ class BatchLedger:
         return iter(list(self._open.values()))
 
     def metadata(self, batch: SubmittedBatch) -> dict[str, str]:
-        """What tells the batch from all others of the account."""
+        """Return the metadata that identifies the batch among all batches of the account."""
         return {"medssr_run": self._run, "medssr_part": batch.part}
 
-    def creating(self, endpoint: Endpoint, jobs: list[int]) -> SubmittedBatch:
+    def record_creating(self, endpoint: Endpoint, jobs: list[int]) -> SubmittedBatch:
         """Record that a batch of these requests is about to be created."""
         part = f"{self._parts}"
         row = {"event": "creating", "part": part, "base_url": endpoint.base_url, "model": endpoint.model, "jobs": jobs}
         self._write(row)
         return self._open[part]
 
-    def created(self, batch: SubmittedBatch, batch_id: str) -> None:
+    def record_created(self, batch: SubmittedBatch, batch_id: str) -> None:
         """Record the server's name for the batch."""
         self._write({"event": "created", "part": batch.part, "id": batch_id})
 
-    def closed(self, batch: SubmittedBatch, why: str) -> None:
-        """Record that nothing more is to be had of the batch."""
+    def record_closed(self, batch: SubmittedBatch, why: str) -> None:
+        """Record that the batch will bring no further answers."""
         self._write({"event": "closed", "part": batch.part, "why": why})
 
     def close(self) -> None:
+        """Close the file."""
         self._file.close()
 
-    def _write(self, row: dict) -> None:
+    def _write(self, row: dict[str, Any]) -> None:
         self._file.append(row)
-        self._take(row)
+        self._apply(row)
 
-    def _take(self, row: dict) -> None:
+    def _apply(self, row: dict[str, Any]) -> None:
         event = row["event"]
         if event == "run":
             self._run = row["run"]

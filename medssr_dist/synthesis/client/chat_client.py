@@ -1,8 +1,8 @@
-"""One try at one OpenAI-compatible chat endpoint, on aiohttp alone.
+"""One try of one chat request at an OpenAI-compatible endpoint, with aiohttp.
 
-A try ends in a `Reply` or in an exception that says what the failure is about: the load, this try, this
-prompt, the key, or the address. When to try again, and where, is for the dispatcher. The key travels in
-the Authorization header only, and is cut out of whatever the server says back.
+A try ends in a `Reply` or in an exception. The class of the exception says what failed: the server is overloaded,
+this try failed, or the prompt, the key or the address was refused. The dispatcher decides when and where to retry.
+The API key is sent in the Authorization header only, and is removed from every text that the server returns.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from typing import Any
 from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
@@ -22,20 +23,30 @@ from yarl import URL
 from medssr_dist.config.synthesis import Endpoint, Synthesis
 from medssr_dist.errors import InputError
 from medssr_dist.runtime.api_key import authorization, scrub, words_of
-from medssr_dist.synthesis.prompts import request_body
+from medssr_dist.synthesis.client.request_body import build_request_body
 
 _LOOPBACK = {"127.0.0.1", "::1", "localhost"}
+# HTTP statuses by what they mean.
 _OVERLOADED = {429, 503, 529}
-_KEY = {401, 402, 403}
-_ADDRESS = {404, 405, 406, 407, 410, 415}
-_TRY_AGAIN = {408, 409, 425}
-_MAY_BE_BILLED = {408, 504, 524}  # a gateway gave up waiting; the server behind it may have gone on
+_KEY_REFUSED = {401, 402, 403}
+_NO_SUCH_API = {404, 405, 406, 407, 410, 415}
+_RETRY = {408, 409, 425}
+_MAY_BE_BILLED = {408, 504, 524}  # a gateway stopped waiting; the server behind it may have finished the reply
 _KEEPALIVE_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """The text of a reply, its cost in tokens as the server counts them, the model that it says answered, and where."""
+    """A reply.
+
+    Attributes:
+        text: its text; '' if the content was null.
+        prompt_tokens, completion_tokens: its cost in tokens as the server counts them.
+        model: the model that answered, as the server reports it.
+        endpoint: where it was asked.
+
+    Example: Reply('{"question": ...}', 812, 140, "gpt-x-2025-01", Endpoint(base_url="https://host/v1", model="gpt-x"))
+    """
 
     text: str
     prompt_tokens: int
@@ -46,28 +57,35 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class GaveUp:
-    """A request that is not asked again. `reason` is "no_reply" or "refused_by_api"; `detail` is for people."""
+    """A request that is not sent again. `reason` is "no_reply" or "refused_by_api"; `detail` is for people.
+
+    Example: GaveUp("no_reply", "6 tries failed; the last: HTTP 500: internal error")
+    """
 
     reason: str
     detail: str
 
 
 class NoReply(Exception):
-    """A try that brought no reply. `may_be_billed`: the request went out, and what became of it is not known."""
+    """A try that brought no reply. `may_be_billed`: the server received it and may have charged for it."""
 
     may_be_billed = False
 
 
 class RequestRefused(NoReply):
-    """Refused by load; another try may pass. `after` is what the server asked to wait, seconds, if it did."""
+    """The server is overloaded or limits the rate; a retry may pass.
 
-    def __init__(self, reason: str, after: float | None = None):
+    Attributes:
+        retry_after: seconds that the server asks to wait; None if it does not say.
+    """
+
+    def __init__(self, reason: str, retry_after: float | None = None):
         super().__init__(reason)
-        self.after = after
+        self.retry_after = retry_after
 
 
-class Failed(NoReply):
-    """Failed in a way of its own: an error of the server, a deadline, a broken connection, an unusable reply."""
+class TryFailed(NoReply):
+    """This try failed: an error of the server, a timeout, a broken connection or an unusable reply."""
 
     def __init__(self, reason: str, may_be_billed: bool = True):
         super().__init__(reason)
@@ -75,33 +93,33 @@ class Failed(NoReply):
 
 
 class Unreachable(NoReply):
-    """No connection came about, so nothing was sent."""
+    """No connection could be opened, so nothing was sent."""
 
 
 class PromptRefused(NoReply):
-    """The API refuses this request for good: its content filter, its context length, a value it does not know."""
+    """The API refuses this request for good: content filter, context length, or a value that it does not know."""
 
 
 class KeyRefused(NoReply):
-    """The API refuses the key, or the account behind it has run out."""
+    """The API refuses the key, or its account has no credit left."""
 
 
 class NotAnEndpoint(NoReply):
-    """What answers is not the chat API: HTML, a redirect, an unknown path or model."""
+    """The address is not a chat API: it answers HTML or a redirect, or knows neither the path nor the model."""
 
 
 class ChatClient:
     """`async with ChatClient(endpoint, synthesis) as client: reply = await client.ask(messages)`.
 
     Raises:
-        InputError: the address or the key is not usable, before anything is sent.
+        InputError: the address or the key is not usable; raised before anything is sent.
     """
 
     def __init__(self, endpoint: Endpoint, synthesis: Synthesis):
         self.endpoint = endpoint
         self._synthesis = synthesis
         self._retry = synthesis.retry
-        self._url = chat_url(endpoint.base_url)
+        self._url = build_chat_url(endpoint.base_url)
         self._headers = {
             "Content-Type": "application/json",
             **authorization(endpoint.api_key, f"synthesis.endpoints: {endpoint.base_url}"),
@@ -116,7 +134,7 @@ class ChatClient:
             ),
             headers=self._headers,
             cookie_jar=aiohttp.DummyCookieJar(),
-            proxy=proxy_for(self._url),
+            proxy=find_proxy(self._url),
         )
         return self
 
@@ -124,24 +142,24 @@ class ChatClient:
         await self._session.close()
 
     async def ask(self, messages: list[dict[str, str]]) -> Reply:
-        """Send one chat request once. Raises a kind of NoReply."""
-        body = msgspec.json.encode(request_body(messages, self.endpoint, self._synthesis))
+        """Send one chat request once. Raises a subclass of NoReply if it brings no reply."""
+        body = msgspec.json.encode(build_request_body(messages, self.endpoint, self._synthesis))
         try:
             async with self._session.post(self._url, data=body, allow_redirects=False) as response:
                 answer = await response.read()
                 if response.status == 200:
-                    return self._reply(answer)
-                raise self._refusal(response.status, response.headers, answer)
+                    return self._parse_reply(answer)
+                raise self._classify_status(response.status, response.headers, answer)
         except (aiohttp.ClientError, OSError, asyncio.TimeoutError) as error:
-            raise self._broken(error) from None
+            raise self._classify_error(error) from None
 
-    def _reply(self, answer: bytes) -> Reply:
+    def _parse_reply(self, answer: bytes) -> Reply:
         try:
             payload = _decode(answer)
             text = payload["choices"][0]["message"]["content"] or ""
             usage = payload.get("usage") or {}
             return Reply(
-                # Half a surrogate pair (an emoji cut by the token limit) has no UTF-8 form.
+                # A lone surrogate (an emoji that the token limit cut in two) cannot be written as UTF-8.
                 text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8"),
                 int(usage.get("prompt_tokens") or 0),
                 int(usage.get("completion_tokens") or 0),
@@ -149,47 +167,48 @@ class ChatClient:
                 self.endpoint,
             )
         except (ValueError, RecursionError):
-            if answer.lstrip()[:1] == b"<":
-                raise NotAnEndpoint(f"it answers HTML: {self._said(answer)}") from None
-            raise Failed(f"the reply is not JSON: {self._said(answer)}") from None
+            if answer.lstrip().startswith(b"<"):
+                raise NotAnEndpoint(f"it answers HTML: {self._quote(answer)}") from None
+            raise TryFailed(f"the reply is not JSON: {self._quote(answer)}") from None
         except (TypeError, LookupError, AttributeError):
-            raise Failed(f"the reply is JSON, but not a chat completion: {self._said(answer)}") from None
+            raise TryFailed(f"the reply is JSON, but not a chat completion: {self._quote(answer)}") from None
 
-    def _refusal(self, status: int, headers: Mapping[str, str], answer: bytes) -> NoReply:
-        """What a status other than 200 stands for."""
-        reason = f"HTTP {status}: {self._said(answer)}"
-        if status in _KEY or (status == 429 and b"insufficient_quota" in answer):
+    def _classify_status(self, status: int, headers: Mapping[str, str], answer: bytes) -> NoReply:
+        """Return the exception for an HTTP status other than 200."""
+        reason = f"HTTP {status}: {self._quote(answer)}"
+        if status in _KEY_REFUSED or (status == 429 and b"insufficient_quota" in answer):
             return KeyRefused(reason)
         if status in _OVERLOADED:
-            return RequestRefused(reason, retry_after(headers.get("Retry-After"), headers.get("Date")))
-        if status in _ADDRESS or 300 <= status < 400:
+            return RequestRefused(reason, parse_retry_after(headers.get("Retry-After"), headers.get("Date")))
+        if status in _NO_SUCH_API or 300 <= status < 400:
             return NotAnEndpoint(reason)
-        if status in _TRY_AGAIN or status >= 500 or status < 300:
-            return Failed(reason, may_be_billed=status in _MAY_BE_BILLED or status < 300)
+        if status in _RETRY or status >= 500 or status < 300:
+            return TryFailed(reason, may_be_billed=status in _MAY_BE_BILLED or status < 300)
         return PromptRefused(reason)
 
-    def _broken(self, error: Exception) -> NoReply:
-        """What an exception of the transport stands for."""
+    def _classify_error(self, error: Exception) -> NoReply:
+        """Return the exception for an error of the connection."""
         retry = self._retry
         if isinstance(error, aiohttp.ConnectionTimeoutError):
             return Unreachable(f"no connection within connect_s = {retry.connect_s:g}")
         if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ClientHttpProxyError):
             return Unreachable(scrub(f"{type(error).__name__}: {error}", self.endpoint.api_key))
         if isinstance(error, aiohttp.SocketTimeoutError):
-            return Failed(f"nothing came for first_byte_s = {retry.first_byte_s:g}")
+            return TryFailed(f"nothing came for first_byte_s = {retry.first_byte_s:g}")
         if isinstance(error, asyncio.TimeoutError):
-            return Failed(f"no whole reply within whole_s = {retry.whole_s:g}")
-        return Failed(scrub(f"{type(error).__name__}: {error}", self.endpoint.api_key))
+            return TryFailed(f"no whole reply within whole_s = {retry.whole_s:g}")
+        return TryFailed(scrub(f"{type(error).__name__}: {error}", self.endpoint.api_key))
 
-    def _said(self, answer: bytes) -> str:
+    def _quote(self, answer: bytes) -> str:
+        """Return the server's error text, without the key."""
         return words_of(answer, self.endpoint.api_key)
 
 
-def retry_after(value: str | None, date: str | None = None) -> float | None:
-    """Seconds that a Retry-After header asks for, in its seconds or its HTTP-date form; None if it says nothing.
+def parse_retry_after(value: str | None, date: str | None = None) -> float | None:
+    """Return the seconds that a Retry-After header asks for, or None if it is absent or unusable.
 
-    A date is read against `date`, the server's own Date header, so that a clock that is wrong here, or jumps,
-    does no harm; without one, against this machine's clock.
+    The header holds seconds or an HTTP date. A date is compared with `date`, the server's own Date header, so that
+    a wrong or jumping clock on this machine does no harm; without `date`, with this machine's clock.
     """
     if value is None:
         return None
@@ -203,8 +222,8 @@ def retry_after(value: str | None, date: str | None = None) -> float | None:
     return max(0.0, seconds) if seconds < float("inf") else None
 
 
-def chat_url(base_url: str) -> URL:
-    """The address to post to. Raises InputError when `base_url` is none, or holds a password."""
+def build_chat_url(base_url: str) -> URL:
+    """Return the address for chat requests. Raises InputError if `base_url` is no URL or holds a password."""
     try:
         url = URL(base_url.rstrip("/") + "/chat/completions")
     except ValueError:
@@ -218,9 +237,12 @@ def chat_url(base_url: str) -> URL:
     return url
 
 
-def proxy_for(url: URL) -> str | None:
-    """The environment's proxy for `url`, never for loopback. Asked once: aiohttp's trust_env asks at each request."""
-    if url.host in _LOOPBACK or proxy_bypass(url.host):
+def find_proxy(url: URL) -> str | None:
+    """Return the proxy that the environment sets for `url`, or None; loopback has none.
+
+    Looked up once per client: aiohttp's trust_env option would look it up for each request.
+    """
+    if url.host is None or url.host in _LOOPBACK or proxy_bypass(url.host):
         return None
     return getproxies().get(url.scheme)
 
@@ -232,8 +254,8 @@ def _timestamp(date: str | None) -> float | None:
         return None
 
 
-def _decode(answer: bytes) -> dict:
+def _decode(answer: bytes) -> Any:
     try:
         return msgspec.json.decode(answer)
-    except msgspec.DecodeError:  # stricter than the standard library, which takes half a surrogate pair
+    except msgspec.DecodeError:  # it refuses a lone surrogate; the standard library accepts one
         return json.loads(answer)

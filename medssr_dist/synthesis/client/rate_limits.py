@@ -1,16 +1,16 @@
-"""How much one endpoint may be asked at a time: adaptive concurrency, token buckets, circuit breaker.
+"""How much may be sent to one endpoint at a time: adaptive concurrency, token buckets and a circuit breaker.
 
-Nobody knows an API's true limit, so the concurrency is found by trying, as TCP finds a path's: slow start,
-additive increase, multiplicative decrease. Answers are looked at in windows of at least a round trip and 20
-answers. When clearly more of them are refusals than are tolerated, the limit is cut. The next window begins
-with what is sent after the cut, so a burst of refusals cuts once.
+An API's true limit is not known, so the concurrency is found as TCP finds the capacity of a network path: slow start,
+additive increase, multiplicative decrease. Answers are evaluated in windows of at least one round trip and 20
+answers. If a window has clearly more refusals than are tolerated, the limit is cut. The next window contains only
+tries that were sent after the cut, so a burst of refusals causes one cut.
 
-Not every refusal is about our load: some servers refuse a share of requests whatever one does, and backing
-off from those only loses work. So each cut is checked on the window that follows. If goodput (replies a round
-trip) fell with the limit, the cut is taken back, that share of refusals is tolerated for a while, and then
-tried again. If goodput stayed, it is what the server takes, and the cut was right.
+Not every refusal is caused by our load: some servers refuse a share of requests in any case, and there a lower limit
+only loses work. Each cut is therefore checked with the next window. If goodput (replies per round trip) fell together
+with the limit, the cut is undone, and that share of refusals is tolerated for a while before a cut is tried again. If
+goodput stayed the same, the server was at its own limit and the cut was right.
 
-Nothing here reads a clock: `now` is what the caller's monotonic clock says, in seconds.
+Nothing in this module reads a clock: `now` is always the caller's monotonic time in seconds.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from random import uniform
 
 FIRST_LIMIT = 32.0
 WINDOW_ANSWERS = 20
-TOLERATED_SHARE = 0.05  # fewer refusals than this cost less than backing off would
-MOST_TOLERATED_SHARE = 0.75  # beyond, going on at full speed would be a storm
-TOLERATED_WINDOWS = 40  # how long a higher share is tolerated before it is tried again
-CUT = 0.85  # a cut keeps at most this share of the limit
-DEEPEST_CUT = 0.5
-FIRST_ROUND_TRIP_S = 0.5  # taken for true until there is a reply
-SHORTEST_HOLD_S = 0.02
-SHORTEST_GAP_S = 0.002  # what timers can keep
+TOLERATED_SHARE = 0.05  # a smaller share of refusals costs less than a lower limit would
+MAX_TOLERATED_SHARE = 0.75  # above this share, full speed would flood the server with requests
+TOLERATED_WINDOWS = 40  # windows during which a higher share is tolerated, before a cut is tried again
+CUT = 0.85  # a cut leaves at most this share of the limit
+DEEPEST_CUT = 0.5  # and at least this share
+FIRST_ROUND_TRIP_S = 0.5  # assumed until the first reply
+MIN_HOLD_S = 0.02
+MIN_GAP_S = 0.002  # timers are not more precise
 
-BREAKER_FAILURES = 10
-BREAKER_S = 1.0
+BREAKER_FAILURES = 10  # failures in a row that open the circuit breaker
+BREAKER_S = 1.0  # if they take at least so long
 FIRST_COOLDOWN_S = 1.0
-LAST_COOLDOWN_S = 60.0
+MAX_COOLDOWN_S = 60.0
 
 
 @dataclass(slots=True)
 class _Window:
-    """Answers since `opens`; `limit` is what the limit was then."""
+    """The answers to tries sent since time `opens`; `limit` is the limit at that time."""
 
     opens: float
     limit: float
@@ -54,14 +54,14 @@ class _Window:
         return self.refusals / self.answers
 
     def exceeds(self, share: float) -> bool:
-        """Whether clearly more was refused than `share`: by more than three standard deviations."""
+        """Whether clearly more than `share` of the answers are refusals: by more than three standard deviations."""
         expected = share * self.answers
         return self.refusals > expected + 3 * sqrt(expected * (1 - share))
 
 
 @dataclass(frozen=True, slots=True)
 class _Before:
-    """How it went before the cut that is being checked. `goodput` is in replies a round trip."""
+    """The state before the cut that is being checked. `goodput` is in replies per round trip."""
 
     limit: float
     goodput: float
@@ -69,15 +69,18 @@ class _Before:
 
 
 class AdaptiveLimit:
-    """The number of requests that may be in flight at one endpoint and model, from 1 to `most`."""
+    """The number of requests that may be in flight at one endpoint, from 1 to `highest`.
 
-    def __init__(self, most: int):
-        self.most = most
-        self.level = float(min(most, FIRST_LIMIT))
-        self.round_trip = FIRST_ROUND_TRIP_S  # mean of late, seconds
+    Example: AdaptiveLimit(64) starts at 32 and doubles each round trip up to 64 while nothing is refused.
+    """
+
+    def __init__(self, highest: int):
+        self.highest = highest
+        self.level = float(min(highest, FIRST_LIMIT))
+        self.round_trip = FIRST_ROUND_TRIP_S  # moving average, seconds
         self._replied = False
         self.tolerated = TOLERATED_SHARE
-        self._step = max(1.0, most / 64)  # additive increase a round trip
+        self._step = max(1.0, highest / 64)  # additive increase per round trip
         self._doubling = True
         self._tolerated_until = -inf
         self._cut_at = -inf
@@ -86,43 +89,47 @@ class AdaptiveLimit:
 
     @property
     def limit(self) -> int:
+        """The limit now."""
         return int(self.level)
 
     @property
     def gap(self) -> float:
-        """Seconds between two sends, well below what the limit needs: some servers refuse two at once at any rate."""
-        gap = 0.6 * self.round_trip / self.level
-        return gap if gap > SHORTEST_GAP_S else 0.0
+        """Seconds between two sends. Some servers refuse two requests that arrive at once, even at a low rate.
 
-    def replied(self, sent_at: float, now: float, in_flight: int) -> None:
-        """A reply came. The limit grows only while it is what limits: at least half of it `in_flight`."""
-        late = now - sent_at
-        self.round_trip = self.round_trip * 7 / 8 + late / 8 if self._replied else late
+        Well below round trip / limit, so that the gap does not restrict the number in flight.
+        """
+        gap = 0.6 * self.round_trip / self.level
+        return gap if gap > MIN_GAP_S else 0.0
+
+    def record_reply(self, sent_at: float, now: float, in_flight: int) -> None:
+        """Count a reply, and raise the limit if it is in use: if at least half of it is `in_flight`."""
+        latency = now - sent_at
+        self.round_trip = self.round_trip * 7 / 8 + latency / 8 if self._replied else latency
         self._replied = True
-        if self.level < self.most and 2 * in_flight >= self.level and self._may_grow():
-            self.level = min(self.most, self.level + (1.0 if self._doubling else self._step / self.level))
+        if self.level < self.highest and 2 * in_flight >= self.level and self._may_grow():
+            self.level = min(self.highest, self.level + (1.0 if self._doubling else self._step / self.level))
         self._count(sent_at, now, refused=False)
 
-    def refused(self, sent_at: float, now: float) -> float:
-        """A refusal came. Returns how long to hold its slot, seconds: as long as a reply would have held it.
+    def record_refusal(self, sent_at: float, now: float) -> float:
+        """Count a refusal. Return for how many seconds its slot stays taken: about as long as a reply would take it.
 
-        Without this a refused slot would ask again at once, and refusals, which come fast, would breed refusals.
-        A tolerated refusal holds its slot only briefly, as holding would do no good.
+        Otherwise the slot would be used again at once, and since refusals come fast, each would cause more of them.
+        A tolerated refusal keeps its slot only briefly, because waiting does not help there.
         """
         self._count(sent_at, now, refused=True)
         if now < self._tolerated_until:
-            return max(self.round_trip, SHORTEST_HOLD_S) / 10
-        return max(self.round_trip, SHORTEST_HOLD_S) * uniform(0.5, 1.5)  # else slots would move in step
+            return max(self.round_trip, MIN_HOLD_S) / 10
+        return max(self.round_trip, MIN_HOLD_S) * uniform(0.5, 1.5)  # or all slots would retry at the same moment
 
     def restart(self) -> None:
-        """Begin again from one, in slow start: the endpoint was away."""
+        """Start again from one, with slow start: the endpoint was down."""
         self.level = 1.0
         self._doubling = True
         self._before = None
         self._window = _Window(-inf, self.level)
 
     def _may_grow(self) -> bool:
-        """Not while too much is refused, nor while a cut is being checked: that needs a limit that stands still."""
+        """Whether the limit may be raised: not if too much is refused, nor while a cut is being checked."""
         return self._before is None and not (self._window.refusals and self._window.exceeds(self.tolerated))
 
     def _count(self, sent_at: float, now: float, refused: bool) -> None:
@@ -140,18 +147,18 @@ class AdaptiveLimit:
             self._close(window, now)
 
     def _close(self, window: _Window, now: float) -> None:
-        """Judge the cut under check, if any, then cut if too much was refused; and open the next window."""
+        """Evaluate a full window: undo the cut that it checks, or cut if too much was refused; open the next window."""
         if now >= self._tolerated_until:
             self.tolerated = TOLERATED_SHARE
         before, self._before = self._before, None
-        if before and self._was_in_vain(before, window):
-            self._take_back(before, window, now)
+        if before and self._was_useless(before, window):
+            self._undo_cut(before, window, now)
         elif window.exceeds(self.tolerated):
             self._cut(window, now)
         self._window = _Window(-inf, self.level)
 
     def _cut(self, window: _Window, now: float) -> None:
-        """Cut to what was served: were the load the reason, limit x share replied is what the server takes."""
+        """Cut the limit to limit x share of replies: what the server can take, if our load caused the refusals."""
         served = 1 - window.refused_share
         if served and self.level > 1:
             self._before = _Before(self.level, served * (window.limit + self.level) / 2, window.refused_share)
@@ -160,25 +167,27 @@ class AdaptiveLimit:
         self._cut_at = now
         self._tolerated_until = -inf
 
-    def _was_in_vain(self, before: _Before, window: _Window) -> bool:
-        """Whether goodput fell with the limit and refusals went on; it stays where the server is at its own limit."""
+    def _was_useless(self, before: _Before, window: _Window) -> bool:
+        """Whether the cut only lost work: goodput fell with the limit, and the refusals continued."""
         goodput = self.level * (1 - window.refused_share)
         kept = self.level / before.limit
         fell = 0 < goodput < before.goodput * (1 + kept) / 2
-        return fell and before.refused_share / 2 < window.refused_share < MOST_TOLERATED_SHARE
+        return fell and before.refused_share / 2 < window.refused_share < MAX_TOLERATED_SHARE
 
-    def _take_back(self, before: _Before, window: _Window, now: float) -> None:
-        """Go back to the limit before the cut, and search on from there: these refusals told nothing."""
+    def _undo_cut(self, before: _Before, window: _Window, now: float) -> None:
+        """Restore the limit before the cut and continue to search from it: the load did not cause these refusals."""
         self.level = before.limit
         self._doubling = True
-        self.tolerated = min(MOST_TOLERATED_SHARE, max(before.refused_share, window.refused_share))
+        self.tolerated = min(MAX_TOLERATED_SHARE, max(before.refused_share, window.refused_share))
         self._tolerated_until = now + TOLERATED_WINDOWS * max(now - window.opens, self.round_trip)
 
 
-class Bucket:
-    """A token bucket of about one second's worth: what an account allows a minute, spread evenly.
+class TokenBucket:
+    """A token bucket: an account's limit per minute, spread evenly, with a capacity of about one second's worth.
 
-    A cost above the capacity passes when the bucket is full, and leaves a debt, so the rate holds all the same.
+    A cost above the capacity passes when the bucket is full and leaves a debt, so the rate is kept in any case.
+
+    Example: TokenBucket(600) lets 10 requests per second pass.
     """
 
     def __init__(self, per_minute: int):
@@ -188,17 +197,18 @@ class Bucket:
         self._filled_at = -inf
 
     def ready_at(self, cost: float, now: float) -> float:
-        """When `cost` may pass; `now` or earlier if it may pass now."""
+        """Return when `cost` may pass; `now` or earlier if it may pass now."""
         self._fill(now)
         missing = min(cost, self._capacity) - self._level
         return now + missing / self._rate if missing > 1e-9 else now
 
     def take(self, cost: float, now: float) -> None:
+        """Let `cost` pass."""
         self._fill(now)
         self._level -= cost
 
-    def give(self, cost: float) -> None:
-        """Put back what an estimate took too much; a negative cost takes what it took too little."""
+    def give_back(self, cost: float) -> None:
+        """Return what an estimate took too much; a negative cost takes what it took too little."""
         self._level = min(self._capacity, self._level + cost)
 
     def _fill(self, now: float) -> None:
@@ -208,11 +218,15 @@ class Bucket:
             self._filled_at = now
 
 
-class Breaker:
-    """Circuit breaker: closed (asks), open (asks nothing for a cool-down), half-open (asks once, to see).
+class CircuitBreaker:
+    """Circuit breaker: closed (sends), open (sends nothing during a cool-down), half-open (sends one probe).
 
-    It opens when at least BREAKER_FAILURES tries in a row, over at least BREAKER_S, brought no reply. One reply
-    closes it; a failed probe opens it again, for twice as long.
+    It opens when at least BREAKER_FAILURES tries in a row, over at least BREAKER_S seconds, brought no reply. One
+    reply closes it. A failed probe opens it again, for twice as long, at most MAX_COOLDOWN_S seconds.
+
+    Attributes:
+        state: "closed", "open" or "half-open".
+        reason: the failure that opened it; '' while closed.
     """
 
     def __init__(self) -> None:
@@ -227,33 +241,34 @@ class Breaker:
         self._until = 0.0
 
     def ready_at(self, now: float) -> float:
-        """When the next try may be made; inf while a probe is out."""
+        """Return when the next try may be sent; inf while a probe is in flight."""
         if self.state == "closed":
             return now
         return self._until if self.state == "open" else inf
 
-    def sending(self) -> None:
-        """A try is about to be made; out of an open breaker it is the probe."""
+    def record_sent(self) -> None:
+        """A try is about to be sent; if the circuit is open, it is the probe."""
         if self.state == "open":
             self.state = "half-open"
 
-    def succeeded(self) -> None:
+    def record_reply(self) -> None:
+        """A try brought a reply: close the circuit."""
         if self._failures:
             self._close()
 
-    def called_off(self) -> None:
-        """A try was called off; if it was the probe, another may go."""
+    def record_cancelled(self) -> None:
+        """A try was cancelled; if it was the probe, another may be sent."""
         if self.state == "half-open":
             self.state = "open"
 
-    def failed(self, now: float, reason: str, after: float = 0.0) -> None:
-        """A try brought no reply. An open breaker stays so for at least `after`, which the server asked for."""
+    def record_failure(self, now: float, reason: str, retry_after: float = 0.0) -> None:
+        """A try brought no reply. An open circuit stays open for at least the server's `retry_after` seconds."""
         self._failures += 1
         if self._failures == 1:
             self._first_failure = now
         if self.state == "half-open":
-            self._cooldown = min(LAST_COOLDOWN_S, 2 * self._cooldown)
+            self._cooldown = min(MAX_COOLDOWN_S, 2 * self._cooldown)
         elif self.state == "open" or self._failures < BREAKER_FAILURES or now - self._first_failure < BREAKER_S:
             return
         self.state, self.reason = "open", reason
-        self._until = now + max(self._cooldown, after)
+        self._until = now + max(self._cooldown, retry_after)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from medssr_dist.data.answers import chat_prompt
+from medssr_dist.data.answers import render_prompt
 from medssr_dist.data.records import Label, Question
 from medssr_dist.errors import InputError
 from medssr_dist.run.stream import ALL_TAKEN
@@ -152,7 +152,7 @@ class PromptLoader:
             yield found
 
     def _render(self, example: Example) -> tuple[str, str] | None:
-        prompt = chat_prompt(self._tokenizer, example.question)
+        prompt = render_prompt(self._tokenizer, example.question)
         if len(self._tokenizer(prompt, add_special_tokens=False)["input_ids"]) > self._max_prompt_tokens:
             return None
         label = {
