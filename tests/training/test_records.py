@@ -21,7 +21,7 @@ from medssr_dist.training.after_step import SampleLog
 from medssr_dist.training.model_card import write_model_card
 from medssr_dist.training.stage_job import StageJob
 from medssr_dist.training.trackers import Trackers, check_trackers
-from medssr_dist.training.train_stage import RunningStage, _drop_steps_after
+from medssr_dist.training.train_stage import RunningStage, _bar_text, _drop_steps_after
 from medssr_dist.training.weights.checkpoints import Checkpoint
 
 SECRET = "sk-this-is-a-secret"
