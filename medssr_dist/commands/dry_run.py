@@ -13,7 +13,7 @@ from pathlib import Path
 
 from medssr_dist.commands.prefetch import find_index
 from medssr_dist.config.base import DataSource
-from medssr_dist.config.load import resolved
+from medssr_dist.config.load import dump_config
 from medssr_dist.config.schema import Config
 from medssr_dist.config.synthesis import Synthesis
 from medssr_dist.config.training import Stage
@@ -50,7 +50,7 @@ def dry_run(config: Config, run_dir: Path, steps: tuple[str, ...], rates_of: Pat
     run = RunDir(run_dir)
     folder = run.dry_run
     shutil.rmtree(folder, ignore_errors=True)
-    write_json(resolved_config(folder), resolved(config))
+    write_json(resolved_config(folder), dump_config(config))
     model, problem = _locate_model(config) if steps != ("synthesize",) else (None, None)
     if steps == STEPS and not config.training.uses_pseudo_labels:
         steps = ("train", "evaluate")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from medssr_dist import __version__
-from medssr_dist.config.load import resolved
+from medssr_dist.config.load import dump_config
 from medssr_dist.config.schema import Config
 from medssr_dist.data.jsonl import read_json, write_json
 from medssr_dist.errors import InputError
@@ -90,7 +90,7 @@ class RunDir(RunPaths):
         for step, before in self.manifest()["steps"].items():
             if step != "evaluate":
                 _refuse_changes(step, before, before | {"settings": _settings(step, config)}, self.root)
-        write_json(self.config_file, resolved(config))
+        write_json(self.config_file, dump_config(config))
 
     def begin_step(self, step: str, config: Config, inputs: dict[str, str]) -> None:
         """Record what `step` depends on; refuse settings or inputs other than those it was begun with.
@@ -176,7 +176,7 @@ def _record_attempt(run: RunDir) -> None:
 
 
 def _settings(step: str, config: Config) -> dict[str, Any]:
-    flat = _flatten(resolved(config))
+    flat = _flatten(dump_config(config))
     kept = {}
     for key, value in flat.items():
         other_stage = step == "stage1" and key.startswith("training.stage2.")

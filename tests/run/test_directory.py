@@ -223,13 +223,13 @@ def test_how_a_step_is_run_may_change_and_it_stays_finished(root, configured, st
 
 
 def test_the_free_keys_are_config_keys(configured):
-    flat = directory._flatten(directory.resolved(configured()))
+    flat = directory._flatten(directory.dump_config(configured()))
     for free in directory._FREE_KEYS:
         assert any(directory._within(key, (free,)) for key in flat) or free == "synthesis.prices", free
 
 
 def test_the_steps_sections_are_config_keys(configured):
-    flat = directory._flatten(directory.resolved(configured()))
+    flat = directory._flatten(directory.dump_config(configured()))
     for section in {section for sections in STEP_SECTIONS.values() for section in sections}:
         assert any(key == section or key.startswith(section + ".") for key in flat), section
 
