@@ -89,7 +89,7 @@ class FileCorpus(Corpus):
         self._files = [_ScannedFile.of(file) for file in _list_files(path)]
         folder = cache_dir() / "corpus" / hash_content([str(path.resolve()), limit])
         with hold_lock(folder / "corpus"):
-            scan = _read_scan(folder, self._files) or _scan(folder, self._files, limit)
+            scan = _read_scan(folder, self._files) or _scan_files(folder, self._files, limit)
         self.hash, self._count = scan.hash, scan.count
         self._first_rows = np.array(scan.first_rows)
         table = np.memmap(scan.table(folder), np.int64, mode="r", shape=(_COLUMNS, self._count))
@@ -144,9 +144,10 @@ def _read_scan(folder: Path, files: list[_ScannedFile]) -> _Scan | None:
     return scan if scan.files == files and is_complete else None
 
 
-def _scan(folder: Path, files: list[_ScannedFile], limit: int) -> _Scan:
+def _scan_files(folder: Path, files: list[_ScannedFile], limit: int) -> _Scan:
     """Read and check all lines once; write the table and the result of the scan to `folder`."""
-    offsets, id_hashes, first_rows, digest = array("q"), array("q"), [], hashlib.sha256()
+    offsets, id_hashes, digest = array("q"), array("q"), hashlib.sha256()
+    first_rows: list[int] = []
     for file, lines in _iterate_files(files):
         first_rows.append(len(offsets))
         digest.update(f"{Path(file.path).stem}\n".encode())
@@ -160,11 +161,12 @@ def _scan(folder: Path, files: list[_ScannedFile], limit: int) -> _Scan:
             break
     if not offsets:
         raise InputError(f"{files[0].path} has no passages; each line needs id, title and content")
-    rows = np.argsort(np.frombuffer(id_hashes, np.int64), kind="stable")
-    id_hashes = np.frombuffer(id_hashes, np.int64)[rows]
-    _refuse_duplicates(files, first_rows, offsets, id_hashes, rows)
+    hashes = np.frombuffer(id_hashes, np.int64)
+    rows = np.argsort(hashes, kind="stable")
+    hashes = hashes[rows]
+    _refuse_duplicates(files, first_rows, offsets, hashes, rows)
     scan = _Scan(digest.hexdigest()[:16], len(offsets), first_rows, files)
-    _write_scan(folder, scan, [offsets, id_hashes, rows])
+    _write_scan(folder, scan, [offsets, hashes, rows])
     return scan
 
 

@@ -34,8 +34,8 @@ def shards(tmp_path):
 
 def scans(monkeypatch):
     """Counts scans from now on."""
-    done, scan = [], corpus_files._scan
-    monkeypatch.setattr(corpus_files, "_scan", lambda *given: done.append(1) or scan(*given))
+    done, scan = [], corpus_files._scan_files
+    monkeypatch.setattr(corpus_files, "_scan_files", lambda *given: done.append(1) or scan(*given))
     return done
 
 
