@@ -193,7 +193,11 @@ def test_status_of_a_running_run_tells_what_is_to_go(tree, tmp_path, capsys):
         assert is_held(run)
         print_status(run.root)
     text = capsys.readouterr().out
-    assert "going on" in text and "vote        running at 3 of 4" in text and "about 20 s to go" in text
+    assert (
+        f"run {run.root}: running; 1 attempts" in text
+        and "vote        running at 3 of 4" in text
+        and "about 20 s to go" in text
+    )
     assert "stage1      running at 1 of 3 steps; 50.0 s each, about 100 s to go" in text.replace("2 min", "100 s")
 
 

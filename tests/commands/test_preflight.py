@@ -215,7 +215,7 @@ def test_an_endpoint_behind_a_proxy_and_one_that_is_not_needed_any_more(monkeypa
         run.begin_step("synthesize", far, {})
         run.finish_step("synthesize")
     assert run_check(inputs.check_endpoints, far, tmp_path / "run") == CheckResult(
-        "pass", "the questions are written already"
+        "pass", "the questions are already written"
     )
 
 

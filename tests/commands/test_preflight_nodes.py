@@ -76,7 +76,7 @@ def test_a_node_that_cannot_be_reached_is_named_with_its_address(node, tmp_path)
     write_json(tmp_path / "out" / "n2.address.json", {"address": "127.0.0.3", "port": port, "token": "x"})
     ended(node("n1", 1, wait_s=0.5))
     found = network_of(tmp_path, "n1")
-    assert "no way to n2 at 127.0.0.3 ([Errno 111] Connection refused)" in found["detail"]
+    assert "cannot reach n2 at 127.0.0.3 ([Errno 111] Connection refused)" in found["detail"]
     assert "MEDSSR_IFNAME" in found["fix"] and "lo 127.0.0.1" in found["fix"]
 
 
@@ -114,7 +114,7 @@ def test_ports_of_the_job_that_are_taken_are_named(node, tmp_path):
 def test_a_second_report_into_the_same_folder_is_refused(node, tmp_path):
     ended(node("n1", 1, MEDSSR_NODES="n1"))
     again = node("n1", 1, MEDSSR_NODES="n1")
-    assert "is there already; give a new folder" in again.communicate()[1]
+    assert "exists already; give a new folder" in again.communicate()[1]
 
 
 # --- the table of all nodes

@@ -76,9 +76,9 @@ def test_an_interface_that_does_not_lead_to_the_others_fails_and_the_right_one_i
     assert code == "2:0", text
     for node, other, address in (("n1", "n2", "10.99.2.1"), ("n2", "n1", "10.99.1.1")):
         found = read_json(out / f"{node}.json")["results"]["network"]
-        assert found["status"] == "fail" and f"no way to {other} at {address}" in found["detail"]
+        assert found["status"] == "fail" and f"cannot reach {other} at {address}" in found["detail"]
         assert "MEDSSR_IFNAME" in found["fix"] and "eth0 10.77.0." in found["fix"]
-    assert "; network: n1: from 10.99.1.1 no way to n2" in text.splitlines()[-1]
+    assert "; network: n1: cannot reach n2 at 10.99.2.1" in text.splitlines()[-1]
 
 
 def test_what_to_ask_for_is_read_from_sinfo(cluster):
