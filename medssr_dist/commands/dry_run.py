@@ -185,7 +185,8 @@ def _render_prompts(config: Config, seeds: list[Question], rare: list[Entity], f
     prompts = {index: plan.request(index).messages for index in sorted(shown)}
     parts = [_render_messages(index, messages) for index, messages in prompts.items()]
     write_atomic(folder / "prompts.txt", "\n\n".join(parts) + "\n")
-    tokens = sum(map(TokenCounter(), prompts.values())) / len(prompts)
+    count_tokens = TokenCounter()
+    tokens = sum(count_tokens(list(messages)) for messages in prompts.values()) / len(prompts)
     state = _describe_index(config.knowledge, index_folder) if any(has_entity) else "not needed"
     return _RenderedPrompts(sum(has_entity), tokens, state)
 

@@ -67,7 +67,7 @@ def test_the_limit_is_the_jobs_own(monkeypatch):
             {"n1": 8},
             {"tensor_parallel_size": 16},
             "fail",
-            "training.tensor_parallel_size = 16 needs so many on one node",
+            "training.tensor_parallel_size = 16 needs that many on one node",
         ),
         ({"n1": None, "n2": None}, {}, "pass", "as logical GPUs on 2 nodes"),
     ],
