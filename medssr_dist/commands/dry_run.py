@@ -34,9 +34,9 @@ from medssr_dist.estimates.workload import (
     list_policies,
 )
 from medssr_dist.readers import name_source, read_all, read_questions, refuse_evaluation_items, refuse_unlabelled
-from medssr_dist.run.directory import RunDir, commit
+from medssr_dist.run.directory import RunDir, find_commit
 from medssr_dist.run.paths import STAGES, STEPS, resolved_config
-from medssr_dist.runtime.models import policy_on_disk
+from medssr_dist.runtime.models import find_policy_on_disk
 
 if TYPE_CHECKING:
     from medssr_dist.knowledge.passages import Passage
@@ -95,7 +95,7 @@ class _Policy(NamedTuple):
 
 def _locate_policy(config: Config) -> _Policy:
     try:
-        return _Policy(policy_on_disk(config.policy) or Path(config.policy.model), None)
+        return _Policy(find_policy_on_disk(config.policy) or Path(config.policy.model), None)
     except InputError as error:
         return _Policy(Path(config.policy.model), str(error))
 
@@ -111,12 +111,12 @@ def _describe_state(run: RunDir, step: str) -> str:
 
 
 def _plan_slots(config: Config) -> list[PlanRow]:
-    from medssr_dist.runtime.cluster import slots_in_use, slots_needed
+    from medssr_dist.runtime.cluster import count_slots, count_slots_at_once
     from medssr_dist.runtime.device import on_gpu
 
     kind = "GPUs" if on_gpu() else "CPU process slots"
-    needed = [PlanRow(name, f"{count} {kind}") for name, count in slots_needed(config).items() if count]
-    return [*needed, PlanRow("at once", f"{slots_in_use(config)} {kind} (runtime.mode={config.runtime.mode})")]
+    needed = [PlanRow(name, f"{count} {kind}") for name, count in count_slots(config).items() if count]
+    return [*needed, PlanRow("at once", f"{count_slots_at_once(config)} {kind} (runtime.mode={config.runtime.mode})")]
 
 
 def _plan_synthesis(config: Config, run: RunDir, folder: Path, model: Path | None) -> list[PlanRow]:
@@ -180,7 +180,7 @@ def _render_prompts(config: Config, seeds: list[Question], rare: list[Entity], f
     )
     has_entity = [draws.at(index).entity is not None for index in range(synthesis.accepted)]
     index_folder = find_index(config.knowledge) if any(has_entity) else None
-    plan = RequestPlan(config, seeds, rare, _passage_reader(config.knowledge, index_folder), commit())
+    plan = RequestPlan(config, seeds, rare, _passage_reader(config.knowledge, index_folder), find_commit())
     shown = [has_entity.index(kind) for kind in (True, False) if kind in has_entity]
     prompts = {index: plan.request(index).messages for index in sorted(shown)}
     parts = [_render_messages(index, messages) for index, messages in prompts.items()]

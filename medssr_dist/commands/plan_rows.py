@@ -8,8 +8,8 @@ from typing import NamedTuple
 from medssr_dist.config.schema import Config
 from medssr_dist.estimates.rates import Rates
 from medssr_dist.estimates.walltime import CONCURRENT_STEPS, DataCounts, forecast_walltime
-from medssr_dist.run.clock import duration
-from medssr_dist.runtime.cluster import slots_in_use
+from medssr_dist.run.clock import format_duration
+from medssr_dist.runtime.cluster import count_slots_at_once
 
 
 class PlanRow(NamedTuple):
@@ -30,24 +30,24 @@ def describe_forecast(config: Config, rates: Rates, counts: DataCounts, on_gpu: 
     """Return rows with the rates, and with the wall time in mode `stream` and in mode `sequential`."""
     forecasts = forecast_walltime(config, rates, counts, on_gpu)
     streamed, alone = forecasts.stream.steps, forecasts.sequential.steps
-    work = ", ".join(f"{name} {duration(streamed[name].work)}" for name in CONCURRENT_STEPS if name in streamed)
+    work = ", ".join(f"{name} {format_duration(streamed[name].work)}" for name in CONCURRENT_STEPS if name in streamed)
     start = max((streamed[name].start for name in CONCURRENT_STEPS if name in streamed), default=0.0)
     after = "".join(
-        f" + {name} {duration(time.total)}" for name, time in streamed.items() if name not in CONCURRENT_STEPS
+        f" + {name} {format_duration(time.total)}" for name, time in streamed.items() if name not in CONCURRENT_STEPS
     )
     longest = "longest of" if on_gpu else "longest, vote and stage 1 added up, of"
     sums = {
-        "stream": f"start-up {duration(start)} + {longest} ({work}){after}",
-        "sequential": " + ".join(f"{name} {duration(time.total)}" for name, time in alone.items()),
+        "stream": f"start-up {format_duration(start)} + {longest} ({work}){after}",
+        "sequential": " + ".join(f"{name} {format_duration(time.total)}" for name, time in alone.items()),
     }
     rows = [PlanRow("rates", f"of {rates.source}, runtime.mode={rates.mode}")]
     rows += [PlanRow("", text) for text in _describe_rates(rates)]
     for mode, terms in sums.items():
         forecast = getattr(forecasts, mode)
-        slots = slots_in_use(_set_mode(config, "stream" if config.runtime.mode == "stream" else mode))
+        slots = count_slots_at_once(_set_mode(config, "stream" if config.runtime.mode == "stream" else mode))
         where = f"{slots} GPUs" if on_gpu else "these cores"
         without = f"; without {', '.join(forecast.unknown)}, not measured" if forecast.unknown else ""
-        rows.append(PlanRow(mode, f"{duration(forecast.seconds)} on {where} = {terms}{without}"))
+        rows.append(PlanRow(mode, f"{format_duration(forecast.seconds)} on {where} = {terms}{without}"))
     return rows
 
 

@@ -20,7 +20,7 @@ from medssr_dist.config.synthesis import Knowledge
 from medssr_dist.data.jsonl import read_json
 from medssr_dist.errors import InputError
 from medssr_dist.readers import read_all
-from medssr_dist.runtime.cache import cache_dir
+from medssr_dist.runtime.cache import make_cache_dir
 
 # Files with the same weights in other formats; in the repositories of Llama they take 16 GB.
 _NOT_FETCHED = ["original/*", "onnx/*", "*.pth", "*.gguf", "*.h5", "*.msgpack", "*.ot"]
@@ -206,7 +206,7 @@ def _count_questions(config: Config) -> int:
 def _print_environment() -> None:
     from huggingface_hub.constants import HF_HOME
 
-    print(f"offline: on compute nodes HF_HUB_OFFLINE=1 MEDSSR_CACHE={cache_dir()} HF_HOME={HF_HOME}")
+    print(f"offline: on compute nodes HF_HUB_OFFLINE=1 MEDSSR_CACHE={make_cache_dir()} HF_HOME={HF_HOME}")
 
 
 def _print_size(name: str, folder: Path) -> None:

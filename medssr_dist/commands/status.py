@@ -16,8 +16,8 @@ from pathlib import Path
 from medssr_dist.data.jsonl import read_json
 from medssr_dist.errors import EXIT_STOPPED, InputError
 from medssr_dist.estimates.step_progress import StepProgress, read_newest_metrics, read_progress
-from medssr_dist.launch.attempts import Attempt, attempts_of
-from medssr_dist.run.clock import duration
+from medssr_dist.launch.attempts import Attempt, list_attempts
+from medssr_dist.run.clock import format_duration
 from medssr_dist.run.directory import RunDir
 from medssr_dist.run.paths import RECORDED_STEPS, STAGES
 
@@ -64,7 +64,7 @@ def _print_not_begun(run: RunDir) -> None:
     Raises:
         InputError: there is no attempt.
     """
-    if not attempts_of(run.root):
+    if not list_attempts(run.root):
         raise InputError(f"{run.root} is no run directory: it has no manifest.json; name one with --run-dir")
     print(f"run {run.root}: no step has begun")
     _print_attempts(run, held=False)
@@ -102,7 +102,7 @@ def _describe_pace(progress: StepProgress, held: bool) -> str:
         return ""
     text = f"; {each:.1f} s each" if each >= 1 else f"; {1 / each:.1f} a second"
     if held and progress.total is not None:
-        text += f", about {duration(max(0, progress.total - progress.done) * each)} to go"
+        text += f", about {format_duration(max(0, progress.total - progress.done) * each)} to go"
     return text
 
 
@@ -112,7 +112,7 @@ def find_newest_problem(run: RunDir) -> str | None:
     It is the reason why the newest attempt of the job failed. If that attempt did not fail, it is the last line that
     looks like an error in the newest log that has one, as "file, time: line".
     """
-    for attempt in attempts_of(run.root)[-1:]:
+    for attempt in list_attempts(run.root)[-1:]:
         if attempt.code not in (None, 0, EXIT_STOPPED):
             return f"attempt {attempt.number} ended with {attempt.code}: {attempt.reason}"
     attempt_logs = [log for attempt in run.attempts() for log in attempt.logs()]
@@ -143,7 +143,7 @@ def _print_files(run: RunDir) -> None:
 
 def _print_attempts(run: RunDir, held: bool) -> None:
     """Print one line for each attempt of the job (its end and the times of its milestones), and the newest logs."""
-    attempts = attempts_of(run.root)
+    attempts = list_attempts(run.root)
     for attempt in attempts:
         reached = ", ".join(f"{milestone} at {seconds:.0f} s" for milestone, seconds in attempt.timings.items())
         end = _describe_end(attempt, running=held and attempt is attempts[-1])

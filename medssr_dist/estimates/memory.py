@@ -9,8 +9,8 @@ from pathlib import Path
 
 from medssr_dist.config.schema import Config, Policy
 from medssr_dist.errors import InputError
-from medssr_dist.runtime.device import available_memory
-from medssr_dist.runtime.models import policy_on_disk
+from medssr_dist.runtime.device import read_available_memory
+from medssr_dist.runtime.models import find_policy_on_disk
 
 _EMBEDDED_PARAMETERS = 134_515_008  # SmolLM2-135M; used until its weights have been converted and can be counted
 # Bytes of a process in addition to weights, optimizer state and KV cache: libraries, buffers, and the activations of a
@@ -50,7 +50,7 @@ def estimate_memory(config: Config, parameters: int) -> list[MemoryDemand]:
     from medssr_dist.runtime.device import on_gpu
 
     if not on_gpu():
-        return [MemoryDemand("the run", _cpu_bytes(config, parameters), available_memory())]
+        return [MemoryDemand("the run", _cpu_bytes(config, parameters), read_available_memory())]
     import torch
 
     training, free = config.training, torch.cuda.mem_get_info()[0]
@@ -64,9 +64,9 @@ def estimate_memory(config: Config, parameters: int) -> list[MemoryDemand]:
         MemoryDemand("a training rank's GPU", rank, free),
     ]
     if optimizer:
-        demands.append(MemoryDemand("the optimizer on the host", optimizer / training.nodes, available_memory()))
+        demands.append(MemoryDemand("the optimizer on the host", optimizer / training.nodes, read_available_memory()))
     if reference:
-        demands.append(MemoryDemand("the reference on the host", reference / training.nodes, available_memory()))
+        demands.append(MemoryDemand("the reference on the host", reference / training.nodes, read_available_memory()))
     return demands
 
 
@@ -79,7 +79,7 @@ def refuse_too_little_memory(config: Config) -> None:
 
     if on_gpu():
         return
-    parameters, available = count_parameters(config.policy), available_memory()
+    parameters, available = count_parameters(config.policy), read_available_memory()
     kv_cache = config.runtime.cpu_kv_cache_gib * 2**30
     needed = _training_state_bytes(config, parameters) + config.training.engines * (
         _bytes_per_weight(config) * parameters + kv_cache
@@ -150,7 +150,7 @@ def count_parameters(policy: Policy) -> int:
     Raises:
         InputError: the model is not on this machine.
     """
-    folder = policy_on_disk(policy)
+    folder = find_policy_on_disk(policy)
     if folder is None:
         return _EMBEDDED_PARAMETERS
     counted = sum(_parameters_in(file) for file in folder.glob("*.safetensors"))

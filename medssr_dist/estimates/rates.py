@@ -12,11 +12,11 @@ from medssr_dist.config.schema import Config
 from medssr_dist.config.training import Stage
 from medssr_dist.data.jsonl import read_json, read_jsonl
 from medssr_dist.errors import InputError
-from medssr_dist.run.clock import seconds_by_step
+from medssr_dist.run.clock import read_clock
 from medssr_dist.run.directory import RunDir
 from medssr_dist.run.paths import STAGES, SynthesisPaths, VotingPaths
 from medssr_dist.run.stream import follow
-from medssr_dist.runtime.cluster import slots_needed
+from medssr_dist.runtime.cluster import count_slots
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Rates:
     Attributes:
         source: the run directory.
         mode: `runtime.mode` of the run.
-        slots: number of GPUs (or process slots on CPU) of each part, see `slots_needed`.
+        slots: number of GPUs (or process slots on CPU) of each part, see `count_slots`.
         questions_per_s: accepted questions per second of the synthesis.
         vote: speed of the vote.
         stages: speed of each training stage by name, "stage1" and "stage2".
@@ -111,12 +111,12 @@ def read_rates(run_dir: Path) -> Rates | None:
     except ValidationError:
         what = "its config was written by another version of medssr"
         raise InputError(f"the rates of {run.root} cannot be read: {what}") from None
-    clock = seconds_by_step(run.root)
+    clock = read_clock(run.root)
     stages = {name: _stage_rate(run, name, getattr(config.training, name), clock) for name in STAGES}
     rates = Rates(
         source=run.root,
         mode=config.runtime.mode,
-        slots=slots_needed(config),
+        slots=count_slots(config),
         questions_per_s=_synthesis_rate(run.synthesis),
         vote=_vote_rate(run.voting, config.voting.samples, clock),
         stages={name: rate for name, rate in stages.items() if rate},

@@ -15,10 +15,10 @@ from medssr_dist.config.training import Stage
 from medssr_dist.data.jsonl import read_json
 from medssr_dist.errors import InputError
 from medssr_dist.estimates.workload import count_benchmark_questions, count_stage_steps
-from medssr_dist.launch.attempts import attempts_of
-from medssr_dist.run.clock import seconds_by_step
+from medssr_dist.launch.attempts import list_attempts
+from medssr_dist.run.clock import read_clock
 from medssr_dist.run.directory import RunDir
-from medssr_dist.run.stream import follow, kept_at_end
+from medssr_dist.run.stream import follow, read_kept_count
 from medssr_dist.voting.ledger import read_ledger_counts
 
 _CHUNK = 2**20  # bytes
@@ -64,7 +64,7 @@ def read_newest_metrics(run: RunDir, stage: str) -> dict[str, Any] | None:
 
 def read_startup_seconds(run: RunDir) -> float:
     """Return the seconds from start to first result of the newest attempt that had a result; 0 if there is none."""
-    known = [attempt.startup_seconds for attempt in attempts_of(run.root)]
+    known = [attempt.startup_seconds for attempt in list_attempts(run.root)]
     return next((seconds for seconds in reversed(known) if seconds is not None), 0.0)
 
 
@@ -78,7 +78,7 @@ def count_lines(path: Path) -> int:
 
 def _read_step(run: RunDir, step: str, config: dict[str, Any], begun: dict[str, Any]) -> StepProgress:
     progress = _READERS[step](run, config, begun)
-    seconds = seconds_by_step(run.root).get(step)
+    seconds = read_clock(run.root).get(step)
     by_clock = seconds / progress.done if seconds and progress.done else None
     return replace(progress, seconds_per_unit=progress.seconds_per_unit or by_clock, finished=begun["finished"])
 
@@ -115,7 +115,7 @@ def _read_vote(run: RunDir, config: dict[str, Any], begun: dict[str, Any]) -> St
 
 def _read_stage1(run: RunDir, config: dict[str, Any], begun: dict[str, Any]) -> StepProgress:
     stage = config["training"]["stage1"]
-    kept = kept_at_end(run.voting.labels)
+    kept = read_kept_count(run.voting.labels)
     total = stage["steps"] or None
     if total is None and kept is not None:
         total = count_stage_steps(Stage.model_validate(stage), kept)

@@ -30,7 +30,7 @@ from medssr_dist.config.schema import Config
 from medssr_dist.estimates.rates import Rates, VoteRate
 from medssr_dist.estimates.workload import count_stage_steps
 from medssr_dist.run.paths import RECORDED_STEPS, STAGES
-from medssr_dist.runtime.cluster import slots_needed
+from medssr_dist.runtime.cluster import count_slots
 
 CONCURRENT_STEPS = ("synthesize", "vote", "stage1")  # run at the same time in mode `stream`
 
@@ -95,7 +95,7 @@ class DataCounts:
 
 def forecast_walltime(config: Config, rates: Rates, counts: DataCounts, on_gpu: bool) -> Forecasts:
     """Return the wall time in both modes. The docstring of this module has the formula."""
-    slots = slots_needed(config)
+    slots = count_slots(config)
     own = _forecast_steps(config, rates, counts, slots, on_gpu)  # each step on the GPUs that the config gives it
     all_slots = _share_all_slots(slots) if config.runtime.mode == "stream" else slots
     alone = _forecast_steps(config, rates, counts, all_slots, on_gpu)

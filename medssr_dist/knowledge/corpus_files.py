@@ -24,7 +24,7 @@ from medssr_dist.data.records import hash_content
 from medssr_dist.errors import InputError
 from medssr_dist.knowledge.cache_files import hold_lock, replace_file
 from medssr_dist.knowledge.passages import Corpus, Passage
-from medssr_dist.runtime.cache import cache_dir
+from medssr_dist.runtime.cache import make_cache_dir
 
 
 class _Line(msgspec.Struct):
@@ -87,7 +87,7 @@ class FileCorpus(Corpus):
 
     def __init__(self, path: Path, limit: int = 0):
         self._files = [_ScannedFile.of(file) for file in _list_files(path)]
-        folder = cache_dir() / "corpus" / hash_content([str(path.resolve()), limit])
+        folder = make_cache_dir() / "corpus" / hash_content([str(path.resolve()), limit])
         with hold_lock(folder / "corpus"):
             scan = _read_scan(folder, self._files) or _scan_files(folder, self._files, limit)
         self.hash, self._count = scan.hash, scan.count

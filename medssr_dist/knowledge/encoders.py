@@ -19,7 +19,7 @@ import numpy as np
 from medssr_dist.config.synthesis import Knowledge
 from medssr_dist.errors import InputError
 from medssr_dist.knowledge.passages import Passage
-from medssr_dist.runtime.models import model_fingerprint
+from medssr_dist.runtime.models import fingerprint_model
 
 if TYPE_CHECKING:
     import torch
@@ -66,7 +66,7 @@ def read_encoder_dimension(knowledge: Knowledge) -> int:
 def identify_model(model: str) -> str:
     """Return a model's name for cache keys: a hash of the files of a directory, or the Hugging Face id itself."""
     folder = Path(model).expanduser()
-    return model_fingerprint(folder) if folder.is_dir() else model
+    return fingerprint_model(folder) if folder.is_dir() else model
 
 
 def load_pretrained(kind: type, model: str, **options: object) -> Any:

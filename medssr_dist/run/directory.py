@@ -139,14 +139,14 @@ def open_run(root: Path, config: Config):
         InputError: another process holds it, a step was begun with other settings, or the path cannot be a directory.
     """
     run = RunDir(root)
-    with hold(run):
+    with hold_run(run):
         _record_attempt(run)
         run.adopt(config)
         yield run
 
 
 @contextmanager
-def hold(run: RunDir):
+def hold_run(run: RunDir):
     """Be the only process that writes in the run; its files are for this user alone.
 
     Raises:
@@ -170,7 +170,7 @@ def hold(run: RunDir):
 
 def _record_attempt(run: RunDir) -> None:
     manifest = run.manifest() if run.manifest_file.exists() else {"attempts": [], "steps": {}}
-    attempt = {"started": _timestamp(), "commit": commit(), "versions": versions(), "host": platform.node()}
+    attempt = {"started": _timestamp(), "commit": find_commit(), "versions": list_versions(), "host": platform.node()}
     manifest["attempts"].append(attempt)
     write_json(run.manifest_file, manifest)
 
@@ -217,7 +217,7 @@ def _refuse_changes(step: str, before: dict, now: dict, root: Path) -> None:
 
 
 @lru_cache(maxsize=1)
-def commit() -> str:
+def find_commit() -> str:
     """Git commit of the code ('-dirty' if changed since), or the package version outside a checkout."""
     here = Path(__file__).parent
     command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=10", "--exclude=*"]
@@ -228,7 +228,7 @@ def commit() -> str:
     return result.stdout.strip() if result.returncode == 0 else __version__
 
 
-def versions() -> dict[str, str]:
+def list_versions() -> dict[str, str]:
     """Versions of Python, this package and those it is built on, as installed."""
     found = {"python": platform.python_version(), "medssr_dist": __version__}
     for package in _PACKAGES:

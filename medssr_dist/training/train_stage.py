@@ -18,10 +18,10 @@ from medssr_dist.data.jsonl import write_atomic, write_json
 from medssr_dist.data.records import Question
 from medssr_dist.errors import Diverged, InputError, Stopped
 from medssr_dist.readers import name_source
-from medssr_dist.run.clock import duration
+from medssr_dist.run.clock import format_duration
 from medssr_dist.run.paths import StagePaths
-from medssr_dist.run.stream import follow, kept_at_end, kept_labels, kept_labels_from, publish_taken
-from medssr_dist.runtime.device import device_env
+from medssr_dist.run.stream import follow, follow_kept_labels, publish_taken, read_kept_count, read_kept_labels
+from medssr_dist.runtime.device import build_device_env
 from medssr_dist.runtime.models import publish_folder
 from medssr_dist.training.deadline import end_time
 from medssr_dist.training.rollout.examples import Example, from_labels, from_questions, of_label, shuffled
@@ -58,7 +58,7 @@ class RunningStage:
             raise Stopped(f"{job.name} stopped after step {done}, its end time is over; the same command goes on")
         _drop_steps_after(job.folder, done)
         self._job, self._should_stop, self._started = replace(job, checkpoint=checkpoint), should_stop, time.monotonic()
-        self._actor = ray.remote(num_cpus=1, runtime_env={"env_vars": device_env()})(StageRunner).remote()
+        self._actor = ray.remote(num_cpus=1, runtime_env={"env_vars": build_device_env()})(StageRunner).remote()
         board = start_board()
         self._watch = StallWatch(board, job.config.training.stall_s)
         self._result = self._actor.run.remote(self._job, examples, on_taken, board)
@@ -130,7 +130,7 @@ class RunningStage:
 def _told(rows: list[dict], total: int) -> dict[str, str]:
     """What the bar says of the newest step; the time to go is by the pace of the last ones, not of the start-up."""
     pace = sum(row["seconds"] for row in rows[-_PACE_STEPS:]) / len(rows[-_PACE_STEPS:])
-    to_go = duration(pace * max(0, total - rows[-1]["step"]))
+    to_go = format_duration(pace * max(0, total - rows[-1]["step"]))
     return {"reward": f"{rows[-1]['reward']:.2f}", "kl": f"{rows[-1].get('kl', 0):.1e}", "ETA": to_go}
 
 
@@ -170,7 +170,7 @@ def start_stage1(
         most_examples: how many labels there can be at most, for the learning-rate schedule.
     """
     stage = config.training.stage1
-    known = kept_at_end(labels)
+    known = read_kept_count(labels)
     publish_taken(labels, 0)  # what an earlier attempt said holds no more
     steps = _expected_steps(stage, most_examples if known is None else known)
     job = _job("stage1", config, model, model, folder, _pseudo_labels(config), steps)
@@ -196,7 +196,7 @@ def start_stage2(
     examples = from_questions(questions)
     data = f"{len(examples):,} human-annotated questions: {', '.join(map(name_source, stage.data)) or 'none'}."
     if stage.mix_pseudo_labels:
-        examples += from_labels(kept_labels(labels))
+        examples += from_labels(read_kept_labels(labels))
         data += f" Mixed with {_pseudo_labels(config)}"
     examples = shuffled(examples, config.runtime.random_seed)
     job = _job("stage2", config, model, reference, folder, data, _expected_steps(stage, len(examples)))
@@ -231,7 +231,7 @@ def _pseudo_labels(config: Config) -> str:
 
 def _label_examples(labels: Path, start: int, watch: Callable[[], object]) -> Iterable[tuple[int, Example]]:
     """A place is a number of lines of the ledger."""
-    return ((place, of_label(label)) for place, label in kept_labels_from(labels, start, watch))
+    return ((place, of_label(label)) for place, label in follow_kept_labels(labels, start, watch))
 
 
 def _listed(examples: list[Example], start: int, watch: Callable[[], object]) -> Iterable[tuple[int, Example]]:

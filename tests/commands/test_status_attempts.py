@@ -8,7 +8,7 @@ from config_builder import make_config
 from medssr_dist.commands.status import find_newest_problem, print_status
 from medssr_dist.data.jsonl import write_json
 from medssr_dist.estimates.step_progress import read_startup_seconds
-from medssr_dist.launch.attempts import FIRST_ANSWER, FIRST_STEP, attempts_of
+from medssr_dist.launch.attempts import FIRST_ANSWER, FIRST_STEP, list_attempts
 from medssr_dist.run.directory import RunDir, open_run
 
 
@@ -27,7 +27,7 @@ def job(tmp_path):
 
 
 def test_attempts_in_order_with_how_each_ended(job):
-    first, second, third = attempts_of(job.root)
+    first, second, third = list_attempts(job.root)
     assert (first.code, first.reason, first.startup_seconds) == (4, "node n2 is lost", 50.0)
     assert (second.code, second.startup_seconds) == (3, None)
     assert (third.code, third.timings, third.logs) == (None, {}, ["launch.log", "n1.driver.log", "n2.ray.log"])

@@ -9,7 +9,7 @@ from pathlib import Path
 from medssr_dist.commands.doctor.check_result import CheckResult
 from medssr_dist.commands.doctor.slurm_settings import Partition, list_partitions, read_host_name
 from medssr_dist.config.schema import Config
-from medssr_dist.runtime.cluster import slots_in_use, slots_needed
+from medssr_dist.runtime.cluster import count_slots, count_slots_at_once
 
 _USE_FEWER = "lower voting.engines, training.ranks_per_node or training.engines, or set runtime.mode=sequential"
 
@@ -40,7 +40,7 @@ def compare_gpus(config: Config, gpus: dict[str, int | None], joins_ray: bool = 
         gpus: number of GPUs by node; None for as many as needed (on CPU).
         joins_ray: the run joins a running Ray cluster, which may have more nodes.
     """
-    needs = f"{_describe_parts(config)}: {slots_in_use(config)} at once"
+    needs = f"{_describe_parts(config)}: {count_slots_at_once(config)} at once"
     counts = {host: count for host, count in gpus.items() if count is not None}
     if len(counts) < len(gpus):
         return CheckResult("pass", f"{needs}, as logical GPUs on {len(gpus)} nodes")
@@ -50,7 +50,7 @@ def compare_gpus(config: Config, gpus: dict[str, int | None], joins_ray: bool = 
         return CheckResult("warn", f"{needs}; {have}", "see that the Ray cluster has the others")
     if shortage:
         return CheckResult("fail", f"{needs}; {have}; {shortage}", f"ask Slurm for more nodes or GPUs; or {_USE_FEWER}")
-    idle = sum(counts.values()) - slots_in_use(config)
+    idle = sum(counts.values()) - count_slots_at_once(config)
     return CheckResult("pass", f"{needs}; {have}" + (f"; {idle} stay idle" if idle else ""))
 
 
@@ -65,12 +65,12 @@ def _find_shortage(config: Config, gpus: dict[str, int]) -> str:
             return f"{key} = {size} needs that many on one node"
     if sum(count >= training.ranks_per_node for count in gpus.values()) < training.nodes:
         return f"training.nodes = {training.nodes} need {training.ranks_per_node} each"
-    missing = slots_in_use(config) - sum(gpus.values())
+    missing = count_slots_at_once(config) - sum(gpus.values())
     return f"{missing} are missing" if missing > 0 else ""
 
 
 def _describe_parts(config: Config) -> str:
-    return ", ".join(f"{name} {count}" for name, count in slots_needed(config).items() if count)
+    return ", ".join(f"{name} {count}" for name, count in count_slots(config).items() if count)
 
 
 def check_job_size(config: Config, run_dir: Path) -> CheckResult:
@@ -80,7 +80,7 @@ def check_job_size(config: Config, run_dir: Path) -> CheckResult:
 
 def fit_partitions(config: Config, found: list[Partition]) -> CheckResult:
     """Report the options of sbatch for each partition that is large enough for the run."""
-    slots = slots_in_use(config)
+    slots = count_slots_at_once(config)
     needs = f"{_describe_parts(config)}: {slots} at once"
     if os.environ.get("MEDSSR_DEVICE") == "cpu":
         return CheckResult("pass", f"{needs}, as logical GPUs")

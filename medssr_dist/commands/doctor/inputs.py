@@ -21,7 +21,7 @@ from medssr_dist.commands.prefetch import (
 from medssr_dist.config.schema import Config
 from medssr_dist.readers import read_all, refuse_evaluation_items, refuse_unlabelled
 from medssr_dist.run.directory import RunDir
-from medssr_dist.runtime.models import policy_on_disk
+from medssr_dist.runtime.models import find_policy_on_disk
 from medssr_dist.synthesis.client.chat_client import build_chat_url, find_proxy
 from medssr_dist.training.trackers import check_trackers
 
@@ -34,7 +34,7 @@ def is_synthesis_finished(run_dir: Path) -> bool:
 
 def check_model(config: Config, run_dir: Path) -> CheckResult:
     """Check that the policy is on this machine, with all weights and a tokenizer that loads without a network."""
-    folder = policy_on_disk(config.policy)
+    folder = find_policy_on_disk(config.policy)
     if folder is None:
         detail, nodes = f"{config.policy.model}, converted on first use", len(list_job_hosts())
         return CheckResult("pass", detail) if nodes == 1 else CheckResult("warn", detail, "run `medssr prefetch`")

@@ -25,9 +25,9 @@ from medssr_dist.commands.doctor.node_report import NodeAddress, NodeReport, add
 from medssr_dist.commands.doctor.slurm_settings import list_job_hosts, read_host_name
 from medssr_dist.config.schema import Config
 from medssr_dist.errors import InputError
-from medssr_dist.run.directory import commit, versions
-from medssr_dist.runtime.models import policy_on_disk
-from medssr_dist.runtime.network import describe, interface_addresses, node_address
+from medssr_dist.run.directory import find_commit, list_versions
+from medssr_dist.runtime.models import find_policy_on_disk, fingerprint_model
+from medssr_dist.runtime.network import describe, find_node_address, list_interfaces
 
 _CONNECT_TIMEOUT_S = 10.0
 _POLL_S = 0.2
@@ -49,7 +49,7 @@ def check_node(config: Config, run_dir: Path, out: Path, wait_s: float, checks: 
         raise InputError(f"{report_file(out, name)} exists already; give a new folder with --out")
     others = [host for host in hosts if host != name]
     try:
-        address = node_address(others)
+        address = find_node_address(others)
     except InputError as error:
         detail, _, fix = str(error).rpartition("; ")
         _make_report(config, name, "", {"network": CheckResult("fail", detail, fix)}, {}).write(out)
@@ -74,7 +74,7 @@ def _make_report(
         address=address,
         gpus=count_node_gpus(),
         model=_describe_model(config),
-        versions={"commit": commit()} | versions(),
+        versions={"commit": find_commit()} | list_versions(),
         clock_offsets=clock_offsets,
         results=results,
     )
@@ -82,13 +82,12 @@ def _make_report(
 
 def _describe_model(config: Config) -> str | None:
     """Return fingerprint and directory of the policy. The directory matters: the head sends its path to all nodes."""
-    from medssr_dist.runtime.models import model_fingerprint
 
     try:
-        folder = policy_on_disk(config.policy)
+        folder = find_policy_on_disk(config.policy)
     except InputError:  # the check of the model reports it
         return None
-    return f"{model_fingerprint(folder)} in {folder}" if folder else None
+    return f"{fingerprint_model(folder)} in {folder}" if folder else None
 
 
 @contextmanager
@@ -126,7 +125,7 @@ def _meet_nodes(out: Path, address: str, others: list[str], wait_s: float) -> _M
             offsets[host] = _measure_clock_offset(address, peer)
         except (OSError, ValueError) as error:
             failed.append(f"{host} at {peer.address} ({error or type(error).__name__})")
-    here = describe(interface_addresses())
+    here = describe(list_interfaces())
     if failed:
         fix = f"set MEDSSR_IFNAME to the interface that all nodes share (here: {here}), or open the firewall"
         return _Meeting(CheckResult("fail", f"cannot reach {', '.join(failed)} from {address}", fix), offsets)

@@ -126,7 +126,7 @@ def check_devices(config: Config, run_dir: Path) -> CheckResult:
 def _check_cpu(dtype: str) -> CheckResult:
     """Return a pass with the instruction sets of the CPU, or a warning if it has no instructions for `dtype`."""
     detail = f"no GPU; {os.cpu_count()} cores"
-    if dtype in _FAST_16_BIT and not set(_FAST_16_BIT[dtype]) & set(cpu.instruction_sets()):
+    if dtype in _FAST_16_BIT and not set(_FAST_16_BIT[dtype]) & set(cpu.list_instruction_sets()):
         detail = f"{detail} without instructions for {dtype}: slow; {cpu.described()}"
         return CheckResult("warn", detail, "set policy.dtype=float32")
     return CheckResult("pass", f"{detail}; {cpu.described()}")

@@ -10,7 +10,7 @@ from medssr_dist.commands.doctor.slurm_settings import read_seconds_left
 from medssr_dist.config.schema import Config
 from medssr_dist.estimates.step_progress import StepProgress, read_progress, read_startup_seconds
 from medssr_dist.estimates.workload import estimate_workload
-from medssr_dist.run.clock import duration
+from medssr_dist.run.clock import format_duration
 from medssr_dist.run.directory import RunDir
 from medssr_dist.run.paths import RECORDED_STEPS
 
@@ -25,7 +25,7 @@ def check_walltime(config: Config, run_dir: Path, rates_from: Path | None = None
         rates_from: an earlier run, whose rates are used for steps that this run has not timed yet.
     """
     left, run = read_seconds_left(), RunDir(run_dir)
-    limit = "no time limit known" if left is None else f"{duration(left)} left of the job's limit"
+    limit = "no time limit known" if left is None else f"{format_duration(left)} left of the job's limit"
     progress = read_progress(run)
     rates = (_read_rates(read_progress(RunDir(rates_from))) if rates_from else {}) | _read_rates(progress)
     remaining = _count_remaining(config, progress)
@@ -36,7 +36,9 @@ def check_walltime(config: Config, run_dir: Path, rates_from: Path | None = None
     longest = max((rates[step] for step, units in remaining.items() if units and step in seconds), default=0.0)
     if left is not None and start + longest > left:
         fix = "ask for more with --time; no attempt would get past its start"
-        return CheckResult("fail", f"{detail}; start-up {duration(start)} and one unit {duration(longest)}", fix)
+        return CheckResult(
+            "fail", f"{detail}; start-up {format_duration(start)} and one unit {format_duration(longest)}", fix
+        )
     if left is not None and start + sum(seconds.values()) > left:
         attempts = math.ceil(sum(seconds.values()) / max(left - start, 1))
         fix = f"nothing, if about {attempts} attempts are fine; else ask for more with --time"
@@ -50,7 +52,7 @@ def _read_rates(progress: dict[str, StepProgress]) -> dict[str, float]:
 
 
 def _describe(seconds: dict[str, float], unknown: list[str]) -> str:
-    parts = [f"{step} about {duration(needed)}" for step, needed in seconds.items()]
+    parts = [f"{step} about {format_duration(needed)}" for step, needed in seconds.items()]
     if unknown:
         parts.append(f"unknown for {', '.join(unknown)} (not timed yet; --rates RUN_DIR takes an earlier run's)")
     return f"the rest of the run: {', '.join(parts) or 'nothing'}"

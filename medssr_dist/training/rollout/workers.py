@@ -11,7 +11,7 @@ import ray
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from medssr_dist.inference.vllm_args import build_engine_env, build_engine_kwargs
-from medssr_dist.runtime.cluster import reserve
+from medssr_dist.runtime.cluster import reserve_bundles
 from medssr_dist.runtime.device import on_gpu
 from medssr_dist.training.rollout.engines import EnginePool, engine_name
 from medssr_dist.training.rollout.groups import Sampling
@@ -113,7 +113,7 @@ def engine_starter(config: Config, stage: Stage, model: Path, board: Board) -> t
 
     training = config.training
     size = training.tensor_parallel_size
-    bundles = reserve([{"GPU": size, "CPU": 1}] * training.engines, "the rollout engines")
+    bundles = reserve_bundles([{"GPU": size, "CPU": 1}] * training.engines, "the rollout engines")
     kwargs = build_engine_kwargs(model, config.policy, config.runtime, size) | _sync_kwargs(training.weight_sync)
     kwargs |= {"num_gpus": 1, "board": board}
     if training.rollout == "openrlhf":
