@@ -1,4 +1,4 @@
-"""What the GRPO loss can vary, checked once, and what it reports."""
+"""The options of the GRPO loss, checked when they are made, and the metrics that the loss reports."""
 
 from __future__ import annotations
 
@@ -23,22 +23,35 @@ _CHOICES = {
 
 @dataclass(frozen=True)
 class GrpoOptions:
-    """Loss = policy term + kl_coef * KL to the reference - entropy_coef * entropy. ValueError where fields clash.
+    """Loss = policy term + kl_coef * KL to the reference - entropy_coef * entropy.
 
-    clip_low, clip_high: the ratio is clipped to [1 - clip_low, 1 + clip_high] (clip-higher: clip_high > clip_low).
-    dual_clip: where the advantage is negative the term stops growing at dual_clip * |advantage|; > 1, None is off.
-    ratio: "token" (PPO, GRPO) or "sequence" (GSPO, https://arxiv.org/abs/2507.18071: geometric mean of the ratios).
-    kl_estimator: k1, k2, k3 of http://joschu.net/blog/kl-approx.html, held within +-10.
-    kl_unbiased: keep the estimator's value, but give it the gradient of the true reverse KL.
-    entropy_coef: None does not compute the entropy; 0.0 computes it for the metrics alone.
-    aggregation: of the policy term. "token_mean": sum / tokens; "sequence_mean": mean over the sequences of each one's
-        token mean; "fixed_length": sum / (sequences * fixed_length) (Dr. GRPO, https://arxiv.org/abs/2503.20783).
-    penalty_aggregation: the same for KL and entropy; None takes `aggregation`.
-    importance_*: correction for rollouts by another engine, with the ratio exp(old_logp - rollout_logp), as in
-        OpenRLHF: level "token" or "sequence" tests `gate` (the ratio, or the binary KL or total variation at the
-        sampled token) against [importance_low, importance_high]; mode "mask" drops what is outside and weights the
-        rest by its token ratio, "clip" (token ratios only) clamps the ratio instead. With ratio "sequence" the
-        sequence ratio is taken against rollout_logp, and nothing is gated.
+    >>> GrpoOptions(clip_low=0.2, clip_high=0.28, kl_coef=1e-3, aggregation="token_mean")  # DAPO's clip-higher
+
+    Attributes:
+        clip_low, clip_high: the ratio is clipped to [1 - clip_low, 1 + clip_high]. clip_high > clip_low is DAPO's
+            clip-higher (https://arxiv.org/abs/2503.14476).
+        dual_clip: bounds the policy term of tokens with a negative advantage to dual_clip * |advantage|
+            (https://arxiv.org/abs/1912.09729). Must be over 1; None turns it off.
+        ratio: "token": each token's own ratio (PPO, GRPO). "sequence": the geometric mean of the ratios of a sequence
+            (GSPO, https://arxiv.org/abs/2507.18071).
+        kl_estimator: "k1", "k2" or "k3" of http://joschu.net/blog/kl-approx.html, clamped to [-10, 10].
+        kl_unbiased: keep the estimator's value, but use an unbiased estimate of the reverse KL's gradient.
+        entropy_coef: None: the entropy is not computed. 0.0: it is computed for the metrics alone.
+        aggregation: of the policy term over tokens. "token_mean": sum / tokens. "sequence_mean": mean over sequences of
+            the mean over each one's tokens. "fixed_length": sum / (sequences * fixed_length) (Dr. GRPO,
+            https://arxiv.org/abs/2503.20783).
+        penalty_aggregation: the same for KL and entropy. None: as `aggregation`.
+        fixed_length: the length that "fixed_length" divides by, tokens.
+        importance_level: importance correction for samples of another engine, as in OpenRLHF; the ratio is
+            exp(old_logp - rollout_logp). "off"; "token": each token is tested; "sequence": each sequence is tested.
+            With `ratio` "sequence", the sequence ratio is taken against rollout_logp and nothing is tested.
+        importance_gate: what is tested against [importance_low, importance_high]: "ratio", or the divergence of the two
+            policies at the sampled token: "binary_kl" or "tv" (total variation).
+        importance_mode: "mask": tokens outside the interval are dropped, and the others are weighted by their ratio.
+            "clip": the ratio is clamped to the interval (level "token" and gate "ratio" only).
+
+    Raises:
+        ValueError: a value that is not allowed, or options that contradict each other.
     """
 
     clip_low: float = 0.2
@@ -84,12 +97,19 @@ class GrpoOptions:
 
 
 class GrpoMetrics(NamedTuple):
-    """0-d float32 tensors without gradient. Means are over unmasked tokens; 0 where the input was not given.
+    """Metrics of one call: 0-d float32 tensors without gradient. Means and shares are over unmasked tokens.
 
-    policy_loss, kl_loss, entropy: the terms of the loss as aggregated, before their coefficients.
-    clip_share: share of tokens whose clipped term was taken. ratio_*: of the policy ratio.
-    old_kl: mean of old_logp - logp. reference_log_ratio: mean of logp - ref_logp.
-    rollout_kl: mean of rollout_logp - old_logp. importance_dropped: share of tokens (or sequences) outside the gate.
+    A metric whose input was not given is 0. The worked example is the first token of a rollout with ratio 1.5, clipped
+    to 1.2, and advantage 2: policy_loss -2.4, clip_share 1, ratio_mean = ratio_min = ratio_max = 1.5.
+
+    Attributes:
+        policy_loss, kl_loss, entropy: the terms of the loss after aggregation, without their coefficients.
+        clip_share: share of the tokens whose clipped term is the smaller one.
+        ratio_mean, ratio_min, ratio_max: of the policy ratio.
+        old_kl: mean of old_logp - logp.
+        reference_log_ratio: mean of logp - ref_logp.
+        rollout_kl: mean of rollout_logp - old_logp.
+        importance_dropped: share of the tokens (level "sequence": of the sequences) outside the importance interval.
     """
 
     policy_loss: torch.Tensor

@@ -1,23 +1,29 @@
-"""Hidden states to GRPO loss, with the gradients computed in the forward pass.
+"""From hidden states to the GRPO loss, with the gradients computed in the forward pass.
 
-A run of rows at a time: logits over the whole vocabulary in the workspace, log-probabilities, the loss and its slope
-at each token, logits turned into their gradients in place, and from those dX of the rows and a part of dW. Three
-GEMMs in all, nothing is computed twice; this needs each token's weight in the loss beforehand, so a loss that ties
-tokens together (sequence-level ratios) goes through linear_logprob and grpo_loss instead.
+The rows are processed in runs. For each run: logits over the whole vocabulary are written to the workspace; from these
+come the log-probabilities, the loss and its slope at each token; the logits are turned into their gradients in place;
+and from those come dX of the rows and a part of dW. These are three GEMMs, and nothing is computed twice. It requires
+each token's weight in the loss beforehand. A loss that couples tokens (sequence-level ratios) is therefore computed by
+linear_logprob and grpo_loss instead.
 
-dW is a sum over the runs. It is kept in fp32 where that fits half of the workspace's budget; otherwise in the dtype of
-the weight, which rounds once a run: few runs (a large workspace) keep that below the rounding of the inputs.
+dW is a sum over the runs. It is kept in fp32 if that fits half of the workspace's budget. Otherwise it is kept in the
+dtype of the weight and rounded once a run; with few runs (a large workspace) this error stays below the rounding of the
+inputs.
 """
 
 from __future__ import annotations
+
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 
 from medssr_dist.kernels import checks
-from medssr_dist.kernels.grpo_loss import grpo_loss
-from medssr_dist.kernels.grpo_options import GrpoMetrics, GrpoOptions
+from medssr_dist.kernels.backends import Operations
+from medssr_dist.kernels.grpo_loss import GrpoLoss, grpo_loss
+from medssr_dist.kernels.grpo_options import GrpoOptions
 from medssr_dist.kernels.grpo_tokens import (
+    TokenInputs,
     Tokens,
     combine_loss,
     compute_token_loss,
@@ -27,14 +33,16 @@ from medssr_dist.kernels.grpo_tokens import (
 )
 from medssr_dist.kernels.linear_logprob import WORKSPACE_BYTES as LOGPROB_WORKSPACE_BYTES
 from medssr_dist.kernels.linear_logprob import (
+    HeadGradients,
     SlicePlan,
+    compute_logprob,
     empty_stats,
     find_kept_rows,
     finish_stats,
-    linear_logprob,
     make_slice_plan,
+    whole_vocabulary,
 )
-from medssr_dist.kernels.matmul import Workspace, accumulator_dtype, even_parts, multiply_into
+from medssr_dist.kernels.matmul import Workspace, accumulator_dtype, multiply_into, split_evenly
 
 WORKSPACE_BYTES = 2**30
 ROW_MULTIPLE = 128
@@ -61,114 +69,121 @@ def linear_grpo_loss(
     vocab_size: int | None = None,
     backend: str | None = None,
     workspace_bytes: int = WORKSPACE_BYTES,
-) -> tuple[torch.Tensor, GrpoMetrics]:
-    """Loss (0-d, fp32) and metrics, differentiable once in hidden and weight.
+) -> GrpoLoss:
+    """Return the GRPO loss (0-d, fp32) and its metrics; differentiable once, in hidden and weight.
 
-    Token tensors (target, advantages, the log-probabilities, mask) are all [N] or all [B, T], hidden the same with
-    [H] behind, weight [V, H]. The rest is as in grpo_loss and linear_logprob, in whose terms the result is the same.
+    The token tensors (target, advantages, log-probabilities, mask) are all [N] or all [B, T]. hidden has their shape
+    with [H] appended; weight [V, H]. The other arguments, and the result, are those of grpo_loss on linear_logprob.
+
+    Args:
+        workspace_bytes: bound on the logits held at a time.
+
+    Raises:
+        ValueError: as grpo_loss and linear_logprob; also in the second backward pass through one result, because the
+            first one hands out the gradients.
     """
     options = options or GrpoOptions()
     checks.require(hidden.dim() == target.dim() + 1, f"{checks.describe('hidden', hidden)}: must be target's + [H]")
     flat_hidden, flat_target = hidden.reshape(-1, hidden.shape[-1]), target.reshape(-1)
     flat_mask = None if mask is None else mask.reshape(-1)
     checks.require_linear(flat_hidden, weight, flat_target, flat_mask)
-    inputs = {
-        "advantages": advantages,
-        "old_logp": old_logp,
-        "ref_logp": ref_logp,
-        "rollout_logp": rollout_logp,
-        "mask": mask,
-        "offsets": offsets,
-        "token_count": token_count,
-        "sequence_count": sequence_count,
-        "dp_size": dp_size,
-    }
-    has_entropy = options.entropy_coef is not None
-    if tp_group is not None or not is_separable(options, old_logp):
-        outputs = linear_logprob(
-            flat_hidden,
-            weight,
-            flat_target,
-            mask=flat_mask,
-            temperature=temperature,
-            return_entropy=has_entropy,
-            tp_group=tp_group,
-            vocab_start=vocab_start,
-            vocab_size=vocab_size,
-            backend=backend,
-            workspace_bytes=min(workspace_bytes, LOGPROB_WORKSPACE_BYTES),
-        )
-        logp, entropy = outputs if has_entropy else (outputs, None)
-        entropy = entropy.view(target.shape) if has_entropy else None
-        return grpo_loss(logp.view(target.shape), entropy=entropy, options=options, backend=backend, **inputs)
+    is_direct = tp_group is None and is_separable(options, old_logp)
     plan = make_slice_plan(
-        flat_hidden, weight, temperature, has_entropy, None, vocab_start, vocab_size, backend, workspace_bytes
+        flat_hidden,
+        weight,
+        temperature=temperature,
+        entropy=options.entropy_coef is not None,
+        tp_group=tp_group,
+        vocab_start=vocab_start,
+        vocab_size=vocab_size,
+        backend=backend,
+        workspace_bytes=workspace_bytes if is_direct else min(workspace_bytes, LOGPROB_WORKSPACE_BYTES),
     )
-    checks.require_targets(flat_target, flat_mask, plan.columns)
-    tokens = make_tokens(hidden, target.shape, options, **inputs)
+    checks.require_targets(flat_target, flat_mask, vocab_size or whole_vocabulary(weight, tp_group))
+    inputs = TokenInputs(
+        advantages, old_logp, ref_logp, rollout_logp, mask, offsets, token_count, sequence_count, dp_size
+    )
+    if not is_direct:
+        logp, entropy = compute_logprob(flat_hidden, weight, flat_target, flat_mask, plan)
+        entropy = None if entropy is None else entropy.view(target.shape)
+        return grpo_loss(logp.view(target.shape), entropy=entropy, options=options, backend=backend, **inputs._asdict())
+    tokens = make_tokens(hidden, target.shape, options, inputs)
     rows = find_kept_rows(flat_mask)
-    chosen = tokens if rows is None else tokens.at(rows)
-    loss, sums = _LinearGrpoLoss.apply(
-        flat_hidden, weight, flat_target, rows, chosen, options, plan, torch.is_grad_enabled()
-    )
-    return loss, make_metrics(sums, tokens, options)
+    kept = _KeptRows(rows, tokens if rows is None else tokens.select(rows))
+    loss, sums = _LinearGrpoLoss.apply(flat_hidden, weight, flat_target, kept, options, plan, torch.is_grad_enabled())
+    return GrpoLoss(loss, make_metrics(sums, tokens, options))
 
 
 def is_separable(options: GrpoOptions, old_logp: torch.Tensor | None) -> bool:
-    """Whether each token's slope follows from its own log-probability alone."""
+    """Return whether each token's slope depends on its own log-probability alone."""
     gates_sequences = options.importance_level == "sequence" and old_logp is None
     return options.ratio == "token" and not gates_sequences
+
+
+class _KeptRows(NamedTuple):
+    """The indices of the rows that are computed, None for all of them, and the inputs of these tokens."""
+
+    rows: torch.Tensor | None
+    tokens: Tokens
 
 
 class _LinearGrpoLoss(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx, hidden, weight, target, rows, tokens: Tokens, options: GrpoOptions, plan: SlicePlan, training: bool
-    ):
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        target: torch.Tensor,
+        kept: _KeptRows,
+        options: GrpoOptions,
+        plan: SlicePlan,
+        training: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         wanted = [training and needed for needed in ctx.needs_input_grad[:2]]
         with torch.autocast(hidden.device.type, enabled=False):
-            sums, d_hidden, d_weight = _run(hidden, weight, target, rows, tokens, options, plan, wanted)
-        ctx.gradients = d_hidden, d_weight
+            sums, gradients = _run(hidden, weight, target, kept, options, plan, wanted)
+        ctx.gradients = gradients
         ctx.operations = plan.operations
         ctx.mark_non_differentiable(sums)
         return combine_loss(sums, options), sums
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_loss, _):
-        checks.require(
-            ctx.gradients is not None, "linear_grpo_loss: its gradients were given away by the first backward"
+    def backward(ctx: Any, grad_loss: torch.Tensor, _: None) -> tuple[torch.Tensor | None, ...]:
+        gradients: HeadGradients = checks.require_given(
+            ctx.gradients, "linear_grpo_loss: its gradients were given away by the first backward"
         )
-        gradients, ctx.gradients = ctx.gradients, None
-        scaled = (None if each is None else ctx.operations.scale_by(each, grad_loss) for each in gradients)
-        return *scaled, None, None, None, None, None, None
+        ctx.gradients = None
+        operations: Operations = ctx.operations
+        scaled = (None if each is None else operations.scale_by(each, grad_loss) for each in gradients)
+        return *scaled, None, None, None, None, None
 
 
 def _run(
     hidden: torch.Tensor,
     weight: torch.Tensor,
     target: torch.Tensor,
-    rows: torch.Tensor | None,
-    tokens: Tokens,
+    kept: _KeptRows,
     options: GrpoOptions,
     plan: SlicePlan,
     wanted: list[bool],
-) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-    """(sums, d hidden, d weight) over the kept rows; `tokens` holds those rows alone."""
-    kept = tokens.mask.numel()
+) -> tuple[torch.Tensor, HeadGradients]:
+    """Return the sums of the loss over the kept rows, and the gradients that `wanted` (hidden, weight) asks for."""
+    rows, tokens = kept
     row_bytes = plan.columns * hidden.element_size()
-    runs = list(even_parts(kept, plan.workspace_bytes // row_bytes, ROW_MULTIPLE)) or [(0, 0)]
+    runs = list(split_evenly(tokens.mask.numel(), plan.workspace_bytes // row_bytes, ROW_MULTIPLE)) or [(0, 0)]
     workspace = Workspace(runs[0][1], plan.columns, hidden)
     used = weight[: plan.columns]
     d_hidden = torch.zeros_like(hidden, memory_format=torch.contiguous_format) if wanted[0] else None
-    total = _weight_sum(weight, len(runs), plan) if wanted[1] else None
+    total = _empty_weight_sum(weight, len(runs), plan) if wanted[1] else None
     sums = []
     for start, stop in runs:
         run = slice(start, stop) if rows is None else rows[start:stop]
         chunk, chosen = hidden[run], target[run]
         logits = workspace.logits(stop - start, plan.columns)
         multiply_into(logits, chunk, used.t(), add=False)
-        sums.append(_logits_to_gradients(logits, chosen, tokens.at(slice(start, stop)), options, plan, any(wanted)))
+        of_run = tokens.select(slice(start, stop))
+        sums.append(_turn_into_gradients(logits, chosen, of_run, options, plan, any(wanted)))
         if d_hidden is not None:
             d_hidden[run] = torch.mm(logits, used)
         if total is not None:
@@ -176,17 +191,18 @@ def _run(
     if total is not None:
         total[plan.columns :].zero_()
         total = total.to(weight.dtype)
-    return join_sums(sums), d_hidden, total
+    return join_sums(sums), HeadGradients(d_hidden, total)
 
 
-def _weight_sum(weight: torch.Tensor, runs: int, plan: SlicePlan) -> torch.Tensor:
+def _empty_weight_sum(weight: torch.Tensor, runs: int, plan: SlicePlan) -> torch.Tensor:
+    """Return memory for dW [V, H]: in fp32 if it is a sum of several runs and that fits half of the budget."""
     wide = accumulator_dtype(weight)
     fits = 2 * weight.numel() * wide.itemsize <= plan.workspace_bytes
     dtype = wide if runs > 1 and fits else weight.dtype
     return torch.empty(weight.shape, dtype=dtype, device=weight.device)
 
 
-def _logits_to_gradients(
+def _turn_into_gradients(
     logits: torch.Tensor,
     target: torch.Tensor,
     tokens: Tokens,
@@ -194,7 +210,7 @@ def _logits_to_gradients(
     plan: SlicePlan,
     gradients: bool,
 ) -> torch.Tensor:
-    """The sums of these rows' loss; logits [n, V] become their gradients, in place, where `gradients` asks."""
+    """Return the sums of these rows' loss; with `gradients`, overwrite logits [n, V] with their gradients."""
     stats = empty_stats(logits.shape[0], logits)
     if logits.shape[0]:
         plan.operations.row_stats(logits, target, stats, plan.scale, plan.entropy)

@@ -1,4 +1,4 @@
-"""The GEMMs and the bounded workspace they write to."""
+"""The GEMMs, and the workspace of bounded size that they write to."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ ALIGNMENT = 64  # elements; keeps rows of the workspace on 128-byte lines in bf1
 
 
 def accumulator_dtype(tensor: torch.Tensor) -> torch.dtype:
+    """Return the dtype that sums over `tensor` are kept in: float32, or float64 for float64."""
     return torch.promote_types(tensor.dtype, torch.float32)
 
 
 def multiply_into(out: torch.Tensor, a: torch.Tensor, b: torch.Tensor, *, add: bool) -> None:
-    """out = a @ b, or out += a @ b; `out` may be fp32 where a and b are of lower precision.
+    """Compute out = a @ b, or with `add` out += a @ b. `out` may be fp32 where a and b are of lower precision.
 
-    On CUDA cuBLAS then adds its own fp32 accumulators to `out`; the CPU has no such GEMM, and rounds the product once.
+    In that case cuBLAS adds its fp32 accumulators to `out`. The CPU has no such GEMM and rounds the product once.
     """
     if out.dtype == a.dtype:
         torch.addmm(out, a, b, out=out) if add else torch.mm(a, b, out=out)
@@ -30,11 +31,15 @@ def multiply_into(out: torch.Tensor, a: torch.Tensor, b: torch.Tensor, *, add: b
 
 
 def round_up(value: int, multiple: int) -> int:
+    """Return the smallest multiple of `multiple` that is at least `value`."""
     return -(-value // multiple) * multiple
 
 
-def even_parts(total: int, largest: int, multiple: int) -> Iterator[tuple[int, int]]:
-    """(start, stop) of near-equal parts of [0, total): multiples of `multiple`, at most `largest` (or one multiple)."""
+def split_evenly(total: int, largest: int, multiple: int) -> Iterator[tuple[int, int]]:
+    """Yield (start, stop) of parts of [0, total) of nearly equal size.
+
+    The size is a multiple of `multiple`, and at most `largest` unless that is less than one multiple.
+    """
     largest = max(multiple, largest // multiple * multiple)
     parts = max(1, -(-total // largest))
     width = max(multiple, round_up(-(-total // parts), multiple))
@@ -43,16 +48,17 @@ def even_parts(total: int, largest: int, multiple: int) -> Iterator[tuple[int, i
 
 
 class Workspace:
-    """One allocation, seen as logits of any shape that fits: rows on aligned strides.
+    """One allocation that is reused for logits of any shape that fits. Rows begin at multiples of ALIGNMENT.
 
-    What lies between the rows is zero. oneDNN's bf16 GEMM with AMX reads it and multiplies it by zero: a NaN there,
-    as memory that nobody has written may hold, would be a NaN in the product.
+    The elements between the rows are zero. oneDNN's bf16 GEMM with AMX reads them and multiplies them by zero: a NaN
+    there, which uninitialised memory may hold, would be a NaN in the product.
     """
 
     def __init__(self, rows: int, columns: int, like: torch.Tensor) -> None:
         self._flat = like.new_empty(rows * round_up(columns, ALIGNMENT))
 
     def logits(self, rows: int, columns: int) -> torch.Tensor:
+        """Return the view [rows, columns]. Its values are those of the last use; only the gaps are set to zero."""
         stride = round_up(columns, ALIGNMENT)
         whole = self._flat[: rows * stride].view(rows, stride)
         whole[:, columns:].zero_()

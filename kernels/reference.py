@@ -1,13 +1,17 @@
-"""Each operation in plain torch with autograd, [N, V] at once: what tests and benchmarks hold the kernels against.
+"""Each operation in plain torch with autograd, with the logits [N, V] in memory: the oracle of tests and benchmarks.
 
-Nothing here is shared with the kernels. Computes in the dtype given, fp32 at least; pass fp64 for an exact oracle.
+It shares no code with the kernels. It computes in the dtype of the inputs, fp32 at least; pass fp64 for exact results.
 """
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 
 from medssr_dist.kernels.grpo_options import GrpoOptions
+
+T = TypeVar("T")
 
 
 def linear_logprob(
@@ -18,7 +22,7 @@ def linear_logprob(
     temperature: float = 1.0,
     mask: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(logp [N], entropy [N]) from hidden [N, H], weight [V, H], target [N]; 0 where mask [N] is 0."""
+    """Return (logp [N], entropy [N]) from hidden [N, H], weight [V, H], target [N]; 0 where mask [N] is 0."""
     logits = hidden @ weight.t()
     log_p = (logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature).log_softmax(-1)
     live = torch.ones_like(target, dtype=torch.bool) if mask is None else mask != 0
@@ -38,11 +42,11 @@ def grpo_loss(
     rollout_logp: torch.Tensor | None = None,
     entropy: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Loss (0-d) of sequences [B, T], all tensors of that shape and finite; counts are those of the mask."""
+    """Return the loss (0-d) of sequences [B, T]. All tensors have that shape and are finite. Counts are the mask's."""
     mask = mask.to(logp.dtype)
     drift = logp - old_logp
     if options.ratio == "sequence":
-        base = old_logp if options.importance_level == "off" else rollout_logp
+        base = old_logp if options.importance_level == "off" else _given(rollout_logp)
         ratio = _mean(logp - base, mask, 1)[:, None].exp().expand_as(logp)
     else:
         ratio = drift.clamp(-20, 20).exp()
@@ -51,14 +55,19 @@ def grpo_loss(
         gain = torch.where(advantages < 0, torch.maximum(gain, options.dual_clip * advantages), gain)
     policy = -gain
     if options.importance_level != "off" and options.ratio == "token":
-        policy = policy * _importance(old_logp.detach(), rollout_logp, mask, options)
+        policy = policy * _importance(old_logp.detach(), _given(rollout_logp), mask, options)
     loss = _aggregate(policy, mask, options.aggregation, options)
     penalties = options.penalty_aggregation or options.aggregation
     if ref_logp is not None:
         loss = loss + options.kl_coef * _aggregate(_kl(logp - ref_logp, drift, options), mask, penalties, options)
     if options.entropy_coef:
-        loss = loss - options.entropy_coef * _aggregate(entropy, mask, penalties, options)
+        loss = loss - options.entropy_coef * _aggregate(_given(entropy), mask, penalties, options)
     return loss
+
+
+def _given(value: T | None) -> T:
+    assert value is not None, "the options need it"
+    return value
 
 
 def _mean(values: torch.Tensor, mask: torch.Tensor, dim: int) -> torch.Tensor:
@@ -71,7 +80,7 @@ def _aggregate(values: torch.Tensor, mask: torch.Tensor, how: str, options: Grpo
     sequences = (mask.sum(1) > 0).sum().clamp(min=1)
     if how == "sequence_mean":
         return _mean(values, mask, 1).sum() / sequences
-    return (values * mask).sum() / (sequences * options.fixed_length)
+    return (values * mask).sum() / (sequences * _given(options.fixed_length))
 
 
 def _kl(distance: torch.Tensor, drift: torch.Tensor, options: GrpoOptions) -> torch.Tensor:
@@ -106,7 +115,7 @@ def _importance(old: torch.Tensor, rollout: torch.Tensor, mask: torch.Tensor, op
 
 
 def group_advantage(rewards: list[list[float]], mode: str, epsilon: float = 1e-9) -> list[list[float]]:
-    """Advantages of each group of rewards, one group after the other, in fp64."""
+    """Return the advantages of each group of rewards, group by group, computed in fp64."""
     result = []
     for group in rewards:
         values = torch.tensor(group, dtype=torch.float64)

@@ -1,6 +1,6 @@
-"""The row and token operations in plain torch: the path of the CPU, and what the Triton forms are held against.
+"""The row and token operations in plain torch: used on the CPU, and as the reference of the Triton forms in tests.
 
-Logits are taken a few rows at a time, so that the fp32 copies stay in the processor's cache.
+Logits are processed a few rows at a time, so that the fp32 copies stay in the processor's cache.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from medssr_dist.kernels.grpo_options import GrpoOptions
 
 CPU_BLOCK, CUDA_BLOCK = 1 << 18, 1 << 24  # elements
-KL_LIMIT = 10.0  # estimators and their importance weight are held within this
+KL_LIMIT = 10.0  # the KL estimate and its importance weight are clamped to [-10, 10]
 LOG_RATIO_LIMIT = 20.0
 
 
@@ -24,10 +24,13 @@ def _row_blocks(logits: torch.Tensor) -> Iterator[slice]:
 
 
 def row_stats(logits: torch.Tensor, target: torch.Tensor, stats: torch.Tensor, scale: float, entropy: bool) -> None:
-    """Take logits [n, v] of one vocabulary slice into the running stats [4, n] of the rows.
+    """Update the running stats [4, n] of the rows with the logits [n, v] of one vocabulary slice.
 
     With z = scale * logits, stats holds: max of logits, sum e^(z - max z), sum e^(z - max z) (z - max z), and the
-    logit at `target` [n], which counts from the slice's first column. They start as -inf, 0, 0, -inf.
+    logit at `target` [n]. They start as -inf, 0, 0, -inf. The third is updated only if `entropy`.
+
+    Args:
+        target: columns, counted from the slice's first one. A target outside the slice leaves the fourth unchanged.
     """
     for rows in _row_blocks(logits):
         block = logits[rows].to(stats.dtype)
@@ -60,7 +63,7 @@ def row_gradient(
     grad_entropy: torch.Tensor | None,
     scale: float,
 ) -> None:
-    """Turn logits [n, v] of a slice into their gradients, in place.
+    """Overwrite the logits [n, v] of a slice with their gradients.
 
     dlogits = scale * (g_logp (onehot - p) - g_entropy p (log p + entropy)), p the softmax over the whole vocabulary.
     """
@@ -79,8 +82,10 @@ def row_gradient(
 
 
 def scale_by(tensor: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-    """`tensor` times the 0-d `factor`, in place; nothing is read or written where it is 1."""
-    return tensor if float(factor) == 1.0 else tensor.mul_(factor)
+    """Multiply `tensor` by the 0-d `factor`, in place, and return it. A factor of 1 costs nothing on the CPU."""
+    if factor.is_cpu and float(factor) == 1.0:  # on a device, this look would wait for all earlier work
+        return tensor
+    return tensor.mul_(factor)
 
 
 def grpo_tokens(
@@ -96,11 +101,13 @@ def grpo_tokens(
     penalty_weight: torch.Tensor,
     options: GrpoOptions,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Loss terms of tokens [n] and their slopes: (sums [9], d policy / d log ratio [n], d KL / d logp [n]).
+    """Return (sums [9], d policy / d log ratio [n], d KL / d logp [n]) of the loss terms of tokens [n].
 
-    `log_ratio` is given where it is not logp - old_logp (sequence ratios); it is then not clamped. Sums, over
-    unmasked tokens: weighted policy term, weighted KL, weighted entropy, clipped, ratio, old_logp - logp,
-    logp - ref_logp; then the largest ratio and the largest negated ratio.
+    The sums are over unmasked tokens: weighted policy term, weighted KL, weighted entropy, number of clipped tokens,
+    ratio, old_logp - logp, logp - ref_logp. The last two are maxima: of the ratio and of the negated ratio.
+
+    Args:
+        log_ratio: for sequence ratios; it is not clamped. None: logp - old_logp, clamped to [-20, 20].
     """
     live = mask != 0
     drift = torch.where(live, logp - old_logp, 0.0)
@@ -117,8 +124,8 @@ def grpo_tokens(
         policy, slope = importance * policy, importance * slope
     slope = torch.where(moving, policy_weight * slope, 0.0)
     kl, kl_slope, reference = _reference_kl(logp, ref_logp, drift, live, options)
-    zero = torch.zeros((), dtype=logp.dtype, device=logp.device)
-    infinity = torch.tensor(-torch.inf, dtype=logp.dtype, device=logp.device)
+    zero = logp.new_zeros(())
+    infinity = logp.new_full((), -torch.inf)
     sums = [
         (policy_weight * policy).sum(),
         (penalty_weight * kl).sum(),
@@ -134,7 +141,7 @@ def grpo_tokens(
 
 
 def _clipped_policy(ratio: torch.Tensor, advantages: torch.Tensor, options: GrpoOptions) -> tuple[torch.Tensor, ...]:
-    """(-min(surrogates), its slope in the log ratio, whether the clipped surrogate was the smaller)."""
+    """Return (-min(surrogates), its slope in the log ratio, whether the clipped surrogate is the smaller one)."""
     plain = ratio * advantages
     bounded = ratio.clamp(1 - options.clip_low, 1 + options.clip_high) * advantages
     clipped = bounded < plain
@@ -155,7 +162,7 @@ def _reference_kl(
     live: torch.Tensor,
     options: GrpoOptions,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(KL estimate, its slope in logp, logp - ref_logp), each [n]."""
+    """Return (KL estimate, its slope in logp, logp - ref_logp), each [n]."""
     if ref_logp is None:
         zeros = torch.zeros_like(logp)
         return zeros, zeros, zeros
@@ -180,7 +187,7 @@ def _reference_kl(
 def group_advantage(
     rewards: torch.Tensor, offsets: torch.Tensor, mode: str, epsilon: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """See group_advantage.group_advantage: (advantage [N], std [B], zero_variance [B])."""
+    """Return (advantage [N], std [B], zero_variance [B]); group_advantage.group_advantage describes them."""
     lengths = offsets.diff()
 
     def over_groups(values: torch.Tensor, reduction: str) -> torch.Tensor:

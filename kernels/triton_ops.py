@@ -1,9 +1,9 @@
-"""The row and token operations of torch_ops.py as Triton kernels; same functions, same arguments, fp32 inside.
+"""The row and token operations of torch_ops.py as Triton kernels, with the same functions and arguments, in fp32.
 
-All are bound by memory: what counts is that each element of the workspace is read once (row_stats), or read and
-written once (row_gradient). A block is 4,096 columns over 8 warps: 16 elements a thread in 16-byte accesses, few
-enough registers for several blocks on each multiprocessor, whose loads hide each other's reductions. Row offsets are
-64-bit: N * V passes 2^31.
+All are bound by memory bandwidth. row_stats reads each element of the workspace once; row_gradient reads and writes it
+once. A block has 4,096 columns and 8 warps: 16 elements a thread, in 16-byte accesses. That needs few enough registers
+for several blocks on each multiprocessor, so that the loads of one block overlap the reductions of another. Row offsets
+are 64-bit, because N * V exceeds 2^31.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ _ADVANTAGE = {"group_norm": 0, "mean_only": 1, "rloo": 2}
 
 
 def _launch(columns: int) -> tuple[int, int]:
-    """(block, warps) for rows of so many columns."""
+    """Return (block, warps) for rows of so many columns."""
     block = min(LARGEST_BLOCK, triton.next_power_of_2(columns))
     return block, max(1, block // 512)
 
 
 def _padded(logits: torch.Tensor) -> int:
-    """Columns that a row is read and written to: a multiple of 16, so that accesses stay wide, where there is room.
+    """Return how many columns of a row are read and written: a multiple of 16, for wide accesses, where there is room.
 
-    What lies between is read, ignored and written back as it was.
+    The elements after the last column are read, ignored and written back unchanged.
     """
     rows, columns = logits.shape
     padded = round_up(columns, 16)
@@ -143,7 +143,7 @@ def row_gradient(
     grad_entropy: torch.Tensor | None,
     scale: float,
 ) -> None:
-    """See torch_ops.row_gradient. Its blocks are independent: a second grid axis spreads few rows over the device."""
+    """See torch_ops.row_gradient. The blocks are independent; a second grid axis spreads few rows over the device."""
     rows, columns = logits.shape
     block, warps = _launch(columns)
     grad_logp = grad_logp.contiguous()
@@ -178,7 +178,7 @@ def _scale_kernel(tensor_ptr, factor_ptr, elements, BLOCK: tl.constexpr):
 
 
 def scale_by(tensor: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-    """See torch_ops.scale_by; the device looks at the factor, so that the host need not wait for it."""
+    """See torch_ops.scale_by. The kernel reads the factor, so the host does not wait for it."""
     if tensor.numel():
         block, warps = _launch(tensor.numel())
         with torch.cuda.device_of(tensor):
@@ -306,11 +306,11 @@ def grpo_tokens(
     options: GrpoOptions,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """See torch_ops.grpo_tokens."""
-    inputs = (logp, old_logp, log_ratio, advantages, importance, ref_logp, entropy, mask, policy_weight, penalty_weight)
-    inputs = [None if each is None else each.contiguous() for each in inputs]
+    given = (logp, old_logp, log_ratio, advantages, importance, ref_logp, entropy, mask, policy_weight, penalty_weight)
+    inputs = [None if each is None else each.contiguous() for each in given]
     programs = max(1, triton.cdiv(logp.numel(), TOKEN_BLOCK))
     partial = logp.new_empty(programs, 9)
-    d_policy, d_kl = torch.empty_like(inputs[0]), torch.empty_like(inputs[0])
+    d_policy, d_kl = (torch.empty_like(logp, memory_format=torch.contiguous_format) for _ in range(2))
     with torch.cuda.device_of(logp):
         _grpo_tokens_kernel[(programs,)](
             *inputs,
@@ -383,7 +383,7 @@ def _group_advantage_kernel(
 def group_advantage(
     rewards: torch.Tensor, offsets: torch.Tensor, mode: str, epsilon: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """See torch_ops.group_advantage: one program a group."""
+    """See torch_ops.group_advantage. One program computes one group."""
     groups = offsets.numel() - 1
     advantage = torch.empty_like(rewards)
     std = rewards.new_empty(groups)

@@ -18,9 +18,9 @@ import traceback
 from pathlib import Path
 
 from medssr_dist.errors import EXIT_BAD_INPUT, InputError
-from medssr_dist.launch.attempts import Attempt, idle_attempts, unfinished
-from medssr_dist.launch.launcher import EXIT_FAULT, Launcher, Plan
-from medssr_dist.launch.slurm import Job, SlurmError
+from medssr_dist.launch.attempts import Attempt, count_idle_attempts, find_unfinished
+from medssr_dist.launch.launcher import EXIT_FAULT, Launcher, LaunchPlan
+from medssr_dist.launch.slurm import SlurmError, SlurmJob
 from medssr_dist.launch.timings import Timings
 from medssr_dist.run.paths import STEPS
 
@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = _parser().parse_args(arguments)
     os.umask(0o077)
     run_dir = args.run_dir.resolve()
-    job = Job.current()
+    job = SlurmJob.current()
     if job is None:
         print("medssr: not in a Slurm job; submit slurm/medssr_ssl.sh with sbatch", file=sys.stderr)
         return EXIT_BAD_INPUT
@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
         attempt = Attempt.begin(run_dir)
         code, reason = _run(_plan(args, run_dir), job, attempt)
     else:
-        attempt = unfinished(run_dir) or Attempt.begin(run_dir)
+        attempt = find_unfinished(run_dir) or Attempt.begin(run_dir)
         code, reason = EXIT_FAULT, f"the launcher on {job.host} was killed by signal {args.killed}"
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what a requeue sends to this very job
     attempt.finish(code, reason)
@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     return code
 
 
-def _run(plan: Plan, job: Job, attempt: Attempt) -> tuple[int, str]:
+def _run(plan: LaunchPlan, job: SlurmJob, attempt: Attempt) -> tuple[int, str]:
     timings = Timings(attempt, job.started())
     attempt.log("launcher", f"attempt {attempt.number} of {plan.run_dir}: job {job.id} on {', '.join(job.nodes)}")
     try:
@@ -59,7 +59,7 @@ def _run(plan: Plan, job: Job, attempt: Attempt) -> tuple[int, str]:
         timings.write()
 
 
-def _go_on(attempt: Attempt, job: Job, code: int, reason: str, arguments: list[str]) -> None:
+def _go_on(attempt: Attempt, job: SlurmJob, code: int, reason: str, arguments: list[str]) -> None:
     """Let the job go on where there is work left. The last line of the log: why the attempt ended, and what then."""
     then, act = _what_then(attempt, job, code)
     attempt.log("launcher", f"attempt {attempt.number} ended with {code}: {reason}{then}")
@@ -70,7 +70,7 @@ def _go_on(attempt: Attempt, job: Job, code: int, reason: str, arguments: list[s
             attempt.log("launcher", f"attempt {attempt.number} ended with {code}: {reason}; not requeued: {error}")
 
 
-def _what_then(attempt: Attempt, job: Job, code: int) -> tuple[str, bool]:
+def _what_then(attempt: Attempt, job: SlurmJob, code: int) -> tuple[str, bool]:
     """What follows this attempt, in words, and whether it is this process that brings it about."""
     if code in (0, EXIT_BAD_INPUT):
         return "", False
@@ -78,14 +78,14 @@ def _what_then(attempt: Attempt, job: Job, code: int) -> tuple[str, bool]:
     if state != "RUNNING" and why != "TimeLimit":
         return "; Slurm itself ends or requeues the job", False
     most = int(os.environ.get("MEDSSR_IDLE_ATTEMPTS", "3"))
-    if idle_attempts(attempt.run.root) >= most:
+    if count_idle_attempts(attempt.run.root) >= most:
         return f"; not requeued: {most} attempts in a row have added nothing (MEDSSR_IDLE_ATTEMPTS)", False
     return f"; job {job.id} goes on in another attempt", True
 
 
-def _plan(args: argparse.Namespace, run_dir: Path) -> Plan:
+def _plan(args: argparse.Namespace, run_dir: Path) -> LaunchPlan:
     command = args.overrides if args.slots is not None else []
-    return Plan(
+    return LaunchPlan(
         run_dir=run_dir,
         step=args.step,
         config=args.config,

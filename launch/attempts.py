@@ -34,7 +34,7 @@ class Attempt:
         """Make the next folder, alone even if two jobs were given the same run directory."""
         parent = RunPaths(run_dir).attempts_folder
         parent.mkdir(parents=True, exist_ok=True)
-        number = max((int(attempt.number) for attempt in attempts_of(run_dir)), default=0)
+        number = max((int(attempt.number) for attempt in list_attempts(run_dir)), default=0)
         while True:
             number += 1
             try:
@@ -93,35 +93,35 @@ class Attempt:
         as the attempt before it.
         """
         run = self.run
-        ledgers = sizes(run.root, [run.synthesis.journal, run.synthesis.batches, *answer_files(run)])
+        ledgers = measure_sizes(run.root, [run.synthesis.journal, run.synthesis.batches, *list_answer_files(run)])
         steps = {name: CheckpointPaths(run.stage(name).checkpoints).complete_steps() for name in STAGES}
         saved = {name: complete[-1] for name, complete in steps.items() if complete}
         states = read_json(run.manifest_file)["steps"].values() if run.manifest_file.exists() else ()
         return ledgers | saved | {"finished steps": sum(bool(state["finished"]) for state in states)}
 
 
-def answer_files(run: RunPaths) -> list[Path]:
+def list_answer_files(run: RunPaths) -> list[Path]:
     """The files that get longer with every answer of an engine."""
     return [*run.voting.votes.glob("*"), run.evaluation.answers]
 
 
-def sizes(root: Path, files: Iterable[Path]) -> dict[str, int]:
+def measure_sizes(root: Path, files: Iterable[Path]) -> dict[str, int]:
     """Path within `root` -> bytes, of those of `files` that exist."""
     return {str(file.relative_to(root)): file.stat().st_size for file in sorted(files) if file.is_file()}
 
 
-def attempts_of(run_dir: Path) -> list[Attempt]:
+def list_attempts(run_dir: Path) -> list[Attempt]:
     """All attempts, oldest first; none for a run that no launcher started."""
     return [Attempt(paths) for paths in RunPaths(run_dir).attempts()]
 
 
-def unfinished(run_dir: Path) -> Attempt | None:
+def find_unfinished(run_dir: Path) -> Attempt | None:
     """The newest attempt, where it has no recorded end."""
-    newest = attempts_of(run_dir)[-1:]
+    newest = list_attempts(run_dir)[-1:]
     return newest[0] if newest and newest[0].code is None else None
 
 
-def idle_attempts(run_dir: Path) -> int:
+def count_idle_attempts(run_dir: Path) -> int:
     """How many attempts in a row, the newest last, have added nothing to the run; those without an end do not count."""
     ends = [_read(paths.exit) for paths in RunPaths(run_dir).attempts()]
     found = [{}, *(end["progress"] for end in ends if end)]

@@ -15,18 +15,16 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
-from medssr_dist.launch import channel
-
 BEAT_S = 5.0
 SILENCE_S = 30.0  # six beats: a busy machine is no lost one
 LIMIT = 2**20  # bytes of one message
 
 
-class Refused(Exception):
+class AuthenticationFailed(Exception):
     """The other end does not have the job's token."""
 
 
-class Lost(Exception):
+class ConnectionLost(Exception):
     """The other end is gone; the message says how that was noticed."""
 
 
@@ -51,11 +49,13 @@ class Channel:
             try:
                 line = await asyncio.wait_for(self._reader.readline(), SILENCE_S)
             except asyncio.TimeoutError:
-                raise Lost(f"not heard from for {SILENCE_S:.0f} s: the network link or the node is down") from None
+                raise ConnectionLost(
+                    f"not heard from for {SILENCE_S:.0f} s: the network link or the node is down"
+                ) from None
             except OSError as error:
-                raise Lost(f"connection broken ({error.strerror or error})") from None
+                raise ConnectionLost(f"connection broken ({error.strerror or error})") from None
             if not line.endswith(b"\n"):
-                raise Lost("its process has ended")
+                raise ConnectionLost("its process has ended")
             if message := json.loads(line):
                 return message
 
@@ -83,7 +83,7 @@ async def connect(host: str, port: int, token: str) -> Channel:
     answer = await reader.readline()
     if not hmac.compare_digest(answer.decode().strip(), _proof(token, "launcher", own)):
         writer.close()
-        raise Refused(f"{host}:{port} does not know this job's token")
+        raise AuthenticationFailed(f"{host}:{port} does not know this job's token")
     return Channel(reader, writer)
 
 
@@ -97,7 +97,7 @@ async def accept(reader: StreamReader, writer: StreamWriter, token: str) -> Chan
         theirs, proof = "", ""
     if not hmac.compare_digest(proof, _proof(token, "node", own)):
         writer.close()
-        raise Refused("a connection without this job's token was closed")
+        raise AuthenticationFailed("a connection without this job's token was closed")
     _write_line(writer, _proof(token, "launcher", theirs))
     return Channel(reader, writer)
 
@@ -152,7 +152,7 @@ class Hub:
     @asynccontextmanager
     async def listen(self, ip: str, token: str) -> AsyncIterator[None]:
         """Accept connections for the duration of the block, at `address`."""
-        server = await asyncio.start_server(lambda *pair: self._serve(*pair, token), ip, 0, limit=channel.LIMIT)
+        server = await asyncio.start_server(lambda *pair: self._serve(*pair, token), ip, 0, limit=LIMIT)
         self.address = "{}:{}".format(*server.sockets[0].getsockname())
         try:
             yield
@@ -162,7 +162,7 @@ class Hub:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, token: str) -> None:
         try:
             link = await accept(reader, writer, token)
-        except Refused as refused:
+        except AuthenticationFailed as refused:
             self._log("launcher", f"{refused} (from {writer.get_extra_info('peername')[0]})")
             return
         beats = asyncio.create_task(link.beat())
@@ -174,7 +174,7 @@ class Hub:
             self.put(Event(name, hello["event"], hello))
             while True:
                 self._received(name, await link.receive())
-        except Lost as lost:
+        except ConnectionLost as lost:
             if self._links.pop(name, None):
                 self.put(Event(name, "lost", {"why": str(lost)}))
         finally:

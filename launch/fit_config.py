@@ -7,10 +7,10 @@ from pathlib import Path
 from medssr_dist.config.load import load_config
 from medssr_dist.config.schema import Config
 from medssr_dist.errors import InputError
-from medssr_dist.runtime.cluster import slots_in_use
+from medssr_dist.runtime.cluster import count_slots_at_once
 
 
-def layout(config_file: Path, overrides: list[str], nodes: int, gpus: int, step: str) -> tuple[list[str], int]:
+def fit_config(config_file: Path, overrides: list[str], nodes: int, gpus: int, step: str) -> tuple[list[str], int]:
     """The overrides that spread the config over `nodes` nodes, and the logical GPUs a CPU node then has.
 
     A config for `training.nodes` nodes is laid out as many times as it fits: training ranks and engines grow in
@@ -26,7 +26,7 @@ def layout(config_file: Path, overrides: list[str], nodes: int, gpus: int, step:
     values = _scaled(config, nodes) if "training.nodes" not in given else {}
     added = [f"{key}={value}" for key, value in values.items() if key not in given]
     fitted = load_config(config_file, [*overrides, *added])
-    slots = 0 if gpus or step == "synthesize" else -(-slots_in_use(fitted) // nodes)
+    slots = 0 if gpus or step == "synthesize" else -(-count_slots_at_once(fitted) // nodes)
     return [*overrides, *added], slots
 
 

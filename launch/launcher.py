@@ -21,10 +21,10 @@ from medssr_dist.errors import EXIT_BAD_INPUT, EXIT_STOPPED
 from medssr_dist.launch.attempts import Attempt
 from medssr_dist.launch.channel import DRIVER, Event, Hub, NodeLost
 from medssr_dist.launch.ray_watch import READY
-from medssr_dist.launch.slurm import Job
+from medssr_dist.launch.slurm import SlurmJob
 from medssr_dist.launch.timings import Timings
 from medssr_dist.run.paths import RunPaths
-from medssr_dist.runtime.network import node_address
+from medssr_dist.runtime.network import find_node_address
 
 EXIT_FAULT = 4  # a node or a component was lost; the run can be resumed
 _JOIN_S, _PREFLIGHT_S, _RAY_S = 300.0, 300.0, 300.0
@@ -37,7 +37,7 @@ _TICK_S = 1.0
 
 
 @dataclass(frozen=True)
-class Plan:
+class LaunchPlan:
     """What the job is to do, from the command line."""
 
     run_dir: Path
@@ -61,7 +61,7 @@ class Plan:
         return [script, command, *options, "--config", str(self.config), "--run-dir", str(self.run_dir)]
 
 
-class Ended(Exception):
+class AttemptEnded(Exception):
     """The attempt is over: its exit code and the reason."""
 
     def __init__(self, code: int, reason: str):
@@ -72,7 +72,7 @@ class Ended(Exception):
 class Launcher:
     """Runs one attempt. `run` returns its exit code and the reason."""
 
-    def __init__(self, plan: Plan, job: Job, attempt: Attempt, timings: Timings):
+    def __init__(self, plan: LaunchPlan, job: SlurmJob, attempt: Attempt, timings: Timings):
         self.plan, self.job, self.attempt, self.timings = plan, job, attempt, timings
         self.hub = Hub(attempt.log)
         self.overrides = plan.overrides
@@ -93,13 +93,13 @@ class Launcher:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.hub.put, Event(self.head, "signal", {"number": number}))
-        async with self.hub.listen(node_address(self._others), token):
+        async with self.hub.listen(find_node_address(self._others), token):
             srun = await self._start_supervisors()
             try:
                 for phase in (self._join, self._preflight, self._start_ray, self._drive):
                     await phase()
                 return 0, "done"
-            except Ended as ended:
+            except AttemptEnded as ended:
                 return ended.code, ended.reason
             except NodeLost as lost:
                 return EXIT_FAULT, str(lost)
@@ -204,18 +204,18 @@ class Launcher:
         self.driver_runs = True
         try:
             ended = await self._driver_end()
-        except (Ended, NodeLost):
+        except (AttemptEnded, NodeLost):
             await self._stop_driver()
             raise
         code, last = ended.data["code"], _telling(ended)
         if code == 0:
             return
         if self.lost_while_voting:
-            raise Ended(EXIT_FAULT, self.lost_while_voting)
+            raise AttemptEnded(EXIT_FAULT, self.lost_while_voting)
         if code in (EXIT_BAD_INPUT, EXIT_STOPPED):
-            raise Ended(code, last)
+            raise AttemptEnded(code, last)
         await self._find_cause()
-        raise Ended(1, f"the driver ended with exit code {code}: {last}")
+        raise AttemptEnded(1, f"the driver ended with exit code {code}: {last}")
 
     async def _driver_end(self) -> Event:
         """Events until the driver's own end. Raises Ended or NodeLost for what ends the job before that."""
@@ -229,7 +229,7 @@ class Launcher:
             if event and event.ended == DRIVER:
                 return event
             if self.lost_while_voting and self.plan.step == "run" and self._is_finished("vote"):
-                raise Ended(EXIT_FAULT, f"{self.lost_while_voting}; the vote went on and is finished")
+                raise AttemptEnded(EXIT_FAULT, f"{self.lost_while_voting}; the vote went on and is finished")
 
     def _go_on_without(self, lost: NodeLost) -> None:
         """Voting goes on with the engines that remain. Raises `lost` in every other step, and without the head."""
@@ -270,7 +270,7 @@ class Launcher:
         while waiting:
             event = await self._next(deadline - asyncio.get_running_loop().time())
             if event is None:
-                raise Ended(EXIT_FAULT, f"not {what} after {within_s:.0f} s: {', '.join(sorted(waiting))}")
+                raise AttemptEnded(EXIT_FAULT, f"not {what} after {within_s:.0f} s: {', '.join(sorted(waiting))}")
             if event.kind == kind and event.node in waiting:
                 waiting.remove(event.node)
                 found.append(event)
@@ -285,14 +285,14 @@ class Launcher:
             if event.data["code"]:
                 code = EXIT_BAD_INPUT if event.data["code"] == EXIT_BAD_INPUT else EXIT_FAULT
                 where = "" if component == "gather" else f" on {event.node}"  # that one speaks for all nodes
-                raise Ended(code, f"the preflight failed{where}: {_telling(event)}")
+                raise AttemptEnded(code, f"the preflight failed{where}: {_telling(event)}")
 
     async def _wait(self, wanted: Callable[[Event], bool], within_s: float, failure: str) -> Event:
         deadline = asyncio.get_running_loop().time() + within_s
         while event := await self._next(deadline - asyncio.get_running_loop().time()):
             if wanted(event):
                 return event
-        raise Ended(EXIT_FAULT, f"{failure} within {within_s:.0f} s")
+        raise AttemptEnded(EXIT_FAULT, f"{failure} within {within_s:.0f} s")
 
     async def _next(self, within_s: float) -> Event | None:
         """The next event, None after `within_s`. Raises Ended or NodeLost for one that ends the attempt."""
@@ -301,22 +301,22 @@ class Launcher:
             return None
         if event.kind == "signal":
             self.stopped_by = signal.Signals(event.data["number"])
-            raise Ended(EXIT_STOPPED, f"stopped by {self.stopped_by.name}")
+            raise AttemptEnded(EXIT_STOPPED, f"stopped by {self.stopped_by.name}")
         if event.kind == "srun":
-            raise Ended(
+            raise AttemptEnded(
                 EXIT_FAULT,
                 f"srun ended with {event.data['code']}; see {self.attempt.paths.component_log('*', 'supervisor')}",
             )
         if event.kind in ("refused", "unfit"):
             code = EXIT_BAD_INPUT if event.kind == "refused" else EXIT_FAULT
-            raise Ended(code, f"{event.node}: {event.data['text']}")
+            raise AttemptEnded(code, f"{event.node}: {event.data['text']}")
         if event.ended == DRIVER:
             self.driver_runs = False
         if event.ended == "ray":
             raise NodeLost(event.node, f"Ray on {self.hub.describe(event.node)} ended: {_telling(event, 'exit code')}")
         if event.ended == "watch" and not self.lost_while_voting:
             await self._find_cause()
-            raise Ended(EXIT_FAULT, _telling(event))
+            raise AttemptEnded(EXIT_FAULT, _telling(event))
         return event
 
     async def _end_supervisors(self, srun: asyncio.subprocess.Process) -> None:

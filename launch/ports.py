@@ -32,7 +32,7 @@ class NoPorts(Exception):
 
 
 @dataclass(frozen=True)
-class Block:
+class PortBlock:
     """Ports `first` to `first` + SIZE - 1; `guard` is the socket that holds the first."""
 
     first: int
@@ -54,7 +54,7 @@ class Block:
         return [*options, f"--min-worker-port={workers}", f"--max-worker-port={self.last}"]
 
 
-def claim(ip: str, job: int) -> Block:
+def claim_ports(ip: str, job: int) -> PortBlock:
     """The first wholly free block on `ip`, looked for from the place that `job` gives. Raises NoPorts."""
     blocks = (_ephemeral_start() - _FIRST) // SIZE
     for offset in range(blocks):
@@ -63,7 +63,7 @@ def claim(ip: str, job: int) -> Block:
             continue
         if _all_free(ip, range(first + 1, first + SIZE)):
             guard.listen()
-            return Block(first, guard)
+            return PortBlock(first, guard)
         guard.close()
     raise NoPorts(f"no {SIZE} adjacent free ports on {ip} between {_FIRST} and {_ephemeral_start()}")
 

@@ -7,14 +7,14 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from medssr_dist.launch.ports import Block
-from medssr_dist.runtime.network import interface_addresses
+from medssr_dist.launch.ports import PortBlock
+from medssr_dist.runtime.network import list_interfaces
 
 _STORE_SHARE, _STORE_LEAST, _STORE_MOST = 0.1, 200 * 2**20, 16 * 2**30  # our objects are prompts and texts
 
 
 @dataclass(frozen=True)
-class Resources:
+class NodeResources:
     """This node's share of the job. `gpus` 0: a CPU node, whose logical GPUs the launcher gives as slots."""
 
     cpus: int
@@ -22,7 +22,7 @@ class Resources:
     memory_mib: int
 
     @classmethod
-    def of_job(cls) -> Resources:
+    def of_job(cls) -> NodeResources:
         """From the environment that Slurm gives a task."""
         cpus = int(os.environ.get("SLURM_CPUS_ON_NODE") or os.cpu_count() or 1)
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20
@@ -31,7 +31,9 @@ class Resources:
         return cls(cpus, int(os.environ.get("SLURM_GPUS_ON_NODE") or 0), min(asked, total) or total)
 
 
-def ray_command(head: str | None, ip: str, block: Block, resources: Resources, slots: int, temp_dir: Path) -> list[str]:
+def build_ray_command(
+    head: str | None, ip: str, block: PortBlock, resources: NodeResources, slots: int, temp_dir: Path
+) -> list[str]:
     """`ray start` of the head (`head` None) or of a node that joins the head at that address.
 
     Args:
@@ -62,7 +64,9 @@ def ray_command(head: str | None, ip: str, block: Block, resources: Resources, s
     ]
 
 
-def node_environment(ip: str, block: Block, slots: int, hosts: list[str], resources: Resources, token: Path) -> dict:
+def build_node_environment(
+    ip: str, block: PortBlock, slots: int, hosts: list[str], resources: NodeResources, token: Path
+) -> dict:
     """Environment of everything that runs on this node: Ray and its workers, the preflight, the driver."""
     env = {
         "RAY_AUTH_MODE": "token",
@@ -80,7 +84,7 @@ def node_environment(ip: str, block: Block, slots: int, hosts: list[str], resour
     }
     if not resources.gpus:
         env["MEDSSR_DEVICE"] = "cpu"
-    interface = next((name for name, address in interface_addresses().items() if address == ip), None)
+    interface = next((name for name, address in list_interfaces().items() if address == ip), None)
     if interface:
         env |= {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": interface}
     return env

@@ -13,24 +13,24 @@ READY = "every node of the job has joined Ray"
 _POLL_S = 1.0
 
 
-def missing(wanted: dict[str, str], alive: set[str]) -> str:
+def list_missing_nodes(wanted: dict[str, str], alive: set[str]) -> str:
     """Names and addresses of the nodes of `wanted` (name -> ip) whose address is not in `alive`."""
     return ", ".join(f"{name} ({ip})" for name, ip in wanted.items() if ip not in alive)
 
 
-def watch(address: str, wanted: dict[str, str], within_s: float) -> int:
+def watch_nodes(address: str, wanted: dict[str, str], within_s: float) -> int:
     """Returns 1 when a node did not come within `within_s` seconds, or left."""
     from ray._raylet import GcsClient
 
     gcs = GcsClient(address=address)
     deadline = time.monotonic() + within_s
-    while absent := missing(wanted, _alive(gcs)):
+    while absent := list_missing_nodes(wanted, _alive(gcs)):
         if time.monotonic() > deadline:
             print(f"not joined to Ray at {address} after {within_s:.0f} s: {absent}", flush=True)
             return 1
         time.sleep(_POLL_S)
     print(READY, flush=True)
-    while not (absent := missing(wanted, _alive(gcs))):
+    while not (absent := list_missing_nodes(wanted, _alive(gcs))):
         time.sleep(_POLL_S)
     print(f"Ray has lost {absent}", flush=True)
     return 1
@@ -49,7 +49,7 @@ def main() -> int:
     parser.add_argument("--nodes", required=True, nargs="+", metavar="NAME=IP")
     parser.add_argument("--within", type=float, default=120.0, metavar="SECONDS")
     args = parser.parse_args()
-    return watch(args.address, dict(node.split("=") for node in args.nodes), args.within)
+    return watch_nodes(args.address, dict(node.split("=") for node in args.nodes), args.within)
 
 
 if __name__ == "__main__":

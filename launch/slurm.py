@@ -27,7 +27,7 @@ _COPIED = {
 
 
 @dataclass(frozen=True)
-class Job:
+class SlurmJob:
     """The job this process runs in, from the environment that Slurm gives a batch script."""
 
     id: int
@@ -35,7 +35,7 @@ class Job:
     host: str  # the node that the batch script runs on
 
     @classmethod
-    def current(cls) -> Job | None:
+    def current(cls) -> SlurmJob | None:
         """None outside a batch job."""
         if "SLURM_JOB_ID" not in os.environ:
             return None
@@ -44,7 +44,7 @@ class Job:
 
     def record(self) -> dict[str, str]:
         """`scontrol show job` as field -> value."""
-        return parse_record(_output(["scontrol", "--oneliner", "show", "job", str(self.id)]))
+        return parse_job_record(_output(["scontrol", "--oneliner", "show", "job", str(self.id)]))
 
     def state(self) -> tuple[str, str]:
         """JobState and Reason, e.g. ("RUNNING", "None")."""
@@ -75,7 +75,7 @@ class Job:
             "--parsable",
             "--no-requeue",
             "--open-mode=append",
-            *same_request(record),
+            *list_sbatch_options(record),
             script,
             *arguments,
         ]
@@ -88,7 +88,7 @@ class SlurmError(Exception):
     """A Slurm command failed; its command line and message."""
 
 
-def parse_record(text: str) -> dict[str, str]:
+def parse_job_record(text: str) -> dict[str, str]:
     """`Key=value` words of one `scontrol --oneliner` record; a word without `=` belongs to the value before it."""
     record: dict[str, str] = {}
     key = ""
@@ -101,7 +101,7 @@ def parse_record(text: str) -> dict[str, str]:
     return record
 
 
-def same_request(record: dict[str, str]) -> list[str]:
+def list_sbatch_options(record: dict[str, str]) -> list[str]:
     """sbatch's options that ask for what the job of `record` has."""
     options = []
     for field, option in _COPIED.items():

@@ -17,13 +17,13 @@ from pathlib import Path
 
 from medssr_dist.errors import InputError
 from medssr_dist.launch import channel
-from medssr_dist.launch.channel import DRIVER, Channel, Lost
-from medssr_dist.launch.ports import NoPorts, claim
+from medssr_dist.launch.channel import DRIVER, Channel, ConnectionLost
+from medssr_dist.launch.ports import NoPorts, claim_ports
 from medssr_dist.launch.process import Component, adopt_orphans, kill_descendants
-from medssr_dist.launch.ray_node import Resources, node_environment, ray_command
+from medssr_dist.launch.ray_node import NodeResources, build_node_environment, build_ray_command
 from medssr_dist.run.paths import AttemptPaths
-from medssr_dist.runtime.network import node_address
-from medssr_dist.runtime.temp_dir import ray_temp_dir
+from medssr_dist.runtime.network import find_node_address
+from medssr_dist.runtime.temp_dir import open_ray_temp_dir
 
 _RAY = "ray"
 _END_S = 6.0  # what a component has between SIGTERM and SIGKILL; Slurm gives the whole job 30 (KillWait)
@@ -35,9 +35,9 @@ class Supervisor:
 
     def __init__(self, link: Channel, name: str, job: int, attempt: AttemptPaths, temp_dir: Path):
         self.link, self.name, self.attempt, self.temp_dir = link, name, attempt, temp_dir
-        self.ip = node_address() if "MEDSSR_IFNAME" in os.environ else link.own_ip
-        self.resources = Resources.of_job()
-        self.block = claim(self.ip, job)
+        self.ip = find_node_address() if "MEDSSR_IFNAME" in os.environ else link.own_ip
+        self.resources = NodeResources.of_job()
+        self.block = claim_ports(self.ip, job)
         self.components: dict[str, Component] = {}
         self.waits: dict[str, asyncio.Task] = {}
         self.env: dict[str, str] = {}
@@ -62,10 +62,10 @@ class Supervisor:
 
     async def do_layout(self, config: str | None, overrides: list[str], nodes: int, step: str) -> None:
         """Fit the config to the job; answers with the overrides that do so and this node's slots."""
-        from medssr_dist.launch.fit_config import layout
+        from medssr_dist.launch.fit_config import fit_config
 
         try:
-            fitted, slots = layout(Path(config), overrides, nodes, self.resources.gpus, step)
+            fitted, slots = fit_config(Path(config), overrides, nodes, self.resources.gpus, step)
         except InputError as error:
             self.link.send({"event": "refused", "text": str(error)})
         else:
@@ -74,10 +74,10 @@ class Supervisor:
     async def do_prepare(self, hosts: list[str], slots: int) -> None:
         """What is the same for all that will run here."""
         self.slots = slots
-        self.env = node_environment(self.ip, self.block, slots, hosts, self.resources, self.attempt.token)
+        self.env = build_node_environment(self.ip, self.block, slots, hosts, self.resources, self.attempt.token)
 
     async def do_ray(self, head: str | None) -> None:
-        command = ray_command(head, self.ip, self.block, self.resources, self.slots, self.temp_dir)
+        command = build_ray_command(head, self.ip, self.block, self.resources, self.slots, self.temp_dir)
         await self.do_start(_RAY, command, {})
 
     async def do_start(self, name: str, command: list[str], env: dict[str, str]) -> None:
@@ -132,7 +132,7 @@ async def supervise(launcher: str, attempt: AttemptPaths, job: int) -> int:
     link = await channel.connect(host, int(port), attempt.token.read_text())
     with ExitStack() as stack:
         try:
-            temp_dir = stack.enter_context(ray_temp_dir(attempt.folder, scratch and Path(scratch), f"{name}."))
+            temp_dir = stack.enter_context(open_ray_temp_dir(attempt.folder, scratch and Path(scratch), f"{name}."))
             supervisor = Supervisor(link, name, job, attempt, temp_dir)
         except (InputError, NoPorts, OSError) as error:
             link.send({"event": "unfit", "name": name, "text": str(error)})
@@ -151,7 +151,7 @@ async def _serve(supervisor: Supervisor) -> int:
     try:
         await supervisor.serve()
         return 0
-    except Lost as lost:
+    except ConnectionLost as lost:
         print(f"{supervisor.name}: the launcher is lost, {lost}; everything on this node ends", flush=True)
         return EXIT_LAUNCHER_LOST
     finally:

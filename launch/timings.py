@@ -12,8 +12,8 @@ from medssr_dist.launch.attempts import (
     FIRST_STEP,
     FIRST_TOKEN,
     Attempt,
-    answer_files,
-    sizes,
+    list_answer_files,
+    measure_sizes,
 )
 from medssr_dist.run.paths import STAGES
 
@@ -46,7 +46,10 @@ class Timings:
         """Milestone -> sizes of the files that grow when it is reached."""
         run = self._attempt.run
         metrics = [run.stage(name).metrics for name in STAGES]
-        return {FIRST_ANSWER: sizes(run.root, answer_files(run)), FIRST_STEP: sizes(run.root, metrics)}
+        return {
+            FIRST_ANSWER: measure_sizes(run.root, list_answer_files(run)),
+            FIRST_STEP: measure_sizes(run.root, metrics),
+        }
 
     def _times_of(self, event: str) -> list[float]:
         times = []

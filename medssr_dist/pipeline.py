@@ -25,12 +25,12 @@ from medssr_dist.estimates.memory import refuse_too_little_memory
 from medssr_dist.evaluation.benchmarks import read_benchmarks
 from medssr_dist.offline_teacher import open_endpoints
 from medssr_dist.readers import name_source, read_all, read_questions, refuse_evaluation_items, refuse_unlabelled
-from medssr_dist.run.background import Beside, ThreadSide
-from medssr_dist.run.clock import step_clock
-from medssr_dist.run.directory import RunDir, commit
+from medssr_dist.run.background import BackgroundSteps, ThreadStep
+from medssr_dist.run.clock import time_step
+from medssr_dist.run.directory import RunDir, find_commit
 from medssr_dist.run.paths import STAGES, STEPS
 from medssr_dist.run.session import Session, open_session
-from medssr_dist.run.stream import QuestionFeed, clear_end, has_ended, kept_labels
+from medssr_dist.run.stream import QuestionFeed, clear_end, has_ended, read_kept_labels
 from medssr_dist.summary import build_summary, render_summary
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def run_steps(config: Config, root: Path, steps: tuple[str, ...] = STEPS) -> Non
         logger.info("synthesize, vote: skipped, no training stage uses pseudo-labels")
         steps = ("train", "evaluate")
     with open_session(config, root, before_ray=refuse_too_little_memory) as session:
-        with step_clock(session.run.root, "run"):
+        with time_step(session.run.root, "run"):
             _run(session, steps)
         close(session)
 
@@ -124,7 +124,7 @@ def _synthesis(session: Session) -> tuple[dict[str, str], Callable[[], Callable[
         retriever.prepare([entity.name for entity in rare])
         teacher = partial(open_endpoints, log_path=paths.teacher_log, random_seed=config.runtime.random_seed)
         inputs = Inputs(seeds, benchmarks, rare, retriever.retrieve, retriever.read_passage, teacher)
-        return partial(work, config, folder, inputs, commit())
+        return partial(work, config, folder, inputs, find_commit())
 
     if session.run.is_finished("synthesize") and goes_on(config.synthesis, folder):
         session.run.reopen_step("synthesize")
@@ -141,7 +141,7 @@ def vote(
         trainer_follows: stage 1 trains on the labels meanwhile.
     """
     from medssr_dist.knowledge.vignettes import find_hpo_truth
-    from medssr_dist.runtime.models import model_fingerprint
+    from medssr_dist.runtime.models import fingerprint_model
     from medssr_dist.voting.vote import vote as work
 
     model = _base_model(session)
@@ -157,7 +157,7 @@ def vote(
             session.config, feed, total, model, session.run.voting.folder, find_hpo_truth, should_stop, trainer_follows
         )
 
-    session.once("vote", {"model": model_fingerprint(model)}, take_votes)
+    session.once("vote", {"model": fingerprint_model(model)}, take_votes)
 
 
 def side_by_side(session: Session) -> None:
@@ -167,7 +167,7 @@ def side_by_side(session: Session) -> None:
     """
     file = session.run.synthesis.questions
     feed = QuestionFeed(file, lambda: has_ended(file))
-    with Beside(session) as beside:
+    with BackgroundSteps(session) as beside:
         if synthesis := _begin_synthesis(session, feed):
             beside.take("synthesize", synthesis)
         else:
@@ -178,15 +178,15 @@ def side_by_side(session: Session) -> None:
         beside.wait()
 
 
-def _begin_synthesis(session: Session, feed: QuestionFeed) -> ThreadSide | None:
+def _begin_synthesis(session: Session, feed: QuestionFeed) -> ThreadStep | None:
     """Synthesis in a thread, held back while `feed` lags; None where it is finished."""
     inputs, prepare = _synthesis(session)
     if not session.begins("synthesize", inputs):
         return None
-    with step_clock(session.run.root, "synthesize"):
+    with time_step(session.run.root, "synthesize"):
         work = prepare()
     most = session.config.voting.question_buffer
-    return ThreadSide(
+    return ThreadStep(
         lambda should_stop: work(should_stop, lambda accepted: accepted - feed.given > most), session.should_stop
     )
 
@@ -214,14 +214,14 @@ def _start_stage1(session: Session) -> RunningStage:
 
 
 def _stage1_inputs(session: Session) -> dict[str, str]:
-    from medssr_dist.runtime.models import model_fingerprint
+    from medssr_dist.runtime.models import fingerprint_model
 
-    return {"model": model_fingerprint(_base_model(session))}
+    return {"model": fingerprint_model(_base_model(session))}
 
 
 def train_stage2(session: Session) -> None:
     """Step 3b: supervised GRPO on human-annotated questions, from stage 1's weights."""
-    from medssr_dist.runtime.models import model_fingerprint
+    from medssr_dist.runtime.models import fingerprint_model
     from medssr_dist.training.train_stage import start_stage2
 
     config, stage = session.config, session.config.training.stage2
@@ -245,8 +245,8 @@ def train_stage2(session: Session) -> None:
         raise InputError(f"stage 2 starts from stage 1's checkpoint, but {model} does not exist; run `medssr train`")
     inputs = {
         "data": _ids_hash(questions),
-        "model": model_fingerprint(model),
-        "reference": model_fingerprint(reference),
+        "model": fingerprint_model(model),
+        "reference": fingerprint_model(reference),
     }
     if stage.mix_pseudo_labels:
         inputs["labels"] = _labels_hash(labels)
@@ -255,13 +255,13 @@ def train_stage2(session: Session) -> None:
 
 def evaluate(session: Session) -> None:
     """Step 4: base, stage 1 and stage 2 side by side on every benchmark."""
-    from medssr_dist.runtime.models import model_fingerprint
+    from medssr_dist.runtime.models import fingerprint_model
 
     config = session.config
     benchmarks = read_benchmarks(config.evaluation, config.runtime.random_seed)
     policies = _policies(session)
     _warn_of_unchecked(session.run, benchmarks)
-    inputs = {name: model_fingerprint(folder) for name, folder in policies.items()}
+    inputs = {name: fingerprint_model(folder) for name, folder in policies.items()}
     inputs |= {f"benchmark {name}": _ids_hash(questions) for name, questions in benchmarks.items()}
     session.once("evaluate", inputs, lambda: _evaluate_policies(session, benchmarks, policies))
 
@@ -279,7 +279,7 @@ def _evaluate_policies(session: Session, benchmarks: dict[str, list[Question]], 
     from medssr_dist.evaluation.score_report import write_report
     from medssr_dist.evaluation.scores import build_scores
     from medssr_dist.inference.placement import open_engine_pool
-    from medssr_dist.runtime.models import load_tokenizer, model_fingerprint
+    from medssr_dist.runtime.models import fingerprint_model, load_tokenizer
 
     session.start_ray()
     config, events = session.config, session.run.evaluation.engine_events
@@ -297,7 +297,7 @@ def _evaluate_policies(session: Session, benchmarks: dict[str, list[Question]], 
                 config.evaluation,
                 config.runtime.random_seed,
                 session.run.evaluation.answers,
-                policy=model_fingerprint(folder),
+                policy=fingerprint_model(folder),
                 should_stop=session.should_stop,
             )
         seconds[name] = round(time.monotonic() - started, 1)
@@ -356,7 +356,7 @@ def _supervised_questions(config: Config) -> list[Question]:
 
 def _labels_hash(labels: Path) -> str:
     digest = sha256()
-    for label in kept_labels(labels):
+    for label in read_kept_labels(labels):
         digest.update(f"{label.question.id} {label.answer}\n".encode())
     return digest.hexdigest()
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from medssr_dist.data.jsonl import read_json
 from medssr_dist.data.wilson import part
-from medssr_dist.run.clock import seconds_by_step
+from medssr_dist.run.clock import read_clock
 from medssr_dist.run.paths import RECORDED_STEPS, STAGES, RunPaths
 from medssr_dist.voting.quality import format_quality
 
@@ -29,7 +29,7 @@ def build_summary(run_folder: Path) -> dict:
         InputError: a summary is there but is not valid JSON.
     """
     run = RunPaths(Path(run_folder))
-    clock = seconds_by_step(run.root)
+    clock = read_clock(run.root)
     sources = {step: run.step(step).summary for step in RECORDED_STEPS}
     steps = {step: read_json(source) if source.exists() else None for step, source in sources.items()}
     return {

@@ -15,7 +15,7 @@ from medssr_dist.bench.result_file import write_result
 from medssr_dist.data.jsonl import read_json, write_json
 from medssr_dist.errors import EXIT_BAD_INPUT, InputError
 from medssr_dist.estimates.rates import read_rates
-from medssr_dist.launch.attempts import FIRST_TOKEN, attempts_of
+from medssr_dist.launch.attempts import FIRST_TOKEN, list_attempts
 from medssr_dist.run.directory import RunDir
 from medssr_dist.run.paths import RunPaths
 
@@ -46,7 +46,7 @@ def read_node_rates(folder: Path) -> list[dict]:
             continue
         quality = read_json(RunPaths(run).voting.summary)["quality"]
         votes_per_s = rates.vote.tokens_per_s * quality["votes"] / quality["tokens"]
-        first = [attempt.timings.get(FIRST_TOKEN) for attempt in attempts_of(run)]
+        first = [attempt.timings.get(FIRST_TOKEN) for attempt in list_attempts(run)]
         found.append(
             {
                 "nodes": int(run.name.removeprefix("nodes-")),

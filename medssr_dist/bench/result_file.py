@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from medssr_dist.data.jsonl import write_json
-from medssr_dist.run.directory import commit, versions
+from medssr_dist.run.directory import find_commit, list_versions
 from medssr_dist.runtime import cpu
 
 
@@ -17,18 +17,18 @@ def write_result(path: Path, figures: dict) -> None:
         path,
         {
             "date": time.strftime("%Y-%m-%d"),
-            "commit": commit(),
+            "commit": find_commit(),
             "machine": _machine(),
-            "versions": versions(),
+            "versions": list_versions(),
         }
         | figures,
     )
 
 
 def _machine() -> dict:
-    limit = {cpu.ISA_LIMIT: cpu.isa_limit()} if cpu.isa_limit() else {}
-    sets = {"instruction_sets": cpu.instruction_sets()} | limit
-    return {"cpu": cpu.cpu_name(), "cores": os.cpu_count()} | sets | {"gpu": _gpu_name()}
+    limit = {cpu.ISA_LIMIT: cpu.read_isa_limit()} if cpu.read_isa_limit() else {}
+    sets = {"instruction_sets": cpu.list_instruction_sets()} | limit
+    return {"cpu": cpu.read_cpu_name(), "cores": os.cpu_count()} | sets | {"gpu": _gpu_name()}
 
 
 def _gpu_name() -> str | None:

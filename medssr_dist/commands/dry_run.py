@@ -1,7 +1,7 @@
-"""`--dry-run`: what each step would do, and every artefact that it would be given, in `<run_dir>/dry_run/`.
+"""`--dry-run`: print what each step would do, and write the prompts and options it would get to `<run_dir>/dry_run/`.
 
-Data files are read and checked as the run itself would, and the draws are the run's own, so the prompts
-are those that would be sent. Nothing is started: no Ray, no vLLM, no request, no index, no conversion.
+The dry run reads and checks the data files as the real run does. It also makes the same random draws, so its prompts
+are the prompts that the run would send. It starts nothing: no Ray, no vLLM, no request, no index, no conversion.
 """
 
 from __future__ import annotations
@@ -10,19 +10,21 @@ import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from medssr_dist.commands.plan_rows import PlanRow, describe_forecast, print_rows
 from medssr_dist.commands.prefetch import find_index
 from medssr_dist.config.base import DataSource
-from medssr_dist.config.load import resolved
+from medssr_dist.config.load import dump_config
 from medssr_dist.config.schema import Config
-from medssr_dist.config.synthesis import Synthesis
+from medssr_dist.config.synthesis import Knowledge, Synthesis
 from medssr_dist.config.training import Stage
 from medssr_dist.data.answers import format_question, render_prompt
 from medssr_dist.data.jsonl import write_atomic, write_json
 from medssr_dist.data.records import Question
 from medssr_dist.errors import InputError
 from medssr_dist.estimates.rates import read_rates
-from medssr_dist.estimates.walltime import DataCounts, describe_forecast
+from medssr_dist.estimates.walltime import DataCounts
 from medssr_dist.estimates.workload import (
     count_answers,
     count_benchmark_questions,
@@ -32,62 +34,73 @@ from medssr_dist.estimates.workload import (
     list_policies,
 )
 from medssr_dist.readers import name_source, read_all, read_questions, refuse_evaluation_items, refuse_unlabelled
-from medssr_dist.run.directory import RunDir, commit
+from medssr_dist.run.directory import RunDir, find_commit
 from medssr_dist.run.paths import STAGES, STEPS, resolved_config
-from medssr_dist.runtime.models import policy_on_disk
+from medssr_dist.runtime.models import find_policy_on_disk
+
+if TYPE_CHECKING:
+    from medssr_dist.knowledge.passages import Passage
+    from medssr_dist.knowledge.retrieval import Entity
 
 
 def dry_run(config: Config, run_dir: Path, steps: tuple[str, ...], rates_of: Path | None = None) -> None:
-    """Print the plan of `steps` and render their artefacts to `run_dir`/dry_run.
+    """Print the plan of `steps` and write their prompts and options to `run_dir`/dry_run.
 
     Args:
-        rates_of: the run whose rates the wall time of the whole method is predicted from; None = `run_dir` itself.
+        rates_of: the run whose measured rates give the forecast of the wall time; None for `run_dir` itself. There is
+            a forecast only if `steps` is the whole method.
 
     Raises:
-        InputError: what the run would refuse: unreadable data, an evaluation item among the seeds, a missing model;
-            a run in `rates_of` that has no rates.
+        InputError: the real run would refuse its input (unreadable data, an evaluation item among the seeds, a missing
+            model), or `rates_of` has no rates.
     """
     run = RunDir(run_dir)
     folder = run.dry_run
     shutil.rmtree(folder, ignore_errors=True)
-    write_json(resolved_config(folder), resolved(config))
-    model, problem = _locate_model(config) if steps != ("synthesize",) else (None, None)
+    write_json(resolved_config(folder), dump_config(config))
+    model, problem = _locate_policy(config) if steps != ("synthesize",) else (None, None)
     if steps == STEPS and not config.training.uses_pseudo_labels:
         steps = ("train", "evaluate")
     print(f"dry run of {', '.join(steps)} in {run.root}; nothing is started")
-    _print_rows("slots", _slots(config))
+    print_rows("slots", _plan_slots(config))
     for step in steps:
-        _print_rows(step, [("state", _state(run, step)), *_PLANS[step](config, run, folder, model)])
+        print_rows(step, [PlanRow("state", _describe_state(run, step)), *_PLANS[step](config, run, folder, model)])
     if steps == STEPS:
-        _print_rows("wall time", _wall_time(config, run, rates_of))
+        print_rows("wall time", _plan_walltime(config, run, rates_of))
     if model or problem:
-        _print_rows("policy", [("model", config.policy.model), ("directory", problem or str(model))])
-    _print_rows("rendered", [("", str(file)) for file in sorted(folder.iterdir())])
+        print_rows("policy", [PlanRow("model", config.policy.model), PlanRow("directory", problem or str(model))])
+    print_rows("rendered", [PlanRow("", str(file)) for file in sorted(folder.iterdir())])
     if problem:
         raise InputError(problem)
 
 
-def _wall_time(config: Config, run: RunDir, rates_of: Path | None) -> list[tuple[str, str]]:
+def _plan_walltime(config: Config, run: RunDir, rates_of: Path | None) -> list[PlanRow]:
     from medssr_dist.runtime.device import on_gpu
 
     rates = read_rates(rates_of or run.root)
     if rates is None and rates_of:
-        raise InputError(f"--rates {rates_of}: no step of a run was measured there; name the directory of a run")
+        raise InputError(f"--rates {rates_of}: no step of a run was measured there; give the directory of a run")
     if rates is None:
-        how = "give --rates RUN_DIR of a run that has them; a short one will do, on the same kind of machine, e.g. with"
-        return [("rates", f"none known: this run has none yet; {how} synthesis.accepted=64")]
+        how = "give --rates RUN_DIR, a run with rates; a short run on the same kind of machine is enough, e.g. with"
+        return [PlanRow("rates", f"none known: this run has none yet; {how} synthesis.accepted=64")]
     return describe_forecast(config, rates, DataCounts(count_gold_examples(config), count_answers(config)), on_gpu())
 
 
-def _locate_model(config: Config) -> tuple[Path | None, str | None]:
-    """The policy's directory (the configured name where there is none yet), and why a run would refuse it."""
+class _Policy(NamedTuple):
+    """Directory of the policy (its configured name if there is none yet), and why the run would refuse it."""
+
+    folder: Path
+    problem: str | None
+
+
+def _locate_policy(config: Config) -> _Policy:
     try:
-        return policy_on_disk(config.policy) or Path(config.policy.model), None
+        return _Policy(find_policy_on_disk(config.policy) or Path(config.policy.model), None)
     except InputError as error:
-        return Path(config.policy.model), str(error)
+        return _Policy(Path(config.policy.model), str(error))
 
 
-def _state(run: RunDir, step: str) -> str:
+def _describe_state(run: RunDir, step: str) -> str:
     begun = run.manifest()["steps"] if run.manifest_file.exists() else {}
     states = []
     for name in STAGES if step == "train" else (step,):
@@ -97,41 +110,42 @@ def _state(run: RunDir, step: str) -> str:
     return ", ".join(states)
 
 
-def _slots(config: Config) -> list[tuple[str, str]]:
-    from medssr_dist.runtime.cluster import slots_in_use, slots_needed
+def _plan_slots(config: Config) -> list[PlanRow]:
+    from medssr_dist.runtime.cluster import count_slots, count_slots_at_once
     from medssr_dist.runtime.device import on_gpu
 
     kind = "GPUs" if on_gpu() else "CPU process slots"
-    needed = [(name, f"{count} {kind}") for name, count in slots_needed(config).items() if count]
-    return [*needed, ("at once", f"{slots_in_use(config)} {kind} (runtime.mode={config.runtime.mode})")]
+    needed = [PlanRow(name, f"{count} {kind}") for name, count in count_slots(config).items() if count]
+    return [*needed, PlanRow("at once", f"{count_slots_at_once(config)} {kind} (runtime.mode={config.runtime.mode})")]
 
 
-def _plan_synthesis(config: Config, run: RunDir, folder: Path, model: Path | None) -> list[tuple[str, str]]:
+def _plan_synthesis(config: Config, run: RunDir, folder: Path, model: Path | None) -> list[PlanRow]:
     from medssr_dist.knowledge.retrieval import draw_entities
 
     synthesis, random_seed = config.synthesis, config.runtime.random_seed
-    seeds = read_all(synthesis.seeds, config.runtime.random_seed)
-    refuse_evaluation_items(seeds, read_all(config.evaluation.benchmarks, config.runtime.random_seed))
+    seeds = read_all(synthesis.seeds, random_seed)
+    refuse_evaluation_items(seeds, read_all(config.evaluation.benchmarks, random_seed))
     rare = draw_entities(config.knowledge, random_seed) if synthesis.alpha > 0 else []
-    drawn, tokens, index_state = _render_prompts(config, seeds, rare, folder)
-    share = f"{drawn:,} of the first {synthesis.accepted:,} ({drawn / synthesis.accepted:.3f})"
+    rendered = _render_prompts(config, seeds, rare, folder)
+    count = rendered.with_entity
+    share = f"{count:,} of the first {synthesis.accepted:,} ({count / synthesis.accepted:.3f})"
     return [
-        ("questions", f"{synthesis.accepted:,} accepted wanted, {synthesis.most_candidates:,} requests at most"),
-        *[("endpoint", f"{endpoint.base_url} ({endpoint.model})") for endpoint in synthesis.endpoints],
-        ("cost", _cost(synthesis, tokens)),
-        ("rare", f"alpha {synthesis.alpha:g}: {share} requests get one of {len(rare):,} entities"),
-        *_sources("seeds", synthesis.seeds, config),
-        ("index", index_state),
+        PlanRow("questions", f"{synthesis.accepted:,} accepted wanted, {synthesis.most_candidates:,} requests at most"),
+        *[PlanRow("endpoint", f"{endpoint.base_url} ({endpoint.model})") for endpoint in synthesis.endpoints],
+        PlanRow("cost", _describe_cost(synthesis, rendered.mean_tokens)),
+        PlanRow("rare", f"alpha {synthesis.alpha:g}: {share} requests get one of {len(rare):,} entities"),
+        *_describe_sources("seeds", synthesis.seeds, config),
+        PlanRow("index", rendered.index_state),
     ]
 
 
-def _cost(synthesis: Synthesis, prompt_tokens: float) -> str:
-    """What a request takes at most, and N of them; money where all prices are known."""
+def _describe_cost(synthesis: Synthesis, prompt_tokens: float) -> str:
+    """Describe the most tokens of one request and of N requests, and the cost of N requests if all prices are known."""
     from medssr_dist.synthesis.client.budget import cost_usd
 
     most = prompt_tokens + synthesis.max_tokens
-    text = f"about {prompt_tokens:,.0f} prompt tokens a request and {synthesis.max_tokens:,} reply tokens at most: "
-    text += f"{synthesis.accepted * most:,.0f} tokens for {synthesis.accepted:,}"
+    text = f"about {prompt_tokens:,.0f} prompt tokens and at most {synthesis.max_tokens:,} reply tokens per request: "
+    text += f"{synthesis.accepted * most:,.0f} tokens for {synthesis.accepted:,} requests"
     if all(model in synthesis.prices for model in synthesis.models):
         prices = [synthesis.prices[model] for model in synthesis.models]
         usd = max(cost_usd(price, prompt_tokens, synthesis.max_tokens) for price in prices)
@@ -139,11 +153,22 @@ def _cost(synthesis: Synthesis, prompt_tokens: float) -> str:
     return text
 
 
-def _render_prompts(config: Config, seeds: list[Question], rare: list, folder: Path) -> tuple[int, float, str]:
-    """Write the first prompt with an entity and the first without.
+class _RenderedPrompts(NamedTuple):
+    """Facts about the rendered prompts.
 
-    Returns how many of the first N requests have one, the mean tokens of those shown, and the index's state.
+    Attributes:
+        with_entity: number of the first N requests that get an entity.
+        mean_tokens: mean length of the rendered prompts.
+        index_state: state of the passage index, in words.
     """
+
+    with_entity: int
+    mean_tokens: float
+    index_state: str
+
+
+def _render_prompts(config: Config, seeds: list[Question], rare: list[Entity], folder: Path) -> _RenderedPrompts:
+    """Write the first prompt with an entity and the first one without to `folder`/prompts.txt."""
     from medssr_dist.synthesis.client.budget import TokenCounter
     from medssr_dist.synthesis.request_plan import Draws, RequestPlan
     from medssr_dist.synthesis.synthesize import check_inputs
@@ -153,54 +178,54 @@ def _render_prompts(config: Config, seeds: list[Question], rare: list, folder: P
     draws = Draws(
         config.runtime.random_seed, synthesis.alpha, seeds, rare, synthesis.seed_pairs, synthesis.entity_choice
     )
-    with_entity = [draws.at(index).entity is not None for index in range(synthesis.accepted)]
-    retrieve, state = _retrieval(config) if any(with_entity) else (_no_passages, "not needed")
-    plan = RequestPlan(config, seeds, rare, retrieve, commit())
-    shown = [with_entity.index(kind) for kind in (True, False) if kind in with_entity]
+    has_entity = [draws.at(index).entity is not None for index in range(synthesis.accepted)]
+    index_folder = find_index(config.knowledge) if any(has_entity) else None
+    plan = RequestPlan(config, seeds, rare, _passage_reader(config.knowledge, index_folder), find_commit())
+    shown = [has_entity.index(kind) for kind in (True, False) if kind in has_entity]
     prompts = {index: plan.request(index).messages for index in sorted(shown)}
     parts = [_render_messages(index, messages) for index, messages in prompts.items()]
     write_atomic(folder / "prompts.txt", "\n\n".join(parts) + "\n")
-    tokens = sum(map(TokenCounter(), prompts.values())) / len(prompts)
-    return sum(with_entity), tokens, state
+    count_tokens = TokenCounter()
+    tokens = sum(count_tokens(list(messages)) for messages in prompts.values()) / len(prompts)
+    state = _describe_index(config.knowledge, index_folder) if any(has_entity) else "not needed"
+    return _RenderedPrompts(sum(has_entity), tokens, state)
 
 
 def _render_messages(index: int, messages: list[dict[str, str]]) -> str:
     return "\n".join([f"===== request {index} =====", *(f"--- {m['role']} ---\n{m['content']}" for m in messages)])
 
 
-def _retrieval(config: Config) -> tuple[Callable[[str], list], str]:
+def _passage_reader(knowledge: Knowledge, index_folder: Path | None) -> Callable[[str], list[Passage]]:
+    """Return a function from an entity to its passages; without an index it returns one placeholder passage."""
+    from medssr_dist.knowledge.passages import Passage
     from medssr_dist.knowledge.retrieval import Retriever
 
-    folder = find_index(config.knowledge)
-    if folder:
-        return Retriever(config.knowledge).retrieve, f"{folder} (built)"
-    return (
-        _no_passages,
-        f"{config.knowledge.corpus.path} under {config.knowledge.encoder}: not built; the run builds it",
-    )
-
-
-def _no_passages(entity: str) -> list:
-    from medssr_dist.knowledge.corpus import Passage
-
+    if index_folder:
+        return Retriever(knowledge).retrieve
     note = "The passage index is not built yet: `medssr prefetch` or the run itself builds it; passages come here."
-    return [Passage(id="", title=f"(passages about {entity})", content=note, source="")]
+    return lambda entity: [Passage(id="", title=f"(passages about {entity})", content=note, source="")]
 
 
-def _plan_vote(config: Config, run: RunDir, folder: Path, model: Path) -> list[tuple[str, str]]:
+def _describe_index(knowledge: Knowledge, index_folder: Path | None) -> str:
+    if index_folder:
+        return f"{index_folder} (built)"
+    return f"{knowledge.corpus.path} under {knowledge.encoder}: not built; the run builds it"
+
+
+def _plan_vote(config: Config, run: RunDir, folder: Path, model: Path) -> list[PlanRow]:
     voting = config.voting
     question = read_questions(config.synthesis.seeds[0], config.runtime.random_seed)[0]
-    write_atomic(folder / "vote_prompt.txt", _vote_prompt(config, question, model))
-    write_json(folder / "vllm_engine.json", _engines(config, model))
-    asked = config.synthesis.accepted
+    write_atomic(folder / "vote_prompt.txt", _render_vote_prompt(config, question, model))
+    write_json(folder / "vllm_engine.json", _engine_options(config, model))
+    questions = config.synthesis.accepted
     return [
-        ("votes", f"{asked:,} questions at most x {voting.samples} = {asked * voting.samples:,}"),
-        ("kept", f"labels with confidence of {voting.confidence} votes >= {voting.threshold:g}"),
-        ("prompt", "as the chat template renders it" if model.is_dir() else "plain: no tokenizer on disk yet"),
+        PlanRow("votes", f"{questions:,} questions at most x {voting.samples} = {questions * voting.samples:,}"),
+        PlanRow("kept", f"labels with confidence of {voting.confidence} votes >= {voting.threshold:g}"),
+        PlanRow("prompt", "as the chat template renders it" if model.is_dir() else "plain: no tokenizer on disk yet"),
     ]
 
 
-def _vote_prompt(config: Config, question: Question, model: Path) -> str:
+def _render_vote_prompt(config: Config, question: Question, model: Path) -> str:
     if not model.is_dir():
         return format_question(question) + "\n"
     from medssr_dist.runtime.models import load_tokenizer
@@ -208,14 +233,15 @@ def _vote_prompt(config: Config, question: Question, model: Path) -> str:
     return render_prompt(load_tokenizer(model, config.policy), question)
 
 
-def _engines(config: Config, model: Path) -> dict:
+def _engine_options(config: Config, model: Path) -> dict[str, dict[str, Any]]:
+    """Return the options of vLLM for the engines of the vote and of the rollout."""
     from medssr_dist.inference.vllm_args import build_engine_kwargs
 
     sizes = {"voting": config.voting.tensor_parallel_size, "rollout": config.training.tensor_parallel_size}
     return {name: build_engine_kwargs(model, config.policy, config.runtime, size) for name, size in sizes.items()}
 
 
-def _plan_training(config: Config, run: RunDir, folder: Path, model: Path) -> list[tuple[str, str]]:
+def _plan_training(config: Config, run: RunDir, folder: Path, model: Path) -> list[PlanRow]:
     from medssr_dist.training.backend.options import openrlhf_options
     from medssr_dist.training.trackers import check_trackers
 
@@ -223,21 +249,21 @@ def _plan_training(config: Config, run: RunDir, folder: Path, model: Path) -> li
     check_trackers(training)
     starts = {"stage1": model, "stage2": run.stage("stage1").hf if training.stage1.enabled else model}
     examples = {"stage1": config.synthesis.accepted, "stage2": 0}
-    rows = []
+    source_rows = []
     if training.stage2.enabled:
         _refuse_bad_supervised(config)
         examples["stage2"] = count_gold_examples(config) + count_mixed_labels(config)
-        rows = _sources("data", training.stage2.data, config)
-    plans = []
+        source_rows = _describe_sources("data", training.stage2.data, config)
+    stage_rows = []
     for name in STAGES:
         stage = getattr(training, name)
         if not stage.enabled:
-            plans.append((name, "off"))
+            stage_rows.append(PlanRow(name, "off"))
             continue
-        plans.append((name, _stage_plan(stage, examples[name], starts[name])))
+        stage_rows.append(PlanRow(name, _describe_stage(stage, examples[name], starts[name])))
         options = openrlhf_options(config, stage, run.stage(name).folder)
-        write_json(folder / f"openrlhf_{name}.json", {key: _plain(value) for key, value in options.items()})
-    return plans + rows
+        write_json(folder / f"openrlhf_{name}.json", {key: _to_json(value) for key, value in options.items()})
+    return stage_rows + source_rows
 
 
 def _refuse_bad_supervised(config: Config) -> None:
@@ -246,45 +272,39 @@ def _refuse_bad_supervised(config: Config) -> None:
     refuse_evaluation_items(questions, read_all(config.evaluation.benchmarks, config.runtime.random_seed))
 
 
-def _stage_plan(stage: Stage, examples: int, start: Path) -> str:
+def _describe_stage(stage: Stage, examples: int, start: Path) -> str:
     steps = count_stage_steps(stage, examples)
     sequences = steps * stage.prompts_per_step * stage.samples_per_prompt
     limit = "" if stage.steps else " at most (one pass)"
     return f"{steps:,} GRPO steps, {sequences:,} sequences{limit}, on {examples:,} examples at most, from {start}"
 
 
-def _plain(value: object) -> object:
-    """JSON has no infinity; OpenRLHF uses it for 'never' and 'no limit'."""
+def _to_json(value: object) -> object:
+    """Return infinity as the text "inf", because JSON has no infinity. OpenRLHF uses it for "never" and "no limit"."""
     return str(value) if isinstance(value, float) and math.isinf(value) else value
 
 
-def _plan_evaluation(config: Config, run: RunDir, folder: Path, model: Path) -> list[tuple[str, str]]:
+def _plan_evaluation(config: Config, run: RunDir, folder: Path, model: Path) -> list[PlanRow]:
     evaluation = config.evaluation
     policies = list_policies(config)
-    asked = count_benchmark_questions(evaluation, config.runtime.random_seed)
+    questions = count_benchmark_questions(evaluation, config.runtime.random_seed)
     return [
-        (
+        PlanRow(
             "generations",
-            f"{asked:,} questions x {evaluation.generations} x {len(policies)} policies ({', '.join(policies)}) = "
+            f"{questions:,} questions x {evaluation.generations} x {len(policies)} policies ({', '.join(policies)}) = "
             f"{count_answers(config):,}, and a second pass for those without an answer",
         ),
-        *_sources("benchmarks", evaluation.benchmarks, config),
+        *_describe_sources("benchmarks", evaluation.benchmarks, config),
     ]
 
 
 _PLANS = {"synthesize": _plan_synthesis, "vote": _plan_vote, "train": _plan_training, "evaluate": _plan_evaluation}
 
 
-def _sources(label: str, sources: list[DataSource], config: Config) -> list[tuple[str, str]]:
+def _describe_sources(label: str, sources: list[DataSource], config: Config) -> list[PlanRow]:
     rows = []
     for source in sources:
         count = len(read_questions(source, config.runtime.random_seed))
         file = "" if source.path.startswith("hpo:") else f" ({Path(source.path).resolve()})"
-        rows.append((label, f"{name_source(source)}{file}, {count:,} questions"))
+        rows.append(PlanRow(label, f"{name_source(source)}{file}, {count:,} questions"))
     return rows
-
-
-def _print_rows(title: str, rows: list[tuple[str, str]]) -> None:
-    print(f"{title}:")
-    for label, text in rows:
-        print(f"  {label:<18}{text}".rstrip())

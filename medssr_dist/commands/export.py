@@ -1,8 +1,9 @@
-"""`medssr export`: a run's questions, with their pseudo-labels, as a data set others can load.
+"""`medssr export`: write the questions of a run, with their pseudo-labels, as a data set for other programs.
 
-Four forms: `parquet` and `jsonl` for `datasets.load_dataset(FOLDER)`, `openrlhf` (JSONL) and `verl` (Parquet)
-for those trainers. Prompts have the very words of vote, reward and evaluation. One question is held at a
-time, a block of them in Parquet; of those voted on `--labels all` keeps the ids, 70 bytes each.
+There are four forms: `parquet` and `jsonl` for `datasets.load_dataset(FOLDER)`, `openrlhf` (JSONL) and `verl` (Parquet)
+for these trainers. The prompts are the same as in vote, reward and evaluation. Memory is bounded: one question, or one
+block of questions in Parquet, is in memory at a time; `--labels all` also keeps the ids of all labelled questions,
+about 70 bytes each.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 import yaml
@@ -25,38 +27,42 @@ from medssr_dist.errors import InputError
 from medssr_dist.run.paths import RunPaths
 from medssr_dist.synthesis.card import size_category
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_Kind = TypeVar("_Kind", bound=Record)
 LABELS = ("kept", "all", "none")
-_BLOCK = 2_000  # rows a Parquet row group
+_BLOCK = 2_000  # rows of one Parquet row group
 
 
 def export_run(run_dir: Path, to: Path, form: str, labels: str) -> int:
-    """Write the questions of `run_dir` to the new folder `to`; returns how many.
+    """Write the questions of `run_dir` to the new folder `to`. Return the number of questions.
 
     Args:
         form: parquet, jsonl, openrlhf or verl.
-        labels: 'kept': the questions whose pseudo-label passed the vote's threshold; 'all': every question, with
-            what the vote gave it where it has been voted on (openrlhf and verl: every question with a majority
-            letter, kept or not); 'none': every question, without labels.
+        labels: which pseudo-labels to write. "kept": only questions whose label passed the threshold of the vote.
+            "all": every question, with its label if it has one (in openrlhf and verl: every question with a majority
+            letter, kept or not). "none": every question, without labels.
 
     Raises:
-        InputError: unknown form, a run without questions, labels or card, or `to` exists and is not empty.
+        InputError: the form is unknown; the run has no questions, labels or dataset card; `to` exists and is not empty.
     """
-    layout = _form(form, labels)
+    export_form = _check_choices(form, labels)
     run = RunPaths(Path(run_dir))
     questions, voted, card = run.synthesis.questions, run.voting.labels, run.synthesis.card
-    _refuse_unfit(questions, voted, card, labels)
+    _refuse_incomplete_run(questions, voted, card, labels)
     with _new_folder(Path(to)) as folder:
-        items = _items(questions, voted, labels)
-        if layout.needs_answer and labels != "none":
+        items = _read_items(questions, voted, labels)
+        if export_form.needs_answer and labels != "none":
             items = (item for item in items if isinstance(item, Label) and item.answer)
-        count = _write(folder / layout.file, layout, items)
+        count = _write(folder / export_form.file, export_form, items)
         if not count:
             raise InputError(f"{run_dir} has no question that --labels {labels} takes; try --labels all or none")
-        write_atomic(folder / CARD, _card(card, layout, count, labels))
+        write_atomic(folder / CARD, _render_card(card, export_form, count, labels))
     return count
 
 
-def _form(form: str, labels: str) -> ExportForm:
+def _check_choices(form: str, labels: str) -> ExportForm:
     if form not in FORMS:
         raise InputError(f"--form {form} is unknown; choose one of {', '.join(FORMS)}")
     if labels not in LABELS:
@@ -64,19 +70,19 @@ def _form(form: str, labels: str) -> ExportForm:
     return FORMS[form]
 
 
-def _refuse_unfit(questions: Path, voted: Path, card: Path, labels: str) -> None:
+def _refuse_incomplete_run(questions: Path, voted: Path, card: Path, labels: str) -> None:
     run_dir = questions.parents[1]
     if not questions.exists() or not questions.stat().st_size:
         raise InputError(f"{run_dir} has no questions ({questions}); run `medssr synthesize`, or correct --run-dir")
     if not card.exists():
-        raise InputError(f"{run_dir} has no dataset card ({card}): end its `medssr synthesize` first")
+        raise InputError(f"{run_dir} has no dataset card ({card}); finish its `medssr synthesize` first")
     if labels != "none" and not voted.exists():
         raise InputError(f"{run_dir} has no labels ({voted}); run `medssr vote`, or give --labels none")
 
 
 @contextmanager
 def _new_folder(to: Path) -> Iterator[Path]:
-    """A temporary folder that becomes `to` when the block ends well and goes when it does not."""
+    """Yield a temporary folder. Rename it to `to` if the block succeeds, delete it if the block fails."""
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise InputError(f"{to} exists and is not an empty folder; give another --to, or remove it")
     partial = to.with_name(f".{to.name}.partial")
@@ -92,24 +98,24 @@ def _new_folder(to: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _items(questions: Path, voted: Path, labels: str) -> Iterator[Question | Label]:
-    """A Label for a question that was voted on, the Question itself for one that was not."""
+def _read_items(questions: Path, voted: Path, labels: str) -> Iterator[Question | Label]:
+    """Yield a Label for each question that has one, and the Question itself for the others."""
     if labels == "none":
-        yield from _records(Question, questions)
+        yield from _read_records(Question, questions)
         return
-    seen = set()  # as numbers: a third of the memory of the ids
-    for label in _records(Label, voted):
+    labelled = set()  # ids as integers, which take a third of the memory of the texts
+    for label in _read_records(Label, voted):
         if labels == "all":
-            seen.add(int(label.question.id, 16))
+            labelled.add(int(label.question.id, 16))
             yield label
         elif label.kept:
             yield label
     if labels == "all":
-        yield from (item for item in _records(Question, questions) if int(item.id, 16) not in seen)
+        yield from (item for item in _read_records(Question, questions) if int(item.id, 16) not in labelled)
 
 
-def _records(kind: type[Record], path: Path) -> Iterator[Record]:
-    """The records of a JSONL file, read line by line; a torn last line (a writer at work) is left out."""
+def _read_records(kind: type[_Kind], path: Path) -> Iterator[_Kind]:
+    """Yield the records of a JSONL file. A last line without a newline is skipped: its writer has not finished it."""
     with (
         open(path, "rb") as file,
         tqdm(total=path.stat().st_size, desc=f"export: {path.name}", unit="B", unit_scale=True) as bar,
@@ -119,17 +125,17 @@ def _records(kind: type[Record], path: Path) -> Iterator[Record]:
                 try:
                     row = msgspec.json.decode(line, type=dict)
                 except msgspec.DecodeError as error:
-                    raise InputError(f"{path} line {number}: {error}; repair or drop the line") from None
+                    raise InputError(f"{path} line {number}: {error}; repair or delete the line") from None
                 yield parse_record(kind, row, f"{path} line {number}")
             bar.update(len(line))
 
 
-def _write(path: Path, layout: ExportForm, items: Iterable[Question | Label]) -> int:
-    rows = (layout.row(item, index) for index, item in enumerate(items))
-    return _write_parquet(path, layout.schema(), rows) if path.suffix == ".parquet" else _write_jsonl(path, rows)
+def _write(path: Path, form: ExportForm, items: Iterable[Question | Label]) -> int:
+    rows = (form.row(item, index) for index, item in enumerate(items))
+    return _write_parquet(path, form.schema(), rows) if path.suffix == ".parquet" else _write_jsonl(path, rows)
 
 
-def _write_jsonl(path: Path, rows: Iterator[dict]) -> int:
+def _write_jsonl(path: Path, rows: Iterator[dict[str, Any]]) -> int:
     count, encode = 0, msgspec.json.Encoder().encode
     with open(path, "wb") as file:
         for row in rows:
@@ -138,7 +144,7 @@ def _write_jsonl(path: Path, rows: Iterator[dict]) -> int:
     return count
 
 
-def _write_parquet(path: Path, schema, rows: Iterator[dict]) -> int:
+def _write_parquet(path: Path, schema: pa.Schema, rows: Iterator[dict[str, Any]]) -> int:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -150,15 +156,15 @@ def _write_parquet(path: Path, schema, rows: Iterator[dict]) -> int:
     return count
 
 
-def _card(card: Path, layout: ExportForm, count: int, labels: str) -> str:
-    """The run's card, its header pointing to the exported file and naming its columns."""
+def _render_card(card: Path, form: ExportForm, count: int, labels: str) -> str:
+    """Return the dataset card of the run with a new header: the exported file and its columns."""
     from datasets import Features
 
     _, header, body = read_text(card).split("---\n", 2)
     changed = yaml.safe_load(header) | {
         "size_categories": [size_category(count)],
-        "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": layout.file}]}],
-        "dataset_info": {"features": Features.from_arrow_schema(layout.schema())._to_yaml_list()},
+        "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": form.file}]}],
+        "dataset_info": {"features": Features.from_arrow_schema(form.schema())._to_yaml_list()},
     }
-    note = f"## This export\n\n{count:,} questions, labels: {labels}. {layout.about}"
+    note = f"## This export\n\n{count:,} questions, labels: {labels}. {form.about}"
     return f"{render_header(changed)}{body.rstrip()}\n\n{note}\n"

@@ -1,7 +1,7 @@
-"""What a row of an exported data set holds, a form each: its columns with their types, and how it is filled.
+"""The four forms of an export: columns, their types, and the content of a row.
 
-Columns are the same for every row, with null where there is nothing, and options are a list in letter order:
-both load without guessing. `schema` gives pyarrow types; they also go into the card's header.
+All rows have the same columns, with null for a missing value, and options are a list in letter order. Thus a loader
+does not have to guess types. The schemas have pyarrow types; the header of the dataset card repeats them.
 """
 
 from __future__ import annotations
@@ -9,28 +9,43 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from medssr_dist.data.answers import INSTRUCTION, format_question
 from medssr_dist.data.records import Label, Question
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 _DATA_SOURCE = "medssr"
 
 
 @dataclass(frozen=True)
 class ExportForm:
-    """A form of export. `row(item, index)` fills the columns of `schema()`; a Question has no label yet."""
+    """One form of an export.
+
+    Example:
+        ExportForm("train.parquet", build_plain_row, _plain_schema, needs_answer=False, about="`options` are ...")
+
+    Attributes:
+        file: name of the data file.
+        row: `row(item, index)` returns the columns of one row; `item` is a Label, or a Question without label.
+        schema: returns the pyarrow schema of the file.
+        needs_answer: whether questions without a majority letter are left out (unless labels are not exported at all).
+        about: a paragraph for the dataset card.
+    """
 
     file: str
-    row: Callable[[Question | Label, int], dict]
-    schema: Callable
+    row: Callable[[Question | Label, int], dict[str, Any]]
+    schema: Callable[[], pa.Schema]
     needs_answer: bool
     about: str
 
 
-def plain_row(item: Question | Label, index: int) -> dict:
-    """The question, its label in columns of their own, and its provenance."""
-    question, label = _split(item)
-    row = {
+def build_plain_row(item: Question | Label, index: int) -> dict[str, Any]:
+    """Return the question, the columns of its label, and its provenance."""
+    question, label = _split_item(item)
+    row: dict[str, Any] = {
         "id": question.id,
         "question": question.stem,
         "options": list(question.options.values()),
@@ -39,13 +54,13 @@ def plain_row(item: Question | Label, index: int) -> dict:
         "topic": question.topic,
         "source": question.source,
     }
-    row |= _vote(question, label)
+    row |= _vote_columns(question, label)
     provenance = question.provenance
     row["provenance"] = provenance.model_dump(mode="json", exclude={"schema_version"}) if provenance else None
     return row
 
 
-def _vote(question: Question, label: Label | None) -> dict:
+def _vote_columns(question: Question, label: Label | None) -> dict[str, Any]:
     if label is None:
         return dict.fromkeys(("answer", *_VOTE_COLUMNS))
     return {
@@ -65,24 +80,24 @@ def _vote(question: Question, label: Label | None) -> dict:
     }
 
 
-def openrlhf_row(item: Question | Label, index: int) -> dict:
-    """What OpenRLHF's PromptDataset reads: chat messages, a label, and the data source."""
-    question, label = _split(item)
+def build_openrlhf_row(item: Question | Label, index: int) -> dict[str, Any]:
+    """Return the columns that OpenRLHF's PromptDataset reads: chat messages, label, reference and data source."""
+    question, label = _split_item(item)
     answer = label.answer if label else ""
     return {
-        "input": _messages(question),
+        "input": _build_messages(question),
         "label": answer,
         "reference": json.dumps({"answer": answer, "options": question.options, "id": question.id}, ensure_ascii=False),
         "datasource": _DATA_SOURCE,
     }
 
 
-def verl_row(item: Question | Label, index: int) -> dict:
-    """verl's five columns."""
-    question, label = _split(item)
+def build_verl_row(item: Question | Label, index: int) -> dict[str, Any]:
+    """Return the five columns that verl reads."""
+    question, label = _split_item(item)
     return {
         "data_source": _DATA_SOURCE,
-        "prompt": _messages(question),
+        "prompt": _build_messages(question),
         "ability": "medicine",
         "reward_model": {"style": "rule", "ground_truth": label.answer if label else ""},
         "extra_info": {
@@ -97,15 +112,15 @@ def verl_row(item: Question | Label, index: int) -> dict:
     }
 
 
-def _split(item: Question | Label) -> tuple[Question, Label | None]:
+def _split_item(item: Question | Label) -> tuple[Question, Label | None]:
     return (item.question, item) if isinstance(item, Label) else (item, None)
 
 
-def _messages(question: Question) -> list[dict[str, str]]:
+def _build_messages(question: Question) -> list[dict[str, str]]:
     return [{"role": "user", "content": format_question(question)}]
 
 
-def _plain_schema():
+def _plain_schema() -> pa.Schema:
     import pyarrow as pa
 
     text, texts = pa.string(), pa.list_(pa.string())
@@ -150,19 +165,19 @@ def _plain_schema():
     )
 
 
-def _chat():
+def _chat_type() -> pa.DataType:
     import pyarrow as pa
 
     return pa.list_(pa.struct({"role": pa.string(), "content": pa.string()}))
 
 
-def _openrlhf_schema():
+def _openrlhf_schema() -> pa.Schema:
     import pyarrow as pa
 
-    return pa.schema({"input": _chat(), "label": pa.string(), "reference": pa.string(), "datasource": pa.string()})
+    return pa.schema({"input": _chat_type(), "label": pa.string(), "reference": pa.string(), "datasource": pa.string()})
 
 
-def _verl_schema():
+def _verl_schema() -> pa.Schema:
     import pyarrow as pa
 
     text = pa.string()
@@ -178,7 +193,7 @@ def _verl_schema():
     return pa.schema(
         {
             "data_source": text,
-            "prompt": _chat(),
+            "prompt": _chat_type(),
             "ability": text,
             "reward_model": pa.struct({"style": text, "ground_truth": text}),
             "extra_info": pa.struct(extra),
@@ -203,7 +218,8 @@ _VOTE_COLUMNS = (
 _PLAIN = (
     "`options` are in letter order (A first); `answer` is the majority letter of the vote, null where there is none; "
     "`votes` counts the votes by letter; the `confidence` columns name their denominator; "
-    "voting may stop once the label is certain, and they then give the least and the `most` that all votes could show."
+    "voting may stop once the label is certain; the columns then hold the least and the `most` that all votes could "
+    "give."
 )
 _OPENRLHF = (
     "For OpenRLHF: `--data.input_key input --data.label_key label --data.apply_chat_template`. `label` is the letter, "
@@ -215,8 +231,8 @@ _VERL = (
     f"{INSTRUCTION!r}, and `medssr_dist.data.answers.grade` reads the answer."
 )
 FORMS = {
-    "parquet": ExportForm("train.parquet", plain_row, _plain_schema, False, _PLAIN),
-    "jsonl": ExportForm("train.jsonl", plain_row, _plain_schema, False, _PLAIN),
-    "openrlhf": ExportForm("train.jsonl", openrlhf_row, _openrlhf_schema, True, _OPENRLHF),
-    "verl": ExportForm("train.parquet", verl_row, _verl_schema, True, _VERL),
+    "parquet": ExportForm("train.parquet", build_plain_row, _plain_schema, False, _PLAIN),
+    "jsonl": ExportForm("train.jsonl", build_plain_row, _plain_schema, False, _PLAIN),
+    "openrlhf": ExportForm("train.jsonl", build_openrlhf_row, _openrlhf_schema, True, _OPENRLHF),
+    "verl": ExportForm("train.parquet", build_verl_row, _verl_schema, True, _VERL),
 }

@@ -1,53 +1,55 @@
-"""`medssr prefetch`: bring all that a run needs from outside onto local disk, so that compute nodes need no network.
+"""`medssr prefetch`: download or build everything that a run needs, so that compute nodes need no internet.
 
-1. The policy with its tokenizer: the embedded model is converted, a Hugging Face id is downloaded, a directory is
+1. The policy and its tokenizer: the embedded model is converted, a Hugging Face id is downloaded, a directory is
    checked.
-2. The MedCPT encoders, where `knowledge.encoder` is medcpt, and the reranker where one is named.
-3. The corpus' offsets, its vectors and their index, and the passages of every entity: a run then loads neither
-   encoder nor index, and needs neither torch nor FAISS to synthesize.
-4. The data sets and tiktoken's vocabulary, which are only checked: files, and an installed package.
+2. The MedCPT encoders, if `knowledge.encoder` is medcpt, and the reranker, if one is configured.
+3. The offsets, vectors and index of the corpus, and the passages of every entity. With them, synthesis loads neither
+   encoder nor index, and needs neither torch nor FAISS.
+4. The data sets and the vocabulary of tiktoken are checked only. They are files and an installed package.
 
-A run with HF_HUB_OFFLINE=1 and the same MEDSSR_CACHE and HF_HOME then finds everything.
+A run with HF_HUB_OFFLINE=1 and the same MEDSSR_CACHE and HF_HOME then finds everything on disk.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 from medssr_dist.config.schema import Config, Policy
 from medssr_dist.config.synthesis import Knowledge
 from medssr_dist.data.jsonl import read_json
 from medssr_dist.errors import InputError
 from medssr_dist.readers import read_all
-from medssr_dist.runtime.cache import cache_dir
+from medssr_dist.runtime.cache import make_cache_dir
 
-# The same weights in other forms; Llama's repository carries 16 GB of them.
+# Files with the same weights in other formats; in the repositories of Llama they take 16 GB.
 _NOT_FETCHED = ["original/*", "onnx/*", "*.pth", "*.gguf", "*.h5", "*.msgpack", "*.ot"]
 
 
 def prefetch(config: Config, dry_run: bool) -> None:
-    """Fetch or build everything `config` needs, printing each path and its size in bytes (MB, GB).
+    """Download or build everything that `config` needs. Print each path and its size.
 
     Args:
-        dry_run: only say what would be fetched and built.
+        dry_run: only print what would be downloaded and built.
+
     Raises:
-        InputError: no network, an id that does not exist or is gated, a directory that is no model.
+        InputError: there is no network, a model id does not exist or is gated, or a directory is not a model.
     """
     if dry_run:
-        print("prefetch would bring to this machine:", *_planned(config), sep="\n  ")
+        print("prefetch would download or build:", *_plan_downloads(config), sep="\n  ")
         return
-    _report("policy", _fetch_policy(config.policy))
+    _print_size("policy", _fetch_policy(config.policy))
     if config.synthesis.alpha > 0:
         for key, model in _models(config.knowledge).items():
-            _report(f"model {key}", _fetch_model(key, model))
-        _report("passage index", _fetch_passages(config))
+            _print_size(f"model {key}", _fetch_model(key, model))
+        _print_size("passage index", _fetch_passages(config))
     print(f"data sets: {_count_questions(config):,} questions read")
-    print(f"tiktoken: {count_tokens()} tokens counted offline")
-    _say_where()
+    print(f"tiktoken: {count_trial_tokens()} tokens counted offline")
+    _print_environment()
 
 
 def find_index(knowledge: Knowledge) -> Path | None:
-    """The directory of the passage index, or None if it is not built yet."""
+    """Return the directory of the passage index, or None if it is not built yet."""
     from medssr_dist.knowledge.index import form_dir
 
     folder = _index_dir(knowledge)
@@ -55,7 +57,15 @@ def find_index(knowledge: Knowledge) -> Path | None:
 
 
 def refuse_incomplete_model(key: str, model: str, folder: Path, trust_remote_code: bool = False) -> None:
-    """Raise InputError unless `folder` holds whole weights, and a tokenizer that loads without a network."""
+    """Check that the model in `folder` has all of its weights and a tokenizer that loads without a network.
+
+    Args:
+        key: the config key of the model, for the error message.
+        model: the value of that key.
+
+    Raises:
+        InputError: weights are missing, or the tokenizer does not load.
+    """
     from transformers import AutoTokenizer
 
     indexes = [*folder.glob("*.safetensors.index.json"), *folder.glob("*.bin.index.json")]
@@ -63,7 +73,7 @@ def refuse_incomplete_model(key: str, model: str, folder: Path, trust_remote_cod
     found = {file.name for kind in ("*.safetensors", "*.bin") for file in folder.glob(kind) if file.stat().st_size}
     fix = "run `medssr prefetch` again where there is internet, or copy the model again"
     if missing := sorted(named - found) or ([] if found else ["any weights"]):
-        raise InputError(f"{key} = {model!r}: {folder} is without {', '.join(missing[:3])}; {fix}")
+        raise InputError(f"{key} = {model!r}: {folder} lacks {', '.join(missing[:3])}; {fix}")
     try:
         AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
@@ -72,7 +82,7 @@ def refuse_incomplete_model(key: str, model: str, folder: Path, trust_remote_cod
 
 
 def refuse_missing_encoders(knowledge: Knowledge) -> None:
-    """Raise InputError where an encoder or the reranker is not on this machine."""
+    """Raise InputError if an encoder or the reranker is not on this machine."""
     from transformers import AutoConfig
 
     from medssr_dist.knowledge.encoders import load_pretrained, read_encoder_dimension
@@ -82,17 +92,24 @@ def refuse_missing_encoders(knowledge: Knowledge) -> None:
         load_pretrained(AutoConfig, model)
 
 
-def count_missing_passages(config: Config) -> tuple[int, int]:
-    """How many entities have no passages on disk yet, and how many there are."""
+class EntityCounts(NamedTuple):
+    """Number of entities without passages on disk, and of all entities. Example: EntityCounts(missing=3, total=20)."""
+
+    missing: int
+    total: int
+
+
+def count_missing_passages(config: Config) -> EntityCounts:
+    """Return how many of the entities of `config` have no passages on disk yet."""
     from medssr_dist.knowledge.retrieval import Retriever, draw_entities
 
     names = [entity.name for entity in draw_entities(config.knowledge, config.runtime.random_seed)]
     unknown = Retriever(config.knowledge).list_missing(names) if find_index(config.knowledge) else names
-    return len(unknown), len(names)
+    return EntityCounts(len(unknown), len(names))
 
 
-def count_tokens() -> int:
-    """Tokens of a short text, by the vocabulary that a package carries: proof that it loads offline."""
+def count_trial_tokens() -> int:
+    """Return the tokens of a short text. This shows that the vocabulary of tiktoken loads from an installed package."""
     from medssr_dist.synthesis.client.budget import TokenCounter
 
     return TokenCounter()([{"content": "A rare disease."}])
@@ -106,18 +123,18 @@ def _index_dir(knowledge: Knowledge) -> Path:
 
 
 def _models(knowledge: Knowledge) -> dict[str, str]:
-    """Key in the config -> model that retrieval needs from outside."""
+    """Return the models that retrieval needs to download, by their key in the config section `knowledge`."""
     encoders = ("medcpt_query", "medcpt_article") if knowledge.encoder == "medcpt" else ()
     found = {key: getattr(knowledge, key) for key in (*encoders, "reranker")}
     return {key: model for key, model in found.items() if model}
 
 
-def _planned(config: Config) -> list[str]:
+def _plan_downloads(config: Config) -> list[str]:
     knowledge = config.knowledge
     models = {"policy": config.policy.model}
     if config.synthesis.alpha > 0:
         models |= {f"model {key}": model for key, model in _models(knowledge).items()}
-    lines = [f"{name}: {model}{_how(model)}" for name, model in models.items()]
+    lines = [f"{name}: {model}{_describe_source(model)}" for name, model in models.items()]
     if config.synthesis.alpha > 0:
         state = "already built" if find_index(knowledge) else "to be built"
         lines.append(f"passage index ({knowledge.index}) of {knowledge.corpus.path} under {knowledge.encoder}: {state}")
@@ -125,7 +142,7 @@ def _planned(config: Config) -> list[str]:
     return lines
 
 
-def _how(model: str) -> str:
+def _describe_source(model: str) -> str:
     if model.startswith("embedded:"):
         return " (from an installed package, converted once)"
     return " (a directory, checked)" if Path(model).expanduser().is_dir() else " (downloaded from the Hugging Face hub)"
@@ -146,13 +163,13 @@ def _fetch_model(key: str, model: str) -> Path:
     if not folder.is_dir():
         folder = _download(f"knowledge.{key}", model)
     if not (folder / "config.json").exists():
-        raise InputError(f"knowledge.{key} = {model!r} has no config.json, so it is no model directory")
+        raise InputError(f"knowledge.{key} = {model!r} has no config.json, so it is not a model directory")
     refuse_incomplete_model(f"knowledge.{key}", model, folder)
     return folder
 
 
 def _download(key: str, model: str) -> Path:
-    """Download a model by its id. Raises InputError naming the id, the reason and the fix."""
+    """Download a model by its id, or raise InputError with the id, the reason and the fix."""
     from httpx import HTTPError
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
@@ -170,7 +187,7 @@ def _download(key: str, model: str) -> Path:
 
 
 def _fetch_passages(config: Config) -> Path:
-    """Retrieve the passages of every entity into the cache beside the index; returns its directory."""
+    """Retrieve the passages of every entity into the cache in the directory of the index. Return that directory."""
     from medssr_dist.knowledge.retrieval import Retriever, draw_entities
 
     rare = draw_entities(config.knowledge, config.runtime.random_seed)
@@ -180,25 +197,25 @@ def _fetch_passages(config: Config) -> Path:
 
 
 def _count_questions(config: Config) -> int:
-    """Questions in all data sets of the config. Raises InputError where one cannot be read."""
+    """Return the number of questions in all data sets of the config, or raise InputError if one cannot be read."""
     stage2 = config.training.stage2
     sources = [*config.synthesis.seeds, *config.evaluation.benchmarks, *(stage2.data if stage2.enabled else [])]
     return len(read_all(sources, config.runtime.random_seed))
 
 
-def _say_where() -> None:
+def _print_environment() -> None:
     from huggingface_hub.constants import HF_HOME
 
-    print(f"offline: on compute nodes HF_HUB_OFFLINE=1 MEDSSR_CACHE={cache_dir()} HF_HOME={HF_HOME}")
+    print(f"offline: on compute nodes HF_HUB_OFFLINE=1 MEDSSR_CACHE={make_cache_dir()} HF_HOME={HF_HOME}")
 
 
-def _report(name: str, folder: Path) -> None:
+def _print_size(name: str, folder: Path) -> None:
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     print(f"{name}: {folder} ({format_size(size)})")
 
 
 def format_size(count: float) -> str:
-    """Bytes in decimal units. Example: 269060552 -> '269.1 MB'."""
+    """Return a number of bytes in decimal units. Example: 269060552 -> '269.1 MB'."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"

@@ -1,1 +1,1 @@
-"""YAML to one validated config tree: what a run does, with meaning, unit and default of each key."""
+"""The config of a run: its keys with meaning, unit and default, and how it is read from YAML."""

@@ -1,4 +1,4 @@
-"""YAML file + dotted overrides -> Config; errors name the key, the value and the fix."""
+"""Read a config: a YAML file and `key=value` overrides become a Config. Errors name the key, the value and the fix."""
 
 from __future__ import annotations
 
@@ -11,15 +11,18 @@ from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from medssr_dist.config.schema import Config
 from medssr_dist.config.training import REMOVED_KEYS
 from medssr_dist.data.jsonl import read_text
 from medssr_dist.errors import InputError
 
+Tree = dict[str, Any]  # the sections and values of a config, as YAML gives them
+
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _SECRET_FILE = "file:"
-# ${ENV} is for secrets and paths only: anywhere else a run would depend on what is not recorded.
+# ${ENV} is allowed in secrets and paths only. Elsewhere, a run would depend on values that are not recorded.
 _VARIABLE_KEYS = re.compile(
     r"(^|\.)(api_key|path|model|base_url|medcpt_query|medcpt_article|seeds|corpus|benchmarks|data)(\.\d+)?$"
 )
@@ -27,12 +30,17 @@ _SECRET_KEY = re.compile(r"(^|\.)api_key$")
 
 
 def load_config(path: Path, overrides: list[str] | None = None) -> Config:
-    """Read `path`, apply `overrides` ("voting.samples=16"), fill in ${ENV} and keys from files, validate.
+    """Read and validate a config.
 
-    A file may begin with `extends: other.yaml` (relative to itself) and give only what differs.
+    A file may start with `extends: other.yaml` (a path relative to the file) and hold only what differs from it.
+    `${NAME}` is replaced by the environment variable NAME, and `file:PATH` in an api_key by the text of that file.
+
+    Args:
+        overrides: dotted keys and values, for example "voting.samples=16"; they replace the values of the file.
 
     Raises:
-        InputError: unreadable file, unknown key (with the nearest valid name), value out of range.
+        InputError: a file cannot be read, a key is unknown (the message names the nearest valid key), or a value is
+            out of range.
     """
     tree = _read_yaml(Path(path))
     for override in overrides or []:
@@ -45,7 +53,7 @@ def load_config(path: Path, overrides: list[str] | None = None) -> Config:
         raise InputError(f"{path}: " + "; ".join(_explain(item) for item in error.errors())) from None
 
 
-def _read_yaml(path: Path) -> dict:
+def _read_yaml(path: Path) -> Tree:
     try:
         tree = yaml.safe_load(read_text(path))
     except yaml.YAMLError as error:
@@ -56,7 +64,7 @@ def _read_yaml(path: Path) -> dict:
     return merge_sections(_read_yaml(path.parent / base), tree) if base else tree
 
 
-def merge_sections(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+def merge_sections(base: Tree, changes: Tree) -> Tree:
     """Return `base` with the values of `changes`: sections are merged key by key, everything else is replaced."""
     merged = dict(base)
     for key, value in changes.items():
@@ -65,7 +73,7 @@ def merge_sections(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, A
     return merged
 
 
-def _apply_override(tree: dict, override: str) -> None:
+def _apply_override(tree: Tree, override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise InputError(f"override {override!r} is not of the form key=value, e.g. voting.samples=16")
@@ -74,26 +82,28 @@ def _apply_override(tree: dict, override: str) -> None:
     except yaml.YAMLError:
         raise InputError(f"override {override!r}: the value is not valid YAML; quote it") from None
     *parents, leaf = key.split(".")
-    node = tree
+    node: Tree | list[Any] = tree
     for parent in parents:
-        node = _child(node, parent, override)
+        node = _enter(node, parent, override)
     if isinstance(node, list):
-        node[_place(node, leaf, override)] = value
+        node[_parse_index(node, leaf, override)] = value
     else:
         node[leaf] = value
 
 
-def _child(node: dict | list, name: str, override: str) -> dict | list:
-    """The section or list `name` of a section, or item number `name` of a list."""
-    child = node[_place(node, name, override)] if isinstance(node, list) else node.setdefault(name, {})
+def _enter(node: Tree | list[Any], name: str, override: str) -> Tree | list[Any]:
+    """Return the section or list called `name` in a section, or item number `name` of a list."""
+    child = node[_parse_index(node, name, override)] if isinstance(node, list) else node.setdefault(name, {})
     if not isinstance(child, dict | list):
         raise InputError(f"override {override!r}: {name} is a value, not a section")
     return child
 
 
-def _place(items: list, name: str, override: str) -> int:
+def _parse_index(items: list[Any], name: str, override: str) -> int:
     if not name.isdecimal() or int(name) >= len(items):
-        raise InputError(f"override {override!r}: {name} is no item of a list of {len(items)}; the first is 0")
+        raise InputError(
+            f"override {override!r}: {name} is no item of a list of {len(items)}; items are counted from 0"
+        )
     return int(name)
 
 
@@ -122,38 +132,38 @@ def _fill_variables(node: Any, key: str) -> Any:
     if isinstance(node, str) and _VARIABLE.search(node):
         if not _VARIABLE_KEYS.search(key):
             raise InputError(f"{key}: ${{...}} is allowed in secrets and paths only; write the value itself")
-        return _VARIABLE.sub(lambda match: _environment(match.group(1), key), node)
+        return _VARIABLE.sub(lambda match: _read_variable(match.group(1), key), node)
     return node
 
 
-def _environment(name: str, key: str) -> str:
+def _read_variable(name: str, key: str) -> str:
     if name not in os.environ:
         raise InputError(f"{key} needs the environment variable {name}, which is not set; export {name}=...")
     return os.environ[name]
 
 
 def _read_secret(file: Path, key: str) -> str:
-    """The text of `file`, which must be this user's and closed to all others."""
+    """Return the text of `file`, which must belong to this user and be closed to all others."""
     try:
         with open(file, encoding="utf-8") as handle:
             info = os.fstat(handle.fileno())
             if info.st_uid != os.getuid() or info.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
                 raise InputError(
                     f"{key}: {file} has mode {stat.S_IMODE(info.st_mode):04o} and owner {info.st_uid}: others may read "
-                    f"it; make it your own, then chmod 600 {file}"
+                    f"it; become its owner, then chmod 600 {file}"
                 )
             return handle.read().strip()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8"
-        raise InputError(f"{key}: {file} cannot be read ({reason}); write the key alone into it, mode 0600") from None
+        raise InputError(f"{key}: {file} cannot be read ({reason}); write only the key into it, mode 0600") from None
 
 
-def _explain(item: dict) -> str:
+def _explain(item: ErrorDetails) -> str:
     key = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden" and item["loc"][0] == "training" and item["loc"][-1] in REMOVED_KEYS:
         return f"{key} {REMOVED_KEYS[item['loc'][-1]]}"
     if item["type"] == "extra_forbidden":
-        return f"unknown key {key!r}{_nearest(item['loc'])}"
+        return f"unknown key {key!r}{_suggest_key(item['loc'])}"
     if item["type"] == "missing":
         return f"{key} is missing; set it in the file or as an override"
     message = item["msg"].removeprefix("Value error, ")
@@ -162,31 +172,30 @@ def _explain(item: dict) -> str:
     return f"{key} = {item['input']!r}: {message}"
 
 
-def _nearest(location: tuple) -> str:
+def _suggest_key(location: tuple[int | str, ...]) -> str:
     section: Any = Config
     for part in location[:-1]:
-        section = _section_of(section, part)
+        section = _find_section(section, part)
         if section is None:
             return ""
     close = difflib.get_close_matches(str(location[-1]), list(section.model_fields), n=1, cutoff=0.5)
-    names = f"; did you mean {close[0]!r}?" if close else ""
-    return names or f"; valid names: {', '.join(section.model_fields)}"
+    return f"; did you mean {close[0]!r}?" if close else f"; valid names: {', '.join(section.model_fields)}"
 
 
-def _section_of(section: type[BaseModel], part: Any) -> Any:
+def _find_section(section: type[BaseModel], part: int | str) -> Any:
     if isinstance(part, int):
         return section
     field = section.model_fields.get(part)
-    return _model_in(field.annotation) if field else None
+    return _find_model(field.annotation) if field else None
 
 
-def _model_in(annotation: Any) -> Any:
-    """The section class inside an annotation such as list[Annotated[DataSource, ...]]."""
+def _find_model(annotation: Any) -> Any:
+    """Return the section class in an annotation such as list[Annotated[DataSource, ...]]."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    return next(filter(None, map(_model_in, get_args(annotation))), None)
+    return next(filter(None, map(_find_model, get_args(annotation))), None)
 
 
-def resolved(config: Config) -> dict:
-    """The whole config as plain JSON values; secrets show as '**********'."""
+def dump_config(config: Config) -> Tree:
+    """Return the whole config as JSON values, with '**********' in place of secrets."""
     return config.model_dump(mode="json")

@@ -1,8 +1,8 @@
-"""The only configuration tree. Every field states its meaning, unit and sentinel.
+"""The config of a run, by sections. Each key has its meaning, its unit and its special values (0 = off, for example).
 
-The paper gives no value for alpha, top_k, K votes, threshold, learning rate, batch, group size or
-KL coefficient; the defaults here are ours, each with its reason. Loading is in `config_io.py`.
-Validators only refuse; none rewrites a value.
+The paper gives no value for alpha, top_k, the number of votes K, the threshold, learning rate, batch size, group size
+and KL coefficient; their defaults here are ours. `config/load.py` reads a config from a file. Validators refuse values
+that do not fit together; none changes a value.
 """
 
 from __future__ import annotations
@@ -19,71 +19,91 @@ from medssr_dist.run.paths import STAGES
 
 
 class Policy(Section):
-    """The model that votes and is trained."""
+    """The model that is trained; untrained, it also takes the votes."""
 
     model: str = Field(description="model directory, Hugging Face id in the local cache, or embedded:smollm2-135m")
     dtype: Literal["bfloat16", "float16", "float32"] = Field(
-        "bfloat16", description="weights in vLLM and the training forward"
+        "bfloat16", description="of the weights in vLLM and in training's forward pass"
     )
-    trust_remote_code: bool = Field(False, description="allow code shipped with the model to run")
-    max_model_len: int = Field(4096, ge=64, description="prompt + answer, tokens")
+    trust_remote_code: bool = Field(False, description="allow the code that comes with a model to run")
+    max_model_len: int = Field(4096, ge=64, description="prompt and answer together, tokens")
 
 
 class Server(Section):
     """A running OpenAI-compatible vLLM server that takes part in the vote."""
 
-    base_url: str = Field(pattern="^https?://", description="as http://node7:8000/v1")
-    model: str = Field("", description="name it serves the policy under; '' = the one model that it serves")
-    api_key: SecretStr | None = Field(None, description="'${VARIABLE}'; none if it asks for none")
+    base_url: str = Field(pattern="^https?://", description="for example http://node7:8000/v1")
+    model: str = Field("", description="the policy's name on the server; '' = the only model there")
+    api_key: SecretStr | None = Field(None, description="'${VARIABLE}'; null = the server needs no key")
 
 
 class Voting(Section):
     """Majority vote of the base policy (paper section 3.2)."""
 
-    samples: int = Field(16, ge=1, description="K answers a question")
-    threshold: float = Field(0.5, ge=0, le=1, description="labels with confidence >= this are kept; 0 = keep all")
-    confidence: Literal["requested", "valid"] = Field("requested", description="denominator the threshold applies to")
+    samples: int = Field(16, ge=1, description="K, answers per question")
+    threshold: float = Field(
+        0.5, ge=0, le=1, description="a label is kept if its confidence is at least this; 0 = keep all"
+    )
+    confidence: Literal["requested", "valid"] = Field(
+        "requested", description="denominator of the confidence: votes asked for, or valid votes"
+    )
     adaptive: Literal["never", "lossless", "kept", "statistical"] = Field(
         "lossless",
-        description="never: all K votes; lossless: none once neither winner nor keep can change; kept: none once "
-        "neither a kept winner nor keep can; statistical: none once they change with a chance of error_rate at most",
+        description="when a question gets no more votes. never: after all K; lossless: once neither the winner nor "
+        "`kept` can change; kept: once `kept` cannot change, nor the winner of a kept label; statistical: once they "
+        "would change with a probability of at most error_rate",
     )
-    error_rate: float = Field(0.01, gt=0, lt=0.5, description="of adaptive=statistical alone: chance of another label")
-    temperature: float = Field(1.0, gt=0, le=2, description="1.0: the distribution that is trained")
+    error_rate: float = Field(
+        0.01, gt=0, lt=0.5, description="adaptive=statistical: probability that all K votes would give another label"
+    )
+    temperature: float = Field(1.0, gt=0, le=2, description="1.0 = the distribution that is trained")
     top_p: float = Field(1.0, gt=0, le=1, description="nucleus sampling; 1 = off")
     max_tokens: int = Field(2048, ge=1, description="answer limit, tokens")
-    keep_text: bool = Field(True, description="keep the text of every vote for audit; false: answer and length only")
-    engines: int = Field(1, ge=0, description="vLLM engines; 0 = only the servers vote (evaluation starts one)")
-    max_engines: int = Field(0, ge=0, description="engines it may grow to as nodes join the cluster; 0 = engines")
-    tensor_parallel_size: int = Field(1, ge=1, description="GPUs an engine")
+    keep_text: bool = Field(True, description="store the text of each vote; false = only its answer and length")
+    engines: int = Field(1, ge=0, description="vLLM engines; 0 = only the servers vote (evaluation then starts one)")
+    max_engines: int = Field(
+        0, ge=0, description="limit to which engines are added when nodes join the cluster; 0 = engines"
+    )
+    tensor_parallel_size: int = Field(1, ge=1, description="GPUs per engine")
     servers: list[Server] = Field(default_factory=list, description="running vLLM servers that take part")
-    in_flight: int = Field(256, ge=1, description="samples an engine works on at once (vLLM's max_num_seqs)")
-    window: int = Field(262144, ge=1, description="questions voted on beyond the first without a label, 14 kB each")
-    stall_s: float = Field(300.0, gt=0, description="an engine with work and without a token for so long is replaced")
-    deadline_s: float = Field(3600.0, gt=0, description="a request without its end after so long is asked elsewhere")
-    buffer: int = Field(512, ge=1, description="kept labels the trainer may lag behind before voting waits")
-    question_buffer: int = Field(512, ge=1, description="questions the vote may lag behind before synthesis waits")
+    in_flight: int = Field(256, ge=1, description="samples in flight per engine (vLLM's max_num_seqs)")
+    window: int = Field(
+        262144, ge=1, description="questions in the vote after the first without a label; 14 kB of memory each"
+    )
+    stall_s: float = Field(
+        300.0, gt=0, description="an engine that has work but generates no token for this long is replaced, seconds"
+    )
+    deadline_s: float = Field(
+        3600.0, gt=0, description="a request that takes longer is sent to another engine, seconds"
+    )
+    buffer: int = Field(
+        512, ge=1, description="stream: kept labels that stage 1 has not taken; at this many, voting waits"
+    )
+    question_buffer: int = Field(
+        512, ge=1, description="stream: questions that the vote has not taken; at this many, synthesis waits"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Voting:
         if not self.engines and not self.servers:
-            raise ValueError("engines is 0 and servers is empty: nothing can vote; set engines=1 or name a server")
+            raise ValueError("engines is 0 and servers is empty, so nothing can vote; set engines=1 or name a server")
         if self.max_engines and self.max_engines < self.engines:
             raise ValueError(f"max_engines = {self.max_engines} is below engines = {self.engines}; 0 = no growth")
         return self
 
 
 class Evaluation(Section):
-    """The paper's protocol: n generations, a second pass for answers with none, mean and deviation."""
+    """The paper's protocol: n answers per question, a second pass for replies without an answer, mean and deviation."""
 
     benchmarks: list[Source] = Field(default_factory=list, description="evaluation files")
-    generations: int = Field(4, ge=1, description="answers a question (paper: 4)")
+    generations: int = Field(4, ge=1, description="answers per question (paper: 4)")
     temperature: float = Field(0.6, ge=0, le=2, description="paper: 0.6")
     top_p: float = Field(0.95, gt=0, le=1, description="paper: 0.95")
     top_k: int = Field(20, ge=0, description="paper: 20; 0 = off")
     max_tokens: int = Field(2048, ge=1, description="paper: 2048")
     policies: list[Literal["base", "stage1", "stage2"]] = Field(
-        default_factory=lambda: ["base", *STAGES], description="those that the run has are compared"
+        ["base", "stage1", "stage2"],
+        description="policies to compare; those that the run does not have are left out",
     )
 
     @model_validator(mode="after")
@@ -97,19 +117,24 @@ class Runtime(Section):
     """Where and how the steps run."""
 
     mode: Literal["stream", "sequential"] = Field(
-        "sequential", description="stream: stage 1 trains while voting goes on; sequential: each step has all GPUs"
+        "sequential",
+        description="stream: synthesis, vote and stage 1 run at the same time; sequential: one step after the other, "
+        "each on all GPUs",
     )
-    random_seed: int = Field(42, ge=0, description="of draws, vignettes, votes, shuffles and training")
-    gpu_memory_utilization: float = Field(0.85, gt=0, le=1, description="vLLM's share of a GPU; not used on CPU")
-    cpu_kv_cache_gib: int = Field(1, ge=1, description="KV cache of an engine on CPU, GiB; not used on GPU")
+    random_seed: int = Field(42, ge=0, description="seed of draws, vignettes, votes, shuffles and training")
+    gpu_memory_utilization: float = Field(
+        0.85, gt=0, le=1, description="vLLM's share of a GPU's memory; not used on CPU"
+    )
+    cpu_kv_cache_gib: int = Field(1, ge=1, description="KV cache of an engine on CPU, GiB; not used on GPUs")
     deadline: datetime | None = Field(
-        None, description="training saves and stops before it, as at $MEDSSR_DEADLINE; without a zone, local time"
+        None,
+        description="time before which training saves and stops, like $MEDSSR_DEADLINE; local time if it names no zone",
     )
-    enforce_eager: bool = Field(False, description="no CUDA graphs or torch.compile in vLLM (always so on CPU)")
+    enforce_eager: bool = Field(False, description="no CUDA graphs and no torch.compile in vLLM; on CPU, always so")
 
 
 class Config(Section):
-    """The whole run. Names follow the steps: synthesize, vote, train, evaluate."""
+    """The config of a run. The sections follow its steps: synthesize, vote, train, evaluate."""
 
     policy: Policy
     knowledge: Knowledge = Field(default_factory=Knowledge)
@@ -120,7 +145,7 @@ class Config(Section):
     runtime: Runtime = Field(default_factory=Runtime)
 
     def without_secrets(self) -> Config:
-        """The same config without API keys, for processes that do not need them."""
+        """Return the config without its API keys, for processes that do not need them."""
         endpoints = [endpoint.model_copy(update={"api_key": None}) for endpoint in self.synthesis.endpoints]
         servers = [server.model_copy(update={"api_key": None}) for server in self.voting.servers]
         return self.model_copy(
@@ -136,7 +161,7 @@ class Config(Section):
         trained = training.stage1.enabled or training.stage2.enabled
         if self.policy.dtype == "float32" and trained and training.attention == "flash_attention_2":
             raise ValueError(
-                "policy.dtype = float32 is not trained with attention=flash_attention_2, which computes in 16 bits; "
+                "policy.dtype = float32 cannot be trained with attention=flash_attention_2, which computes in 16 bits; "
                 "set training.attention=sdpa"
             )
         return self
@@ -163,7 +188,7 @@ class Config(Section):
         for name, value in limits.items():
             if value >= self.policy.max_model_len:
                 raise ValueError(
-                    f"{name} = {value} leaves no room for a prompt within policy.max_model_len = "
+                    f"{name} = {value} leaves no room for a prompt in policy.max_model_len = "
                     f"{self.policy.max_model_len}"
                 )
         return self

@@ -10,34 +10,38 @@ from medssr_dist.config.base import DataSource, Section, Source
 
 
 class Knowledge(Section):
-    """Rare-disease entities, the passages about them, and their retrieval (paper section 3.1)."""
+    """Rare diseases (the entities), the passages about them, and retrieval (paper section 3.1)."""
 
     corpus: Source = Field(
         DataSource(path="hpo:passages"),
-        description="passages: hpo:passages (one per disease from HPO), a JSONL file with id,title,content, or a "
-        "folder of such files (MedRAG's chunk/)",
+        description="the passages: hpo:passages (one per disease, from HPO), a JSONL file with id, title and content, "
+        "or a folder of such files (MedRAG's chunk/)",
     )
-    encoder: Literal["minilm", "medcpt"] = Field("medcpt", description="minilm is embedded; medcpt is the paper's")
+    encoder: Literal["minilm", "medcpt"] = Field(
+        "medcpt", description="minilm comes with the package; medcpt is the paper's"
+    )
     medcpt_query: str = Field("ncbi/MedCPT-Query-Encoder", description="directory or Hugging Face id")
     medcpt_article: str = Field("ncbi/MedCPT-Article-Encoder", description="directory or Hugging Face id")
-    top_k: int = Field(3, ge=1, description="passages injected; 3 keeps the prompt near 2.5 KB (ours)")
-    entities: int = Field(0, ge=0, description="use the first N rare diseases of the seeded shuffle; 0 = all")
+    top_k: int = Field(3, ge=1, description="passages in a prompt; with 3, a prompt has about 2.5 KB")
+    entities: int = Field(0, ge=0, description="use the first N rare diseases in a seeded random order; 0 = all")
     batch_size: int = Field(64, ge=1, description="passages encoded at once")
-    shard_size: int = Field(100_000, ge=1, description="passages a shard: the unit of encoding and of resuming")
-    workers: int = Field(0, ge=0, description="Ray workers that encode shards; 0 = in this process, without Ray")
+    shard_size: int = Field(
+        100_000, ge=1, description="passages per shard; encoding resumes after the last complete shard"
+    )
+    workers: int = Field(0, ge=0, description="Ray workers that encode shards; 0 = encode in this process, without Ray")
     index: Literal["flat", "sharded_flat", "ivfpq"] = Field(
         "flat",
-        description="flat and sharded_flat are exact (all vectors in memory; a shard at a time); ivfpq is "
-        "compressed, its candidates ranked again exactly",
+        description="flat: exact search, all vectors in memory; sharded_flat: exact search, one shard in memory at a "
+        "time; ivfpq: compressed index, whose candidates are ranked again exactly",
     )
     ivf_lists: int = Field(0, ge=0, description="ivfpq: inverted lists; 0 = 4 x sqrt(passages)")
-    ivf_probes: int = Field(32, ge=1, description="ivfpq: lists searched a query")
-    pq_bytes: int = Field(64, ge=1, description="ivfpq: bytes a vector; divides the encoder's dimension")
+    ivf_probes: int = Field(32, ge=1, description="ivfpq: lists searched per query")
+    pq_bytes: int = Field(64, ge=1, description="ivfpq: bytes per vector; a divisor of the encoder's dimension")
     candidates: int = Field(100, ge=1, description="ivfpq: candidates ranked again exactly; at least top_k")
     reranker: str | None = Field(
-        None, description="cross-encoder, directory or id, e.g. ncbi/MedCPT-Cross-Encoder; null = none"
+        None, description="cross-encoder: directory or id, e.g. ncbi/MedCPT-Cross-Encoder; null = none"
     )
-    rerank_depth: int = Field(20, ge=1, description="passages the cross-encoder ranks again; at least top_k")
+    rerank_depth: int = Field(20, ge=1, description="passages that the cross-encoder ranks again; at least top_k")
 
     @model_validator(mode="after")
     def _check(self) -> Knowledge:
@@ -49,102 +53,132 @@ class Knowledge(Section):
 
 
 class Endpoint(Section):
-    """An OpenAI-compatible chat endpoint, and what it allows."""
+    """An OpenAI-compatible chat endpoint and its limits."""
 
-    base_url: str = Field(description="e.g. https://host/v1; offline-teacher = start ours on loopback")
+    base_url: str = Field(description="e.g. https://host/v1; offline-teacher = start the offline stand-in")
     model: str = Field(description="model name sent to the API")
-    api_key: SecretStr | None = Field(None, description="${ENV_VAR}, or file:PATH of mode 0600; null = no key is sent")
-    concurrency: int = Field(64, ge=1, description="requests in flight at most; how many are is found by trying")
-    requests_per_minute: int = Field(0, ge=0, description="the account's limit; 0 = none known")
-    tokens_per_minute: int = Field(0, ge=0, description="the account's limit, prompt and reply; 0 = none known")
-    json_schema: bool = Field(False, description="ask for the form by response_format; the server must support it")
+    api_key: SecretStr | None = Field(None, description="${ENV_VAR}, or file:PATH of mode 0600; null = send no key")
+    concurrency: int = Field(64, ge=1, description="limit of requests in flight; their number adapts to the endpoint")
+    requests_per_minute: int = Field(0, ge=0, description="rate limit of the account; 0 = not known")
+    tokens_per_minute: int = Field(0, ge=0, description="rate limit of the account, prompt and reply; 0 = not known")
+    json_schema: bool = Field(False, description="send the JSON schema as response_format; the server must support it")
 
 
 class Retry(Section):
-    """Deadlines of a try, and how long failures are borne."""
+    """Time limits of a try, and when failures end a request or the run."""
 
-    connect_s: float = Field(10.0, gt=0, description="to connect, seconds")
-    first_byte_s: float = Field(120.0, gt=0, description="from the request to the first byte of the reply, seconds")
-    whole_s: float = Field(180.0, gt=0, description="the whole try, seconds")
-    tries: int = Field(6, ge=1, description="tries a request that fails in a way of its own; then it is given up")
-    patience_s: float = Field(600.0, ge=0, description="end the run when no endpoint has answered for so long")
-    hedge_after_s: float = Field(0.0, ge=0, description="ask a second time after so long; may pay twice; 0 = never")
+    connect_s: float = Field(10.0, gt=0, description="limit for connecting, seconds")
+    first_byte_s: float = Field(
+        120.0, gt=0, description="limit from the request to the first byte of the reply, seconds"
+    )
+    whole_s: float = Field(180.0, gt=0, description="limit for the whole try, seconds")
+    tries: int = Field(6, ge=1, description="tries of a request whose own content makes it fail; then it is given up")
+    patience_s: float = Field(600.0, ge=0, description="end the run if no endpoint has answered for this long, seconds")
+    hedge_after_s: float = Field(
+        0.0, ge=0, description="send a straggler a second time after this long, seconds; both may be paid; 0 = never"
+    )
 
 
 class Price(Section):
-    """What a model costs, US dollars a million tokens."""
+    """The price of a model, US dollars per million tokens."""
 
-    prompt: float = Field(ge=0, description="of the prompt")
-    completion: float = Field(ge=0, description="of the reply")
+    prompt: float = Field(ge=0, description="of prompt tokens")
+    completion: float = Field(ge=0, description="of reply tokens")
 
 
 class Budget(Section):
-    """What may be spent; reserved before a request is sent, so that it is never exceeded."""
+    """The limit of spending. The cost of a request is reserved before it is sent, so the limit is never exceeded."""
 
-    usd: float = Field(0.0, ge=0, description="money at the prices of synthesis.prices; 0 = no limit")
-    tokens: int = Field(0, ge=0, description="prompt and reply tokens; 0 = no limit")
+    usd: float = Field(0.0, ge=0, description="US dollars at the prices of synthesis.prices; 0 = no limit")
+    tokens: int = Field(0, ge=0, description="tokens, prompt and reply; 0 = no limit")
 
 
 class Checks(Section):
-    """Which questions are refused, beside those that have no form. A check is off at false or 0."""
+    """Checks of a question. A reply in the wrong format is always refused. A check is off at false or 0."""
 
     min_words: int = Field(5, ge=0, description="shortest stem, words")
     max_words: int = Field(300, ge=0, description="longest stem, words")
-    entity_given_away: bool = Field(True, description="the entity is an option and named in the stem")
-    missing_figure: bool = Field(True, description="refers to a figure, image or table that is not there")
-    all_or_none: bool = Field(True, description="an option is 'all of the above', 'none of the above' or the like")
-    negative_lead_in: bool = Field(True, description="asks which option is NOT or EXCEPT")
+    entity_given_away: bool = Field(True, description="refuse if the entity is an option and also named in the stem")
+    missing_figure: bool = Field(True, description="refuse if the stem refers to a figure, image or table")
+    all_or_none: bool = Field(True, description="refuse options such as 'all of the above' and 'none of the above'")
+    negative_lead_in: bool = Field(
+        True, description="refuse questions for the option that is NOT true, or for all EXCEPT"
+    )
     longest_option: float = Field(
-        0.0, ge=0, description="an option is N times as long as the next; 2.5 is a start. Off: no key is known"
+        0.0,
+        ge=0,
+        description="refuse if the longest option is N times as long as the next; try 2.5. Off by default, because "
+        "which option is correct is not known",
     )
     repeated_key_word: bool = Field(
-        False, description="a rare word of the stem stands in one option only. Off: it also flags sound questions"
+        False,
+        description="refuse if a rare word of the stem occurs in exactly one option. Off by default, because it also "
+        "refuses sound questions",
     )
     grounding: int = Field(
-        2, ge=0, description="a rare question takes at least N content words from the passages, not in its seeds"
+        2,
+        ge=0,
+        description="refuse a rare-disease question that takes fewer than N content words from its passages, not "
+        "counting the words of its seeds",
     )
     near_duplicate: float = Field(
-        0.8, ge=0, le=1, description="MinHash Jaccard of word 5-grams with an accepted, seed or benchmark question"
+        0.8,
+        ge=0,
+        le=1,
+        description="refuse at this MinHash Jaccard similarity (word 5-grams) to an accepted, seed or benchmark "
+        "question",
     )
     decontamination: float = Field(
-        0.5, ge=0, le=1, description="share of the 8-grams that one benchmark item holds; short items: equal text"
+        0.5,
+        ge=0,
+        le=1,
+        description="refuse if one benchmark item contains this share of the word 8-grams; short items: if the text is "
+        "equal",
     )
 
 
 class Synthesis(Section):
-    """Question synthesis: two seeds, and with probability alpha an entity with passages."""
+    """Question synthesis: a prompt has two seed questions and, with probability alpha, an entity and its passages."""
 
-    accepted: int = Field(ge=1, description="accepted questions wanted")
-    candidates: int = Field(0, ge=0, description="requests at most; 0 = 2 x accepted + 10")
-    alpha: float = Field(0.5, ge=0, le=1, description="share of requests with knowledge injected: rho < alpha")
-    seeds: list[Source] = Field(min_length=1, description="data sets of seed questions; none may be evaluation items")
+    accepted: int = Field(ge=1, description="questions to write")
+    candidates: int = Field(0, ge=0, description="limit of requests; 0 = 2 x accepted + 10")
+    alpha: float = Field(
+        0.5, ge=0, le=1, description="share of requests whose prompt holds an entity and passages (rho < alpha)"
+    )
+    seeds: list[Source] = Field(min_length=1, description="data sets of seed questions, without evaluation items")
     seed_pairs: Literal["uniform", "topic"] = Field(
-        "uniform", description="topic: both seeds of one topic, drawn by its number of seeds; the seeds must have one"
+        "uniform",
+        description="topic: both seeds have the same topic, drawn in proportion to its number of seeds; each seed must "
+        "have a topic",
     )
     entity_choice: Literal["uniform", "coverage"] = Field(
-        "uniform", description="coverage: weight 1 / (1 + times drawn so far)"
+        "uniform", description="coverage: draw with weight 1 / (1 + times drawn so far)"
     )
-    transport: Literal["chat", "batch"] = Field("chat", description="batch: file up, poll, file down; half the price")
-    batch_size: int = Field(10_000, ge=1, description="requests a batch file (batch transport)")
-    poll_s: float = Field(30.0, gt=0, description="seconds between two looks at a batch (batch transport)")
-    endpoints: list[Endpoint] = Field(min_length=1, description="chat APIs that write the questions, used side by side")
+    transport: Literal["chat", "batch"] = Field(
+        "chat", description="batch: upload files of requests, wait, download; half the price"
+    )
+    batch_size: int = Field(10_000, ge=1, description="batch: requests per file")
+    poll_s: float = Field(30.0, gt=0, description="batch: seconds between two polls")
+    endpoints: list[Endpoint] = Field(min_length=1, description="chat APIs that write the questions, used in parallel")
     temperature: float = Field(1.0, ge=0, le=2)
-    max_tokens: int = Field(1024, ge=1, description="reply limit, tokens")
+    max_tokens: int = Field(1024, ge=1, description="limit of a reply, tokens")
     retry: Retry = Field(default_factory=Retry)
-    prices: dict[str, Price] = Field(default_factory=dict, description="model -> price; needed for budget.usd")
+    prices: dict[str, Price] = Field(default_factory=dict, description="model -> price; budget.usd needs them")
     budget: Budget = Field(default_factory=Budget)
-    max_reject_share: float = Field(0.9, gt=0, le=1, description="end the run when more of the last 200 are refused")
+    max_reject_share: float = Field(
+        0.9, gt=0, le=1, description="end the run if a larger share of the last 200 replies is refused"
+    )
     checks: Checks = Field(default_factory=Checks)
-    review_sample: int = Field(50, ge=0, description="accepted questions in the physician's review sheet")
+    review_sample: int = Field(50, ge=0, description="questions in the review sheet for a physician")
 
     @property
     def most_candidates(self) -> int:
-        """The cap on requests."""
+        """The limit of requests."""
         return self.candidates or 2 * self.accepted + 10
 
     @property
     def models(self) -> list[str]:
-        """The models asked, sorted."""
+        """The models of the endpoints, sorted."""
         return sorted({endpoint.model for endpoint in self.endpoints})
 
     @model_validator(mode="after")

@@ -92,7 +92,7 @@ class Training(RolloutOptions):
     )
     deterministic: bool = Field(False, description="slower kernels that give the same numbers in every run")
     trackers: list[Literal["tensorboard", "wandb", "mlflow"]] = Field(
-        default_factory=lambda: ["tensorboard"], description="they follow metrics.jsonl; keys are in the environment"
+        ["tensorboard"], description="they follow metrics.jsonl; keys are in the environment"
     )
     tracker_project: str = Field("medssr_dist", min_length=1, description="W&B project, MLflow experiment")
     keep_samples: int = Field(4, ge=0, description="rollouts of each step kept for reading in samples.jsonl; 0 = none")

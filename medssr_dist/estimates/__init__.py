@@ -1,1 +1,1 @@
-"""Estimates before and during a run: work, memory, rates, wall time."""
+"""Estimates before and during a run: workload, memory and disk, measured rates, progress, wall time."""

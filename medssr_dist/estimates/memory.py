@@ -1,4 +1,4 @@
-"""What a run needs in memory and on disk, estimated from the policy's parameter count."""
+"""Memory and disk space that a run needs, estimated from the number of parameters of the policy."""
 
 from __future__ import annotations
 
@@ -9,19 +9,28 @@ from pathlib import Path
 
 from medssr_dist.config.schema import Config, Policy
 from medssr_dist.errors import InputError
-from medssr_dist.runtime.device import available_memory
-from medssr_dist.runtime.models import policy_on_disk
+from medssr_dist.runtime.device import read_available_memory
+from medssr_dist.runtime.models import find_policy_on_disk
 
-_EMBEDDED_PARAMETERS = 134_515_008  # of SmolLM2-135M, while there is no converted file to count in
-# What a process holds beside weights, optimizer state and KV cache. Seen on CPU in the demo with two ranks
-# (SmolLM2-135M, 8 sequences of 200 tokens a forward): libraries, buffers and a rank's activations.
+_EMBEDDED_PARAMETERS = 134_515_008  # SmolLM2-135M; used until its weights have been converted and can be counted
+# Bytes of a process in addition to weights, optimizer state and KV cache: libraries, buffers, and the activations of a
+# rank. Measured on CPU in the demo with two ranks (SmolLM2-135M, 8 sequences of 200 tokens in one forward pass).
 _ENGINE_BYTES, _RANK_BYTES, _REFERENCE_BYTES, _DRIVER_BYTES = 2.1e9, 2.5e9, 0.7e9, 1.7e9
-_OPTIMIZER = 12  # bytes a parameter that is trained: fp32 master weights and two Adam moments
+_OPTIMIZER_BYTES = 12  # bytes per trained parameter: the fp32 master weight and the two moments of Adam
 
 
 @dataclass(frozen=True)
 class MemoryDemand:
-    """Bytes needed at one place, and free there."""
+    """Bytes that one part of a run needs, and bytes that are free where it runs.
+
+    Example:
+        MemoryDemand("a training rank's GPU", needed=2.1e10, available=8.4e10)
+
+    Attributes:
+        what: the part, in words.
+        needed: estimated bytes.
+        available: free bytes of the GPU or of the machine.
+    """
 
     what: str
     needed: float
@@ -29,42 +38,52 @@ class MemoryDemand:
 
 
 def estimate_memory(config: Config, parameters: int) -> list[MemoryDemand]:
-    """On CPU one demand for the whole run; on GPU one an engine, a training rank, and the host where it offloads.
+    """Return the memory demands of the run that `config` describes.
 
-    On GPU activations, which depend on lengths and kernels, are not counted.
+    On CPU there is one demand, for the whole run. On GPU there is one for the GPU of an engine, one for the GPU of a
+    training rank, and one for each thing that is offloaded to the memory of the host. Activations on the GPU are not
+    counted, because they depend on sequence lengths and kernels.
+
+    Args:
+        parameters: number of parameters of the policy, see `count_parameters`.
     """
     from medssr_dist.runtime.device import on_gpu
 
     if not on_gpu():
-        return [MemoryDemand("the run", _cpu_bytes(config, parameters), available_memory())]
+        return [MemoryDemand("the run", _cpu_bytes(config, parameters), read_available_memory())]
     import torch
 
     training, free = config.training, torch.cuda.mem_get_info()[0]
     size = min(config.voting.tensor_parallel_size, training.tensor_parallel_size)
     room = free * config.runtime.gpu_memory_utilization
-    optimizer = _OPTIMIZER * _trained(config, parameters) if training.offload_optimizer else 0
-    reference = _word(config) * parameters if training.offload_reference and _has_reference(config) else 0
-    rank = (_state_bytes(config, parameters) - optimizer - reference) / training.ranks
+    optimizer = _OPTIMIZER_BYTES * _trained_parameters(config, parameters) if training.offload_optimizer else 0
+    reference = _bytes_per_weight(config) * parameters if training.offload_reference and _has_reference(config) else 0
+    rank = (_training_state_bytes(config, parameters) - optimizer - reference) / training.ranks
     demands = [
-        MemoryDemand("an engine's GPU", _word(config) * parameters / size, room),
+        MemoryDemand("an engine's GPU", _bytes_per_weight(config) * parameters / size, room),
         MemoryDemand("a training rank's GPU", rank, free),
     ]
     if optimizer:
-        demands.append(MemoryDemand("the optimizer on the host", optimizer / training.nodes, available_memory()))
+        demands.append(MemoryDemand("the optimizer on the host", optimizer / training.nodes, read_available_memory()))
     if reference:
-        demands.append(MemoryDemand("the reference on the host", reference / training.nodes, available_memory()))
+        demands.append(MemoryDemand("the reference on the host", reference / training.nodes, read_available_memory()))
     return demands
 
 
 def refuse_too_little_memory(config: Config) -> None:
-    """Raise InputError where weights, optimizer state and KV cache alone exceed this CPU machine's free memory."""
+    """Raise InputError if a CPU machine has too little free memory to train the policy.
+
+    Only weights, gradients, optimizer state and KV caches are counted. Does nothing on GPU.
+    """
     from medssr_dist.runtime.device import on_gpu
 
     if on_gpu():
         return
-    parameters, available = count_parameters(config.policy), available_memory()
+    parameters, available = count_parameters(config.policy), read_available_memory()
     kv_cache = config.runtime.cpu_kv_cache_gib * 2**30
-    needed = _state_bytes(config, parameters) + config.training.engines * (_word(config) * parameters + kv_cache)
+    needed = _training_state_bytes(config, parameters) + config.training.engines * (
+        _bytes_per_weight(config) * parameters + kv_cache
+    )
     if needed > available:
         raise InputError(
             f"policy.model = {config.policy.model!r} with {parameters / 1e6:,.0f}M parameters needs at least "
@@ -74,49 +93,64 @@ def refuse_too_little_memory(config: Config) -> None:
 
 
 def _cpu_bytes(config: Config, parameters: int) -> float:
+    """Return the bytes of a whole run on one CPU machine.
+
+    In mode `stream` voting and training run at the same time; in mode `sequential` only the larger one counts.
+    """
     training = config.training
-    engine = _word(config) * parameters + config.runtime.cpu_kv_cache_gib * 2**30 + _ENGINE_BYTES
+    engine = _bytes_per_weight(config) * parameters + config.runtime.cpu_kv_cache_gib * 2**30 + _ENGINE_BYTES
     rank = _RANK_BYTES + _REFERENCE_BYTES * _has_reference(config)
-    ranks = training.ranks * rank + _state_bytes(config, parameters)
+    ranks = training.ranks * rank + _training_state_bytes(config, parameters)
     vote, train = config.voting.engines * engine, training.engines * engine + ranks
     return _DRIVER_BYTES + (vote + train if config.runtime.mode == "stream" else max(vote, train))
 
 
-def _state_bytes(config: Config, parameters: int) -> float:
-    """Training state over all ranks: weights, and of what is trained gradients and optimizer; with the reference."""
-    word = _word(config)
-    models = word * parameters * (1 + _has_reference(config))
-    return models + (word + _OPTIMIZER) * _trained(config, parameters)
+def _training_state_bytes(config: Config, parameters: int) -> float:
+    """Return the bytes of training state, summed over all ranks.
+
+    The state is the weights of the policy and of the reference model, and for each trained parameter its gradient and
+    optimizer state.
+    """
+    weight_bytes = _bytes_per_weight(config)
+    models = weight_bytes * parameters * (1 + _has_reference(config))
+    return models + (weight_bytes + _OPTIMIZER_BYTES) * _trained_parameters(config, parameters)
 
 
-def _word(config: Config) -> int:
-    """Bytes of a weight or a gradient."""
+def _bytes_per_weight(config: Config) -> int:
+    """Return the bytes of one weight or one gradient."""
     return 4 if config.policy.dtype == "float32" else 2
 
 
-def _trained(config: Config, parameters: int) -> int:
-    """Parameters that are trained; adapters are too few to count."""
+def _trained_parameters(config: Config, parameters: int) -> int:
+    """Return the number of trained parameters. The parameters of LoRA adapters are too few to count."""
     return 0 if config.training.lora_rank else parameters
 
 
 def _has_reference(config: Config) -> bool:
+    """Return whether a stage needs a reference model for its KL term."""
     return any(stage.enabled and stage.kl_coef > 0 for stage in (config.training.stage1, config.training.stage2))
 
 
 def estimate_checkpoint_bytes(config: Config, parameters: int) -> float:
-    """The most that both stages hold on disk: the kept checkpoints, the one being written, the exported model."""
+    """Return the most bytes that the two training stages occupy on disk at the same time.
+
+    Each stage holds its newest checkpoints, the best one, the one that is being written, and the exported model.
+    """
     stages = [stage for stage in (config.training.stage1, config.training.stage2) if stage.enabled]
-    checkpoint = _word(config) * parameters + _OPTIMIZER * _trained(config, parameters)
-    return sum(checkpoint * (stage.keep_checkpoints + 2) + _word(config) * parameters for stage in stages)
+    checkpoint = _bytes_per_weight(config) * parameters + _OPTIMIZER_BYTES * _trained_parameters(config, parameters)
+    return sum(checkpoint * (stage.keep_checkpoints + 2) + _bytes_per_weight(config) * parameters for stage in stages)
 
 
 def count_parameters(policy: Policy) -> int:
-    """Parameters of the policy, from its safetensors headers or the size of its 16-bit .bin files.
+    """Return the number of parameters of the policy.
+
+    The count comes from the headers of its safetensors files, or from the size of its `.bin` files, which are assumed
+    to hold 16-bit weights.
 
     Raises:
         InputError: the model is not on this machine.
     """
-    folder = policy_on_disk(policy)
+    folder = find_policy_on_disk(policy)
     if folder is None:
         return _EMBEDDED_PARAMETERS
     counted = sum(_parameters_in(file) for file in folder.glob("*.safetensors"))
@@ -124,7 +158,10 @@ def count_parameters(policy: Policy) -> int:
 
 
 def _parameters_in(file: Path) -> int:
-    """A safetensors file begins with the length of its JSON header, 8 bytes little-endian, and the header."""
+    """Return the number of parameters in a safetensors file.
+
+    The file begins with the length of its JSON header (8 bytes, little-endian), followed by the header.
+    """
     with open(file, "rb") as handle:
         header = json.loads(handle.read(int.from_bytes(handle.read(8), "little")))
     return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")

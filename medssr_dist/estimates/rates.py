@@ -1,4 +1,4 @@
-"""Rates measured in finished runs: what a vote, a training step and an evaluation take."""
+"""Rates of a run: the measured speed of synthesis, voting, training and evaluation."""
 
 from __future__ import annotations
 
@@ -12,16 +12,27 @@ from medssr_dist.config.schema import Config
 from medssr_dist.config.training import Stage
 from medssr_dist.data.jsonl import read_json, read_jsonl
 from medssr_dist.errors import InputError
-from medssr_dist.run.clock import seconds_by_step
+from medssr_dist.run.clock import read_clock
 from medssr_dist.run.directory import RunDir
 from medssr_dist.run.paths import STAGES, SynthesisPaths, VotingPaths
 from medssr_dist.run.stream import follow
-from medssr_dist.runtime.cluster import slots_needed
+from medssr_dist.runtime.cluster import count_slots
 
 
 @dataclass(frozen=True)
 class VoteRate:
-    """Of all voting engines together; `samples` is K."""
+    """Speed of the vote, of all voting engines together.
+
+    Example:
+        VoteRate(tokens_per_s=1000.0, tokens_per_question=800.0, kept_share=0.64, samples=16, start_s=60.0)
+
+    Attributes:
+        tokens_per_s: generated tokens per second after the start-up.
+        tokens_per_question: generated tokens for all votes on one question.
+        kept_share: share of the questions whose pseudo-label was kept.
+        samples: K, the number of votes on one question.
+        start_s: seconds until the first engine was ready.
+    """
 
     tokens_per_s: float
     tokens_per_question: float
@@ -32,7 +43,18 @@ class VoteRate:
 
 @dataclass(frozen=True)
 class StageRate:
-    """Mean seconds of a step of `sequences` sequences; `learn_s` is experience and update."""
+    """Mean times of one GRPO step of a training stage.
+
+    Example:
+        StageRate(generate_s=12.0, learn_s=24.0, sync_s=2.0, sequences=256, start_s=90.0)
+
+    Attributes:
+        generate_s: seconds to sample the sequences, without the time spent waiting for pseudo-labels.
+        learn_s: seconds to compute log-probs and advantages and to update the policy.
+        sync_s: seconds to send the new weights to the rollout engines.
+        sequences: sequences in one step.
+        start_s: seconds of start-up before the first step.
+    """
 
     generate_s: float
     learn_s: float
@@ -43,7 +65,28 @@ class StageRate:
 
 @dataclass(frozen=True)
 class Rates:
-    """What the run in `source` was measured at; None or absent = not measured. `slots`: see `slots_needed`."""
+    """All rates of one run. A rate that is None, or a stage that is missing, was not measured.
+
+    Example:
+        Rates(
+            source=Path("runs/demo"),
+            mode="sequential",
+            slots={"voting engines": 2, "training ranks": 4, "reference ranks": 0, "rollout engines": 2},
+            questions_per_s=2.0,
+            vote=VoteRate(...),
+            stages={"stage1": StageRate(...)},
+            answers_per_s=4.0,
+        )
+
+    Attributes:
+        source: the run directory.
+        mode: `runtime.mode` of the run.
+        slots: number of GPUs (or process slots on CPU) of each part, see `count_slots`.
+        questions_per_s: accepted questions per second of the synthesis.
+        vote: speed of the vote.
+        stages: speed of each training stage by name, "stage1" and "stage2".
+        answers_per_s: answers per second of the evaluation, start-up included.
+    """
 
     source: Path
     mode: str
@@ -55,10 +98,10 @@ class Rates:
 
 
 def read_rates(run_dir: Path) -> Rates | None:
-    """The rates of the run in `run_dir`; None where it has none yet.
+    """Return the rates of the run in `run_dir`, or None if nothing has been measured there yet.
 
     Raises:
-        InputError: `run_dir` was made by another version of the program.
+        InputError: the run was made by a version of the program with other settings.
     """
     run = RunDir(run_dir)
     if not run.config_file.exists():
@@ -66,13 +109,14 @@ def read_rates(run_dir: Path) -> Rates | None:
     try:
         config = Config.model_validate(read_json(run.config_file))
     except ValidationError:
-        raise InputError(f"the rates of {run.root} cannot be read: its settings are of another version") from None
-    clock = seconds_by_step(run.root)
+        what = "its config was written by another version of medssr"
+        raise InputError(f"the rates of {run.root} cannot be read: {what}") from None
+    clock = read_clock(run.root)
     stages = {name: _stage_rate(run, name, getattr(config.training, name), clock) for name in STAGES}
     rates = Rates(
         source=run.root,
         mode=config.runtime.mode,
-        slots=slots_needed(config),
+        slots=count_slots(config),
         questions_per_s=_synthesis_rate(run.synthesis),
         vote=_vote_rate(run.voting, config.voting.samples, clock),
         stages={name: rate for name, rate in stages.items() if rate},
@@ -83,7 +127,10 @@ def read_rates(run_dir: Path) -> Rates | None:
 
 
 def _synthesis_rate(paths: SynthesisPaths) -> float | None:
-    """Accepted questions a second, of the attempt that ended the step, or of the last seconds of one that goes on."""
+    """Return accepted questions per second.
+
+    The rate is that of the attempt that finished the step, or of the last seconds of a step that is still running.
+    """
     if paths.summary.exists():
         found = read_json(paths.summary)
         seconds = found["seconds"] - found["held_s"]
@@ -109,7 +156,7 @@ def _vote_rate(paths: VotingPaths, samples: int, clock: dict[str, float]) -> Vot
 
 
 def _engine_start(events: Path) -> float:
-    """Seconds from the first engine's start to the first one that was ready."""
+    """Return the seconds from the start of the first engine until some engine was ready."""
     rows = list(read_jsonl(events)) if events.exists() else []
     began = next((row["time"] for row in rows if row["event"] == "start"), 0.0)
     return next((row["time"] - began for row in rows if row["event"] == "ready"), 0.0)

@@ -1,11 +1,12 @@
-"""How far each step of a run is, read from its files alone."""
+"""How far each step of a run is, read from the files of the run directory alone."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -14,93 +15,139 @@ from medssr_dist.config.training import Stage
 from medssr_dist.data.jsonl import read_json
 from medssr_dist.errors import InputError
 from medssr_dist.estimates.workload import count_benchmark_questions, count_stage_steps
-from medssr_dist.launch.attempts import attempts_of
-from medssr_dist.run.clock import seconds_by_step
+from medssr_dist.launch.attempts import list_attempts
+from medssr_dist.run.clock import read_clock
 from medssr_dist.run.directory import RunDir
-from medssr_dist.run.stream import follow, kept_at_end
+from medssr_dist.run.stream import follow, read_kept_count
 from medssr_dist.voting.ledger import read_ledger_counts
 
-_CHUNK = 2**20
+_CHUNK = 2**20  # bytes
 
 
 @dataclass(frozen=True)
 class StepProgress:
-    """How far a step is: `done` of `total` units (None: not known before the end), and what else is to be told."""
+    """How far a step is that has begun.
+
+    Example:
+        StepProgress(done=3, total=40, unit="questions", note="24 votes, 2 labels kept", seconds_per_unit=20.0)
+
+    Attributes:
+        done: finished units of work.
+        total: units of work in the whole step; None if not known yet.
+        unit: the unit in words, plural.
+        note: further counts in words.
+        seconds_per_unit: mean seconds of one unit over all attempts; None if not known yet.
+        finished: timestamp of the end of the step; None if the step has not finished.
+    """
 
     done: int
     total: int | None
     unit: str
     note: str = ""
-    seconds_per_unit: float | None = None  # None: from the step's clock
+    seconds_per_unit: float | None = None
+    finished: str | None = None
 
 
-def seconds_per_unit(run: RunDir, step: str, progress: StepProgress) -> float | None:
-    seconds = seconds_by_step(run.root).get(step)
-    return progress.seconds_per_unit or (seconds / progress.done if seconds and progress.done else None)
+def read_progress(run: RunDir) -> dict[str, StepProgress]:
+    """Return the progress of each step that has begun, by the name of the step. Empty before the first step."""
+    if not run.manifest_file.exists():
+        return {}
+    config, steps = read_json(run.config_file), run.manifest()["steps"]
+    return {step: _read_step(run, step, config, begun) for step, begun in steps.items()}
 
 
-def _synthesis(run: RunDir, config: dict, begun: dict) -> StepProgress:
-    accepted, rejected = map(count_lines, (run.synthesis.questions, run.synthesis.rejected))
+def read_newest_metrics(run: RunDir, stage: str) -> dict[str, Any] | None:
+    """Return the metrics of the newest training step of a stage, by name; None before the first step."""
+    rows = _read_metrics(run, stage)
+    return rows[-1] if rows else None
+
+
+def read_startup_seconds(run: RunDir) -> float:
+    """Return the seconds from start to first result of the newest attempt that had a result; 0 if there is none."""
+    known = [attempt.startup_seconds for attempt in list_attempts(run.root)]
+    return next((seconds for seconds in reversed(known) if seconds is not None), 0.0)
+
+
+def count_lines(path: Path) -> int:
+    """Return the number of whole lines of a file, or 0 if it does not exist. Reads in chunks, in constant memory."""
+    if not path.exists():
+        return 0
+    with open(path, "rb") as file:
+        return sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(_CHUNK), b""))
+
+
+def _read_step(run: RunDir, step: str, config: dict[str, Any], begun: dict[str, Any]) -> StepProgress:
+    progress = _READERS[step](run, config, begun)
+    seconds = read_clock(run.root).get(step)
+    by_clock = seconds / progress.done if seconds and progress.done else None
+    return replace(progress, seconds_per_unit=progress.seconds_per_unit or by_clock, finished=begun["finished"])
+
+
+def _read_synthesis(run: RunDir, config: dict[str, Any], begun: dict[str, Any]) -> StepProgress:
+    accepted, rejected = count_lines(run.synthesis.questions), count_lines(run.synthesis.rejected)
     replies = count_lines(run.synthesis.journal)
     note = f"{replies:,} replies, {rejected:,} rejected"
     live = run.synthesis.progress
     if live.exists():
-        note += _wire(read_json(live), held=not begun["finished"])
+        note += _describe_client(read_json(live), running=not begun["finished"])
     return StepProgress(accepted, config["synthesis"]["accepted"], "accepted questions", note)
 
 
-def _wire(live: dict, held: bool) -> str:
-    """What the client said last: spend, and while it works rate, requests in flight and endpoints in trouble."""
+def _describe_client(live: dict[str, Any], running: bool) -> str:
+    """Describe the last state that the chat client wrote.
+
+    The state holds tokens and cost; while the step is running also the rate, the requests in flight, and the endpoints
+    that are paused after failures.
+    """
     text = f", {live['tokens']:,} tokens, ${live['usd']:.2f}"
-    if not held:
+    if not running:
         return text
     rate = "" if live["replies_per_s"] is None else f", {live['replies_per_s']:.1f} replies/s"
     troubled = [f"{each['name']} {each['breaker']} ({each['reason']})" for each in live["endpoints"] if each["reason"]]
     return text + f"{rate}, {live['in_flight']} in flight" + "".join(f", {trouble}" for trouble in troubled)
 
 
-def _voting(run: RunDir, config: dict, begun: dict) -> StepProgress:
+def _read_vote(run: RunDir, config: dict[str, Any], begun: dict[str, Any]) -> StepProgress:
     found = read_ledger_counts(run.voting.folder)
     questions = count_lines(run.synthesis.questions)
     return StepProgress(found.labels, questions, "questions", f"{found.votes:,} votes, {found.kept:,} labels kept")
 
 
-def _stage1(run: RunDir, config: dict, begun: dict) -> StepProgress:
-    kept = kept_at_end(run.voting.labels)
+def _read_stage1(run: RunDir, config: dict[str, Any], begun: dict[str, Any]) -> StepProgress:
     stage = config["training"]["stage1"]
-    return _stage(
-        run,
-        "stage1",
-        stage["steps"] or (None if kept is None else count_stage_steps(Stage.model_validate(stage), kept)),
-    )
+    kept = read_kept_count(run.voting.labels)
+    total = stage["steps"] or None
+    if total is None and kept is not None:
+        total = count_stage_steps(Stage.model_validate(stage), kept)
+    return _read_stage(run, "stage1", total)
 
 
-def _stage2(run: RunDir, config: dict, begun: dict) -> StepProgress:
-    return _stage(run, "stage2", config["training"]["stage2"]["steps"] or None)
+def _read_stage2(run: RunDir, config: dict[str, Any], begun: dict[str, Any]) -> StepProgress:
+    return _read_stage(run, "stage2", config["training"]["stage2"]["steps"] or None)
 
 
-def _stage(run: RunDir, stage: str, total: int | None) -> StepProgress:
-    rows = read_metrics(run, stage)
+def _read_stage(run: RunDir, stage: str, total: int | None) -> StepProgress:
+    rows = _read_metrics(run, stage)
     each = sum(row["seconds"] for row in rows) / len(rows) if rows else None
     return StepProgress(len(rows), total, "steps", seconds_per_unit=each)
 
 
-def _evaluation(run: RunDir, config: dict, begun: dict) -> StepProgress:
+def _read_evaluation(run: RunDir, config: dict[str, Any], begun: dict[str, Any]) -> StepProgress:
     names = {value: name for name, value in begun["inputs"].items() if not name.startswith("benchmark ")}
     keys = {
         (row["policy"], row["question_id"], row["generation"])
-        for row in _rows(run.evaluation.answers)
+        for row in _read_rows(run.evaluation.answers)
         if row["policy"] in names
     }
     by_policy = Counter(names[policy] for policy, _, _ in keys)
     note = ", ".join(f"{name} {by_policy[name]:,}" for name in names.values())
-    asked = None if begun["finished"] else _questions_to_evaluate(config)
-    total = asked and asked * config["evaluation"]["generations"] * len(names)
+    questions = None if begun["finished"] else _count_questions(config)
+    total = questions and questions * config["evaluation"]["generations"] * len(names)
     return StepProgress(len(keys), total, "answers", note)
 
 
-def _questions_to_evaluate(config: dict) -> int | None:
-    """Distinct questions of the benchmarks; None where they cannot be read from here."""
+def _count_questions(config: dict[str, Any]) -> int | None:
+    """Return the number of distinct benchmark questions, or None if the benchmarks cannot be read on this machine."""
     try:
         evaluation = Evaluation.model_validate(config["evaluation"])
         return count_benchmark_questions(evaluation, config["runtime"]["random_seed"])
@@ -108,42 +155,20 @@ def _questions_to_evaluate(config: dict) -> int | None:
         return None
 
 
-READ_PROGRESS = {
-    "synthesize": _synthesis,
-    "vote": _voting,
-    "stage1": _stage1,
-    "stage2": _stage2,
-    "evaluate": _evaluation,
+# Step -> reader(run, resolved config, the step's entry in the manifest).
+_READERS: dict[str, Callable[[RunDir, dict[str, Any], dict[str, Any]], StepProgress]] = {
+    "synthesize": _read_synthesis,
+    "vote": _read_vote,
+    "stage1": _read_stage1,
+    "stage2": _read_stage2,
+    "evaluate": _read_evaluation,
 }
 
 
-def _rows(path: Path) -> Iterator[dict]:
-    """Whole lines of a JSONL file that may be growing."""
+def _read_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the whole lines of a JSONL file that another process may be writing."""
     return follow(path, ended=lambda: True)
 
 
-def read_metrics(run: RunDir, stage: str) -> list[dict]:
-    return list(_rows(run.stage(stage).metrics))
-
-
-def count_lines(path: Path) -> int:
-    """Whole lines of a file; 0 where there is none. Reads in chunks: questions grow to gigabytes."""
-    if not path.exists():
-        return 0
-    with open(path, "rb") as file:
-        return sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(_CHUNK), b""))
-
-
-def measure_steps(run: RunDir) -> dict[str, tuple[int, float | None]]:
-    """Step -> units done and seconds each (None: not known yet), of the steps that were begun."""
-    if not run.manifest_file.exists():
-        return {}
-    config, steps = read_json(run.config_file), run.manifest()["steps"]
-    found = {step: READ_PROGRESS[step](run, config, begun) for step, begun in steps.items()}
-    return {step: (progress.done, seconds_per_unit(run, step, progress)) for step, progress in found.items()}
-
-
-def startup_seconds(run: RunDir) -> float:
-    """What the newest attempt that had a result took to get it; 0 where none is known."""
-    known = [attempt.startup_seconds for attempt in attempts_of(run.root)]
-    return next((seconds for seconds in reversed(known) if seconds is not None), 0.0)
+def _read_metrics(run: RunDir, stage: str) -> list[dict[str, Any]]:
+    return list(_read_rows(run.stage(stage).metrics))

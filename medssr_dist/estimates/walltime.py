@@ -1,22 +1,24 @@
-"""The wall time of a run in either `runtime.mode`, from the rates that an earlier run was measured at.
+"""Forecast of the wall time of a run in both modes of `runtime.mode`, from the rates measured in an earlier run.
 
-A step takes a start-up and its work, which is what there is to do over the measured rate, in proportion to the GPUs:
+The time of a step is its start-up plus its work. The work is the number of units divided by the measured rate. The rate
+grows in proportion to the number of GPUs:
 
-- synthesize: accepted questions / (replies a second x share accepted); no start-up, no GPU;
-- vote: questions x tokens a question (in proportion to `voting.samples`) / tokens a second;
-- a stage: its steps x (generate + learn + sync); generating and learning in proportion to a step's sequences, the
-  one over the rollout engines' GPUs, the other over the ranks'; one pass has kept questions / prompts_per_step steps;
-- evaluate: answers / answers a second of the voters' GPUs, start-up included.
+- synthesize: accepted questions / accepted questions per second; no start-up and no GPU;
+- vote: questions x tokens per question / tokens per second; tokens per question are in proportion to `voting.samples`;
+- stage 1, stage 2: steps x (generate + learn + sync). Generate and learn are in proportion to the sequences in a step;
+  generate depends on the GPUs of the rollout engines, learn on those of the training ranks. Without a configured number
+  of steps, a stage has (kept questions / prompts_per_step) steps;
+- evaluate: answers / answers per second. It runs on the GPUs of the voting engines, and its rate includes the start-up.
 
-    stream     = longest start-up + longest work of (synthesize, vote, stage 1), which go on side by side,
-                 vote and trainer each on its own GPUs as the config parts them; then stage 2 and evaluate
-    sequential = the sum of all start-ups and all work; each step has all GPUs of the run: those the config gives it,
-                 and where the config is for `stream`, those of the other side too, used in proportion
+    stream     = longest start-up + longest work of (synthesize, vote, stage 1), which run at the same time, vote and
+                 training each on its own GPUs; then stage 2 and evaluate
+    sequential = sum of all start-ups and all work. Each step may use all GPUs of the run. If the config is for
+                 `stream`, the vote thus also gets the GPUs of training, and training those of the vote
 
-On CPU more processes have no more cores, so nothing is in proportion to them, and side by side the work of vote and
-stage 1 adds up. What a side waited for another is left out of its rate as far as it was measured: a trainer's waiting
-for labels, synthesis held back. Rates of a vote that waited, and rates far from the config's lengths or concurrency,
-predict badly.
+On CPU more processes do not bring more cores. Thus no rate grows with the number of processes, and in `stream` the work
+of vote and stage 1 adds up. Time spent waiting for another step is excluded from the rates where it was measured:
+the trainer waiting for labels, synthesis waiting under back-pressure. The forecast is poor if the measured vote had to
+wait for questions, or if sequence lengths or concurrency differ much from those of the measured run.
 """
 
 from __future__ import annotations
@@ -27,157 +29,137 @@ from dataclasses import dataclass
 from medssr_dist.config.schema import Config
 from medssr_dist.estimates.rates import Rates, VoteRate
 from medssr_dist.estimates.workload import count_stage_steps
-from medssr_dist.run.clock import duration
 from medssr_dist.run.paths import RECORDED_STEPS, STAGES
-from medssr_dist.runtime.cluster import slots_in_use, slots_needed
+from medssr_dist.runtime.cluster import count_slots
 
-_SIDE_BY_SIDE = ("synthesize", "vote", "stage1")
+CONCURRENT_STEPS = ("synthesize", "vote", "stage1")  # run at the same time in mode `stream`
 
 
 @dataclass(frozen=True)
 class StepTime:
-    """Seconds of a step."""
+    """Time of one step in seconds.
+
+    Example:
+        StepTime(start=60.0, work=800.0).total == 860.0
+    """
 
     start: float
     work: float
 
     @property
-    def whole(self) -> float:
+    def total(self) -> float:
         return self.start + self.work
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """`seconds` of wall time over the parts that are known; `unknown` names the others."""
+    """Wall time of a run in one mode.
+
+    Example:
+        Forecast(seconds=500.0, steps={"synthesize": StepTime(0.0, 500.0)}, unknown=("vote", "evaluate"))
+
+    Attributes:
+        seconds: wall time of the steps in `steps`.
+        steps: time of each step whose rate is known.
+        unknown: names of the other steps.
+    """
 
     seconds: float
-    parts: Mapping[str, StepTime]
+    steps: Mapping[str, StepTime]
     unknown: tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class DataCounts:
-    """What the config alone does not say: examples of stage 2 besides pseudo-labels, answers of the evaluation."""
+class Forecasts:
+    """Wall time of a run in either mode. Example: Forecasts(stream=Forecast(...), sequential=Forecast(...))."""
 
-    examples: int
+    stream: Forecast
+    sequential: Forecast
+
+
+@dataclass(frozen=True)
+class DataCounts:
+    """Amounts of work that depend on data files and not on the config alone.
+
+    Example:
+        DataCounts(gold_examples=500, answers=1200)
+
+    Attributes:
+        gold_examples: human-annotated examples of stage 2.
+        answers: answers in the first pass of the evaluation.
+    """
+
+    gold_examples: int
     answers: int
 
 
-# --- what an earlier run was measured at --------------------------------------------------------------------------
-
-
-# --- the prediction -----------------------------------------------------------------------------------------------
-
-
-def forecast(config: Config, rates: Rates, todo: DataCounts, on_gpu: bool) -> dict[str, Forecast]:
-    """The wall time in either mode: {"stream": ..., "sequential": ...}. See the module's docstring for the formula."""
-    slots = slots_needed(config)
-    parted = _paces(config, rates, todo, slots, on_gpu)
-    whole = _paces(config, rates, todo, _all_to_each(slots) if config.runtime.mode == "stream" else slots, on_gpu)
+def forecast_walltime(config: Config, rates: Rates, counts: DataCounts, on_gpu: bool) -> Forecasts:
+    """Return the wall time in both modes. The docstring of this module has the formula."""
+    slots = count_slots(config)
+    own = _forecast_steps(config, rates, counts, slots, on_gpu)  # each step on the GPUs that the config gives it
+    all_slots = _share_all_slots(slots) if config.runtime.mode == "stream" else slots
+    alone = _forecast_steps(config, rates, counts, all_slots, on_gpu)
     wanted = [name for name in RECORDED_STEPS if name not in STAGES or getattr(config.training, name).enabled]
-    unknown = tuple(name for name in wanted if name not in parted)
-    return {
-        "stream": Forecast(_stream_seconds(parted, on_gpu), parted, unknown),
-        "sequential": Forecast(sum(pace.whole for pace in whole.values()), whole, unknown),
-    }
+    unknown = tuple(name for name in wanted if name not in own)
+    return Forecasts(
+        stream=Forecast(_add_up_stream(own, on_gpu), own, unknown),
+        sequential=Forecast(sum(time.total for time in alone.values()), alone, unknown),
+    )
 
 
-def _all_to_each(slots: Mapping[str, int]) -> dict[str, float]:
-    """The slots of a partition where vote and trainer take turns on all of them, each divided as before."""
-    every, voting = sum(slots.values()), slots["voting engines"]
-    side = {name: voting if name == "voting engines" else every - voting for name in slots}
-    return {name: count * every / side[name] if count else 0.0 for name, count in slots.items()}
+def _share_all_slots(slots: Mapping[str, int]) -> dict[str, float]:
+    """Return the slots of each part if vote and training use all slots in turn, each in its configured proportions."""
+    total, voting = sum(slots.values()), slots["voting engines"]
+    group = {name: voting if name == "voting engines" else total - voting for name in slots}
+    return {name: count * total / group[name] if count else 0.0 for name, count in slots.items()}
 
 
-def _stream_seconds(paces: dict[str, StepTime], on_gpu: bool) -> float:
-    beside = {name: pace for name, pace in paces.items() if name in _SIDE_BY_SIDE}
-    after = sum(pace.whole for name, pace in paces.items() if name not in _SIDE_BY_SIDE)
-    work = {name: pace.work for name, pace in beside.items()}
-    if not on_gpu:  # they share the cores
+def _add_up_stream(times: Mapping[str, StepTime], on_gpu: bool) -> float:
+    concurrent = {name: time for name, time in times.items() if name in CONCURRENT_STEPS}
+    after = sum(time.total for name, time in times.items() if name not in CONCURRENT_STEPS)
+    work = {name: time.work for name, time in concurrent.items()}
+    if not on_gpu:  # vote and stage 1 share the cores
         work["vote"] = work.get("vote", 0.0) + work.pop("stage1", 0.0)
-    return max((pace.start for pace in beside.values()), default=0.0) + max(work.values(), default=0.0) + after
+    return max((time.start for time in concurrent.values()), default=0.0) + max(work.values(), default=0.0) + after
 
 
-def _paces(
-    config: Config, rates: Rates, todo: DataCounts, slots: Mapping[str, float], on_gpu: bool
+def _forecast_steps(
+    config: Config, rates: Rates, counts: DataCounts, slots: Mapping[str, float], on_gpu: bool
 ) -> dict[str, StepTime]:
-    """Step -> seconds on `slots`, of the steps whose rate is known."""
+    """Return the time of each step on `slots`, without the steps whose rate is unknown."""
 
-    def faster(part: str) -> float:
-        """By how much `part` is faster than it was measured, for having more GPUs."""
+    def speedup(part: str) -> float:
+        """Return how much faster `part` is than when it was measured, because of its number of GPUs."""
         return slots[part] / rates.slots[part] if on_gpu and slots[part] and rates.slots[part] else 1.0
 
-    paces, vote, questions = {}, rates.vote, config.synthesis.accepted
+    times, vote, questions = {}, rates.vote, config.synthesis.accepted
     if rates.questions_per_s:
-        paces["synthesize"] = StepTime(0.0, questions / rates.questions_per_s)
+        times["synthesize"] = StepTime(0.0, questions / rates.questions_per_s)
     if vote:
         tokens = questions * vote.tokens_per_question * config.voting.samples / vote.samples
-        paces["vote"] = StepTime(vote.start_s, tokens / (vote.tokens_per_s * faster("voting engines")))
+        times["vote"] = StepTime(vote.start_s, tokens / (vote.tokens_per_s * speedup("voting engines")))
     for name in STAGES:
         stage = getattr(config.training, name)
         rate = rates.stages.get(name) or next(iter(rates.stages.values()), None)
-        steps = _steps(config, name, todo.examples, vote)
+        steps = _count_steps(config, name, counts.gold_examples, vote)
         if stage.enabled and rate and steps:
             sequences = stage.prompts_per_step * stage.samples_per_prompt / rate.sequences
-            generate = rate.generate_s * sequences / faster("rollout engines")
-            learn = rate.learn_s * sequences / faster("training ranks")
-            paces[name] = StepTime(rate.start_s, steps * (generate + learn + rate.sync_s))
+            generate = rate.generate_s * sequences / speedup("rollout engines")
+            learn = rate.learn_s * sequences / speedup("training ranks")
+            times[name] = StepTime(rate.start_s, steps * (generate + learn + rate.sync_s))
     if rates.answers_per_s:
-        paces["evaluate"] = StepTime(0.0, todo.answers / (rates.answers_per_s * faster("voting engines")))
-    return paces
+        times["evaluate"] = StepTime(0.0, counts.answers / (rates.answers_per_s * speedup("voting engines")))
+    return times
 
 
-def _steps(config: Config, name: str, gold: int, vote: VoteRate | None) -> int | None:
-    """GRPO steps of a stage; None where it hangs on a share of kept labels that is not known."""
+def _count_steps(config: Config, name: str, gold_examples: int, vote: VoteRate | None) -> int | None:
+    """Return the GRPO steps of a stage, or None if they depend on an unknown share of kept labels."""
     stage = getattr(config.training, name)
     if stage.steps:
         return stage.steps
-    examples = 0.0 if name == "stage1" else gold
+    examples = 0.0 if name == "stage1" else gold_examples
     if name == "stage1" or config.training.stage2.mix_pseudo_labels:
         if vote is None:
             return None
         examples += config.synthesis.accepted * vote.kept_share
     return count_stage_steps(stage, examples)
-
-
-# --- in words -----------------------------------------------------------------------------------------------------
-
-
-def describe_forecast(config: Config, rates: Rates, todo: DataCounts, on_gpu: bool) -> list[tuple[str, str]]:
-    """The rates and both forecasts as (label, text)."""
-    found = forecast(config, rates, todo, on_gpu)
-    parted, whole = found["stream"].parts, found["sequential"].parts
-    beside = ", ".join(f"{name} {duration(parted[name].work)}" for name in _SIDE_BY_SIDE if name in parted)
-    start = max((parted[name].start for name in _SIDE_BY_SIDE if name in parted), default=0.0)
-    after = "".join(f" + {name} {duration(pace.whole)}" for name, pace in parted.items() if name not in _SIDE_BY_SIDE)
-    longest = "longest of" if on_gpu else "longest, vote and stage 1 taken together, of"
-    steps = " + ".join(f"{name} {duration(pace.whole)}" for name, pace in whole.items())
-    texts = {"stream": f"start-up {duration(start)} + {longest} ({beside}){after}", "sequential": steps}
-    rows = [("rates", f"of {rates.source}, runtime.mode={rates.mode}"), *(("", text) for text in _rates_text(rates))]
-    for mode, text in texts.items():
-        slots = slots_in_use(_in_mode(config, "stream" if config.runtime.mode == "stream" else mode))
-        where = f"{slots} GPUs" if on_gpu else "these cores"
-        without = f"; without {', '.join(found[mode].unknown)}, not measured" if found[mode].unknown else ""
-        rows.append((mode, f"{duration(found[mode].seconds)} on {where} = {text}{without}"))
-    return rows
-
-
-def _in_mode(config: Config, mode: str) -> Config:
-    return config.model_copy(update={"runtime": config.runtime.model_copy(update={"mode": mode})})
-
-
-def _rates_text(rates: Rates) -> list[str]:
-    lines = []
-    if rates.questions_per_s:
-        lines.append(f"synthesize: {rates.questions_per_s:,.2f} accepted questions/s")
-    if vote := rates.vote:
-        lines.append(
-            f"vote: {vote.tokens_per_s:,.1f} tokens/s, {vote.tokens_per_question:,.0f} tokens a question of "
-            f"{vote.samples} votes, {100 * vote.kept_share:.0f}% kept"
-        )
-    for name, rate in rates.stages.items():
-        step = rate.generate_s + rate.learn_s + rate.sync_s
-        lines.append(f"{name}: {step:,.1f} s a step of {rate.sequences} sequences, without waiting for labels")
-    if rates.answers_per_s:
-        lines.append(f"evaluate: {rates.answers_per_s:,.2f} answers/s")
-    return lines

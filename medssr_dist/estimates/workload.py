@@ -1,4 +1,4 @@
-"""How much a config asks of each step, in the step's own unit: questions, optimizer steps, answers."""
+"""How much work a config gives to each step, in the unit of that step: questions, training steps, answers."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ from medssr_dist.run.paths import STAGES
 
 
 def estimate_workload(config: Config) -> dict[str, int]:
-    """Step -> units of work, at most: all questions are accepted and all labels kept.
+    """Return the largest possible number of work units of each step: all questions accepted, all labels kept.
 
-    Without the steps whose data cannot be read: that is another check's to report.
+    A step whose data cannot be read is missing from the result; another check reports the data.
+
+    Example:
+        {"synthesize": 40, "vote": 40, "stage1": 10, "stage2": 3, "evaluate": 42}
     """
     training = config.training
     accepted = config.synthesis.accepted if training.uses_pseudo_labels else 0
@@ -24,9 +27,8 @@ def estimate_workload(config: Config) -> dict[str, int]:
         units["stage1"] = count_stage_steps(training.stage1, accepted)
     try:
         if training.stage2.enabled:
-            units["stage2"] = count_stage_steps(
-                training.stage2, count_gold_examples(config) + count_mixed_labels(config)
-            )
+            examples = count_gold_examples(config) + count_mixed_labels(config)
+            units["stage2"] = count_stage_steps(training.stage2, examples)
         units["evaluate"] = count_answers(config)
     except InputError:
         pass
@@ -34,33 +36,45 @@ def estimate_workload(config: Config) -> dict[str, int]:
 
 
 def count_stage_steps(stage: Stage, examples: float) -> int:
-    """Optimizer steps of a stage: those that the config says, else one pass over `examples`."""
+    """Return the training steps of a stage: the configured number, or else one pass over `examples`."""
     return stage.steps or max(1, math.ceil(round(examples, 6) / stage.prompts_per_step))
 
 
 def count_gold_examples(config: Config) -> int:
-    """Human-annotated questions of stage 2; 0 where it is off. Raises InputError where they cannot be read."""
+    """Return the number of human-annotated questions of stage 2, or 0 if the stage is off.
+
+    Raises:
+        InputError: a data set cannot be read.
+    """
     stage = config.training.stage2
     return len(read_all(stage.data, config.runtime.random_seed)) if stage.enabled else 0
 
 
 def count_mixed_labels(config: Config) -> int:
-    """Pseudo-labels that stage 2 takes beside them, at most."""
+    """Return the most pseudo-labels that stage 2 mixes into its human-annotated questions."""
     return config.synthesis.accepted if config.training.stage2.mix_pseudo_labels else 0
 
 
 def count_answers(config: Config) -> int:
-    """Answers of the evaluation's first pass. Raises InputError where a benchmark cannot be read."""
-    asked = count_benchmark_questions(config.evaluation, config.runtime.random_seed)
-    return asked * config.evaluation.generations * len(list_policies(config))
+    """Return the number of answers in the first pass of the evaluation.
+
+    Raises:
+        InputError: a benchmark cannot be read.
+    """
+    questions = count_benchmark_questions(config.evaluation, config.runtime.random_seed)
+    return questions * config.evaluation.generations * len(list_policies(config))
 
 
 def count_benchmark_questions(evaluation: Evaluation, random_seed: int) -> int:
-    """Distinct questions of all benchmarks. Raises InputError where one cannot be read."""
+    """Return the number of distinct questions in all benchmarks.
+
+    Raises:
+        InputError: a benchmark cannot be read.
+    """
     return len({question.id for items in read_benchmarks(evaluation, random_seed).values() for question in items})
 
 
 def list_policies(config: Config) -> list[str]:
-    """Policies of `evaluation.policies` that the run will have: none of a stage that is off."""
+    """Return the names in `evaluation.policies` without the stages that are off."""
     off = {name for name in STAGES if not getattr(config.training, name).enabled}
     return [name for name in config.evaluation.policies if name not in off]

@@ -20,7 +20,7 @@ from medssr_dist.inference.vllm_args import build_engine_env, build_engine_kwarg
 from medssr_dist.inference.vllm_engine import RayEngine
 from medssr_dist.inference.vllm_server import ServerEngine
 from medssr_dist.runtime.cluster import reserve_each
-from medssr_dist.runtime.models import load_tokenizer, model_fingerprint
+from medssr_dist.runtime.models import fingerprint_model, load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -82,7 +82,7 @@ class EnginePlacement:
         threads = max(1, (os.cpu_count() or 1) // max(1, engines))
         self._env = build_engine_env(config.runtime, threads)
         self._linger_s = _LINGER_S + engines / 1000
-        self.fingerprint = model_fingerprint(model)
+        self.fingerprint = fingerprint_model(model)
         self._reserved: list[PlacementGroup] | None = None
         self._made = 0
 

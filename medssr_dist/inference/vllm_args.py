@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from medssr_dist.config.schema import Policy, Runtime
-from medssr_dist.runtime.device import device_env, on_gpu
+from medssr_dist.runtime.device import build_device_env, on_gpu
 
 _SLEEP_S = 2e-4
 
@@ -41,7 +41,7 @@ def build_engine_kwargs(model: Path, policy: Policy, runtime: Runtime, tensor_pa
 def build_engine_env(runtime: Runtime, threads: int) -> dict[str, str]:
     """Return the environment of an engine's process. `threads`: CPU threads that it may use; ignored on GPU."""
     env = {"VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    env |= device_env()
+    env |= build_device_env()
     if on_gpu():
         return env
     return env | {

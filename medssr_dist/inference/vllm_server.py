@@ -26,7 +26,7 @@ from medssr_dist.errors import InputError
 from medssr_dist.inference.engine_protocol import EngineOutput, FailedLease, LeasedCompletion, LeasedRequest
 from medssr_dist.inference.requests import Completion, SampleRequest, find_choice_ids, make_empty_completions
 from medssr_dist.inference.server_model import ModelCard, find_policy
-from medssr_dist.runtime.api_key import SAID_CHARS, authorization, scrub, words_of
+from medssr_dist.runtime.api_key import ERROR_CHARS, build_auth_header, read_error_text, scrub
 
 _CONNECT_S = 30.0
 _START_S = 180.0  # a server that is busy for others answers the first request late
@@ -78,7 +78,7 @@ class ServerEngine:
         server: its address, its key, and the name under which it serves the policy.
         policy: the policy as configured.
         folder: the policy's directory on this machine.
-        fingerprint: of that directory when the run began (`model_fingerprint`).
+        fingerprint: of that directory when the run began (`fingerprint_model`).
         tokenize: text -> token ids, without special tokens.
 
     Raises:
@@ -91,7 +91,7 @@ class ServerEngine:
         self._url = _parse_base_url(server)
         self._headers = {
             "Content-Type": "application/json",
-            **authorization(server.api_key, f"voting.servers: {server.base_url}"),
+            **build_auth_header(server.api_key, f"voting.servers: {server.base_url}"),
         }
         self._server, self._policy, self._folder, self._fingerprint = server, policy, folder, fingerprint
         self._tokenize = tokenize
@@ -307,11 +307,11 @@ class ServerEngine:
         return kind(f"HTTP {status}: {self._quote(answer)}", status)
 
     def _make_lost(self, error: Exception) -> ServerLost:
-        return ServerLost(scrub(f"{type(error).__name__}: {error}", self._server.api_key)[:SAID_CHARS])
+        return ServerLost(scrub(f"{type(error).__name__}: {error}", self._server.api_key)[:ERROR_CHARS])
 
     def _quote(self, answer: bytes) -> str:
         """Return the server's error message, without the key."""
-        return words_of(answer, self._server.api_key)
+        return read_error_text(answer, self._server.api_key)
 
 
 class _UnusableServer(Exception):

@@ -1,1 +1,1 @@
-"""Rare diseases, passages about them, and their retrieval (paper section 3.1)."""
+"""Rare diseases, passages about them, and retrieval of the passages (paper section 3.1)."""

@@ -1,4 +1,4 @@
-"""The cache on disk, shared by processes: files that appear whole, and a lock on a folder."""
+"""Files in the cache that several processes share: they are replaced as a whole, and locked while they are built."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pathlib import Path
 
 from medssr_dist.data.jsonl import raise_if_disk_full
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
 def replace_file(path: Path) -> Iterator[Path]:
-    """A temporary path to write; it takes the place of `path` when the block ends well, and is removed when not.
+    """Yield a temporary path to write. It replaces `path` at the end of the block, or is removed if the block raises.
 
     Raises:
         InputError: the disk is full.
@@ -36,12 +36,12 @@ def replace_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def hold_lock(path: Path) -> Iterator[None]:
-    """Make the folder of `path`, and hold the lock of that name for the block; waits while another process does."""
+    """Create the folder of `path` and hold the lock `.NAME.lock` in it for the block; wait for other processes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path.with_name(f".{path.name}.lock"), "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            _log.warning("waiting for another process that works on %s", path)
+            logger.warning("waiting for another process that is working on %s", path)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -1,7 +1,7 @@
-"""Passages: one a rare disease written from HPO, or those of JSONL files in MedRAG form.
+"""The two kinds of corpus: one passage per rare disease, written from HPO, and JSONL files in MedRAG's format.
 
-`hpo:passages` lists the diseases that may be synthesis entities first, the evaluation diseases last,
-each group in a fixed mixed order: a `limit` keeps diseases that entities are drawn from.
+`hpo:passages` lists the diseases that may become synthesis entities first and the evaluation diseases last, each
+group in a fixed shuffled order. So a `limit` keeps diseases that entities are drawn from.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from medssr_dist.knowledge.passages import Corpus, Passage
 from medssr_dist.knowledge.splits import is_evaluation
 
 HPO_PASSAGES = "hpo:passages"
-# Ours: the most frequent ones; about 800 characters, so that three passages keep a prompt near 2.5 KB.
+# Our choice: the most frequent ones, about 800 characters; a prompt with three passages is then near 2.5 KB.
 MAX_PHENOTYPES = 20
-# HPO's frequency bands, by lowest share of patients.
+# HPO's frequency bands, by the lowest share of patients.
 _BANDS = ((0.80, "Very frequent"), (0.30, "Frequent"), (0.05, "Occasional"), (0.0, "Rare"))
 _UNSTATED = "Other reported"
 
 
 def read_corpus(source: DataSource) -> Corpus:
-    """The passages of `source`: 'hpo:passages', a JSONL file, or a folder of such files (see FileCorpus).
+    """Open the corpus of `source`: 'hpo:passages', a JSONL file, or a folder of such files (see FileCorpus).
 
     Raises:
-        InputError: a corpus that cannot be used; names file and line.
+        InputError: the corpus cannot be used; the message names file and line.
     """
     if source.path == HPO_PASSAGES:
         return _HpoCorpus(source.limit)
@@ -39,7 +39,7 @@ def read_corpus(source: DataSource) -> Corpus:
 
 
 class _HpoCorpus(Corpus):
-    """One passage a rare disease; a few thousand, held in memory."""
+    """One passage per rare disease: a few thousand, held in memory."""
 
     def __init__(self, limit: int):
         self._passages = [describe_disease(disease) for disease in list_corpus_diseases(limit)]
@@ -57,13 +57,13 @@ class _HpoCorpus(Corpus):
 
 
 def list_corpus_diseases(limit: int = 0) -> list[Disease]:
-    """The diseases of 'hpo:passages' in corpus order, evaluation diseases last; limit 0 = all."""
+    """Return the first `limit` (0 = all) diseases of 'hpo:passages' in corpus order, evaluation diseases last."""
     ordered = sorted(load_rare_diseases(), key=is_evaluation)
     return ordered[: limit or None]
 
 
 def describe_disease(disease: Disease) -> Passage:
-    """One passage in prose: phenotypes by falling frequency in HPO's frequency words, onset, inheritance, genes.
+    """Return a passage about `disease` in prose: phenotypes by decreasing frequency, onset, inheritance, genes.
 
     Example: "Alkaptonuria is a rare disease. Very frequent features are dark urine; ochronosis. ...
     Inheritance: autosomal recessive. Associated genes: HGD."
@@ -71,22 +71,22 @@ def describe_disease(disease: Disease) -> Passage:
     sentences = [f"{disease.name} is a rare disease."]
     groups: dict[str, list[str]] = {}
     for phenotype in disease.phenotypes[:MAX_PHENOTYPES]:
-        groups.setdefault(_band(phenotype), []).append(decapitalize(phenotype.name))
+        groups.setdefault(_find_band(phenotype), []).append(decapitalize(phenotype.name))
     sentences += [f"{band} features are {'; '.join(names)}." for band, names in groups.items()]
     if disease.onset:
-        sentences.append(f"Onset: {_join(disease.onset, ' onset')}.")
+        sentences.append(f"Onset: {_join_names(disease.onset, ' onset')}.")
     if disease.inheritance:
-        sentences.append(f"Inheritance: {_join(disease.inheritance, ' inheritance')}.")
+        sentences.append(f"Inheritance: {_join_names(disease.inheritance, ' inheritance')}.")
     if disease.genes:
         sentences.append(f"Associated genes: {', '.join(disease.genes)}.")
     return Passage(disease.id, disease.name, " ".join(sentences), "hpo")
 
 
-def _band(phenotype: Phenotype) -> str:
+def _find_band(phenotype: Phenotype) -> str:
     if not phenotype.stated:
         return _UNSTATED
     return next(name for lowest, name in _BANDS if phenotype.frequency >= lowest)
 
 
-def _join(names: tuple[str, ...], suffix: str) -> str:
+def _join_names(names: tuple[str, ...], suffix: str) -> str:
     return ", ".join(decapitalize(name.removesuffix(suffix)) for name in names)

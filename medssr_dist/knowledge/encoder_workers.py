@@ -1,6 +1,6 @@
-"""Encoding on Ray: workers that each hold the encoder, on a GPU of its own where the cluster has GPUs.
+"""Encoding on Ray workers, each with its own copy of the encoder, and with its own GPU if the cluster has GPUs.
 
-This process reads the passages and writes the vectors; a worker needs neither the corpus nor the cache.
+The calling process reads the passages and writes the vectors, so a worker needs neither the corpus nor the cache.
 """
 
 from __future__ import annotations
@@ -19,34 +19,36 @@ from medssr_dist.errors import InputError
 from medssr_dist.knowledge.encoders import load_encoder
 from medssr_dist.knowledge.passages import Corpus, Passage
 
-_log = logging.getLogger(__name__)
-_MAX_DEATHS = 3  # of workers with one shard; then it is the shard that kills them
+logger = logging.getLogger(__name__)
+_MAX_DEATHS = 3  # worker deaths at one shard, after which the shard is taken as the cause
 
 
 class ShardEncoder:
-    """A Ray actor: the encoder of `knowledge`, loaded once."""
+    """A Ray actor that loads the encoder of `knowledge` once."""
 
     def __init__(self, knowledge: Knowledge):
         self._encoder = load_encoder(knowledge)
 
     def encode(self, passages: list[Passage]) -> np.ndarray:
-        """[n, d] float32."""
+        """Return the vectors of n passages, float32 [n, d]."""
         return self._encoder.encode_articles(passages)
 
 
 def encode_on_workers(
     corpus: Corpus, knowledge: Knowledge, shards: dict[int, range]
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """(shard, its vectors) as they are done. A shard whose worker dies is done again by another worker.
+    """Yield (shard number, vectors) as shards are finished. If a worker dies, another one retries its shard.
 
+    Args:
+        shards: shard number -> rows of the corpus.
     Raises:
-        InputError: the cluster has fewer GPUs (or CPUs) than workers; a shard has killed three workers.
+        InputError: the cluster has fewer GPUs (or CPUs) than `knowledge.workers`, or a shard has killed three workers.
     """
     import ray
 
     lost = (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError, ray.exceptions.OutOfMemoryError)
-    with _cluster(knowledge.workers):
-        start = _worker_class(knowledge.workers)
+    with _join_cluster(knowledge.workers):
+        start = _make_starter(knowledge.workers)
         idle = [start(knowledge) for _ in range(min(knowledge.workers, len(shards)))]
         waiting, running, deaths = deque(shards), {}, dict.fromkeys(shards, 0)
         while waiting or running:
@@ -60,7 +62,7 @@ def encode_on_workers(
                 vectors = ray.get(done)
             except lost as error:
                 deaths[number] += 1
-                _refuse_deadly(number, deaths[number], error)
+                _count_death(number, deaths[number], error)
                 waiting.appendleft(number)
                 worker = start(knowledge)
             else:
@@ -68,18 +70,19 @@ def encode_on_workers(
             idle.append(worker)
 
 
-def _refuse_deadly(number: int, deaths: int, error: Exception) -> None:
+def _count_death(number: int, deaths: int, error: Exception) -> None:
+    """Warn that a worker died, or raise InputError if it was the third one at this shard."""
     reason = " ".join(str(error).split())[:300]
     if deaths == _MAX_DEATHS:
         raise InputError(
             f"{deaths} encoding workers died one after another at shard {number} ({reason}); lower "
             "knowledge.batch_size, knowledge.shard_size or knowledge.workers if memory ran out"
         )
-    _log.warning("an encoding worker died at shard %d (%s); another does it again", number, reason)
+    logger.warning("an encoding worker died at shard %d (%s); another worker retries it", number, reason)
 
 
-def _worker_class(workers: int):
-    """What starts a worker: one GPU each if the cluster has any, else an equal share of its CPUs."""
+def _make_starter(workers: int):
+    """Return the function that starts a worker, with one GPU each, or an equal share of the CPUs without GPUs."""
     import ray
 
     resources = ray.cluster_resources()
@@ -93,8 +96,8 @@ def _worker_class(workers: int):
 
 
 @contextmanager
-def _cluster(workers: int) -> Iterator[None]:
-    """The cluster that is connected or that RAY_ADDRESS names, else one on this machine for the block."""
+def _join_cluster(workers: int) -> Iterator[None]:
+    """Use the connected cluster or the one at RAY_ADDRESS; without either, start one here for the block."""
     import ray
 
     if ray.is_initialized():
@@ -104,7 +107,7 @@ def _cluster(workers: int) -> Iterator[None]:
     here = {"num_cpus": max(os.cpu_count() or 1, workers), "include_dashboard": False, "logging_level": "WARNING"}
     on_sigterm = signal.getsignal(signal.SIGTERM)
     ray.init(address=address or "local", log_to_driver=False, **({} if address else here))
-    signal.signal(signal.SIGTERM, on_sigterm)  # ray.init puts in its own, which exits on the spot
+    signal.signal(signal.SIGTERM, on_sigterm)  # ray.init installs its own handler, which exits at once
     try:
         yield
     finally:

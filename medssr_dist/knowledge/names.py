@@ -1,4 +1,4 @@
-"""Names of diseases and phenotypes: for display, for comparison, and for telling families apart."""
+"""Names of diseases and phenotypes: their display form, their words, and the family of a disease."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ _ROMAN = re.compile(r"[IVX]+")
 _UNCLEAR = re.compile(r"susceptib|predispos|quantitative trait|modifier|protection against|resistance to|\?", re.I)
 _MAX_LENGTH = 80
 
-# Words that do not tell one disease from another; the rest, sorted, is the disease's family.
-_NOT_TELLING = re.compile(
+# Words that do not distinguish diseases; the other words, sorted, are the family of a disease.
+_COMMON_WORDS = re.compile(
     r".|.*\d.*|[ivx]+|of|the|with|without|or|and|to|due|by|in|types?|form|syndrome|disease|disorder|"
     r"autosomal|recessive|dominant|linked|susceptibility"
 )
@@ -26,7 +26,7 @@ _EPONYM = re.compile(
 
 
 def tidy_name(disease_id: str, name: str) -> str:
-    """`name` for display: no ';ABBREVIATION', no marks of doubt; OMIM's all-capital names in sentence case.
+    """Return `name` for display: without ';ABBREVIATION', and OMIM's all-capital names in sentence case.
 
     Example: tidy_name("OMIM:1", "DEAFNESS, Y-LINKED 2; DFNY2") == "Deafness, Y-linked 2"
     """
@@ -44,29 +44,29 @@ def _lower_word(match: re.Match) -> str:
 
 
 def is_clean(name: str) -> bool:
-    """Whether `name` names a disease that an answer option can show: short, and not a risk or a trait."""
+    """Return whether `name` can be an answer option: short, and a disease, not a risk or a trait."""
     return len(name) <= _MAX_LENGTH and not _UNCLEAR.search(name) and re.search(r"[a-z]{3}", name) is not None
 
 
 @lru_cache(maxsize=2**16)
 def split_words(text: str) -> tuple[str, ...]:
-    """Lower-case words of `text` without accents and punctuation; how names are found and compared."""
+    """Return the lower-case words of `text` without accents and punctuation. Names are compared in this form."""
     plain = unicodedata.normalize("NFKD", text.casefold())
     plain = "".join(character for character in plain if not unicodedata.combining(character))
     return tuple(re.findall(r"[a-z0-9]+", plain))
 
 
 def derive_family(name: str) -> str:
-    """Key shared by the types and spellings of one disease: its telling words, sorted.
+    """Return the key that all types and spellings of a disease share: its distinctive words, sorted.
 
     Example: "Ciliary dyskinesia, primary, 26" and "Primary ciliary dyskinesia" -> "ciliary dyskinesia primary"
     """
-    telling = {word for word in split_words(name) if not _NOT_TELLING.fullmatch(word)}
-    return " ".join(sorted(telling)) or " ".join(split_words(name))
+    distinctive = {word for word in split_words(name) if not _COMMON_WORDS.fullmatch(word)}
+    return " ".join(sorted(distinctive)) or " ".join(split_words(name))
 
 
 def decapitalize(phenotype: str) -> str:
-    """A phenotype's name as it stands inside a sentence: 'Seizure' -> 'seizure', 'Babinski sign' unchanged."""
+    """Return a phenotype's name as written inside a sentence: 'Seizure' -> 'seizure', 'Babinski sign' unchanged."""
     rest = phenotype.split(" ")[0][1:]
     if not rest or rest != rest.lower() or not rest[0].isalpha() or _EPONYM.match(phenotype):
         return phenotype

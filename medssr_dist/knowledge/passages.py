@@ -1,4 +1,4 @@
-"""What a corpus is made of, and what every corpus can do."""
+"""Passages, and the interface that every corpus has."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """A piece of a corpus. `source` names where it is from ('hpo', or the file's name).
+    """A passage of a corpus. `source` is 'hpo', the `source` of its line, or the name of its file without suffix.
 
     Example: Passage("OMIM:203500", "Alkaptonuria", "Alkaptonuria is a rare disease. ...", "hpo")
     """
@@ -21,15 +21,15 @@ class Passage:
 
     @property
     def text(self) -> str:
-        """Title, newline, content: what single-text models read."""
+        """Title, newline and content: the input of models that read one text."""
         return f"{self.title}\n{self.content}"
 
 
 class Corpus(Sequence[Passage]):
-    """Passages by row, and by id. `hash` covers all that they hold, in order."""
+    """A sequence of passages that can also be found by id. `hash` covers their contents and their order."""
 
     hash: str
 
     @abstractmethod
     def by_id(self, passage_id: str) -> Passage:
-        """The passage of that id. Raises KeyError."""
+        """Return the passage with this id. Raises KeyError if there is none."""

@@ -1,6 +1,7 @@
-"""Cross-encoder re-rank: query and passage read together (MedCPT-Cross-Encoder's form).
+"""Reranking with a cross-encoder, which reads query and passage together (as MedCPT-Cross-Encoder does).
 
-MedCPT (arXiv 2307.00589): the pair [query, title and content], cut at 512 tokens; the one logit ranks.
+MedCPT (arXiv 2307.00589): the input is the pair [query, title and content], truncated at 512 tokens; the score is the
+only logit.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ _MAX_TOKENS = 512
 
 
 class Reranker:
-    """A sequence classifier with one output, on the GPU where there is one.
+    """A sequence classifier with one output, on the GPU if there is one.
 
     Raises:
         InputError: the model is not on this machine, or has more than one output.
@@ -37,11 +38,12 @@ class Reranker:
         self._network, self._batch_size = network.to(self._device).eval(), batch_size
 
     def rank(self, query: str, passages: Sequence[Passage], k: int) -> list[Passage]:
-        """The k passages that suit the query best, best first; equal ones in the order given."""
-        scores = self._scores([(query, passage.text) for passage in passages])
+        """Return the k passages with the highest scores, best first; equal scores keep the given order."""
+        scores = self._score([(query, passage.text) for passage in passages])
         return [passages[place] for place in np.argsort(-scores, kind="stable")[:k]]
 
-    def _scores(self, pairs: list[tuple[str, str]]) -> np.ndarray:
+    def _score(self, pairs: list[tuple[str, str]]) -> np.ndarray:
+        """Return the scores of n (query, passage text) pairs, float32 [n]."""
         import torch
 
         scores = []

@@ -13,13 +13,13 @@ from contextlib import ExitStack
 from typing import Protocol
 
 from medssr_dist.errors import Stopped
-from medssr_dist.run.clock import step_clock
+from medssr_dist.run.clock import time_step
 from medssr_dist.run.session import Session
 
 _LOOK_S = 1.0
 
 
-class Side(Protocol):
+class BackgroundStep(Protocol):
     """Work under way elsewhere."""
 
     def check(self) -> bool:
@@ -29,7 +29,7 @@ class Side(Protocol):
         """End it."""
 
 
-class ThreadSide:
+class ThreadStep:
     """Work in a thread of this process, beside the caller's: it dies with it, and its failure is told by `check`.
 
     Args:
@@ -63,19 +63,19 @@ class ThreadSide:
             self._error = error
 
 
-class Beside:
+class BackgroundSteps:
     """The steps that go on beside the vote. A context: what is left of them on an error is ended with it."""
 
     def __init__(self, session: Session):
         self._session = session
-        self.sides: dict[str, Side] = {}
+        self.sides: dict[str, BackgroundStep] = {}
         self._clocks: dict[str, ExitStack] = {}
         self._next_look = 0.0
 
-    def take(self, step: str, side: Side) -> None:
+    def take(self, step: str, side: BackgroundStep) -> None:
         self.sides[step] = side
         self._clocks[step] = ExitStack()
-        self._clocks[step].enter_context(step_clock(self._session.run.root, step))
+        self._clocks[step].enter_context(time_step(self._session.run.root, step))
 
     def watch(self) -> None:
         """Finish the steps that are done; raise what ended one. Looks once a second."""
@@ -95,7 +95,7 @@ class Beside:
                 raise Stopped(f"{', '.join(self.sides)} stopped; the same command goes on")
             time.sleep(_LOOK_S / 4)
 
-    def __enter__(self) -> Beside:
+    def __enter__(self) -> BackgroundSteps:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:

@@ -16,7 +16,7 @@ _writing = threading.Lock()
 
 
 @contextmanager
-def step_clock(run_folder: Path, step: str) -> Iterator[None]:
+def time_step(run_folder: Path, step: str) -> Iterator[None]:
     """Add the time spent in the block to `step`'s seconds, as it passes."""
     finished = threading.Event()
     ticker = threading.Thread(target=_tick, args=(RunPaths(run_folder).clock_file, step, finished), daemon=True)
@@ -28,13 +28,13 @@ def step_clock(run_folder: Path, step: str) -> Iterator[None]:
         ticker.join()
 
 
-def seconds_by_step(run_folder: Path) -> dict[str, float]:
+def read_clock(run_folder: Path) -> dict[str, float]:
     """Step -> seconds; empty before any step has run."""
     file = RunPaths(run_folder).clock_file
     return read_json(file) if file.exists() else {}
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """As people say it: 40 s, 25 min, 3.2 h."""
     minutes, hours = seconds / 60, seconds / 3600
     if seconds < 100:
@@ -49,6 +49,6 @@ def _tick(file: Path, step: str, finished: threading.Event) -> None:
         ended = finished.wait(_EVERY_S)
         now = time.monotonic()
         with _writing:
-            seconds = seconds_by_step(file.parent)
+            seconds = read_clock(file.parent)
             write_json(file, seconds | {step: round(seconds.get(step, 0.0) + now - last, 1)})
         last = now

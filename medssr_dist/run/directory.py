@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from medssr_dist import __version__
-from medssr_dist.config.load import resolved
+from medssr_dist.config.load import dump_config
 from medssr_dist.config.schema import Config
 from medssr_dist.data.jsonl import read_json, write_json
 from medssr_dist.errors import InputError
@@ -90,7 +90,7 @@ class RunDir(RunPaths):
         for step, before in self.manifest()["steps"].items():
             if step != "evaluate":
                 _refuse_changes(step, before, before | {"settings": _settings(step, config)}, self.root)
-        write_json(self.config_file, resolved(config))
+        write_json(self.config_file, dump_config(config))
 
     def begin_step(self, step: str, config: Config, inputs: dict[str, str]) -> None:
         """Record what `step` depends on; refuse settings or inputs other than those it was begun with.
@@ -139,14 +139,14 @@ def open_run(root: Path, config: Config):
         InputError: another process holds it, a step was begun with other settings, or the path cannot be a directory.
     """
     run = RunDir(root)
-    with hold(run):
+    with hold_run(run):
         _record_attempt(run)
         run.adopt(config)
         yield run
 
 
 @contextmanager
-def hold(run: RunDir):
+def hold_run(run: RunDir):
     """Be the only process that writes in the run; its files are for this user alone.
 
     Raises:
@@ -170,13 +170,13 @@ def hold(run: RunDir):
 
 def _record_attempt(run: RunDir) -> None:
     manifest = run.manifest() if run.manifest_file.exists() else {"attempts": [], "steps": {}}
-    attempt = {"started": _timestamp(), "commit": commit(), "versions": versions(), "host": platform.node()}
+    attempt = {"started": _timestamp(), "commit": find_commit(), "versions": list_versions(), "host": platform.node()}
     manifest["attempts"].append(attempt)
     write_json(run.manifest_file, manifest)
 
 
 def _settings(step: str, config: Config) -> dict[str, Any]:
-    flat = _flatten(resolved(config))
+    flat = _flatten(dump_config(config))
     kept = {}
     for key, value in flat.items():
         other_stage = step == "stage1" and key.startswith("training.stage2.")
@@ -217,7 +217,7 @@ def _refuse_changes(step: str, before: dict, now: dict, root: Path) -> None:
 
 
 @lru_cache(maxsize=1)
-def commit() -> str:
+def find_commit() -> str:
     """Git commit of the code ('-dirty' if changed since), or the package version outside a checkout."""
     here = Path(__file__).parent
     command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=10", "--exclude=*"]
@@ -228,7 +228,7 @@ def commit() -> str:
     return result.stdout.strip() if result.returncode == 0 else __version__
 
 
-def versions() -> dict[str, str]:
+def list_versions() -> dict[str, str]:
     """Versions of Python, this package and those it is built on, as installed."""
     found = {"python": platform.python_version(), "medssr_dist": __version__}
     for package in _PACKAGES:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from medssr_dist.config.schema import Config
 from medssr_dist.errors import Diverged, InputError, Stopped
-from medssr_dist.run.clock import step_clock
+from medssr_dist.run.clock import time_step
 from medssr_dist.run.directory import RunDir, open_run
 
 _STOPS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -37,7 +37,7 @@ class Session:
     def once(self, step: str, inputs: dict[str, str], work: Callable[[], object]) -> None:
         """Do `work` unless `step` is finished with the same settings and inputs."""
         if self.begins(step, inputs):
-            with step_clock(self.run.root, step):
+            with time_step(self.run.root, step):
                 work()
             self.run.finish_step(step)
 
@@ -68,11 +68,11 @@ def _ray_on_demand(config: Config, run: RunDir, before_ray: Callable[[Config], N
         started = threading.Event()
 
         def start() -> None:
-            from medssr_dist.runtime.cluster import ray_cluster
+            from medssr_dist.runtime.cluster import open_ray_cluster
 
             if not started.is_set():
                 before_ray(config)
-                stack.enter_context(ray_cluster(config, run.logs))
+                stack.enter_context(open_ray_cluster(config, run.logs))
                 started.set()
 
         yield start

@@ -136,17 +136,17 @@ class QuestionFeed:
 # --- labels: vote -> trainer --------------------------------------------------------------------------------------
 
 
-def kept_at_end(labels: Path) -> int | None:
+def read_kept_count(labels: Path) -> int | None:
     """Number of kept labels once the stream has ended, else None."""
     return read_json(end_mark(labels))["count"] if has_ended(labels) else None
 
 
-def kept_labels(labels: Path) -> Iterator[Label]:
+def read_kept_labels(labels: Path) -> Iterator[Label]:
     """Kept labels in ledger order, waiting for those that are still to come."""
-    return (label for _, label in kept_labels_from(labels, 0))
+    return (label for _, label in follow_kept_labels(labels, 0))
 
 
-def kept_labels_from(
+def follow_kept_labels(
     labels: Path, start: int, watch: Callable[[], object] = lambda: None
 ) -> Iterator[tuple[int, Label]]:
     """(lines of the ledger up to and with it, kept label), beginning after the first `start` lines.
@@ -175,7 +175,7 @@ def publish_taken(labels: Path, taken: int) -> None:
     os.replace(temporary, file)
 
 
-def room(labels: Path, kept: int, buffer: int) -> bool:
+def has_room(labels: Path, kept: int, buffer: int) -> bool:
     """Whether the trainer lags by `buffer` at most behind the `kept` labels that are on disk. Reads a small file."""
     file = taken_file(labels)
     return kept <= buffer or (file.exists() and kept - read_json(file)["taken"] <= buffer)

@@ -7,10 +7,10 @@ from pydantic import SecretStr
 
 from medssr_dist.errors import InputError
 
-SAID_CHARS = 300  # of a far end's words
+ERROR_CHARS = 300  # of a far end's words
 
 
-def authorization(api_key: SecretStr | None, where: str) -> dict[str, str]:
+def build_auth_header(api_key: SecretStr | None, where: str) -> dict[str, str]:
     """The header that carries the key; none when there is no key.
 
     Args:
@@ -35,11 +35,11 @@ def scrub(text: str, api_key: SecretStr | None) -> str:
     return text.replace(key, "***") if key else text
 
 
-def words_of(answer: bytes, api_key: SecretStr | None) -> str:
+def read_error_text(answer: bytes, api_key: SecretStr | None) -> str:
     """What an error answer says, on one line, without the key; the error message alone where there is one."""
     try:
         error = msgspec.json.decode(answer)["error"]
         text = str(error["message"] if isinstance(error, dict) else error)
     except (msgspec.DecodeError, LookupError, TypeError, RecursionError):
         text = answer.decode("utf-8", "replace")
-    return scrub(" ".join(text.split()), api_key)[:SAID_CHARS] or "(nothing)"
+    return scrub(" ".join(text.split()), api_key)[:ERROR_CHARS] or "(nothing)"

@@ -8,7 +8,7 @@ from pathlib import Path
 from medssr_dist.errors import InputError
 
 
-def cache_dir() -> Path:
+def make_cache_dir() -> Path:
     """$MEDSSR_CACHE, or ~/.cache/medssr_dist; made on first use, readable by its owner only.
 
     Raises:

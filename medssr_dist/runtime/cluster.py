@@ -12,12 +12,12 @@ from pathlib import Path
 from medssr_dist.config.schema import Config
 from medssr_dist.errors import InputError
 from medssr_dist.runtime.device import on_gpu
-from medssr_dist.runtime.temp_dir import ray_temp_dir
+from medssr_dist.runtime.temp_dir import open_ray_temp_dir
 
 _PLACEMENT_S = 120.0  # engines of the step before may still be on their way out
 
 
-def slots_needed(config: Config) -> dict[str, int]:
+def count_slots(config: Config) -> dict[str, int]:
     """GPUs (on CPU: process slots) each part asks for: voting, training ranks, rollout, reference."""
     training, voting = config.training, config.voting
     ranks = training.nodes * training.ranks_per_node
@@ -29,29 +29,29 @@ def slots_needed(config: Config) -> dict[str, int]:
     }
 
 
-def slots_in_use(config: Config) -> int:
+def count_slots_at_once(config: Config) -> int:
     """The most slots held at once: in stream mode voters and trainer stand side by side."""
-    needed = slots_needed(config)
+    needed = count_slots(config)
     voting = needed.pop("voting engines")
     training = sum(needed.values())
     return voting + training if config.runtime.mode == "stream" else max(voting, training)
 
 
 @contextmanager
-def ray_cluster(config: Config, logs: Path) -> Iterator[None]:
+def open_ray_cluster(config: Config, logs: Path) -> Iterator[None]:
     """Connect to Ray for the duration of the block; a cluster started here is taken down after it.
 
     Worker logs go to `logs`. Raises InputError when the cluster has fewer GPUs than asked.
     """
     import ray
 
-    slots = slots_in_use(config)
+    slots = count_slots_at_once(config)
     on_sigterm = signal.getsignal(signal.SIGTERM)
     with ExitStack() as stack:
         if "RAY_ADDRESS" in os.environ:
             _join(os.environ["RAY_ADDRESS"])
         else:
-            _start(slots, stack.enter_context(ray_temp_dir(logs)))
+            _start(slots, stack.enter_context(open_ray_temp_dir(logs)))
         stack.callback(ray.shutdown)
         signal.signal(signal.SIGTERM, on_sigterm)  # ray.init puts in its own, which exits on the spot
         _check_slots(slots)
@@ -88,7 +88,7 @@ def _start(slots: int, temp_dir: Path) -> None:
     )
 
 
-def reserve(bundles: list[dict[str, float]], what: str, per_node: int | None = None):
+def reserve_bundles(bundles: list[dict[str, float]], what: str, per_node: int | None = None):
     """A placement group of `bundles`, waited for. Raises InputError, with asked and available, if it cannot be had.
 
     Args:

@@ -10,7 +10,7 @@ ISA_LIMIT = "ONEDNN_MAX_CPU_ISA"  # holds oneDNN, which computes torch's GEMMs i
 _FAMILIES = ("avx", "amx", "neon", "sve", "sme", "bf16", "fp16", "i8mm")
 
 
-def cpu_name() -> str:
+def read_cpu_name() -> str:
     """The model, as Linux tells it."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
@@ -18,7 +18,7 @@ def cpu_name() -> str:
     return names[0] if names else platform.processor()
 
 
-def instruction_sets() -> list[str]:
+def list_instruction_sets() -> list[str]:
     """Those for vectors and matrices, by torch's names, sorted. Example: ["amx_bf16", "amx_tile", "avx2"]."""
     import torch
 
@@ -26,12 +26,12 @@ def instruction_sets() -> list[str]:
     return sorted(name for name, has in able.items() if has is True and name.startswith(_FAMILIES))
 
 
-def isa_limit() -> str | None:
+def read_isa_limit() -> str | None:
     """Value of ONEDNN_MAX_CPU_ISA where it is set."""
     return os.environ.get(ISA_LIMIT)
 
 
-def described() -> str:
+def describe_cpu() -> str:
     """The instruction sets in one line, and the limit where there is one."""
-    limit = f"; {ISA_LIMIT}={isa_limit()}" if isa_limit() else ""
-    return f"{', '.join(instruction_sets()) or 'no vector instructions known'}{limit}"
+    limit = f"; {ISA_LIMIT}={read_isa_limit()}" if read_isa_limit() else ""
+    return f"{', '.join(list_instruction_sets()) or 'no vector instructions known'}{limit}"

@@ -13,7 +13,7 @@ from medssr_dist.errors import InputError
 def on_gpu() -> bool:
     """True where torch sees a CUDA device. MEDSSR_DEVICE=cpu keeps a GPU machine on its CPU.
 
-    Ray actors are told by the driver, through the same variable (`device_env`).
+    Ray actors are told by the driver, through the same variable (`build_device_env`).
     """
     chosen = os.environ.get("MEDSSR_DEVICE", "")
     if chosen not in ("", "cpu", "cuda"):
@@ -25,12 +25,12 @@ def on_gpu() -> bool:
     return torch.cuda.is_available()
 
 
-def device_env() -> dict[str, str]:
+def build_device_env() -> dict[str, str]:
     """What tells a Ray actor the run's device, also where it holds no GPU itself."""
     return {"MEDSSR_DEVICE": "cuda" if on_gpu() else "cpu", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 
 
-def available_memory() -> int:
+def read_available_memory() -> int:
     """Bytes that may still be used: the machine's, or the control group's where that is less."""
     lines = Path("/proc/meminfo").read_text().splitlines()
     machine = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))

@@ -11,7 +11,7 @@ from pathlib import Path
 from medssr_dist.config.schema import Policy
 from medssr_dist.data.jsonl import read_json
 from medssr_dist.errors import InputError
-from medssr_dist.runtime.cache import cache_dir
+from medssr_dist.runtime.cache import make_cache_dir
 
 EMBEDDED_MODEL = "embedded:smollm2-135m"
 _FINGERPRINT_SAMPLES, _FINGERPRINT_BYTES = 256, 2**16
@@ -58,7 +58,7 @@ def _embedded_smollm2() -> Path:
 
     The GGUF tokenizer names <|im_start|> as its end token; generation ends at <|im_end|>.
     """
-    target = cache_dir() / "models" / "smollm2-135m"
+    target = make_cache_dir() / "models" / "smollm2-135m"
     if (target / "config.json").exists():
         return target
     import importlib.util
@@ -91,7 +91,7 @@ def publish_folder(partial: Path, target: Path) -> None:
     os.replace(partial, target)
 
 
-def model_fingerprint(folder: Path) -> str:
+def fingerprint_model(folder: Path) -> str:
     """Hex id of a model: names, sizes and evenly spread samples of its config and weight files.
 
     Two checkpoints of one architecture differ all over their weights; reading whole 16 GB models would
@@ -120,7 +120,7 @@ def load_tokenizer(folder: Path, policy: Policy):
     return tokenizer
 
 
-def policy_on_disk(policy: Policy) -> Path | None:
+def find_policy_on_disk(policy: Policy) -> Path | None:
     """The policy's directory; None for the embedded model before its conversion.
 
     Raises:
@@ -128,6 +128,6 @@ def policy_on_disk(policy: Policy) -> Path | None:
     """
     from medssr_dist.runtime.models import EMBEDDED_MODEL, resolve_model
 
-    if policy.model == EMBEDDED_MODEL and not (cache_dir() / "models" / "smollm2-135m" / "config.json").exists():
+    if policy.model == EMBEDDED_MODEL and not (make_cache_dir() / "models" / "smollm2-135m" / "config.json").exists():
         return None
     return resolve_model(policy)

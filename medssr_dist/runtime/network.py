@@ -15,7 +15,7 @@ _SIOCGIFADDR = 0x8915  # linux/sockios.h: the IPv4 address of an interface
 _ANY_PORT = 9  # nothing is sent
 
 
-def interface_addresses() -> dict[str, str]:
+def list_interfaces() -> dict[str, str]:
     """Interface -> its IPv4 address, of those that have one. Example: {"lo": "127.0.0.1", "eth0": "10.0.0.3"}."""
     found = {}
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
@@ -28,7 +28,7 @@ def interface_addresses() -> dict[str, str]:
     return found
 
 
-def node_address(peers: Sequence[str] = ()) -> str:
+def find_node_address(peers: Sequence[str] = ()) -> str:
     """This node's IPv4 address: $MEDSSR_NODE_IP, else that of interface $MEDSSR_IFNAME, else the one that routes to
     one of `peers` (host names), else that of the first interface beside loopback.
 
@@ -37,7 +37,7 @@ def node_address(peers: Sequence[str] = ()) -> str:
     """
     if given := os.environ.get("MEDSSR_NODE_IP"):
         return given
-    found = interface_addresses()
+    found = list_interfaces()
     if wanted := os.environ.get("MEDSSR_IFNAME"):
         if wanted not in found:
             raise InputError(

@@ -16,7 +16,7 @@ _KEPT = ("worker-*.out", "worker-*.err", "raylet.*", "gcs_server.*", "ray_proces
 
 
 @contextmanager
-def ray_temp_dir(logs: Path, parent: Path | None = None, log_prefix: str = "") -> Iterator[Path]:
+def open_ray_temp_dir(logs: Path, parent: Path | None = None, log_prefix: str = "") -> Iterator[Path]:
     """A folder in `parent` (default: the system's); its logs are kept in `logs`. Those of killed runs are removed.
 
     A lock tells the living from the dead: process ids mean nothing across containers that share /tmp.

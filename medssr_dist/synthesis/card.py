@@ -21,7 +21,7 @@ from medssr_dist.data.cards import render_header
 from medssr_dist.data.jsonl import write_atomic
 from medssr_dist.data.records import LETTERS, Question
 from medssr_dist.knowledge.hpo import HPO_CITATION, read_hpo_version
-from medssr_dist.run.directory import commit
+from medssr_dist.run.directory import find_commit
 from medssr_dist.run.paths import SynthesisPaths
 
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
@@ -120,7 +120,7 @@ A language model was shown two seed questions and asked for a new one. With prob
 of MedSSR, arXiv 2604.11547, section 3.1). Each line of `questions.jsonl` carries its whole provenance: seeds, entity,
 passages, hash of the prompt, models, random seed and code commit.
 
-- made between {summary["started"]} and {summary["ended"]}; code commit `{commit()}`; random seed
+- made between {summary["started"]} and {summary["ended"]}; code commit `{find_commit()}`; random seed
   {config.runtime.random_seed}
 - ended because {_STOPPED_BY.get(summary["stopped_by"], summary["stopped_by"])}
 - seed pairs: {synthesis.seed_pairs}; choice of the disease: {synthesis.entity_choice}; temperature

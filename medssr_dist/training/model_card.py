@@ -7,7 +7,7 @@ from pathlib import Path
 from medssr_dist.config.schema import Policy
 from medssr_dist.data.cards import CARD, render_header
 from medssr_dist.data.jsonl import write_atomic
-from medssr_dist.run.directory import commit, versions
+from medssr_dist.run.directory import find_commit, list_versions
 from medssr_dist.run.stream import follow
 from medssr_dist.training.stage_job import StageJob
 
@@ -32,7 +32,7 @@ def write_model_card(folder: Path, job: StageJob, step: int) -> None:
         "Training": _training(job, step),
         "Metrics": _metrics(rows),
         "Settings": _table(["setting", "value"], job.stage.model_dump(mode="json", exclude={"data"}).items()),
-        "Versions": _table(["package", "version"], (versions() | {"commit": commit()}).items()),
+        "Versions": _table(["package", "version"], (list_versions() | {"commit": find_commit()}).items()),
         "Known limits": _LIMITS,
     }
     text = (

@@ -13,8 +13,8 @@ import ray
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from medssr_dist.config.schema import Config
-from medssr_dist.runtime.cluster import reserve
-from medssr_dist.runtime.device import device_env, on_gpu
+from medssr_dist.runtime.cluster import reserve_bundles
+from medssr_dist.runtime.device import build_device_env, on_gpu
 from medssr_dist.runtime.models import load_tokenizer
 from medssr_dist.training.deadline import StopSign
 from medssr_dist.training.rollout.examples import Example, PromptLoader
@@ -167,7 +167,9 @@ def start_ranks(
 
     training = config.training
     if bundles is None:
-        bundles = reserve([{"GPU": 1, "CPU": 1}] * training.ranks, "the training ranks", training.ranks_per_node)
+        bundles = reserve_bundles(
+            [{"GPU": 1, "CPU": 1}] * training.ranks, "the training ranks", training.ranks_per_node
+        )
     # Policy and reference share a GPU where the reference is colocated.
     share = 0.4 if training.colocate_reference else 1
     actor = ray.remote(num_gpus=1, runtime_env={"env_vars": _rank_env(training.ranks_per_node)})(rank_class)
@@ -175,7 +177,7 @@ def start_ranks(
 
 
 def _rank_env(ranks_per_node: int) -> dict[str, str]:
-    env = device_env() | {"TOKENIZERS_PARALLELISM": "false"}
+    env = build_device_env() | {"TOKENIZERS_PARALLELISM": "false"}
     if on_gpu():
         return env
     return env | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // ranks_per_node))}

@@ -16,7 +16,7 @@ from typing import Protocol
 
 from tqdm import tqdm
 
-from medssr_dist.config.load import resolved
+from medssr_dist.config.load import dump_config
 from medssr_dist.config.training import Training
 from medssr_dist.data.jsonl import read_json, write_json
 from medssr_dist.errors import InputError
@@ -66,7 +66,7 @@ class Wandb:
             dir=job.folder,
             id=known,
             resume="allow",
-            config=resolved(job.config),
+            config=dump_config(job.config),
             settings=wandb.Settings(console="off", silent=True, save_code=False),
         )
         _store(job, "wandb", self._run.id)
@@ -92,7 +92,7 @@ class MLflow:
         self._run = mlflow.start_run(run_id=known, run_name=None if known else _run_name(job))
         if known is None:
             _store(job, "mlflow", self._run.info.run_id)
-            mlflow.log_dict(resolved(job.config), "config.json")
+            mlflow.log_dict(dump_config(job.config), "config.json")
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         self._mlflow.log_metrics(metrics, step=step, run_id=self._run.info.run_id)

@@ -18,10 +18,10 @@ from medssr_dist.data.jsonl import write_atomic, write_json
 from medssr_dist.data.records import Question
 from medssr_dist.errors import Diverged, InputError, Stopped
 from medssr_dist.readers import name_source
-from medssr_dist.run.clock import duration
+from medssr_dist.run.clock import format_duration
 from medssr_dist.run.paths import StagePaths
-from medssr_dist.run.stream import follow, kept_at_end, kept_labels, kept_labels_from, publish_taken
-from medssr_dist.runtime.device import device_env
+from medssr_dist.run.stream import follow, follow_kept_labels, publish_taken, read_kept_count, read_kept_labels
+from medssr_dist.runtime.device import build_device_env
 from medssr_dist.runtime.models import publish_folder
 from medssr_dist.training.deadline import end_time
 from medssr_dist.training.rollout.examples import (
@@ -66,7 +66,7 @@ class RunningStage:
             raise Stopped(f"{job.name} stopped after step {done}, its end time is over; the same command resumes")
         _drop_steps_after(job.paths, done)
         self._job, self._should_stop, self._started = replace(job, checkpoint=checkpoint), should_stop, time.monotonic()
-        self._actor = ray.remote(num_cpus=1, runtime_env={"env_vars": device_env()})(StageActor).remote()
+        self._actor = ray.remote(num_cpus=1, runtime_env={"env_vars": build_device_env()})(StageActor).remote()
         board = start_board()
         self._watch = StallWatch(board, job.config.training.stall_s)
         self._result = self._actor.run.remote(self._job, examples, on_taken, board)
@@ -139,7 +139,7 @@ def _bar_text(steps: list[StepMetrics], total: int) -> dict[str, str]:
     """Describe the newest step; the time left follows the pace of the last steps, not of the start-up."""
     recent = steps[-_PACE_STEPS:]
     pace = sum(step.seconds for step in recent) / len(recent)
-    time_left = duration(pace * max(0, total - steps[-1].step))
+    time_left = format_duration(pace * max(0, total - steps[-1].step))
     return {"reward": f"{steps[-1].reward:.2f}", "kl": f"{steps[-1].kl:.1e}", "ETA": time_left}
 
 
@@ -179,7 +179,7 @@ def start_stage1(
         most_examples: upper bound of the number of labels, for the learning-rate schedule.
     """
     stage = config.training.stage1
-    known = kept_at_end(labels)
+    known = read_kept_count(labels)
     publish_taken(labels, 0)  # an earlier attempt's count is no longer valid
     steps = _expected_steps(stage, most_examples if known is None else known)
     job = _job("stage1", config, model, model, folder, _pseudo_labels(config), steps)
@@ -213,7 +213,7 @@ def plan_stage2(
     examples = examples_of_questions(questions)
     data = f"{len(examples):,} human-annotated questions: {', '.join(map(name_source, stage.data)) or 'none'}."
     if stage.mix_pseudo_labels:
-        examples += examples_of_labels(kept_labels(labels))
+        examples += examples_of_labels(read_kept_labels(labels))
         data += f" Mixed with {_pseudo_labels(config)}"
     examples = shuffle(examples, config.runtime.random_seed)
     job = _job("stage2", config, model, reference, folder, data, _expected_steps(stage, len(examples)))
@@ -248,7 +248,7 @@ def _pseudo_labels(config: Config) -> str:
 
 def _label_examples(labels: Path, start: int, watch: Callable[[], object]) -> Iterable[tuple[int, Example]]:
     """Yield (place, Example) of the kept labels; a place is a number of lines of the ledger."""
-    return ((place, example_of_label(label)) for place, label in kept_labels_from(labels, start, watch))
+    return ((place, example_of_label(label)) for place, label in follow_kept_labels(labels, start, watch))
 
 
 def _list_examples(examples: list[Example], start: int, watch: Callable[[], object]) -> Iterable[tuple[int, Example]]:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from medssr_dist.data.jsonl import enumerate_rows, read_json
 from medssr_dist.data.records import Vote
 from medssr_dist.errors import InputError
-from medssr_dist.run.directory import RunDir, hold
+from medssr_dist.run.directory import RunDir, hold_run
 from medssr_dist.voting.ledger import VoteLedger, derive_seeds
 from medssr_dist.voting.segments import list_segments, read_votes, segment_number
 
@@ -41,7 +41,7 @@ def merge_votes(root: Path, others: list[Path]) -> list[Counter[str]]:
     identity = _identity(run)
     config = read_json(run.config_file)
     merged = []
-    with hold(run), VoteLedger(run.voting.folder, *identity, config["voting"]["keep_text"]) as ledger:
+    with hold_run(run), VoteLedger(run.voting.folder, *identity, config["voting"]["keep_text"]) as ledger:
         positions = _undecided(run.synthesis.questions, ledger.num_labels)
         asked = (config["runtime"]["random_seed"], config["voting"]["samples"])
 

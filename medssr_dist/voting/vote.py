@@ -18,8 +18,8 @@ from medssr_dist.data.records import Question
 from medssr_dist.errors import InputError, Stopped
 from medssr_dist.inference.placement import open_engine_pool
 from medssr_dist.run.paths import VotingPaths
-from medssr_dist.run.stream import QuestionFeed, mark_end, room
-from medssr_dist.runtime.models import load_tokenizer, model_fingerprint
+from medssr_dist.run.stream import QuestionFeed, has_room, mark_end
+from medssr_dist.runtime.models import fingerprint_model, load_tokenizer
 from medssr_dist.voting.ledger import VoteLedger, hash_vote_sampling
 from medssr_dist.voting.quality import write_quality
 from medssr_dist.voting.vote_scheduler import VoteScheduler, collect_votes
@@ -58,12 +58,12 @@ def vote(
     tokenizer = load_tokenizer(model, config.policy)
     sampling = hash_vote_sampling(config, tokenizer.chat_template)
     with (
-        VoteLedger(folder, model_fingerprint(model), sampling, config.voting.keep_text) as ledger,
+        VoteLedger(folder, fingerprint_model(model), sampling, config.voting.keep_text) as ledger,
         open_engine_pool(config, model, VotingPaths(folder).engine_events) as pool,
         tqdm(total=total, desc="vote", unit="question", initial=ledger.num_labels) as bar,
     ):
         _skip_decided(feed, ledger, should_stop)
-        hold = _Look(lambda: not room(ledger.labels_file, ledger.num_kept, config.voting.buffer))
+        hold = _Look(lambda: not has_room(ledger.labels_file, ledger.num_kept, config.voting.buffer))
         scheduler = VoteScheduler(config, feed, ledger, tokenizer, hold if trainer_follows else lambda: False)
         collect_votes(pool, scheduler, ledger, bar, should_stop)
         mark_end(ledger.labels_file, ledger.num_kept)

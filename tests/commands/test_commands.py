@@ -23,7 +23,7 @@ from medssr_dist.estimates.memory import refuse_too_little_memory
 from medssr_dist.run.directory import open_run
 from medssr_dist.run.paths import STEPS, vote_segment
 from medssr_dist.run.stream import mark_end
-from medssr_dist.runtime.models import policy_on_disk
+from medssr_dist.runtime.models import find_policy_on_disk
 from medssr_dist.training.train_stage import _explain
 
 
@@ -193,7 +193,11 @@ def test_status_of_a_running_run_tells_what_is_to_go(tree, tmp_path, capsys):
         assert is_held(run)
         print_status(run.root)
     text = capsys.readouterr().out
-    assert "going on" in text and "vote        running at 3 of 4" in text and "about 20 s to go" in text
+    assert (
+        f"run {run.root}: running; 1 attempts" in text
+        and "vote        running at 3 of 4" in text
+        and "about 20 s to go" in text
+    )
     assert "stage1      running at 1 of 3 steps; 50.0 s each, about 100 s to go" in text.replace("2 min", "100 s")
 
 
@@ -219,7 +223,7 @@ def test_status_of_what_is_no_run(tmp_path):
 
 
 def test_doctor_passes_a_sound_config_and_leaves_nothing_behind(tree, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(memory, "available_memory", lambda: 64e9)
+    monkeypatch.setattr(memory, "read_available_memory", lambda: 64e9)
     assert run_doctor(make_config(**tree), tmp_path / "run", DoctorForm()) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line[6:18].strip() for line in lines if line[:4] in ("pass", "warn")] == list(CHECKS)
@@ -227,7 +231,7 @@ def test_doctor_passes_a_sound_config_and_leaves_nothing_behind(tree, tmp_path, 
 
 
 def test_doctor_fails_with_a_fix_for_each_bad_part(tree, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(memory, "available_memory", lambda: 2e9)
+    monkeypatch.setattr(memory, "read_available_memory", lambda: 2e9)
     tree["policy"]["model"] = str(tmp_path / "no_model")
     tree["synthesis"]["seeds"] = ["absent.jsonl"]
     tree["synthesis"]["endpoints"][0]["base_url"] = "http://127.0.0.1:9/v1"
@@ -246,7 +250,7 @@ def test_doctor_memory_is_the_sum_of_its_parts_and_too_little_fails(tree, tmp_pa
     engine = 2 * parameters + 2**30 + 2.1e9
     assert demand.needed == pytest.approx(1.7e9 + engine + 2 * (2.5e9 + 0.7e9) + 18 * parameters)
     for share, expected in ((0.9, "fail"), (1.1, "warn"), (2.0, "pass")):
-        monkeypatch.setattr(memory, "available_memory", lambda share=share: share * demand.needed)
+        monkeypatch.setattr(memory, "read_available_memory", lambda share=share: share * demand.needed)
         assert run_check(CHECKS["memory"], config, tmp_path).status == expected
 
 
@@ -289,7 +293,7 @@ def test_prefetch_dry_run_fetches_nothing(tree, tmp_path, capsys):
     prefetch(make_config(**tree), dry_run=True)
     text = capsys.readouterr().out
     assert "converted once" in text and "minilm: to be built" in text and "passages of 20 entities, 3 each" in text
-    assert policy_on_disk(make_config(**tree).policy) is None
+    assert find_policy_on_disk(make_config(**tree).policy) is None
 
 
 @pytest.mark.parametrize(
@@ -328,7 +332,7 @@ def test_readable_size():
 
 
 def test_a_model_too_large_for_the_memory_is_refused_before_anything_starts(tree, tmp_path, monkeypatch):
-    monkeypatch.setattr("medssr_dist.estimates.memory.available_memory", lambda: 2 * 10**9)
+    monkeypatch.setattr("medssr_dist.estimates.memory.read_available_memory", lambda: 2 * 10**9)
     with pytest.raises(InputError, match=r"needs at least 3\.\d GB to train here, 2\.0 GB are free"):
         refuse_too_little_memory(make_config(**tree))
 

@@ -132,11 +132,11 @@ def test_a_model_without_all_of_its_weights_is_refused(copied):
     refuse_incomplete_model("policy.model", "m", copied)
     index = copied / "model.safetensors.index.json"
     index.write_text('{"weight_map": {"a": "model.safetensors", "b": "model-00002-of-00002.safetensors"}}')
-    with pytest.raises(InputError, match=r"copy is without model-00002-of-00002\.safetensors; run `medssr prefetch`"):
+    with pytest.raises(InputError, match=r"copy lacks model-00002-of-00002\.safetensors; run `medssr prefetch`"):
         refuse_incomplete_model("policy.model", "m", copied)
     index.unlink()
     (copied / "model.safetensors").write_bytes(b"")
-    with pytest.raises(InputError, match="is without any weights"):
+    with pytest.raises(InputError, match="lacks any weights"):
         refuse_incomplete_model("policy.model", "m", copied)
 
 

@@ -67,7 +67,7 @@ def test_the_limit_is_the_jobs_own(monkeypatch):
             {"n1": 8},
             {"tensor_parallel_size": 16},
             "fail",
-            "training.tensor_parallel_size = 16 needs so many on one node",
+            "training.tensor_parallel_size = 16 needs that many on one node",
         ),
         ({"n1": None, "n2": None}, {}, "pass", "as logical GPUs on 2 nodes"),
     ],
@@ -215,7 +215,7 @@ def test_an_endpoint_behind_a_proxy_and_one_that_is_not_needed_any_more(monkeypa
         run.begin_step("synthesize", far, {})
         run.finish_step("synthesize")
     assert run_check(inputs.check_endpoints, far, tmp_path / "run") == CheckResult(
-        "pass", "the questions are written already"
+        "pass", "the questions are already written"
     )
 
 

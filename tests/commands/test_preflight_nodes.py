@@ -4,14 +4,15 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from config_builder import write_config
 from preflight_config import EIGHT_GPUS, eight_gpu_config, outside_slurm  # noqa: F401
 
-from medssr_dist.commands.doctor.check_result import CheckResult, print_table
+from medssr_dist.commands.doctor.check_result import CheckResult, ResultRow, print_table
 from medssr_dist.commands.doctor.gather import gather_reports, merge_reports
-from medssr_dist.data.jsonl import read_json, write_json
+from medssr_dist.commands.doctor.node_report import NodeAddress, NodeReport, read_reports
 from medssr_dist.errors import EXIT_BAD_INPUT, InputError
 
 # --- nodes that meet
@@ -59,25 +60,25 @@ def test_two_nodes_meet_and_the_head_gathers_one_table(node, tmp_path, monkeypat
     assert "fail  nodes        no report from n3" in capsys.readouterr().out
 
 
-def network_of(tmp_path, name: str) -> dict:
-    return read_json(tmp_path / "out" / f"{name}.json")["results"]["network"]
+def result_of(tmp_path, host: str, check: str = "network") -> CheckResult:
+    return read_reports(tmp_path / "out")[host].results[check]
 
 
 def test_a_node_that_does_not_come_is_named(node, tmp_path):
     ended(node("n1", 1, wait_s=0.5))
-    found = network_of(tmp_path, "n1")
-    assert found["status"] == "fail" and found["detail"].startswith("n2 published no address in")
-    assert "not on a file system that all nodes share" in found["fix"]
+    found = result_of(tmp_path, "n1")
+    assert found.status == "fail" and found.detail.startswith("n2 published no address in")
+    assert "not on a file system that all nodes share" in found.fix
 
 
 def test_a_node_that_cannot_be_reached_is_named_with_its_address(node, tmp_path):
     with socket.create_server(("127.0.0.3", 0)) as closed:
         port = closed.getsockname()[1]
-    write_json(tmp_path / "out" / "n2.address.json", {"address": "127.0.0.3", "port": port, "token": "x"})
+    NodeAddress("127.0.0.3", port, token="x").write(tmp_path / "out", "n2")
     ended(node("n1", 1, wait_s=0.5))
-    found = network_of(tmp_path, "n1")
-    assert "no way to n2 at 127.0.0.3 ([Errno 111] Connection refused)" in found["detail"]
-    assert "MEDSSR_IFNAME" in found["fix"] and "lo 127.0.0.1" in found["fix"]
+    found = result_of(tmp_path, "n1")
+    assert "cannot reach n2 at 127.0.0.3 ([Errno 111] Connection refused)" in found.detail
+    assert "MEDSSR_IFNAME" in found.fix and "lo 127.0.0.1" in found.fix
 
 
 def test_another_machine_with_the_same_address_is_not_taken_for_the_node(node, tmp_path):
@@ -85,36 +86,34 @@ def test_another_machine_with_the_same_address_is_not_taken_for_the_node(node, t
     n2 = node("n2", 1, wait_s=5)
     ended(n2)
     here = node("n1", 1, wait_s=5)
-    write_json(tmp_path / "out" / "n2.json", {})
     with socket.create_server(("127.0.0.3", 0)) as other:
-        wrong = {"address": "127.0.0.3", "port": other.getsockname()[1], "token": "x"}
-        write_json(tmp_path / "out" / "n2.address.json", wrong)
+        NodeAddress("127.0.0.3", other.getsockname()[1], token="x").write(tmp_path / "out", "n2")
         connection, _ = other.accept()
         connection.sendall(b'{"token": "y", "time": 0}')
         connection.close()
         ended(here)
-    assert "another machine answers at this address" in network_of(tmp_path, "n1")["detail"]
+    assert "another machine answers at this address" in result_of(tmp_path, "n1").detail
 
 
 def test_an_interface_that_is_not_there_is_reported_at_once_and_nobody_waits_for_that_node(node, tmp_path):
     ended(node("n1", 1, wait_s=3000, MEDSSR_NODE_IP="", MEDSSR_IFNAME="ib9"), node("n2", 2, wait_s=3000))
-    assert network_of(tmp_path, "n2")["detail"].startswith("n1 published no address in")
-    found = network_of(tmp_path, "n1")
-    assert "MEDSSR_IFNAME = 'ib9'" in found["detail"] and "lo" in found["detail"]
+    assert result_of(tmp_path, "n2").detail.startswith("n1 published no address in")
+    found = result_of(tmp_path, "n1")
+    assert "MEDSSR_IFNAME = 'ib9'" in found.detail and "lo" in found.detail
 
 
 def test_ports_of_the_job_that_are_taken_are_named(node, tmp_path):
     with socket.create_server(("127.0.0.2", 0)) as taken:
         port = taken.getsockname()[1]
         ended(node("n1", 1, MEDSSR_NODES="n1", MEDSSR_PORTS=f"{port}-{port}"))
-    found = read_json(tmp_path / "out" / "n1.json")["results"]["ports"]
-    assert found["status"] == "fail" and f"are taken on 127.0.0.2: {port}" in found["detail"]
+    found = result_of(tmp_path, "n1", "ports")
+    assert found.status == "fail" and f"are taken on 127.0.0.2: {port}" in found.detail
 
 
 def test_a_second_report_into_the_same_folder_is_refused(node, tmp_path):
     ended(node("n1", 1, MEDSSR_NODES="n1"))
     again = node("n1", 1, MEDSSR_NODES="n1")
-    assert "is there already; give a new folder" in again.communicate()[1]
+    assert "exists already; give a new folder" in again.communicate()[1]
 
 
 # --- the table of all nodes
@@ -126,30 +125,28 @@ def test_the_last_line_says_what_failed_and_its_fix(capsys):
         "b": CheckResult("fail", "full", "free it"),
         "c": CheckResult("warn", "w", "f"),
     }
-    assert print_table(rows.items()) == EXIT_BAD_INPUT
+    assert print_table(ResultRow(name, result) for name, result in rows.items()) == EXIT_BAD_INPUT
     assert capsys.readouterr().out.splitlines()[-1] == "1 pass, 1 warn, 1 fail; b: full (fix: free it)"
-    assert print_table([("a", CheckResult("pass", "fine"))]) == 0
+    assert print_table([ResultRow("a", CheckResult("pass", "fine"))]) == 0
 
 
-def report(host: str, **fields) -> dict:
-    passed = {"status": "pass", "detail": "fine", "fix": ""}
-    return {
-        "host": host,
-        "address": "10.0.0.1",
-        "gpus": 8,
-        "model": "m",
-        "versions": {"torch": "2", "ray": "2"},
-        "clock_offsets": {},
-        "results": {"packages": passed, "disk": passed},
-    } | fields
+def report(host: str, **fields) -> NodeReport:
+    fine = CheckResult("pass", "fine")
+    passed = NodeReport(
+        host=host,
+        address="10.0.0.1",
+        gpus=8,
+        model="m",
+        versions={"torch": "2", "ray": "2"},
+        clock_offsets={},
+        results={"packages": fine, "disk": fine},
+    )
+    return replace(passed, **fields)
 
 
 def test_a_check_that_fails_on_some_nodes_is_one_row_with_their_names():
-    bad = {"disk": {"status": "fail", "detail": "full", "fix": "free it"}}
-    reports = {
-        host: report(host, results=report(host)["results"] | (bad if host != "n1" else {}))
-        for host in ("n1", "n2", "n3")
-    }
+    full = {"packages": CheckResult("pass", "fine"), "disk": CheckResult("fail", "full", "free it")}
+    reports = {"n1": report("n1"), "n2": report("n2", results=full), "n3": report("n3", results=full)}
     assert merge_reports(reports) == [
         ("packages", CheckResult("pass", "fine [n1; all 3 pass]")),
         ("disk", CheckResult("fail", "n2, n3: full", "free it")),
@@ -167,7 +164,7 @@ def test_a_check_that_fails_on_some_nodes_is_one_row_with_their_names():
 )
 def test_what_only_all_nodes_together_show(tmp_path, capsys, fields, said):
     for name, more in (("n1", {}), ("n2", fields)):
-        write_json(tmp_path / f"{name}.json", report(name, **more))
+        report(name, **more).write(tmp_path)
     settings = eight_gpu_config(training={"nodes": 2})
     assert gather_reports(settings, tmp_path, tmp_path, {}) == EXIT_BAD_INPUT
     assert said in capsys.readouterr().out

@@ -7,8 +7,8 @@ from config_builder import make_config
 
 from medssr_dist.commands.status import find_newest_problem, print_status
 from medssr_dist.data.jsonl import write_json
-from medssr_dist.estimates.step_progress import startup_seconds
-from medssr_dist.launch.attempts import FIRST_ANSWER, FIRST_STEP, attempts_of
+from medssr_dist.estimates.step_progress import read_startup_seconds
+from medssr_dist.launch.attempts import FIRST_ANSWER, FIRST_STEP, list_attempts
 from medssr_dist.run.directory import RunDir, open_run
 
 
@@ -27,17 +27,17 @@ def job(tmp_path):
 
 
 def test_attempts_in_order_with_how_each_ended(job):
-    first, second, third = attempts_of(job.root)
+    first, second, third = list_attempts(job.root)
     assert (first.code, first.reason, first.startup_seconds) == (4, "node n2 is lost", 50.0)
     assert (second.code, second.startup_seconds) == (3, None)
     assert (third.code, third.timings, third.logs) == (None, {}, ["launch.log", "n1.driver.log", "n2.ray.log"])
-    assert startup_seconds(job) == 50.0
+    assert read_startup_seconds(job) == 50.0
 
 
 def test_status_before_any_step_was_begun_shows_the_attempts(job, capsys):
     print_status(job.root)
     text = capsys.readouterr().out
-    assert "no step has been begun" in text
+    assert "no step has begun" in text
     assert f"attempt 0001: ended with 4: node n2 is lost (Ray on every node at 20 s, {FIRST_ANSWER} at 50 s" in text
     assert "attempt 0002: ended with 3: time limit: state saved (Ray on every node at 21 s)" in text
     assert "attempt 0003: no end recorded" in text and "0003: launch.log  n1.driver.log  n2.ray.log" in text
@@ -46,7 +46,7 @@ def test_status_before_any_step_was_begun_shows_the_attempts(job, capsys):
 def test_status_of_a_begun_run_shows_them_too(job, capsys):
     with open_run(job.root, make_config()), open(job.root / ".lock") as lock:
         print_status(job.root)
-        assert lock.fileno() and "attempt 0003: going on" in capsys.readouterr().out
+        assert lock.fileno() and "attempt 0003: running" in capsys.readouterr().out
     with open(job.root / ".lock") as lock:
         fcntl.flock(lock, fcntl.LOCK_SH)  # a reader is no run
         print_status(job.root)

@@ -6,7 +6,7 @@ import pytest
 import yaml
 from config_builder import config_tree, write_config
 
-from medssr_dist.config.load import load_config, resolved
+from medssr_dist.config.load import dump_config, load_config
 from medssr_dist.config.schema import Config
 from medssr_dist.errors import InputError
 
@@ -49,7 +49,7 @@ def test_an_override_reaches_into_a_list(config_file):
 
 def test_resolved_is_json_without_the_secret(config_file):
     config = load_config(config_file)
-    text = json.dumps(resolved(config))
+    text = json.dumps(dump_config(config))
     assert "sk-secret" not in text and "********" in text
     assert config.synthesis.endpoints[0].api_key.get_secret_value() == "sk-secret"
     tree = json.loads(text)

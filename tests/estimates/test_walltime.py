@@ -6,12 +6,13 @@ import pytest
 from config_builder import make_config
 
 from medssr_dist.commands.dry_run import dry_run
+from medssr_dist.commands.plan_rows import describe_forecast
 from medssr_dist.config.load import merge_sections
 from medssr_dist.config.schema import Config
 from medssr_dist.data.jsonl import JsonlLedger, write_json
 from medssr_dist.errors import InputError
 from medssr_dist.estimates.rates import Rates, StageRate, VoteRate, read_rates
-from medssr_dist.estimates.walltime import DataCounts, describe_forecast, forecast
+from medssr_dist.estimates.walltime import DataCounts, forecast_walltime
 from medssr_dist.run.directory import open_run
 from medssr_dist.run.paths import STEPS
 
@@ -56,31 +57,31 @@ def rates(**changes) -> Rates:
     return Rates(**found | changes)
 
 
-TODO = DataCounts(examples=500, answers=1200)
+TODO = DataCounts(gold_examples=500, answers=1200)
 
 
 def test_on_the_measured_gpus():
     """synthesize 1000 / 2 = 500; vote 1000 x 800 / 1000 = 800; stage 1 20 steps x 38 = 760 (640 kept / 32)."""
-    found = forecast(config("sequential"), rates(), TODO, on_gpu=True)
-    assert {name: pace.work for name, pace in found["stream"].parts.items()} == {
+    found = forecast_walltime(config("sequential"), rates(), TODO, on_gpu=True)
+    assert {name: time.work for name, time in found.stream.steps.items()} == {
         "synthesize": 500,
         "vote": 800,
         "stage1": 760,
         "stage2": 380,
         "evaluate": 300,
     }
-    assert found["stream"].parts == found["sequential"].parts and found["stream"].unknown == ()
-    assert found["stream"].seconds == 90 + 800 + (90 + 380) + 300
-    assert found["sequential"].seconds == 500 + (60 + 800) + (90 + 760) + (90 + 380) + 300
+    assert found.stream.steps == found.sequential.steps and found.stream.unknown == ()
+    assert found.stream.seconds == 90 + 800 + (90 + 380) + 300
+    assert found.sequential.seconds == 500 + (60 + 800) + (90 + 760) + (90 + 380) + 300
 
 
 def test_a_config_for_stream_has_all_its_gpus_in_each_step_of_sequential():
     """8 GPUs in place of 2 for the vote (x 4), in place of 6 for training (x 4/3)."""
-    found = forecast(config("stream"), rates(), TODO, on_gpu=True)
-    assert found["stream"].seconds == 90 + 800 + (90 + 380) + 300
+    found = forecast_walltime(config("stream"), rates(), TODO, on_gpu=True)
+    assert found.stream.seconds == 90 + 800 + (90 + 380) + 300
     step = (12 + 24) / (8 / 6) + 2
     whole = 500 + (60 + 800 / 4) + (90 + 20 * step) + (90 + 10 * step) + 300 / 4
-    assert found["sequential"].seconds == pytest.approx(whole)
+    assert found.sequential.seconds == pytest.approx(whole)
 
 
 @pytest.mark.parametrize(
@@ -101,33 +102,33 @@ def test_a_config_for_stream_has_all_its_gpus_in_each_step_of_sequential():
     ],
 )
 def test_in_proportion_to_gpus_votes_sequences_and_examples(changes, step, expected):
-    found = forecast(config("sequential", **changes), rates(), TODO, on_gpu=True)
-    assert found["sequential"].parts[step].work == pytest.approx(expected)
+    found = forecast_walltime(config("sequential", **changes), rates(), TODO, on_gpu=True)
+    assert found.sequential.steps[step].work == pytest.approx(expected)
 
 
 def test_on_cpu_engines_bring_no_cores_and_vote_and_trainer_share_them():
-    found = forecast(config("stream", voting={"engines": 8}), rates(), TODO, on_gpu=False)
-    assert found["stream"].seconds == 90 + (800 + 760) + (90 + 380) + 300
-    assert found["sequential"].seconds == 500 + (60 + 800) + (90 + 760) + (90 + 380) + 300
+    found = forecast_walltime(config("stream", voting={"engines": 8}), rates(), TODO, on_gpu=False)
+    assert found.stream.seconds == 90 + (800 + 760) + (90 + 380) + 300
+    assert found.sequential.seconds == 500 + (60 + 800) + (90 + 760) + (90 + 380) + 300
 
 
 def test_the_slowest_side_decides():
-    slow_api = forecast(config("sequential"), rates(questions_per_s=0.5), TODO, on_gpu=True)["stream"]
+    slow_api = forecast_walltime(config("sequential"), rates(questions_per_s=0.5), TODO, on_gpu=True).stream
     assert slow_api.seconds == 90 + 2000 + 470 + 300
 
 
 def test_what_was_not_measured_is_named_and_left_out():
-    found = forecast(config("sequential"), rates(vote=None, answers_per_s=None), TODO, on_gpu=True)
-    assert found["sequential"].unknown == ("vote", "stage1", "evaluate")  # steps of one pass hang on the share kept
-    assert found["sequential"].seconds == 500 + 470
+    found = forecast_walltime(config("sequential"), rates(vote=None, answers_per_s=None), TODO, on_gpu=True)
+    assert found.sequential.unknown == ("vote", "stage1", "evaluate")  # steps of one pass hang on the share kept
+    assert found.sequential.seconds == 500 + 470
     text = dict(describe_forecast(config("sequential"), rates(vote=None), TODO, on_gpu=True))["sequential"]
     assert text.endswith("without vote, stage1, not measured")
 
 
 def test_a_stage_that_is_off_is_no_part_of_it():
     training = {"stage2": {"enabled": False}}
-    found = forecast(config("sequential", training=training), rates(), TODO, on_gpu=True)
-    assert "stage2" not in found["stream"].parts and found["stream"].unknown == ()
+    found = forecast_walltime(config("sequential", training=training), rates(), TODO, on_gpu=True)
+    assert "stage2" not in found.stream.steps and found.stream.unknown == ()
 
 
 def test_in_words():
@@ -203,7 +204,7 @@ def test_settings_of_another_version_are_told(measured):
     tree = json.loads(file.read_text())
     tree["voting"]["shard_size"] = 64
     file.write_text(json.dumps(tree))
-    with pytest.raises(InputError, match="of another version"):
+    with pytest.raises(InputError, match="by another version"):
         read_rates(root)
 
 

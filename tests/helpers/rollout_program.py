@@ -24,7 +24,7 @@ import psutil  # noqa: E402
 import ray  # noqa: E402
 
 from medssr_dist.config.load import load_config  # noqa: E402
-from medssr_dist.runtime.cluster import ray_cluster  # noqa: E402
+from medssr_dist.runtime.cluster import open_ray_cluster  # noqa: E402
 from medssr_dist.training import stage_actor as stages  # noqa: E402
 from medssr_dist.training.rollout.examples import PromptLoader  # noqa: E402
 from medssr_dist.training.rollout.groups import Group, GroupRequest, Sampling  # noqa: E402
@@ -34,7 +34,7 @@ from medssr_dist.training.stall_watch import start_board  # noqa: E402
 
 def main(case: dict) -> None:
     config = load_config(Path(case["config"]), case["overrides"])
-    with ray_cluster(config, Path(case["logs"])):
+    with open_ray_cluster(config, Path(case["logs"])):
         side = start(config, Path(case["engine_model"]), Path(case["rank_model"]))
         before = sample(side, case["prompts"])
         seconds = []

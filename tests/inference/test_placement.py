@@ -37,16 +37,16 @@ def count_bundles_by_node(*groups) -> list[int]:
 def test_ranks_are_spread_and_rollout_engines_packed(two_nodes):
     bundles = [{"GPU": 1, "CPU": 1}] * 2
     assert count_bundles_by_node(*cluster.reserve_each(bundles[0], 2, "voters")) == [1, 1]
-    assert count_bundles_by_node(cluster.reserve(bundles, "engines")) == [2]
-    assert count_bundles_by_node(cluster.reserve(bundles, "ranks", per_node=1)) == [1, 1]
-    assert count_bundles_by_node(cluster.reserve(bundles, "ranks", per_node=2)) == [2]
-    assert count_bundles_by_node(cluster.reserve(bundles * 2, "ranks", per_node=2)) == [2, 2]
+    assert count_bundles_by_node(cluster.reserve_bundles(bundles, "engines")) == [2]
+    assert count_bundles_by_node(cluster.reserve_bundles(bundles, "ranks", per_node=1)) == [1, 1]
+    assert count_bundles_by_node(cluster.reserve_bundles(bundles, "ranks", per_node=2)) == [2]
+    assert count_bundles_by_node(cluster.reserve_bundles(bundles * 2, "ranks", per_node=2)) == [2, 2]
 
 
 def test_bundles_without_room_are_refused_with_the_reason(two_nodes, monkeypatch):
     monkeypatch.setattr(cluster, "_PLACEMENT_S", 1.0)
     with pytest.raises(InputError, match=r"the ranks ask for 6 x .* 4 GPUs free of 4, on 2 nodes"):
-        cluster.reserve([{"GPU": 1, "CPU": 1}] * 6, "the ranks", per_node=3)
+        cluster.reserve_bundles([{"GPU": 1, "CPU": 1}] * 6, "the ranks", per_node=3)
     with pytest.raises(InputError, match=r"the voters ask for 5 x .* 4 GPUs free of 4, on 2 nodes"):
         cluster.reserve_each({"GPU": 1, "CPU": 1}, 5, "the voters")
 

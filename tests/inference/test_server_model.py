@@ -14,7 +14,7 @@ from medssr_dist.config.schema import Policy, Server
 from medssr_dist.errors import InputError
 from medssr_dist.inference import vllm_server
 from medssr_dist.inference.server_model import ModelCard, find_policy
-from medssr_dist.runtime.models import model_fingerprint
+from medssr_dist.runtime.models import fingerprint_model
 
 # --- the list of models --------------------------------------------------------------------------------
 
@@ -56,7 +56,7 @@ def test_a_readable_directory_is_compared_by_its_weights(tmp_path):
         folder.mkdir(parents=True)
         (folder / "config.json").write_text("{}")
         (folder / "model.safetensors").write_bytes(weights)
-    fields = {"policy": Policy(model=str(mine)), "folder": mine, "print_": model_fingerprint(mine), "name": "x"}
+    fields = {"policy": Policy(model=str(mine)), "folder": mine, "print_": fingerprint_model(mine), "name": "x"}
     assert find({"id": "x", "root": str(copy)}, **fields) == "x"
     with pytest.raises(InputError, match="which has other weights than policy.model"):
         find({"id": "x", "root": str(other)}, **fields)

@@ -21,7 +21,7 @@ from medssr_dist.errors import InputError
 from medssr_dist.inference.requests import Completion, SampleRequest
 from medssr_dist.inference.vllm_args import build_engine_env, build_engine_kwargs
 from medssr_dist.inference.vllm_server import ServerEngine
-from medssr_dist.runtime.models import load_tokenizer, model_fingerprint
+from medssr_dist.runtime.models import fingerprint_model, load_tokenizer
 
 pytestmark = pytest.mark.slow
 LENGTH = 256
@@ -93,7 +93,7 @@ async def real(url: str, folder: Path):
         Server(base_url=url, api_key=KEY),
         policy,
         folder,
-        model_fingerprint(folder),
+        fingerprint_model(folder),
         lambda text: tokenizer(text, add_special_tokens=False)["input_ids"],
     )
     await engine.start()

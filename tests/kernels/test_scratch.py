@@ -35,9 +35,15 @@ def logprob(case, dtype, backend, **settings):
     given = inputs(case, dtype)
     hidden, weight = given.hidden.requires_grad_(), given.weight.requires_grad_()
     results = linear_logprob(
-        hidden, weight, given.target, mask=given.mask, temperature=case.temperature, return_entropy=True,
-        backend=backend, **settings,
-    )  # fmt: skip
+        hidden,
+        weight,
+        given.target,
+        mask=given.mask,
+        temperature=case.temperature,
+        return_entropy=True,
+        backend=backend,
+        **settings,
+    )
     torch.autograd.backward(results, list(given.slopes))
     return [*results, hidden.grad, weight.grad]
 
@@ -52,9 +58,17 @@ def step(case, dtype, backend, options=FULL, **settings):
     hidden, weight = given.hidden.requires_grad_(), given.weight.requires_grad_()
     data = rollout(torch.full((1, case.tokens), -2.0))
     loss, _ = linear_grpo_loss(
-        hidden[None], weight, given.target[None], data.advantages, mask=data.mask, temperature=case.temperature,
-        options=options, backend=backend, **extras(data), **settings,
-    )  # fmt: skip
+        hidden[None],
+        weight,
+        given.target[None],
+        data.advantages,
+        mask=data.mask,
+        temperature=case.temperature,
+        options=options,
+        backend=backend,
+        **extras(data),
+        **settings,
+    )
     loss.backward()
     return [loss, hidden.grad, weight.grad]
 
@@ -150,7 +164,10 @@ def test_unwritten_memory_is_filled(dtype):
     expected = torch.full((3,), worst, dtype=dtype)
     with Scratch(math.nan):
         made = [
-            torch.empty(3, dtype=dtype), torch.empty_like(like), like.new_empty(3), like.new_empty_strided((3,), (1,)),
+            torch.empty(3, dtype=dtype),
+            torch.empty_like(like),
+            like.new_empty(3),
+            like.new_empty_strided((3,), (1,)),
             torch.empty_strided((3,), (1,), dtype=dtype),
-        ]  # fmt: skip
+        ]
     assert all(torch.equal(each.nan_to_num(7), expected.nan_to_num(7)) for each in made)

@@ -68,8 +68,8 @@ def test_medquad_is_read():
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([], "holds no passages"),
-        ([ROW, ROW], r"c\.jsonl line 2: id 'a1' stands twice"),
+        ([], "has no passages"),
+        ([ROW, ROW], r"c\.jsonl line 2: id 'a1' occurs twice"),
         ([ROW, {"id": "a2", "title": " "}], r"line 2 \(id 'a2'\): no content"),
         ([{"title": "t", "content": "c"}], r"line 1 \(id None\): no id"),
     ],

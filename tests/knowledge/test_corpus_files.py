@@ -34,8 +34,8 @@ def shards(tmp_path):
 
 def scans(monkeypatch):
     """Counts scans from now on."""
-    done, scan = [], corpus_files._scan
-    monkeypatch.setattr(corpus_files, "_scan", lambda *given: done.append(1) or scan(*given))
+    done, scan = [], corpus_files._scan_files
+    monkeypatch.setattr(corpus_files, "_scan_files", lambda *given: done.append(1) or scan(*given))
     return done
 
 
@@ -79,7 +79,7 @@ def test_a_title_may_be_empty(tmp_path):
         (b"[1]\n", "line 3: Expected `object`"),
         (b'{"id": "x", "content": 4}\n', r"line 3: Expected `str \| null`, got `int` - at `\$\.content`"),
         (b'{"id": "x", "content": " "}\n', r"line 3 \(id 'x'\): no content"),
-        (row("a").encode(), r"line 3: id 'a' stands twice, first at .*c\.jsonl line 1;"),
+        (row("a").encode(), r"line 3: id 'a' occurs twice, first at .*c\.jsonl line 1;"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path, line, message):
@@ -92,19 +92,19 @@ def test_an_id_in_two_shards_is_named_with_both_places(shards):
     with open(shards / "pubmed0002.jsonl", "a") as file:
         file.write("\n" + row("b"))
     with pytest.raises(
-        InputError, match=r"pubmed0002\.jsonl line 5: id 'b' stands twice, first at .*pubmed0000\.jsonl line 2"
+        InputError, match=r"pubmed0002\.jsonl line 5: id 'b' occurs twice, first at .*pubmed0000\.jsonl line 2"
     ):
         FileCorpus(shards)
 
 
 def test_ids_of_equal_hash_are_told_apart(shards, monkeypatch):
-    monkeypatch.setattr(corpus_files, "_id_hash", lambda name: ord(name) % 2)
+    monkeypatch.setattr(corpus_files, "_hash_id", lambda name: ord(name) % 2)
     corpus = FileCorpus(shards)
     assert [corpus.by_id(name).id for name in "abcdefg"] == list("abcdefg")
 
 
 def test_a_folder_without_shards_says_what_to_give(tmp_path):
-    with pytest.raises(InputError, match=r"holds no \*\.jsonl files.*chunk/"):
+    with pytest.raises(InputError, match=r"has no \*\.jsonl files.*chunk/"):
         FileCorpus(tmp_path)
 
 

@@ -47,7 +47,7 @@ def test_frequency_forms(text, frequency):
 
 
 def test_counts_of_several_studies_are_pooled():
-    phenotypes = hpo._phenotypes({"HP:1": ["1/1", "0/3"], "HP:2": [""]}, {"HP:1": "One", "HP:2": "Two"})
+    phenotypes = hpo._make_phenotypes({"HP:1": ["1/1", "0/3"], "HP:2": [""]}, {"HP:1": "One", "HP:2": "Two"})
     assert phenotypes == (
         hpo.Phenotype("HP:2", "Two", hpo.DEFAULT_FREQUENCY, stated=False),
         hpo.Phenotype("HP:1", "One", 0.25),

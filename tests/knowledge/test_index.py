@@ -130,13 +130,13 @@ def test_memory_of_each_form_at_scale():
 
 
 def test_a_form_that_does_not_fit_is_refused_with_the_forms_that_do(vectors, tmp_path, monkeypatch):
-    monkeypatch.setattr("medssr_dist.knowledge.index.available_memory", lambda: 1_000_000_000)
+    monkeypatch.setattr("medssr_dist.knowledge.index.read_available_memory", lambda: 1_000_000_000)
     wide = Vectors([np.broadcast_to(np.float32(0), (1_000_000, 768))])
     smaller = r"set knowledge\.index=sharded_flat \(0\.46 GB\) or ivfpq \(0\.\d\d GB\)$"
     with pytest.raises(InputError, match=rf"index=flat needs 3\.22 GB .*1,000,000.*768, 1\.00 GB are free; {smaller}"):
         build_index(wide, form("flat", shard_size=100_000), tmp_path / "x")
     assert not (tmp_path / "x").exists()
-    monkeypatch.setattr("medssr_dist.knowledge.index.available_memory", lambda: 1000)
+    monkeypatch.setattr("medssr_dist.knowledge.index.read_available_memory", lambda: 1000)
     with pytest.raises(InputError, match=r"lower knowledge\.shard_size or free some memory"):
         build_index(vectors, form("sharded_flat"), tmp_path / "x")
 
@@ -253,7 +253,7 @@ def test_a_torn_shard_is_encoded_again(encoder, caplog):
 
 
 def test_too_little_memory_is_said_before_anything_is_encoded(encoder, monkeypatch):
-    monkeypatch.setattr("medssr_dist.knowledge.index.available_memory", lambda: 160_000_000)
+    monkeypatch.setattr("medssr_dist.knowledge.index.read_available_memory", lambda: 160_000_000)
     with pytest.raises(InputError, match=r"index=flat needs .* set knowledge\.index=sharded_flat"):
         open_index(Rows(100_000), form("flat"), lambda: encoder)
     assert encoder.encoded == 0

@@ -17,7 +17,7 @@ from medssr_dist.knowledge.encoders import identify_encoder, load_encoder
 from medssr_dist.knowledge.passages import Passage
 from medssr_dist.knowledge.reranker import Reranker
 from medssr_dist.knowledge.retrieval import Retriever
-from medssr_dist.runtime.cache import cache_dir
+from medssr_dist.runtime.cache import make_cache_dir
 
 PASSAGES = [
     Passage("p1", "Alkaptonuria", "Urine turns dark; joints hurt; homogentisic acid is high.", "t"),
@@ -58,15 +58,15 @@ def cls_state(directory, *texts):
 
 
 def test_cache_dir_is_private(tmp_path):
-    assert cache_dir() == tmp_path / "cache"
-    assert cache_dir().stat().st_mode & 0o777 == 0o700
+    assert make_cache_dir() == tmp_path / "cache"
+    assert make_cache_dir().stat().st_mode & 0o777 == 0o700
 
 
 def test_cache_dir_that_cannot_be_made_is_refused(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("MEDSSR_CACHE", str(tmp_path / "file" / "cache"))
     with pytest.raises(InputError, match="MEDSSR_CACHE"):
-        cache_dir()
+        make_cache_dir()
 
 
 def test_medcpt_queries_are_cls_states_of_the_query_tower(medcpt):

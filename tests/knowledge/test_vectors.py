@@ -103,7 +103,7 @@ def test_vectors_are_taken_by_row_from_arrays_and_files(tmp_path):
     for vectors in (Vectors(parts), Vectors([tmp_path / f"{n}.npy" for n in range(3)]), Vectors.split(table, 10)):
         assert (len(vectors), vectors.dimension, vectors.shards) == (23, 4, 3)
         np.testing.assert_array_equal(vectors.take(rows), table[rows])
-        np.testing.assert_array_equal(vectors.in_memory().take(rows), table[rows])
+        np.testing.assert_array_equal(vectors.load().take(rows), table[rows])
 
 
 def workers_alive():
@@ -127,7 +127,7 @@ def test_ray_workers_give_the_same_vectors_though_one_is_killed(knowledge, tmp_p
         if not found:
             os.kill(workers_alive()[0].pid, signal.SIGKILL)
         found[number] = vectors
-    assert "another does it again" in caplog.text and sorted(found) == list(range(20))
+    assert "another worker retries it" in caplog.text and sorted(found) == list(range(20))
     np.testing.assert_allclose(np.vstack([found[number] for number in range(20)]), expected, atol=1e-6)
     assert not workers_alive()
 
@@ -138,6 +138,6 @@ def test_too_many_workers_and_deadly_shards_are_refused(knowledge, monkeypatch):
 
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0, "GPU": 1.0})
     with pytest.raises(InputError, match=r"knowledge\.workers = 3, but the Ray cluster has 1 GPUs"):
-        encoder_workers._worker_class(3)
+        encoder_workers._make_starter(3)
     with pytest.raises(InputError, match=r"3 encoding workers died one after another at shard 7 \(gone\)"):
-        encoder_workers._refuse_deadly(7, 3, RuntimeError("gone"))
+        encoder_workers._count_death(7, 3, RuntimeError("gone"))

@@ -22,15 +22,15 @@ from medssr_dist.launch.attempts import (
     FIRST_ENGINE,
     FIRST_TOKEN,
     Attempt,
-    idle_attempts,
-    unfinished,
+    count_idle_attempts,
+    find_unfinished,
 )
-from medssr_dist.launch.channel import Hub, Lost, NodeLost, Refused
-from medssr_dist.launch.fit_config import layout
+from medssr_dist.launch.channel import AuthenticationFailed, ConnectionLost, Hub, NodeLost
+from medssr_dist.launch.fit_config import fit_config
 from medssr_dist.launch.process import Component
-from medssr_dist.launch.ray_node import Resources, node_environment, ray_command
-from medssr_dist.launch.ray_watch import missing
-from medssr_dist.launch.slurm import Job, parse_record, same_request
+from medssr_dist.launch.ray_node import NodeResources, build_node_environment, build_ray_command
+from medssr_dist.launch.ray_watch import list_missing_nodes
+from medssr_dist.launch.slurm import SlurmJob, list_sbatch_options, parse_job_record
 from medssr_dist.launch.timings import Timings
 from medssr_dist.run.paths import RunPaths
 from medssr_dist.training.weights.checkpoints import CheckpointKeeper, complete_checkpoints, settle
@@ -89,7 +89,7 @@ async def test_silence_is_a_loss(monkeypatch):
     monkeypatch.setattr(channel, "SILENCE_S", 0.05)
     server = await asyncio.start_server(say_nothing, LOOPBACK, 0)
     link = await channel.connect(*server.sockets[0].getsockname(), "secret")
-    with pytest.raises(Lost, match="not heard from"):
+    with pytest.raises(ConnectionLost, match="not heard from"):
         await link.receive()
     await link.close()
     server.close()
@@ -97,14 +97,14 @@ async def test_silence_is_a_loss(monkeypatch):
 
 async def test_without_the_token_nobody_is_let_in(hub):
     hub, logged = hub
-    with pytest.raises(Refused):
+    with pytest.raises(AuthenticationFailed):
         await _connect(hub, "guess")
     assert not hub.nodes
     assert any("without this job's token" in text for _, text in logged)
 
 
 def test_two_jobs_on_a_node_get_different_ports():
-    first, second = ports.claim(LOOPBACK, 7), ports.claim(LOOPBACK, 7)
+    first, second = ports.claim_ports(LOOPBACK, 7), ports.claim_ports(LOOPBACK, 7)
     try:
         assert abs(first.first - second.first) >= ports.SIZE
         assert first.last < 32_768
@@ -117,37 +117,39 @@ def test_two_jobs_on_a_node_get_different_ports():
 
 
 def test_a_block_with_a_port_in_use_is_passed_over():
-    block = ports.claim(LOOPBACK, 3)
+    block = ports.claim_ports(LOOPBACK, 3)
     block.guard.close()
     taken = ports._bind(LOOPBACK, block.first + 100)
     with taken:
-        other = ports.claim(LOOPBACK, 3)
+        other = ports.claim_ports(LOOPBACK, 3)
         other.guard.close()
         assert other.first != block.first
 
 
 def test_ray_is_started_with_everything_explicit(tmp_path):
-    block = ports.Block(20_000, None)
-    head = ray_command(None, "10.0.0.1", block, Resources(4, 0, 8000), 2, tmp_path)
-    worker = ray_command("10.0.0.1:20001", "10.0.0.2", block, Resources(64, 8, 500_000), 0, tmp_path)
+    block = ports.PortBlock(20_000, None)
+    head = build_ray_command(None, "10.0.0.1", block, NodeResources(4, 0, 8000), 2, tmp_path)
+    worker = build_ray_command("10.0.0.1:20001", "10.0.0.2", block, NodeResources(64, 8, 500_000), 0, tmp_path)
     assert {"--head", "--port=20001", "--num-gpus=2", "--num-cpus=6", "--node-ip-address=10.0.0.1"} <= set(head)
     assert {"--address=10.0.0.1:20001", "--num-gpus=8", "--num-cpus=64", f"--temp-dir={tmp_path}"} <= set(worker)
     assert not any(option.startswith("--port=") for option in worker)
 
 
 def test_the_environment_holds_the_tokens_place_and_not_the_token(tmp_path):
-    block = ports.Block(20_000, None)
-    env = node_environment(LOOPBACK, block, 2, ["n1", "n2"], Resources(2, 0, 8000), tmp_path / "token")
+    block = ports.PortBlock(20_000, None)
+    env = build_node_environment(LOOPBACK, block, 2, ["n1", "n2"], NodeResources(2, 0, 8000), tmp_path / "token")
     assert env["RAY_AUTH_MODE"] == "token" and env["RAY_AUTH_TOKEN_PATH"] == str(tmp_path / "token")
     assert env["GLOO_SOCKET_IFNAME"] == "lo" and env["MEDSSR_NODES"] == "n1 n2" and env["MEDSSR_DEVICE"] == "cpu"
-    assert "MEDSSR_DEVICE" not in node_environment(LOOPBACK, block, 2, ["n1"], Resources(2, 8, 8000), tmp_path)
+    assert "MEDSSR_DEVICE" not in build_node_environment(
+        LOOPBACK, block, 2, ["n1"], NodeResources(2, 8, 8000), tmp_path
+    )
 
 
 def test_resources_are_slurms(monkeypatch):
     monkeypatch.setenv("SLURM_CPUS_ON_NODE", "12")
     monkeypatch.setenv("SLURM_GPUS_ON_NODE", "4")
     monkeypatch.setenv("SLURM_MEM_PER_NODE", "1000")
-    assert Resources.of_job() == Resources(12, 4, 1000)
+    assert NodeResources.of_job() == NodeResources(12, 4, 1000)
 
 
 def _attempt_with(run: Path, votes: int, end: bool = True) -> Attempt:
@@ -160,15 +162,15 @@ def _attempt_with(run: Path, votes: int, end: bool = True) -> Attempt:
 
 
 def test_attempts_are_numbered_and_those_without_progress_counted(tmp_path):
-    assert idle_attempts(tmp_path) == 0
+    assert count_idle_attempts(tmp_path) == 0
     for votes, idle in ((0, 1), (5, 0), (5, 1), (5, 2), (9, 0)):
         attempt = _attempt_with(tmp_path, votes)
-        assert idle_attempts(tmp_path) == idle
+        assert count_idle_attempts(tmp_path) == idle
     assert attempt.number == "0005"
     assert read_json(attempt.folder / "exit.json")["reason"] == "node n2 is lost"
-    assert unfinished(tmp_path) is None
+    assert find_unfinished(tmp_path) is None
     last = _attempt_with(tmp_path, 9, end=False)
-    assert unfinished(tmp_path).number == last.number == "0006"
+    assert find_unfinished(tmp_path).number == last.number == "0006"
 
 
 def _save(run: Path, step: int, complete: bool = True) -> None:
@@ -205,7 +207,7 @@ def test_only_a_complete_checkpoint_is_progress_in_training(tmp_path):
         if step:
             _save(tmp_path, step, complete)
         attempt.finish(1, "the driver failed")
-        assert idle_attempts(tmp_path) == idle
+        assert count_idle_attempts(tmp_path) == idle
     assert complete_checkpoints(RunPaths(tmp_path).stage("stage1").checkpoints)[0].step == 8
 
 
@@ -233,8 +235,8 @@ def test_timings_show_the_first_answer_of_this_attempt(tmp_path):
 
 @pytest.mark.parametrize(("told", "end"), [("2026-01-31T18:00:00", "2026-01-31T18:00:00"), ("Unknown", "")])
 def test_the_driver_is_told_when_slurm_will_end_the_job(monkeypatch, told, end):
-    monkeypatch.setattr(Job, "record", lambda job: parse_record(f"JobId=7 EndTime={told} Partition=gpu"))
-    assert Job(7, ("n1",), "n1").ends() == end
+    monkeypatch.setattr(SlurmJob, "record", lambda job: parse_job_record(f"JobId=7 EndTime={told} Partition=gpu"))
+    assert SlurmJob(7, ("n1",), "n1").ends() == end
 
 
 def test_timings_show_the_first_engine_and_token_of_this_job(tmp_path):
@@ -253,12 +255,12 @@ def test_timings_show_the_first_engine_and_token_of_this_job(tmp_path):
 
 
 def test_slurms_record_is_read_and_asked_for_again():
-    record = parse_record(
+    record = parse_job_record(
         "JobId=7 JobName=two words Partition=gpu Account=(null) QOS=normal TimeLimit=1-00:00:00 NumNodes=4 "
         "CPUs/Task=16 MinMemoryNode=0 TresPerNode=gres:gpu:8 Requeue=0 Command=/x/medssr_ssl.sh voting.samples=3"
     )
     assert record["Command"].endswith("medssr_ssl.sh voting.samples=3") and record["JobName"] == "two words"
-    assert same_request(record) == [
+    assert list_sbatch_options(record) == [
         "--partition=gpu",
         "--qos=normal",
         "--time=1-00:00:00",
@@ -279,14 +281,14 @@ def test_slurms_record_is_read_and_asked_for_again():
 )
 def test_a_config_is_laid_out_over_one_node(repo, overrides, nodes, expected, slots):
     file = repo / "configs" / "demo_cpu.yaml"
-    assert layout(file, overrides, nodes, 0, "run") == ([*overrides, *expected], slots)
-    assert layout(file, overrides, nodes, 8, "run")[1] == 0
-    assert layout(file, overrides, nodes, 0, "synthesize")[1] == 0
+    assert fit_config(file, overrides, nodes, 0, "run") == ([*overrides, *expected], slots)
+    assert fit_config(file, overrides, nodes, 8, "run")[1] == 0
+    assert fit_config(file, overrides, nodes, 0, "synthesize")[1] == 0
 
 
 def test_more_nodes_share_the_same_batch(repo):
     nodes = ["training.nodes=4", "training.engines=4", "voting.engines=4"]
-    assert layout(repo / "configs" / "demo_cpu.yaml", [], 4, 0, "run") == (nodes, 4)
+    assert fit_config(repo / "configs" / "demo_cpu.yaml", [], 4, 0, "run") == (nodes, 4)
 
 
 def test_nodes_that_the_config_does_not_fit_are_refused(repo, tmp_path):
@@ -296,13 +298,13 @@ def test_nodes_that_the_config_does_not_fit_are_refused(repo, tmp_path):
         "stage2: {micro_batch_size: 4}}\n"
     )
     with pytest.raises(InputError, match="laid out for 2 nodes .* the job has 3"):
-        layout(file, [], 3, 8, "run")
+        fit_config(file, [], 3, 8, "run")
     with pytest.raises(InputError, match=r"stage1: prompts_per_step x samples_per_prompt = 16 is fewer than ranks"):
-        layout(repo / "configs" / "demo_cpu.yaml", [], 9, 8, "run")
+        fit_config(repo / "configs" / "demo_cpu.yaml", [], 9, 8, "run")
 
 
 def test_missing_nodes_are_named():
-    assert missing({"n1": "10.0.0.1", "n2": "10.0.0.2"}, {"10.0.0.1"}) == "n2 (10.0.0.2)"
+    assert list_missing_nodes({"n1": "10.0.0.1", "n2": "10.0.0.2"}, {"10.0.0.1"}) == "n2 (10.0.0.2)"
 
 
 async def test_a_components_output_goes_to_its_file_and_its_lines_on(tmp_path):
@@ -384,4 +386,4 @@ def test_an_end_without_a_record_is_no_attempt_in_vain(tmp_path):
     """A node that dies with the launcher leaves no exit.json; such attempts do not count as idle."""
     _attempt_with(tmp_path, 1, end=False)
     write_json(tmp_path / "attempts" / "0001" / "timings.json", {})
-    assert idle_attempts(tmp_path) == 0
+    assert count_idle_attempts(tmp_path) == 0

@@ -16,11 +16,11 @@ from medssr_dist.data.records import Question
 from medssr_dist.errors import InputError, Stopped
 from medssr_dist.offline_teacher import start_teacher
 from medssr_dist.run import background, stream
-from medssr_dist.run.background import Beside, ThreadSide
-from medssr_dist.run.clock import seconds_by_step
+from medssr_dist.run.background import BackgroundSteps, ThreadStep
+from medssr_dist.run.clock import read_clock
 from medssr_dist.run.directory import open_run
 from medssr_dist.run.session import Session
-from medssr_dist.run.stream import has_ended, mark_end, publish_taken, room
+from medssr_dist.run.stream import has_ended, has_room, mark_end, publish_taken
 from medssr_dist.training.rollout.examples import Example, PromptLoader
 
 
@@ -40,7 +40,7 @@ def test_a_thread_that_is_killed_has_ended():
         until(should_stop)
         ended.append(True)
 
-    side = ThreadSide(work, never)
+    side = ThreadStep(work, never)
     assert not side.check()
     side.kill()
     assert side.check() and ended == [True]
@@ -53,7 +53,7 @@ def test_a_thread_stops_with_the_run_and_tells_what_it_raised():
         until(should_stop)
         raise Stopped("synthesis stopped")
 
-    side = ThreadSide(work, asked.is_set)
+    side = ThreadStep(work, asked.is_set)
     asked.set()
     side._thread.join(TIMEOUT_S)
     for _ in range(2):
@@ -87,7 +87,7 @@ def session_of(tmp_path):
 
 def test_a_side_that_is_done_is_a_finished_step_and_is_not_killed(session_of):
     log = []
-    with Beside(session_of(log)) as beside:
+    with BackgroundSteps(session_of(log)) as beside:
         beside.take("synthesize", Recorded(log, "kill synthesize", done=True))
         beside.take("stage1", Recorded(log, "kill stage1", done=True))
         beside.wait()
@@ -97,7 +97,7 @@ def test_a_side_that_is_done_is_a_finished_step_and_is_not_killed(session_of):
 
 def test_the_failure_of_a_side_is_raised_and_ends_the_others(session_of):
     log = []
-    with pytest.raises(InputError, match="no credit"), Beside(session_of(log)) as beside:
+    with pytest.raises(InputError, match="no credit"), BackgroundSteps(session_of(log)) as beside:
         beside.take("synthesize", Recorded(log, "kill synthesize", error=InputError("no credit")))
         beside.take("stage1", Recorded(log, "kill stage1"))
         beside.wait()
@@ -106,7 +106,7 @@ def test_the_failure_of_a_side_is_raised_and_ends_the_others(session_of):
 
 def test_a_failure_beside_ends_the_sides_and_is_not_covered_by_theirs(session_of):
     log = []
-    with pytest.raises(RuntimeError, match="no engine"), Beside(session_of(log)) as beside:
+    with pytest.raises(RuntimeError, match="no engine"), BackgroundSteps(session_of(log)) as beside:
         beside.take("synthesize", Recorded(log, "kill synthesize", error=Stopped("stopped")))
         raise RuntimeError("no engine survived")
     assert log == ["kill synthesize"]
@@ -114,7 +114,7 @@ def test_a_failure_beside_ends_the_sides_and_is_not_covered_by_theirs(session_of
 
 def test_waiting_for_the_sides_ends_when_the_run_is_stopped(session_of):
     log = []
-    with pytest.raises(Stopped, match="stage1 stopped"), Beside(session_of(log, lambda: True)) as beside:
+    with pytest.raises(Stopped, match="stage1 stopped"), BackgroundSteps(session_of(log, lambda: True)) as beside:
         beside.take("stage1", Recorded(log, "kill stage1"))
         beside.wait()
     assert log == ["kill stage1"]
@@ -122,7 +122,7 @@ def test_waiting_for_the_sides_ends_when_the_run_is_stopped(session_of):
 
 def test_a_second_interrupt_waits_for_nothing(session_of):
     log = []
-    with pytest.raises(KeyboardInterrupt), Beside(session_of(log)) as beside:
+    with pytest.raises(KeyboardInterrupt), BackgroundSteps(session_of(log)) as beside:
         beside.take("synthesize", Recorded(log, "kill synthesize"))
         raise KeyboardInterrupt
     assert log == []
@@ -195,7 +195,7 @@ class World:
             while not feed.ended:
                 if should_stop():
                     raise Stopped("voting stopped")
-                if trainer_follows and not room(labels, kept, config.voting.buffer):
+                if trainer_follows and not has_room(labels, kept, config.voting.buffer):
                     time.sleep(0.001)
                     continue
                 found = feed.next()
@@ -218,7 +218,7 @@ class World:
     def start_stage1(self, config, model, labels, folder, most_examples, should_stop):
         assert most_examples == 60
         publish_taken(labels, 0)
-        side = ThreadSide(lambda should_stop: self.train(config.training.stage1, labels, folder, should_stop), never)
+        side = ThreadStep(lambda should_stop: self.train(config.training.stage1, labels, folder, should_stop), never)
         side.wait = None  # side by side nobody waits for it alone
         return side
 
@@ -257,7 +257,7 @@ class World:
         assert len(asked) == 60 and [row["question"]["id"] for row in rows] == asked
         kept = [row["question"]["id"] for row in rows if row["kept"]]
         assert self.trained == [*kept, *kept[: -len(kept) % 8]]
-        assert set(seconds_by_step(self.root)) >= {"synthesize", "vote", "stage1"}
+        assert set(read_clock(self.root)) >= {"synthesize", "vote", "stage1"}
         assert self.votes == 60
 
 

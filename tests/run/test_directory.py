@@ -13,9 +13,9 @@ from medssr_dist.config.load import load_config
 from medssr_dist.data.jsonl import read_json
 from medssr_dist.errors import InputError
 from medssr_dist.run import directory
-from medssr_dist.run.directory import STEP_SECTIONS, commit, open_run
+from medssr_dist.run.directory import STEP_SECTIONS, find_commit, open_run
 from medssr_dist.run.paths import RECORDED_STEPS
-from medssr_dist.runtime.models import model_fingerprint
+from medssr_dist.runtime.models import fingerprint_model
 
 SECRET = "sk-0123456789-do-not-store"
 ENDPOINT = {"base_url": "http://localhost:1/v1", "model": "m", "api_key": "${RUN_DIR_TEST_KEY}"}
@@ -24,7 +24,7 @@ HOLD_THE_LOCK = """
 import sys
 from pathlib import Path
 from medssr_dist.config.load import load_config
-from medssr_dist.runtime.models import model_fingerprint
+from medssr_dist.runtime.models import fingerprint_model
 from medssr_dist.run.directory import open_run
 with open_run(Path(sys.argv[1]), load_config(Path(sys.argv[2]))):
     print("open", flush=True)
@@ -101,7 +101,7 @@ def test_the_manifest_says_what_ran(root, configured):
         run.finish_step("vote")
     manifest = read_json(root / "manifest.json")
     (attempt,) = manifest["attempts"]
-    assert attempt["commit"] == commit()
+    assert attempt["commit"] == find_commit()
     assert attempt["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
     assert attempt["versions"]["medssr_dist"] == __version__
     assert attempt["versions"]["torch"]
@@ -223,13 +223,13 @@ def test_how_a_step_is_run_may_change_and_it_stays_finished(root, configured, st
 
 
 def test_the_free_keys_are_config_keys(configured):
-    flat = directory._flatten(directory.resolved(configured()))
+    flat = directory._flatten(directory.dump_config(configured()))
     for free in directory._FREE_KEYS:
         assert any(directory._within(key, (free,)) for key in flat) or free == "synthesis.prices", free
 
 
 def test_the_steps_sections_are_config_keys(configured):
-    flat = directory._flatten(directory.resolved(configured()))
+    flat = directory._flatten(directory.dump_config(configured()))
     for section in {section for sections in STEP_SECTIONS.values() for section in sections}:
         assert any(key == section or key.startswith(section + ".") for key in flat), section
 
@@ -321,9 +321,9 @@ def test_a_damaged_manifest_is_named(root, configured):
 
 @pytest.fixture
 def fresh_commit():
-    commit.cache_clear()
-    yield commit
-    commit.cache_clear()
+    find_commit.cache_clear()
+    yield find_commit
+    find_commit.cache_clear()
 
 
 def test_without_git_the_version_stands_for_the_commit(fresh_commit, monkeypatch, tmp_path):
@@ -339,7 +339,7 @@ def test_outside_a_checkout_the_version_stands_for_the_commit(fresh_commit, monk
 def test_a_model_changed_anywhere_has_another_fingerprint(tmp_path):
     weights = bytearray(2**25)
     (tmp_path / "model.safetensors").write_bytes(weights)
-    before = model_fingerprint(tmp_path)
+    before = fingerprint_model(tmp_path)
     weights[2**24 : 2**24 + 2**18] = b"\1" * 2**18
     (tmp_path / "model.safetensors").write_bytes(weights)
-    assert model_fingerprint(tmp_path) != before
+    assert fingerprint_model(tmp_path) != before

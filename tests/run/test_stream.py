@@ -16,13 +16,13 @@ from medssr_dist.run.stream import (
     QuestionFeed,
     clear_end,
     follow,
+    follow_kept_labels,
     has_ended,
-    kept_at_end,
-    kept_labels,
-    kept_labels_from,
+    has_room,
     mark_end,
     publish_taken,
-    room,
+    read_kept_count,
+    read_kept_labels,
 )
 
 TIMEOUT_S = 20
@@ -177,14 +177,14 @@ def test_line_separators_inside_a_text_do_not_cut_it(tmp_path):
 def test_kept_labels_of_a_finished_file(labels_file):
     with JsonlLedger(labels_file) as ledger:
         ledger.append(*(label(n, kept=n % 2 == 0).model_dump() for n in range(6)))
-    assert kept_at_end(labels_file) is None
+    assert read_kept_count(labels_file) is None
     mark_end(labels_file, 3)
-    assert kept_at_end(labels_file) == 3
-    assert list(kept_labels(labels_file)) == [label(0), label(2), label(4)]
+    assert read_kept_count(labels_file) == 3
+    assert list(read_kept_labels(labels_file)) == [label(0), label(2), label(4)]
 
 
 def test_kept_labels_of_a_growing_file_end_with_the_mark(labels_file):
-    seen = Followed(kept_labels(labels_file))
+    seen = Followed(read_kept_labels(labels_file))
     with JsonlLedger(labels_file) as ledger:
         for n in range(10):
             ledger.append(label(n, kept=n % 3 == 0).model_dump())
@@ -198,10 +198,10 @@ def test_kept_labels_of_a_growing_file_end_with_the_mark(labels_file):
 def test_a_restarted_reader_sees_the_same_labels(labels_file):
     with JsonlLedger(labels_file) as ledger:
         ledger.append(*(label(n).model_dump() for n in range(5)))
-        first = list(itertools.islice(kept_labels(labels_file), 3))
+        first = list(itertools.islice(read_kept_labels(labels_file), 3))
         ledger.append(label(5).model_dump())
     mark_end(labels_file, 6)
-    again = list(kept_labels(labels_file))
+    again = list(read_kept_labels(labels_file))
     assert again[:3] == first
     assert again == [label(n) for n in range(6)]
 
@@ -210,7 +210,7 @@ def test_a_row_that_is_no_label_names_the_file(labels_file):
     labels_file.write_text(json.dumps(label(0).model_dump() | {"outcome": "maybe"}) + "\n")
     mark_end(labels_file, 1)
     with pytest.raises(InputError, match="labeled.jsonl: outcome"):
-        list(kept_labels(labels_file))
+        list(read_kept_labels(labels_file))
 
 
 @pytest.mark.parametrize("start", range(8))
@@ -219,14 +219,14 @@ def test_a_reader_that_begins_after_some_lines_sees_the_rest(labels_file, start)
         ledger.append(*(label(n, kept=n % 3 != 1).model_dump() for n in range(7)))
     mark_end(labels_file, 5)
     expected = [(n + 1, label(n)) for n in range(start, 7) if n % 3 != 1]
-    assert list(kept_labels_from(labels_file, start)) == expected
+    assert list(follow_kept_labels(labels_file, start)) == expected
 
 
 def test_a_reader_whose_place_is_not_there_yet_waits_for_it(labels_file):
     """A power cut may take labels that the trainer has seen: the vote writes them anew."""
     with JsonlLedger(labels_file) as ledger:
         ledger.append(label(0).model_dump())
-        seen = Followed(kept_labels_from(labels_file, 3))
+        seen = Followed(follow_kept_labels(labels_file, 3))
         ledger.append(*(label(n).model_dump() for n in range(1, 5)))
         mark_end(labels_file, 5)
     assert seen.end() == [(4, label(3)), (5, label(4))]
@@ -237,7 +237,7 @@ def test_an_end_can_be_taken_back(labels_file):
     assert has_ended(labels_file)
     clear_end(labels_file)
     clear_end(labels_file)
-    assert not has_ended(labels_file) and kept_at_end(labels_file) is None
+    assert not has_ended(labels_file) and read_kept_count(labels_file) is None
 
 
 # --- the feed of questions --------------------------------------------------------------------------
@@ -350,11 +350,11 @@ def test_a_row_that_is_no_question_names_the_file(questions_file):
 def test_there_is_room_up_to_the_buffer(labels_file, kept, taken, expected):
     if taken is not None:
         publish_taken(labels_file, taken)
-    assert room(labels_file, kept, 4) is expected
+    assert has_room(labels_file, kept, 4) is expected
 
 
 def test_what_is_published_is_seen_at_once(labels_file):
     for taken in (0, 3, 5, 6, 0):
         publish_taken(labels_file, taken)
-        assert room(labels_file, 10, 4) is (taken == 6)
+        assert has_room(labels_file, 10, 4) is (taken == 6)
     assert [file.name for file in labels_file.parent.iterdir()] == ["labeled.taken.json"]

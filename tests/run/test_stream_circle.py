@@ -12,8 +12,16 @@ from stream_parts import Tokenizer, draw_steps, label, never, question, until
 
 from medssr_dist.data.jsonl import JsonlLedger, read_jsonl
 from medssr_dist.run import stream
-from medssr_dist.run.background import ThreadSide
-from medssr_dist.run.stream import ALL_TAKEN, QuestionFeed, has_ended, kept_labels_from, mark_end, publish_taken, room
+from medssr_dist.run.background import ThreadStep
+from medssr_dist.run.stream import (
+    ALL_TAKEN,
+    QuestionFeed,
+    follow_kept_labels,
+    has_ended,
+    has_room,
+    mark_end,
+    publish_taken,
+)
 from medssr_dist.training.rollout.examples import Example, PromptLoader
 
 
@@ -48,7 +56,7 @@ class Streams:
         begun, decided, done = [], set(), 0
         with JsonlLedger(self.labels) as ledger:
             while not (self.feed.ended and not begun) and not should_stop():
-                if len(begun) < self.window and room(self.labels, self.kept_so_far, self.buffer):
+                if len(begun) < self.window and has_room(self.labels, self.kept_so_far, self.buffer):
                     found = self.feed.next()
                     begun += [found] if found else []
                 if undecided := [each for each in begun if each.id not in decided]:
@@ -67,7 +75,7 @@ class Streams:
             publish_taken(self.labels, taken)
 
         def examples(start):
-            return ((place, Example(found.question, "A")) for place, found in kept_labels_from(self.labels, start))
+            return ((place, Example(found.question, "A")) for place, found in follow_kept_labels(self.labels, start))
 
         for step in draw_steps(PromptLoader(examples, Tokenizer(), 1000, tell), per_step, steps):
             self.trained += [json.loads(label)["id"] for _, label in step]
@@ -90,9 +98,9 @@ def test_small_buffers_never_stop_all_three(
     kept = [True, *kept]
     streams = Streams(tmp_path_factory.mktemp("streams"), buffer, question_buffer, window, kept, seed)
     running = [
-        ThreadSide(streams.synthesize, never),
-        ThreadSide(streams.vote, never),
-        ThreadSide(lambda stop: streams.train(stop, per_step, steps), never),
+        ThreadStep(streams.synthesize, never),
+        ThreadStep(streams.vote, never),
+        ThreadStep(lambda stop: streams.train(stop, per_step, steps), never),
     ]
     until(lambda: all(side.check() for side in running))
     ids = [question(number).id for number, keep in enumerate(kept) if keep]

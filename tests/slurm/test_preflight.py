@@ -17,8 +17,8 @@ from preflight_config import EIGHT_GPUS
 from process_list import command_lines
 from slurm_cluster import SlurmCluster, why_not
 
+from medssr_dist.commands.doctor.node_report import read_reports
 from medssr_dist.config.load import merge_sections
-from medssr_dist.data.jsonl import read_json
 
 pytestmark = [pytest.mark.slurm, pytest.mark.skipif(bool(why_not()), reason=str(why_not()))]
 # A job that only writes questions: what the other steps need (GPUs, imports of a minute) is left out.
@@ -75,10 +75,10 @@ def test_an_interface_that_does_not_lead_to_the_others_fails_and_the_right_one_i
     code, text, out = preflight(MEDSSR_IFNAME="ib0")
     assert code == "2:0", text
     for node, other, address in (("n1", "n2", "10.99.2.1"), ("n2", "n1", "10.99.1.1")):
-        found = read_json(out / f"{node}.json")["results"]["network"]
-        assert found["status"] == "fail" and f"no way to {other} at {address}" in found["detail"]
-        assert "MEDSSR_IFNAME" in found["fix"] and "eth0 10.77.0." in found["fix"]
-    assert "; network: n1: from 10.99.1.1 no way to n2" in text.splitlines()[-1]
+        found = read_reports(out)[node].results["network"]
+        assert found.status == "fail" and f"cannot reach {other} at {address}" in found.detail
+        assert "MEDSSR_IFNAME" in found.fix and "eth0 10.77.0." in found.fix
+    assert "; network: n1: cannot reach n2 at 10.99.2.1" in text.splitlines()[-1]
 
 
 def test_what_to_ask_for_is_read_from_sinfo(cluster):

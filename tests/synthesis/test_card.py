@@ -9,7 +9,7 @@ from medssr_dist.config.synthesis import Checks
 from medssr_dist.data.records import Provenance, Question
 from medssr_dist.data.wilson import wilson
 from medssr_dist.knowledge.hpo import read_hpo_version
-from medssr_dist.run.directory import commit
+from medssr_dist.run.directory import find_commit
 from medssr_dist.synthesis.card import size_category, write_card
 
 SUMMARY = {
@@ -94,7 +94,7 @@ def test_the_text_holds_every_figure(tmp_path):
         "1,190",
         "gpt-y\\|z",
         "2026-01-02T04:04:05",
-        commit(),
+        find_commit(),
         "3.46 US dollars",
         "1,234,567",
         "7,654",

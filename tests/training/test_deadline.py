@@ -9,7 +9,7 @@ import pytest
 
 from medssr_dist.config.schema import Runtime
 from medssr_dist.errors import InputError, Stopped
-from medssr_dist.run.stream import kept_labels_from
+from medssr_dist.run.stream import follow_kept_labels
 from medssr_dist.training.deadline import VARIABLE, StopSign, end_time
 
 
@@ -104,4 +104,4 @@ def test_a_trainer_that_waits_for_labels_hears_the_sign(tmp_path):
     sign = StopSign(tmp_path / "stop")
     (tmp_path / "stop").touch()
     with pytest.raises(Stopped):
-        next(kept_labels_from(tmp_path / "labeled.jsonl", 0, sign.check))
+        next(follow_kept_labels(tmp_path / "labeled.jsonl", 0, sign.check))

@@ -9,7 +9,7 @@ from ledger_writer import label, question, stored, vote
 
 from medssr_dist.cli import main
 from medssr_dist.errors import InputError
-from medssr_dist.run.directory import RunDir, hold
+from medssr_dist.run.directory import RunDir, hold_run
 from medssr_dist.voting import merge as merging
 from medssr_dist.voting import segments
 from medssr_dist.voting.ledger import VoteLedger, derive_seeds, read_ledger_counts
@@ -110,7 +110,7 @@ def test_another_run_may_be_at_work(tmp_path):
     """Its last line is half written; it is held by its process."""
     run = make_run(tmp_path / "run", range(3))
     other = make_run(tmp_path / "other", range(3), pairs(0))
-    with open(other / "voting" / "votes" / "00000.jsonl", "ab") as file, hold(RunDir(other)):
+    with open(other / "voting" / "votes" / "00000.jsonl", "ab") as file, hold_run(RunDir(other)):
         file.write('{"question_id": "é'.encode()[:-1])
         file.flush()
         assert merge_votes(run, [other]) == [{TAKEN: 4}]
@@ -171,7 +171,7 @@ def test_a_merge_that_broke_off_is_done_again(tmp_path, monkeypatch):
 def test_it_is_refused_while_the_run_is_held(tmp_path):
     run = make_run(tmp_path / "run", range(3))
     other = make_run(tmp_path / "other", range(3), pairs(0))
-    with hold(RunDir(run)), pytest.raises(InputError, match="in use by another medssr process"):
+    with hold_run(RunDir(run)), pytest.raises(InputError, match="in use by another medssr process"):
         merge_votes(run, [other])
     assert keys(run) == []
 

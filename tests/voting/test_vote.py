@@ -21,8 +21,8 @@ from medssr_dist.inference import pool as pool_module
 from medssr_dist.inference.pool import EnginePool
 from medssr_dist.inference.requests import Completion
 from medssr_dist.run import stream
-from medssr_dist.run.stream import QuestionFeed, kept_at_end, publish_taken
-from medssr_dist.runtime.models import model_fingerprint
+from medssr_dist.run.stream import QuestionFeed, publish_taken, read_kept_count
+from medssr_dist.runtime.models import fingerprint_model
 from medssr_dist.voting import quality_plots, vote_scheduler
 from medssr_dist.voting import vote as voting_run
 from medssr_dist.voting.ledger import derive_seeds, hash_vote_sampling
@@ -117,7 +117,7 @@ def test_the_step_labels_each_question_in_order_and_counts(tmp_path, run, model)
     taken, labels = stored(tmp_path / "voting")
     assert [(label.answer, label.kept) for label in labels] == EXPECTED
     assert [label.question for label in labels] == QUESTIONS
-    key = (model_fingerprint(model), hash_vote_sampling(config(), None))
+    key = (fingerprint_model(model), hash_vote_sampling(config(), None))
     assert {(vote.policy, vote.sampling) for vote in taken} == {key}
     assert {(vote.question_id, vote.seed) for vote in taken} == {(q, seed) for q in SEEDS for seed in SEEDS[q]}
     assert {vote.text for vote in taken if vote.answer == "B"} == {"The answer is (B)."}
@@ -138,7 +138,7 @@ def test_the_step_labels_each_question_in_order_and_counts(tmp_path, run, model)
     }
     assert {name: summary["quality"][name] for name in counts} == counts
     assert summary["votes_taken_now"] == 24 and summary["tokens"] == 120
-    assert kept_at_end(tmp_path / "voting" / "labeled.jsonl") == 3
+    assert read_kept_count(tmp_path / "voting" / "labeled.jsonl") == 3
 
 
 def test_the_summary_asks_the_given_truth(run):
@@ -171,7 +171,7 @@ def test_interrupted_and_resumed_takes_no_vote_twice(tmp_path, run, after):
     run(folder="whole")
     with pytest.raises(KeyboardInterrupt):
         run(Dying(after))
-    assert kept_at_end(tmp_path / "voting" / "labeled.jsonl") is None
+    assert read_kept_count(tmp_path / "voting" / "labeled.jsonl") is None
     had = len(stored_votes(tmp_path / "voting")) if (tmp_path / "voting" / "votes").exists() else 0
     summary = run()
     taken, labels = stored(tmp_path / "voting")
@@ -180,7 +180,7 @@ def test_interrupted_and_resumed_takes_no_vote_twice(tmp_path, run, after):
     assert set(taken) == set(whole_votes)
     assert labels == whole_labels
     assert summary["votes_taken_now"] == 24 - had
-    assert kept_at_end(tmp_path / "voting" / "labeled.jsonl") == 3
+    assert read_kept_count(tmp_path / "voting" / "labeled.jsonl") == 3
 
 
 def test_killed_between_votes_and_label(tmp_path, run):
@@ -286,7 +286,7 @@ def test_with_a_trainer_the_vote_begins_no_question_until_it_has_caught_up(tmp_p
 
 def test_without_questions_there_is_an_empty_end(tmp_path, run):
     assert run(questions=[])["quality"]["questions"] == 0
-    assert kept_at_end(tmp_path / "voting" / "labeled.jsonl") == 0
+    assert read_kept_count(tmp_path / "voting" / "labeled.jsonl") == 0
 
 
 # --- what is asked ----------------------------------------------------------------------------------

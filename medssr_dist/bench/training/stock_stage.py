@@ -19,8 +19,8 @@ from medssr_dist.config.load import load_config
 from medssr_dist.config.schema import Config
 from medssr_dist.readers import read_all
 from medssr_dist.run.paths import RunPaths
-from medssr_dist.runtime.cluster import ray_cluster
-from medssr_dist.runtime.device import device_env
+from medssr_dist.runtime.cluster import open_ray_cluster
+from medssr_dist.runtime.device import build_device_env
 from medssr_dist.runtime.models import resolve_model
 from medssr_dist.training.rollout.examples import PromptLoader
 from medssr_dist.training.rollout.workers import RolloutWorkers
@@ -121,8 +121,8 @@ def run_stage(config: Config, run_dir: Path, pieces: frozenset[str]) -> None:
     folder.mkdir(parents=True)
     questions = read_all(config.training.stage2.data, config.runtime.random_seed)
     job, examples = plan_stage2(config, model, model, questions, paths.voting.labels, folder)
-    with ray_cluster(config, paths.logs):
-        actor = ray.remote(num_cpus=1, runtime_env={"env_vars": device_env()})(StockStage).remote(pieces)
+    with open_ray_cluster(config, paths.logs):
+        actor = ray.remote(num_cpus=1, runtime_env={"env_vars": build_device_env()})(StockStage).remote(pieces)
         ray.get(actor.run.remote(job, examples, ignore_taken, start_board()))
 
 

@@ -36,7 +36,7 @@ from medssr_dist.knowledge.vignettes import find_hpo_truth
 from medssr_dist.readers import read_questions
 from medssr_dist.run.paths import RunPaths, VotingPaths
 from medssr_dist.run.stream import QuestionFeed
-from medssr_dist.runtime.models import load_tokenizer, model_fingerprint, resolve_model
+from medssr_dist.runtime.models import fingerprint_model, load_tokenizer, resolve_model
 from medssr_dist.voting.labels import label_question
 from medssr_dist.voting.ledger import VoteLedger
 from medssr_dist.voting.segments import list_segments, read_votes
@@ -73,11 +73,11 @@ def pool_against_vllm(questions: int, rounds: int) -> dict:
 def _engines(config: Config, model: Path) -> Iterator[EnginePool]:
     """A pool of one engine, on a Ray as a run starts it."""
     from medssr_dist.inference.placement import open_engine_pool
-    from medssr_dist.runtime.cluster import ray_cluster
+    from medssr_dist.runtime.cluster import open_ray_cluster
 
     with (
         tempfile.TemporaryDirectory(prefix="bench") as logs,
-        ray_cluster(config, Path(logs)),
+        open_ray_cluster(config, Path(logs)),
         open_engine_pool(config, model) as pool,
     ):
         yield pool
@@ -210,7 +210,7 @@ class Voted:
     def __init__(self, config: Config, file: Path, folder: Path, pool: EnginePool, tokenizer, model: Path):
         before, paths = pool.tokens, VotingPaths(folder)
         with (
-            VoteLedger(folder, model_fingerprint(model), "bench") as ledger,
+            VoteLedger(folder, fingerprint_model(model), "bench") as ledger,
             tqdm(desc=f"vote, {folder.name}", unit="question") as bar,
         ):
             scheduler = RecordingScheduler(config, QuestionFeed(file), ledger, tokenizer)

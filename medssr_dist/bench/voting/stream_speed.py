@@ -30,7 +30,7 @@ from medssr_dist.bench.voting.simulation_cluster import (
 )
 from medssr_dist.inference.pool import EnginePool
 from medssr_dist.run.paths import VotingPaths
-from medssr_dist.run.stream import QuestionFeed, kept_labels_from, mark_end, publish_taken, room
+from medssr_dist.run.stream import QuestionFeed, follow_kept_labels, has_room, mark_end, publish_taken
 from medssr_dist.training.rollout.examples import PromptLoader, example_of_label
 from medssr_dist.voting.ledger import VoteLedger
 from medssr_dist.voting.vote_scheduler import VoteScheduler, collect_votes
@@ -83,7 +83,7 @@ def _vote(questions: Path, folder: Path, follows: bool) -> tuple[float, int]:
     ):
 
         def hold() -> bool:
-            return follows and not room(ledger.labels_file, ledger.num_kept, _BUFFER)
+            return follows and not has_room(ledger.labels_file, ledger.num_kept, _BUFFER)
 
         scheduler = VoteScheduler(config, QuestionFeed(questions), ledger, PlainTokenizer(), hold)
         collect_votes(pool, scheduler, ledger, bar, bool)
@@ -141,7 +141,7 @@ def train(labels: Path, step_s: float) -> int:
     """Take prompts as stage 1 does, and sleep `step_s` for each step of them; returns how many were taken."""
 
     def examples(start: int):
-        return ((place, example_of_label(label)) for place, label in kept_labels_from(labels, start))
+        return ((place, example_of_label(label)) for place, label in follow_kept_labels(labels, start))
 
     loader = PromptLoader(examples, _Words(), 4096, lambda taken: publish_taken(labels, taken))
     while loader.draw(wrap=loader.taken % _STEP != 0):  # the last step is filled up from the beginning

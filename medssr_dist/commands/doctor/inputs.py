@@ -1,9 +1,10 @@
-"""Checks of what a run reads: policy, passages, data sets, vocabulary, endpoints and their keys."""
+"""Checks of what a run reads: policy, passages, data sets, vocabulary, trackers, endpoints and their keys."""
 
 from __future__ import annotations
 
 import socket
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from yarl import URL
@@ -12,27 +13,28 @@ from medssr_dist.commands.doctor.check_result import CheckResult
 from medssr_dist.commands.doctor.slurm_settings import list_job_hosts
 from medssr_dist.commands.prefetch import (
     count_missing_passages,
-    count_tokens,
+    count_trial_tokens,
     find_index,
     refuse_incomplete_model,
     refuse_missing_encoders,
 )
 from medssr_dist.config.schema import Config
+from medssr_dist.readers import read_all, refuse_evaluation_items, refuse_unlabelled
 from medssr_dist.run.directory import RunDir
-from medssr_dist.runtime.models import policy_on_disk
+from medssr_dist.runtime.models import find_policy_on_disk
 from medssr_dist.synthesis.client.chat_client import build_chat_url, find_proxy
 from medssr_dist.training.trackers import check_trackers
 
 
-def synthesis_finished(run_dir: Path) -> bool:
-    """Whether this run has its questions, so that neither passages nor an endpoint are needed any more."""
+def is_synthesis_finished(run_dir: Path) -> bool:
+    """Return whether this run has all of its questions. It then needs neither passages nor an endpoint."""
     run = RunDir(run_dir)
     return run.manifest_file.exists() and run.is_finished("synthesize")
 
 
 def check_model(config: Config, run_dir: Path) -> CheckResult:
-    """The policy: whole weights and a tokenizer that loads, found without a network."""
-    folder = policy_on_disk(config.policy)
+    """Check that the policy is on this machine, with all weights and a tokenizer that loads without a network."""
+    folder = find_policy_on_disk(config.policy)
     if folder is None:
         detail, nodes = f"{config.policy.model}, converted on first use", len(list_job_hosts())
         return CheckResult("pass", detail) if nodes == 1 else CheckResult("warn", detail, "run `medssr prefetch`")
@@ -41,34 +43,32 @@ def check_model(config: Config, run_dir: Path) -> CheckResult:
 
 
 def check_knowledge(config: Config, run_dir: Path) -> CheckResult:
-    """Passages of every entity; where they are not there yet, what finds them."""
+    """Check that every entity has passages, or that the encoders that retrieve them are on this machine."""
     if config.synthesis.alpha == 0:
         return CheckResult("pass", "synthesis.alpha is 0: no passages are needed")
-    if synthesis_finished(run_dir):
-        return CheckResult("pass", "the questions are written already")
-    missing, entities = count_missing_passages(config)
-    if not missing:
-        return CheckResult("pass", f"passages of {entities:,} entities in {find_index(config.knowledge)}")
+    if is_synthesis_finished(run_dir):
+        return CheckResult("pass", "the questions are already written")
+    counts = count_missing_passages(config)
+    if not counts.missing:
+        return CheckResult("pass", f"passages of {counts.total:,} entities in {find_index(config.knowledge)}")
     refuse_missing_encoders(config.knowledge)
-    detail = f"{missing:,} of {entities:,} entities have no passages from {config.knowledge.corpus.path} yet"
-    return CheckResult("warn", f"{detail}; the run finds them", "run `medssr prefetch`")
+    detail = f"{counts.missing:,} of {counts.total:,} entities have no passages from {config.knowledge.corpus.path} yet"
+    return CheckResult("warn", f"{detail}; the run retrieves them", "run `medssr prefetch`")
 
 
 def check_tracking(config: Config, run_dir: Path) -> CheckResult:
-    """Where metrics go: installed, and with its key in the environment."""
+    """Check that the trackers are installed and have their keys in the environment."""
     check_trackers(config.training)
     return CheckResult("pass", ", ".join(config.training.trackers) or "none")
 
 
 def check_vocabulary(config: Config, run_dir: Path) -> CheckResult:
-    """What counts tokens, which tiktoken itself would download."""
-    return CheckResult("pass", f"tiktoken counts offline ({count_tokens()} tokens in a trial)")
+    """Check that tiktoken counts tokens without downloading its vocabulary."""
+    return CheckResult("pass", f"tiktoken counts offline ({count_trial_tokens()} tokens in a trial)")
 
 
 def check_data(config: Config, run_dir: Path) -> CheckResult:
-    """Every data set can be read, is labelled where it must be, and holds no evaluation item."""
-    from medssr_dist.readers import read_all, refuse_evaluation_items, refuse_unlabelled
-
+    """Check that every data set can be read, has answers where needed, and contains no evaluation item."""
     benchmarks = read_all(config.evaluation.benchmarks, config.runtime.random_seed)
     stage2 = config.training.stage2
     sets = {"seeds": read_all(config.synthesis.seeds, config.runtime.random_seed)}
@@ -83,25 +83,29 @@ def check_data(config: Config, run_dir: Path) -> CheckResult:
 
 
 def check_endpoints(config: Config, run_dir: Path) -> CheckResult:
-    """Something listens there, or at the proxy on the way."""
+    """Check that each endpoint, or the proxy in front of it, accepts connections."""
     if not config.training.uses_pseudo_labels:
-        return CheckResult("pass", "no stage uses pseudo-labels: no questions are asked for")
-    if synthesis_finished(run_dir):
-        return CheckResult("pass", "the questions are written already")
-    answers = [_knock(endpoint.base_url) for endpoint in config.synthesis.endpoints]
-    failed = [detail for reached, detail in answers if not reached]
-    fix = "check synthesis.endpoints, proxies and the network; or run `medssr synthesize` first where there is internet"
-    return (
-        CheckResult("fail", "; ".join(failed), fix)
-        if failed
-        else CheckResult("pass", "; ".join(text for _, text in answers))
-    )
+        return CheckResult("pass", "no stage uses pseudo-labels: no questions are written")
+    if is_synthesis_finished(run_dir):
+        return CheckResult("pass", "the questions are already written")
+    answers = [_connect(endpoint.base_url) for endpoint in config.synthesis.endpoints]
+    failed = [answer.detail for answer in answers if not answer.reached]
+    if failed:
+        fix = "check synthesis.endpoints, proxies and the network; or run `medssr synthesize` where there is internet"
+        return CheckResult("fail", "; ".join(failed), fix)
+    return CheckResult("pass", "; ".join(answer.detail for answer in answers))
 
 
-def _knock(base_url: str) -> tuple[bool, str]:
-    """Whether something listens at `base_url`, and in words."""
+class _Answer(NamedTuple):
+    """Whether something accepts connections at an address, and a description."""
+
+    reached: bool
+    detail: str
+
+
+def _connect(base_url: str) -> _Answer:
     if base_url == "offline-teacher":
-        return True, "offline-teacher, started by the run"
+        return _Answer(True, "offline-teacher, started by the run")
     url, via = build_chat_url(base_url), ""
     if proxy := find_proxy(url):
         via, url = f" (proxy for {url.host})", URL(proxy)
@@ -109,12 +113,12 @@ def _knock(base_url: str) -> tuple[bool, str]:
     try:
         socket.create_connection((url.host, url.port), timeout=5).close()
     except OSError as error:
-        return False, f"{where} cannot be reached ({error})"
-    return True, f"{where} answers"
+        return _Answer(False, f"{where} cannot be reached ({error})")
+    return _Answer(True, f"{where} answers")
 
 
 def check_api_keys(config: Config, run_dir: Path) -> CheckResult:
-    """No key is empty, and none is forgotten."""
+    """Check that no API key is empty, and that every https endpoint has one."""
     without = []
     for number, endpoint in enumerate(config.synthesis.endpoints):
         name = f"synthesis.endpoints.{number}.api_key"

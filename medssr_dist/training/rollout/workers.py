@@ -12,7 +12,7 @@ from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from medssr_dist.inference.vllm_args import build_engine_env, build_engine_kwargs
-from medssr_dist.runtime.cluster import reserve
+from medssr_dist.runtime.cluster import reserve_bundles
 from medssr_dist.runtime.device import on_gpu
 from medssr_dist.training.rollout.engines import RolloutEngines, engine_name
 from medssr_dist.training.rollout.groups import Sampling
@@ -125,7 +125,7 @@ def engine_starter(
 
     training = config.training
     size = training.tensor_parallel_size
-    bundles = reserve([{"GPU": size, "CPU": 1}] * training.engines, "the rollout engines")
+    bundles = reserve_bundles([{"GPU": size, "CPU": 1}] * training.engines, "the rollout engines")
     env = build_engine_env(config.runtime, max(1, (os.cpu_count() or 1) // training.engines))
     env["GOMP_SPINCOUNT"] = "0"  # its threads wait asleep: the ranks that send weights need the cores
     actor = ray.remote(RolloutEngine)
