@@ -15,7 +15,8 @@ from medssr_dist.data.jsonl import read_json
 from medssr_dist.data.wilson import part
 from medssr_dist.run.clock import read_clock
 from medssr_dist.run.paths import RECORDED_STEPS, STAGES, RunPaths
-from medssr_dist.voting.quality import format_quality
+from medssr_dist.voting.quality_records import VoteSummary
+from medssr_dist.voting.quality_text import format_quality
 
 WIDTH = 100
 _LABEL = 12
@@ -107,7 +108,7 @@ def _synthesis(found: dict | None) -> list[tuple[str, str]]:
 def _voting(found: dict | None) -> list[tuple[str, str]]:
     if found is None:
         return [("", "not run")]
-    return format_quality(found["quality"])
+    return format_quality(VoteSummary.model_validate(found).quality)
 
 
 def _stage(name: str, found: dict | None) -> list[tuple[str, str]]:

@@ -5,10 +5,11 @@ import json
 import pytest
 
 from medssr_dist.config.schema import Voting
-from medssr_dist.data.wilson import share_of
+from medssr_dist.data.wilson import measure_share
 from medssr_dist.errors import InputError
 from medssr_dist.summary import WIDTH, build_summary, render_summary
 from medssr_dist.voting.quality import measure_quality
+from medssr_dist.voting.quality_records import VoteRates, VoteSummary
 
 SYNTHESIS = {
     "requested": 40,
@@ -24,22 +25,24 @@ SYNTHESIS = {
     "tokens": 5000,
 }
 EMPTY = measure_quality([], Voting(samples=8), lambda question: None)
-QUALITY = EMPTY | {
-    "questions": 36,
-    "labeled": 30,
-    "kept": 12,
-    "ties": 4,
-    "all_invalid": 2,
-    "agree_with_truth": 5,
-    "truth_known": 10,
-    "precision": share_of(5, 10),
-    "votes": 216,
-    "votes_requested": 288,
-    "votes_saved": 72,
-    "rates": {"saved": 0.25, "invalid": 0.125, "truncated": 0.0625},
-    "tokens": 9000,
-}
-VOTING = {"quality": QUALITY, "tokens": 9000, "seconds": 60.0}
+QUALITY = EMPTY.model_copy(
+    update={
+        "questions": 36,
+        "labeled": 30,
+        "kept": 12,
+        "ties": 4,
+        "all_invalid": 2,
+        "agree_with_truth": 5,
+        "truth_known": 10,
+        "precision": measure_share(5, 10),
+        "votes": 216,
+        "votes_requested": 288,
+        "votes_saved": 72,
+        "rates": VoteRates(saved=0.25, invalid=0.125, truncated=0.0625),
+        "tokens": 9000,
+    }
+)
+VOTING = VoteSummary(votes_taken_now=216, seconds=60.0, tokens=9000, quality=QUALITY).model_dump(mode="json")
 STAGE = {"steps": 2, "reward_by_step": [0.25, 0.5], "seconds": 100.0, "tokens": 1000}
 SCORE = {"accuracy": 0.25, "std": 0.05, "invalid": 2, "recovered": 3}
 SCORES = {
@@ -110,7 +113,7 @@ def test_steps_not_run(tmp_path):
 def test_nothing_accepted_labelled_or_timed(tmp_path):
     none = {"share": None, "low": None, "high": None, "count": 0, "of": 0}
     nothing = SYNTHESIS | {"accepted": 0, "alpha": SYNTHESIS["alpha"] | {"accepted": none}}
-    votes = {"quality": EMPTY, "tokens": 0, "seconds": 0}
+    votes = VoteSummary(votes_taken_now=0, seconds=0, tokens=0, quality=EMPTY).model_dump(mode="json")
     text = render_summary(build_summary(fill(tmp_path, synthesis__summary=nothing, voting__summary=votes)))
     assert "accepted 0 of 40 (0.0%)" in text and "- of accepted" in text and "0 of 0" in text
 

@@ -1,35 +1,40 @@
-"""From votes to a pseudo-label: majority answer, its confidence, and the threshold (paper section 3.2)."""
+"""From votes to a pseudo-label: the majority answer, its confidence, and the threshold (paper section 3.2)."""
 
 from __future__ import annotations
 
+from typing import Literal
+
 from medssr_dist.config.schema import Voting
 from medssr_dist.data.records import Label, Question
-from medssr_dist.voting.early_stopping import bound_confidences, find_decision
+from medssr_dist.voting.early_stopping import bound_confidence, find_decision
 from medssr_dist.voting.tally import Tally
 
 
 def label_question(
     question: Question, tally: Tally, voting: Voting, *, tokens: int, truncated: int, policy: str, sampling: str
 ) -> Label:
-    """The label of `question` from all K votes, or from so many that the rest need not be taken (`bound.certain`).
+    """Return the label of `question` from all K votes, or from so many that the decision is certain (`is_certain`).
 
     Args:
         tokens: generated in the votes of `tally`.
-        truncated: those of them that were cut at the token limit.
+        truncated: votes of `tally` that were cut at the token limit.
+        policy: fingerprint of the policy that voted.
+        sampling: hash of the way of sampling.
 
     Raises:
-        ValueError: the votes do not settle it, there are more than K, or one is for no option of the question.
+        ValueError: the votes do not determine a decision, there are more than K, or one is for none of the options.
     """
-    found = find_decision(tally, tuple(question.options), voting)
-    if found is None:
+    decision = find_decision(tally, tuple(question.options), voting)
+    if decision is None:
         raise ValueError(f"{tally} decides nothing yet on question {question.id}: K = {voting.samples}")
-    return _label(
+    return _make_label(
         question,
         tally,
         voting,
-        outcome=found.outcome,
-        kept=found.kept,
-        answer=_leader(tally) if found.outcome == "labeled" else None,
+        outcome=decision.outcome,
+        kept=decision.kept,
+        answer=_find_leader(tally) if decision.outcome == "labeled" else None,
+        reason="",
         tokens=tokens,
         truncated=truncated,
         policy=policy,
@@ -48,8 +53,8 @@ def quarantine_question(
     policy: str,
     sampling: str,
 ) -> Label:
-    """The label of a question that the engines could not answer: none, with `reason` and the votes that it did get."""
-    return _label(
+    """Return the label of a question that the engines could not answer: no answer, `reason`, and the votes taken."""
+    return _make_label(
         question,
         tally,
         voting,
@@ -64,19 +69,39 @@ def quarantine_question(
     )
 
 
-def _leader(tally: Tally) -> str:
+def _find_leader(tally: Tally) -> str:
     return max(tally.counts, key=lambda item: item[1])[0]
 
 
-def _label(question: Question, tally: Tally, voting: Voting, **fields) -> Label:
-    of_requested, of_valid = bound_confidences(tally, tuple(question.options), voting)
+def _make_label(
+    question: Question,
+    tally: Tally,
+    voting: Voting,
+    *,
+    outcome: Literal["labeled", "tie", "all_invalid", "rejected", "quarantined"],
+    kept: bool,
+    answer: str | None,
+    reason: str,
+    tokens: int,
+    truncated: int,
+    policy: str,
+    sampling: str,
+) -> Label:
+    confidence = bound_confidence(tally, tuple(question.options), voting)
     return Label(
         question=question,
+        outcome=outcome,
+        answer=answer,
         counts=dict(tally.counts),
         requested=voting.samples,
         taken=tally.taken,
         valid=tally.valid,
-        confidence_requested=of_requested,
-        confidence_valid=of_valid,
-        **fields,
+        truncated=truncated,
+        tokens=tokens,
+        confidence_requested=confidence.requested,
+        confidence_valid=confidence.valid,
+        kept=kept,
+        reason=reason,
+        policy=policy,
+        sampling=sampling,
     )

@@ -1,9 +1,10 @@
-"""The vote ledger: each vote and each label on disk exactly once, whatever crashed.
+"""The vote ledger: each vote and each label is on disk exactly once, whatever crashes.
 
-Questions have a fixed order; the position of one is its line in questions.jsonl. Labels are written strictly in
-that order, so that label i is of question i and the lines of labeled.jsonl say what is decided. Votes stand in
-segments of questions (voting/segments.py), are on disk before the label that follows from them, and are in memory
-only for the questions under way. `ledger.json` says whose votes these are, and holds counts for a quick look.
+Questions have a fixed order; the position of a question is its line in questions.jsonl. Labels are written strictly in
+this order, so label i belongs to question i, and the number of lines in labeled.jsonl is the number of decided
+questions. Votes are stored in segments of questions (`segments.py`). They are on disk before the label that they lead
+to, and in memory only for the questions in progress. `ledger.json` names the policy and the way of sampling, and holds
+counts, so that `medssr status` need not read everything.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import msgspec
+from pydantic import BaseModel, ConfigDict
 
 from medssr_dist.config.schema import Config
 from medssr_dist.data.answers import INSTRUCTION
@@ -21,20 +23,13 @@ from medssr_dist.data.jsonl import JsonlLedger, read_json, write_json
 from medssr_dist.data.records import Label, Question, Vote, hash_content
 from medssr_dist.errors import InputError
 from medssr_dist.run.paths import VotingPaths
-from medssr_dist.voting.segments import (
-    Segment,
-    count_votes,
-    list_segments,
-    pack_segment,
-    remove_leftovers,
-    segment_number,
-)
+from medssr_dist.voting.segments import Segment, count_votes, find_segment, list_segments, pack_segment, remove_partial
 
 _Row = TypeVar("_Row")
 
 
 def hash_vote_sampling(config: Config, chat_template: str | None) -> str:
-    """Hash of all that shapes a sampled answer besides the model and the question."""
+    """Return a hash of everything that affects a sampled answer, apart from the model and the question."""
     voting = config.voting
     return hash_content(
         {
@@ -50,17 +45,44 @@ def hash_vote_sampling(config: Config, chat_template: str | None) -> str:
 
 
 def derive_seeds(question_id: str, random_seed: int, samples: int) -> range:
-    """Seeds of a question's K votes: the same in every run with this `runtime.random_seed`, apart from others'."""
+    """Return the seeds of a question's K votes. They depend on `runtime.random_seed` and on the question alone."""
     first = int(hash_content([random_seed, question_id])[:7], 16)
     return range(first, first + samples)
 
 
 class LedgerCounts(NamedTuple):
-    """What a ledger holds."""
+    """What a ledger holds. Example: LedgerCounts(labels=10, kept=4, votes=41)"""
 
     labels: int
     kept: int
     votes: int
+
+
+class LedgerState(BaseModel):
+    """The content of ledger.json.
+
+    Example: LedgerState(policy="3f..", sampling="77..", labels=9, kept=3, label_bytes=4711, packed={0: 16, 1: 16})
+
+    Attributes:
+        policy: fingerprint of the policy that votes.
+        sampling: hash of the way of sampling (`hash_vote_sampling`).
+        labels: labels in the first `label_bytes` bytes of their file; `kept` of them are kept.
+        packed: segment -> votes, of the packed segments.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    policy: str
+    sampling: str
+    labels: int
+    kept: int
+    label_bytes: int
+    packed: dict[int, int]
+
+    @classmethod
+    def read(cls, file: Path) -> LedgerState | None:
+        """Read the file; None where there is none."""
+        return cls.model_validate(read_json(file)) if file.exists() else None
 
 
 class _QuestionId(msgspec.Struct):
@@ -68,7 +90,7 @@ class _QuestionId(msgspec.Struct):
 
 
 class _StoredLabel(msgspec.Struct):
-    """What is read back of a line of labeled.jsonl."""
+    """The fields of a line of labeled.jsonl that are read back."""
 
     question: _QuestionId
     kept: bool
@@ -85,112 +107,119 @@ _decode_kept = msgspec.json.Decoder(_Kept).decode
 
 
 class VoteLedger:
-    """The votes and labels of one policy and one way of sampling. One process at a time holds it.
+    """The votes and labels of one policy and one way of sampling. Only one process may open it at a time.
 
-    Votes of others in the same files are left alone and never counted. Nothing is on disk before `commit`;
-    leaving the context, or `close`, commits what is complete in memory.
+    Votes of other policies or ways of sampling in the same files are left alone and never counted. Nothing is on disk
+    before `commit`; `close` and the end of the context commit what is in memory.
+
+    Attributes:
+        labels_file: labeled.jsonl.
+        num_labels: labels so far, which is also the position of the next label.
+        num_kept: kept labels so far.
 
     Raises:
-        InputError: labels of another policy or way of sampling are there, or a line is broken (file and line named).
+        InputError: there are labels of another policy or way of sampling, or a line is broken (file and line named).
     """
 
     def __init__(self, folder: Path, policy: str, sampling: str, keep_text: bool = True):
         self.policy, self.sampling, self.keep_text = policy, sampling, keep_text
         paths = VotingPaths(Path(folder))
-        self.labels_file, self._file, self._folder = paths.labels, paths.ledger, paths.votes
+        self.labels_file, self._state_file, self._folder = paths.labels, paths.ledger, paths.votes
         self._folder.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(self._folder)
+        remove_partial(self._folder)
         self._labels = JsonlLedger(self.labels_file)
         self.num_labels = self.num_kept = 0
-        for label in self._stored_labels():
+        for label in self._read_labels():
             self.num_labels += 1
             self.num_kept += label.kept
-        self._found = self.num_labels
-        self._order: Iterator[tuple[int, str]] = iter(())
+        self._num_found = self.num_labels  # labels of earlier attempts
+        self._found_ids: Iterator[tuple[int, str]] = iter(())  # position and question of these
         self._label_lines: list[bytes] = []
-        self._broken = False  # a commit did not come to its end
+        self._is_broken = False  # a commit has failed
         self._segments: dict[int, Segment] = {}
-        self._segment(self.num_labels)  # a broken line is told now, not hours later
+        self._open_segment(self.num_labels)  # a broken line is reported now, not hours later
         self._packer = ThreadPoolExecutor(1, "pack-votes")
         self._packing: dict[int, Future[int]] = {}
-        self._packed = self._packed_before()
-        self._over = 0  # segments below have all their labels, and were given to the packer
-        self._pack_what_is_over()
-        self._write_counts()
+        self._packed = self._read_packed()
+        self._num_closed = 0  # the segments below this number have all their labels, and are with the packer
+        self._pack_complete_segments()
+        self._write_state()
 
     def known_votes(self, position: int, question: Question) -> dict[int, Vote]:
-        """Seed -> vote without its text, of those taken on a question; empty once it has its label."""
-        return {} if position < self.num_labels else self._segment(position).votes(question.id)
+        """Return seed -> vote, without the text, of the votes on a question; empty once it has its label."""
+        return {} if position < self.num_labels else self._open_segment(position).find_votes(question.id)
 
     def add_votes(self, position: int, votes: list[Vote]) -> int:
-        """Take votes on the question at `position`. The first of a key stands, and none follows its label.
+        """Add votes on the question at `position`. Of votes with equal keys the first counts; none after its label.
 
         Returns:
-            How many of them were new.
+            The number of new votes.
+
         Raises:
             ValueError: a vote is of another policy or way of sampling.
         """
         if position < self.num_labels:
             return 0
-        segment = self._segment(position)
+        segment = self._open_segment(position)
         for vote in votes:
             if vote.policy != self.policy or vote.sampling != self.sampling:
                 raise ValueError(f"vote {vote.key} is not of policy {self.policy} and sampling {self.sampling}")
         return sum([segment.add(vote, self.keep_text) for vote in votes])
 
     def add_label(self, position: int, label: Label) -> None:
-        """Take the label of the question at `position`. Raises ValueError unless that is the next one."""
+        """Add the label of the question at `position`. Raises ValueError where another label is the next one."""
         if position != self.num_labels:
             raise ValueError(f"the next label is of question {self.num_labels}, not of question {position}")
         self._label_lines.append(label.model_dump_json().encode() + b"\n")
-        self._segment(position).forget(label.question.id)
+        self._open_segment(position).forget(label.question.id)
         self.num_labels += 1
         self.num_kept += label.kept
 
     def commit(self) -> None:
-        """Bring all that was added to disk, votes before labels; segments that are over go to be packed.
+        """Write everything that was added to disk, votes before labels, and pack the complete segments.
 
         Raises:
-            InputError: the disk is full. What an earlier commit wrote stands, and no more is written.
+            InputError: the disk is full. What earlier commits wrote is intact, and nothing more is written.
+            ValueError: an earlier commit has failed.
         """
-        if self._broken:
+        if self._is_broken:
             raise ValueError("an earlier commit failed: open the ledger again")
-        self._broken = True
+        self._is_broken = True
         for segment in self._segments.values():
             segment.write()
         if self._label_lines:
             self._labels.write(b"".join(self._label_lines))
             self._label_lines.clear()
-        self._broken = False
-        self._pack_what_is_over()
+        self._is_broken = False
+        self._pack_complete_segments()
 
     def release(self) -> None:
-        """Commit, and drop from memory what is known of all segments; it is read again when it is asked for."""
+        """Commit, and drop all segments from memory; they are read again when they are used."""
         self.commit()
         self._close_segments()
 
     def check_order(self, position: int, question: Question) -> None:
-        """Raise InputError where the label at `position` is of another question. Quick for ascending positions."""
-        if position >= self._found:
+        """Raise InputError where the label at `position` is of another question. Fast for ascending positions."""
+        if position >= self._num_found:
             return
-        found = next((label for label in self._order if label[0] == position), None)
-        if found is None:  # the first call, or not ascending
-            self._order = ((i, label.question.id) for i, label in enumerate(self._stored_labels()))
-            found = next(label for label in self._order if label[0] == position)
-        if found[1] != question.id:
+        found = next((id for number, id in self._found_ids if number == position), None)
+        if found is None:  # the first call, or a position that is not ascending
+            self._found_ids = ((i, label.question.id) for i, label in enumerate(self._read_labels()))
+            found = next(id for number, id in self._found_ids if number == position)
+        if found != question.id:
             raise InputError(
-                f"{self.labels_file} line {position + 1} is the label of question {found[1]}, but question "
+                f"{self.labels_file} line {position + 1} is the label of question {found}, but question "
                 f"{position + 1} is {question.id} now: the questions or their order changed; give a new --run-dir"
             )
 
     def close(self) -> None:
-        """Commit, wait for the packing and close the files; after a failed commit only close them."""
+        """Commit, wait for the packer and close the files; after a failed commit only close them."""
         try:
-            if not self._broken:
+            if not self._is_broken:
                 self.commit()
                 self._packer.shutdown()
-                self._note_packed()
-                self._write_counts()
+                self._collect_packed()
+                self._write_state()
         finally:
             self._packer.shutdown(cancel_futures=True)
             self._close_segments()
@@ -202,8 +231,8 @@ class VoteLedger:
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
-    def _segment(self, position: int) -> Segment:
-        number = segment_number(position)
+    def _open_segment(self, position: int) -> Segment:
+        number = find_segment(position)
         if number not in self._segments:
             self._segments[number] = Segment(self._folder, number, self.policy, self.sampling)
         return self._segments[number]
@@ -213,7 +242,7 @@ class VoteLedger:
             segment.close()
         self._segments.clear()
 
-    def _stored_labels(self) -> Iterator[_StoredLabel]:
+    def _read_labels(self) -> Iterator[_StoredLabel]:
         with open(self.labels_file, "rb") as file:
             for number, line in enumerate(file, start=1):
                 label = _parse(_decode_label, line, f"{self.labels_file} line {number}")
@@ -224,59 +253,60 @@ class VoteLedger:
                     )
                 yield label
 
-    def _packed_before(self) -> dict[int, int]:
-        """Segment -> votes, of those packed by earlier attempts; without those whose labels were lost since."""
-        if not self._file.exists():
-            return {}
-        stored = {int(number): votes for number, votes in read_json(self._file)["packed"].items()}
-        return {number: votes for number, votes in stored.items() if number < segment_number(self.num_labels)}
+    def _read_packed(self) -> dict[int, int]:
+        """Return segment -> votes, as packed by earlier attempts, without segments whose labels were lost since."""
+        state = LedgerState.read(self._state_file)
+        packed = state.packed if state else {}
+        return {number: votes for number, votes in packed.items() if number < find_segment(self.num_labels)}
 
-    def _pack_what_is_over(self) -> None:
-        for number in range(self._over, segment_number(self.num_labels)):
+    def _pack_complete_segments(self) -> None:
+        for number in range(self._num_closed, find_segment(self.num_labels)):
             if number in self._segments:
                 self._segments.pop(number).close()
             if number not in self._packed:
                 self._packing[number] = self._packer.submit(pack_segment, self._folder, number)
-        self._over = segment_number(self.num_labels)
-        if self._note_packed():
-            self._write_counts()
+        self._num_closed = find_segment(self.num_labels)
+        if self._collect_packed():
+            self._write_state()
 
-    def _note_packed(self) -> bool:
-        """Take in what the packer has done; whether there was something. Raises what it ran into."""
+    def _collect_packed(self) -> bool:
+        """Record the segments that are packed; return whether there are any. Raises the packer's error."""
         done = [number for number, future in self._packing.items() if future.done()]
         for number in done:
             self._packed[number] = self._packing.pop(number).result()
         return bool(done)
 
-    def _write_counts(self) -> None:
-        """To be called when all labels are on disk: the counts are of the first `label_bytes` of their file."""
-        counts = {
-            "labels": self.num_labels,
-            "kept": self.num_kept,
-            "label_bytes": self._labels.size,
-            "packed": self._packed,
-        }
-        write_json(self._file, {"policy": self.policy, "sampling": self.sampling, **counts})
+    def _write_state(self) -> None:
+        """Write ledger.json. All labels must be on disk, as the state holds the size of their file."""
+        state = LedgerState(
+            policy=self.policy,
+            sampling=self.sampling,
+            labels=self.num_labels,
+            kept=self.num_kept,
+            label_bytes=self._labels.size,
+            packed=self._packed,
+        )
+        write_json(self._state_file, state.model_dump(mode="json"))
 
 
 def read_ledger_counts(folder: Path) -> LedgerCounts:
-    """What the ledger in `folder` holds, also while it is being written.
+    """Count the labels and votes of the ledger in `folder`, also while it is being written.
 
-    Read are only the labels that came after ledger.json was written, and the segments that are not packed.
+    Only the labels written after ledger.json and the segments that are not packed are read.
     """
     paths = VotingPaths(folder)
-    votes, labels_file = paths.votes, paths.labels
-    size = labels_file.stat().st_size if labels_file.exists() else 0
-    found = read_json(paths.ledger) if paths.ledger.exists() else None
-    if found is None or found["label_bytes"] > size:  # none yet, or labels were lost since
-        found = {"labels": 0, "kept": 0, "label_bytes": 0, "packed": {}}
-    newer = list(_kept_after(labels_file, found["label_bytes"])) if size else []
-    packed = {number: found["packed"].get(str(number)) for number in list_segments(votes)}
-    taken = sum(count_votes(votes, number) if known is None else known for number, known in packed.items())
-    return LedgerCounts(found["labels"] + len(newer), found["kept"] + sum(newer), taken)
+    size = paths.labels.stat().st_size if paths.labels.exists() else 0
+    state = LedgerState.read(paths.ledger)
+    if state is None or state.label_bytes > size:  # no state yet, or labels were lost since
+        state = LedgerState(policy="", sampling="", labels=0, kept=0, label_bytes=0, packed={})
+    newer = list(_read_kept(paths.labels, state.label_bytes)) if size else []
+    packed = {number: state.packed.get(number) for number in list_segments(paths.votes)}
+    votes = sum(count_votes(paths.votes, number) if known is None else known for number, known in packed.items())
+    return LedgerCounts(state.labels + len(newer), state.kept + sum(newer), votes)
 
 
-def _kept_after(labels_file: Path, offset: int) -> Iterator[bool]:
+def _read_kept(labels_file: Path, offset: int) -> Iterator[bool]:
+    """Yield whether each label from byte `offset` on is kept; an incomplete last line is skipped."""
     with open(labels_file, "rb") as file:
         file.seek(offset)
         for line in file:

@@ -1,24 +1,26 @@
-"""quality.png: the figures of `quality.py` as six panels, of which the third is the one to choose t by."""
+"""quality.png: the label quality as six panels. The third one shows the figures to choose the threshold t by."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from medssr_dist.data.jsonl import raise_if_disk_full
 from medssr_dist.data.wilson import part, percent
+from medssr_dist.voting.quality_records import CurvePoint, LabelQuality
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, told apart with any colour vision.
+# The palette of Okabe and Ito, which readers with any colour vision can tell apart.
 _BLUE, _SKY, _GREEN, _ORANGE, _RED, _GREY = "#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00", "#999999"
 
 
-def plot_quality(quality: dict, path: Path) -> None:
-    """PNG at `path` (replaced at once); `quality` as from `quality.measure_quality`. A full disk raises InputError."""
+def plot_quality(quality: LabelQuality, path: Path) -> None:
+    """Write the panels as a PNG to `path`, atomically. Raises InputError where the disk is full."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     temporary = path.with_name(f".{path.name}.tmp")
@@ -31,58 +33,62 @@ def plot_quality(quality: dict, path: Path) -> None:
         raise
 
 
-def draw_quality(quality: dict) -> Figure:
-    """The six panels: confidence by both denominators, kept share and precision by t, votes, letters, rare/common."""
+def draw_quality(quality: LabelQuality) -> Figure:
+    """Draw the six panels: confidence by both denominators, the curve by t, votes, letters, rare and common."""
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    figure = Figure(figsize=(16, 9), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
+    figure = Figure(figsize=(16, 9), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
     (requested, valid, curve), (votes, letters, kinds) = figure.subplots(2, 3)
     _plot_histogram(requested, quality, "requested")
     _plot_histogram(valid, quality, "valid")
-    _plot_choice(curve, quality)
+    _plot_curve(curve, quality)
     _plot_votes(votes, quality)
     _plot_letters(letters, quality)
     _plot_kinds(kinds, quality)
-    figure.suptitle(_headline(quality), fontsize=12)
-    if any(point["open"] for point in quality["curve"]):
+    figure.suptitle(_format_headline(quality), fontsize=12)
+    if any(point.open for point in quality.curve):
         figure.supxlabel(
-            f"voting.adaptive = {quality['adaptive']} left votes untaken: where a line widens to a band, the result "
-            "lies within it; which it is, only a vote with adaptive = never shows",
+            f"voting.adaptive = {quality.adaptive} did not take all votes: where a line widens to a band, the result "
+            "lies within the band; only a vote with adaptive = never shows where",
             fontsize=9,
         )
     return figure
 
 
-def _headline(quality: dict) -> str:
-    names = {"ties": "ties", "all_invalid": "no valid vote", "rejected": "rejected", "quarantined": "quarantined"}
-    outcomes = [f"{name} {quality[key]:,}" for key, name in names.items() if quality[key]]
+def _format_headline(quality: LabelQuality) -> str:
+    outcomes = {
+        "ties": quality.ties,
+        "no valid vote": quality.all_invalid,
+        "rejected": quality.rejected,
+        "quarantined": quality.quarantined,
+    }
     return (
-        f"{quality['questions']:,} questions, K = {quality['samples']}: kept "
-        f"{part(quality['kept'], quality['questions'])} at t = {quality['threshold']:g}"
-        + "".join(f", {outcome}" for outcome in outcomes)
+        f"{quality.questions:,} questions, K = {quality.samples}: kept "
+        f"{part(quality.kept, quality.questions)} at t = {quality.threshold:g}"
+        + "".join(f", {name} {count:,}" for name, count in outcomes.items() if count)
     )
 
 
-def _plot_histogram(axes: Axes, quality: dict, denominator: str) -> None:
-    histogram = quality["histogram"][denominator]
-    edges, width = histogram["edges"], histogram["edges"][1] - histogram["edges"][0]
-    names = {
-        "exact": ("all that counts was voted out", _BLUE),
-        "least": ("votes untaken: drawn at the least it can be", _SKY),
-        "no_winner": ("tie or no valid vote: never kept", _GREY),
-    }
-    most: list[int] = []
+def _plot_histogram(axes: Axes, quality: LabelQuality, denominator: Literal["requested", "valid"]) -> None:
+    histogram = quality.histogram.requested if denominator == "requested" else quality.histogram.valid
+    edges, width = histogram.edges, histogram.edges[1] - histogram.edges[0]
+    layers = (
+        (histogram.exact, "confidence known", _BLUE),
+        (histogram.least, "votes not taken: drawn at the least possible", _SKY),
+        (histogram.no_winner, "tie or no valid vote: never kept", _GREY),
+    )
     middles, bottom = [edge + width / 2 for edge in edges[:-1]], [0] * (len(edges) - 1)
-    for name, (label, colour) in names.items():
-        counts = histogram[name]
+    for counts, label, colour in layers:
         if any(counts):
             axes.bar(middles, counts, min(0.92 * width, 0.1), bottom=bottom, color=colour, label=label)
         bottom = [low + count for low, count in zip(bottom, counts, strict=True)]
-    if any(histogram["most"]):
-        most = [sum(histogram[name][i] for name in ("exact", "most", "no_winner")) for i in range(len(middles))]
-        axes.stairs(most, edges, color=_RED, linestyle="--", linewidth=1.2, label="all, untaken at the most it can be")
-    if denominator == quality["confidence"]:
+    most: list[int] = []
+    if any(histogram.most):
+        most = [sum(each) for each in zip(histogram.exact, histogram.most, histogram.no_winner, strict=True)]
+        label = "all, votes not taken at the most possible"
+        axes.stairs(most, edges, color=_RED, linestyle="--", linewidth=1.2, label=label)
+    if denominator == quality.confidence:
         _mark_threshold(axes, quality)
     axes.set_xlim(-0.05, 1.05)
     axes.set_ylim(0, 1.45 * max([*bottom, *most, 1]))  # room for the legend
@@ -91,46 +97,54 @@ def _plot_histogram(axes: Axes, quality: dict, denominator: str) -> None:
     _finish(axes, sum(bottom))
 
 
-def _plot_choice(axes: Axes, quality: dict) -> None:
-    curve = quality["curve"]
-    thresholds = [point["threshold"] for point in curve]
-    shares = [point["kept_share"] for point in curve] if quality["questions"] else []
+def _plot_curve(axes: Axes, quality: LabelQuality) -> None:
+    points = [
+        (point.threshold, point.kept_share.least, point.kept_share.most, not point.open) for point in quality.curve
+    ]
+    shares = [(t, least, most, known) for t, least, most, known in points if least is not None and most is not None]
     if shares:
-        least, most = ([100 * share[name] for share in shares] for name in ("least", "most"))
-        known = [not point["open"] for point in curve]
-        _band(axes, thresholds, least, most, known, _BLUE, "kept share of all questions", "o")
-    _plot_precision(axes, curve, _ORANGE, "precision of the kept, with 95% interval", "s")
+        _plot_band(
+            axes,
+            [t for t, _, _, _ in shares],
+            [100 * least for _, least, _, _ in shares],
+            [100 * most for _, _, most, _ in shares],
+            [known for _, _, _, known in shares],
+            _BLUE,
+            "kept share of all questions",
+            "o",
+        )
+    _plot_precision(axes, quality.curve, _ORANGE, "precision of the kept, with 95% interval", "s")
     _mark_threshold(axes, quality)
-    _percent_axes(axes, quality, "kept, or right of the kept, %")
-    axes.set_title(f"To choose t: n = {quality['questions']:,} questions, {quality['with_truth']:,} with a truth")
-    _finish(axes, quality["questions"])
+    _set_percent_axes(axes, quality, "kept, or right of the kept, %")
+    axes.set_title(f"To choose t: n = {quality.questions:,} questions, {quality.with_truth:,} with a truth")
+    _finish(axes, quality.questions)
 
 
-def _plot_kinds(axes: Axes, quality: dict) -> None:
-    for name, colour, marker in (("rare", _RED, "o"), ("common", _GREEN, "s")):
-        kind = quality["by_kind"][name]
-        found = kind["precision"]
-        _plot_precision(axes, kind["curve"], colour, f"{name}: {part(found['count'], found['of'])} right at t", marker)
+def _plot_kinds(axes: Axes, quality: LabelQuality) -> None:
+    kinds = (("rare", quality.by_kind.rare, _RED, "o"), ("common", quality.by_kind.common, _GREEN, "s"))
+    for name, kind, colour, marker in kinds:
+        label = f"{name}: {part(kind.precision.count, kind.precision.of)} right at t"
+        _plot_precision(axes, kind.curve, colour, label, marker)
     _mark_threshold(axes, quality)
-    _percent_axes(axes, quality, "precision: right of the kept, %")
-    axes.set_title(f"Rare and common, n = {quality['truth_known']:,} kept with a truth")
+    _set_percent_axes(axes, quality, "precision: right of the kept, %")
+    axes.set_title(f"Rare and common, n = {quality.truth_known:,} kept with a truth")
     _finish(axes, len(axes.collections))
 
 
-def _plot_precision(axes: Axes, curve: list[dict], colour: str, label: str, marker: str) -> None:
-    points = [(point["threshold"], point["precision"]) for point in curve if point["precision"]]
+def _plot_precision(axes: Axes, curve: Sequence[CurvePoint], colour: str, label: str, marker: str) -> None:
+    points = [(point.threshold, point.precision) for point in curve if point.precision]
     if not points:
         return
     thresholds = [threshold for threshold, _ in points]
-    least, most, low, high = (
-        [100 * precision[name] for _, precision in points] for name in ("least", "most", "low", "high")
-    )
+    low, high = ([100 * precision.low for _, precision in points], [100 * precision.high for _, precision in points])
     axes.fill_between(thresholds, low, high, color=colour, alpha=0.12, linewidth=0)
-    known = [not precision["open"] for _, precision in points]
-    _band(axes, thresholds, least, most, known, colour, label, marker)
+    least = [100 * precision.least for _, precision in points]
+    most = [100 * precision.most for _, precision in points]
+    known = [not precision.open for _, precision in points]
+    _plot_band(axes, thresholds, least, most, known, colour, label, marker)
 
 
-def _band(
+def _plot_band(
     axes: Axes,
     x: list[float],
     least: list[float],
@@ -140,69 +154,73 @@ def _band(
     label: str,
     marker: str,
 ) -> None:
-    """A line with markers where all is known, a hatched band between the least and the most where it is not."""
+    """Plot a line with markers where the value is known, and a hatched band between its bounds where it is not."""
     hatch = {"o": "///", "s": "\\\\\\"}[marker]
     axes.fill_between(x, least, most, facecolor="none", edgecolor=colour, hatch=hatch, alpha=0.35, linewidth=0)
     for line in (least, most):
         axes.plot(x, line, color=colour, linewidth=0.8)
-    marked = [low if sure else float("nan") for low, sure in zip(least, known, strict=True)]
+    marked = [low if is_known else float("nan") for low, is_known in zip(least, known, strict=True)]
     axes.plot(x, marked, color=colour, marker=marker, markersize=4, linewidth=1.5, label=label)
 
 
-def _plot_votes(axes: Axes, quality: dict) -> None:
-    taken = {int(number): count for number, count in quality["votes_taken"].items()}
-    axes.bar(list(taken), list(taken.values()), 0.9, color=_BLUE)
-    axes.set_xlim(-0.7, quality["samples"] + 0.7)
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.set(xlabel=f"votes taken for a question, of K = {quality['samples']}", ylabel="questions")
-    shown = ", ".join(f"{name} {percent(quality['rates'][name])}" for name in ("invalid", "truncated"))
-    saved = f"{percent(quality['rates']['saved'])} of {quality['votes_requested']:,} saved"
-    axes.set_title(f"Votes: {saved}\nn = {quality['votes']:,} taken; of these {shown}")
-    _finish(axes, sum(taken.values()))
+def _plot_votes(axes: Axes, quality: LabelQuality) -> None:
+    from matplotlib.ticker import AutoLocator
+
+    axes.bar(list(quality.votes_taken), list(quality.votes_taken.values()), 0.9, color=_BLUE)
+    axes.set_xlim(-0.7, quality.samples + 0.7)
+    locator = AutoLocator()
+    locator.set_params(integer=True)
+    axes.xaxis.set_major_locator(locator)
+    axes.set(xlabel=f"votes taken for a question, of K = {quality.samples}", ylabel="questions")
+    shares = f"invalid {percent(quality.rates.invalid)}, truncated {percent(quality.rates.truncated)}"
+    saved = f"{percent(quality.rates.saved)} of {quality.votes_requested:,} saved"
+    axes.set_title(f"Votes: {saved}\nn = {quality.votes:,} taken; of these {shares}")
+    _finish(axes, sum(quality.votes_taken.values()))
 
 
-def _plot_letters(axes: Axes, quality: dict) -> None:
-    by_letter = quality["letters"]["by_letter"]
+def _plot_letters(axes: Axes, quality: LabelQuality) -> None:
+    by_letter = quality.letters.by_letter
     places = range(len(by_letter))
-    valid = quality["votes"] - quality["invalid_votes"]
+    valid = quality.votes - quality.invalid_votes
     if valid:
-        kept = max(quality["kept"], 1)
-        _bars(axes, places, [one["share"] for one in by_letter.values()], -0.2, _BLUE, "votes")
-        answers = [one["kept"] / kept for one in by_letter.values()]
-        _bars(axes, places, answers, 0.2, _SKY, f"kept answers, n = {quality['kept']:,}")
-        _ticks(axes, places, [one["even"] for one in by_letter.values()], "black", "-", "even over the options offered")
-    if quality["letters"]["right"] is not None:
-        known = quality["with_truth"]
-        truth = [one["truth"] for one in by_letter.values()]
-        _ticks(axes, places, truth, _RED, ":", f"all votes right, n = {known:,} questions")
+        kept = max(quality.kept, 1)
+        _plot_bars(axes, places, [one.share or 0.0 for one in by_letter.values()], -0.2, _BLUE, "votes")
+        answers = [one.kept / kept for one in by_letter.values()]
+        _plot_bars(axes, places, answers, 0.2, _SKY, f"kept answers, n = {quality.kept:,}")
+        even = [one.even or 0.0 for one in by_letter.values()]
+        _plot_ticks(axes, places, even, "black", "-", "even over the options offered")
+    if quality.letters.right is not None:
+        truth = [one.truth or 0.0 for one in by_letter.values()]
+        _plot_ticks(axes, places, truth, _RED, ":", f"all votes right, n = {quality.with_truth:,} questions")
     axes.set_xticks(places, list(by_letter))
     axes.set(xlabel="letter", ylabel="share, %")
     axes.set_ylim(0, 1.45 * axes.get_ylim()[1])  # room for the legend
-    axes.set_title(f"Letters, n = {valid:,} votes, {percent(quality['letters']['imbalance'])} off an even spread")
+    axes.set_title(f"Letters, n = {valid:,} votes, {percent(quality.letters.imbalance)} off an even spread")
     _finish(axes, valid)
 
 
-def _bars(axes: Axes, places: range, shares: list[float], shift: float, colour: str, label: str) -> None:
+def _plot_bars(axes: Axes, places: range, shares: list[float], shift: float, colour: str, label: str) -> None:
     axes.bar([place + shift for place in places], [100 * share for share in shares], 0.38, color=colour, label=label)
 
 
-def _ticks(axes: Axes, places: range, shares: list[float], colour: str, style: str, label: str) -> None:
+def _plot_ticks(axes: Axes, places: range, shares: list[float], colour: str, style: str, label: str) -> None:
     starts, ends = [place - 0.45 for place in places], [place + 0.45 for place in places]
     axes.hlines([100 * share for share in shares], starts, ends, color=colour, linestyle=style, label=label, zorder=3)
 
 
-def _mark_threshold(axes: Axes, quality: dict) -> None:
-    threshold = quality["threshold"]
-    axes.axvline(threshold, color="black", linestyle=":", linewidth=1.2, label=f"this run's t = {threshold:g}")
+def _mark_threshold(axes: Axes, quality: LabelQuality) -> None:
+    label = f"this run's t = {quality.threshold:g}"
+    axes.axvline(quality.threshold, color="black", linestyle=":", linewidth=1.2, label=label)
 
 
-def _percent_axes(axes: Axes, quality: dict, label: str) -> None:
-    axes.set(xlabel=f"threshold t on winner's votes / {quality['confidence']} votes", ylabel=label)
+def _set_percent_axes(axes: Axes, quality: LabelQuality, label: str) -> None:
+    axes.set(xlabel=f"threshold t on winner's votes / {quality.confidence} votes", ylabel=label)
     axes.set_xlim(-0.03, 1.03)
     axes.set_ylim(-3, 103)
 
 
 def _finish(axes: Axes, count: int) -> None:
+    """Add grid and legend; "nothing to show" where `count`, of the things drawn, is 0."""
     axes.grid(axis="y", alpha=0.25)
     axes.set_axisbelow(True)
     axes.title.set_fontsize(11)

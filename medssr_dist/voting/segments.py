@@ -1,8 +1,8 @@
-"""Votes on disk, by segments of 4096 questions: plain JSONL while votes come in, gzip once all have their label.
+"""Votes on disk, in segments of 4096 questions: plain JSONL while votes arrive, gzip once all questions have labels.
 
-`00000.jsonl` holds the votes on the questions at positions 0 to 4095, in the order in which they came;
-`00000.jsonl.gz` is the same, packed. A file is packed or unpacked aside, flushed to disk, renamed, and only
-then is the other form removed: where a crash leaves both, each is whole.
+`00000.jsonl` holds the votes on the questions at positions 0 to 4095, in the order of their arrival; `00000.jsonl.gz`
+is the same file, packed. To pack or unpack a segment, the new file is written under a temporary name, flushed to disk
+and renamed; only then is the old file removed. So if a crash leaves both files, both are complete.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from sys import intern
-from typing import BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import msgspec
 
@@ -33,22 +33,22 @@ _BAD_GZIP = (gzip.BadGzipFile, EOFError, zlib.error)
 _encode = msgspec.json.Encoder().encode
 
 
-def segment_number(position: int) -> int:
-    """Number of the segment that holds the votes on the question at `position`."""
+def find_segment(position: int) -> int:
+    """Return the number of the segment that holds the votes on the question at `position`."""
     return position // SEGMENT_QUESTIONS
 
 
 def list_segments(folder: Path) -> list[int]:
-    """Numbers of the segments in `folder`, in either form, ascending; none where there is no such folder."""
+    """Return the numbers of the segments in `folder`, packed or not, ascending; [] where there is no such folder."""
     names = (re.fullmatch(r"(\d+)\.jsonl(\.gz)?", file.name) for file in folder.glob("*"))
     return sorted({int(name[1]) for name in names if name})
 
 
 def read_votes(folder: Path, number: int) -> Iterator[Vote]:
-    """The votes of one segment in the order in which they came, also while its ledger is being written.
+    """Yield the votes of a segment in the order of their arrival, also while its ledger is being written.
 
     Raises:
-        InputError: naming file and line, where a line is not a vote or the gzip file is not whole.
+        InputError: a line is not a vote, or the gzip file is not complete; file and line are named.
     """
     with _open(folder, number) as file:
         path = Path(file.name)
@@ -56,35 +56,35 @@ def read_votes(folder: Path, number: int) -> Iterator[Vote]:
             for line, row in enumerate_rows(file, path, skip_torn=True):
                 yield parse_record(Vote, row, f"{path} line {line}")
         except _BAD_GZIP as error:
-            raise _not_whole(path, error) from None
+            raise _make_gzip_error(path, error) from None
 
 
 def count_votes(folder: Path, number: int) -> int:
-    """Whole lines of a segment; 0 where it is not there. Raises InputError where the gzip file is not whole."""
+    """Return the complete lines of a segment; 0 without a file. Raises InputError where a gzip file is not complete."""
     try:
         with _open(folder, number) as file:
             return sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(_CHUNK), b""))
     except FileNotFoundError:
         return 0
     except _BAD_GZIP as error:
-        raise _not_whole(packed_vote_segment(folder, number), error) from None
+        raise _make_gzip_error(packed_vote_segment(folder, number), error) from None
 
 
 def pack_segment(folder: Path, number: int) -> int:
-    """Bring a segment into its packed form, from whatever a crash has left. Returns its votes.
+    """Pack a segment, whatever files a crash has left of it; return the number of its votes.
 
     Raises:
-        InputError: the disk is full (the plain form stands), or the packed form is not whole and alone.
+        InputError: the disk is full (the plain file is kept), or there is only a gzip file and it is not complete.
     """
     plain, packed = vote_segment(folder, number), packed_vote_segment(folder, number)
-    _settle(plain, packed)
+    _keep_one_form(plain, packed)
     if not plain.exists():
         return count_votes(folder, number)
     cut_torn_tail(plain)
     votes = count_votes(folder, number)
     with (
         open(plain, "rb") as source,
-        _written_aside(packed) as target,
+        _write_atomically(packed) as target,
         gzip.GzipFile("", "wb", _GZIP_LEVEL, target, mtime=0) as file,
     ):
         shutil.copyfileobj(source, file, _CHUNK)
@@ -92,52 +92,73 @@ def pack_segment(folder: Path, number: int) -> int:
     return votes
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove what a crash left half written beside its place."""
+def remove_partial(folder: Path) -> None:
+    """Remove the temporary files that a crash has left."""
     for file in folder.glob(".*.aside"):
         file.unlink()
 
 
+class _KnownVote(NamedTuple):
+    """What is kept in memory of a vote."""
+
+    answer: str | None
+    method: str | None
+    tokens: int
+    truncated: bool
+
+
 class Segment:
-    """One segment in its plain form: what it holds of one policy and sampling, and what is to be appended.
+    """The plain file of a segment: its votes of one policy and way of sampling, and the lines to be appended.
+
+    A packed segment is unpacked when it is opened: labels were lost, and votes on its questions may follow.
 
     Raises:
-        InputError: naming file and line, where a line is not a vote or the gzip file is not whole.
+        InputError: a line is not a vote, or the gzip file is not complete; file and line are named.
     """
 
     def __init__(self, folder: Path, number: int, policy: str, sampling: str):
         self._path = vote_segment(folder, number)
-        self._file: JsonlLedger | None = None  # opened when there is something to write
+        self._file: JsonlLedger | None = None  # opened by the first write
         self._lines: list[bytes] = []
-        self._seen: dict[str, dict[int, tuple]] = defaultdict(dict)
+        self._seen: dict[str, dict[int, _KnownVote]] = defaultdict(dict)  # question -> seed -> vote
         self.policy, self.sampling = policy, sampling
-        _unpack(self._path, packed_vote_segment(folder, number))
+        _unpack_segment(self._path, packed_vote_segment(folder, number))
         if cut_torn_tail(self._path):
             for vote in read_votes(folder, number):
                 if (vote.policy, vote.sampling) == (policy, sampling):
                     self._remember(vote)
 
-    def votes(self, question_id: str) -> dict[int, Vote]:
-        """Seed -> vote without its text, of those taken on a question."""
-        common = {"question_id": question_id, "policy": self.policy, "sampling": self.sampling, "text": ""}
+    def find_votes(self, question_id: str) -> dict[int, Vote]:
+        """Return seed -> vote, without the text, of the votes on a question."""
         return {
-            seed: Vote(seed=seed, answer=answer, method=method, tokens=tokens, truncated=truncated, **common)
-            for seed, (answer, method, tokens, truncated) in self._seen.get(question_id, {}).items()
+            seed: Vote(
+                question_id=question_id,
+                policy=self.policy,
+                sampling=self.sampling,
+                seed=seed,
+                answer=vote.answer,
+                method=vote.method,
+                text="",
+                tokens=vote.tokens,
+                truncated=vote.truncated,
+            )
+            for seed, vote in self._seen.get(question_id, {}).items()
         }
 
     def forget(self, question_id: str) -> None:
+        """Drop the votes on a question from memory."""
         self._seen.pop(question_id, None)
 
     def add(self, vote: Vote, keep_text: bool) -> bool:
-        """Take a vote to be written, unless one of its key is there. Returns whether it was taken."""
+        """Add a vote for the next `write`. Return False, without adding it, where a vote of its key is there."""
         if vote.seed in self._seen[vote.question_id]:
             return False
         self._remember(vote)
-        self._lines.append(_line(vars(vote) if keep_text else vars(vote) | {"text": ""}))
+        self._lines.append(_encode_line(vars(vote) if keep_text else vars(vote) | {"text": ""}))
         return True
 
     def write(self) -> None:
-        """Append what was taken, and flush it to disk. Raises InputError when the disk is full."""
+        """Append the added votes to the file and flush it to disk. Raises InputError when the disk is full."""
         if self._lines:
             self._file = self._file or JsonlLedger(self._path)
             self._file.write(b"".join(self._lines))
@@ -148,44 +169,44 @@ class Segment:
             self._file.close()
 
     def _remember(self, vote: Vote) -> None:
-        """Without its text, and small: a window of 16384 questions with 16 votes each is in memory."""
+        """Keep a vote without its text, in little memory: the votes on a whole window of questions are kept."""
         method = vote.method and intern(vote.method)
-        self._seen[vote.question_id][vote.seed] = (vote.answer, method, vote.tokens, vote.truncated)
+        self._seen[vote.question_id][vote.seed] = _KnownVote(vote.answer, method, vote.tokens, vote.truncated)
 
 
-def _line(row: dict) -> bytes:
+def _encode_line(row: dict[str, Any]) -> bytes:
     try:
         return _encode(row) + b"\n"
-    except UnicodeEncodeError:  # half a surrogate pair in a server's reply must not lose the vote
+    except UnicodeEncodeError:  # half a surrogate pair in a server's reply
         return _encode(row | {"text": row["text"].encode("utf-8", "replace").decode()}) + b"\n"
 
 
-def _open(folder: Path, number: int) -> BinaryIO:
-    """The plain form if it is there; who packs it removes it last, so that the other one is there if it is not."""
+def _open(folder: Path, number: int) -> BinaryIO | gzip.GzipFile:
+    """Open the plain file or, where there is none, the gzip file: packing removes the plain file last."""
     try:
         return open(vote_segment(folder, number), "rb")
     except FileNotFoundError:
         return gzip.open(packed_vote_segment(folder, number), "rb")
 
 
-def _not_whole(path: Path, error: Exception) -> InputError:
+def _make_gzip_error(path: Path, error: Exception) -> InputError:
     return InputError(f"{path} is not a whole gzip file ({error}); put a good copy in its place, or remove it")
 
 
-def _unpack(plain: Path, packed: Path) -> None:
-    """Bring a segment into its plain form: labels were lost, and votes on its questions may follow."""
-    _settle(plain, packed)
+def _unpack_segment(plain: Path, packed: Path) -> None:
+    """Turn the packed file of a segment into its plain file."""
+    _keep_one_form(plain, packed)
     if packed.exists():
         try:
-            with gzip.open(packed, "rb") as source, _written_aside(plain) as target:
+            with gzip.open(packed, "rb") as source, _write_atomically(plain) as target:
                 shutil.copyfileobj(source, target, _CHUNK)
         except _BAD_GZIP as error:
-            raise _not_whole(packed, error) from None
+            raise _make_gzip_error(packed, error) from None
         packed.unlink()
 
 
-def _settle(plain: Path, packed: Path) -> None:
-    """Leave one form where a crash left both: the packed one if it is whole, which it is read through to know."""
+def _keep_one_form(plain: Path, packed: Path) -> None:
+    """Where a crash has left both files, keep the packed one if it can be read to its end, else the plain one."""
     if not (plain.exists() and packed.exists()):
         return
     try:
@@ -199,18 +220,18 @@ def _settle(plain: Path, packed: Path) -> None:
 
 
 @contextmanager
-def _written_aside(path: Path) -> Iterator[BinaryIO]:
-    """A file that gets its name once it is whole and on disk; nothing of it stays where that fails."""
-    aside = path.with_name(f".{path.name.split('.')[0]}.aside")
+def _write_atomically(path: Path) -> Iterator[BinaryIO]:
+    """Open a temporary file that is renamed to `path` once it is complete and on disk, and removed on failure."""
+    temporary = path.with_name(f".{path.name.split('.')[0]}.aside")
     try:
-        with open(aside, "wb") as file:
+        with open(temporary, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(aside, path)
+        os.replace(temporary, path)
         sync_folder(path.parent)
     except OSError as error:
         raise_if_disk_full(error, path)
         raise
     finally:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)

@@ -1,14 +1,14 @@
-"""Votes counted, and the rule by which K of them become a label (paper section 3.2).
+"""Counted votes, and the rule that turns K of them into a label (paper section 3.2).
 
-The rule does not look at which letter has which votes: two tallies with the same `RankedCounts` are decided alike, so
-that what is worked out for one is remembered for all.
+The rule does not depend on which letter has which votes: two tallies with equal `RankedCounts` get the same decision,
+so that what is computed for one is cached for both.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from medssr_dist.config.schema import Voting
 
@@ -17,14 +17,19 @@ from medssr_dist.config.schema import Voting
 class Tally:
     """The votes taken on one question.
 
-    Example: Tally.from_answers(["B", "C", "B", None]) is Tally(counts=(("B", 2), ("C", 1)), invalid=1)
+    Example: Tally.from_answers(["B", "C", "B", None]) == Tally(counts=(("B", 2), ("C", 1)), invalid=1)
+
+    Attributes:
+        counts: (letter, votes) in the order of the letters, without letters that have no vote.
+        invalid: votes without an answer.
     """
 
-    counts: tuple[tuple[str, int], ...] = ()  # by letter, ascending; letters with votes only
+    counts: tuple[tuple[str, int], ...] = ()
     invalid: int = 0
 
     @classmethod
     def from_answers(cls, answers: Iterable[str | None]) -> Tally:
+        """Count `answers`; None = an invalid vote."""
         tally = cls()
         for answer in answers:
             tally = tally.add(answer)
@@ -39,7 +44,7 @@ class Tally:
         return self.valid + self.invalid
 
     def add(self, answer: str | None) -> Tally:
-        """With one more vote; None = an invalid one."""
+        """Return the tally with one more vote; None = an invalid vote."""
         if answer is None:
             return Tally(self.counts, self.invalid + 1)
         counts = dict(self.counts)
@@ -48,9 +53,15 @@ class Tally:
 
 
 class RankedCounts(NamedTuple):
-    """A tally without its letters."""
+    """A tally without its letters.
 
-    counts: tuple[int, ...]  # votes of every option, most first, zeros included
+    Example: with the options A to D, the tally of "BBC-" is RankedCounts(counts=(2, 1, 0, 0), invalid=1)
+
+    Attributes:
+        counts: votes for each option, in descending order, zeros included.
+    """
+
+    counts: tuple[int, ...]
     invalid: int
 
     @property
@@ -63,14 +74,18 @@ class RankedCounts(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """What K votes say. The answer of a `labeled` question is the letter with the most votes."""
+    """The result of the vote on a question. The answer of a `labeled` question is the letter with the most votes.
 
-    outcome: str  # labeled, tie, all_invalid, or rejected: not kept whatever its outcome
+    Attributes:
+        outcome: `rejected` = the label is not kept, whatever its outcome would be.
+    """
+
+    outcome: Literal["labeled", "tie", "all_invalid", "rejected"]
     kept: bool
 
 
 class DecisionRule(NamedTuple):
-    """The part of `config.Voting` that decides; small, and a key of caches."""
+    """The fields of `config.Voting` that the decision depends on; hashable, for caches."""
 
     samples: int
     threshold: float
@@ -82,40 +97,40 @@ class DecisionRule(NamedTuple):
     def from_config(cls, voting: Voting) -> DecisionRule:
         return cls(voting.samples, voting.threshold, voting.confidence, voting.adaptive, voting.error_rate)
 
-    def left(self, standing: RankedCounts) -> int:
-        """Votes not taken. Raises ValueError where there are more than K."""
-        left = self.samples - standing.taken
-        if left < 0:
-            raise ValueError(f"{standing.taken} votes were taken where voting.samples = {self.samples}")
-        return left
+    def remaining(self, ranked: RankedCounts) -> int:
+        """Return the number of votes not taken. Raises ValueError where more than K are taken."""
+        remaining = self.samples - ranked.taken
+        if remaining < 0:
+            raise ValueError(f"{ranked.taken} votes were taken where voting.samples = {self.samples}")
+        return remaining
 
     def keeps(self, votes: int, valid: int) -> bool:
-        """Whether the label of a winner with `votes` of `valid` > 0 is kept."""
+        """Whether the label of a winner with `votes` of `valid` > 0 valid votes is kept."""
         return reaches_threshold(votes, valid if self.confidence == "valid" else self.samples, self.threshold)
 
-    def decision(self, standing: RankedCounts) -> Decision:
-        """That of all K votes: the winner must be alone at the top; a tie, and no valid vote, are never kept."""
-        top, second = standing.counts[:2]
+    def decide(self, ranked: RankedCounts) -> Decision:
+        """Return the decision of all K votes. A tie for the most votes, or no valid vote, gives no label."""
+        top, second = ranked.counts[:2]
         if top == 0:
             return Decision("all_invalid", False)
         if top == second:
             return Decision("tie", False)
-        return Decision("labeled", self.keeps(top, standing.valid))
+        return Decision("labeled", self.keeps(top, ranked.valid))
 
 
 def reaches_threshold(votes: int, of: int, threshold: float) -> bool:
-    """Whether the share `votes` / `of` reaches the threshold: the one comparison there is.
+    """Whether the share `votes` / `of` reaches the threshold. All comparisons with a threshold use this function.
 
-    The quotient is the double nearest to the true one, and so is a threshold, be it written as 0.3 or computed as 5/6:
-    equal numbers compare equal, and never does a larger share fail where a smaller one passes. A product
-    (7 >= 0.07 * 100 = 7.000000000000001) or the exact value of the double (1/10 >= Fraction(0.1)) would drop labels
-    that are exactly at the threshold.
+    The quotient is the double nearest to the exact share. So is a threshold, whether it is written as 0.3 or computed
+    as 5/6. Equal numbers therefore compare equal, and a larger share never fails where a smaller one passes. A product
+    (7 >= 0.07 * 100 = 7.000000000000001), or the exact value of the double (1/10 >= Fraction(0.1)), would drop labels
+    whose share is exactly the threshold.
     """
     return votes / of >= threshold
 
 
 def rank_counts(tally: Tally, letters: Sequence[str]) -> RankedCounts:
-    """Where the options stand. Raises ValueError where a vote is for none of them."""
+    """Return the votes for each of the options `letters`. Raises ValueError where a vote is for none of them."""
     counts = sorted((count for _, count in tally.counts), reverse=True)
     if not {letter for letter, _ in tally.counts} <= set(letters):
         raise ValueError(f"votes {dict(tally.counts)} are not all for one of the options {', '.join(letters)}")

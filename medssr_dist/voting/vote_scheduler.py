@@ -1,10 +1,12 @@
-"""Which samples are still needed: the source of work that voting gives the engine pool.
+"""Which samples are requested next: the source of requests that the vote gives to the engine pool.
 
-A question gets votes in waves of the fewest after which its outcome could be certain (`bound.needed`), so that with
-`voting.adaptive` none is drawn in vain; with `never` its wave is all K. Questions are taken in order, `voting.window`
-of them at most ahead of the first without a label, and get their labels in that order: what the trainer sees does not
-depend on which engine was quick. A question that half a window waits for asks all its votes at once, and near the end
-engines that would idle draw votes that may turn out to be needed.
+The votes on a question are requested in waves. A wave has the fewest votes after which the decision could be certain
+(`early_stopping.py`), so adaptive voting draws no vote in vain; with `voting.adaptive=never` a wave has all K.
+
+Questions are started in order, up to `voting.window` of them ahead of the first one without a label, and their labels
+are written in this order: what the trainer sees does not depend on the speed of the engines. Once half a window waits
+for a question, all its remaining votes are requested at once. Near the end of the run, engines that would idle draw
+spare votes, which may turn out to be needed.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
@@ -21,45 +24,52 @@ from medssr_dist.data.records import Label, Question, Vote
 from medssr_dist.errors import InputError, Stopped
 from medssr_dist.inference.leases import QuarantinedRequest, split_into_runs
 from medssr_dist.inference.pool import EnginePool, PoolOutcome
-from medssr_dist.inference.requests import Completion, PoolResult, SampleRequest
+from medssr_dist.inference.requests import Completion, SampleRequest
 from medssr_dist.run.stream import QuestionFeed
 from medssr_dist.voting.early_stopping import count_needed_votes, is_certain
 from medssr_dist.voting.labels import label_question, quarantine_question
 from medssr_dist.voting.ledger import VoteLedger, derive_seeds
 from medssr_dist.voting.tally import Tally
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 
 @dataclass(slots=True, eq=False)
 class QuestionState:
-    """A question on its way to a label."""
+    """The votes on a question whose label is not written yet."""
 
     position: int
     question: Question
-    wanted: range  # seeds of its K votes
-    tally: Tally
-    seeds: set[int]  # of votes taken
-    tokens: int = 0
-    truncated: int = 0
-    out: set[int] = field(default_factory=set)  # seeds asked and not yet back
-    to_ask: int = 0  # of the present wave
-    prompt: str = ""
+    all_seeds: range  # of its K votes
+    prompt: str
+    tally: Tally = field(default_factory=Tally)
+    taken: set[int] = field(default_factory=set)  # seeds of the votes taken
+    in_flight: set[int] = field(default_factory=set)  # seeds that were requested and have not arrived
+    to_request: int = 0  # votes of the present wave that have not been requested
+    tokens: int = 0  # in the votes taken
+    truncated: int = 0  # votes taken that were cut at the token limit
     label: Label | None = None
 
-    def take(self, vote: Vote) -> None:
-        self.out.discard(vote.seed)
-        self.seeds.add(vote.seed)
+    def add(self, vote: Vote) -> None:
+        """Count a vote."""
+        self.in_flight.discard(vote.seed)
+        self.taken.add(vote.seed)
         self.tally = self.tally.add(vote.answer)
         self.tokens += vote.tokens
         self.truncated += vote.truncated
 
 
 class VoteScheduler:
-    """The pool's `Work` for a vote.
+    """The `RequestSource` of a vote.
 
     Args:
         feed: the questions in order, from position `ledger.num_labels` on.
-        ledger: holds what is known of them, and gets votes and labels.
-        hold: asked before a question is begun; True = not now, the trainer lags behind.
+        ledger: has the votes of earlier attempts, and gets the new votes and labels.
+        should_wait: called before a question is started; True while the trainer lags behind.
+
+    Attributes:
+        num_votes: votes taken by this process.
     """
 
     def __init__(
@@ -67,168 +77,180 @@ class VoteScheduler:
         config: Config,
         feed: QuestionFeed,
         ledger: VoteLedger,
-        tokenizer,
-        hold: Callable[[], bool] = lambda: False,
+        tokenizer: PreTrainedTokenizerBase,
+        should_wait: Callable[[], bool] = lambda: False,
     ):
         self._config, self._voting = config, config.voting
-        self._feed, self._ledger, self._tokenizer, self._hold = feed, ledger, tokenizer, hold
-        self._open: dict[int, QuestionState] = {}  # by position, in order, from `ledger.num_labels` on
-        self._by_key: dict[str, QuestionState] = {}
-        self._asking: list[int] = []  # heap of positions with something to ask
-        self._to_ask = 0  # samples of present waves that no engine has been given
+        self._feed, self._ledger, self._tokenizer, self._should_wait = feed, ledger, tokenizer, should_wait
+        self._open: dict[int, QuestionState] = {}  # by position, ascending, from `ledger.num_labels` on
+        self._by_id: dict[str, QuestionState] = {}
+        self._requesting: list[int] = []  # heap of the positions with votes to request
+        self._to_request = 0  # votes of the present waves that have not been requested
         self._unwanted: list[str] = []
-        self._position = ledger.num_labels
-        self._spare_from = 0  # all votes of the questions before it are taken or out
-        self.num_votes = 0  # taken by this process
+        self._next_position = ledger.num_labels
+        self._spare_from = 0  # the questions before this position have no spare votes left
+        self.num_votes = 0
 
     @property
     def is_finished(self) -> bool:
+        """Whether all questions have their labels."""
         return self._feed.ended and not self._open
 
     @property
     def remaining(self) -> int | None:
-        return self._to_ask if self._feed.ended else None
+        """See `RequestSource.remaining`."""
+        return self._to_request if self._feed.ended else None
 
     def next_request(self, max_samples: int) -> SampleRequest | None:
-        state = self._first_asking() or self._begin_next()
+        """Return a request for votes of the first question that needs some; None = nothing to request now."""
+        state = self._first_requesting() or self._start_next()
         if state is None:
             return None
-        request = self._request(state, min(max_samples, state.to_ask))
-        state.to_ask -= request.n
-        self._to_ask -= request.n
+        request = self._make_request(state, min(max_samples, state.to_request))
+        state.to_request -= request.n
+        self._to_request -= request.n
         return request
 
-    def _first_asking(self) -> QuestionState | None:
-        while self._asking:
-            state = self._open.get(self._asking[0])
-            if state and state.to_ask:
-                return state
-            heapq.heappop(self._asking)
-        return None
-
     def spare_request(self, max_samples: int) -> SampleRequest | None:
-        no_more = self._feed.ended or len(self._open) >= self._voting.window
-        if self._voting.adaptive == "never" or not no_more or self._hold():
+        """Return a request for votes beyond the present waves, once no question can be started any more."""
+        all_started = self._feed.ended or len(self._open) >= self._voting.window
+        if self._voting.adaptive == "never" or not all_started or self._should_wait():
             return None
         self._spare_from = max(self._spare_from, self._ledger.num_labels)
-        while self._spare_from < self._position:
+        while self._spare_from < self._next_position:
             state = self._open[self._spare_from]
-            if state.label is None and len(state.seeds) + len(state.out) < self._voting.samples:
-                return self._request(state, max_samples)
+            if state.label is None and len(state.taken) + len(state.in_flight) < self._voting.samples:
+                return self._make_request(state, max_samples)
             self._spare_from += 1
         return None
 
     def pop_unwanted_keys(self) -> list[str]:
+        """Return the questions that got their label while votes on them were in flight."""
         keys, self._unwanted = self._unwanted, []
         return keys
 
     def add_outcomes(self, outcomes: list[PoolOutcome]) -> None:
         """Store votes, decide what can be decided, and write the labels that are next in order."""
-        touched: dict[str, QuestionState] = {}
+        changed: dict[str, QuestionState] = {}
         votes: dict[int, list[Vote]] = {}
         for outcome in outcomes:
-            state = self._by_key.get(outcome.key)
-            if state is None or state.label or (isinstance(outcome, PoolResult) and outcome.sample.seed in state.seeds):
+            state = self._by_id.get(outcome.key)
+            if state is None or state.label:
                 continue
-            touched[outcome.key] = state
             if isinstance(outcome, QuarantinedRequest):
-                state.label = quarantine_question(
-                    state.question,
-                    state.tally,
-                    self._voting,
-                    outcome.reason,
-                    **self._summed(state),
-                )
-            else:
-                vote = self._vote(state.question, outcome.sample)
-                state.take(vote)
+                self._quarantine(state, outcome.reason)
+            elif outcome.sample.seed not in state.taken:
+                vote = self._make_vote(state.question, outcome.sample)
+                state.add(vote)
                 votes.setdefault(state.position, []).append(vote)
-        for position, found in votes.items():
-            self.num_votes += len(found)
-            self._ledger.add_votes(position, found)
-        for state in touched.values():
-            self._go_on(state)
+            else:
+                continue
+            changed[outcome.key] = state
+        for position, new in votes.items():
+            self.num_votes += len(new)
+            self._ledger.add_votes(position, new)
+        for state in changed.values():
+            self._advance(state)
         self._write_labels()
 
-    def _begin_next(self) -> QuestionState | None:
-        """The next question that needs votes; those whose votes are all on disk get their label on the way."""
-        while len(self._open) < self._voting.window and not self._hold():
+    def _first_requesting(self) -> QuestionState | None:
+        while self._requesting:
+            state = self._open.get(self._requesting[0])
+            if state and state.to_request:
+                return state
+            heapq.heappop(self._requesting)
+        return None
+
+    def _start_next(self) -> QuestionState | None:
+        """Start questions up to the first that needs votes; those whose votes are all on disk get their labels."""
+        while len(self._open) < self._voting.window and not self._should_wait():
             question = self._feed.next()
             if question is None:
                 return None
-            state = self._open_question(question)
-            self._go_on(state)
-            if state.to_ask:
+            state = self._start(question)
+            self._advance(state)
+            if state.to_request:
                 return state
             self._write_labels()
         return None
 
-    def _open_question(self, question: Question) -> QuestionState:
-        if question.id in self._by_key:
+    def _start(self, question: Question) -> QuestionState:
+        if question.id in self._by_id:
             raise InputError(f"question {question.id} comes twice ({question.stem[:60]!r}); drop one of the two")
-        wanted = derive_seeds(question.id, self._config.runtime.random_seed, self._voting.samples)
-        state = QuestionState(self._position, question, wanted, Tally(), set())
-        for seed, vote in self._ledger.known_votes(self._position, question).items():
-            if seed in wanted:
-                state.take(vote)
-        state.prompt = render_prompt(self._tokenizer, question)
-        self._open[self._position] = self._by_key[question.id] = state
-        self._position += 1
+        seeds = derive_seeds(question.id, self._config.runtime.random_seed, self._voting.samples)
+        state = QuestionState(self._next_position, question, seeds, render_prompt(self._tokenizer, question))
+        for seed, vote in self._ledger.known_votes(self._next_position, question).items():
+            if seed in seeds:
+                state.add(vote)
+        self._open[self._next_position] = self._by_id[question.id] = state
+        self._next_position += 1
         return state
 
-    def _go_on(self, state: QuestionState) -> None:
-        """Decide the state, or have its next wave asked once the present one is in."""
+    def _advance(self, state: QuestionState) -> None:
+        """Decide the question if that is possible; else start its next wave once the present one has arrived."""
         letters = tuple(state.question.options)
         if state.label is None and is_certain(state.tally, letters, self._voting):
-            state.label = label_question(state.question, state.tally, self._voting, **self._summed(state))
+            state.label = label_question(
+                state.question,
+                state.tally,
+                self._voting,
+                tokens=state.tokens,
+                truncated=state.truncated,
+                policy=self._ledger.policy,
+                sampling=self._ledger.sampling,
+            )
         if state.label:
-            self._to_ask -= state.to_ask
-            state.to_ask = 0
-            if state.out:
+            self._to_request -= state.to_request
+            state.to_request = 0
+            if state.in_flight:
                 self._unwanted.append(state.question.id)
-        elif not state.out and not state.to_ask:
-            state.to_ask = self._wave(state, letters)
-            self._to_ask += state.to_ask
-            heapq.heappush(self._asking, state.position)
+        elif not state.in_flight and not state.to_request:
+            state.to_request = self._size_wave(state, letters)
+            self._to_request += state.to_request
+            heapq.heappush(self._requesting, state.position)
 
-    def _wave(self, state: QuestionState, letters: tuple[str, ...]) -> int:
-        """How many votes to ask for next: the fewest that may settle it, or all where half a window waits for it."""
-        if self._position - state.position > self._voting.window // 2:
-            return self._voting.samples - len(state.seeds)
+    def _size_wave(self, state: QuestionState, letters: tuple[str, ...]) -> int:
+        """Return the votes of the next wave: the fewest that may decide, or all where half a window waits for them."""
+        if self._next_position - state.position > self._voting.window // 2:
+            return self._voting.samples - len(state.taken)
         return count_needed_votes(state.tally, letters, self._voting)
 
-    def _summed(self, state: QuestionState) -> dict:
-        return {
-            "tokens": state.tokens,
-            "truncated": state.truncated,
-            "policy": self._ledger.policy,
-            "sampling": self._ledger.sampling,
-        }
+    def _quarantine(self, state: QuestionState, reason: str) -> None:
+        state.label = quarantine_question(
+            state.question,
+            state.tally,
+            self._voting,
+            reason,
+            tokens=state.tokens,
+            truncated=state.truncated,
+            policy=self._ledger.policy,
+            sampling=self._ledger.sampling,
+        )
 
     def _write_labels(self) -> None:
         while (state := self._open.get(self._ledger.num_labels)) and state.label:
             self._ledger.add_label(state.position, state.label)
-            del self._open[state.position], self._by_key[state.question.id]
+            del self._open[state.position], self._by_id[state.question.id]
 
-    def _request(self, state: QuestionState, most: int) -> SampleRequest:
-        """Samples of the lowest seeds not asked yet, `most` at most and without a gap between them."""
-        free = [seed for seed in state.wanted if seed not in state.seeds and seed not in state.out]
-        first, count = split_into_runs(free)[0]
-        count = min(count, most)
-        state.out.update(range(first, first + count))
+    def _make_request(self, state: QuestionState, max_samples: int) -> SampleRequest:
+        """Request the lowest seeds that have not been requested: at most `max_samples`, without a gap."""
+        free = [seed for seed in state.all_seeds if seed not in state.taken and seed not in state.in_flight]
+        first, size = split_into_runs(free)[0]
+        size = min(size, max_samples)
+        state.in_flight.update(range(first, first + size))
         return SampleRequest(
             key=state.question.id,
             prompt=state.prompt,
             options=state.question.options,
-            n=count,
+            n=size,
             seed=first,
             temperature=self._voting.temperature,
             top_p=self._voting.top_p,
             max_tokens=self._voting.max_tokens,
-            expected_tokens=state.tokens / len(state.seeds) if state.seeds else 0.0,
+            expected_tokens=state.tokens / len(state.taken) if state.taken else 0.0,
         )
 
-    def _vote(self, question: Question, sample: Completion) -> Vote:
+    def _make_vote(self, question: Question, sample: Completion) -> Vote:
         return Vote(
             question_id=question.id,
             policy=self._ledger.policy,
@@ -243,9 +265,17 @@ class VoteScheduler:
 
 
 def collect_votes(
-    pool: EnginePool, scheduler: VoteScheduler, ledger: VoteLedger, bar: tqdm, should_stop: Callable[[], bool]
+    pool: EnginePool,
+    scheduler: VoteScheduler,
+    ledger: VoteLedger,
+    bar: tqdm[Any],
+    should_stop: Callable[[], bool],
 ) -> None:
-    """Ask, store, decide, until every state has its label."""
+    """Request votes, store them and decide, until every question has its label.
+
+    Raises:
+        Stopped: `should_stop`, called after each batch of votes, returned True; all votes so far are on disk.
+    """
     for outcomes in pool.run(scheduler):
         scheduler.add_outcomes(outcomes)
         ledger.commit()

@@ -1,4 +1,4 @@
-"""Writes votes and labels of small questions into a vote ledger; run as a script, to be killed or to fill a disk."""
+"""Writes votes and labels into a vote ledger; also a script, which tests kill or give a full disk."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import random
 import sys
 from pathlib import Path
 
+from stored_votes import stored_votes
+
 from medssr_dist.data.records import Label, Question, Vote
 from medssr_dist.errors import InputError
+from medssr_dist.run.paths import VotingPaths
 from medssr_dist.voting import segments
 from medssr_dist.voting.ledger import VoteLedger
-from medssr_dist.voting.segments import list_segments, read_votes
 
 K = 4
-TEXT = "The patient é\u2028 has it. "  # what str.splitlines would cut is no end of a line
+TEXT = "The patient é\u2028 has it. "  # str.splitlines would split at U+2028, which does not end a line of JSON
 
 
 def question(position: int) -> Question:
@@ -21,7 +23,7 @@ def question(position: int) -> Question:
 
 
 def vote(position: int, seed: int = 0, policy: str = "p", sampling: str = "s", text: str = "") -> Vote:
-    """The vote of a key is the same wherever it is drawn."""
+    """A vote that depends on its key alone."""
     answer = random.Random(f"{position} {seed}").choice(["A", "B", "C", None])
     found = {"answer": answer, "method": answer and "statement", "tokens": seed + 1, "truncated": answer is None}
     return Vote(question_id=question(position).id, policy=policy, sampling=sampling, seed=seed, text=text, **found)
@@ -46,19 +48,13 @@ def label(position: int, policy: str = "p", sampling: str = "s") -> Label:
     )
 
 
-def stored(folder: Path) -> list[Vote]:
-    """All votes on disk, of whatever policy."""
-    votes = folder / "votes"
-    return [vote for number in list_segments(votes) for vote in read_votes(votes, number)]
-
-
 def seeds(ledger: VoteLedger, position: int) -> list[int]:
-    """Of the votes that the ledger has for a question."""
+    """Seeds of the votes that the ledger has on a question."""
     return sorted(ledger.known_votes(position, question(position)))
 
 
 def fill(folder: Path, questions: int, labels: int | None = None, **identity: str) -> None:
-    """`questions` with K votes each, `labels` of them with their label."""
+    """Write K votes on each of `questions` questions, and the first `labels` labels (None = all)."""
     with VoteLedger(folder, identity.get("policy", "p"), identity.get("sampling", "s")) as ledger:
         for position in range(questions):
             ledger.add_votes(position, [vote(position, seed, **identity) for seed in range(K)])
@@ -67,17 +63,17 @@ def fill(folder: Path, questions: int, labels: int | None = None, **identity: st
 
 
 def names(folder: Path) -> list[str]:
-    """Files of the votes."""
-    return sorted(file.name for file in (folder / "votes").iterdir())
+    """Names of the files of votes."""
+    return sorted(file.name for file in VotingPaths(folder).votes.iterdir())
 
 
 def keep_lines(file: Path, count: int, rest: bytes = b"") -> None:
-    """Cut `file` after its first lines."""
+    """Cut `file` after its first `count` lines, and append `rest`."""
     file.write_bytes(b"".join(file.read_bytes().splitlines(keepends=True)[:count]) + rest)
 
 
 def write(folder: Path, questions: int, rng: random.Random) -> None:
-    """Vote on all questions, several at a time, and say after each commit what is on disk now: position, seed."""
+    """Vote on all questions, several at a time; after each commit print position:seed of the new votes on disk."""
     with VoteLedger(folder, "p", "s") as ledger:
         while ledger.num_labels < questions:
             window = range(ledger.num_labels, min(questions, ledger.num_labels + 6))
@@ -92,17 +88,17 @@ def write(folder: Path, questions: int, rng: random.Random) -> None:
 
 
 def fill_a_disk(folder: Path, questions: int) -> None:
-    """Write until the disk is full, make room, and go on; print what the ledger said."""
+    """Write until the disk is full, free some space, and resume; print the ledger's error."""
     ballast = folder / "ballast"
     ballast.write_bytes(bytes(1_000_000))
     for _ in range(2):
         try:
             write(folder, questions, random.Random(0))
         except InputError as error:
-            print(f"told: {error}")
-            print(f"whole lines: {len(stored(folder))}")
+            print(f"error: {error}")
+            print(f"complete lines: {len(stored_votes(folder))}")
             ballast.unlink()
-    keys = [vote.key for vote in stored(folder)]
+    keys = [vote.key for vote in stored_votes(folder)]
     print(f"votes: {len(keys)}, distinct: {len(set(keys))}")
 
 

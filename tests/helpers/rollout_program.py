@@ -26,9 +26,8 @@ import ray  # noqa: E402
 from medssr_dist.config.load import load_config  # noqa: E402
 from medssr_dist.runtime.cluster import open_ray_cluster  # noqa: E402
 from medssr_dist.training import stage_actor as stages  # noqa: E402
-from medssr_dist.training.rollout.examples import PromptLoader  # noqa: E402
 from medssr_dist.training.rollout.groups import Group, GroupRequest, Sampling  # noqa: E402
-from medssr_dist.training.rollout.workers import RolloutWorkers  # noqa: E402
+from medssr_dist.training.rollout.workers import RolloutSide  # noqa: E402
 from medssr_dist.training.stall_watch import start_board  # noqa: E402
 
 
@@ -39,41 +38,42 @@ def main(case: dict) -> None:
         before = sample(side, case["prompts"])
         seconds = []
         for version in range(1, case["syncs"] + 1):
-            side.sampler.given = version
+            side.generator.given = version
             since = time.monotonic()
-            side.sync_weights()
+            side.sync()
             seconds.append(time.monotonic() - since)
         after = sample(side, case["prompts"], case["kill"])
         hung = hang(side) if case["hang"] else ""
-        found = {"hung": hung, "seconds": seconds, "before": before, "after": after, "restarts": side.engines.restarts}
+        found = {"hung": hung, "seconds": seconds, "before": before, "after": after, "restarts": side.pool.restarts}
         Path(case["out"]).write_text(json.dumps(found))
 
 
-def start(config, engine_model: Path, rank_model: Path) -> RolloutWorkers:
+def start(config, engine_model: Path, rank_model: Path) -> RolloutSide:
     """Engines with the weights of one model and ranks with those of another, connected."""
     from medssr_dist.training.backend.strategy import Strategy
     from medssr_dist.training.ranks import PolicyRank
 
     stage, board = config.training.stage1, start_board()
     strategy = Strategy(config, stage, engine_model / "stage")
-    ranks, _ = stages.start_ranks(config, PolicyRank, None)
-    side = RolloutWorkers(config, stage, engine_model, board, ranks)
-    refs = ranks.async_init_model_from_pretrained(strategy, str(rank_model), 10)
-    refs += ranks.async_run_method("report_to", board)
-    side.engines.wait_ready()
+    ranks, _ = stages._rank_group(config, PolicyRank, None)
+    side = RolloutSide(config, stage, engine_model, board, ranks)
+    engines = side.pool.handles if config.training.weight_sync == "openrlhf" else None
+    refs = ranks.async_init_model_from_pretrained(strategy, str(rank_model), 10, engines)
+    refs += ranks.async_run_method("watch", board)
+    side.pool.wait_ready()
     ray.get(refs)
-    side.make_sampler(PromptLoader(lambda start: (), None, 0), None)
+    side.generate_with(None, None, strategy)
     return side
 
 
-def hang(side: RolloutWorkers) -> str:
+def hang(side: RolloutSide) -> str:
     """What a sync says with an engine whose processes are stopped."""
-    engine = psutil.Process(ray.get(side.engines.handles[0].ready.remote()))
+    engine = psutil.Process(ray.get(side.pool.handles[0].ready.remote()))
     stopped = [child for child in engine.children(recursive=True) if child.name().startswith("VLLM")]
     for child in stopped:
         child.suspend()
     try:
-        side.sync_weights()
+        side.sync()
     except Exception as error:
         return str(error)
     finally:
@@ -82,14 +82,14 @@ def hang(side: RolloutWorkers) -> str:
     return f"no error, with {len(stopped)} processes stopped"
 
 
-def sample(side: RolloutWorkers, prompts: list[list[int]], kill: bool = False) -> list[dict]:
+def sample(side: RolloutSide, prompts: list[list[int]], kill: bool = False) -> list[dict]:
     sampling = Sampling(n=3, temperature=1.0, top_p=1.0, max_tokens=6, logprobs=True, random_seed=5)
     label = json.dumps({"answer": "A", "options": {"A": "yes", "B": "no"}})
     for number, ids in enumerate(prompts):
-        side.engines.give(GroupRequest(number, "", ids, label, sampling))
+        side.pool.give(GroupRequest(number, "", ids, label, sampling))
     if kill:
-        os.kill(ray.get(side.engines.handles[0].ready.remote()), signal.SIGKILL)
-    groups: list[Group] = [side.engines.take() for _ in prompts]
+        os.kill(ray.get(side.pool.handles[0].ready.remote()), signal.SIGKILL)
+    groups: list[Group] = [side.pool.take() for _ in prompts]
     return [group.as_dict() for group in sorted(groups, key=lambda group: group.number)]
 
 

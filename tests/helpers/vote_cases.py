@@ -1,4 +1,4 @@
-"""Votes as strings of letters, and the decision over all ways in which further votes may fall."""
+"""Votes as strings of letters ("-" = invalid), and the decisions of all completions."""
 
 from __future__ import annotations
 
@@ -14,15 +14,12 @@ LETTERS = "ABCDE"
 
 
 def tally_of(votes: str) -> Tally:
-    tally = Tally()
-    for vote in votes:
-        tally = tally.add(None if vote == "-" else vote)
-    return tally
+    return Tally.from_answers(None if vote == "-" else vote for vote in votes)
 
 
 @lru_cache(None)
 def full_decision(votes: str, threshold: float, confidence: str) -> tuple[str, str | None, bool]:
-    """(outcome, answer, kept) of all K votes, written down independently of the code under test."""
+    """(outcome, answer, kept) of all K votes, written independently of the code under test."""
     counts = {letter: votes.count(letter) for letter in set(votes) - {"-"}}
     if not counts:
         return "all_invalid", None, False
@@ -35,10 +32,10 @@ def full_decision(votes: str, threshold: float, confidence: str) -> tuple[str, s
 
 
 def all_decisions(votes: str, letters: str, voting: Voting) -> set[tuple]:
-    left = voting.samples - len(votes)
+    remaining = voting.samples - len(votes)
     return {
         full_decision("".join(sorted(votes + "".join(rest))), voting.threshold, voting.confidence)
-        for rest in combinations_with_replacement(letters + "-", left)
+        for rest in combinations_with_replacement(letters + "-", remaining)
     }
 
 

@@ -1,5 +1,6 @@
 """Synthesis, vote and trainer side by side: none outlives another's failure, and the same command goes on."""
 
+import itertools
 import json
 import sys
 import threading
@@ -8,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 from config_builder import make_config
-from stream_parts import TIMEOUT_S, Tokenizer, draw_steps, label, never, until
+from stream_parts import TIMEOUT_S, Tokenizer, label, never, until
 
 from medssr_dist import pipeline
 from medssr_dist.data.jsonl import JsonlLedger, read_json, read_jsonl, write_json
@@ -235,14 +236,15 @@ class World:
             publish_taken(labels, taken)
 
         checkpoint = folder / "checkpoint.json"
-        loader = PromptLoader(examples, Tokenizer(), 10**6, tell)
+        loader = PromptLoader(examples, Tokenizer(), 10**6, stage.prompts_per_step, stage.steps, tell)
         if checkpoint.exists():
             loader.load_state_dict(read_json(checkpoint))
         del self.trained[loader.taken :]
-        for step in draw_steps(loader, stage.prompts_per_step, stage.steps):
+        batches = iter(loader)
+        while step := [json.loads(found[2][0])["id"] for found in itertools.islice(batches, stage.prompts_per_step)]:
             if should_stop():
                 raise Stopped("killed")
-            self.trained += [json.loads(label)["id"] for _, label in step]
+            self.trained += step
             write_json(checkpoint, loader.state_dict())
             if self.trainer_fails_at == loader.taken:
                 raise RuntimeError("out of memory")

@@ -1,4 +1,4 @@
-"""The vote on the real stack while its parts are killed, stopped and starved: nothing is lost, nothing is doubled."""
+"""The vote on the real stack while its parts are killed, stopped and starved: no vote is lost or doubled."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PARTS = {"engine": "ray::VllmActor", "engine core": "VLLM::EngineCore", "node": 
 
 @pytest.fixture
 def voter(medssr, tiny_config, tmp_path):
-    """A run with its questions, and how to start its vote."""
+    """A run whose vote can be started and killed."""
     return Voter(medssr, tiny_config, tmp_path / "run")
 
 
@@ -35,7 +35,7 @@ class Voter:
         self._medssr, self._config, self.run = medssr, config, run
         self.process: subprocess.Popen | None = None
 
-    def questions(self, accepted: int) -> None:
+    def make_questions(self, accepted: int) -> None:
         self._overrides = [f"synthesis.accepted={accepted}", f"voting.samples={K}", "voting.adaptive=never"]
         self._medssr("synthesize", "--config", self._config, "--run-dir", self.run, *self._overrides)
 
@@ -58,13 +58,13 @@ class Voter:
     def log(self) -> str:
         return (self.run / "chaos.log").read_text(encoding="utf-8", errors="replace")[-4000:]
 
-    def wait_for(self, moment: Callable[[], object], seconds: float = 300) -> bool:
+    def wait_for(self, condition: Callable[[], object], seconds: float = 300) -> bool:
         """False if the vote ended first."""
         deadline = time.monotonic() + seconds
-        while not moment():
+        while not condition():
             if self.process.poll() is not None:
                 return False
-            assert time.monotonic() < deadline, f"it did not come to it: {self.log}"
+            assert time.monotonic() < deadline, f"the condition was never true: {self.log}"
             time.sleep(0.05)
         return True
 
@@ -88,8 +88,8 @@ class Voter:
         assert wanted <= set(found)
 
 
-def below(pid: int) -> list[tuple[int, str]]:
-    """(process id, command) of a process and all that descend from it."""
+def list_descendants(pid: int) -> list[tuple[int, str]]:
+    """(process id, command) of a process and all its descendants."""
     rows = subprocess.run(
         ["ps", "-eww", "-o", "pid,ppid,args"], capture_output=True, text=True, check=True
     ).stdout.splitlines()
@@ -101,12 +101,12 @@ def below(pid: int) -> list[tuple[int, str]]:
 
 
 def pick(voter: Voter, part: str, rng: random.Random) -> int | None:
-    """The process id of such a part of the vote, if there is one."""
+    """The process id of a random part of this kind, if there is one."""
     if part == "driver":
         return voter.process.pid
     found = [
         pid
-        for pid, command in below(voter.process.pid)
+        for pid, command in list_descendants(voter.process.pid)
         if command.startswith(PARTS[part]) or (part == "node" and PARTS[part] in command)
     ]
     return rng.choice(found) if found else None
@@ -114,7 +114,7 @@ def pick(voter: Voter, part: str, rng: random.Random) -> int | None:
 
 def test_twenty_kills_of_random_parts_in_one_run(voter):
     rng, killed = random.Random(7), Counter()
-    voter.questions(300)
+    voter.make_questions(300)
     voter.start("voting.engines=2", "voting.in_flight=8")
     while sum(killed.values()) < 20:
         before = voter.votes
@@ -139,7 +139,7 @@ def test_twenty_kills_of_random_parts_in_one_run(voter):
 
 @pytest.mark.parametrize("part", ["engine", "engine core"])
 def test_an_engine_that_is_stopped_is_replaced(voter, part):
-    voter.questions(60)
+    voter.make_questions(60)
     voter.start("voting.stall_s=5", "voting.in_flight=8")
     assert voter.wait_for(lambda: voter.votes >= 40)
     stopped = pick(voter, part, random.Random(0))
@@ -150,8 +150,8 @@ def test_an_engine_that_is_stopped_is_replaced(voter, part):
     assert not Path(f"/proc/{stopped}").exists()
 
 
-def test_weights_replaced_in_the_middle_are_noticed_and_never_mixed(voter, tiny_model):
-    voter.questions(60)
+def test_weights_replaced_during_a_vote_end_the_run(voter, tiny_model):
+    voter.make_questions(60)
     voter.start("voting.in_flight=4")
     assert voter.wait_for(lambda: voter.votes >= 40)
     weights = tiny_model / "model.safetensors"
@@ -168,7 +168,7 @@ def test_weights_replaced_in_the_middle_are_noticed_and_never_mixed(voter, tiny_
     voter.check()
 
 
-# What a cluster of one or two slots can hold.
+# Settings that fit a cluster of one or two slots.
 SMALL = ("runtime.mode=sequential", "training.ranks_per_node=1", "voting.engines=1")
 FILL = """
 import ray, sys
@@ -191,8 +191,8 @@ def cluster():
 
 
 def test_a_full_object_store_is_survived(voter, cluster):
-    """Ray's store filled by another: votes travel in messages, and go on."""
-    voter.questions(60)
+    """Another process fills Ray's object store: votes are sent in messages and do not need it."""
+    voter.make_questions(60)
     command = [sys.executable, "-c", FILL, cluster.address]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as filler:
         assert filler.stdout.readline() == b"full\n"
@@ -204,8 +204,8 @@ def test_a_full_object_store_is_survived(voter, cluster):
 
 
 def test_engines_join_and_leave_with_nodes(voter, cluster):
-    """A node that joins brings an engine; one that is lost takes it along, and the vote goes on."""
-    voter.questions(1500)  # enough for an engine to start and for its node to be missed
+    """A node that joins adds an engine; when it is lost, its engine is lost too, and the vote continues."""
+    voter.make_questions(1500)  # enough for an engine to start and for its node to be missed
     voter.start(*SMALL, "voting.max_engines=3", "voting.in_flight=4", env={"RAY_ADDRESS": cluster.address})
     assert voter.wait_for(lambda: voter.votes >= 40)
     node = cluster.add_node(num_gpus=1, num_cpus=2)

@@ -1,4 +1,4 @@
-"""The exact bound against brute force: every way the votes to come can fall."""
+"""Early stopping, compared with all completions of the votes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from vote_cases import LETTERS, all_decisions, tally_of, unfinished
 
 from medssr_dist.config.schema import Voting
-from medssr_dist.voting.early_stopping import _count_needed_votes, bound_confidences, count_needed_votes, is_certain
+from medssr_dist.voting.early_stopping import _count_needed_votes, bound_confidence, count_needed_votes, is_certain
 from medssr_dist.voting.tally import reaches_threshold
 
 
@@ -22,13 +22,13 @@ def cannot_change(votes: str, letters: str, voting: Voting) -> bool:
 
 
 @given(unfinished())
-def test_certain_is_exactly_that_no_completion_changes_the_decision(case):
+def test_certain_means_no_completion_changes_the_decision(case):
     votes, letters, voting = case
     assert is_certain(tally_of(votes), letters, voting) == cannot_change(votes, letters, voting)
 
 
 @given(unfinished())
-def test_needed_is_the_fewest_votes_after_which_it_could_be_certain(case):
+def test_needed_votes_are_the_fewest_to_become_certain(case):
     votes, letters, voting = case
     fewest = next(
         more
@@ -42,18 +42,18 @@ def test_needed_is_the_fewest_votes_after_which_it_could_be_certain(case):
 
 
 @given(unfinished(), st.data())
-def test_no_part_of_a_wave_settles_it_whatever_the_wave_says(case, data):
-    """So that none of its votes was superfluous; that all of them settle it is not promised."""
+def test_no_part_of_a_wave_makes_the_decision_certain(case, data):
+    """So none of its votes is superfluous. The whole wave need not make it certain."""
     votes, letters, voting = case
     wave = count_needed_votes(tally_of(votes), letters, voting)
-    said = data.draw(st.text(letters + "-", min_size=wave, max_size=wave))
-    part = "".join(vote for vote in said[1:] if data.draw(st.booleans()))
+    answers = data.draw(st.text(letters + "-", min_size=wave, max_size=wave))
+    part = "".join(vote for vote in answers[1:] if data.draw(st.booleans()))
     if wave:
         assert not is_certain(tally_of(votes + part), letters, voting)
 
 
 @given(unfinished(), st.data())
-def test_waves_take_just_the_votes_that_asking_one_by_one_takes(case, data):
+def test_waves_take_the_same_votes_as_single_votes(case, data):
     _, letters, voting = case
     full = data.draw(st.text(letters + "-", min_size=voting.samples, max_size=voting.samples))
     one_by_one = next(n for n in range(len(full) + 1) if is_certain(tally_of(full[:n]), letters, voting))
@@ -64,7 +64,7 @@ def test_waves_take_just_the_votes_that_asking_one_by_one_takes(case, data):
 
 
 @given(unfinished())
-def test_confidences_are_the_least_and_the_most_of_all_completions(case):
+def test_confidence_bounds_are_those_of_all_completions(case):
     votes, letters, voting = case
     tops, shares = [], []
     for rest in combinations_with_replacement(letters + "-", voting.samples - len(votes)):
@@ -73,11 +73,11 @@ def test_confidences_are_the_least_and_the_most_of_all_completions(case):
         valid = len(full) - full.count("-")
         shares.append(tops[-1] / valid if valid else 0.0)
     least, most = min(tops) / voting.samples, max(tops) / voting.samples
-    assert bound_confidences(tally_of(votes), letters, voting) == ((least, most), (min(shares), max(shares)))
+    assert bound_confidence(tally_of(votes), letters, voting) == ((least, most), (min(shares), max(shares)))
 
 
 @given(unfinished())
-def test_once_certain_it_stays_so(case):
+def test_once_certain_always_certain(case):
     votes, letters, voting = case
     if len(votes) < voting.samples and is_certain(tally_of(votes), letters, voting):
         assert all(is_certain(tally_of(votes + more), letters, voting) for more in letters + "-")
@@ -87,12 +87,12 @@ def test_once_certain_it_stays_so(case):
     ("adaptive", "votes", "threshold", "confidence", "expected"),
     [
         ("lossless", "AAAAAAAAA", 0.5, "requested", True),  # 9 of 16
-        ("lossless", "AAAAAAAA", 0.5, "requested", False),  # 8: the rest may tie
-        ("lossless", "AAAAAAAAA", 0.7, "requested", False),  # A wins; whether with 70% is open
+        ("lossless", "AAAAAAAA", 0.5, "requested", False),  # 8: the rest may end in a tie
+        ("lossless", "AAAAAAAAA", 0.7, "requested", False),  # A wins; whether with 70% is not known
         ("lossless", "BBBBBBBBB----", 0.75, "requested", False),
         ("lossless", "BBBBBBBBB-----", 0.75, "requested", True),  # 11 of 16 at most
-        ("kept", "AABBCCDDE", 0.6, "requested", True),  # nobody reaches 10 of 16
-        ("lossless", "AABBCCDDE", 0.6, "requested", False),  # but who wins is open
+        ("kept", "AABBCCDDE", 0.6, "requested", True),  # no option reaches 10 of 16
+        ("lossless", "AABBCCDDE", 0.6, "requested", False),  # but the winner is not known
         ("kept", "AABB-----", 0.6, "valid", False),  # 9 of 11 valid ones, if A has the rest
         ("never", "AAAAAAAAAAAAAAA", 0.5, "requested", False),
         ("never", "AAAAAAAAAAAAAAAA", 0.5, "requested", True),
@@ -117,7 +117,7 @@ def test_a_share_that_equals_the_threshold_reaches_it(tenths):
         assert reaches_threshold(tenths * of // 10, of, float(f"0.{tenths}" if tenths < 10 else "1.0"))
 
 
-def test_many_samples_and_letters_are_quick_enough_to_be_asked_always():
+def test_many_samples_and_letters_take_little_time():
     voting = Voting(samples=64, threshold=0.55, confidence="valid", adaptive="kept")
     votes, letters = "", "ABCDEFGHIJ"
     while wave := count_needed_votes(tally_of(votes), letters, voting):
@@ -126,7 +126,7 @@ def test_many_samples_and_letters_are_quick_enough_to_be_asked_always():
 
 
 @pytest.mark.parametrize("of", range(1, 101))
-def test_a_threshold_reaches_itself_however_it_was_written(of):
+def test_a_threshold_reaches_itself_however_it_is_written(of):
     for votes in range(of + 1):
         assert reaches_threshold(votes, of, votes / of)
         if of in (10, 20, 25, 50, 100):
@@ -136,20 +136,20 @@ def test_a_threshold_reaches_itself_however_it_was_written(of):
 
 
 @pytest.mark.parametrize("adaptive", ["never", "lossless", "kept", "statistical"])
-def test_of_one_sample_the_one_vote_decides(adaptive):
+def test_with_one_sample_the_one_vote_decides(adaptive):
     voting = Voting(samples=1, adaptive=adaptive)
     assert count_needed_votes(tally_of(""), "AB", voting) == 1 and not is_certain(tally_of(""), "AB", voting)
     assert all(is_certain(tally_of(vote), "AB", voting) for vote in "AB-")
 
 
-def test_more_than_k_votes_and_votes_for_no_option_are_refused():
+def test_too_many_votes_and_unknown_letters_are_refused():
     with pytest.raises(ValueError, match="5 votes were taken where voting.samples = 4"):
         is_certain(tally_of("AAAAA"), "AB", Voting(samples=4))
     with pytest.raises(ValueError, match="not all for one of the options A, B"):
         count_needed_votes(tally_of("AAC"), "AB", Voting(samples=4))
 
 
-def test_what_is_remembered_does_not_depend_on_letters():
+def test_the_cache_does_not_depend_on_letters():
     voting = Voting(samples=7, threshold=0.6)
     count_needed_votes(tally_of("AAB-"), "ABC", voting)
     before = _count_needed_votes.cache_info()

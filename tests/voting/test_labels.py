@@ -1,4 +1,4 @@
-"""From a tally to a label: winner, ties, invalid votes, both denominators, and what is known of votes not taken."""
+"""From a tally to a label: winner, ties, invalid votes, both denominators, and bounds with votes not taken."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from medssr_dist.voting.early_stopping import is_certain
 from medssr_dist.voting.labels import label_question, quarantine_question
 
 QUESTION = Question.make("Which vitamin prevents scurvy?", ["A", "B12", "C", "D", "E"], source="set", truth="C")
-SUMMED = {"tokens": 30, "truncated": 1, "policy": "p", "sampling": "s"}
+TOTALS = {"tokens": 30, "truncated": 1, "policy": "p", "sampling": "s"}
 
 
 def label(votes: str, **voting) -> Label:
-    return label_question(QUESTION, tally_of(votes), Voting(**({"samples": len(votes)} | voting)), **SUMMED)
+    return label_question(QUESTION, tally_of(votes), Voting(**({"samples": len(votes)} | voting)), **TOTALS)
 
 
-def test_the_records_own_example():
+def test_the_example_in_the_record():
     found = label("BBBBBCC-")
     assert (found.outcome, found.answer, found.counts) == ("labeled", "B", {"B": 5, "C": 2})
     assert (found.requested, found.taken, found.valid, found.tokens, found.truncated) == (8, 8, 7, 30, 1)
@@ -33,7 +33,7 @@ def test_the_records_own_example():
     ("votes", "outcome", "answer"),
     [("AABB", "tie", None), ("----", "all_invalid", None), ("A---", "labeled", "A"), ("ABBA--C", "tie", None)],
 )
-def test_ties_and_invalid_votes_are_outcomes_of_their_own(votes, outcome, answer):
+def test_ties_and_invalid_votes_have_their_own_outcomes(votes, outcome, answer):
     found = label(votes, threshold=0.0)
     assert (found.outcome, found.answer, found.kept) == (outcome, answer, outcome == "labeled")
 
@@ -54,7 +54,7 @@ def test_threshold_and_denominator(votes, threshold, confidence, kept):
     assert label(votes, threshold=threshold, confidence=confidence).kept is kept
 
 
-def test_of_all_invalid_votes_there_is_no_confidence():
+def test_only_invalid_votes_give_confidence_zero():
     found = label("---")
     assert found.confidence_requested == found.confidence_valid == (0, 0)
 
@@ -65,7 +65,7 @@ def test_rejected_without_a_winner():
     assert found.confidence_requested == (2 / 16, 9 / 16)
 
 
-def test_too_early_a_decision_is_refused():
+def test_a_decision_that_is_not_certain_is_refused():
     with pytest.raises(ValueError, match="decides nothing yet"):
         label("AAAA", samples=16)
 
@@ -76,7 +76,7 @@ def test_a_stopped_vote_decides_as_all_votes_would(case):
     question = Question.make("Which?", [f"option {letter}" for letter in letters], source="set")
     if not is_certain(tally_of(votes), letters, voting):
         return
-    found = label_question(question, tally_of(votes), voting, **SUMMED)
+    found = label_question(question, tally_of(votes), voting, **TOTALS)
     for outcome, answer, kept in all_decisions(votes, letters, voting):
         assert found.kept == kept
         if voting.adaptive == "lossless" or kept:
@@ -89,7 +89,7 @@ def test_intervals_hold_the_confidence_of_all_votes(case):
     question = Question.make("Which?", [f"option {letter}" for letter in letters], source="set")
     if not votes or not is_certain(tally_of(votes), letters, voting):
         return
-    found = label_question(question, tally_of(votes), voting, **SUMMED)
+    found = label_question(question, tally_of(votes), voting, **TOTALS)
     for rest in (letters[0], letters[-1], "-"):
         full = votes + rest * (voting.samples - len(votes))
         most = max(full.count(letter) for letter in letters)
@@ -99,13 +99,13 @@ def test_intervals_hold_the_confidence_of_all_votes(case):
             assert found.confidence_valid[0] <= most / valid <= found.confidence_valid[1]
 
 
-def test_statistical_takes_the_likely_decision():
+def test_statistical_stopping_takes_the_likely_decision():
     found = label("CCCCCC", samples=16, adaptive="statistical", error_rate=0.2)
     assert (found.outcome, found.answer, found.kept, found.taken) == ("labeled", "C", True, 6)
     assert full_decision("CCCCCC" + "C" * 10, 0.5, "requested") == ("labeled", "C", True)
 
 
-def test_quarantined_with_its_reason():
-    found = quarantine_question(QUESTION, tally_of("AB"), Voting(samples=8), "in flight at 2 engine deaths", **SUMMED)
+def test_a_quarantined_label_has_its_reason():
+    found = quarantine_question(QUESTION, tally_of("AB"), Voting(samples=8), "in flight at 2 engine deaths", **TOTALS)
     assert (found.outcome, found.answer, found.kept, found.taken) == ("quarantined", None, False, 2)
     assert found.reason == "in flight at 2 engine deaths"

@@ -1,16 +1,16 @@
-"""The vote ledger on disk: each vote and label once, whatever crashed, and readable by others."""
+"""The vote ledger on disk: each vote and label once, whatever crashes, and readable by other tools."""
 
 import gzip
 import json
 
 import pytest
 from config_builder import make_config
-from ledger_writer import K, fill, keep_lines, label, names, question, seeds, stored, vote
+from ledger_writer import K, fill, keep_lines, label, names, question, seeds, vote
 from places import HELPERS
+from stored_votes import stored_labels, stored_votes
 
 from medssr_dist.config.schema import Config
 from medssr_dist.data.jsonl import read_jsonl
-from medssr_dist.data.records import Label
 from medssr_dist.errors import InputError
 from medssr_dist.voting import segments
 from medssr_dist.voting.ledger import VoteLedger, derive_seeds, hash_vote_sampling, read_ledger_counts
@@ -23,10 +23,10 @@ def small_segments(monkeypatch):
     monkeypatch.setattr(segments, "SEGMENT_QUESTIONS", 4)
 
 
-# --- what is written is what is found ---------------------------------------------------------------
+# --- writing and reading back -----------------------------------------------------------------------
 
 
-def test_a_ledger_goes_on_where_it_was(tmp_path):
+def test_a_ledger_resumes_where_it_was(tmp_path):
     with VoteLedger(tmp_path, "p", "s") as ledger:
         ledger.add_votes(0, [vote(0, seed, text="long") for seed in range(K)])
         ledger.add_votes(1, [vote(1, 2)])
@@ -36,11 +36,11 @@ def test_a_ledger_goes_on_where_it_was(tmp_path):
         assert again.known_votes(1, question(1)) == {2: vote(1, 2)}
         assert again.known_votes(0, question(0)) == {}, "forgotten once it has its label"
         assert again.known_votes(2, question(2)) == {}
-    assert [Label.model_validate(row) for row in read_jsonl(tmp_path / "labeled.jsonl")] == [label(0)]
-    assert {vote.text for vote in stored(tmp_path)} == {"long", ""}
+    assert stored_labels(tmp_path) == [label(0)]
+    assert {vote.text for vote in stored_votes(tmp_path)} == {"long", ""}
 
 
-def test_the_first_vote_of_a_key_stands(tmp_path):
+def test_of_votes_with_equal_keys_the_first_counts(tmp_path):
     second = vote(0, 0).model_copy(update={"tokens": 99})
     with VoteLedger(tmp_path, "p", "s") as ledger:
         assert ledger.add_votes(0, [vote(0, 0), second]) == 1
@@ -49,7 +49,7 @@ def test_the_first_vote_of_a_key_stands(tmp_path):
     with VoteLedger(tmp_path, "p", "s") as again:
         assert again.add_votes(0, [second, vote(0, 1)]) == 1
         assert again.known_votes(0, question(0)) == {0: vote(0, 0), 1: vote(0, 1)}
-    assert stored(tmp_path) == [vote(0, 0), vote(0, 1)]
+    assert stored_votes(tmp_path) == [vote(0, 0), vote(0, 1)]
 
 
 def test_a_doubled_line_counts_once(tmp_path):
@@ -65,8 +65,8 @@ def test_labels_are_in_question_order_and_end_their_question(tmp_path):
             with pytest.raises(ValueError, match=f"of question 0, not of question {position}"):
                 ledger.add_label(position, label(position))
         ledger.add_label(0, label(0))
-        assert ledger.add_votes(0, [vote(0, 3)]) == 0, "it came too late"
-    assert stored(tmp_path) == []
+        assert ledger.add_votes(0, [vote(0, 3)]) == 0, "its question has a label"
+    assert stored_votes(tmp_path) == []
 
 
 def test_text_is_kept_or_dropped_by_config(tmp_path):
@@ -74,28 +74,28 @@ def test_text_is_kept_or_dropped_by_config(tmp_path):
         folder = tmp_path / str(keep)
         with VoteLedger(folder, "p", "s", keep_text=keep) as ledger:
             ledger.add_votes(0, [vote(0, 1, text="long é\u2028 text")])
-            assert ledger.known_votes(0, question(0)) == {1: vote(0, 1)}, "never in memory"
-        assert [vote.text for vote in stored(folder)] == [text]
+            assert ledger.known_votes(0, question(0)) == {1: vote(0, 1)}, "the text is never in memory"
+        assert [vote.text for vote in stored_votes(folder)] == [text]
 
 
 def test_half_a_surrogate_pair_does_not_lose_the_vote(tmp_path):
     broken = vote(0, 1).model_copy(update={"text": "x\ud83d"})
     with VoteLedger(tmp_path, "p", "s") as ledger:
         ledger.add_votes(0, [broken])
-    assert [vote.text for vote in stored(tmp_path)] == ["x?"]
+    assert [vote.text for vote in stored_votes(tmp_path)] == ["x?"]
 
 
 def test_nothing_is_on_disk_before_commit(tmp_path):
     ledger = VoteLedger(tmp_path, "p", "s")
     ledger.add_votes(0, [vote(0, 1)])
     ledger.add_label(0, label(0))
-    assert stored(tmp_path) == list(read_jsonl(ledger.labels_file)) == []
+    assert stored_votes(tmp_path) == list(read_jsonl(ledger.labels_file)) == []
     ledger.commit()
-    assert len(stored(tmp_path)) == len(list(read_jsonl(ledger.labels_file))) == 1
+    assert len(stored_votes(tmp_path)) == len(list(read_jsonl(ledger.labels_file))) == 1
     ledger.close()
 
 
-# --- whose votes ------------------------------------------------------------------------------------
+# --- policy and sampling ----------------------------------------------------------------------------
 
 
 def test_votes_of_another_policy_or_sampling_are_never_mixed(tmp_path):
@@ -108,11 +108,11 @@ def test_votes_of_another_policy_or_sampling_are_never_mixed(tmp_path):
     for policy, sampling in (("p", "s"), ("other", "s"), ("p", "other")):
         found = VoteLedger(tmp_path, policy, sampling).known_votes(0, question(0))
         assert found == {1: vote(0, 1, policy, sampling)}
-    assert len(stored(tmp_path)) == 3
+    assert len(stored_votes(tmp_path)) == 3
 
 
 def test_labels_of_another_policy_or_sampling_are_refused(tmp_path):
-    """Else a question would be voted on again and keep its old label."""
+    """Otherwise a question would be voted on again and keep its old label."""
     fill(tmp_path, 1)
     for other in (("p", "other"), ("other", "s")):
         with pytest.raises(InputError, match="labeled.jsonl holds labels of another policy.*--run-dir"):
@@ -134,7 +134,7 @@ def config(**voting) -> Config:
     return make_config(voting={"max_tokens": 16, **voting})
 
 
-def test_sampling_hash_covers_what_shapes_a_vote_and_nothing_else():
+def test_the_sampling_hash_covers_what_affects_a_vote():
     base = hash_vote_sampling(config(), None)
     assert hash_vote_sampling(config(), "other template") != base
     for changed in ({"temperature": 0.7}, {"top_p": 0.9}, {"max_tokens": 8}):
@@ -143,7 +143,7 @@ def test_sampling_hash_covers_what_shapes_a_vote_and_nothing_else():
         assert hash_vote_sampling(config(**same), None) == base
 
 
-def test_seeds_are_of_the_question_and_do_not_depend_on_their_number():
+def test_seeds_do_not_depend_on_the_number_of_votes():
     few, many = derive_seeds("ab", 42, 4), derive_seeds("ab", 42, 8)
     assert list(few) == list(many)[:4]
     assert len({derive_seeds("ab", 42, 4), derive_seeds("ac", 42, 4), derive_seeds("ab", 43, 4)}) == 3
@@ -152,10 +152,10 @@ def test_seeds_are_of_the_question_and_do_not_depend_on_their_number():
 # --- segments ---------------------------------------------------------------------------------------
 
 
-def test_segments_that_are_over_are_packed_and_the_others_are_plain(tmp_path):
+def test_complete_segments_are_packed(tmp_path):
     fill(tmp_path, 11, labels=9)
     assert names(tmp_path) == ["00000.jsonl.gz", "00001.jsonl.gz", "00002.jsonl"]
-    assert [vote.key for vote in stored(tmp_path)] == [vote(i, s).key for i in range(11) for s in range(K)]
+    assert [vote.key for vote in stored_votes(tmp_path)] == [vote(i, s).key for i in range(11) for s in range(K)]
     with VoteLedger(tmp_path, "p", "s") as again:
         assert [seeds(again, position) for position in range(8, 12)] == [[], [0, 1, 2, 3], [0, 1, 2, 3], []]
 
@@ -168,7 +168,7 @@ def test_only_undecided_segments_are_read_on_opening(tmp_path):
         assert seeds(again, 8) == [0, 1, 2, 3]
 
 
-def test_votes_ahead_are_read_when_their_question_is_asked_for(tmp_path):
+def test_later_votes_are_read_with_their_question(tmp_path):
     fill(tmp_path, 12, labels=0)
     keep_lines(tmp_path / "votes" / "00002.jsonl", 3, b'{"torn')
     with VoteLedger(tmp_path, "p", "s") as again:
@@ -176,12 +176,12 @@ def test_votes_ahead_are_read_when_their_question_is_asked_for(tmp_path):
         again.add_votes(8, [vote(8, 3)])
         again.release()
         assert seeds(again, 8) == [0, 1, 2, 3]
-    assert len(stored(tmp_path)) == 36
+    assert len(stored_votes(tmp_path)) == 36
 
 
 @pytest.mark.parametrize("whole", [True, False])
-def test_a_crash_between_the_two_forms_leaves_one_of_each_vote(tmp_path, whole):
-    """Packed and not yet removed: the packed one stands if it is whole, else the plain one does."""
+def test_a_crash_while_packing_leaves_each_vote_once(tmp_path, whole):
+    """Both files exist: the packed one is kept if it is complete, else the plain one."""
     fill(tmp_path, 4, labels=3)
     plain = tmp_path / "votes" / "00000.jsonl"
     data = plain.read_bytes()
@@ -198,14 +198,14 @@ def test_a_crash_between_the_two_forms_leaves_one_of_each_vote(tmp_path, whole):
     assert read_ledger_counts(tmp_path).votes == 16
 
 
-def test_half_packed_leftovers_are_removed(tmp_path):
+def test_partly_packed_files_are_removed(tmp_path):
     fill(tmp_path, 4, labels=3)
     (tmp_path / "votes" / ".00000.aside").write_bytes(gzip.compress(b"half")[:-5])
     VoteLedger(tmp_path, "p", "s").close()
     assert names(tmp_path) == ["00000.jsonl"]
 
 
-def test_a_plain_segment_whose_labels_are_all_there_is_packed_on_opening(tmp_path):
+def test_a_complete_plain_segment_is_packed_on_opening(tmp_path):
     fill(tmp_path, 5)
     packed = tmp_path / "votes" / "00000.jsonl.gz"
     packed.with_name("00000.jsonl").write_bytes(gzip.decompress(packed.read_bytes()))
@@ -215,7 +215,7 @@ def test_a_plain_segment_whose_labels_are_all_there_is_packed_on_opening(tmp_pat
     assert names(tmp_path) == ["00000.jsonl.gz", "00001.jsonl"]
 
 
-def test_lost_labels_open_their_segment_again(tmp_path):
+def test_lost_labels_unpack_their_segment(tmp_path):
     fill(tmp_path, 9)
     keep_lines(tmp_path / "labeled.jsonl", 2, b'{"question"')
     assert read_ledger_counts(tmp_path) == (2, 1, 36)
@@ -226,14 +226,14 @@ def test_lost_labels_open_their_segment_again(tmp_path):
         for position in range(2, 9):
             again.add_label(position, label(position))
     assert names(tmp_path) == ["00000.jsonl.gz", "00001.jsonl.gz", "00002.jsonl"]
-    assert len(stored(tmp_path)) == 37
+    assert len(stored_votes(tmp_path)) == 37
     assert read_ledger_counts(tmp_path) == (9, 3, 37)
 
 
-# --- read by others ---------------------------------------------------------------------------------
+# --- read by other processes ------------------------------------------------------------------------
 
 
-def test_counts_are_true_while_it_runs_and_after(tmp_path):
+def test_counts_are_right_during_a_vote_and_after(tmp_path):
     assert read_ledger_counts(tmp_path) == (0, 0, 0)
     ledger = VoteLedger(tmp_path, "p", "s")
     for position in range(10):
@@ -248,7 +248,7 @@ def test_counts_are_true_while_it_runs_and_after(tmp_path):
     assert read_ledger_counts(tmp_path) == (10, 4, 41)
 
 
-def test_counting_reads_no_packed_votes_and_no_labels_that_are_counted(tmp_path):
+def test_counting_reads_only_what_ledger_json_does_not_count(tmp_path):
     fill(tmp_path, 8)
     for file in (tmp_path / "votes").iterdir():
         file.write_bytes(b"not read")

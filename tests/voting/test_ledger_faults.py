@@ -1,4 +1,4 @@
-"""The vote ledger against broken files, kills at random and a full disk: nothing is lost, doubled or mixed."""
+"""The vote ledger with broken files, random kills and a full disk: no vote is lost, doubled or mixed."""
 
 import random
 import subprocess
@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ledger_writer import K, fill, keep_lines, label, names, question, stored, vote
+from ledger_writer import K, fill, keep_lines, label, names, question, vote
 from places import HELPERS, REPO
+from stored_votes import stored_labels, stored_votes
 
-from medssr_dist.data.jsonl import read_jsonl
 from medssr_dist.errors import InputError
+from medssr_dist.run.paths import VotingPaths, vote_segment
 from medssr_dist.voting import segments
 from medssr_dist.voting.ledger import VoteLedger, read_ledger_counts
 
@@ -55,13 +56,13 @@ def test_a_torn_gzip_file_is_named(tmp_path):
     with pytest.raises(InputError, match=r"00000\.jsonl\.gz is not a whole gzip file"):
         VoteLedger(tmp_path, "p", "s")
     with pytest.raises(InputError, match=r"00000\.jsonl\.gz is not a whole gzip file"):
-        stored(tmp_path)
+        stored_votes(tmp_path)
     assert names(tmp_path) == ["00000.jsonl.gz"]
 
 
 @given(st.data())
 @settings(max_examples=60)
-def test_a_torn_tail_loses_the_torn_vote_alone(tmp_path_factory, data):
+def test_a_torn_tail_loses_only_the_torn_vote(tmp_path_factory, data):
     folder = tmp_path_factory.mktemp("ledger")
     fill(folder, 2, labels=0)
     file = folder / "votes" / "00000.jsonl"
@@ -73,7 +74,7 @@ def test_a_torn_tail_loses_the_torn_vote_alone(tmp_path_factory, data):
         assert len(ledger.known_votes(0, question(0))) + len(ledger.known_votes(1, question(1))) == whole
         for position in (0, 1):
             ledger.add_votes(position, [vote(position, seed) for seed in range(K)])
-    assert sorted(vote.key for vote in stored(folder)) == sorted(vote(i, s).key for i in (0, 1) for s in range(K))
+    assert sorted(vote.key for vote in stored_votes(folder)) == sorted(vote(i, s).key for i in (0, 1) for s in range(K))
 
 
 # --- faults -----------------------------------------------------------------------------------------
@@ -90,8 +91,8 @@ STEPS = st.lists(
 
 @given(STEPS)
 @settings(max_examples=80)
-def test_whatever_happens_what_was_committed_is_there_once(tmp_path_factory, steps):
-    """Against a set: votes in any order and twice, labels, commits, and crashes that leave half a line."""
+def test_committed_votes_are_there_once_after_any_steps(tmp_path_factory, steps):
+    """Compared with a set: votes in any order and twice, labels, commits, and crashes that leave half a line."""
     folder = tmp_path_factory.mktemp("ledger")
     ledger, taken, committed = VoteLedger(folder, "p", "s"), set(), set()
     decided = committed_labels = 0
@@ -104,7 +105,8 @@ def test_whatever_happens_what_was_committed_is_there_once(tmp_path_factory, ste
             decided += 1
         elif kind == "crash":
             ledger._packer.shutdown()
-            with open(folder / "votes" / f"{segments.segment_number(committed_labels):05d}.jsonl", "ab") as file:
+            torn = vote_segment(VotingPaths(folder).votes, segments.find_segment(committed_labels))
+            with open(torn, "ab") as file:
                 file.write(b'{"question_id": "torn'[:number])
             ledger, taken, decided = VoteLedger(folder, "p", "s"), set(committed), committed_labels
         else:
@@ -114,7 +116,7 @@ def test_whatever_happens_what_was_committed_is_there_once(tmp_path_factory, ste
                 ledger.close()
                 ledger = VoteLedger(folder, "p", "s")
     ledger.close()
-    keys = [vote.key for vote in stored(folder)]
+    keys = [vote.key for vote in stored_votes(folder)]
     assert len(keys) == len(set(keys))
     assert set(keys) == committed
     kept = sum(label(position).kept for position in range(committed_labels))
@@ -127,9 +129,9 @@ def start_writer(folder, questions, seed):
     return subprocess.Popen(command, stdout=subprocess.PIPE, env=environment)
 
 
-def test_kill_9_at_random_loses_and_doubles_nothing(tmp_path):
-    """Each attempt goes on where the one before was killed; what it said was on disk is on disk."""
-    rng, said, questions, kills = random.Random(5), set(), 160, 0
+def test_random_kills_lose_and_double_nothing(tmp_path):
+    """Each attempt resumes where the last one was killed; what it reported as written is on disk."""
+    rng, reported, questions, kills = random.Random(5), set(), 320, 0
     while True:
         lines = []
         with start_writer(tmp_path, questions, kills) as writer:
@@ -141,12 +143,12 @@ def test_kill_9_at_random_loses_and_doubles_nothing(tmp_path):
                 writer.kill()
             lines += writer.stdout.read().splitlines(keepends=True)
         for words in (line.split() for line in lines if line.endswith(b"\n")):
-            said |= {tuple(map(int, word.split(b":"))) for word in words[:-1]}
+            reported |= {tuple(map(int, word.split(b":"))) for word in words[:-1]}
             decided = int(words[-1])
-        found = [(vote.question_id, vote.seed) for vote in stored(tmp_path)]
+        found = [(vote.question_id, vote.seed) for vote in stored_votes(tmp_path)]
         assert len(found) == len(set(found))
-        assert {(question(position).id, seed) for position, seed in said} <= set(found)
-        labels = [row["question"]["id"] for row in read_jsonl(tmp_path / "labeled.jsonl")][:decided]
+        assert {(question(position).id, seed) for position, seed in reported} <= set(found)
+        labels = [label.question.id for label in stored_labels(tmp_path)][:decided]
         assert labels == [question(position).id for position in range(decided)]
         if writer.returncode == 0:
             break
@@ -154,7 +156,7 @@ def test_kill_9_at_random_loses_and_doubles_nothing(tmp_path):
     assert kills == 10
     assert set(found) == {(question(position).id, seed) for position in range(questions) for seed in range(K)}
     assert names(tmp_path) == [f"{number:05d}.jsonl.gz" for number in range(questions // 8)]
-    assert read_ledger_counts(tmp_path) == (questions, 54, questions * K)
+    assert read_ledger_counts(tmp_path) == (questions, 107, questions * K)
 
 
 def own_mounts() -> bool:
@@ -162,13 +164,13 @@ def own_mounts() -> bool:
 
 
 @pytest.mark.skipif(not Path("/usr/bin/unshare").exists() or not own_mounts(), reason="no mount namespace here")
-def test_a_full_disk_is_told_and_the_same_ledger_goes_on(tmp_path):
+def test_after_a_full_disk_the_ledger_resumes(tmp_path):
     script = f"mount -t tmpfs -o size=1m tmpfs {tmp_path} && exec {sys.executable} {WRITER} fill {tmp_path} 150 0"
     environment = {"PYTHONPATH": str(REPO), "PATH": "/usr/bin:/bin:/usr/sbin:/sbin"}
     command = ["unshare", "-rm", "sh", "-c", script]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
-    assert f"told: no space left while writing {tmp_path}/" in done.stdout
+    assert f"error: no space left while writing {tmp_path}/" in done.stdout
     assert f"votes: {150 * K}, distinct: {150 * K}" in done.stdout
 
 
@@ -187,12 +189,12 @@ def test_after_a_failed_commit_nothing_more_is_written(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="open the ledger again"):
         ledger.commit()
     ledger.close()
-    assert stored(tmp_path) == list(read_jsonl(tmp_path / "labeled.jsonl")) == []
+    assert stored_votes(tmp_path) == stored_labels(tmp_path) == []
     with VoteLedger(tmp_path, "p", "s") as again:
         assert again.num_labels == 0
 
 
-def test_what_the_packer_runs_into_is_told(tmp_path, monkeypatch):
+def test_an_error_of_the_packer_is_raised(tmp_path, monkeypatch):
     def full(folder, number):
         raise InputError("no space left while packing")
 
@@ -202,4 +204,4 @@ def test_what_the_packer_runs_into_is_told(tmp_path, monkeypatch):
     monkeypatch.undo()
     with VoteLedger(tmp_path, "p", "s") as again:
         assert again.num_labels == 4
-    assert len(stored(tmp_path)) == 16
+    assert len(stored_votes(tmp_path)) == 16

@@ -1,4 +1,4 @@
-"""The statistical stop against enumeration of all completions under the same prior."""
+"""Statistical stopping, compared with an enumeration of all completions under the same prior."""
 
 from fractions import Fraction
 from functools import cache
@@ -22,7 +22,7 @@ from medssr_dist.voting.tally import DecisionRule, RankedCounts
 
 
 def by_enumeration(votes: str, letters: str, samples: int, threshold: float, confidence: str) -> dict:
-    """Decision -> probability: one vote after the other, each with (1 + its count) / (categories + votes so far)."""
+    """Decision -> probability. Each further vote has probability (1 + its count) / (categories + votes so far)."""
     found: dict = {}
     categories = letters + "-"
     for rest in product(categories, repeat=samples - len(votes)):
@@ -45,7 +45,7 @@ def by_enumeration(votes: str, letters: str, samples: int, threshold: float, con
     st.sampled_from([0.0, 0.3, 0.5, 0.75]),
     st.sampled_from(["requested", "valid"]),
 )
-def test_probability_is_that_of_the_leaders_decision(case, threshold, confidence):
+def test_the_probability_is_that_of_the_leaders_decision(case, threshold, confidence):
     letters, votes = case
     samples = len(votes) + 3
     counts = sorted((votes.count(letter) for letter in letters), reverse=True)
@@ -57,7 +57,7 @@ def test_probability_is_that_of_the_leaders_decision(case, threshold, confidence
     assert probability == pytest.approx(float(of_leader[kept]), abs=1e-12)
 
 
-def test_it_stops_earlier_the_more_error_is_allowed():
+def test_a_higher_error_rate_stops_earlier():
     taken = []
     for error_rate in (1e-9, 0.01, 0.1, 0.3):
         voting = Voting(adaptive="statistical", error_rate=error_rate)
@@ -66,40 +66,40 @@ def test_it_stops_earlier_the_more_error_is_allowed():
     assert taken[0] == 9 and taken[-1] < 5
 
 
-def test_a_wave_goes_as_far_as_a_stop_is_possible():
+def test_a_wave_ends_where_a_stop_is_possible():
     voting = Voting(adaptive="statistical", error_rate=0.1)
     wave = count_needed_votes(tally_of(""), "ABCD", voting)
     assert is_certain(tally_of("A" * wave), "ABCD", voting)
     assert not is_certain(tally_of("A" * (wave - 1)), "ABCD", voting)
 
 
-def one_more(standing: RankedCounts):
-    for i in range(len(standing.counts)):
-        counts = [count + (j == i) for j, count in enumerate(standing.counts)]
-        yield RankedCounts(tuple(sorted(counts, reverse=True)), standing.invalid)
-    yield standing._replace(invalid=standing.invalid + 1)
+def one_more(ranked: RankedCounts):
+    for i in range(len(ranked.counts)):
+        counts = [count + (j == i) for j, count in enumerate(ranked.counts)]
+        yield RankedCounts(tuple(sorted(counts, reverse=True)), ranked.invalid)
+    yield ranked._replace(invalid=ranked.invalid + 1)
 
 
 @pytest.mark.parametrize("confidence", ["requested", "valid"])
 @pytest.mark.parametrize(("options", "samples"), [(2, 9), (3, 8), (4, 6)])
-def test_needed_is_the_fewest_votes_after_which_it_may_stop(options, samples, confidence):
-    """In every standing there is, against a search through all that may follow."""
+def test_needed_votes_are_the_fewest_to_stop(options, samples, confidence):
+    """For all possible counts, compared with a search through all that may follow."""
     for error_rate in (0.01, 0.1, 0.3):
         for threshold in (0.0, 0.5, 0.75, 1.0):
             rule = DecisionRule(samples, threshold, confidence, "statistical", error_rate)
 
             @cache
-            def fewest(standing, rule=rule):
-                return 0 if _is_certain(standing, rule) else 1 + min(map(fewest, one_more(standing)))
+            def fewest(ranked, rule=rule):
+                return 0 if _is_certain(ranked, rule) else 1 + min(map(fewest, one_more(ranked)))
 
             waiting = [RankedCounts((0,) * options, 0)]
-            for standing in waiting:
-                assert _count_needed_votes(standing, rule) == fewest(standing)
-                if standing.taken < samples:
-                    waiting += set(one_more(standing)) - set(waiting)
+            for ranked in waiting:
+                assert _count_needed_votes(ranked, rule) == fewest(ranked)
+                if ranked.taken < samples:
+                    waiting += set(one_more(ranked)) - set(waiting)
 
 
-def test_it_never_stops_for_a_tie_or_for_silence():
+def test_it_never_stops_at_a_tie_or_without_a_valid_vote():
     voting = Voting(samples=16, adaptive="statistical", error_rate=0.45)
     assert not is_certain(tally_of("-" * 15), "AB", voting)
     assert not is_certain(tally_of("AB" + "-" * 13), "AB", voting)

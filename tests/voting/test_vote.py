@@ -1,4 +1,4 @@
-"""The vote as a whole: scheduler, ledger and the real pool, with small engines at its far end."""
+"""The whole vote: scheduler, ledger and the real pool, with simple engines."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 from config_builder import make_config
 from far_engine import FarEngine
-from stored_votes import stored_labels, stored_votes
+from stored_votes import stored_labels, stored_votes, write_questions
 
 from medssr_dist.config.schema import Config
 from medssr_dist.data.answers import extract_answer
@@ -50,7 +50,7 @@ def reply(request, seed) -> Completion:
     return Completion.from_text(request, seed, text, 5, truncated=letter == "-")
 
 
-class Dying(FarEngine):
+class DyingVoter(FarEngine):
     """The process that votes dies after this many samples."""
 
     def __init__(self, after: int):
@@ -65,15 +65,15 @@ class Dying(FarEngine):
 
 
 @pytest.fixture(autouse=True)
-def quick_polls(monkeypatch):
+def short_polls(monkeypatch):
     monkeypatch.setattr(stream, "_POLL_S", 0.001)
     monkeypatch.setattr(pool_module, "_POLL_S", 0.005)
-    monkeypatch.setattr(voting_run, "_LOOK_S", 0.0)
+    monkeypatch.setattr(voting_run, "_POLL_S", 0.0)
 
 
 @pytest.fixture(autouse=True)
 def no_plot(monkeypatch):
-    """Drawing takes longer than all the rest; test_voting_quality.py draws."""
+    """The plot takes longer than the rest of the vote; test_quality.py draws it."""
     monkeypatch.setattr(quality_plots, "plot_quality", lambda found, path: None)
 
 
@@ -91,7 +91,7 @@ def run(tmp_path, model, monkeypatch):
     def run(*engines, folder="voting", questions=QUESTIONS, settings=None, **options):
         settings = settings or config()
         file = tmp_path / "questions.jsonl"
-        file.write_text("".join(question.model_dump_json() + "\n" for question in questions))
+        write_questions(file, questions)
 
         @contextmanager
         def small_pool(config, model, events):
@@ -112,7 +112,7 @@ def decisions(labels: list[Label]):
     return [(label.question.id, label.answer, label.kept) for label in labels]
 
 
-def test_the_step_labels_each_question_in_order_and_counts(tmp_path, run, model):
+def test_the_vote_labels_questions_in_order_and_counts(tmp_path, run, model):
     summary = run()
     taken, labels = stored(tmp_path / "voting")
     assert [(label.answer, label.kept) for label in labels] == EXPECTED
@@ -122,7 +122,7 @@ def test_the_step_labels_each_question_in_order_and_counts(tmp_path, run, model)
     assert {(vote.question_id, vote.seed) for vote in taken} == {(q, seed) for q in SEEDS for seed in SEEDS[q]}
     assert {vote.text for vote in taken if vote.answer == "B"} == {"The answer is (B)."}
     assert {vote.method for vote in taken if vote.answer} == {"statement"}
-    assert summary == read_json(tmp_path / "voting" / "summary.json")
+    assert summary.model_dump(mode="json") == read_json(tmp_path / "voting" / "summary.json")
     counts = {
         "questions": 6,
         "labeled": 3,
@@ -136,14 +136,14 @@ def test_the_step_labels_each_question_in_order_and_counts(tmp_path, run, model)
         "truncated_votes": 6,
         "tokens": 120,
     }
-    assert {name: summary["quality"][name] for name in counts} == counts
-    assert summary["votes_taken_now"] == 24 and summary["tokens"] == 120
+    assert {name: getattr(summary.quality, name) for name in counts} == counts
+    assert summary.votes_taken_now == 24 and summary.tokens == 120
     assert read_kept_count(tmp_path / "voting" / "labeled.jsonl") == 3
 
 
-def test_the_summary_asks_the_given_truth(run):
-    quality = run(truth=lambda question: "C")["quality"]
-    assert (quality["truth_known"], quality["agree_with_truth"]) == (3, 1)
+def test_the_quality_uses_the_given_truth(run):
+    quality = run(truth=lambda question: "C").quality
+    assert (quality.truth_known, quality.agree_with_truth) == (3, 1)
 
 
 @pytest.mark.parametrize("adaptive", ["lossless", "kept"])
@@ -155,11 +155,11 @@ def test_adaptive_votes_give_the_same_labels_from_fewer_votes(tmp_path, run, ada
     assert [label.kept for label in labels] == [label.kept for label in full]
     if adaptive == "lossless":
         assert decisions(labels) == decisions(full)
-    assert summary["votes_taken_now"] < 24
+    assert summary.votes_taken_now < 24
     assert labels[5].taken == 3 and labels[5].confidence_requested == (0.75, 1.0)
 
 
-def test_many_engines_of_uneven_speed_give_labels_in_question_order(tmp_path, run):
+def test_labels_are_in_question_order_with_uneven_engines(tmp_path, run):
     engines = [FarEngine(str(delay), delay, answer=reply) for delay in (0.02, 0.0, 0.005)]
     run(*engines, settings=config(in_flight=2))
     assert [label.question for label in stored(tmp_path / "voting")[1]] == QUESTIONS
@@ -167,10 +167,10 @@ def test_many_engines_of_uneven_speed_give_labels_in_question_order(tmp_path, ru
 
 
 @pytest.mark.parametrize("after", [0, 1, 3, 4, 9, 16, 23])
-def test_interrupted_and_resumed_takes_no_vote_twice(tmp_path, run, after):
+def test_an_interrupted_vote_resumes_without_double_votes(tmp_path, run, after):
     run(folder="whole")
     with pytest.raises(KeyboardInterrupt):
-        run(Dying(after))
+        run(DyingVoter(after))
     assert read_kept_count(tmp_path / "voting" / "labeled.jsonl") is None
     had = len(stored_votes(tmp_path / "voting")) if (tmp_path / "voting" / "votes").exists() else 0
     summary = run()
@@ -179,31 +179,31 @@ def test_interrupted_and_resumed_takes_no_vote_twice(tmp_path, run, after):
     assert len({vote.key for vote in taken}) == len(taken) == 24
     assert set(taken) == set(whole_votes)
     assert labels == whole_labels
-    assert summary["votes_taken_now"] == 24 - had
+    assert summary.votes_taken_now == 24 - had
     assert read_kept_count(tmp_path / "voting" / "labeled.jsonl") == 3
 
 
-def test_killed_between_votes_and_label(tmp_path, run):
-    """Votes are written first: a question with all its votes and no label gets the label, and no vote."""
+def test_a_kill_between_votes_and_label_loses_no_vote(tmp_path, run):
+    """Votes are written first: a question with all its votes and no label gets its label without a new vote."""
     run()
     folder = tmp_path / "voting"
     lines = (folder / "labeled.jsonl").read_bytes().splitlines(keepends=True)
     (folder / "labeled.jsonl").write_bytes(b"".join(lines[:-1]) + lines[-1][:50])
     (folder / "labeled.end.json").unlink()
     engine = FarEngine(answer=reply)
-    assert run(engine)["votes_taken_now"] == 0
+    assert run(engine).votes_taken_now == 0
     assert engine.attempts == 0
     assert (folder / "labeled.jsonl").read_bytes() == b"".join(lines)
 
 
-def test_a_finished_vote_asks_nothing_and_starts_no_engine(run):
+def test_a_finished_vote_starts_no_engine(run):
     run()
     engine = FarEngine()
-    assert run(engine)["votes_taken_now"] == 0
+    assert run(engine).votes_taken_now == 0
     assert engine.attempts == 0
 
 
-def test_other_questions_than_those_labelled_are_refused(run):
+def test_other_questions_than_the_labeled_ones_are_refused(run):
     run(questions=QUESTIONS[:3])
     with pytest.raises(InputError, match="--run-dir"):
         run(questions=[QUESTIONS[1], QUESTIONS[0], *QUESTIONS[2:]])
@@ -211,9 +211,9 @@ def test_other_questions_than_those_labelled_are_refused(run):
         run(questions=QUESTIONS[:2])
 
 
-def test_further_questions_are_voted_on_without_asking_the_first_again(run):
+def test_new_questions_do_not_repeat_the_first_ones(run):
     run(questions=QUESTIONS[:3])
-    assert run()["votes_taken_now"] == 12
+    assert run().votes_taken_now == 12
 
 
 def test_a_question_that_comes_twice_is_refused(run):
@@ -221,17 +221,17 @@ def test_a_question_that_comes_twice_is_refused(run):
         run(questions=[*QUESTIONS, QUESTIONS[2]])
 
 
-def test_stopped_keeps_what_was_taken(tmp_path, run):
+def test_a_stopped_vote_keeps_its_votes(tmp_path, run):
     asked = count()
     with pytest.raises(Stopped, match="same command"):
         run(FarEngine(delay=0.01, answer=reply), should_stop=lambda: next(asked) == 8, settings=config(in_flight=1))
     had = len(stored_votes(tmp_path / "voting"))
     assert 0 < had < 24
     assert not (tmp_path / "voting" / "summary.json").exists()
-    assert run()["votes_taken_now"] == 24 - had
+    assert run().votes_taken_now == 24 - had
 
 
-def test_what_should_stop_raises_ends_the_vote(run):
+def test_an_error_from_should_stop_ends_the_vote(run):
     def trainer_died():
         raise RuntimeError("trainer died")
 
@@ -239,7 +239,7 @@ def test_what_should_stop_raises_ends_the_vote(run):
         run(should_stop=trainer_died)
 
 
-def test_a_question_that_kills_engines_is_quarantined_and_the_rest_is_labelled(tmp_path, run, monkeypatch):
+def test_a_question_that_kills_engines_is_quarantined(tmp_path, run, monkeypatch):
     monkeypatch.setattr(pool_module, "_BACKOFF_S", 0.0)
 
     def fault(engine, request):
@@ -251,48 +251,48 @@ def test_a_question_that_kills_engines_is_quarantined_and_the_rest_is_labelled(t
     assert labels[3].outcome == "quarantined" and "engine core died" in labels[3].reason
     rest = [index for index in range(6) if index != 3]
     assert [(labels[index].answer, labels[index].kept) for index in rest] == [EXPECTED[index] for index in rest]
-    assert summary["quality"]["questions"] == 6
+    assert summary.quality.questions == 6
 
 
 # --- the trainer follows ----------------------------------------------------------------------------
 
 
-def test_a_vote_that_no_trainer_follows_waits_for_nobody(run):
+def test_without_a_trainer_the_vote_never_waits(run):
     """`medssr vote` alone, with more kept labels than the buffer holds."""
     asked = count()
 
     def should_stop():
-        assert next(asked) < 500, "waits for a trainer that is not there"
+        assert next(asked) < 500, "it waits for a trainer that does not exist"
         return False
 
-    assert run(settings=config(mode="stream", buffer=1), should_stop=should_stop)["quality"]["kept"] == 3
+    assert run(settings=config(mode="stream", buffer=1), should_stop=should_stop).quality.kept == 3
 
 
-def test_with_a_trainer_the_vote_begins_no_question_until_it_has_caught_up(tmp_path, run):
+def test_the_vote_waits_while_the_trainer_lags(tmp_path, run):
     """Buffer 1, one question at a time: after the second kept label (of question 3) the vote waits."""
     labels, seen = tmp_path / "voting" / "labeled.jsonl", []
 
-    def caught_up_when_asked_often():
+    def catch_up_after_five_checks():
         seen.append(len(labels.read_text().splitlines()) if labels.exists() else 0)
         if seen.count(4) == 5:
             publish_taken(labels, 2)
         return False
 
     settings = config(mode="stream", buffer=1, window=1)
-    run(settings=settings, should_stop=caught_up_when_asked_often, trainer_follows=True)
+    run(settings=settings, should_stop=catch_up_after_five_checks, trainer_follows=True)
     assert seen.count(4) >= 5
     assert seen[-1] == 6
 
 
-def test_without_questions_there_is_an_empty_end(tmp_path, run):
-    assert run(questions=[])["quality"]["questions"] == 0
+def test_without_questions_the_end_is_marked(tmp_path, run):
+    assert run(questions=[]).quality.questions == 0
     assert read_kept_count(tmp_path / "voting" / "labeled.jsonl") == 0
 
 
-# --- what is asked ----------------------------------------------------------------------------------
+# --- requests ---------------------------------------------------------------------------------------
 
 
-def test_one_request_a_wave_with_the_configs_parameters(run):
+def test_a_wave_is_one_request_with_the_config_parameters(run):
     engine = FarEngine(answer=reply)
     run(engine, questions=QUESTIONS[:1])
     (request,) = engine.given
@@ -302,7 +302,7 @@ def test_one_request_a_wave_with_the_configs_parameters(run):
     assert request.options == QUESTIONS[0].options
 
 
-def test_waves_of_adaptive_voting_are_the_fewest_votes_that_may_do(run):
+def test_adaptive_waves_have_the_fewest_votes_to_decide(run):
     engine = FarEngine(answer=reply)
     run(engine, questions=[QUESTIONS[0], QUESTIONS[5]], settings=config(adaptive="lossless", in_flight=1))
     waves = {question.id: [] for question in QUESTIONS}
@@ -311,16 +311,16 @@ def test_waves_of_adaptive_voting_are_the_fewest_votes_that_may_do(run):
     assert waves[QUESTIONS[5].id][0] == waves[QUESTIONS[0].id][0] == 3
 
 
-def test_a_long_run_does_not_look_ahead_further_than_the_window(run, monkeypatch):
+def test_no_more_questions_are_open_than_the_window(run, monkeypatch):
     most = []
-    take = vote_scheduler.VoteScheduler._open_question
+    start = vote_scheduler.VoteScheduler._start
 
     def counted(self, question):
-        open_question = take(self, question)
+        open_question = start(self, question)
         most.append(len(self._open))
         return open_question
 
-    monkeypatch.setattr(vote_scheduler.VoteScheduler, "_open_question", counted)
+    monkeypatch.setattr(vote_scheduler.VoteScheduler, "_start", counted)
     run(settings=config(window=2))
     assert max(most) == 2 and len(most) == 6
 
@@ -336,7 +336,7 @@ def test_votes_are_plain_json_lines(tmp_path, run):
     assert all(set(json.loads(line)) == set(Vote.model_fields) for line in file.read_text().splitlines())
 
 
-def test_the_extraction_beside_the_engine_is_the_one_extractor(tmp_path, run):
+def test_the_engines_extract_answers_like_extract_answer(tmp_path, run):
     run()
     options = {question.id: question.options for question in QUESTIONS}
     for vote in stored_votes(tmp_path / "voting"):

@@ -1,4 +1,4 @@
-"""Which votes the scheduler ask for, without a pool."""
+"""Which votes the scheduler requests, without a pool."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from medssr_dist.voting.ledger import VoteLedger
 from medssr_dist.voting.vote_scheduler import VoteScheduler
 
 K = 16
-SPLIT = DrawnAnswers(least=0.3, best=0.3)  # near chance, so that votes are asked to the end
+NEAR_CHANCE = DrawnAnswers(least=0.3, best=0.3)  # almost all votes are needed to decide
 
 
 @pytest.fixture
-def scheduler(tmp_path):
-    """VoteScheduler on `count` questions with a window."""
+def make_scheduler(tmp_path):
+    """Returns a function that makes a scheduler for `count` questions."""
     ledgers = []
 
     def make(count: int, window: int = 100) -> VoteScheduler:
@@ -33,38 +33,38 @@ def scheduler(tmp_path):
         ledger.__exit__(None, None, None)
 
 
-def answered(scheduler: VoteScheduler, request) -> None:
+def answer(scheduler: VoteScheduler, request) -> None:
     scheduler.add_outcomes(
-        [PoolResult(request.key, SPLIT(request, request.seed + index)) for index in range(request.n)]
+        [PoolResult(request.key, NEAR_CHANCE(request, request.seed + index)) for index in range(request.n)]
     )
 
 
-def test_the_second_wave_is_the_fewest_that_may_do(scheduler):
-    scheduler = scheduler(10)
+def test_the_second_wave_has_the_fewest_votes_to_decide(make_scheduler):
+    scheduler = make_scheduler(10)
     first = scheduler.next_request(K)
-    answered(scheduler, first)
+    answer(scheduler, first)
     second = scheduler.next_request(K)
     assert second.key == first.key and first.n + second.n < K
 
 
-def test_what_half_a_window_waits_for_asks_all_its_votes(scheduler):
-    scheduler = scheduler(10, window=6)
+def test_a_question_that_blocks_requests_all_its_votes(make_scheduler):
+    scheduler = make_scheduler(10, window=6)
     first, *others = [scheduler.next_request(K) for _ in range(4)]
-    answered(scheduler, first)
+    answer(scheduler, first)
     second = scheduler.next_request(K)
     assert second.key == first.key and first.n + second.n == K
-    answered(scheduler, others[-1])
+    answer(scheduler, others[-1])
     third = scheduler.next_request(K)
     assert third.key == others[-1].key and first.n + third.n < K
 
 
-def test_spare_votes_reach_every_undecided_question_once(scheduler):
+def test_spare_votes_reach_each_undecided_question_once(make_scheduler):
     count = 200
-    scheduler = scheduler(count, window=1000)
-    asked = {}
+    scheduler = make_scheduler(count, window=1000)
+    requested = {}
     while request := scheduler.next_request(K):
-        asked[request.key] = request.n
+        requested[request.key] = request.n
     while request := scheduler.spare_request(3):
-        asked[request.key] += request.n
-    assert len(asked) == count and set(asked.values()) == {K}
+        requested[request.key] += request.n
+    assert len(requested) == count and set(requested.values()) == {K}
     assert scheduler.spare_request(3) is None

@@ -31,7 +31,7 @@ from medssr_dist.run.paths import VotingPaths
 from medssr_dist.run.stream import QuestionFeed
 from medssr_dist.voting.labels import label_question
 from medssr_dist.voting.ledger import VoteLedger, derive_seeds
-from medssr_dist.voting.segments import SEGMENT_QUESTIONS, list_segments, read_votes, segment_number
+from medssr_dist.voting.segments import SEGMENT_QUESTIONS, find_segment, list_segments, read_votes
 from medssr_dist.voting.tally import Tally
 from medssr_dist.voting.vote_scheduler import VoteScheduler, collect_votes
 
@@ -260,7 +260,7 @@ def audit(folder: Path, config: Config, answers: DrawnAnswers) -> dict:
     votes: dict[str, list[tuple[int, int]]] = {}
     for position, row in enumerate(read_jsonl(folder / "questions.jsonl")):
         if position % SEGMENT_QUESTIONS == 0:
-            votes = _votes(VotingPaths(folder).votes, segment_number(position))
+            votes = _votes(VotingPaths(folder).votes, find_segment(position))
         question = Question.model_validate(row)
         found.update(_audited(question, next(labels, None), votes.get(question.id, []), config, answers))
     found["doubled"] += sum(1 for _ in labels)

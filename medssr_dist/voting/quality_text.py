@@ -1,0 +1,70 @@
+"""The quality of a vote's labels as rows of the closing table."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from medssr_dist.data.wilson import part, percent
+from medssr_dist.voting.quality_records import LabelQuality, LetterBias
+
+
+class TableRow(NamedTuple):
+    """A row of the closing table. Example: TableRow("kept", "4 of 9 (44.4%) at winner's votes / ... >= 0.75")"""
+
+    label: str
+    text: str
+
+
+def format_quality(quality: LabelQuality) -> list[TableRow]:
+    """Return the rows on outcomes, kept labels, their precision, votes and letters."""
+    outcomes = [f"labeled {part(quality.labeled, quality.questions)}", f"ties {quality.ties:,}"]
+    outcomes.append(f"no valid vote {quality.all_invalid:,}")
+    further = {"rejected": quality.rejected, "quarantined": quality.quarantined}
+    outcomes += [f"{name} {count:,}" for name, count in further.items() if count]
+    return [
+        TableRow("outcome", ", ".join(outcomes)),
+        TableRow("kept", f"{part(quality.kept, quality.questions)} at {format_threshold(quality)}"),
+        TableRow("truth", _format_truth(quality)),
+        TableRow(
+            "votes",
+            f"{quality.votes:,} taken, {part(quality.votes_saved, quality.votes_requested)} saved; of those taken "
+            f"{percent(quality.rates.invalid)} invalid, {percent(quality.rates.truncated)} truncated",
+        ),
+        TableRow("letters", _format_letters(quality.letters)),
+    ]
+
+
+def format_threshold(quality: LabelQuality) -> str:
+    """Example: "winner's votes / requested votes >= 0.5"."""
+    return f"winner's votes / {quality.confidence} votes >= {quality.threshold:g}"
+
+
+def _format_truth(quality: LabelQuality) -> str:
+    precision = quality.precision
+    if not precision.of:
+        return "known of no kept label"
+    kinds = {"rare": quality.by_kind.rare.precision, "common": quality.by_kind.common.precision}
+    split = [f"{name} {part(share.count, share.of)}" for name, share in kinds.items() if share.of]
+    text = (
+        f"{part(precision.count, precision.of)} of the kept labels with a truth agree "
+        f"(95%: {percent(precision.low)} to {percent(precision.high)})"
+    )
+    return f"{text}; {', '.join(split)}" if len(split) > 1 else text
+
+
+def _format_letters(letters: LetterBias) -> str:
+    excess = {
+        letter: one.share - one.even
+        for letter, one in letters.by_letter.items()
+        if one.share is not None and one.even is not None
+    }
+    if letters.imbalance is None or not excess:
+        return "no valid vote"
+    favoured = {"most": max(excess, key=lambda letter: excess[letter])}
+    favoured["least"] = min(excess, key=lambda letter: excess[letter])
+    shown = [
+        f"{word} {letter} with {percent(letters.by_letter[letter].share)} of the votes (even: "
+        f"{percent(letters.by_letter[letter].even)})"
+        for word, letter in favoured.items()
+    ]
+    return f"favoured {', '.join(shown)}; {percent(letters.imbalance)} of the votes off an even spread"
