@@ -12,6 +12,7 @@ from medssr_dist.config.schema import Config
 from medssr_dist.config.training import Stage
 from medssr_dist.data.jsonl import read_json, read_jsonl
 from medssr_dist.errors import InputError
+from medssr_dist.evaluation.scores import read_scores
 from medssr_dist.run.clock import read_clock
 from medssr_dist.run.directory import RunDir
 from medssr_dist.run.paths import STAGES, SynthesisPaths, VotingPaths
@@ -179,7 +180,7 @@ def _stage_rate(run: RunDir, name: str, stage: Stage, clock: dict[str, float]) -
 def _evaluation_rate(scores: Path) -> float | None:
     if not scores.exists():
         return None
-    policies = read_json(scores)["policies"].values()
-    seconds = sum(policy["seconds"] for policy in policies)
-    answers = sum(score["answers"] for policy in policies for score in policy["benchmarks"].values())
+    policies = read_scores(scores).policies.values()
+    seconds = sum(policy.seconds for policy in policies)
+    answers = sum(score.answers for policy in policies for score in policy.benchmarks.values())
     return answers / seconds if answers and seconds else None

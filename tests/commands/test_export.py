@@ -95,7 +95,7 @@ def load(folder, tmp_path):
 
 
 @pytest.mark.parametrize("form", ["parquet", "jsonl"])
-def test_it_loads_with_every_question_and_what_the_vote_gave_it(run, tmp_path, form):
+def test_export_of_all_labels_loads_as_a_data_set(run, tmp_path, form):
     assert export_run(run, tmp_path / "out", form, "all") == 8
     rows = {row["id"]: row for row in load(tmp_path / "out", tmp_path)}
     assert set(rows) == {item.id for item in QUESTIONS}
@@ -114,13 +114,13 @@ def test_it_loads_with_every_question_and_what_the_vote_gave_it(run, tmp_path, f
 
 
 @pytest.mark.parametrize(("labels", "count"), [("kept", 2), ("none", 8)])
-def test_kept_and_none(run, tmp_path, labels, count):
+def test_export_of_kept_labels_and_of_none(run, tmp_path, labels, count):
     assert export_run(run, tmp_path / "out", "parquet", labels) == count
     answers = [row["answer"] for row in load(tmp_path / "out", tmp_path)]
     assert answers == (["B", "C"] if labels == "kept" else [None] * 8)
 
 
-def test_the_columns_follow_the_record():
+def test_columns_match_the_records():
     columns = [field.name for field in FORMS["parquet"].schema().field("provenance").type]
     assert columns == [name for name in Provenance.model_fields if name != "schema_version"]
     for form in FORMS.values():
@@ -128,7 +128,7 @@ def test_the_columns_follow_the_record():
             assert list(form.row(item, 3)) == form.schema().names
 
 
-def test_jsonl_types_do_not_hang_on_the_first_lines(run, tmp_path):
+def test_jsonl_types_do_not_depend_on_the_first_lines(run, tmp_path):
     """The loader looks at 10 MB; the only label stands behind them."""
     many = [QUESTIONS[0].model_copy(update={"id": f"{number:016x}", "stem": "x" * 9_000}) for number in range(1_200)]
     write_lines(run / "synthesis" / "questions.jsonl", many)
@@ -165,7 +165,7 @@ def test_openrlhf_reads_prompts_and_labels(run, tmp_path):
     assert reference == {"answer": "C", "options": QUESTIONS[0].options, "id": QUESTIONS[0].id}
 
 
-def test_verl_has_its_columns(run, tmp_path):
+def test_verl_rows_have_the_columns_of_verl(run, tmp_path):
     assert export_run(run, tmp_path / "out", "verl", "all") == 3  # those with a letter, kept or not; not the tie
     rows = list(load(tmp_path / "out", tmp_path))
     assert list(rows[0]) == ["data_source", "prompt", "ability", "reward_model", "extra_info"]
@@ -184,7 +184,7 @@ def test_without_labels_the_answer_is_empty(run, tmp_path, form):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_the_card_goes_along_and_points_to_the_file(run, tmp_path, form):
+def test_the_card_is_exported_with_the_name_of_the_file(run, tmp_path, form):
     export_run(run, tmp_path / "out", form, "kept")
     assert names(tmp_path / "out") == sorted(["README.md", FORMS[form].file])
     _, header, body = (tmp_path / "out" / "README.md").read_text(encoding="utf-8").split("---\n", 2)
@@ -194,7 +194,7 @@ def test_the_card_goes_along_and_points_to_the_file(run, tmp_path, form):
     assert "NOTICE" in body and "2 questions, labels: kept" in body
 
 
-def test_a_folder_with_something_in_it_is_refused_and_left_alone(run, tmp_path):
+def test_a_folder_with_files_is_refused_and_not_changed(run, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     export_run(run, out, "jsonl", "none")  # an empty one is taken
@@ -213,21 +213,21 @@ def test_a_folder_with_something_in_it_is_refused_and_left_alone(run, tmp_path):
         ("voting/labeled.jsonl", "all", "has no labels"),
     ],
 )
-def test_what_the_run_lacks_is_named(run, tmp_path, gone, labels, message):
+def test_missing_files_of_the_run_are_named(run, tmp_path, gone, labels, message):
     (run / gone).unlink()
     with pytest.raises(InputError, match=message):
         export_run(run, tmp_path / "out", "jsonl", labels)
     assert not (tmp_path / "out").exists()
 
 
-def test_no_question_with_a_kept_label_says_so_and_leaves_nothing(run, tmp_path):
+def test_export_without_a_kept_label_is_refused(run, tmp_path):
     write_lines(run / "voting" / "labeled.jsonl", LABELS[2:])
     with pytest.raises(InputError, match="no question that --labels kept takes"):
         export_run(run, tmp_path / "out", "jsonl", "kept")
     assert names(tmp_path) == ["run"]
 
 
-def test_a_broken_line_is_named_and_a_torn_last_one_left_out(run, tmp_path):
+def test_a_broken_line_is_named_and_a_torn_last_one_skipped(run, tmp_path):
     file = run / "synthesis" / "questions.jsonl"
     file.write_bytes(file.read_bytes() + b'{"id": "to')
     assert export_run(run, tmp_path / "out", "jsonl", "none") == 8
@@ -238,12 +238,12 @@ def test_a_broken_line_is_named_and_a_torn_last_one_left_out(run, tmp_path):
 
 
 @pytest.mark.parametrize(("form", "labels"), [("csv", "kept"), ("jsonl", "some")])
-def test_unknown_words_are_refused_with_the_choices(run, tmp_path, form, labels):
+def test_unknown_choices_are_refused(run, tmp_path, form, labels):
     with pytest.raises(InputError, match="choose one of"):
         export_run(run, tmp_path / "out", form, labels)
 
 
-def test_parquet_is_written_in_blocks_of_bounded_memory(run, tmp_path):
+def test_parquet_is_written_in_bounded_memory(run, tmp_path):
     """Ten times the questions take no more memory; measured in processes of their own."""
     code = (
         "import sys; from pathlib import Path; from medssr_dist.commands.export import export_run; "

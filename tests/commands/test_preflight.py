@@ -5,7 +5,9 @@ import time
 from types import SimpleNamespace
 
 import pytest
+from attempt_files import write_timings
 from config_builder import write_config
+from ledger_writer import fill
 from preflight_config import EIGHT_GPUS, eight_gpu_config, outside_slurm  # noqa: F401
 
 from medssr_dist.bench.result_file import write_result
@@ -23,7 +25,7 @@ from medssr_dist.commands.doctor.walltime_check import check_walltime
 from medssr_dist.config.load import load_config
 from medssr_dist.data.jsonl import read_json, write_json
 from medssr_dist.errors import EXIT_BAD_INPUT
-from medssr_dist.launch.attempts import FIRST_ANSWER
+from medssr_dist.launch.attempts import FIRST_ANSWER, Attempt
 from medssr_dist.run.directory import open_run
 
 # --- what Slurm says
@@ -46,7 +48,7 @@ def test_hosts_of_the_job(monkeypatch):
     assert list_job_hosts() == ["n1", "n2", "n3"]
 
 
-def test_the_limit_is_the_jobs_own(monkeypatch):
+def test_the_time_limit_comes_from_the_job(monkeypatch):
     assert read_seconds_left() is None
     monkeypatch.setenv("SLURM_JOB_END_TIME", str(time.time() + 3600))
     assert 3000 < read_seconds_left() <= 3600
@@ -78,11 +80,11 @@ def test_gpu_arithmetic(gpus, training, status, said):
     assert bool(result.fix) == (status != "pass")
 
 
-def test_missing_gpus_may_be_in_a_cluster_that_runs_already():
+def test_missing_gpus_may_be_in_a_running_ray_cluster():
     assert compare_gpus(eight_gpu_config(), {"n1": 2}, joins_ray=True).status == "warn"
 
 
-def test_job_size_names_what_to_ask_slurm_for(monkeypatch):
+def test_job_size_gives_the_options_of_sbatch(monkeypatch):
     small, large = Partition("small", 9, 4, None), Partition("large", 2, 8, None)
     assert (
         "sbatch --partition=large --nodes=1 --gpus-per-node=8"
@@ -106,7 +108,7 @@ def test_driver_lines():
     ]
 
 
-def test_gpus_that_slurm_gave_and_torch_cannot_see_fail(monkeypatch, tmp_path):
+def test_gpus_of_slurm_that_torch_cannot_see_fail(monkeypatch, tmp_path):
     monkeypatch.setenv("SLURM_GPUS_ON_NODE", "4")
     monkeypatch.setattr("medssr_dist.runtime.device.on_gpu", lambda: False)
     result = run_check(CHECKS["devices"], eight_gpu_config(), tmp_path)
@@ -125,7 +127,7 @@ def test_gpus_that_slurm_gave_and_torch_cannot_see_fail(monkeypatch, tmp_path):
         ("float32", {}, "pass"),
     ],
 )
-def test_a_cpu_without_instructions_for_the_dtype_is_told(monkeypatch, tmp_path, dtype, able, status):
+def test_a_cpu_without_instructions_for_the_dtype_is_a_warning(monkeypatch, tmp_path, dtype, able, status):
     monkeypatch.setenv("MEDSSR_DEVICE", "cpu")
     monkeypatch.setattr("torch.cpu.get_capabilities", lambda: able)
     asked = eight_gpu_config(policy={"dtype": dtype}, training={"attention": "sdpa"})
@@ -179,7 +181,7 @@ def test_disk_leaves_nothing_and_few_inodes_fail(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(("mode", "status"), [(0o700, "pass"), (0o750, "warn"), (0o770, "fail"), (0o777, "fail")])
-def test_a_run_directory_that_others_may_enter(tmp_path, mode, status):
+def test_a_run_directory_open_to_other_users(tmp_path, mode, status):
     run = tmp_path / "run"
     run.mkdir()
     run.chmod(mode)
@@ -187,7 +189,7 @@ def test_a_run_directory_that_others_may_enter(tmp_path, mode, status):
     assert result.status == status and (status == "pass" or result.fix == f"chmod 700 {run}")
 
 
-def test_scratch_that_is_absent_fails_and_one_that_is_too_long_is_not_used(monkeypatch, tmp_path):
+def test_scratch_that_is_missing_fails_and_a_long_path_warns(monkeypatch, tmp_path):
     monkeypatch.setenv("MEDSSR_SCRATCH", str(tmp_path / "absent"))
     assert "cannot write in" in run_check(CHECKS["temp"], eight_gpu_config(), tmp_path).detail
     long = tmp_path / ("long" * 12)
@@ -197,14 +199,14 @@ def test_scratch_that_is_absent_fails_and_one_that_is_too_long_is_not_used(monke
     assert result.status == "warn" and "characters long" in result.detail and "MEDSSR_SCRATCH" in result.fix
 
 
-def test_clocks_apart():
+def test_clock_differences_warn_and_fail():
     assert [storage.judge_clock(apart, "x").status for apart in (0.1, 5.0, 100.0)] == ["pass", "warn", "fail"]
 
 
 # --- endpoints
 
 
-def test_an_endpoint_behind_a_proxy_and_one_that_is_not_needed_any_more(monkeypatch, tmp_path):
+def test_endpoint_behind_a_proxy_and_after_synthesis(monkeypatch, tmp_path):
     far = eight_gpu_config(synthesis={"endpoints": [{"base_url": "https://api.invalid/v1", "model": "m"}]})
     assert run_check(inputs.check_endpoints, far, tmp_path).status == "fail"
     with socket.create_server(("127.0.0.1", 0)) as proxy:
@@ -230,14 +232,13 @@ def voted(tmp_path):
         for step in ("synthesize", "vote"):
             run.begin_step(step, settings, {})
         run.finish_step("synthesize")
-    run.voting.folder.mkdir()
-    run.voting.labels.write_text('{"kept": true}\n' * 10)
-    write_json(run.root / "clock.json", {"synthesize": 5.0, "vote": 100.0})
-    write_json(run.root / "attempts" / "0001" / "timings.json", {"Ray on every node": 20.0, FIRST_ANSWER: 30.0})
+    fill(run.voting.folder, questions=10)
+    write_json(run.clock_file, {"synthesize": 5.0, "vote": 100.0})
+    write_timings(Attempt.begin(run.root), {"Ray on every node": 20.0, FIRST_ANSWER: 30.0})
     return run.root
 
 
-def test_time_is_unknown_before_anything_was_timed(tmp_path):
+def test_time_is_unknown_without_measured_rates(tmp_path):
     result = check_walltime(eight_gpu_config(), tmp_path / "run")
     assert result.status == "pass" and "unknown for synthesize, vote, stage1" in result.detail
 
@@ -261,7 +262,7 @@ def test_rates_of_an_earlier_run(voted, tmp_path):
 # --- the command
 
 
-def test_the_forms_of_the_command(medssr, tmp_path):
+def test_options_of_medssr_doctor(medssr, tmp_path):
     file = write_config(tmp_path / "config.yaml", **EIGHT_GPUS)
     assert load_config(file) == eight_gpu_config()
     there = ["doctor", "--config", file, "--run-dir", tmp_path / "run"]

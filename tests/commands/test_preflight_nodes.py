@@ -81,7 +81,7 @@ def test_a_node_that_cannot_be_reached_is_named_with_its_address(node, tmp_path)
     assert "MEDSSR_IFNAME" in found.fix and "lo 127.0.0.1" in found.fix
 
 
-def test_another_machine_with_the_same_address_is_not_taken_for_the_node(node, tmp_path):
+def test_a_wrong_machine_at_the_address_of_a_node_is_detected(node, tmp_path):
     """As where all nodes have a bridge 172.17.0.1."""
     n2 = node("n2", 1, wait_s=5)
     ended(n2)
@@ -95,7 +95,7 @@ def test_another_machine_with_the_same_address_is_not_taken_for_the_node(node, t
     assert "another machine answers at this address" in result_of(tmp_path, "n1").detail
 
 
-def test_an_interface_that_is_not_there_is_reported_at_once_and_nobody_waits_for_that_node(node, tmp_path):
+def test_a_missing_interface_is_reported_without_waiting(node, tmp_path):
     ended(node("n1", 1, wait_s=3000, MEDSSR_NODE_IP="", MEDSSR_IFNAME="ib9"), node("n2", 2, wait_s=3000))
     assert result_of(tmp_path, "n2").detail.startswith("n1 published no address in")
     found = result_of(tmp_path, "n1")
@@ -119,7 +119,7 @@ def test_a_second_report_into_the_same_folder_is_refused(node, tmp_path):
 # --- the table of all nodes
 
 
-def test_the_last_line_says_what_failed_and_its_fix(capsys):
+def test_the_last_line_of_the_table_has_failures_and_fixes(capsys):
     rows = {
         "a": CheckResult("pass", "fine"),
         "b": CheckResult("fail", "full", "free it"),
@@ -144,7 +144,7 @@ def report(host: str, **fields) -> NodeReport:
     return replace(passed, **fields)
 
 
-def test_a_check_that_fails_on_some_nodes_is_one_row_with_their_names():
+def test_merge_gives_one_row_for_a_check_failing_on_some_nodes():
     full = {"packages": CheckResult("pass", "fine"), "disk": CheckResult("fail", "full", "free it")}
     reports = {"n1": report("n1"), "n2": report("n2", results=full), "n3": report("n3", results=full)}
     assert merge_reports(reports) == [
@@ -162,7 +162,7 @@ def test_a_check_that_fails_on_some_nodes_is_one_row_with_their_names():
         ({"gpus": 2}, "10 GPUs are there (n1 8, n2 2); training.nodes = 2 need 6 each"),
     ],
 )
-def test_what_only_all_nodes_together_show(tmp_path, capsys, fields, said):
+def test_checks_that_compare_all_nodes(tmp_path, capsys, fields, said):
     for name, more in (("n1", {}), ("n2", fields)):
         report(name, **more).write(tmp_path)
     settings = eight_gpu_config(training={"nodes": 2})
@@ -170,6 +170,6 @@ def test_what_only_all_nodes_together_show(tmp_path, capsys, fields, said):
     assert said in capsys.readouterr().out
 
 
-def test_nothing_to_gather(tmp_path):
+def test_gather_without_reports_is_refused(tmp_path):
     with pytest.raises(InputError, match="holds no report; run `medssr doctor --node"):
         gather_reports(eight_gpu_config(), tmp_path, tmp_path, {})

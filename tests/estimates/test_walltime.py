@@ -1,4 +1,4 @@
-"""The predicted wall time, against figures worked out by hand."""
+"""The forecast of the wall time, compared with numbers calculated by hand; rates of a run."""
 
 import json
 
@@ -8,13 +8,17 @@ from config_builder import make_config
 from medssr_dist.commands.dry_run import dry_run
 from medssr_dist.commands.plan_rows import describe_forecast
 from medssr_dist.config.load import merge_sections
-from medssr_dist.config.schema import Config
+from medssr_dist.config.schema import Config, Evaluation
 from medssr_dist.data.jsonl import JsonlLedger, write_json
+from medssr_dist.data.records import Question
 from medssr_dist.errors import InputError
 from medssr_dist.estimates.rates import Rates, StageRate, VoteRate, read_rates
 from medssr_dist.estimates.walltime import DataCounts, forecast_walltime
+from medssr_dist.evaluation.protocol import Answer
+from medssr_dist.evaluation.score_report import write_report
+from medssr_dist.evaluation.scores import build_scores
 from medssr_dist.run.directory import open_run
-from medssr_dist.run.paths import STEPS
+from medssr_dist.run.paths import STEPS, RunPaths
 
 SLOTS = {"voting engines": 2, "training ranks": 4, "reference ranks": 0, "rollout engines": 2}
 
@@ -60,7 +64,7 @@ def rates(**changes) -> Rates:
 TODO = DataCounts(gold_examples=500, answers=1200)
 
 
-def test_on_the_measured_gpus():
+def test_forecast_on_the_measured_gpus():
     """synthesize 1000 / 2 = 500; vote 1000 x 800 / 1000 = 800; stage 1 20 steps x 38 = 760 (640 kept / 32)."""
     found = forecast_walltime(config("sequential"), rates(), TODO, on_gpu=True)
     assert {name: time.work for name, time in found.stream.steps.items()} == {
@@ -75,7 +79,7 @@ def test_on_the_measured_gpus():
     assert found.sequential.seconds == 500 + (60 + 800) + (90 + 760) + (90 + 380) + 300
 
 
-def test_a_config_for_stream_has_all_its_gpus_in_each_step_of_sequential():
+def test_sequential_uses_all_gpus_of_a_stream_config():
     """8 GPUs in place of 2 for the vote (x 4), in place of 6 for training (x 4/3)."""
     found = forecast_walltime(config("stream"), rates(), TODO, on_gpu=True)
     assert found.stream.seconds == 90 + 800 + (90 + 380) + 300
@@ -101,37 +105,37 @@ def test_a_config_for_stream_has_all_its_gpus_in_each_step_of_sequential():
         ),
     ],
 )
-def test_in_proportion_to_gpus_votes_sequences_and_examples(changes, step, expected):
+def test_forecast_scales_with_gpus_votes_and_examples(changes, step, expected):
     found = forecast_walltime(config("sequential", **changes), rates(), TODO, on_gpu=True)
     assert found.sequential.steps[step].work == pytest.approx(expected)
 
 
-def test_on_cpu_engines_bring_no_cores_and_vote_and_trainer_share_them():
+def test_on_cpu_vote_and_training_share_the_cores():
     found = forecast_walltime(config("stream", voting={"engines": 8}), rates(), TODO, on_gpu=False)
     assert found.stream.seconds == 90 + (800 + 760) + (90 + 380) + 300
     assert found.sequential.seconds == 500 + (60 + 800) + (90 + 760) + (90 + 380) + 300
 
 
-def test_the_slowest_side_decides():
+def test_the_slowest_step_decides_in_stream():
     slow_api = forecast_walltime(config("sequential"), rates(questions_per_s=0.5), TODO, on_gpu=True).stream
     assert slow_api.seconds == 90 + 2000 + 470 + 300
 
 
-def test_what_was_not_measured_is_named_and_left_out():
+def test_steps_that_were_not_measured_are_unknown():
     found = forecast_walltime(config("sequential"), rates(vote=None, answers_per_s=None), TODO, on_gpu=True)
-    assert found.sequential.unknown == ("vote", "stage1", "evaluate")  # steps of one pass hang on the share kept
+    assert found.sequential.unknown == ("vote", "stage1", "evaluate")  # the steps of one pass depend on the kept share
     assert found.sequential.seconds == 500 + 470
     text = dict(describe_forecast(config("sequential"), rates(vote=None), TODO, on_gpu=True))["sequential"]
     assert text.endswith("without vote, stage1, not measured")
 
 
-def test_a_stage_that_is_off_is_no_part_of_it():
+def test_a_stage_that_is_off_is_not_in_the_forecast():
     training = {"stage2": {"enabled": False}}
     found = forecast_walltime(config("sequential", training=training), rates(), TODO, on_gpu=True)
     assert "stage2" not in found.stream.steps and found.stream.unknown == ()
 
 
-def test_in_words():
+def test_rows_of_the_forecast():
     label_and_text = describe_forecast(config("stream"), rates(), TODO, on_gpu=True)
     rows = dict(label_and_text)
     assert rows["rates"] == "of run, runtime.mode=sequential"
@@ -145,12 +149,12 @@ def test_in_words():
     assert " on 8 GPUs = " in alone["stream"] and " on 6 GPUs = " in alone["sequential"]
 
 
-# --- what a run directory says ----------------------------------------------------------------------
+# --- rates of a run directory ----------------------------------------------------------------------
 
 
 @pytest.fixture
 def measured(tmp_path):
-    """The directory of a run with made-up figures; returns it and a function that writes one file more."""
+    """The directory of a run, and a function that writes one more file with invented numbers."""
     root = tmp_path / "measured"
     with open_run(root, config("sequential")) as run:
         pass
@@ -165,6 +169,18 @@ def measured(tmp_path):
     return root, write
 
 
+BENCHMARKS = {"b": range(3), "c": range(3, 8)}
+
+
+def question(number: int) -> Question:
+    return Question.make(f"Sign {number}?", ["W", "X"], source="t", source_id=f"q{number}", truth="A")
+
+
+def answer(item: Question) -> Answer:
+    found = {"letter": "A", "method": "statement", "text": "(A)", "tokens": 5, "truncated": False}
+    return Answer(question_id=item.id, policy="p", sampling="s", generation=0, seed=0, **found)
+
+
 def test_rates_of_a_run(measured):
     root, write = measured
     write("clock.json", {"synthesize": 99, "vote": 100.0, "stage1": 130.0})
@@ -176,8 +192,13 @@ def test_rates_of_a_run(measured):
     write("voting/engines.jsonl", [{"time": t, "engine": e, "event": what, "detail": ""} for t, e, what in events])
     step = {"seconds_generate": 20.0, "seconds_experience": 3.0, "seconds_update": 6.0, "seconds_sync": 1.0}
     write("training/stage1/metrics.jsonl", [step | {"seconds": 30.0, "seconds_wait": wait} for wait in (12.0, 0.0)])
-    scores = {"seconds": 20.0, "benchmarks": {"b": {"answers": 30}, "c": {"answers": 50}}}
-    write("evaluation/scores.json", {"policies": {"base": scores, "stage1": scores}})
+    questions = {name: [question(number) for number in numbers] for name, numbers in BENCHMARKS.items()}
+    answers = {
+        policy: [answer(item) for items in questions.values() for item in items] for policy in ("base", "stage1")
+    }
+    seconds = dict.fromkeys(answers, 2.0)
+    scores = build_scores(questions, answers, Evaluation(benchmarks=["b"], generations=1), 0, seconds)
+    write_report(scores, RunPaths(root).evaluation.folder)
     found = read_rates(root)
     assert (found.source, found.mode, found.slots) == (root.resolve(), "sequential", SLOTS)
     assert found.questions_per_s == 200 / 50 * 0.5
@@ -186,7 +207,7 @@ def test_rates_of_a_run(measured):
     assert found.answers_per_s == 4.0
 
 
-def test_rates_of_a_synthesis_that_goes_on(measured):
+def test_rates_of_a_running_synthesis(measured):
     root, write = measured
     write("synthesis/progress.json", {"replies_per_s": 8.0, "accepted_share": 0.75})
     found = read_rates(root)
@@ -198,7 +219,7 @@ def test_no_rates(measured, tmp_path):
     assert read_rates(measured[0]) is None
 
 
-def test_settings_of_another_version_are_told(measured):
+def test_settings_of_another_version_are_refused(measured):
     root, _ = measured
     file = root / "config.resolved.json"
     tree = json.loads(file.read_text())
@@ -213,17 +234,10 @@ def planned(tmp_path, monkeypatch):
     """A config that a dry run can read."""
     monkeypatch.setenv("MEDSSR_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("MEDSSR_DEVICE", "cpu")
-    from medssr_dist.data.records import Question
 
     def file(name, first):
         path = tmp_path / name
-        path.write_text(
-            "".join(
-                Question.make(f"Sign {n}?", ["W", "X"], source="t", source_id=f"q{n}", truth="A").model_dump_json()
-                + "\n"
-                for n in range(first, first + 6)
-            )
-        )
+        path.write_text("".join(question(number).model_dump_json() + "\n" for number in range(first, first + 6)))
         return str(path)
 
     base = config("sequential").model_dump()
@@ -234,7 +248,7 @@ def planned(tmp_path, monkeypatch):
     return Config.model_validate(base)
 
 
-def test_a_dry_run_without_rates_says_how_to_get_them(planned, tmp_path, capsys):
+def test_a_dry_run_without_rates_explains_how_to_get_them(planned, tmp_path, capsys):
     dry_run(planned, tmp_path / "run", STEPS)
     out = capsys.readouterr().out
     assert "rates             none known" in out and "--rates RUN_DIR" in out
@@ -242,7 +256,7 @@ def test_a_dry_run_without_rates_says_how_to_get_them(planned, tmp_path, capsys)
         dry_run(planned, tmp_path / "run", STEPS, tmp_path / "nothing")
 
 
-def test_a_dry_run_predicts_from_its_own_rates_or_from_others(planned, measured, tmp_path, capsys):
+def test_a_dry_run_uses_its_own_rates_or_those_of_a_run(planned, measured, tmp_path, capsys):
     root, write = measured
     write("synthesis/progress.json", {"replies_per_s": 10.0, "accepted_share": 1.0})
     dry_run(planned, tmp_path / "run", STEPS, root)
@@ -256,6 +270,6 @@ def test_a_dry_run_predicts_from_its_own_rates_or_from_others(planned, measured,
     assert "sequential        20 s on these cores = synthesize 20 s; without" in capsys.readouterr().out
 
 
-def test_only_the_whole_method_is_predicted(planned, tmp_path, capsys):
+def test_only_the_whole_method_has_a_forecast(planned, tmp_path, capsys):
     dry_run(planned, tmp_path / "run", ("synthesize",))
     assert "wall time" not in capsys.readouterr().out

@@ -71,7 +71,7 @@ def test_the_nodes_of_a_job_meet_and_its_limit_is_known(preflight):
     assert sorted(file.name for file in out.iterdir()) == ["n1.address.json", "n1.json", "n2.address.json", "n2.json"]
 
 
-def test_an_interface_that_does_not_lead_to_the_others_fails_and_the_right_one_is_shown(preflight):
+def test_an_interface_without_a_route_to_other_nodes_fails(preflight):
     code, text, out = preflight(MEDSSR_IFNAME="ib0")
     assert code == "2:0", text
     for node, other, address in (("n1", "n2", "10.99.2.1"), ("n2", "n1", "10.99.1.1")):
@@ -88,7 +88,7 @@ def test_what_to_ask_for_is_read_from_sinfo(cluster):
 
 
 @pytest.mark.parametrize("source", [pytest.param("environment", marks=pytest.mark.slow), "file"])
-def test_a_planted_key_is_in_nothing_that_slurm_shows_and_no_file_of_the_run(cluster, repo, tmp_path, source):
+def test_a_planted_key_is_in_no_output_of_slurm_and_no_file(cluster, repo, tmp_path, source):
     """The job of step one pays with it; what the job leaves is its user's alone."""
     key_file, key, run = tmp_path / "api_key", "sk-planted-0123456789abcdef", tmp_path / "run"
     key_file.touch(mode=0o600)
