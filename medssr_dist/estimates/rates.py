@@ -139,7 +139,7 @@ def _synthesis_rate(paths: SynthesisPaths) -> float | None:
             return found["requests_sent"] / seconds * found["accepted"] / found["requested"]
     if paths.progress.exists():
         found = read_json(paths.progress)
-        return (found["replies_per_s"] or 0) * (found["accepted_share"] or 0) or None
+        return float((found["replies_per_s"] or 0) * (found["accepted_share"] or 0)) or None
     return None
 
 

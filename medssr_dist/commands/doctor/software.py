@@ -113,7 +113,7 @@ def check_devices(config: Config, run_dir: Path) -> CheckResult:
     here = torch.cuda.device_count()
     for index in range(here):
         torch.ones(1, device=f"cuda:{index}").add_(1).item()
-    detail = f"{here} GPUs, CUDA {torch.version.cuda} in torch; {_describe_driver(driver)}; CPU: {cpu.described()}"
+    detail = f"{here} GPUs, CUDA {torch.version.cuda} in torch; {_describe_driver(driver)}; CPU: {cpu.describe_cpu()}"
     if given and given != here:
         fix = "check CUDA_VISIBLE_DEVICES and the --gpus options of the job"
         return CheckResult("fail", f"{detail}; Slurm gave {given}", fix)
@@ -127,9 +127,9 @@ def _check_cpu(dtype: str) -> CheckResult:
     """Return a pass with the instruction sets of the CPU, or a warning if it has no instructions for `dtype`."""
     detail = f"no GPU; {os.cpu_count()} cores"
     if dtype in _FAST_16_BIT and not set(_FAST_16_BIT[dtype]) & set(cpu.list_instruction_sets()):
-        detail = f"{detail} without instructions for {dtype}: slow; {cpu.described()}"
+        detail = f"{detail} without instructions for {dtype}: slow; {cpu.describe_cpu()}"
         return CheckResult("warn", detail, "set policy.dtype=float32")
-    return CheckResult("pass", f"{detail}; {cpu.described()}")
+    return CheckResult("pass", f"{detail}; {cpu.describe_cpu()}")
 
 
 def _count_slurm_gpus() -> int:
