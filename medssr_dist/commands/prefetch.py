@@ -49,11 +49,11 @@ def prefetch(config: Config, dry_run: bool) -> None:
 
 
 def find_index(knowledge: Knowledge) -> Path | None:
-    """Return the directory of the passage index, or None if it is not built yet."""
-    from medssr_dist.knowledge.index import form_dir
+    """The directory of the passage index, or None if it is not built yet."""
+    from medssr_dist.knowledge.index import FACTS_FILE, form_dir
 
     folder = _index_dir(knowledge)
-    return folder if (form_dir(folder, knowledge) / "index.json").exists() else None
+    return folder if (form_dir(folder, knowledge) / FACTS_FILE).exists() else None
 
 
 def refuse_incomplete_model(key: str, model: str, folder: Path, trust_remote_code: bool = False) -> None:

@@ -7,6 +7,7 @@ group in a fixed shuffled order. So a `limit` keeps diseases that entities are d
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from medssr_dist.config.base import DataSource
 from medssr_dist.data.records import hash_content
@@ -49,7 +50,7 @@ class _HpoCorpus(Corpus):
     def __len__(self) -> int:
         return len(self._passages)
 
-    def __getitem__(self, item):
+    def __getitem__(self, item: int | slice) -> Any:
         return self._passages[item]
 
     def by_id(self, passage_id: str) -> Passage:

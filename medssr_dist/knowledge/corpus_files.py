@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import msgspec
 import numpy as np
@@ -98,7 +98,7 @@ class FileCorpus(Corpus):
     def __len__(self) -> int:
         return self._count
 
-    def __getitem__(self, item):
+    def __getitem__(self, item: int | slice) -> Any:
         rows = range(self._count)[item]
         return list(self._read(rows)) if isinstance(item, slice) else next(self._read([rows]))
 

@@ -9,14 +9,15 @@ import logging
 import os
 import signal
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 
 from medssr_dist.config.synthesis import Knowledge
 from medssr_dist.errors import InputError
-from medssr_dist.knowledge.encoders import load_encoder
+from medssr_dist.knowledge.encoders import EncodedShard, load_encoder
 from medssr_dist.knowledge.passages import Corpus, Passage
 
 logger = logging.getLogger(__name__)
@@ -34,10 +35,8 @@ class ShardEncoder:
         return self._encoder.encode_articles(passages)
 
 
-def encode_on_workers(
-    corpus: Corpus, knowledge: Knowledge, shards: dict[int, range]
-) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield (shard number, vectors) as shards are finished. If a worker dies, another one retries its shard.
+def encode_on_workers(corpus: Corpus, knowledge: Knowledge, shards: dict[int, range]) -> Iterator[EncodedShard]:
+    """Yield the shards as they are finished. If a worker dies, another one retries its shard.
 
     Args:
         shards: shard number -> rows of the corpus.
@@ -66,7 +65,7 @@ def encode_on_workers(
                 waiting.appendleft(number)
                 worker = start(knowledge)
             else:
-                yield number, vectors
+                yield EncodedShard(number, vectors)
             idle.append(worker)
 
 
@@ -81,7 +80,7 @@ def _count_death(number: int, deaths: int, error: Exception) -> None:
     logger.warning("an encoding worker died at shard %d (%s); another worker retries it", number, reason)
 
 
-def _make_starter(workers: int):
+def _make_starter(workers: int) -> Callable[[Knowledge], Any]:
     """Return the function that starts a worker, with one GPU each, or an equal share of the CPUs without GPUs."""
     import ray
 

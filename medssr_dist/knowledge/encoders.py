@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -25,6 +25,13 @@ if TYPE_CHECKING:
     import torch
 
     Pool = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+class EncodedShard(NamedTuple):
+    """The number of a shard of a corpus, and the vectors of its passages, float32 [n, d]."""
+
+    number: int
+    vectors: np.ndarray
 
 
 class Encoder(Protocol):
@@ -69,7 +76,7 @@ def identify_model(model: str) -> str:
     return fingerprint_model(folder) if folder.is_dir() else model
 
 
-def load_pretrained(kind: type, model: str, **options: object) -> Any:
+def load_pretrained(kind: Any, model: str, **options: object) -> Any:
     """Call `kind.from_pretrained` for a directory or a cached Hugging Face id, without downloading.
 
     Args:
@@ -168,7 +175,7 @@ class _BertEncoder:
                 progress.update(len(rows))
         return vectors
 
-    def _encode_batch(self, texts: list) -> np.ndarray:
+    def _encode_batch(self, texts: list[str] | list[tuple[str, str]]) -> np.ndarray:
         inputs = self._tokenizer(
             texts, padding=True, truncation=True, max_length=self._max_tokens, return_tensors="pt"
         ).to(self._device)

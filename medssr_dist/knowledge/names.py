@@ -38,7 +38,7 @@ def tidy_name(disease_id: str, name: str) -> str:
     return name[:1].upper() + name[1:]
 
 
-def _lower_word(match: re.Match) -> str:
+def _lower_word(match: re.Match[str]) -> str:
     word = match.group()
     return word if _ROMAN.fullmatch(word) else word.lower()
 

@@ -1,6 +1,6 @@
-"""Entities to ask about, and the passages retrieved for each (paper section 3.1).
+"""The entities of rare questions, and the passages retrieved for each of them (paper section 3.1).
 
-Retrieval is done once an entity and kept beside the index: a resumed run loads no model for it.
+The passages of an entity are retrieved once and stored next to the index, so a resumed run loads no model for them.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import TypeVar
 
 from medssr_dist.config.synthesis import Knowledge
 from medssr_dist.data.jsonl import JsonlLedger, read_jsonl
@@ -24,92 +25,95 @@ from medssr_dist.knowledge.reranker import Reranker
 from medssr_dist.knowledge.search import Index
 from medssr_dist.knowledge.splits import is_evaluation
 
-_SEARCHED_AT_ONCE = 4096  # entities: large, as sharded_flat reads all vectors for each batch
-_RECORDED_AT_ONCE = 256  # entities: what a kill may lose
-_PASSAGES_KEPT = 4096
+_SEARCHED_AT_ONCE = 4096  # entities; many, because sharded_flat reads all vectors for each batch
+_RECORDED_AT_ONCE = 256  # entities; the most that a killed process loses
+_PASSAGES_CACHED = 4096
+
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
 class Entity:
-    """A rare disease that questions are asked about. Example: Entity("OMIM:203500", "Alkaptonuria")."""
+    """A rare disease that questions are written about. Example: Entity("OMIM:203500", "Alkaptonuria")."""
 
     id: str
     name: str
 
 
 def draw_entities(knowledge: Knowledge, random_seed: int) -> list[Entity]:
-    """The first `knowledge.entities` (0 = all) of a seeded shuffle of the rare diseases.
+    """Return the first `knowledge.entities` (0 = all) of the rare diseases in a seeded random order.
 
-    Evaluation diseases are left out. With `hpo:passages` cut by a limit, only diseases whose own
-    passage is in the corpus are used.
+    Evaluation diseases are left out. If `hpo:passages` has a limit, only diseases with a passage in the corpus are
+    used.
 
     Raises:
-        InputError: fewer diseases than asked for.
+        InputError: there are fewer diseases than `knowledge.entities`.
     """
     limit = knowledge.corpus.limit if knowledge.corpus.path == HPO_PASSAGES else 0
     found = [Entity(disease.id, disease.name) for disease in list_corpus_diseases(limit) if not is_evaluation(disease)]
     if knowledge.entities > len(found):
-        cure = f" or raise knowledge.corpus.limit={limit}" if limit else ""
+        fix = f" or raise knowledge.corpus.limit={limit}" if limit else ""
         raise InputError(
             f"knowledge.entities={knowledge.entities}, but there are {len(found)} rare diseases to draw from; "
-            f"ask for at most that many, set 0 for all{cure}"
+            f"lower it to at most that number, set 0 for all{fix}"
         )
     random.Random(random_seed).shuffle(found)
     return found[: knowledge.entities or None]
 
 
 class Retriever:
-    """Finds the passages nearest to an entity's name. Corpus, encoder and index load when first needed.
+    """Finds the passages nearest to an entity's name. Corpus, encoder and index are loaded when first needed.
 
-    What is found is kept in a ledger beside the index, which processes may share. Once all names are in it
-    (`prepare`, or `medssr prefetch` on another machine), neither torch nor FAISS is imported.
+    Results are stored in a ledger next to the index, which several processes may share. If it contains all names
+    (after `prepare`, or after `medssr prefetch` on another machine), neither torch nor FAISS is imported.
     """
 
     def __init__(self, knowledge: Knowledge):
         self._knowledge = knowledge
         self._index: Index | None = None
-        self._passage = lru_cache(maxsize=_PASSAGES_KEPT)(lambda passage_id: self._corpus.by_id(passage_id))
+        self._passage = lru_cache(maxsize=_PASSAGES_CACHED)(lambda passage_id: self._corpus.by_id(passage_id))
 
     def prepare(self, names: Sequence[str]) -> None:
-        """Find and record the passages of all `names` that are not known yet; a killed call is resumed.
+        """Find and record the passages of those `names` that are not recorded yet. A killed call can be repeated.
 
         Raises:
-            InputError: a model is not on this machine, not enough memory for the index, a full disk.
+            InputError: a model is not on this machine, the index does not fit into memory, or the disk is full.
         """
         from tqdm import tqdm
 
         missing = self.list_missing(names)
         with tqdm(total=len(missing), desc="retrieve", unit="entity", disable=len(missing) < 2) as bar:
-            for searched in _batches(missing, _SEARCHED_AT_ONCE):
+            for searched in _split_batches(missing, _SEARCHED_AT_ONCE):
                 found = list(zip(searched, self._search(searched), strict=True))
-                for batch in _batches(found, _RECORDED_AT_ONCE):
-                    self._record({name: self._ranked(name, rows) for name, rows in batch})
+                for batch in _split_batches(found, _RECORDED_AT_ONCE):
+                    self._record({name: self._rank(name, rows) for name, rows in batch})
                     bar.update(len(batch))
 
     def list_missing(self, names: Sequence[str]) -> list[str]:
-        """Those of `names`, each once, whose passages were not recorded yet."""
+        """Return those of `names`, each once, whose passages are not recorded yet."""
         return [name for name in dict.fromkeys(names) if name not in self._known]
 
     def retrieve(self, entity: str) -> list[Passage]:
-        """The `knowledge.top_k` best passages for `entity`, best first (all of them, in a smaller corpus)."""
+        """Return the `knowledge.top_k` best passages for `entity`, best first (all passages of a smaller corpus)."""
         if entity not in self._known:
             self.prepare([entity])
         return [self._passage(passage_id) for passage_id in self._known[entity]]
 
     def read_passage(self, passage_id: str) -> str:
-        """Title and content of a passage. Raises KeyError for an id that is not in the corpus."""
+        """Return title and content of a passage. Raises KeyError if the id is not in the corpus."""
         return self._passage(passage_id).text
 
     def _search(self, names: list[str]) -> list[list[int]]:
-        """For each name the rows of the passages nearest to it, best first."""
+        """Return, for each name, the rows of the nearest passages, best first."""
         if self._index is None:
             self._index = open_index(self._corpus, self._knowledge, lambda: self._encoder, names)
         k = min(count_searched_passages(self._knowledge), len(self._corpus))
         _, rows = self._index.search(self._encoder.encode_queries(names), k)
         return [[row for row in found if row >= 0] for found in rows.tolist()]
 
-    def _ranked(self, name: str, rows: list[int]) -> list[str]:
-        """Passage ids, ranked again where there is a reranker."""
+    def _rank(self, name: str, rows: list[int]) -> list[str]:
+        """Return the passage ids of `rows`, in the order of the reranker if there is one."""
         passages = [self._corpus[row] for row in rows]
         if self._knowledge.reranker:
             passages = self._reranker.rank(name, passages, self._knowledge.top_k)
@@ -123,15 +127,16 @@ class Retriever:
 
     @cached_property
     def _known(self) -> dict[str, list[str]]:
-        """Past retrievals under these settings. Opening the ledger cuts off what a killed writer left half."""
+        """Recorded passage ids by name, for these settings. Opening the ledger removes an incomplete last line."""
         with hold_lock(self._folder / "retrieval"), JsonlLedger(self._ledger):
             rows = [row for row in read_jsonl(self._ledger) if row["settings"] == self._settings]
         return {row["entity"]: row["passage_ids"] for row in rows}
 
     @cached_property
     def _settings(self) -> str:
-        """All that a retrieval depends on, beside the corpus and the encoder that the folder is for."""
-        knowledge, settings = self._knowledge, [self._knowledge.index, self._knowledge.top_k]
+        """Hash of everything that the result depends on, except corpus and encoder, which the folder stands for."""
+        knowledge = self._knowledge
+        settings: list[str | int] = [knowledge.index, knowledge.top_k]
         if knowledge.index == "ivfpq":
             settings += [knowledge.ivf_lists, knowledge.ivf_probes, knowledge.pq_bytes, knowledge.candidates]
         if knowledge.reranker:
@@ -159,5 +164,5 @@ class Retriever:
         return Reranker(self._knowledge.reranker, self._knowledge.batch_size)
 
 
-def _batches(items: list, size: int) -> Iterator[list]:
+def _split_batches(items: list[Item], size: int) -> Iterator[list[Item]]:
     return (items[start : start + size] for start in range(0, len(items), size))

@@ -1,7 +1,7 @@
-"""Exact and compressed inner-product search over a corpus' vectors, with FAISS.
+"""Exact and compressed inner-product search over the vectors of a corpus, with FAISS.
 
-The metric is given to each FAISS call and constructor. Set on an index afterwards it would leave the coarse
-quantizer and the graph on L2, and recall would be silently wrong.
+The metric is passed to every FAISS call and constructor. Setting it on a finished index would leave the coarse
+quantizer at L2, and recall would be silently too low.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
@@ -22,118 +22,129 @@ from medssr_dist.knowledge.vectors import Vectors
 if TYPE_CHECKING:
     import faiss
 
-_RERANKED_AT_ONCE = 2**14  # vectors gathered for the exact re-rank: 50 MB at 768 dimensions
-_TRAINING_PER_LIST = 64  # vectors a list that k-means learns from; FAISS asks for 39 to 256
-_PQ_CENTROIDS = 256  # 8 bits
+_RERANKED_AT_ONCE = 2**14  # vectors read at once for exact scores: 50 MB at 768 dimensions
+_TRAINING_PER_LIST = 64  # training vectors per list for k-means; FAISS recommends 39 to 256
+_PQ_CENTROIDS = 256  # 8 bits per code
+
+
+class Hits(NamedTuple):
+    """The k best vectors for each of n queries, best first, equal scores by row.
+
+    Where fewer than k were found, the row is -1 and the score -inf. Example for n = 1, k = 3:
+    Hits(scores=[[0.9, 0.4, -inf]], rows=[[17, 3, -1]])
+
+    Attributes:
+        scores: inner products, float32 [n, k].
+        rows: rows of the vectors, int64 [n, k].
+    """
+
+    scores: np.ndarray
+    rows: np.ndarray
 
 
 class Index(Protocol):
     """Finds the vectors with the largest inner product."""
 
-    def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Scores [n, k] float32 and rows [n, k] int64 of queries [n, d], best first, equal scores by row.
-
-        Row -1, score -inf where fewer than k were found.
-        """
+    def search(self, queries: np.ndarray, k: int) -> Hits:
+        """Return the k best vectors for queries [n, d]."""
 
 
 class ExactIndex:
-    """Brute force, shard by shard with a top-k merge, so that only a shard needs to be in memory.
+    """Brute-force search, shard by shard with a top-k merge, so that only one shard needs to be in memory.
 
-    With FAISS for GPU a shard is searched there.
+    A shard is searched on the GPU if FAISS is installed for GPU.
     """
 
     def __init__(self, vectors: Vectors):
         self._vectors = vectors
 
-    def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    def search(self, queries: np.ndarray, k: int) -> Hits:
         from tqdm import tqdm
 
-        best = np.full((len(queries), k), -np.inf, np.float32), np.full((len(queries), k), -1)
-        for start, shard in tqdm(self._vectors, "search", self._vectors.shards, leave=False, disable=None):
-            scores, rows = _knn(queries, shard, min(k, len(shard)))
+        best = Hits(np.full((len(queries), k), -np.inf, np.float32), np.full((len(queries), k), -1))
+        for start, shard in tqdm(self._vectors, "search", self._vectors.shard_count, leave=False, disable=None):
+            scores, rows = _search_shard(queries, shard, min(k, len(shard)))
             rows = np.where(rows >= 0, rows + start, -1)
-            best = _best(np.hstack([best[0], scores]), np.hstack([best[1], rows]), k)
+            best = _select_best(np.hstack([best.scores, scores]), np.hstack([best.rows, rows]), k)
         return best
 
 
-def _knn(queries: np.ndarray, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+def _search_shard(queries: np.ndarray, vectors: np.ndarray, k: int) -> Hits:
     import faiss
 
-    if gpu := _gpu():
-        return faiss.knn_gpu(gpu, queries, vectors, k, metric=faiss.METRIC_INNER_PRODUCT)
-    return faiss.knn(queries, vectors, k, metric=faiss.METRIC_INNER_PRODUCT)
+    if gpu := _find_gpu():
+        return Hits(*faiss.knn_gpu(gpu, queries, vectors, k, metric=faiss.METRIC_INNER_PRODUCT))
+    return Hits(*faiss.knn(queries, vectors, k, metric=faiss.METRIC_INNER_PRODUCT))
 
 
 @lru_cache(maxsize=1)
-def _gpu() -> faiss.StandardGpuResources | None:
-    """FAISS's own memory on the first GPU; None without FAISS for GPU."""
+def _find_gpu() -> faiss.StandardGpuResources | None:
+    """Return FAISS's resources on the first GPU, or None if FAISS is not installed for GPU."""
     import faiss
 
     return faiss.StandardGpuResources() if getattr(faiss, "get_num_gpus", int)() else None
 
 
-def _best(scores: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The k best of each line, best first, equal scores by row; -1 rows come last."""
+def _select_best(scores: np.ndarray, rows: np.ndarray, k: int) -> Hits:
+    """Return the k best of each line of scores [n, m] and rows [n, m]; rows of -1 come last."""
     order = np.lexsort((rows, -scores), axis=-1)[:, :k]
-    return np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
+    return Hits(np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1))
 
 
 class CompressedIndex:
-    """Inverted lists of product-quantized vectors (IVF-PQ); its candidates are ranked by their exact vectors.
+    """Inverted lists of product-quantized vectors (IVF-PQ), whose candidates are ranked by their exact scores.
 
     Source: Jegou et al. 2011, Product quantization for nearest neighbor search.
     """
 
     def __init__(self, index: faiss.IndexIVFPQ, vectors: Vectors, knowledge: Knowledge):
         index.nprobe = min(knowledge.ivf_probes, index.nlist)
-        self._index, self._vectors, self._candidates = _on_gpu(index), vectors, knowledge.candidates
+        self._index, self._vectors, self._candidates = _move_to_gpu(index), vectors, knowledge.candidates
 
-    def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    def search(self, queries: np.ndarray, k: int) -> Hits:
         _, rows = self._index.search(queries, min(max(self._candidates, k), len(self._vectors)))
         scores = np.full(rows.shape, -np.inf, np.float32)
         step = max(1, _RERANKED_AT_ONCE // rows.shape[1])
         for start in range(0, len(rows), step):
             part = slice(start, start + step)
-            scores[part] = self._exact(queries[part], rows[part])
-        return _best(scores, rows, k)
+            scores[part] = self._compute_scores(queries[part], rows[part])
+        return _select_best(scores, rows, k)
 
-    def _exact(self, queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """Inner products [n, c] of queries [n, d] with the vectors of rows [n, c]."""
+    def _compute_scores(self, queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Return the inner products [n, c] of queries [n, d] with the vectors of rows [n, c]."""
         unique, places = np.unique(np.maximum(rows, 0), return_inverse=True)
         vectors = self._vectors.take(unique)[places.reshape(rows.shape)]
         return np.where(rows >= 0, (vectors @ queries[:, :, None])[:, :, 0], -np.inf)
 
 
-def _on_gpu(index: faiss.Index) -> faiss.Index:
+def _move_to_gpu(index: faiss.Index) -> faiss.Index:
     import faiss
 
-    return faiss.index_cpu_to_gpu(_gpu(), 0, index) if _gpu() else index
+    gpu = _find_gpu()
+    return faiss.index_cpu_to_gpu(gpu, 0, index) if gpu else index
 
 
 def count_ivf_lists(knowledge: Knowledge, passages: int) -> int:
-    """Inverted lists for so many passages."""
+    """Return the number of inverted lists for `passages` passages."""
     return knowledge.ivf_lists or max(1, round(4 * math.sqrt(passages)))
 
 
 def count_training_vectors(knowledge: Knowledge, passages: int) -> int:
-    """How many vectors the inverted lists and the codes are learnt from."""
+    """Return the number of vectors that the inverted lists and the codes are trained on."""
     return min(passages, _TRAINING_PER_LIST * max(count_ivf_lists(knowledge, passages), _PQ_CENTROIDS))
 
 
 def check_ivfpq(knowledge: Knowledge, passages: int, dimension: int) -> None:
-    """Raise InputError where the settings do not go with the vectors."""
+    """Raise InputError if `pq_bytes` does not divide the dimension, or there are too few passages to train on."""
     if dimension % knowledge.pq_bytes:
         raise InputError(f"knowledge.pq_bytes = {knowledge.pq_bytes} does not divide the dimension {dimension}")
     least = max(count_ivf_lists(knowledge, passages), _PQ_CENTROIDS)
     if passages < least:
-        raise InputError(
-            f"knowledge.index=ivfpq learns from at least {least:,} passages, there are {passages:,}; use flat"
-        )
+        raise InputError(f"knowledge.index=ivfpq needs at least {least:,} passages, there are {passages:,}; use flat")
 
 
 def build_ivfpq(vectors: Vectors, knowledge: Knowledge, file: Path) -> None:
-    """Learn the lists and the codes from a seeded sample, add all vectors, write the index to `file`."""
+    """Train lists and codes on a seeded sample, add all vectors, and write the index to `file`."""
     import faiss
     from tqdm import tqdm
 
@@ -144,25 +155,25 @@ def build_ivfpq(vectors: Vectors, knowledge: Knowledge, file: Path) -> None:
     count = count_training_vectors(knowledge, len(vectors))
     index.train(vectors.take(np.random.default_rng(0).choice(len(vectors), count, replace=False)))
     with tqdm(total=len(vectors), desc="index", unit="vector") as bar:
-        for part in _parts(vectors):
+        for part in _split_shards(vectors):
             index.add(part)
             bar.update(len(part))
     with replace_file(file) as temporary, open(temporary, "wb") as handle:
         faiss.write_index(index, faiss.PyCallbackIOWriter(handle.write))
 
 
-def _parts(vectors: Vectors, size: int = 2**15) -> Iterator[np.ndarray]:
-    """Slices of shards: FAISS computes a slice's residuals at once."""
+def _split_shards(vectors: Vectors, size: int = 2**15) -> Iterator[np.ndarray]:
+    """Yield slices of the shards, because FAISS holds the residuals of all vectors that are added in one call."""
     for _, shard in vectors:
         for start in range(0, len(shard), size):
             yield shard[start : start + size]
 
 
 def read_ivfpq(file: Path, count: int) -> faiss.IndexIVFPQ:
-    """The index in `file`. Raises RuntimeError when FAISS cannot read it, or it does not hold `count` vectors."""
+    """Read the index in `file`. Raises RuntimeError if FAISS cannot read it or it does not have `count` vectors."""
     import faiss
 
     index = faiss.read_index(str(file))
     if index.ntotal != count:
-        raise RuntimeError(f"{file.name} holds {index.ntotal} vectors, not {count}")
+        raise RuntimeError(f"{file.name} has {index.ntotal} vectors, not {count}")
     return index

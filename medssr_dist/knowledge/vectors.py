@@ -15,7 +15,7 @@ import numpy as np
 
 from medssr_dist.config.synthesis import Knowledge
 from medssr_dist.knowledge.cache_files import replace_file
-from medssr_dist.knowledge.encoders import Encoder
+from medssr_dist.knowledge.encoders import EncodedShard, Encoder
 from medssr_dist.knowledge.passages import Corpus
 
 logger = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ class Vectors:
         shapes = [_open(shard).shape for shard in shards]
         self._shards, self.dimension = shards, shapes[0][1]
         self._starts = np.cumsum([0, *(shape[0] for shape in shapes)])
-        self.shards = len(shards)
+        self.shard_count = len(shards)
 
     @classmethod
     def split(cls, array: np.ndarray, shard_size: int) -> Vectors:
@@ -98,8 +98,8 @@ def encode_corpus(corpus: Corpus, knowledge: Knowledge, folder: Path, load: Call
 
 def _encode(
     corpus: Corpus, knowledge: Knowledge, shards: dict[int, range], load: Callable[[], Encoder]
-) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield (shard number, vectors) as shards are finished."""
+) -> Iterator[EncodedShard]:
+    """Yield the shards as they are finished."""
     if knowledge.workers:
         from medssr_dist.knowledge.encoder_workers import encode_on_workers
 
@@ -107,7 +107,7 @@ def _encode(
         return
     encoder = load()
     for number, rows in shards.items():
-        yield number, encoder.encode_articles(corpus[rows.start : rows.stop])
+        yield EncodedShard(number, encoder.encode_articles(corpus[rows.start : rows.stop]))
 
 
 def _is_complete(file: Path, passages: int) -> bool:

@@ -1,8 +1,8 @@
-"""Diagnosis questions with a ground truth from HPO: the embedded seeds, supervised and evaluation sets.
+"""Diagnosis questions whose answer follows from HPO: the embedded seeds, supervised set and evaluation set.
 
-A question shows 3-5 frequent phenotypes of a disease and asks for it among four diseases of the same
-split. The diagnosis is unique: at least two of the phenotypes shown fit no annotation of a distractor,
-neither the same term nor one above or below it. Distractors are of other families and other genes.
+A question describes a patient with 3 to 5 frequent phenotypes of a disease and asks for the diagnosis among four
+diseases of the same split. The answer is unique: at least two of the phenotypes match no annotation of a distractor,
+where a term also matches the terms above and below it. Distractors have other families and other genes.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import random
 import re
 from collections import Counter, defaultdict
 from functools import cache
+from typing import NamedTuple
 
 from medssr_dist.data.records import LETTERS, Question
 from medssr_dist.errors import InputError
@@ -28,15 +29,15 @@ from medssr_dist.knowledge.splits import SPLITS, assign_split
 
 DEFAULT_QUESTIONS = 200
 OPTIONS = 4
-MIN_ABSENT = 2  # phenotypes shown that each distractor must lack
-_MIN_FREQUENCY = 0.3  # 'frequent' and more; annotations without a frequency count
-_POOL = 10  # phenotypes shown are drawn from this many most frequent ones
-_CANDIDATES = 60  # diseases sharing a phenotype that are weighed as distractors
+MIN_ABSENT = 2  # phenotypes of the question that every distractor lacks, at least
+_MIN_FREQUENCY = 0.3  # 'frequent' or more; annotations without a frequency are included
+_POOL = 10  # the phenotypes are drawn from this number of most frequent ones
+_CANDIDATES = 60  # diseases with a common phenotype that are compared as distractors
 _MALE, _FEMALE = ("HP:0010461",), ("HP:0010460", "HP:0000140")  # genitalia, menstrual cycle
 _VAGUE = re.compile(r"abnormal|death|phenotyp|physiology", re.I)
 _ROOT = "HP:0000118"
 
-# Age by HPO's onset terms: (lowest, highest, unit).
+# HPO's onset term -> age of the patient: lowest, highest, unit.
 _AGES = {
     "Congenital onset": (2, 27, "day"),
     "Neonatal onset": (2, 27, "day"),
@@ -81,19 +82,24 @@ _CLOSINGS = (
 _ASK = "Which of the following is the most likely diagnosis?"
 
 
+class _Patient(NamedTuple):
+    text: str
+    is_adult: bool
+
+
 def make_hpo_questions(name: str, limit: int = 0, random_seed: int = 0) -> list[Question]:
-    """The first `limit` (0 = DEFAULT_QUESTIONS) questions of an embedded set, one a disease.
+    """Make the first `limit` (0 = DEFAULT_QUESTIONS) questions of an embedded set, one per disease.
 
     Args:
         name: 'hpo:seeds', 'hpo:supervised' or 'hpo:evaluation'; their diseases are disjoint.
-        random_seed: draws the order of the diseases and each question.
+        random_seed: determines the order of the diseases and every question.
 
     Raises:
-        InputError: unknown set, or fewer questions than asked for.
+        InputError: the set is unknown or has fewer than `limit` questions.
     """
     if name not in SPLITS:
         raise InputError(f"{name!r} is not an embedded set; choose one of {', '.join(SPLITS)}")
-    diseases = list(_split_diseases(name))
+    diseases = list(_list_diseases(name))
     random.Random(random_seed).shuffle(diseases)
     wanted = limit or DEFAULT_QUESTIONS
     questions: list[Question] = []
@@ -103,33 +109,29 @@ def make_hpo_questions(name: str, limit: int = 0, random_seed: int = 0) -> list[
             questions.append(question)
         if len(questions) == wanted:
             return questions
-    raise InputError(f"{name} has {len(questions)} questions, {wanted} were asked for; lower its limit")
+    raise InputError(f"{name} has {len(questions)} questions, but its limit is {wanted}; lower the limit")
 
 
 def find_hpo_truth(question: Question) -> str | None:
-    """The letter that the stem's phenotypes point to by HPO alone, or None where HPO does not decide.
+    """Return the letter of the answer according to HPO, or None if HPO does not determine one.
 
-    HPO decides when the stem names at least two phenotypes, at least two options are names of HPO
-    diseases, and exactly one of these is annotated with every phenotype named (or a term below it).
+    It does if the stem names at least two phenotypes, at least two options are names of HPO diseases, and exactly one
+    of these diseases is annotated with every named phenotype (or with a term below it).
     """
-    found = _phenotypes_named(question.stem)
-    by_name = _by_name()
-    known = {
-        letter: by_name[split_words(text)] for letter, text in question.options.items() if split_words(text) in by_name
-    }
+    found = _find_phenotypes(question.stem)
+    by_name = _index_names()
+    options = {letter: split_words(text) for letter, text in question.options.items()}
+    known = {letter: by_name[name] for letter, name in options.items() if name in by_name}
     if len(found) < 2 or len(known) < 2:
         return None
-    fitting = [
-        letter
-        for letter, annotated in known.items()
-        if all(annotated & ({term} | find_descendants(term)) for term in found)
-    ]
+    wanted = [{term} | find_descendants(term) for term in found]
+    fitting = [letter for letter, annotated in known.items() if all(annotated & terms for terms in wanted)]
     return fitting[0] if len(fitting) == 1 else None
 
 
 @cache
-def _by_name() -> dict[tuple[str, ...], frozenset[str]]:
-    """Disease name (as words) -> phenotype ids of all entries with that name."""
+def _index_names() -> dict[tuple[str, ...], frozenset[str]]:
+    """Return disease name (as words) -> phenotype ids of all entries with that name."""
     annotated: dict[tuple[str, ...], set[str]] = defaultdict(set)
     for disease in load_diseases().values():
         annotated[split_words(disease.name)].update(phenotype.id for phenotype in disease.phenotypes)
@@ -137,20 +139,20 @@ def _by_name() -> dict[tuple[str, ...], frozenset[str]]:
 
 
 @cache
-def _term_by_name() -> dict[tuple[str, ...], str]:
+def _index_terms() -> dict[tuple[str, ...], str]:
+    """Return phenotype name (as words) -> HPO id."""
     names = load_terms().names
-    return {
-        split_words(names[term]): term for term in find_descendants(_ROOT) if not names[term].startswith("obsolete")
-    }
+    current = (term for term in find_descendants(_ROOT) if not names[term].startswith("obsolete"))
+    return {split_words(names[term]): term for term in current}
 
 
-def _phenotypes_named(text: str) -> set[str]:
-    """HPO terms whose names stand in `text`, longest match first, without those after a negation."""
+def _find_phenotypes(text: str) -> set[str]:
+    """Return the HPO terms named in `text`, without those after a negation; the longest match wins."""
     tokens, found, start = split_words(text), set(), 0
-    longest = max(map(len, _term_by_name()))
+    longest = max(map(len, _index_terms()))
     while start < len(tokens):
         for end in range(min(start + longest, len(tokens)), start, -1):
-            term = _term_by_name().get(tokens[start:end])
+            term = _index_terms().get(tokens[start:end])
             if term:
                 if not {"no", "not", "without", "denies"} & set(tokens[max(0, start - 2) : start]):
                     found.add(term)
@@ -161,22 +163,22 @@ def _phenotypes_named(text: str) -> set[str]:
 
 
 @cache
-def _split_diseases(name: str) -> tuple[Disease, ...]:
+def _list_diseases(name: str) -> tuple[Disease, ...]:
     return tuple(disease for disease in load_rare_diseases() if assign_split(disease) == name)
 
 
 @cache
-def _carriers(name: str) -> dict[str, list[Disease]]:
-    """Phenotype id -> diseases of the split annotated with it."""
+def _group_by_phenotype(name: str) -> dict[str, list[Disease]]:
+    """Return phenotype id -> diseases of the split that are annotated with it."""
     carriers: dict[str, list[Disease]] = defaultdict(list)
-    for disease in _split_diseases(name):
+    for disease in _list_diseases(name):
         for phenotype in disease.phenotypes:
             carriers[phenotype.id].append(disease)
     return carriers
 
 
 def _make_question(disease: Disease, name: str, rng: random.Random) -> Question | None:
-    """One question about `disease`, or None when its phenotypes do not single it out."""
+    """Return a question about `disease`, or None if its phenotypes do not distinguish it from other diseases."""
     sex = _choose_sex(disease, rng)
     shown = _choose_phenotypes(disease, sex, rng)
     if len(shown) < 3:
@@ -187,25 +189,25 @@ def _make_question(disease: Disease, name: str, rng: random.Random) -> Question 
     options = [disease.name, *(distractor.name for distractor in distractors)]
     rng.shuffle(options)
     return Question.make(
-        _stem(disease, shown, sex, rng),
+        _write_stem(disease, shown, sex, rng),
         options,
         source=name,
         source_id=disease.id,
         truth=LETTERS[options.index(disease.name)],
         rare=True,
-        topic=_organ_system(shown),
+        topic=_find_organ_system(shown),
     )
 
 
-def _organ_system(shown: list[Phenotype]) -> str:
-    """The top branch of HPO that most of the phenotypes stand under; of several, the first by name."""
-    systems = Counter(system for phenotype in shown for system in _systems_above(phenotype.id))
+def _find_organ_system(shown: list[Phenotype]) -> str:
+    """Return the name of the top branch of HPO with most of the phenotypes; of several, the first by name."""
+    systems = Counter(system for phenotype in shown for system in _list_systems(phenotype.id))
     return min(systems, key=lambda system: (-systems[system], system), default="")
 
 
 @cache
-def _systems_above(term: str) -> tuple[str, ...]:
-    """Example: ("Abnormality of the nervous system",) for a seizure."""
+def _list_systems(term: str) -> tuple[str, ...]:
+    """Return the top branches above `term`, such as ("Abnormality of the nervous system",) for a seizure."""
     above = find_ancestors(term) | {term}
     return tuple(load_terms().names[system] for system in load_terms().children[_ROOT] if system in above)
 
@@ -218,7 +220,10 @@ def _choose_sex(disease: Disease, rng: random.Random) -> str:
 
 
 def _choose_phenotypes(disease: Disease, sex: str, rng: random.Random) -> list[Phenotype]:
-    """3-5 of the most frequent telling phenotypes, none above or below another, none of the other sex."""
+    """Return 3 to 5 of the most frequent specific phenotypes, unrelated to each other and possible for `sex`.
+
+    Returns fewer if the disease has not so many.
+    """
     other = _FEMALE if sex == "male" else _MALE
     named = set(split_words(disease.name))
     pool = [
@@ -232,63 +237,63 @@ def _choose_phenotypes(disease: Disease, sex: str, rng: random.Random) -> list[P
     rng.shuffle(pool)
     chosen: list[Phenotype] = []
     for phenotype in pool:
-        if not any(_related(phenotype.id) & {one.id} for one in chosen):
+        if not any(_find_related(phenotype.id) & {one.id} for one in chosen):
             chosen.append(phenotype)
     return chosen[: rng.choice((3, 4, 4, 5))]
 
 
 @cache
-def _related(term: str) -> frozenset[str]:
-    """The term with all above and below it: an annotation with any of these may fit it."""
+def _find_related(term: str) -> frozenset[str]:
+    """Return `term` and all terms above and below it: an annotation with any of these may match it."""
     return find_ancestors(term) | find_descendants(term) | {term}
 
 
 def _choose_distractors(disease: Disease, shown: list[Phenotype], name: str, rng: random.Random) -> list[Disease]:
-    """Three diseases that lack MIN_ABSENT of the phenotypes shown, those that share most of the others first."""
-    sharing = {other.id: other for phenotype in shown for other in _carriers(name)[phenotype.id]}
+    """Return up to three diseases that lack MIN_ABSENT of the phenotypes; those with most of the others come first."""
+    sharing = {other.id: other for phenotype in shown for other in _group_by_phenotype(name)[phenotype.id]}
     candidates = rng.sample(list(sharing.values()), min(len(sharing), _CANDIDATES))
-    candidates = sorted(candidates, key=lambda other: _absent(other, shown))
-    candidates += rng.sample(_split_diseases(name), OPTIONS * 5)
+    candidates = sorted(candidates, key=lambda other: _count_absent(other, shown))
+    candidates += rng.sample(_list_diseases(name), OPTIONS * 5)
     chosen: list[Disease] = []
     for other in candidates:
-        if _absent(other, shown) >= MIN_ABSENT and not any(_alike(other, one) for one in [disease, *chosen]):
+        if _count_absent(other, shown) >= MIN_ABSENT and not any(_is_alike(other, one) for one in [disease, *chosen]):
             chosen.append(other)
         if len(chosen) == OPTIONS - 1:
             break
     return chosen
 
 
-def _absent(disease: Disease, shown: list[Phenotype]) -> int:
-    """How many of the phenotypes shown fit no entry of that name."""
-    annotated = _by_name()[split_words(disease.name)]
-    return sum(annotated.isdisjoint(_related(phenotype.id)) for phenotype in shown)
+def _count_absent(disease: Disease, shown: list[Phenotype]) -> int:
+    """Return how many of the phenotypes match no HPO entry with the disease's name."""
+    annotated = _index_names()[split_words(disease.name)]
+    return sum(annotated.isdisjoint(_find_related(phenotype.id)) for phenotype in shown)
 
 
-def _alike(one: Disease, other: Disease) -> bool:
+def _is_alike(one: Disease, other: Disease) -> bool:
     return derive_family(one.name) == derive_family(other.name) or not set(one.genes).isdisjoint(other.genes)
 
 
-def _stem(disease: Disease, shown: list[Phenotype], sex: str, rng: random.Random) -> str:
+def _write_stem(disease: Disease, shown: list[Phenotype], sex: str, rng: random.Random) -> str:
     names = [decapitalize(phenotype.name) for phenotype in shown]
-    patient, adult = _patient(disease, sex, rng)
-    setting = rng.choice(_SETTINGS_ADULT if adult else _SETTINGS_CHILD)
-    findings = rng.choice(_FINDINGS).format(all=_listing(names), first=names[0], rest=_listing(names[1:]))
+    patient = _describe_patient(disease, sex, rng)
+    setting = rng.choice(_SETTINGS_ADULT if patient.is_adult else _SETTINGS_CHILD)
+    findings = rng.choice(_FINDINGS).format(all=_join_names(names), first=names[0], rest=_join_names(names[1:]))
     closing = rng.choice(_CLOSINGS)
-    return " ".join(part for part in (f"{patient} {setting}.", findings, closing, _ASK) if part)
+    return " ".join(part for part in (f"{patient.text} {setting}.", findings, closing, _ASK) if part)
 
 
-def _listing(names: list[str]) -> str:
+def _join_names(names: list[str]) -> str:
     separator = "; " if any("," in name for name in names) else ", "
     if len(names) == 2:
         return " and ".join(names)
     return separator.join(names[:-1]) + f"{separator}and {names[-1]}"
 
 
-def _patient(disease: Disease, sex: str, rng: random.Random) -> tuple[str, bool]:
-    """('A 7-year-old girl', False): age by the disease's onset, and whether the patient is an adult."""
+def _describe_patient(disease: Disease, sex: str, rng: random.Random) -> _Patient:
+    """Return the patient, of an age that fits the disease's onset. Example: _Patient("A 7-year-old girl", False)."""
     lowest, highest, unit = _AGES.get(rng.choice(disease.onset or ("",)), _UNKNOWN_AGE)
     age = rng.randint(lowest, highest)
-    adult = unit == "year" and age >= 18
+    is_adult = unit == "year" and age >= 18
     noun = {("male", True): "man", ("female", True): "woman", ("male", False): "boy", ("female", False): "girl"}
     article = "An" if age in (8, 11, 18) else "A"
-    return f"{article} {age}-{unit}-old {noun[sex, adult]}", adult
+    return _Patient(f"{article} {age}-{unit}-old {noun[sex, is_adult]}", is_adult)

@@ -111,8 +111,8 @@ def test_where_the_probed_lists_hold_too_few_the_rest_is_minus_one(vectors, quer
 @pytest.mark.parametrize(
     ("count", "settings", "message"),
     [
-        (200, {}, r"at least 256 passages, there are 200; use flat"),
-        (400, {"ivf_lists": 500}, r"at least 500 passages, there are 400"),
+        (200, {}, r"needs at least 256 passages, there are 200; use flat"),
+        (400, {"ivf_lists": 500}, r"needs at least 500 passages, there are 400"),
         (400, {"pq_bytes": 7}, r"pq_bytes = 7 does not divide the dimension 64"),
     ],
 )

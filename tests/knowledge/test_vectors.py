@@ -101,7 +101,7 @@ def test_vectors_are_taken_by_row_from_arrays_and_files(tmp_path):
         np.save(tmp_path / f"{number}.npy", part)
     rows = np.array([22, 0, 9, 10, 0, 19])
     for vectors in (Vectors(parts), Vectors([tmp_path / f"{n}.npy" for n in range(3)]), Vectors.split(table, 10)):
-        assert (len(vectors), vectors.dimension, vectors.shards) == (23, 4, 3)
+        assert (len(vectors), vectors.dimension, vectors.shard_count) == (23, 4, 3)
         np.testing.assert_array_equal(vectors.take(rows), table[rows])
         np.testing.assert_array_equal(vectors.load().take(rows), table[rows])
 

@@ -14,7 +14,7 @@ from medssr_dist.knowledge.splits import SPLITS
 from medssr_dist.knowledge.vignettes import (
     DEFAULT_QUESTIONS,
     MIN_ABSENT,
-    _phenotypes_named,
+    _find_phenotypes,
     find_hpo_truth,
     make_hpo_questions,
 )
@@ -47,7 +47,7 @@ def test_each_set_has_well_formed_questions(questions):
 
 def test_the_diagnosis_is_unique(questions, annotated):
     for question in [question for found in questions.values() for question in found]:
-        shown = _phenotypes_named(question.stem)
+        shown = _find_phenotypes(question.stem)
         assert 3 <= len(shown) <= 5
         for letter, option in question.options.items():
             terms = annotated[split_words(option)]
@@ -58,7 +58,7 @@ def test_the_diagnosis_is_unique(questions, annotated):
 def test_distractors_share_phenotypes_and_are_of_other_families(questions, annotated):
     sharing = 0
     for question in questions["hpo:evaluation"]:
-        shown = _phenotypes_named(question.stem)
+        shown = _find_phenotypes(question.stem)
         families = [derive_family(option) for option in question.options.values()]
         assert len(set(families)) == len(families)
         sharing += sum(bool(annotated[split_words(option)] & shown) for option in question.options.values()) - 1
@@ -93,7 +93,7 @@ def test_letters_are_balanced_and_stems_varied(questions):
 def test_unknown_set_and_too_many_questions_are_refused():
     with pytest.raises(InputError, match="hpo:seeds, hpo:supervised, hpo:evaluation"):
         make_hpo_questions("hpo:train")
-    with pytest.raises(InputError, match="1000000 were asked for"):
+    with pytest.raises(InputError, match="its limit is 1000000"):
         make_hpo_questions("hpo:seeds", 10**6)
 
 
