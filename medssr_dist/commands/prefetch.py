@@ -49,11 +49,11 @@ def prefetch(config: Config, dry_run: bool) -> None:
 
 
 def find_index(knowledge: Knowledge) -> Path | None:
-    """The directory of the passage index, or None if it is not built yet."""
-    from medssr_dist.knowledge.index import FACTS_FILE, form_dir
+    """Return the directory of the passage index, or None if it is not built yet."""
+    from medssr_dist.knowledge.index import FACTS_FILE, locate_form
 
     folder = _index_dir(knowledge)
-    return folder if (form_dir(folder, knowledge) / FACTS_FILE).exists() else None
+    return folder if (locate_form(folder, knowledge) / FACTS_FILE).exists() else None
 
 
 def refuse_incomplete_model(key: str, model: str, folder: Path, trust_remote_code: bool = False) -> None:
@@ -117,9 +117,9 @@ def count_trial_tokens() -> int:
 
 def _index_dir(knowledge: Knowledge) -> Path:
     from medssr_dist.knowledge.corpus import read_corpus
-    from medssr_dist.knowledge.index import index_dir
+    from medssr_dist.knowledge.index import locate_index
 
-    return index_dir(read_corpus(knowledge.corpus), knowledge)
+    return locate_index(read_corpus(knowledge.corpus), knowledge)
 
 
 def _models(knowledge: Knowledge) -> dict[str, str]:

@@ -98,12 +98,12 @@ class _Cached(NamedTuple):
     facts: IndexFacts
 
 
-def index_dir(corpus: Corpus, knowledge: Knowledge) -> Path:
+def locate_index(corpus: Corpus, knowledge: Knowledge) -> Path:
     """Return the cache folder for this corpus, encoder and shard size."""
-    return cache_dir() / "index" / hash_content([corpus.hash, identify_encoder(knowledge), knowledge.shard_size])
+    return make_cache_dir() / "index" / hash_content([corpus.hash, identify_encoder(knowledge), knowledge.shard_size])
 
 
-def form_dir(folder: Path, knowledge: Knowledge) -> Path:
+def locate_form(folder: Path, knowledge: Knowledge) -> Path:
     """Return the folder of the chosen form of index inside `folder`."""
     lists = knowledge.ivf_lists or "auto"
     ivfpq = f"ivfpq-{lists}-{knowledge.pq_bytes}"
@@ -130,7 +130,7 @@ def estimate_index_memory(knowledge: Knowledge, passages: int, dimension: int) -
 
 def refuse_large_index(knowledge: Knowledge, passages: int, dimension: int) -> None:
     """Raise InputError if the chosen form needs more memory than is free; the message names the forms that fit."""
-    needed, available = estimate_index_memory(knowledge, passages, dimension), available_memory()
+    needed, available = estimate_index_memory(knowledge, passages, dimension), read_available_memory()
     if needed[knowledge.index] <= available:
         return
     fitting = [f"{form} ({needed[form] / 1e9:.2f} GB)" for form in needed if needed[form] <= available]
@@ -180,8 +180,8 @@ def open_index(corpus: Corpus, knowledge: Knowledge, load: Callable[[], Encoder]
     Raises:
         InputError: there is not enough memory; raised before anything is encoded.
     """
-    folder = index_dir(corpus, knowledge)
-    form = form_dir(folder, knowledge)
+    folder = locate_index(corpus, knowledge)
+    form = locate_form(folder, knowledge)
     with hold_lock(folder / "build"):
         is_built = (form / FACTS_FILE).exists()
         if not is_built or knowledge.index != "ivfpq":

@@ -19,7 +19,7 @@ from medssr_dist.errors import InputError
 from medssr_dist.knowledge.cache_files import hold_lock
 from medssr_dist.knowledge.corpus import HPO_PASSAGES, list_corpus_diseases, read_corpus
 from medssr_dist.knowledge.encoders import Encoder, identify_model, load_encoder
-from medssr_dist.knowledge.index import count_searched_passages, index_dir, open_index
+from medssr_dist.knowledge.index import count_searched_passages, locate_index, open_index
 from medssr_dist.knowledge.passages import Corpus, Passage
 from medssr_dist.knowledge.reranker import Reranker
 from medssr_dist.knowledge.search import Index
@@ -145,7 +145,7 @@ class Retriever:
 
     @cached_property
     def _folder(self) -> Path:
-        return index_dir(self._corpus, self._knowledge)
+        return locate_index(self._corpus, self._knowledge)
 
     @property
     def _ledger(self) -> Path:

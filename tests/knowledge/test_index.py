@@ -8,7 +8,7 @@ import pytest
 
 from medssr_dist.config.synthesis import Knowledge
 from medssr_dist.errors import InputError
-from medssr_dist.knowledge.index import build_index, estimate_index_memory, form_dir, index_dir, open_index
+from medssr_dist.knowledge.index import build_index, estimate_index_memory, locate_form, locate_index, open_index
 from medssr_dist.knowledge.passages import Corpus, Passage
 from medssr_dist.knowledge.vectors import Vectors, list_shard_files
 
@@ -192,9 +192,9 @@ def test_an_index_is_built_once(encoder, name):
     for _ in range(2):
         assert finds(open_index(corpus, form(name, ivf_probes=32, pq_bytes=32), lambda: encoder), encoder)
     assert encoder.encoded == 3000
-    folder = index_dir(corpus, form(name))
+    folder = locate_index(corpus, form(name))
     assert [np.load(file).shape for file in list_shard_files(folder, 3000, 700)] == [(700, 64)] * 4 + [(200, 64)]
-    facts = json.loads((form_dir(folder, form(name, pq_bytes=32)) / "index.json").read_text())
+    facts = json.loads((locate_form(folder, form(name, pq_bytes=32)) / "index.json").read_text())
     assert facts["corpus_hash"] == corpus.hash and facts["recall"]["value"] > 0.9
     assert set(facts["memory_bytes"]) == {"flat", "sharded_flat", "ivfpq"}
 
@@ -206,9 +206,9 @@ def test_forms_share_the_vectors(encoder):
     assert (
         len(
             {
-                index_dir(Rows(3), form("flat")),
-                index_dir(Rows(3, "x"), form("flat")),
-                index_dir(Rows(3), form("flat", shard_size=1)),
+                locate_index(Rows(3), form("flat")),
+                locate_index(Rows(3, "x"), form("flat")),
+                locate_index(Rows(3), form("flat", shard_size=1)),
             }
         )
         == 3
@@ -219,14 +219,14 @@ def test_other_probes_are_measured_again_and_nothing_is_built(encoder, monkeypat
     open_index(Rows(3000), form("ivfpq"), lambda: encoder, ["query"] * 7)
     monkeypatch.setattr("medssr_dist.knowledge.index.build_ivfpq", lambda *given: pytest.fail("built again"))
     open_index(Rows(3000), form("ivfpq", ivf_probes=3), lambda: encoder, ["query"] * 9)
-    facts = json.loads((form_dir(index_dir(Rows(3000), form("ivfpq")), form("ivfpq")) / "index.json").read_text())
+    facts = json.loads((locate_form(locate_index(Rows(3000), form("ivfpq")), form("ivfpq")) / "index.json").read_text())
     assert facts["recall"]["of"]["probes"] == 3 and facts["recall"]["queries"] == 9
 
 
 @pytest.mark.parametrize("damage", ["hash", "count", "torn", "not json", "of another corpus"])
 def test_an_index_that_does_not_match_is_built_again_with_a_warning(encoder, damage, caplog):
     open_index(Rows(3000), form("ivfpq"), lambda: encoder)
-    folder = form_dir(index_dir(Rows(3000), form("ivfpq")), form("ivfpq"))
+    folder = locate_form(locate_index(Rows(3000), form("ivfpq")), form("ivfpq"))
     facts, data = folder / "index.json", folder / "index.faiss"
     if damage == "torn":
         data.write_bytes(data.read_bytes()[:30])
@@ -234,7 +234,7 @@ def test_an_index_that_does_not_match_is_built_again_with_a_warning(encoder, dam
         facts.write_text("{")
     elif damage == "of another corpus":
         open_index(Rows(2000), form("ivfpq"), lambda: encoder)
-        other = form_dir(index_dir(Rows(2000), form("ivfpq")), form("ivfpq"))
+        other = locate_form(locate_index(Rows(2000), form("ivfpq")), form("ivfpq"))
         data.write_bytes((other / "index.faiss").read_bytes())
     else:
         changed = {"hash": {"corpus_hash": "0"}, "count": {"count": 9}}[damage]
@@ -246,7 +246,7 @@ def test_an_index_that_does_not_match_is_built_again_with_a_warning(encoder, dam
 
 def test_a_torn_shard_is_encoded_again(encoder, caplog):
     open_index(Rows(3000), form("flat"), lambda: encoder)
-    file = list_shard_files(index_dir(Rows(3000), form("flat")), 3000, 700)[1]
+    file = list_shard_files(locate_index(Rows(3000), form("flat")), 3000, 700)[1]
     file.write_bytes(file.read_bytes()[:1000])
     assert finds(open_index(Rows(3000), form("flat"), lambda: encoder), encoder)
     assert encoder.encoded == 3700 and "encoding its passages again" in caplog.text
