@@ -91,7 +91,7 @@ class SynthesisProgress:
             "tokens": self._spending.tokens,
             "attempts": self._runner.attempts,
             "lost": self._spending.lost,
-            "endpoints": [vars(state) for state in self._runner.states()],
+            "endpoints": [vars(state) for state in self._runner.read_states()],
         }
 
     def _rates(self, replies: int, accepted: int) -> tuple[float | None, float | None]:
