@@ -96,7 +96,7 @@ def _refuse_bad_training(config: Config) -> None:
 def synthesize(session: Session) -> None:
     """Step 1: new questions from seeds, rare-disease entities and passages."""
     inputs, prepare = _synthesis(session)
-    session.once("synthesize", inputs, lambda: prepare()(session.should_stop))
+    session.run_step("synthesize", inputs, lambda: prepare()(session.should_stop))
 
 
 def _synthesis(session: Session) -> tuple[dict[str, str], Callable[[], Callable[..., object]]]:
@@ -157,7 +157,7 @@ def vote(
             session.config, feed, total, model, session.run.voting.folder, find_hpo_truth, should_stop, trainer_follows
         )
 
-    session.once("vote", {"model": fingerprint_model(model)}, take_votes)
+    session.run_step("vote", {"model": fingerprint_model(model)}, take_votes)
 
 
 def side_by_side(session: Session) -> None:
@@ -167,21 +167,21 @@ def side_by_side(session: Session) -> None:
     """
     file = session.run.synthesis.questions
     feed = QuestionFeed(file, lambda: has_ended(file))
-    with BackgroundSteps(session) as beside:
+    with BackgroundSteps(session) as background:
         if synthesis := _begin_synthesis(session, feed):
-            beside.take("synthesize", synthesis)
+            background.add("synthesize", synthesis)
         else:
             feed = _finished_questions(session)
-        if session.config.training.stage1.enabled and session.begins("stage1", _stage1_inputs(session)):
-            beside.take("stage1", _start_stage1(session))
-        vote(session, feed, beside.watch, "stage1" in beside.sides)
-        beside.wait()
+        if session.config.training.stage1.enabled and session.begin_step("stage1", _stage1_inputs(session)):
+            background.add("stage1", _start_stage1(session))
+        vote(session, feed, background.poll, "stage1" in background.running)
+        background.wait()
 
 
 def _begin_synthesis(session: Session, feed: QuestionFeed) -> ThreadStep | None:
     """Synthesis in a thread, held back while `feed` lags; None where it is finished."""
     inputs, prepare = _synthesis(session)
-    if not session.begins("synthesize", inputs):
+    if not session.begin_step("synthesize", inputs):
         return None
     with time_step(session.run.root, "synthesize"):
         work = prepare()
@@ -196,7 +196,7 @@ def train_stage1(session: Session) -> None:
     if not session.config.training.stage1.enabled:
         return
     _need_vote(session)
-    session.once("stage1", _stage1_inputs(session), lambda: _start_stage1(session).wait())
+    session.run_step("stage1", _stage1_inputs(session), lambda: _start_stage1(session).wait())
 
 
 def _need_vote(session: Session) -> None:
@@ -250,7 +250,7 @@ def train_stage2(session: Session) -> None:
     }
     if stage.mix_pseudo_labels:
         inputs["labels"] = _labels_hash(labels)
-    session.once("stage2", inputs, train)
+    session.run_step("stage2", inputs, train)
 
 
 def evaluate(session: Session) -> None:
@@ -263,7 +263,7 @@ def evaluate(session: Session) -> None:
     _warn_of_unchecked(session.run, benchmarks)
     inputs = {name: fingerprint_model(folder) for name, folder in policies.items()}
     inputs |= {f"benchmark {name}": _ids_hash(questions) for name, questions in benchmarks.items()}
-    session.once("evaluate", inputs, lambda: _evaluate_policies(session, benchmarks, policies))
+    session.run_step("evaluate", inputs, lambda: _evaluate_policies(session, benchmarks, policies))
 
 
 def _warn_of_unchecked(run: RunDir, benchmarks: dict[str, list[Question]]) -> None:

@@ -12,11 +12,11 @@ import sys
 from pathlib import Path
 
 from medssr_dist.bench.result_file import write_result
-from medssr_dist.data.jsonl import read_json, write_json
+from medssr_dist.data.jsonl import read_json
 from medssr_dist.errors import EXIT_BAD_INPUT, InputError
 from medssr_dist.estimates.rates import read_rates
 from medssr_dist.launch.attempts import FIRST_TOKEN, list_attempts
-from medssr_dist.run.directory import RunDir
+from medssr_dist.run.directory import Manifest, RunDir
 from medssr_dist.run.paths import RunPaths
 
 
@@ -27,14 +27,13 @@ def begin_nodes_run(questions: Path, run_dir: Path) -> None:
         InputError: `questions` holds no finished questions.
     """
     source, run = RunDir(questions), RunDir(run_dir)
-    if not (source.manifest_file.exists() and source.is_finished("synthesize")):
+    if not source.is_finished("synthesize"):
         raise InputError(f"{questions} holds no finished questions; run `medssr synthesize` there first")
     if run.manifest_file.exists():
         return
     shutil.copytree(source.synthesis.folder, run.synthesis.folder, dirs_exist_ok=True)
     shutil.copy(source.config_file, run.root)
-    steps = {"synthesize": source.manifest()["steps"]["synthesize"]}
-    write_json(run.manifest_file, {"attempts": [], "steps": steps})
+    run.write_manifest(Manifest(steps={"synthesize": source.read_manifest().steps["synthesize"]}))
 
 
 def read_node_rates(folder: Path) -> list[dict]:

@@ -101,11 +101,11 @@ def _locate_policy(config: Config) -> _Policy:
 
 
 def _describe_state(run: RunDir, step: str) -> str:
-    begun = run.manifest()["steps"] if run.manifest_file.exists() else {}
+    steps = run.read_manifest().steps
     states = []
     for name in STAGES if step == "train" else (step,):
-        found = begun.get(name)
-        state = "not begun" if not found else f"finished at {found['finished']}" if found["finished"] else "begun"
+        found = steps.get(name)
+        state = "not begun" if not found else f"finished at {found.finished}" if found.finished else "begun"
         states.append(f"{name} {state}" if step == "train" else state)
     return ", ".join(states)
 

@@ -41,10 +41,10 @@ def print_status(run_dir: Path) -> None:
         _print_not_begun(run)
         return
     held = is_held(run)
-    attempts = run.manifest()["attempts"]
+    attempts = run.read_manifest().attempts
     print(
         f"run {run.root}: {'running' if held else 'not running'}; {len(attempts)} attempts, newest "
-        f"{attempts[-1]['started']} on {attempts[-1]['host']}, commit {attempts[-1]['commit']}"
+        f"{attempts[-1].started} on {attempts[-1].host}, commit {attempts[-1].commit}"
     )
     stages, progress = read_json(run.config_file)["training"], read_progress(run)
     for step in RECORDED_STEPS:

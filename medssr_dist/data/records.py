@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from medssr_dist.errors import InputError
 
 LETTERS = "ABCDEFGHIJ"
-RecordType = TypeVar("RecordType", bound="Record")
+RecordType = TypeVar("RecordType", bound=BaseModel)
 
 
 def hash_content(value: Any, length: int = 16) -> str:

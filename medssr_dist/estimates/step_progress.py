@@ -17,7 +17,7 @@ from medssr_dist.errors import InputError
 from medssr_dist.estimates.workload import count_benchmark_questions, count_stage_steps
 from medssr_dist.launch.attempts import list_attempts
 from medssr_dist.run.clock import read_clock
-from medssr_dist.run.directory import RunDir
+from medssr_dist.run.directory import RunDir, StepRecord
 from medssr_dist.run.stream import follow, read_kept_count
 from medssr_dist.voting.ledger import read_ledger_counts
 
@@ -52,7 +52,7 @@ def read_progress(run: RunDir) -> dict[str, StepProgress]:
     """Return the progress of each step that has begun, by the name of the step. Empty before the first step."""
     if not run.manifest_file.exists():
         return {}
-    config, steps = read_json(run.config_file), run.manifest()["steps"]
+    config, steps = read_json(run.config_file), run.read_manifest().steps
     return {step: _read_step(run, step, config, begun) for step, begun in steps.items()}
 
 
@@ -76,20 +76,20 @@ def count_lines(path: Path) -> int:
         return sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(_CHUNK), b""))
 
 
-def _read_step(run: RunDir, step: str, config: dict[str, Any], begun: dict[str, Any]) -> StepProgress:
+def _read_step(run: RunDir, step: str, config: dict[str, Any], begun: StepRecord) -> StepProgress:
     progress = _READERS[step](run, config, begun)
     seconds = read_clock(run.root).get(step)
     by_clock = seconds / progress.done if seconds and progress.done else None
-    return replace(progress, seconds_per_unit=progress.seconds_per_unit or by_clock, finished=begun["finished"])
+    return replace(progress, seconds_per_unit=progress.seconds_per_unit or by_clock, finished=begun.finished)
 
 
-def _read_synthesis(run: RunDir, config: dict[str, Any], begun: dict[str, Any]) -> StepProgress:
+def _read_synthesis(run: RunDir, config: dict[str, Any], begun: StepRecord) -> StepProgress:
     accepted, rejected = count_lines(run.synthesis.questions), count_lines(run.synthesis.rejected)
     replies = count_lines(run.synthesis.journal)
     note = f"{replies:,} replies, {rejected:,} rejected"
     live = run.synthesis.progress
     if live.exists():
-        note += _describe_client(read_json(live), running=not begun["finished"])
+        note += _describe_client(read_json(live), running=not begun.finished)
     return StepProgress(accepted, config["synthesis"]["accepted"], "accepted questions", note)
 
 
@@ -107,13 +107,13 @@ def _describe_client(live: dict[str, Any], running: bool) -> str:
     return text + f"{rate}, {live['in_flight']} in flight" + "".join(f", {trouble}" for trouble in troubled)
 
 
-def _read_vote(run: RunDir, config: dict[str, Any], begun: dict[str, Any]) -> StepProgress:
+def _read_vote(run: RunDir, config: dict[str, Any], begun: StepRecord) -> StepProgress:
     found = read_ledger_counts(run.voting.folder)
     questions = count_lines(run.synthesis.questions)
     return StepProgress(found.labels, questions, "questions", f"{found.votes:,} votes, {found.kept:,} labels kept")
 
 
-def _read_stage1(run: RunDir, config: dict[str, Any], begun: dict[str, Any]) -> StepProgress:
+def _read_stage1(run: RunDir, config: dict[str, Any], begun: StepRecord) -> StepProgress:
     stage = config["training"]["stage1"]
     kept = read_kept_count(run.voting.labels)
     total = stage["steps"] or None
@@ -122,7 +122,7 @@ def _read_stage1(run: RunDir, config: dict[str, Any], begun: dict[str, Any]) -> 
     return _read_stage(run, "stage1", total)
 
 
-def _read_stage2(run: RunDir, config: dict[str, Any], begun: dict[str, Any]) -> StepProgress:
+def _read_stage2(run: RunDir, config: dict[str, Any], begun: StepRecord) -> StepProgress:
     return _read_stage(run, "stage2", config["training"]["stage2"]["steps"] or None)
 
 
@@ -132,8 +132,8 @@ def _read_stage(run: RunDir, stage: str, total: int | None) -> StepProgress:
     return StepProgress(len(rows), total, "steps", seconds_per_unit=each)
 
 
-def _read_evaluation(run: RunDir, config: dict[str, Any], begun: dict[str, Any]) -> StepProgress:
-    names = {value: name for name, value in begun["inputs"].items() if not name.startswith("benchmark ")}
+def _read_evaluation(run: RunDir, config: dict[str, Any], begun: StepRecord) -> StepProgress:
+    names = {value: name for name, value in begun.inputs.items() if not name.startswith("benchmark ")}
     keys = {
         (row["policy"], row["question_id"], row["generation"])
         for row in _read_rows(run.evaluation.answers)
@@ -141,7 +141,7 @@ def _read_evaluation(run: RunDir, config: dict[str, Any], begun: dict[str, Any])
     }
     by_policy = Counter(names[policy] for policy, _, _ in keys)
     note = ", ".join(f"{name} {by_policy[name]:,}" for name in names.values())
-    questions = None if begun["finished"] else _count_questions(config)
+    questions = None if begun.finished else _count_questions(config)
     total = questions and questions * config["evaluation"]["generations"] * len(names)
     return StepProgress(len(keys), total, "answers", note)
 

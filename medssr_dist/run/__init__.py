@@ -1,1 +1,1 @@
-"""A run directory: its files, its manifest, and what runs in it."""
+"""A run: its directory, its manifest, its clock, its signals, and the steps that run concurrently."""

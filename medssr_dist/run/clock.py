@@ -1,4 +1,4 @@
-"""Wall time of each step over all attempts, in the run directory's clock.json; a kill loses a few seconds."""
+"""Wall time of each step over all attempts, in the run directory's clock.json. A kill loses at most 5 seconds."""
 
 from __future__ import annotations
 
@@ -7,19 +7,21 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 from medssr_dist.data.jsonl import read_json, write_json
 from medssr_dist.run.paths import RunPaths
 
-_EVERY_S = 5.0
-_writing = threading.Lock()
+_WRITE_S = 5.0
+_write_lock = threading.Lock()
 
 
 @contextmanager
 def time_step(run_folder: Path, step: str) -> Iterator[None]:
-    """Add the time spent in the block to `step`'s seconds, as it passes."""
+    """Add the seconds spent in the block to those of `step`; clock.json is updated every 5 seconds and at the end."""
     finished = threading.Event()
-    ticker = threading.Thread(target=_tick, args=(RunPaths(run_folder).clock_file, step, finished), daemon=True)
+    clock_file = RunPaths(run_folder).clock_file
+    ticker = threading.Thread(target=_count_seconds, args=(clock_file, step, finished), daemon=True)
     ticker.start()
     try:
         yield
@@ -29,26 +31,29 @@ def time_step(run_folder: Path, step: str) -> Iterator[None]:
 
 
 def read_clock(run_folder: Path) -> dict[str, float]:
-    """Step -> seconds; empty before any step has run."""
+    """Return step -> seconds over all attempts; {} before any step has run. Raises InputError for a damaged file.
+
+    Example: {"run": 812.4, "synthesize": 101.2, "vote": 340.0, "stage1": 355.1}
+    """
     file = RunPaths(run_folder).clock_file
-    return read_json(file) if file.exists() else {}
+    return cast(dict[str, float], read_json(file)) if file.exists() else {}
 
 
 def format_duration(seconds: float) -> str:
-    """As people say it: 40 s, 25 min, 3.2 h."""
+    """Format seconds in the unit a person would choose. Examples: "40 s", "25 min", "3.2 h"."""
     minutes, hours = seconds / 60, seconds / 3600
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{minutes:.0f} min" if minutes < 100 else f"{hours:.1f} h"
 
 
-def _tick(file: Path, step: str, finished: threading.Event) -> None:
+def _count_seconds(file: Path, step: str, finished: threading.Event) -> None:
     last = time.monotonic()
-    ended = False
-    while not ended:
-        ended = finished.wait(_EVERY_S)
+    is_last = False
+    while not is_last:
+        is_last = finished.wait(_WRITE_S)
         now = time.monotonic()
-        with _writing:
+        with _write_lock:
             seconds = read_clock(file.parent)
             write_json(file, seconds | {step: round(seconds.get(step, 0.0) + now - last, 1)})
         last = now

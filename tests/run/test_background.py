@@ -28,7 +28,7 @@ from medssr_dist.training.rollout.examples import Example, PromptLoader
 @pytest.fixture(autouse=True)
 def quick_polls(monkeypatch):
     monkeypatch.setattr(stream, "_POLL_S", 0.001)
-    monkeypatch.setattr(background, "_LOOK_S", 0.01)
+    monkeypatch.setattr(background, "_POLL_S", 0.01)
 
 
 # --- sides ------------------------------------------------------------------------------------------
@@ -88,43 +88,43 @@ def session_of(tmp_path):
 
 def test_a_side_that_is_done_is_a_finished_step_and_is_not_killed(session_of):
     log = []
-    with BackgroundSteps(session_of(log)) as beside:
-        beside.take("synthesize", Recorded(log, "kill synthesize", done=True))
-        beside.take("stage1", Recorded(log, "kill stage1", done=True))
-        beside.wait()
-        assert beside.sides == {}
+    with BackgroundSteps(session_of(log)) as background:
+        background.add("synthesize", Recorded(log, "kill synthesize", done=True))
+        background.add("stage1", Recorded(log, "kill stage1", done=True))
+        background.wait()
+        assert background.running == {}
     assert log == ["finished synthesize", "finished stage1"]
 
 
 def test_the_failure_of_a_side_is_raised_and_ends_the_others(session_of):
     log = []
-    with pytest.raises(InputError, match="no credit"), BackgroundSteps(session_of(log)) as beside:
-        beside.take("synthesize", Recorded(log, "kill synthesize", error=InputError("no credit")))
-        beside.take("stage1", Recorded(log, "kill stage1"))
-        beside.wait()
+    with pytest.raises(InputError, match="no credit"), BackgroundSteps(session_of(log)) as background:
+        background.add("synthesize", Recorded(log, "kill synthesize", error=InputError("no credit")))
+        background.add("stage1", Recorded(log, "kill stage1"))
+        background.wait()
     assert log == ["kill stage1", "kill synthesize"]
 
 
 def test_a_failure_beside_ends_the_sides_and_is_not_covered_by_theirs(session_of):
     log = []
-    with pytest.raises(RuntimeError, match="no engine"), BackgroundSteps(session_of(log)) as beside:
-        beside.take("synthesize", Recorded(log, "kill synthesize", error=Stopped("stopped")))
+    with pytest.raises(RuntimeError, match="no engine"), BackgroundSteps(session_of(log)) as background:
+        background.add("synthesize", Recorded(log, "kill synthesize", error=Stopped("stopped")))
         raise RuntimeError("no engine survived")
     assert log == ["kill synthesize"]
 
 
 def test_waiting_for_the_sides_ends_when_the_run_is_stopped(session_of):
     log = []
-    with pytest.raises(Stopped, match="stage1 stopped"), BackgroundSteps(session_of(log, lambda: True)) as beside:
-        beside.take("stage1", Recorded(log, "kill stage1"))
-        beside.wait()
+    with pytest.raises(Stopped, match="stage1 stopped"), BackgroundSteps(session_of(log, lambda: True)) as background:
+        background.add("stage1", Recorded(log, "kill stage1"))
+        background.wait()
     assert log == ["kill stage1"]
 
 
 def test_a_second_interrupt_waits_for_nothing(session_of):
     log = []
-    with pytest.raises(KeyboardInterrupt), BackgroundSteps(session_of(log)) as beside:
-        beside.take("synthesize", Recorded(log, "kill synthesize"))
+    with pytest.raises(KeyboardInterrupt), BackgroundSteps(session_of(log)) as background:
+        background.add("synthesize", Recorded(log, "kill synthesize"))
         raise KeyboardInterrupt
     assert log == []
 

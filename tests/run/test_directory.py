@@ -92,7 +92,7 @@ def test_a_second_process_is_refused_and_the_first_one_goes_on(root, config_file
         holder.kill()
         holder.communicate()
     with open_run(root, configured()) as run:  # the lock of a killed process is free
-        assert len(run.manifest()["attempts"]) == 2
+        assert len(run.read_manifest().attempts) == 2
 
 
 def test_the_manifest_says_what_ran(root, configured):
@@ -225,7 +225,7 @@ def test_how_a_step_is_run_may_change_and_it_stays_finished(root, configured, st
 def test_the_free_keys_are_config_keys(configured):
     flat = directory._flatten(directory.dump_config(configured()))
     for free in directory._FREE_KEYS:
-        assert any(directory._within(key, (free,)) for key in flat) or free == "synthesis.prices", free
+        assert any(directory._is_below(key, (free,)) for key in flat) or free == "synthesis.prices", free
 
 
 def test_the_steps_sections_are_config_keys(configured):
@@ -269,7 +269,7 @@ def test_evaluation_may_change_and_is_then_to_be_done_again(root, configured):
     assert begin(root, configured(), step="evaluate").is_finished("evaluate")
     run = begin(root, configured("evaluation.generations=2"), step="evaluate")
     assert not run.is_finished("evaluate")
-    assert run.manifest()["steps"]["evaluate"]["settings"]["evaluation.generations"] == 2
+    assert run.read_manifest().steps["evaluate"].settings["evaluation.generations"] == 2
 
 
 def test_beginning_again_keeps_the_first_start(root, configured, monkeypatch):

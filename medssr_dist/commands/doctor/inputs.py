@@ -29,7 +29,7 @@ from medssr_dist.training.trackers import check_trackers
 def is_synthesis_finished(run_dir: Path) -> bool:
     """Return whether this run has all of its questions. It then needs neither passages nor an endpoint."""
     run = RunDir(run_dir)
-    return run.manifest_file.exists() and run.is_finished("synthesize")
+    return run.is_finished("synthesize")
 
 
 def check_model(config: Config, run_dir: Path) -> CheckResult:
