@@ -31,7 +31,7 @@ class FailedLease(NamedTuple):
 
 @dataclass(slots=True)
 class EngineOutput:
-    """What an engine has produced since it was last asked.
+    """What an engine has produced since the last `collect`.
 
     Example: EngineOutput([LeasedCompletion(7, Completion(5, "(B)", 3, False, "B", "bracketed"))], [], 19): one sample
     is finished; 19 tokens were generated, of which 16 belong to samples that are not finished.

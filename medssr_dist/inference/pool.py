@@ -32,7 +32,7 @@ from medssr_dist.inference.requests import (
     SampleRequest,
 )
 
-_POLL_S = 0.25  # longest wait for samples before the source of requests is asked again
+_POLL_S = 0.25  # longest wait for samples before the source of requests is polled again
 _WATCH_S = 1.0  # interval between two checks of the engines
 _GROW_S = 10.0  # interval between two requests for one more engine
 _ATTEMPTS = 3  # failed starts and deaths in a row, without a sample, after which an engine is given up
@@ -54,7 +54,7 @@ class EnginePool:
     Args:
         engines: the first engines; they start when there is a request.
         voting: `in_flight`, `stall_s` and `deadline_s` are used.
-        grow: asked every few seconds for one more engine; returns None where there is no room.
+        grow: called every few seconds to get one more engine; returns None where there is no room.
         loop: the event loop; a simulation passes one with a simulated clock.
         on_event: called at each event in an engine's life.
 
@@ -87,7 +87,7 @@ class EnginePool:
     def run(self, source: RequestSource) -> Iterator[list[PoolOutcome]]:
         """Answer all requests of `source`; yield the outcomes as they arrive, each sample once.
 
-        Yields [] from time to time while nothing arrives. The caller handles each batch before it asks for the next,
+        Yields [] from time to time while nothing arrives. The caller handles each batch before it takes the next,
         so that `source` can react to it.
 
         Raises:

@@ -1,7 +1,7 @@
 """Which samples are requested next: the source of requests that the vote gives to the engine pool.
 
 The votes on a question are requested in waves. A wave has the fewest votes after which the decision could be certain
-(`early_stopping.py`), so adaptive voting draws no vote in vain; with `voting.adaptive=never` a wave has all K.
+(`early_stopping.py`), so adaptive voting draws no unneeded vote; with `voting.adaptive=never` a wave has all K.
 
 Questions are started in order, up to `voting.window` of them ahead of the first one without a label, and their labels
 are written in this order: what the trainer sees does not depend on the speed of the engines. Once half a window waits

@@ -1,4 +1,4 @@
-"""An engine for tests of the pool: it answers, dies, hangs or refuses as the test tells it to."""
+"""An engine for tests of the pool: it answers, dies, hangs or refuses as the test specifies."""
 
 from __future__ import annotations
 

@@ -33,23 +33,23 @@ def voting(**changes) -> Voting:
     return Voting(**{"in_flight": 8, "stall_s": 0.2, "deadline_s": 60} | changes)
 
 
-def answers(engines, asked, **options) -> dict[str, list[Completion]]:
+def answers(engines, sent, **options) -> dict[str, list[Completion]]:
     settings = options.pop("voting", voting())
     with EnginePool(engines, settings, **options) as pool:
-        return dict(pool.generate(asked))
+        return dict(pool.generate(sent))
 
 
-def check_whole(found: dict[str, list[Completion]], asked: list[SampleRequest]) -> None:
-    assert found.keys() == {request.key for request in asked}
-    for request in asked:
+def check_whole(found: dict[str, list[Completion]], sent: list[SampleRequest]) -> None:
+    assert found.keys() == {request.key for request in sent}
+    for request in sent:
         seeds = list(range(request.seed, request.seed + request.n))
         assert [sample.seed for sample in found[request.key]] == seeds
         assert [sample.text for sample in found[request.key]] == [f"{request.key}/{seed}" for seed in seeds]
 
 
 def test_all_engines_answer_in_seed_order():
-    asked, engines = requests(40), [FarEngine(str(number), 0.001) for number in range(3)]
-    check_whole(answers(engines, asked), asked)
+    sent, engines = requests(40), [FarEngine(str(number), 0.001) for number in range(3)]
+    check_whole(answers(engines, sent), sent)
     assert all(len(engine.given) >= 8 for engine in engines)
 
 
@@ -60,7 +60,7 @@ def test_without_requests_no_engine_is_started():
 
 
 def test_engines_are_kept_full_and_not_overfull():
-    asked, engine = requests(30, n=2), FarEngine(delay=0.002)
+    sent, engine = requests(30, n=2), FarEngine(delay=0.002)
     outstanding = []
 
     class Counting(EnginePool):
@@ -73,7 +73,7 @@ def test_engines_are_kept_full_and_not_overfull():
             outstanding.append(self._slots[0].samples)
 
     with Counting([engine], voting()) as pool:
-        check_whole(dict(pool.generate(asked)), asked)
+        check_whole(dict(pool.generate(sent)), sent)
     assert max(outstanding) in (16, 17)  # 8, and 8 that are queued; room for one sample is room for a request of two
 
 
@@ -83,10 +83,10 @@ def test_a_dead_engine_is_replaced_and_no_sample_lost():
     def fault(far, request):
         return "die at 1" if request.key == "q7" and next(deaths) else None
 
-    asked, events = requests(20), []
+    sent, events = requests(20), []
     engines = [FarEngine(name, 0.001, fault) for name in "ab"]
     # q7 is in flight at two deaths, at one of them with others: that is not enough to quarantine it.
-    check_whole(answers(engines, asked, on_event=lambda *event: events.append(event)), asked)
+    check_whole(answers(engines, sent, on_event=lambda *event: events.append(event)), sent)
     assert [event for _, event, _ in events].count("died") == 2
     for name in "ab":  # the events of each life, in order
         lives = " ".join(event for engine, event, _ in events if engine == name).split("start")[1:]
@@ -99,18 +99,18 @@ def test_a_dead_engine_is_replaced_and_no_sample_lost():
 
 
 def test_a_request_that_kills_engines_is_quarantined():
-    asked = requests(24)
+    sent = requests(24)
     engines = [FarEngine(name, 0.001, lambda far, request: "die" if request.key == "q5" else None) for name in "ab"]
     outcomes = []
     with EnginePool(engines, voting()) as pool:
-        source = RequestList(iter(asked))
+        source = RequestList(iter(sent))
         for batch in pool.run(source):
             outcomes += batch
     quarantined = [outcome for outcome in outcomes if isinstance(outcome, QuarantinedRequest)]
     assert [each.key for each in quarantined] == ["q5"]
     assert "engine core died" in quarantined[0].reason
     got = Counter((outcome.key, outcome.sample.seed) for outcome in outcomes if isinstance(outcome, PoolResult))
-    wanted = {(request.key, request.seed + i) for request in asked if request.key != "q5" for i in range(request.n)}
+    wanted = {(request.key, request.seed + i) for request in sent if request.key != "q5" for i in range(request.n)}
     assert set(got) == wanted and set(got.values()) == {1}
 
 
@@ -130,18 +130,18 @@ def test_an_engine_that_hangs_is_replaced():
     stuck = iter([True])
     events = []
     engine = FarEngine("a", 0.001, lambda far, request: "hang" if next(stuck, False) else None)
-    asked = requests(6)
-    check_whole(answers([engine], asked, on_event=lambda *event: events.append(event)), asked)
+    sent = requests(6)
+    check_whole(answers([engine], sent, on_event=lambda *event: events.append(event)), sent)
     (detail,) = [detail for _, event, detail in events if event == "died"]
     assert "yielded no token" in detail
     assert engine.attempts == 2
 
 
 def test_a_request_without_end_is_retried_then_refused():
-    asked = requests(4)
+    sent = requests(4)
     engines = [FarEngine(name, 0.01, lambda far, request: "hang" if request.key == "q2" else None) for name in "ab"]
     with EnginePool(engines, voting(stall_s=60, deadline_s=0.3)) as pool, pytest.raises(InputError) as error:
-        dict(pool.generate(asked))
+        dict(pool.generate(sent))
     assert "q2" in str(error.value) and "voting.deadline_s = 0.3 s, 2 times" in str(error.value)
 
 
@@ -163,8 +163,8 @@ def test_an_engine_that_never_starts_does_not_block_others():
     def never(attempt):
         raise OSError("no such device")
 
-    asked = requests(10)
-    check_whole(answers([FarEngine("a", on_start=never), FarEngine("b", 0.001)], asked), asked)
+    sent = requests(10)
+    check_whole(answers([FarEngine("a", on_start=never), FarEngine("b", 0.001)], sent), sent)
 
 
 def test_an_input_error_at_a_start_ends_the_run():
@@ -177,7 +177,7 @@ def test_an_input_error_at_a_start_ends_the_run():
 
 def test_engines_join_during_a_run():
     spare = iter([FarEngine("late", 0.001)])
-    asked = requests(60)
+    sent = requests(60)
     late = []
 
     def grow():
@@ -186,15 +186,15 @@ def test_engines_join_during_a_run():
             late.append(engine)
         return engine
 
-    check_whole(answers([FarEngine("a", 0.005)], asked, grow=grow), asked)
+    check_whole(answers([FarEngine("a", 0.005)], sent, grow=grow), sent)
     assert late and late[0].given
 
 
 def test_a_slow_engine_gets_less_and_is_duplicated_at_the_end(monkeypatch):
     monkeypatch.setattr(engine_slot, "_KNOWN_S", 0.05)
-    asked = requests(200, n=2)
+    sent = requests(200, n=2)
     quick, slow = FarEngine("quick", 0.002), FarEngine("slow", 0.4)
-    check_whole(answers([quick, slow], asked, voting=voting(stall_s=60)), asked)
+    check_whole(answers([quick, slow], sent, voting=voting(stall_s=60)), sent)
     assert len(slow.given) < len(quick.given) / 4
     assert slow.aborted  # the quick one answered what both had in flight
 
@@ -238,13 +238,13 @@ def test_random_deaths_lose_and_double_nothing(seed):
     def fault(far, request):
         return f"die at {rng.randrange(3)}" if next(deaths) < 60 and rng.random() < 0.15 else None
 
-    asked = requests(50)
+    sent = requests(50)
     with EnginePool([FarEngine(name, 0.001, fault) for name in "abc"], voting()) as pool:
-        outcomes = [outcome for batch in pool.run(RequestList(iter(asked))) for outcome in batch]
+        outcomes = [outcome for batch in pool.run(RequestList(iter(sent))) for outcome in batch]
     quarantined = {outcome.key for outcome in outcomes if isinstance(outcome, QuarantinedRequest)}
     got = Counter((outcome.key, outcome.sample.seed) for outcome in outcomes if isinstance(outcome, PoolResult))
     assert set(got.values()) == {1}
-    wanted = {(each.key, each.seed + i) for each in asked if each.key not in quarantined for i in range(each.n)}
+    wanted = {(each.key, each.seed + i) for each in sent if each.key not in quarantined for i in range(each.n)}
     assert wanted <= set(got)
 
 

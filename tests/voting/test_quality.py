@@ -202,9 +202,9 @@ def stopped_early(votes: str, voting: Voting, of: Question) -> Label:
 )
 def test_the_bounds_of_adaptive_voting_hold_the_full_vote(votes, truths, threshold, confidence, adaptive):
     voting = Voting(samples=5, threshold=threshold, confidence=confidence, adaptive=adaptive)
-    asked = [question(truth, options=3) for truth, _ in zip(truths, votes, strict=False)]
-    full = measure_quality(map(label, votes, [voting] * len(votes), asked), voting, truth_of)
-    early = measure_quality(map(stopped_early, votes, [voting] * len(votes), asked), voting, truth_of)
+    questions = [question(truth, options=3) for truth, _ in zip(truths, votes, strict=False)]
+    full = measure_quality(map(label, votes, [voting] * len(votes), questions), voting, truth_of)
+    early = measure_quality(map(stopped_early, votes, [voting] * len(votes), questions), voting, truth_of)
     for name in ("kept", "truth_known", "agree_with_truth", "precision"):
         assert getattr(early, name) == getattr(full, name)
     assert early.votes + early.votes_saved == full.votes == early.votes_requested

@@ -222,9 +222,9 @@ def test_a_question_that_comes_twice_is_refused(run):
 
 
 def test_a_stopped_vote_keeps_its_votes(tmp_path, run):
-    asked = count()
+    checks = count()
     with pytest.raises(Stopped, match="same command"):
-        run(FarEngine(delay=0.01, answer=reply), should_stop=lambda: next(asked) == 8, settings=config(in_flight=1))
+        run(FarEngine(delay=0.01, answer=reply), should_stop=lambda: next(checks) == 8, settings=config(in_flight=1))
     had = len(stored_votes(tmp_path / "voting"))
     assert 0 < had < 24
     assert not (tmp_path / "voting" / "summary.json").exists()
@@ -259,10 +259,10 @@ def test_a_question_that_kills_engines_is_quarantined(tmp_path, run, monkeypatch
 
 def test_without_a_trainer_the_vote_never_waits(run):
     """`medssr vote` alone, with more kept labels than the buffer holds."""
-    asked = count()
+    checks = count()
 
     def should_stop():
-        assert next(asked) < 500, "it waits for a trainer that does not exist"
+        assert next(checks) < 500, "it waits for a trainer that does not exist"
         return False
 
     assert run(settings=config(mode="stream", buffer=1), should_stop=should_stop).quality.kept == 3
