@@ -1,9 +1,8 @@
-"""review.csv: a sample of the accepted questions, with what a physician needs to judge them.
+"""review.csv: a sample of the accepted questions, with everything that a physician needs to judge them.
 
-No check of text can say whether a question is sound medicine; a person must. The sheet is a seeded
-sample (reservoir sampling: one pass, `count` lines in memory, each question as likely as any other) that
-opens in spreadsheet programs as it is: UTF-8 with a byte order mark, every cell quoted, and no cell that
-such a program would run as a formula.
+No check of the text can decide whether a question is medically sound; a person must. The sheet is a seeded uniform
+sample (reservoir sampling: one pass, `count` lines in memory). It opens in spreadsheet programs without conversion:
+UTF-8 with a byte order mark, every cell quoted, and no cell that such a program would run as a formula.
 """
 
 from __future__ import annotations
@@ -19,31 +18,31 @@ from medssr_dist.data.records import LETTERS, Question
 
 TO_FILL_IN = ("one_correct_answer", "correct_letter", "medically_sound", "answerable_without_figure", "comment")
 COLUMNS = ("id", "rare", "entity", "stem", *LETTERS, "passages", *TO_FILL_IN)
-_CELL_CHARS = 32_000  # a spreadsheet cell holds 32,767 characters
+_CELL_CHARS = 32_000  # a spreadsheet cell holds at most 32,767 characters
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
 
 def write_review(
     questions_file: Path, to: Path, count: int, random_seed: int, passage_text: Callable[[str], str]
 ) -> None:
-    """Write `count` questions of `questions_file` (all, if it holds fewer) to `to`, in the file's order.
+    """Write `count` questions of `questions_file` (all if it has fewer) to `to`, in the order of the file.
 
     Args:
-        questions_file: Question JSONL; a torn last line is left out.
-        random_seed: the same seed and file give the same sheet.
-        passage_text: passage id -> its text, for the passages a question's provenance names.
+        questions_file: JSONL of Question; a torn last line is skipped.
+        random_seed: the same seed and the same file give the same sheet.
+        passage_text: passage id -> text, for the passages in a question's provenance.
     """
     sheet = io.StringIO()
     writer = csv.DictWriter(sheet, COLUMNS, restval="", quoting=csv.QUOTE_ALL, lineterminator="\r\n")
     writer.writeheader()
     for line in _sample(questions_file, count, random.Random(random_seed)):
-        row = _row(Question.model_validate_json(line), passage_text)
-        writer.writerow({name: _cell(text) for name, text in row.items()})
+        row = _build_row(Question.model_validate_json(line), passage_text)
+        writer.writerow({name: _make_cell(text) for name, text in row.items()})
     write_atomic(to, "\ufeff" + sheet.getvalue())
 
 
 def _sample(path: Path, count: int, rng: random.Random) -> list[bytes]:
-    """`count` whole lines, each subset equally likely (Vitter 1985, algorithm R)."""
+    """Return `count` whole lines, each subset equally likely (Vitter 1985, algorithm R)."""
     kept: list[tuple[int, bytes]] = []
     with open(path, "rb") as file:
         for number, line in enumerate(line for line in file if line.endswith(b"\n")):
@@ -54,7 +53,7 @@ def _sample(path: Path, count: int, rng: random.Random) -> list[bytes]:
     return [line for _, line in sorted(kept)]
 
 
-def _row(question: Question, passage_text: Callable[[str], str]) -> dict[str, str]:
+def _build_row(question: Question, passage_text: Callable[[str], str]) -> dict[str, str]:
     source = question.provenance
     passages = source.passage_ids if source else ()
     return {
@@ -67,8 +66,8 @@ def _row(question: Question, passage_text: Callable[[str], str]) -> dict[str, st
     }
 
 
-def _cell(text: str) -> str:
-    """`text` as one harmless cell: cut to what a cell holds, a leading formula sign disarmed by an apostrophe."""
+def _make_cell(text: str) -> str:
+    """Return `text` as a safe cell: cut to the length of a cell, an apostrophe before a leading formula sign."""
     text = text.replace("\0", "").replace("\r\n", "\n")
     if len(text) > _CELL_CHARS:
         text = text[:_CELL_CHARS] + " ... (cut)"

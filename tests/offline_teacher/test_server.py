@@ -42,7 +42,7 @@ def compose(entity=None, passages=(), seeds=SEEDS, seed="1"):
 
 
 def check(reply, entity=None):
-    """The question that a sound reply holds; a Refusal of one that is not."""
+    """The question that a sound reply holds; a Rejection of one that is not."""
     draft = read_reply(json.dumps(reply))
     if not isinstance(draft, Draft):
         return draft

@@ -208,11 +208,11 @@ def test_near_duplicates_of_accepted_seeds_and_benchmarks_are_named():
     check = on(near_duplicate=0.7)
     for inputs in ({"seeds": [SEED, held]}, {"benchmarks": [held]}):
         rejected = judge_one(check, near, **inputs)
-        assert rejected.reason == "near_duplicate" and rejected.detail.endswith("like set:s7")
+        assert rejected.reason == "near_duplicate" and rejected.detail.endswith(" to set:s7")
         assert reason(OFF, near, **inputs) is None
     first, second, third = screen(check).judge([(reply(), provenance(5)), (near, provenance(6)), (far, provenance(7))])
     assert isinstance(first, Question) and isinstance(third, Question)
-    assert second.reason == "near_duplicate" and second.detail.endswith("like the question of request 5")
+    assert second.reason == "near_duplicate" and second.detail.endswith(" to the question of request 5")
 
 
 def test_decontamination_names_the_item_and_the_coverage():

@@ -5,7 +5,7 @@ from medssr_dist.config.base import DataSource
 from medssr_dist.data.records import Question
 from medssr_dist.readers import read_questions
 from medssr_dist.synthesis.checks.decontamination import Decontaminator
-from medssr_dist.synthesis.checks.wording import fold, ngram_hashes, text_hash, whole_text, word_hashes
+from medssr_dist.synthesis.checks.wording import fold, hash_ngrams, hash_text, hash_words, join_text
 
 VIGNETTE = (
     "A 45-year-old man comes to the physician because of a painful big toe for two days. His temperature is 38 degrees "
@@ -25,7 +25,7 @@ def check(items, *texts, threshold=0.5):
 def brute_force(items, text, threshold):
     """Number of the best item and its coverage, by definition."""
     words = fold(text).split()
-    held = [fold(whole_text(one.stem, one.options.values())).split() for one in items]
+    held = [fold(join_text(one.stem, one.options.values())).split() for one in items]
     if len(words) < 8:
         return next(((number, 1.0) for number, one in enumerate(held) if one == words), None)
     grams = [words[start : start + 8] for start in range(len(words) - 7)]
@@ -37,7 +37,7 @@ def brute_force(items, text, threshold):
 def test_a_copy_is_found_whatever_its_case_marks_accents_and_order_of_options():
     items = [item("Another question about nothing in particular that no one has asked?"), item(VIGNETTE, OPTIONS)]
     copy = VIGNETTE.upper().replace(",", ";").replace("painful", "páinful").replace("45-year", "45\u2013year")
-    (match,) = check(items, whole_text(copy, reversed(OPTIONS)))
+    (match,) = check(items, join_text(copy, reversed(OPTIONS)))
     assert match.item == items[1] and match.coverage == 1.0
 
 
@@ -57,7 +57,7 @@ def test_hits_with_many_items_do_not_add_up():
 
 def test_short_texts_match_when_equal_and_only_then():
     items = [item("Cause of scurvy?", ["Vitamin C", "Iron"])]
-    same, other = whole_text("cause of SCURVY", ["iron", "vitamin c"]), whole_text("Cause of rickets?", ["Iron", "C"])
+    same, other = join_text("cause of SCURVY", ["iron", "vitamin c"]), join_text("Cause of rickets?", ["Iron", "C"])
     match, no_match = check(items, same, other)
     assert match.item == items[0] and match.coverage == 1.0 and no_match is None
 
@@ -80,7 +80,7 @@ WORDS = st.lists(st.sampled_from(["a", "b", "C", "\u00b5g"]), max_size=24).map("
 @given(st.lists(WORDS, min_size=1, max_size=4), st.lists(WORDS, max_size=4), st.sampled_from([0.1, 0.5, 0.75, 1.0]))
 def test_the_same_as_by_brute_force(stems, texts, threshold):
     items = [item(f"s {stem}", number=number) for number, stem in enumerate(stems)]
-    texts += [whole_text(items[0].stem, items[0].options.values())]
+    texts += [join_text(items[0].stem, items[0].options.values())]
     for text, match in zip(texts, check(items, *texts, threshold=threshold), strict=True):
         expected = brute_force(items, text, threshold)
         assert (match is None) == (expected is None)
@@ -92,13 +92,13 @@ def test_the_same_as_by_brute_force(stems, texts, threshold):
 @given(st.lists(st.text(max_size=40), max_size=6))
 def test_hashes_of_many_texts_are_those_of_each(texts):
     folded = [fold(text) for text in texts]
-    hashes, lengths = word_hashes(folded)
+    hashes, lengths = hash_words(folded)
     assert lengths.tolist() == [len(text.split()) for text in folded]
-    apart = [int(one) for text in folded for word in text.split() for one in word_hashes([word])[0]]
+    apart = [int(one) for text in folded for word in text.split() for one in hash_words([word])[0]]
     assert hashes.tolist() == apart
     words = [word for text in folded for word in text.split()]
     assert len(set(apart)) == len(set(words))
-    assert len(ngram_hashes(hashes, 3)) == max(0, len(words) - 2)
+    assert len(hash_ngrams(hashes, 3)) == max(0, len(words) - 2)
 
 
 def test_words_are_folded():
@@ -111,14 +111,14 @@ def test_words_are_folded():
         b"e",
     ]
     assert fold("half \ud83d pair").split() == [b"half", b"pair"]
-    assert text_hash(fold("A  b.")) == text_hash(fold("a, B")) != text_hash(fold("ab"))
+    assert hash_text(fold("A  b.")) == hash_text(fold("a, B")) != hash_text(fold("ab"))
 
 
 def test_real_medqa_dev_against_the_official_test(shared_data):
     """One vignette of the 1,272 stands in both: a newborn with jaundice."""
     dev = read_questions(DataSource(path=str(shared_data / "medqa_dev_mediq.jsonl")))
     test = read_questions(DataSource(path=str(shared_data / "medssr_eval_format" / "test_short_medqa.json")))
-    matches = Decontaminator(test, 0.5).check([whole_text(one.stem, one.options.values()) for one in dev])
+    matches = Decontaminator(test, 0.5).check([join_text(one.stem, one.options.values()) for one in dev])
     assert [match.item.source_id for match in matches if match] == ["medqa-000456"]
-    itself = Decontaminator(test, 0.5).check([whole_text(one.stem, one.options.values()) for one in test])
+    itself = Decontaminator(test, 0.5).check([join_text(one.stem, one.options.values()) for one in test])
     assert all(match.coverage == 1.0 for match in itself)

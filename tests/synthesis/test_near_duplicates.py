@@ -5,7 +5,13 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medssr_dist.synthesis.checks.near_duplicates import HASHES, HashSet, NearDuplicates, band_shape, signatures_of
+from medssr_dist.synthesis.checks.near_duplicates import (
+    HASHES,
+    HashSet,
+    NearDuplicates,
+    choose_bands,
+    compute_signatures,
+)
 
 VOCABULARY = [f"word{number}" for number in range(5000)]
 
@@ -34,7 +40,8 @@ def test_signatures_estimate_jaccard_similarity():
     rng = random.Random(0)
     pairs = [(words := text(rng), changed(rng, words, rng.randrange(12))) for _ in range(300)]
     errors = [
-        np.mean(np.equal(*signatures_of([folded(one), folded(other)]))) - jaccard(one, other) for one, other in pairs
+        np.mean(np.equal(*compute_signatures([folded(one), folded(other)]))) - jaccard(one, other)
+        for one, other in pairs
     ]
     assert abs(np.mean(errors)) < 0.01 and np.std(errors) < 0.06
 
@@ -74,10 +81,10 @@ def test_texts_under_five_words_are_near_only_when_equal():
 
 def test_bands_catch_99_percent_at_the_threshold():
     for threshold in (0.3, 0.5, 0.7, 0.8, 0.9, 1.0):
-        bands, rows = band_shape(threshold)
+        bands, rows = choose_bands(threshold)
         assert bands * rows <= HASHES and 1 - (1 - min(threshold**rows, 0.99)) ** bands >= 0.99
-    assert band_shape(0.8) == (16, 6)
-    assert band_shape(0.001) == (HASHES, 1)
+    assert choose_bands(0.8) == (16, 6)
+    assert choose_bands(0.001) == (HASHES, 1)
 
 
 def test_memory_a_question_is_at_most_250_bytes():

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medssr_dist.synthesis.checks.parse import OPTION_CHARS, Draft, Refusal, read_reply
+from medssr_dist.synthesis.checks.parse import OPTION_CHARS, Draft, Rejection, read_reply
 
 STEM = "A 45-year-old man has a painful big toe. What is the most likely diagnosis?"
 OPTIONS = {"A": "Gout", "B": "Septic arthritis", "C": "Pseudogout", "D": "Cellulitis"}
@@ -66,7 +66,7 @@ def test_forms_that_are_read(text):
 def test_each_rejection_has_its_reason(reply, reason):
     text = reply if isinstance(reply, str) else json.dumps(reply)
     refusal = read_reply(text)
-    assert isinstance(refusal, Refusal) and refusal.reason == reason and refusal.detail
+    assert isinstance(refusal, Rejection) and refusal.reason == reason and refusal.detail
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_what_only_looks_like_a_fault_is_read(near_miss):
 )
 def test_any_text_is_a_draft_or_a_refusal_that_can_be_written(text):
     outcome = read_reply(text)
-    assert isinstance(outcome, Draft | Refusal)
+    assert isinstance(outcome, Draft | Rejection)
     json.dumps(outcome, ensure_ascii=False).encode("utf-8")
     if isinstance(outcome, Draft):
         assert outcome.stem and 2 <= len(outcome.options) <= 10

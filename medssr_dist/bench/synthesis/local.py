@@ -10,7 +10,7 @@ from medssr_dist.data.records import Question
 from medssr_dist.knowledge.search import ExactIndex
 from medssr_dist.knowledge.vectors import Vectors
 from medssr_dist.synthesis.checks.decontamination import Decontaminator
-from medssr_dist.synthesis.checks.wording import whole_text
+from medssr_dist.synthesis.checks.wording import join_text
 
 _VOCABULARY = 30_000
 _STEM_WORDS = 106  # with the options 126 words, the median of MedQA's questions
@@ -42,7 +42,7 @@ def decontamination_per_s(items: int, candidates: int, batch: int = 256) -> floa
     """
     benchmark, fresh = questions(items, seed=1), questions(candidates, seed=2)
     leaked = max(1, int(_LEAKED * candidates))
-    texts = [whole_text(item.stem, item.options.values()) for item in (benchmark * leaked)[:leaked] + fresh[leaked:]]
+    texts = [join_text(item.stem, item.options.values()) for item in (benchmark * leaked)[:leaked] + fresh[leaked:]]
     check = Decontaminator(benchmark, Checks().decontamination)
     check.check(texts[:batch])
     found, started = 0, time.perf_counter()

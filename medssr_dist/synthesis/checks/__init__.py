@@ -1,4 +1,4 @@
-"""Which replies become questions: `Screen` runs the checks in order, each of them a small module of its own."""
+"""Which replies become questions: `Screen` runs the checks in order; each check has its own small module."""
 
 from medssr_dist.synthesis.checks.screen import Screen
 

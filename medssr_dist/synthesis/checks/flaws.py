@@ -1,8 +1,9 @@
-"""Item-writing flaws: what lets an examinee answer, or fail, for another reason than knowledge.
+"""Item-writing flaws: features that let an examinee answer correctly, or fail, for a reason other than knowledge.
 
-After the guide of the US National Board of Medical Examiners ("Constructing Written Test Questions for the Basic
-and Clinical Sciences"). No answer is known when these run, so they read the wording alone. Each check takes a
-draft and its request, and returns a refusal with the words that show the flaw, or None.
+They follow the guide of the US National Board of Medical Examiners ("Constructing Written Test Questions for the
+Basic and Clinical Sciences"). No answer is known at this point, so the checks read the wording alone. Each check is
+named as in `synthesis.checks`. It takes a draft and the provenance of its request, and returns None, or a rejection
+that quotes the words that show the flaw.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ from collections.abc import Sequence
 
 from medssr_dist.data.records import Provenance, Question
 from medssr_dist.knowledge.names import derive_family
-from medssr_dist.synthesis.checks.parse import Draft, Refusal
-from medssr_dist.synthesis.checks.wording import fold, whole_text
+from medssr_dist.synthesis.checks.parse import Draft, Rejection
+from medssr_dist.synthesis.checks.wording import fold, join_text
 
-# Lower case, as all texts that they are searched in: ignoring case makes a search five times slower.
+# Lower case, like the texts that are searched: a search that ignores case is five times slower.
 _PICTURE = (
     r"(?:figure|fig\.|image|picture|photo(?:graph|micrograph)?|illustration|diagram|graph|chart|exhibit|"
     r"(?:radio|angio|echocardio|electrocardio|cardioto)gra(?:ph|m)|ecg|ekg|x-ray|ct scan|mri|ultrasound|tracing|"
@@ -34,7 +35,7 @@ _MISSING_FIGURE = re.compile(
     r"\b(?:figure|fig\.|table|exhibit) \d|\b(?:arrow|arrowhead)s? (?:points?|indicates?|in the)\b|"
     r"\b(?:shown|depicted|pictured) below(?: *\?|\. [a-z][^:]*\?$)"
 )
-# One of these stands in whatever _MISSING_FIGURE finds; most texts have none, and are not searched.
+# Every match of _MISSING_FIGURE contains one of these; most texts contain none and need no search.
 _HINTS = (
     " below",
     " above",
@@ -69,68 +70,86 @@ _NEGATIVE = re.compile(
     r"(?:is|are) (?:false|incorrect|untrue|inaccurate))\b)"
 )
 _SENTENCE = re.compile(r"(?<=[.?!])\s+(?=[A-Z\"'(])|\n")
-_LEAD_IN = 300  # characters: no question is longer
-_SHORT_OPTION = 30  # characters: a longest option under this is no clue
+_LEAD_IN = 300  # characters: the last sentence of a stem is not longer
+_SHORT_OPTION = 30  # characters: a longest option shorter than this is no clue
 _KEY_WORD = 6  # letters: shorter words are too common to be a clue
 _COMMON_SHARE = 0.01  # a word is rare if fewer of the seeds have it
 
 
-def entity_given_away(draft: Draft, provenance: Provenance) -> Refusal | None:
-    """The entity is an option, in any spelling of its family, and the stem names it."""
+def min_words(draft: Draft, provenance: Provenance, least: int) -> Rejection | None:
+    """Reject a stem of fewer than `least` words."""
+    count = len(draft.stem.split())
+    return (
+        Rejection("min_words", f"the stem has {count} words, at least {least} are required") if count < least else None
+    )
+
+
+def max_words(draft: Draft, provenance: Provenance, most: int) -> Rejection | None:
+    """Reject a stem of more than `most` words."""
+    count = len(draft.stem.split())
+    return Rejection("max_words", f"the stem has {count} words, at most {most} are required") if count > most else None
+
+
+def entity_given_away(draft: Draft, provenance: Provenance) -> Rejection | None:
+    """Reject a question whose stem names the entity, if the entity (or a variant of its name) is an option."""
     if provenance.entity is None:
         return None
     own = [option for option in draft.options if derive_family(option) == derive_family(provenance.entity)]
     if not own:
         return None
     stem = _padded(draft.stem)
-    told = next((name for name in (*own, provenance.entity) if _padded(name) in stem), None)
-    return told and Refusal("entity_given_away", f"the stem names {told!r}, and {own[0]!r} is an option")
+    named = next((name for name in (*own, provenance.entity) if _padded(name) in stem), None)
+    if named is None:
+        return None
+    return Rejection("entity_given_away", f"the stem names {named!r}, and {own[0]!r} is an option")
 
 
-def missing_figure(draft: Draft, provenance: Provenance) -> Refusal | None:
-    """The stem refers to a figure, an image or a table; none can come with a text."""
+def missing_figure(draft: Draft, provenance: Provenance) -> Rejection | None:
+    """Reject a stem that refers to a figure, an image or a table: a text contains none."""
     stem = " ".join(draft.stem.lower().split())
     found = any(hint in stem for hint in _HINTS) and _MISSING_FIGURE.search(stem)
-    return Refusal("missing_figure", f"the stem says {found.group()!r}") if found else None
+    return Rejection("missing_figure", f"the stem says {found.group()!r}") if found else None
 
 
-def all_or_none(draft: Draft, provenance: Provenance) -> Refusal | None:
-    """An option is made of the other ones."""
+def all_or_none(draft: Draft, provenance: Provenance) -> Rejection | None:
+    """Reject an option that refers to other options, such as 'all of the above'."""
     found = next(filter(_ALL_OR_NONE.search, draft.options), None)
-    return found and Refusal("all_or_none", f"an option is {found!r}")
+    return Rejection("all_or_none", f"an option is {found!r}") if found else None
 
 
-def negative_lead_in(draft: Draft, provenance: Provenance) -> Refusal | None:
-    """The last sentence of the stem asks for the exception."""
+def negative_lead_in(draft: Draft, provenance: Provenance) -> Rejection | None:
+    """Reject a stem whose last sentence asks for the exception (NOT, EXCEPT)."""
     lead_in = _SENTENCE.split(draft.stem[-_LEAD_IN:])[-1]
     found = _NEGATIVE.search(lead_in)
-    return found and Refusal("negative_lead_in", f"the question asks {lead_in!r}")
+    return Rejection("negative_lead_in", f"the question asks {lead_in!r}") if found else None
 
 
-def longest_option(draft: Draft, provenance: Provenance, times: float) -> Refusal | None:
-    """One option is `times` as long as the next: the right one is often the one written with most care."""
+def longest_option(draft: Draft, provenance: Provenance, times: float) -> Rejection | None:
+    """Reject an option `times` as long as the next longest: the correct option is often the most detailed one."""
     *_, second, longest = sorted(draft.options, key=len)
     if len(longest) < _SHORT_OPTION or len(longest) < times * len(second):
         return None
-    return Refusal("longest_option", f"{longest!r} has {len(longest)} characters, the next longest {len(second)}")
+    return Rejection("longest_option", f"{longest!r} has {len(longest)} characters, the next longest {len(second)}")
 
 
 class RepeatedKeyWord:
-    """A rare word of the stem stands in one option only. Rare: in under 1% of the seeds."""
+    """Rejects a question if a rare word of the stem occurs in exactly one option. Rare: in under 1% of the seeds."""
 
     def __init__(self, seeds: Sequence[Question]):
-        found = Counter(word for seed in seeds for word in _key_words(whole_text(seed.stem, seed.options.values())))
+        found = Counter(word for seed in seeds for word in _key_words(join_text(seed.stem, seed.options.values())))
         self._common = {word for word, count in found.items() if count > max(1, _COMMON_SHARE * len(seeds))}
 
-    def __call__(self, draft: Draft, provenance: Provenance) -> Refusal | None:
+    def __call__(self, draft: Draft, provenance: Provenance) -> Rejection | None:
         rare = _key_words(draft.stem) - self._common
         holding = Counter(word for option in draft.options for word in _key_words(option) & rare)
         clue = min((word for word, count in holding.items() if count == 1), default=None)
-        return clue and Refusal("repeated_key_word", f"{clue.decode()!r} stands in the stem and in one option")
+        if clue is None:
+            return None
+        return Rejection("repeated_key_word", f"{clue.decode()!r} is in the stem and in one option")
 
 
 def refers_to_options(options: Sequence[str]) -> bool:
-    """Whether an option means others by their place, so that they must stay in order."""
+    """Return whether an option refers to others by their place, so that the options must keep their order."""
     return any(map(_ALL_OR_NONE.search, options))
 
 
@@ -140,13 +159,3 @@ def _padded(text: str) -> bytes:
 
 def _key_words(text: str) -> set[bytes]:
     return {word for word in fold(text).split() if len(word) >= _KEY_WORD}
-
-
-def min_words(draft: Draft, provenance: Provenance, least: int) -> Refusal | None:
-    count = len(draft.stem.split())
-    return Refusal("min_words", f"the stem has {count} words, at least {least} are wanted") if count < least else None
-
-
-def max_words(draft: Draft, provenance: Provenance, most: int) -> Refusal | None:
-    count = len(draft.stem.split())
-    return Refusal("max_words", f"the stem has {count} words, at most {most} are wanted") if count > most else None

@@ -1,11 +1,11 @@
-"""`Screen`: all checks in order, the cheap ones first; the first that refuses gives the reason.
+"""`Screen`: all checks in order, cheap ones first. The first check that rejects a reply gives the reason.
 
-1. The form (`parse`), then what the wording alone shows: length, item-writing flaws, grounding.
+1. The format (`parse`), then what the wording alone shows: length, item-writing flaws, grounding.
 2. Decontamination, for many questions at once.
-3. What depends on the questions accepted before: exact duplicates, near-duplicates.
+3. Checks that depend on the questions accepted before: exact duplicates and near-duplicates.
 
-Options are shuffled by a permutation drawn from (random_seed, index) and recorded: teachers put the right
-answer first too often, and a policy would learn the letter.
+The options are shuffled by a recorded permutation, drawn from (random_seed, index): teachers write the correct answer
+first too often, and a policy would learn the letter.
 """
 
 from __future__ import annotations
@@ -26,32 +26,32 @@ from medssr_dist.synthesis.checks import flaws
 from medssr_dist.synthesis.checks.decontamination import Decontaminator
 from medssr_dist.synthesis.checks.grounding import Grounding
 from medssr_dist.synthesis.checks.near_duplicates import HashSet, NearDuplicates, Sketches
-from medssr_dist.synthesis.checks.parse import Draft, Refusal, read_reply
-from medssr_dist.synthesis.checks.wording import fold, text_hash, whole_text
+from medssr_dist.synthesis.checks.parse import Draft, Rejection, read_reply
+from medssr_dist.synthesis.checks.wording import fold, hash_text, join_text
 
-_BATCH = 256  # replies read and checked ahead
+_BATCH = 256  # replies that are parsed and checked ahead
 
-DraftCheck = Callable[[Draft, Provenance], Refusal | None]
+DraftCheck = Callable[[Draft, Provenance], Rejection | None]
 
 
 @dataclass(slots=True)
 class _Case:
-    """One reply on its way through the checks."""
+    """One reply during the checks."""
 
     reply: str
     provenance: Provenance
     draft: Draft | None
-    refusal: Refusal | None
-    text: str = ""  # the draft's `whole_text`
+    rejection: Rejection | None
+    text: str = ""  # stem and options, see `join_text`
 
 
 class Screen:
-    """Judges replies one after the other; questions accepted are remembered against later ones.
+    """Judges replies one after the other; an accepted question is remembered, so that no later one may repeat it.
 
     Args:
-        random_seed: draws the order of the options.
-        seeds: the seed questions; a question must not repeat one.
-        benchmarks: the items of every evaluation; a question must not hold one.
+        random_seed: determines the order of the options.
+        seeds: the seed questions; no question may repeat one.
+        benchmarks: the items of every benchmark; no question may contain one.
         passage_text: passage id -> text, for grounding.
     """
 
@@ -64,16 +64,16 @@ class Screen:
         passage_text: Callable[[str], str],
     ):
         self._random_seed = random_seed
-        self._refuses_all_or_none = checks.all_or_none
-        self._draft_checks = list(_draft_checks(checks, seeds, passage_text))
+        self._rejects_all_or_none = checks.all_or_none
+        self._draft_checks = list(_select_checks(checks, seeds, passage_text))
         self._decontaminator = Decontaminator(benchmarks, checks.decontamination) if checks.decontamination else None
-        self._held = _Held(checks.near_duplicate, [*seeds, *benchmarks])
+        self._known = _KnownQuestions(checks.near_duplicate, [*seeds, *benchmarks])
 
     def judge(self, replies: Iterable[tuple[str, Provenance]]) -> Iterator[Question | Rejected]:
-        """The question or the rejection of each reply, in order.
+        """Yield the question or the rejection of each reply, in order.
 
-        A question counts as accepted when it is taken from the iterator. Up to 256 replies are read ahead for
-        the checks that do not depend on the questions accepted before.
+        A question counts as accepted when it is taken from the iterator. Up to 256 replies are checked ahead by the
+        checks that do not depend on the questions accepted before.
         """
         replies = iter(replies)
         while batch := list(islice(replies, _BATCH)):
@@ -81,33 +81,33 @@ class Screen:
 
     def _read(self, reply: str, provenance: Provenance) -> _Case:
         draft = read_reply(reply)
-        if isinstance(draft, Refusal):
+        if isinstance(draft, Rejection):
             return _Case(reply, provenance, None, draft)
-        refusal = next(filter(None, (check(draft, provenance) for check in self._draft_checks)), None)
-        return _Case(reply, provenance, draft, refusal, whole_text(*draft))
+        rejection = next(filter(None, (check(draft, provenance) for check in self._draft_checks)), None)
+        return _Case(reply, provenance, draft, rejection, join_text(*draft))
 
     def _judge_batch(self, cases: list[_Case]) -> Iterator[Question | Rejected]:
-        self._decontaminate([case for case in cases if case.refusal is None])
-        sound = [case for case in cases if case.refusal is None]
-        fingerprints = self._held.fingerprints([case.text for case in sound])
+        self._decontaminate([case for case in cases if case.rejection is None])
+        sound = [case for case in cases if case.rejection is None]
+        fingerprints = self._known.compute_fingerprints([case.text for case in sound])
         for case in cases:
-            if case.refusal is None:
-                case.refusal = self._held.take(next(fingerprints), case.provenance.index)
-            yield _rejected(case) if case.refusal else self._question(case)
+            if case.rejection is None:
+                case.rejection = self._known.add_or_reject(next(fingerprints), case.provenance.index)
+            yield _build_rejected(case) if case.rejection else self._build_question(case)
 
     def _decontaminate(self, cases: list[_Case]) -> None:
         if self._decontaminator is None or not cases:
             return
         for case, match in zip(cases, self._decontaminator.check([case.text for case in cases]), strict=True):
             if match:
-                held = f"holds {match.coverage:.2f} of its 8-grams"
-                case.refusal = Refusal("decontamination", f"evaluation item {_name(match.item)} {held}")
+                evidence = f"evaluation item {_name_question(match.item)} contains {match.coverage:.2f} of its 8-grams"
+                case.rejection = Rejection("decontamination", evidence)
 
-    def _question(self, case: _Case) -> Question:
+    def _build_question(self, case: _Case) -> Question:
         options = case.draft.options
         order = tuple(range(len(options)))
-        if self._refuses_all_or_none or not flaws.refers_to_options(options):  # such options must stay in place
-            order = _permutation(self._random_seed, case.provenance.index, len(options))
+        if self._rejects_all_or_none or not flaws.refers_to_options(options):  # such options must keep their order
+            order = _draw_permutation(self._random_seed, case.provenance.index, len(options))
         return Question.make(
             case.draft.stem,
             [options[place] for place in order],
@@ -118,14 +118,14 @@ class Screen:
 
 
 class _Fingerprints(NamedTuple):
-    """Of some texts: the hash of each, and their sketches if near-duplicates are looked for."""
+    """Fingerprints of some texts: the hash of each, and their sketches if near-duplicates are searched for."""
 
     exact: list[int]
     near: Sketches | None
 
 
-class _Held:
-    """The questions that a new one must differ from: seeds, benchmark items, and those accepted before."""
+class _KnownQuestions:
+    """The questions that a new one must not repeat: seeds, benchmark items, and questions accepted before."""
 
     def __init__(self, near: float, references: Sequence[Question]):
         self._references = references
@@ -135,45 +135,47 @@ class _Held:
         batches = range(0, len(references), _BATCH)
         for start in tqdm(batches, desc="synthesize: reading seeds and benchmarks", delay=2, leave=False):
             part = references[start : start + _BATCH]
-            self._hold(self._hashed([whole_text(item.stem, item.options.values()) for item in part]))
+            self._add(self._hash([join_text(item.stem, item.options.values()) for item in part]))
 
-    def fingerprints(self, texts: list[str]) -> Iterator[_Fingerprints]:
-        """What `take` needs of each text."""
-        exact, near = self._hashed(texts)
+    def compute_fingerprints(self, texts: list[str]) -> Iterator[_Fingerprints]:
+        """Yield what `add_or_reject` needs for each text."""
+        exact, near = self._hash(texts)
         for number, one in enumerate(exact):
-            yield _Fingerprints([one], near and near.one(number))
+            yield _Fingerprints([one], near and near.select(number))
 
-    def take(self, fingerprint: _Fingerprints, index: int) -> Refusal | None:
-        """Hold the question of request `index`, or say which one it repeats."""
+    def add_or_reject(self, fingerprint: _Fingerprints, index: int) -> Rejection | None:
+        """Remember the question of request `index`, or return which question it repeats."""
         if fingerprint.exact[0] in self._exact:
-            return Refusal("duplicate", "a seed, a benchmark item or a question accepted before has the same words")
+            return Rejection("duplicate", "a seed, a benchmark item or a question accepted before has the same words")
         found = self._near.find(fingerprint.near) if self._near else None
         if found:
-            return Refusal("near_duplicate", f"about {found.similarity:.2f} like {self._name(found.number)}")
-        self._hold(fingerprint)
+            return Rejection(
+                "near_duplicate", f"similarity about {found.similarity:.2f} to {self._describe(found.number)}"
+            )
+        self._add(fingerprint)
         self._accepted.append(index)
         return None
 
-    def _hashed(self, texts: list[str]) -> _Fingerprints:
+    def _hash(self, texts: list[str]) -> _Fingerprints:
         folded = [fold(text) for text in texts]
-        return _Fingerprints([text_hash(text) for text in folded], self._near and self._near.sketch(folded))
+        return _Fingerprints([hash_text(text) for text in folded], self._near.sketch(folded) if self._near else None)
 
-    def _hold(self, fingerprints: _Fingerprints) -> None:
+    def _add(self, fingerprints: _Fingerprints) -> None:
         for one in fingerprints.exact:
             self._exact.add(one)
         if self._near:
             self._near.add(fingerprints.near)
 
-    def _name(self, number: int) -> str:
+    def _describe(self, number: int) -> str:
         if number < len(self._references):
-            return _name(self._references[number])
+            return _name_question(self._references[number])
         return f"the question of request {self._accepted[number - len(self._references)]}"
 
 
-def _draft_checks(
+def _select_checks(
     checks: Checks, seeds: Sequence[Question], passage_text: Callable[[str], str]
 ) -> Iterator[DraftCheck]:
-    """Those that are on, in order."""
+    """Yield the checks that are on, in order."""
     if checks.min_words:
         yield partial(flaws.min_words, least=checks.min_words)
     if checks.max_words:
@@ -189,17 +191,17 @@ def _draft_checks(
         yield Grounding(checks.grounding, seeds, passage_text)
 
 
-def _permutation(random_seed: int, index: int, count: int) -> tuple[int, ...]:
-    """Place i shows option permutation[i]; of at most 10, each order is as likely as any other."""
+def _draw_permutation(random_seed: int, index: int, count: int) -> tuple[int, ...]:
+    """Return a random order of `count` options, at most 10: place i shows option permutation[i]."""
     keys = blake2b(b"options:%d:%d" % (random_seed, index)).digest()
     return tuple(sorted(range(count), key=lambda option: keys[6 * option : 6 * option + 6]))
 
 
-def _rejected(case: _Case) -> Rejected:
+def _build_rejected(case: _Case) -> Rejected:
     return Rejected(
-        index=case.provenance.index, reason=case.refusal.reason, detail=case.refusal.detail, reply=case.reply
+        index=case.provenance.index, reason=case.rejection.reason, detail=case.rejection.detail, reply=case.reply
     )
 
 
-def _name(question: Question) -> str:
+def _name_question(question: Question) -> str:
     return f"{question.source}:{question.source_id or question.id}"
