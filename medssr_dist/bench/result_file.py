@@ -1,31 +1,33 @@
-"""What every benchmark result carries: date, commit, machine, versions."""
+"""The result file of a benchmark: its figures, with date, commit, machine and versions."""
 
 from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from medssr_dist.data.jsonl import write_json
 from medssr_dist.run.directory import find_commit, list_versions
 from medssr_dist.runtime import cpu
 
 
-def write_result(path: Path, figures: dict) -> None:
-    """Write `figures` and their circumstances as JSON."""
+def write_result(path: Path, figures: Mapping[str, Any]) -> None:
+    """Write `figures` as JSON, after the keys date, commit, machine and versions."""
     write_json(
         path,
         {
             "date": time.strftime("%Y-%m-%d"),
             "commit": find_commit(),
-            "machine": _machine(),
+            "machine": _describe_machine(),
             "versions": list_versions(),
-        }
-        | figures,
+            **figures,
+        },
     )
 
 
-def _machine() -> dict:
+def _describe_machine() -> dict[str, Any]:
     limit = {cpu.ISA_LIMIT: cpu.read_isa_limit()} if cpu.read_isa_limit() else {}
     sets = {"instruction_sets": cpu.list_instruction_sets()} | limit
     return {"cpu": cpu.read_cpu_name(), "cores": os.cpu_count()} | sets | {"gpu": _gpu_name()}

@@ -96,7 +96,7 @@ def test_an_engine_decodes_a_token_a_step_for_each_seat():
 
 def test_a_slow_engine_and_a_full_batch_take_longer():
     speed = Speed(fixed_s=1.0, per_sample_s=0.5, batch=4)
-    assert speed.step_s(2) == 2.0 and speed.most == pytest.approx(4 / 3)
+    assert speed.step_s(2) == 2.0 and speed.max_tokens_per_s == pytest.approx(4 / 3)
 
     async def work():
         engine = SimulatedEngine("e", speed, exactly({0: 6, 1: 6}), linger_s=0.0, slowness=3.0)

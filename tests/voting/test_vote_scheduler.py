@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from medssr_dist.bench.voting.simulated_vote import PlainTokenizer, make_simulated_config, write_questions
 from medssr_dist.bench.voting.simulation import DrawnAnswers
-from medssr_dist.bench.voting.simulation_cluster import PlainTokenizer, simulated_config, write_questions
 from medssr_dist.inference.requests import PoolResult
 from medssr_dist.run.stream import QuestionFeed
 from medssr_dist.voting.ledger import VoteLedger
@@ -23,7 +23,7 @@ def make_scheduler(tmp_path):
     def make(count: int, window: int = 100) -> VoteScheduler:
         write_questions(tmp_path / "questions.jsonl", count)
         ledgers.append(VoteLedger(tmp_path, "policy", "sampling"))
-        config = simulated_config(samples=K, window=window, adaptive="lossless")
+        config = make_simulated_config(samples=K, window=window, adaptive="lossless")
         return VoteScheduler(
             config, QuestionFeed(tmp_path / "questions.jsonl"), ledgers[0].__enter__(), PlainTokenizer()
         )

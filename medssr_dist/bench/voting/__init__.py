@@ -1,1 +1,0 @@
-"""medssr bench voting: the engine pool beside vLLM itself."""

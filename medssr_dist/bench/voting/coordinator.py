@@ -1,10 +1,10 @@
-"""How many votes a second the coordinator handles, and whether its memory grows with the questions.
+"""How many votes a second the coordinator processes, and whether its memory grows with the number of questions.
 
     python -m medssr_dist.bench.voting.coordinator QUESTIONS FOLDER --samples 16 --adaptive never
 
-holds a whole vote in `FOLDER`, in a process of its own, on engines that answer at once: pool, scheduler, chat prompts
-of a real tokenizer, ledger with its syncs and its packing are the real ones. Samples come as from an engine, the answer
-extracted there; how they travel (Ray, HTTP) is not part of it.
+runs a whole vote in `FOLDER`, in its own process, on engines that answer at once, and prints a CoordinatorRun as JSON.
+Pool, scheduler, chat prompts of a real tokenizer, and the ledger with its syncs and its packing are the real ones. As
+from a real engine, samples come with their extracted answer. Their transport (Ray, HTTP) is not measured.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ import json
 import resource
 import sys
 import time
-from dataclasses import astuple
+from dataclasses import asdict, astuple
 from pathlib import Path
 
 from tqdm import tqdm
 
+from medssr_dist.bench.voting.simulated_vote import POLICY, SAMPLING, make_simulated_config
 from medssr_dist.bench.voting.simulation import DrawnAnswers, InstantEngine
-from medssr_dist.bench.voting.simulation_cluster import POLICY, SAMPLING, simulated_config
+from medssr_dist.bench.voting.voting_figures import CoordinatorRun
 from medssr_dist.config.schema import Policy
 from medssr_dist.inference.pool import EnginePool
 from medssr_dist.inference.requests import Completion, SampleRequest
@@ -29,13 +30,13 @@ from medssr_dist.runtime.models import EMBEDDED_MODEL, load_tokenizer, resolve_m
 from medssr_dist.voting.ledger import VoteLedger
 from medssr_dist.voting.vote_scheduler import VoteScheduler, collect_votes
 
-# About 400 characters, as an answer with a line of reasoning has.
+# About 400 characters, like an answer with a line of reasoning.
 _TEXT = "The findings point to one of these more than to the others, as the course and the family history show. " * 4
 _KINDS, _SAMPLES = 256, 32
 
 
 class AnswerBank:
-    """Samples drawn beforehand, so that giving one costs next to nothing: 32 of each of 256 questions."""
+    """Samples drawn in advance, 32 for each of 256 questions, so that returning one costs almost nothing."""
 
     def __init__(self) -> None:
         answers = DrawnAnswers(tokens=100.0, text=_TEXT + "The answer is ({}).")
@@ -47,11 +48,11 @@ class AnswerBank:
         return Completion(seed, *self._bank[int(request.key[:2], 16)][seed % _SAMPLES])
 
 
-def measure_coordinator(questions: Path, folder: Path, samples: int, adaptive: str, engines: int) -> dict:
-    """Vote on all of `questions`; returns votes, wall and CPU seconds, and the peak memory of this process in MiB."""
+def measure_coordinator(questions: Path, folder: Path, samples: int, adaptive: str, engines: int) -> CoordinatorRun:
+    """Vote on all of `questions` and return the figures; the peak memory is that of this process."""
     policy = Policy(model=EMBEDDED_MODEL)
     tokenizer = load_tokenizer(resolve_model(policy), policy)
-    config = simulated_config(samples=samples, adaptive=adaptive, engines=engines)
+    config = make_simulated_config(samples=samples, adaptive=adaptive, engines=engines)
     answer = AnswerBank()
     handles = [InstantEngine(f"engine {number}", answer) for number in range(engines)]
     started, cpu = time.perf_counter(), time.process_time()
@@ -63,14 +64,14 @@ def measure_coordinator(questions: Path, folder: Path, samples: int, adaptive: s
         scheduler = VoteScheduler(config, QuestionFeed(questions), ledger, tokenizer)
         collect_votes(pool, scheduler, ledger, bar, lambda: False)
         seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
-    return {
-        "questions": ledger.num_labels,
-        "votes": scheduler.num_votes,
-        "seconds": round(seconds, 2),
-        "cpu_s": round(cpu, 2),
-        "votes_per_s": round(scheduler.num_votes / seconds),
-        "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
-    }
+    return CoordinatorRun(
+        questions=ledger.num_labels,
+        votes=scheduler.num_votes,
+        seconds=round(seconds, 2),
+        cpu_s=round(cpu, 2),
+        votes_per_s=round(scheduler.num_votes / seconds),
+        peak_mb=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+    )
 
 
 def main() -> None:
@@ -81,7 +82,8 @@ def main() -> None:
     parser.add_argument("--adaptive", default="lossless")
     parser.add_argument("--engines", type=int, default=64)
     args = parser.parse_args()
-    print(json.dumps(measure_coordinator(args.questions, args.folder, args.samples, args.adaptive, args.engines)))
+    run = measure_coordinator(args.questions, args.folder, args.samples, args.adaptive, args.engines)
+    print(json.dumps(asdict(run)))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""The parts of `medssr bench voting` on a real engine: SmolLM2 under vLLM, on whatever device there is.
+"""The parts of `medssr bench voting` on a real engine: SmolLM2 under vLLM, on a GPU or the CPU.
 
-Pool against vLLM: raw `LLM.generate` and the pool answer the same questions with the same seeds in turn, round after
-round, so that what else the machine does falls on both; start-up is left out.
+Pool against vLLM: raw `LLM.generate` and the pool answer the same questions with the same seeds. They alternate, round
+after round, so that other load on the machine affects both. Start-up is not measured.
 
-Adaptive against full voting: the demo's questions, made as the demo makes them, are voted on in every mode with
-the same seeds, weights in float32 (on CPU, what bf16 samples depends on who shares the batch). A sample that was asked
-for counts with all its tokens, also where it was aborted, so that the ratio is not flattered by what was thrown away.
+Adaptive against full voting: the demo's questions are voted on in every mode with the same seeds. Weights are in
+float32: on a CPU in bf16, a sample depends on the other samples of its batch. A requested sample counts with all its
+tokens, even if it was aborted, so that waste does not improve the ratio.
 """
 
 from __future__ import annotations
@@ -18,14 +18,16 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
 
-from medssr_dist.bench.voting.replay import least_tokens
+from medssr_dist.bench.voting.replay import find_least_tokens
+from medssr_dist.bench.voting.voting_figures import AdaptiveCase, AdaptiveVoting, PoolSpeed
 from medssr_dist.config.base import DataSource
 from medssr_dist.config.load import load_config
-from medssr_dist.config.schema import Config
+from medssr_dist.config.schema import Config, Voting
 from medssr_dist.data.answers import render_prompt
 from medssr_dist.data.jsonl import read_jsonl
 from medssr_dist.data.records import Label, Question, Vote
@@ -48,30 +50,28 @@ _VOTE_ONLY = ("training.stage1.enabled=false", "training.stage2.enabled=false")
 _SAMPLES = 16
 
 
-def pool_against_vllm(questions: int, rounds: int) -> dict:
-    """Tokens/s of the pool over those of raw vLLM: the median over rounds."""
+def measure_pool_speed(questions: int, rounds: int) -> PoolSpeed:
+    """Return the pool's tokens/s against those of raw vLLM on so many questions."""
     config = load_config(DEMO)
     model = resolve_model(config.policy)
-    requests = _requests(load_tokenizer(model, config.policy), questions)
-    with _engines(config, model) as pool:
-        raw = _raw_vllm(config, model, requests)
+    requests = _make_requests(load_tokenizer(model, config.policy), questions)
+    with _open_engines(config, model) as pool:
+        raw = _start_raw_vllm(config, model, requests)
         rates = _alternate({"vllm": raw, "pool": lambda: _pool_tokens(pool, requests)}, rounds)
     ratios = [ours / theirs for ours, theirs in zip(rates["pool"], rates["vllm"], strict=True)]
-    return {
-        "pool_ratio_to_vllm": round(statistics.median(ratios), 3),
-        "pool": {
-            "model": config.policy.model,
-            "questions": len(requests),
-            "samples": requests[0].n,
-            "max_tokens": requests[0].max_tokens,
-            "tokens_per_s": rates,
-        },
-    }
+    return PoolSpeed(
+        ratio=round(statistics.median(ratios), 3),
+        model=config.policy.model,
+        questions=len(requests),
+        samples=requests[0].n,
+        max_tokens=requests[0].max_tokens,
+        tokens_per_s=rates,
+    )
 
 
 @contextmanager
-def _engines(config: Config, model: Path) -> Iterator[EnginePool]:
-    """A pool of one engine, on a Ray as a run starts it."""
+def _open_engines(config: Config, model: Path) -> Iterator[EnginePool]:
+    """Yield a pool of one engine, on a Ray cluster that is started as a run starts it."""
     from medssr_dist.inference.placement import open_engine_pool
     from medssr_dist.runtime.cluster import open_ray_cluster
 
@@ -83,15 +83,15 @@ def _engines(config: Config, model: Path) -> Iterator[EnginePool]:
         yield pool
 
 
-def _requests(tokenizer, questions: int) -> list[SampleRequest]:
+def _make_requests(tokenizer, questions: int) -> list[SampleRequest]:
     return [
         SampleRequest(key=question.id, prompt=render_prompt(tokenizer, question), n=8, seed=1000 * index, max_tokens=32)
         for index, question in enumerate(read_questions(DataSource(path="hpo:seeds", limit=questions)))
     ]
 
 
-def _raw_vllm(config: Config, model: Path, requests: list[SampleRequest]) -> Callable[[], int]:
-    """Start vLLM in this process; returns a function that answers all requests and counts the tokens."""
+def _start_raw_vllm(config: Config, model: Path, requests: list[SampleRequest]) -> Callable[[], int]:
+    """Start vLLM in this process and return a function that answers all requests and returns the tokens."""
     import vllm
 
     os.environ |= build_engine_env(config.runtime, os.cpu_count() or 1)
@@ -117,7 +117,7 @@ def _pool_tokens(pool: EnginePool, requests: list[SampleRequest]) -> int:
 
 
 def _alternate(ways: dict[str, Callable[[], int]], rounds: int) -> dict[str, list[float]]:
-    """Tokens/s of each way in each round; the first call of each is a warm-up and does not count."""
+    """Return the tokens/s of each way in each round. The first call of each is a warm-up and is not counted."""
     rates: dict[str, list[float]] = {name: [] for name in ways}
     for turn in tqdm(range(rounds + 1), desc="pool against vLLM", unit="round"):
         for name, answer in ways.items():
@@ -132,58 +132,56 @@ def _alternate(ways: dict[str, Callable[[], int]], rounds: int) -> dict[str, lis
 
 
 class RecordingScheduler(VoteScheduler):
-    """VoteScheduler that remember what they have asked for, needed or not."""
+    """A scheduler that records the samples it requests, whether they turn out to be needed or not."""
 
     def __init__(self, *args):
         super().__init__(*args)
-        self.asked: set[tuple[str, int]] = set()
+        self.requested: set[tuple[str, int]] = set()  # (question, seed)
 
     def next_request(self, max_samples: int) -> SampleRequest | None:
-        return self._noted(super().next_request(max_samples))
+        return self._record(super().next_request(max_samples))
 
     def spare_request(self, max_samples: int) -> SampleRequest | None:
-        return self._noted(super().spare_request(max_samples))
+        return self._record(super().spare_request(max_samples))
 
-    def _noted(self, request: SampleRequest | None) -> SampleRequest | None:
+    def _record(self, request: SampleRequest | None) -> SampleRequest | None:
         if request:
-            self.asked |= {(request.key, request.seed + index) for index in range(request.n)}
+            self.requested |= {(request.key, request.seed + index) for index in range(request.n)}
         return request
 
 
-def adaptive_against_full(folder: Path, questions: int) -> dict:
-    """Tokens of adaptive over full voting on the demo's first `questions` questions, and whether labels agree."""
-    file = demo_questions(folder, questions)
+def measure_adaptive_voting(folder: Path, questions: int) -> AdaptiveVoting:
+    """Compare every mode of adaptive voting with full voting on the demo's first `questions` questions."""
+    file = make_demo_questions(folder, questions)
     config = load_config(DEMO, [*_VOTE_ONLY, "policy.dtype=float32", f"voting.samples={_SAMPLES}"])
     model = resolve_model(config.policy)
     tokenizer = load_tokenizer(model, config.policy)
-    with _engines(config, model) as pool:
-        full = Voted(with_voting(config, "never", "requested"), file, folder / "never", pool, tokenizer, model)
+    with _open_engines(config, model) as pool:
+        full = run_vote(with_voting(config, "never", "requested"), file, folder / "never", pool, tokenizer, model)
         cases = {}
         for confidence in ("requested", "valid"):
             for mode in ("lossless", "kept"):
                 case = with_voting(config, mode, confidence)
-                voted = Voted(case, file, folder / f"{mode}_{confidence}", pool, tokenizer, model)
-                cases[f"{mode}_{confidence}"] = voted.against(full, case.voting)
-    return {
-        "adaptive_token_ratio": cases["lossless_requested"]["token_ratio"],
-        "adaptive_kept_token_ratio": cases["kept_requested"]["token_ratio"],
-        "adaptive_labels_identical": all(case["labels_identical"] for case in cases.values()),
-        "adaptive_least_possible_ratio": cases["lossless_requested"]["least_possible_ratio"],
-        "adaptive": {
-            "model": config.policy.model,
-            "dtype": config.policy.dtype,
-            "questions": len(full.labels),
-            "samples": _SAMPLES,
-            "threshold": config.voting.threshold,
-            "tokens_of_full_voting": full.tokens,
-            "share_of_right_votes": full.accuracy(),
-            "cases": cases,
-        },
-    }
+                run = run_vote(case, file, folder / f"{mode}_{confidence}", pool, tokenizer, model)
+                cases[f"{mode}_{confidence}"] = run.compare_to(full, case.voting)
+    return AdaptiveVoting(
+        model=config.policy.model,
+        dtype=config.policy.dtype,
+        questions=len(full.labels),
+        samples=_SAMPLES,
+        threshold=config.voting.threshold,
+        tokens_of_full_voting=full.tokens,
+        share_of_right_votes=full.share_right_votes(),
+        cases=cases,
+    )
 
 
-def demo_questions(folder: Path, count: int) -> Path:
-    """The file of questions that the demo's synthesize step makes of the offline teacher's replies."""
+def make_demo_questions(folder: Path, count: int) -> Path:
+    """Run the demo's synthesize step in `folder` and return its file of `count` questions.
+
+    Raises:
+        RuntimeError: with the step's error output, if it fails.
+    """
     run = folder / "demo"
     command = [sys.executable, "-m", "medssr_dist.cli", "synthesize", "--config", str(DEMO), "--run-dir", str(run)]
     done = subprocess.run([*command, f"synthesis.accepted={count}"], capture_output=True, text=True, check=False)
@@ -193,78 +191,84 @@ def demo_questions(folder: Path, count: int) -> Path:
 
 
 def with_voting(config: Config, adaptive: str, confidence: str) -> Config:
+    """Return `config` with these two keys of its voting section."""
     voting = config.voting.model_copy(update={"adaptive": adaptive, "confidence": confidence})
     return config.model_copy(update={"voting": voting})
 
 
-class Voted:
-    """A vote on all questions of `file`, done on making this.
+@dataclass(frozen=True)
+class VoteRun:
+    """The result of a vote on all questions of a file.
 
     Attributes:
-        labels: in order.
-        votes: (question, seed) -> the vote.
-        tokens: of these votes.
-        asked: (question, seed) of all samples that were asked for.
+        labels: in the order of the questions.
+        votes: (question, seed) -> vote; `tokens`: of these votes.
+        requested: (question, seed) of all samples that were requested.
+        generated: tokens that the pool's engines report.
     """
 
-    def __init__(self, config: Config, file: Path, folder: Path, pool: EnginePool, tokenizer, model: Path):
-        before, paths = pool.tokens, VotingPaths(folder)
-        with (
-            VoteLedger(folder, fingerprint_model(model), "bench") as ledger,
-            tqdm(desc=f"vote, {folder.name}", unit="question") as bar,
-        ):
-            scheduler = RecordingScheduler(config, QuestionFeed(file), ledger, tokenizer)
-            collect_votes(pool, scheduler, ledger, bar, lambda: False)
-        self.generated = pool.tokens - before
-        self.asked = scheduler.asked
-        self.labels = [Label.model_validate(row) for row in read_jsonl(paths.labels)]
-        numbers = list_segments(paths.votes)
-        votes = [vote for number in numbers for vote in read_votes(paths.votes, number)]
-        self.votes: dict[tuple[str, int], Vote] = {(vote.question_id, vote.seed): vote for vote in votes}
-        self.tokens = sum(vote.tokens for vote in votes)
+    labels: list[Label]
+    votes: dict[tuple[str, int], Vote]
+    tokens: int
+    requested: set[tuple[str, int]]
+    generated: int
 
-    def accuracy(self) -> float | None:
-        """Share of the votes that are right, on the questions whose answer HPO gives."""
+    def share_right_votes(self) -> float | None:
+        """Return the share of right votes on the questions whose answer HPO gives; None without such a question."""
         truths = {label.question.id: find_hpo_truth(label.question) for label in self.labels}
         known = [vote for vote in self.votes.values() if truths[vote.question_id]]
         right = sum(vote.answer == truths[vote.question_id] for vote in known)
         return round(right / len(known), 3) if known else None
 
-    def against(self, full: Voted, voting) -> dict:
-        """What was saved of `full`, which took all votes, and whether the labels are those of full voting."""
-        expected = [self._full_label(label.question, full, voting) for label in full.labels]
-        asked_tokens = sum(full.votes[key].tokens for key in self.asked)
+    def compare_to(self, full: VoteRun, voting: Voting) -> AdaptiveCase:
+        """Return what this vote saves against `full`, which took all votes, and whether the labels are the same."""
+        expected = [full.label_by_all_votes(label.question, voting) for label in full.labels]
+        requested_tokens = sum(full.votes[key].tokens for key in self.requested)
         least = sum(
-            least_tokens(full.votes_on(each.question), tuple(each.question.options), voting) for each in expected
+            find_least_tokens(full.list_votes(each.question), tuple(each.question.options), voting) for each in expected
         )
-        return {
-            "token_ratio": round(asked_tokens / full.tokens, 4),
-            "token_ratio_of_votes": round(self.tokens / full.tokens, 4),
-            "token_ratio_told_by_engine": round(self.generated / full.generated, 4),
-            "least_possible_ratio": round(least / full.tokens, 4),
-            "labels_identical": _shown(self.labels, voting) == _shown(expected, voting),
-            "votes_identical": all(vote.text == full.votes[key].text for key, vote in self.votes.items()),
-            "votes": len(self.votes),
-            "wasted_samples": len(self.asked) - len(self.votes),
-        }
+        return AdaptiveCase(
+            token_ratio=round(requested_tokens / full.tokens, 4),
+            token_ratio_of_votes=round(self.tokens / full.tokens, 4),
+            token_ratio_told_by_engine=round(self.generated / full.generated, 4),
+            least_possible_ratio=round(least / full.tokens, 4),
+            labels_identical=_decisions(self.labels, voting) == _decisions(expected, voting),
+            votes_identical=all(vote.text == full.votes[key].text for key, vote in self.votes.items()),
+            votes=len(self.votes),
+            wasted_samples=len(self.requested) - len(self.votes),
+        )
 
-    def votes_on(self, question: Question) -> list[tuple[str | None, int]]:
+    def list_votes(self, question: Question) -> list[tuple[str | None, int]]:
+        """Return (answer, tokens) of each vote on `question`."""
         return [(vote.answer, vote.tokens) for (key, _), vote in self.votes.items() if key == question.id]
 
-    @staticmethod
-    def _full_label(question: Question, full: Voted, voting) -> Label:
-        tally = Tally.from_answers(answer for answer, _ in full.votes_on(question))
+    def label_by_all_votes(self, question: Question, voting: Voting) -> Label:
+        """Return the label that these votes give by the rules of `voting`."""
+        tally = Tally.from_answers(answer for answer, _ in self.list_votes(question))
         return label_question(question, tally, voting, tokens=0, truncated=0, policy="", sampling="")
 
 
-def _shown(labels: list[Label], voting) -> list[tuple]:
-    """What must be equal: everything that is decided; with `kept`, what the trainer is given."""
+def run_vote(config: Config, file: Path, folder: Path, pool: EnginePool, tokenizer, model: Path) -> VoteRun:
+    """Vote on all questions of `file`, with the ledger in `folder`."""
+    before, paths = pool.tokens, VotingPaths(folder)
+    with (
+        VoteLedger(folder, fingerprint_model(model), "bench") as ledger,
+        tqdm(desc=f"vote, {folder.name}", unit="question") as bar,
+    ):
+        scheduler = RecordingScheduler(config, QuestionFeed(file), ledger, tokenizer)
+        collect_votes(pool, scheduler, ledger, bar, lambda: False)
+    votes = [vote for number in list_segments(paths.votes) for vote in read_votes(paths.votes, number)]
+    return VoteRun(
+        labels=[Label.model_validate(row) for row in read_jsonl(paths.labels)],
+        votes={(vote.question_id, vote.seed): vote for vote in votes},
+        tokens=sum(vote.tokens for vote in votes),
+        requested=scheduler.requested,
+        generated=pool.tokens - before,
+    )
+
+
+def _decisions(labels: list[Label], voting: Voting) -> list[tuple]:
+    """Return what must be equal: all that was decided, or in mode "kept" what the trainer receives."""
     if voting.adaptive == "kept":
         return [(label.question.id, label.kept, label.answer if label.kept else None) for label in labels]
     return [(label.question.id, label.outcome, label.answer, label.kept) for label in labels]
-
-
-def measure_real_engine(folder: Path, pool_questions: int, rounds: int, questions: int) -> dict:
-    """Both parts; ledgers go to a temporary folder in `folder`."""
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".bench") as scratch:
-        return pool_against_vllm(pool_questions, rounds) | adaptive_against_full(Path(scratch), questions)

@@ -1,8 +1,8 @@
-"""What adaptive voting saves, worked out from answers that are known already: no engine, no clock.
+"""What adaptive voting saves, computed from known answers, without an engine or a clock.
 
-`replay` has the real scheduler ask for votes and gives them at once, so that what is asked is what the bound needs and
-nothing is wasted on the way. `least_tokens` is a limit for any way of voting that stops when it is certain: the
-cheapest of the K votes, chosen with hindsight, that settle the decision.
+`replay_votes` runs the real scheduler and answers each request at once, so that no sample is wasted.
+`find_least_tokens` is a lower bound for every method that stops when the label is certain: the cheapest of the K votes,
+chosen with hindsight, that decide the label.
 """
 
 from __future__ import annotations
@@ -11,14 +11,15 @@ import itertools
 from collections import defaultdict
 from pathlib import Path
 
-from medssr_dist.bench.voting.simulation import DrawnAnswers
-from medssr_dist.bench.voting.simulation_cluster import (
+from medssr_dist.bench.voting.simulated_vote import (
     POLICY,
     SAMPLING,
     PlainTokenizer,
-    simulated_config,
+    make_simulated_config,
     write_questions,
 )
+from medssr_dist.bench.voting.simulation import DrawnAnswers
+from medssr_dist.bench.voting.voting_figures import SavingsCurve
 from medssr_dist.config.schema import Config, Voting
 from medssr_dist.inference.requests import PoolResult
 from medssr_dist.run.stream import QuestionFeed
@@ -28,14 +29,14 @@ from medssr_dist.voting.tally import Tally
 from medssr_dist.voting.vote_scheduler import VoteScheduler
 
 ACCURACIES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
-MODES = ("lossless", "kept")
 
 
-def least_tokens(votes: list[tuple[str | None, int]], letters: tuple[str, ...], voting: Voting) -> int:
-    """Tokens of the cheapest votes among these K that settle the decision.
+def find_least_tokens(votes: list[tuple[str | None, int]], letters: tuple[str, ...], voting: Voting) -> int:
+    """Return the tokens of the cheapest votes among these K that decide the label.
 
     Args:
-        votes: (answer, tokens) of each.
+        votes: (answer, tokens) of each; the answer is None for an invalid vote.
+        letters: of the question's options.
     """
     costs = defaultdict(list)
     for answer, tokens in sorted(votes, key=lambda vote: vote[1]):
@@ -53,8 +54,8 @@ def least_tokens(votes: list[tuple[str | None, int]], letters: tuple[str, ...], 
     return best
 
 
-def replay(config: Config, questions: Path, folder: Path, answers: DrawnAnswers) -> int:
-    """Tokens of the votes that all of `questions` take, each wave answered before the next is asked."""
+def replay_votes(config: Config, questions: Path, folder: Path, answers: DrawnAnswers) -> int:
+    """Return the tokens of all votes on `questions`. Each request is answered before the scheduler makes the next."""
     tokens = 0
     with VoteLedger(folder, POLICY, SAMPLING, keep_text=False) as ledger:
         scheduler = VoteScheduler(config, QuestionFeed(questions), ledger, PlainTokenizer())
@@ -65,26 +66,30 @@ def replay(config: Config, questions: Path, folder: Path, answers: DrawnAnswers)
     return tokens
 
 
-def simulated_curve(folder: Path, questions: int, samples: int, accuracies: tuple[float, ...] = ACCURACIES) -> dict:
-    """Tokens of adaptive over full voting for policies that are right with each of `accuracies` on every question.
+def simulate_savings(
+    folder: Path, questions: int, samples: int, accuracies: tuple[float, ...] = ACCURACIES
+) -> SavingsCurve:
+    """Return tokens of adaptive over full voting for simulated policies with each of `accuracies` on every question.
 
-    Answers are drawn, not a model's: four letters, 2% invalid, the wrong ones even. Threshold 0.5 of requested.
+    Answers are drawn at random: four letters, 2% invalid, wrong answers uniform over the other letters. The threshold
+    is 0.5 of the requested votes.
     """
     file = folder / "questions.jsonl"
     write_questions(file, questions)
-    curve = {"simulated": True, "questions": questions, "samples": samples, "accuracy": list(accuracies)}
-    for mode in MODES:
-        curve[mode] = [
-            _ratio(folder / f"{mode}{number}", file, mode, samples, accuracy)
+
+    def ratios(mode: str) -> list[float]:
+        return [
+            _token_ratio(folder / f"{mode}{number}", file, mode, samples, accuracy)
             for number, accuracy in enumerate(accuracies)
         ]
-    return curve
+
+    return SavingsCurve(questions, samples, list(accuracies), lossless=ratios("lossless"), kept=ratios("kept"))
 
 
-def _ratio(folder: Path, questions: Path, mode: str, samples: int, accuracy: float) -> float:
+def _token_ratio(folder: Path, questions: Path, mode: str, samples: int, accuracy: float) -> float:
     answers = DrawnAnswers(least=accuracy, best=accuracy)
     used, full = (
-        replay(simulated_config(samples=samples, adaptive=adaptive), questions, folder / adaptive, answers)
+        replay_votes(make_simulated_config(samples=samples, adaptive=adaptive), questions, folder / adaptive, answers)
         for adaptive in (mode, "never")
     )
     return round(used / full, 4)

@@ -1,9 +1,9 @@
 """`medssr bench voting`: the pool's speed, what adaptive voting saves, the coordinator alone, a cluster, the stream.
 
-Pool against vLLM and adaptive against full voting run on a real engine (`engine.py`); the coordinator alone, in
-processes of its own, on engines that answer at once (`coordinator.py`); 64 and 512 engines under a virtual clock
-(`simulation_cluster.py`); stream against sequential on engines and a trainer that take real time (`stream_speed.py`).
-Code under test is the real one everywhere; what is simulated is named so.
+Pool against vLLM and adaptive against full voting run on a real engine (`engine.py`). The coordinator runs alone, in
+processes of its own, on engines that answer at once (`coordinator.py`). 64 and 512 engines run under a virtual clock
+(`simulation_cluster.py`). Streaming against sequential runs on engines and a trainer that take real time
+(`stream_speed.py`). The code under test is the real one in all parts; what is simulated is named so.
 """
 
 from __future__ import annotations
@@ -11,28 +11,31 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from medssr_dist.bench.result_file import write_result
-from medssr_dist.bench.voting.replay import simulated_curve
+from medssr_dist.bench.voting.replay import simulate_savings
 from medssr_dist.bench.voting.report import draw_voting_plots, format_voting_table
-from medssr_dist.bench.voting.simulation_cluster import Cluster, simulate, write_questions
-from medssr_dist.bench.voting.stream_speed import stream_against_sequential
+from medssr_dist.bench.voting.simulated_vote import write_questions
+from medssr_dist.bench.voting.simulation_cluster import Cluster, SimulatedRun, simulate_cluster
+from medssr_dist.bench.voting.stream_speed import measure_stream_speed
+from medssr_dist.bench.voting.voting_figures import CoordinatorRun, CoordinatorSpeed, VotingFigures
 
 _MEMORY_FOLDER, _MEMORY_FOLDER_BYTES = Path("/dev/shm"), 4 * 2**30
 
 
 @dataclass(frozen=True)
 class VotingScale:
-    """How much is measured.
+    """The sizes that are measured.
 
-    Memory runs take `memory_samples` votes a question, all of them, so that 10^6 questions end in minutes, and have so
-    few engines that also 10^4 questions are more than are under way at once.
+    The memory runs take all `memory_samples` votes of each question: that few, so that 10^6 questions take minutes.
+    They have so few engines that 10^4 questions are more than are in progress at a time.
     """
 
     pool_questions: int = 20
@@ -69,81 +72,73 @@ QUICK = VotingScale(
 
 
 def bench_voting(json_path: Path, quick: bool = False) -> None:
-    """Measure, write `json_path` and plots beside it, print a table of aims and what was seen."""
+    """Run the benchmark; write `json_path` and plots next to it; print the table of aims and results."""
     from medssr_dist.bench.voting import engine
 
     json_path, scale = Path(json_path), QUICK if quick else FULL
-    json_path.parent.mkdir(parents=True, exist_ok=True)
-    figures = engine.measure_real_engine(
-        json_path.parent, scale.pool_questions, scale.pool_rounds, scale.demo_questions
-    )
-    figures |= measure_without_engine(json_path.parent, scale) | {"quick": quick, "scale": asdict(scale)}
-    # Thousands of numbers a second: in the plot alone.
-    occupancy = {name: cluster["timeline"].pop("occupancy") for name, cluster in figures["clusters"].items()}
-    write_result(json_path, figures)
-    draw_voting_plots(figures, occupancy, json_path)
+    folder = json_path.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    pool = engine.measure_pool_speed(scale.pool_questions, scale.pool_rounds)
+    with _scratch_folder(folder) as scratch:
+        adaptive = engine.measure_adaptive_voting(scratch, scale.demo_questions)
+    with _scratch_folder(folder) as scratch:
+        savings = simulate_savings(scratch, scale.curve_questions, 16)
+    coordinator, clusters = _measure_coordinator(folder, scale), _simulate_clusters(folder, scale)
+    with _scratch_folder(folder) as scratch:
+        stream = measure_stream_speed(scratch, scale.stream_s)
+    figures = VotingFigures(pool, adaptive, savings, coordinator, clusters, stream, quick, asdict(scale))
+    write_result(json_path, figures.to_json())
+    draw_voting_plots(figures, json_path)
     print(format_voting_table(figures))
 
 
-def measure_without_engine(folder: Path, scale: VotingScale) -> dict:
-    """All that needs no vLLM. Ledgers go to temporary folders in `folder`, which should be on a real disk."""
-    figures = {}
+@contextmanager
+def _scratch_folder(folder: Path) -> Iterator[Path]:
+    """Yield a temporary folder in `folder`, which should be on a real disk: ledgers are synced."""
     with tempfile.TemporaryDirectory(dir=folder, prefix=".bench") as scratch:
-        figures |= {"adaptive_simulated": simulated_curve(Path(scratch), scale.curve_questions, 16)}
-    figures |= _coordinator(folder, scale) | _clusters(folder, scale)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".bench") as scratch:
-        return figures | stream_against_sequential(Path(scratch), scale.stream_s)
+        yield Path(scratch)
 
 
-def _coordinator(folder: Path, scale: VotingScale) -> dict:
-    engines = scale.coordinator_engines
+def _measure_coordinator(folder: Path, scale: VotingScale) -> CoordinatorSpeed:
+    engines, questions = scale.coordinator_engines, scale.coordinator_questions
     rounds = {
-        mode: [_alone(folder, scale.coordinator_questions, 16, mode, engines) for _ in range(scale.coordinator_rounds)]
+        mode: [_run_coordinator(folder, questions, 16, mode, engines) for _ in range(scale.coordinator_rounds)]
         for mode in ("lossless", "never")
     }
-    rates = {mode: statistics.median(each["votes_per_s"] for each in found) for mode, found in rounds.items()}
     few, many = (
-        _alone(folder, count, scale.memory_samples, "never", scale.memory_engines) for count in scale.memory_questions
+        _run_coordinator(folder, count, scale.memory_samples, "never", scale.memory_engines)
+        for count in scale.memory_questions
     )
-    return {
-        "coordinator_votes_per_s": rates["lossless"],
-        "coordinator_votes_per_s_full": rates["never"],
-        "coordinator_peak_mb_10k": few["peak_mb"],
-        "coordinator_peak_mb_1m": many["peak_mb"],
-        "coordinator": {
-            "engines": engines,
-            "memory_engines": scale.memory_engines,
-            "rounds": rounds,
-            "memory": [few, many],
-        },
-    }
+    return CoordinatorSpeed(engines, scale.memory_engines, rounds, (few, many))
 
 
-def _alone(folder: Path, questions: int, samples: int, adaptive: str, engines: int) -> dict:
-    """The coordinator in a fresh process. Raises RuntimeError with its error output when it fails."""
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".bench") as scratch:
-        file = Path(scratch) / "questions.jsonl"
+def _run_coordinator(folder: Path, questions: int, samples: int, adaptive: str, engines: int) -> CoordinatorRun:
+    """Run the coordinator in a fresh process. Raises RuntimeError if it fails."""
+    with _scratch_folder(folder) as scratch:
+        file = scratch / "questions.jsonl"
         write_questions(file, questions)
         options = ["--samples", samples, "--adaptive", adaptive, "--engines", engines]
         command = [sys.executable, "-m", "medssr_dist.bench.voting.coordinator", file, scratch, *options]
         done = subprocess.run([*map(str, command)], stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"the coordinator failed on {questions:,} questions")
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    return CoordinatorRun(**json.loads(done.stdout.strip().splitlines()[-1]))
 
 
-def _clusters(folder: Path, scale: VotingScale) -> dict:
-    """Figures of each cluster, by the names of 64 and 512 engines."""
-    figures, clusters = {}, {}
+def _simulate_clusters(folder: Path, scale: VotingScale) -> dict[str, SimulatedRun]:
+    """Return "sim64" and "sim512" -> the run of the smaller and of the larger cluster."""
+    runs = {}
     for name, cluster in zip(("sim64", "sim512"), scale.clusters, strict=True):
-        with tempfile.TemporaryDirectory(dir=_quick_folder(folder), prefix=".bench") as scratch:
-            clusters[name] = found = simulate(cluster, Path(scratch))
-        figures |= {f"{name}_{key}": found[key] for key in ("utilisation", "steady_utilisation", "lost", "doubled")}
-    return figures | {"clusters": clusters}
+        with _scratch_folder(_memory_folder(folder)) as scratch:
+            runs[name] = simulate_cluster(cluster, scratch)
+    return runs
 
 
-def _quick_folder(folder: Path) -> Path:
-    """In memory where there is room: a simulated second has hundreds of commits, whose syncs take none of it."""
+def _memory_folder(folder: Path) -> Path:
+    """Return a folder in memory if it has room, else `folder`.
+
+    A simulated second has hundreds of commits. Their syncs to a disk would take most of the real time.
+    """
     if os.access(_MEMORY_FOLDER, os.W_OK) and shutil.disk_usage(_MEMORY_FOLDER).free > _MEMORY_FOLDER_BYTES:
         return _MEMORY_FOLDER
     return folder

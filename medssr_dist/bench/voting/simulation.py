@@ -1,10 +1,10 @@
-"""Engines that are not there, and a clock that does not wait: the pool, the scheduler and the ledger are the real ones.
+"""Simulated engines and a virtual clock, for tests of the real pool, scheduler and ledger.
 
-`VirtualLoop` is an asyncio loop whose time jumps to the next timer when nothing is ready, so that an hour of 512
-engines passes in minutes; what the coordinator computes takes no time of it. `SimulatedEngine` decodes as a GPU does,
-a token for each sample of its batch a step, and dies, hangs and lags as it is told; on an ordinary loop it takes real
-time. `InstantEngine` answers at once. Answers are drawn from question and seed alone (`DrawnAnswers`), so whoever gives
-a sample, and however often, it is the same one, and what full voting would have said is known without doing it.
+`VirtualLoop` is an asyncio loop whose time jumps to the next timer when nothing is ready: an hour of 512 engines passes
+in minutes, and the coordinator's computations take no virtual time. `SimulatedEngine` decodes as a GPU does, one token
+a step for each sample of its batch, and dies, hangs and slows down as configured; on an ordinary loop it takes real
+time. `InstantEngine` answers at once. `DrawnAnswers` draws answers from question and seed alone, so that every engine
+returns the same sample each time, and the result of full voting is known without running it.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from statistics import NormalDist
 from medssr_dist.inference.engine_protocol import EngineOutput, LeasedCompletion, LeasedRequest
 from medssr_dist.inference.requests import Completion, SampleRequest
 
-_QUIET_S = 1.0  # tokens without a finished sample are told this often
+_QUIET_S = 1.0  # interval of token counts while no sample is finished
 _NEVER = math.inf
-_CLOCK_S = 1e-9  # times closer than this are one
+_CLOCK_S = 1e-9  # times closer than this are equal
 _MASK = 2**64 - 1
 _NORMAL = NormalDist()
 
 
 class _JumpingSelector(selectors.DefaultSelector):
-    """Where it would wait, the time is moved on instead."""
+    """A selector that advances the virtual time where it would wait."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class _JumpingSelector(selectors.DefaultSelector):
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """An event loop on a clock of its own, from 0 s."""
+    """An event loop with a virtual clock that starts at 0 s."""
 
     def __init__(self) -> None:
         self._clock = _JumpingSelector()
@@ -58,31 +58,35 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
 @dataclass(frozen=True)
 class Speed:
-    """A decode step takes `fixed_s` (the weights are read) and `per_sample_s` for each sample (its KV cache is).
+    """Duration of a decode step: `fixed_s` to read the weights, and `per_sample_s` to read each sample's KV cache.
 
-    Defaults: Llama-3.1-8B in bf16 on an H100 SXM by its data sheet, 3.35 TB/s, of which 60% are reached. Weights
-    16 GB; 700 tokens of context a sample at 131 kB (32 layers x 2 x 8 heads x 128 x 2 bytes). Prefill is left out.
+    Defaults: Llama-3.1-8B in bf16 on an H100 SXM with 60% of the 3.35 TB/s of its data sheet. Weights 16 GB; 700 tokens
+    of context a sample, 131 kB each (32 layers x 2 x 8 heads x 128 x 2 bytes). Prefill is not simulated.
+
+    >>> Speed(fixed_s=1.0, per_sample_s=0.5, batch=4).step_s(2)
+    2.0
     """
 
     fixed_s: float = 16e9 / (0.6 * 3.35e12)
     per_sample_s: float = 700 * 131e3 / (0.6 * 3.35e12)
-    batch: int = 256  # samples decoded at once; more wait for a seat
+    batch: int = 256  # samples decoded in parallel; others wait
 
     def step_s(self, samples: int) -> float:
+        """Return the seconds of a decode step with so many samples."""
         return self.fixed_s + self.per_sample_s * samples
 
     @property
-    def most(self) -> float:
+    def max_tokens_per_s(self) -> float:
         """Tokens a second with a full batch."""
         return self.batch / self.step_s(self.batch)
 
 
 @dataclass(frozen=True)
 class DrawnAnswers:
-    """Votes of a policy that is right with a chance that differs by question, evenly between `least` and `best`.
+    """Votes of a policy whose accuracy differs by question, uniformly between `least` and `best`.
 
-    Wrong answers fall evenly on the other letters. Lengths are lognormal around `tokens`, with a part that all
-    samples of a question share; one that reaches `max_tokens` is cut and names no letter.
+    Wrong answers are uniform over the other letters. Lengths are lognormal around `tokens`, with a factor that all
+    samples of a question share. A sample that reaches `max_tokens` is truncated and has no answer.
     """
 
     least: float = 0.3
@@ -95,10 +99,11 @@ class DrawnAnswers:
     text: str = "The answer is ({})."
 
     def __call__(self, request: SampleRequest, seed: int) -> Completion:
-        """The sample of `request` that `seed` gives."""
+        """Return the sample of `request` for `seed`."""
         return self.draw(request.key, request.options, seed)
 
     def draw(self, key: str, options: Mapping[str, str], seed: int) -> Completion:
+        """Return the sample of the question with the hexadecimal `key` for `seed`."""
         question = _mix(int(key, 16))
         sample = _mix(question ^ seed)
         length = self._length(question, sample)
@@ -123,7 +128,7 @@ class DrawnAnswers:
 
 
 def _mix(value: int) -> int:
-    """splitmix64: 64 bits that look random."""
+    """Return 64 pseudo-random bits of `value` (splitmix64)."""
     value = (value + 0x9E3779B97F4A7C15) & _MASK
     value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
     value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
@@ -131,32 +136,32 @@ def _mix(value: int) -> int:
 
 
 def _uniform(bits: int) -> float:
-    """In (0, 1), without its ends."""
+    """Return a number in the open interval (0, 1)."""
     return ((bits >> 11) + 0.5) / 2**53
 
 
 @dataclass(frozen=True)
 class Failure:
-    """How an engine's life ends: after `after_s` of being up, by dying, or by hanging without a word."""
+    """How an engine fails: `after_s` seconds after its start it dies, or if `wedges` it hangs silently."""
 
     after_s: float = _NEVER
     wedges: bool = False
 
 
 class SimulatedEngine:
-    """An engine of the pool that decodes on the clock of the loop it runs in.
+    """An engine of the pool that decodes on the clock of its event loop.
 
     Args:
-        answer: gives the sample of a request by its seed.
-        linger_s: seconds for which samples are gathered before they are handed over.
-        start_s: seconds a start takes.
+        answer: returns the sample of a request for a seed.
+        linger_s: seconds for which finished samples are collected before they are returned.
+        start_s: seconds that a start takes.
         slowness: 3 = three times slower than `speed`.
-        life: asked at each start how this life will end.
-        tick_s: samples are handed over at multiples of this, so that engines do so together; 0 = at any time.
+        life: returns, at each start, the failure that will end this run of the engine.
+        tick_s: samples are returned at multiples of this, so that all engines return theirs together; 0 = at any time.
 
     Attributes:
-        generated: tokens, also of samples that nobody got.
-        up_s: seconds between starts and stops, hanging ones included, up to the last stop.
+        generated: tokens, including those of samples that were never returned.
+        up_s: seconds between starts and stops, hanging included, up to the last stop.
         failures: (time, "died" or "wedged").
     """
 
@@ -176,20 +181,20 @@ class SimulatedEngine:
         self.generated = self.up_s = 0.0
         self.failures: list[tuple[float, str]] = []
         self._up_since: float | None = None
-        self._told = 0
+        self._reported = 0
         self._numbers = itertools.count()
         self._wake: asyncio.Future | None = None
         self._clear()
 
     @property
     def running(self) -> int:
-        """Samples being decoded."""
+        """Number of samples that are being decoded."""
         return len(self._running)
 
     def capacity(self, now: float) -> float:
-        """Tokens it could have generated with a full batch while it was up."""
+        """Return the tokens that a full batch would have generated while the engine was up."""
         up_s = self.up_s + (now - self._up_since if self._up_since is not None else 0.0)
-        return up_s * self.speed.most / self.slowness
+        return up_s * self.speed.max_tokens_per_s / self.slowness
 
     async def start(self) -> None:
         await asyncio.sleep(self._start_s)
@@ -213,7 +218,7 @@ class SimulatedEngine:
             self._wake.set_result(None)
 
     async def collect(self) -> EngineOutput:
-        """Raises ConnectionError when its life ends by dying; never returns when it ends by hanging."""
+        """Return the finished samples. Raises ConnectionError if the engine dies; never returns if it hangs."""
         while True:
             await self._pause()
             self._advance()
@@ -222,9 +227,9 @@ class SimulatedEngine:
                 if self._wedges:
                     await asyncio.get_running_loop().create_future()
                 raise ConnectionError("the simulated engine died")
-            tokens = int(self.generated) - self._told
+            tokens = int(self.generated) - self._reported
             if self._done or tokens:
-                self._told += tokens
+                self._reported += tokens
                 done, self._done = self._done, []
                 return EngineOutput(done, [], tokens)
 
@@ -249,13 +254,13 @@ class SimulatedEngine:
         return self.slowness * self.speed.step_s(len(self._running))
 
     def _seat(self) -> None:
-        """Samples that wait take the seats that are free."""
+        """Move waiting samples into the free places of the batch."""
         while self._queue and len(self._running) < self.speed.batch:
             lease, sample = self._queue.popleft()
             heapq.heappush(self._running, (self._steps + sample.tokens, next(self._numbers), lease, sample))
 
     def _advance(self) -> None:
-        """Decode up to now."""
+        """Decode up to the present time."""
         now = min(self._now(), self._fails_at)
         while self._running:
             step_s = self._step_s()
@@ -273,7 +278,7 @@ class SimulatedEngine:
         self._at = now
 
     async def _pause(self) -> None:
-        """Until there is something to hand over or to tell, or its life ends; without work until there is some."""
+        """Wait until there are samples or token counts to return, the engine fails, or it gets its first work."""
         loop = asyncio.get_running_loop()
         until = self._fails_at
         if self._running:
@@ -298,7 +303,7 @@ def _set(future: asyncio.Future) -> None:
 
 
 class InstantEngine:
-    """An engine of the pool that has every sample ready when it is asked."""
+    """An engine of the pool that returns every sample at once."""
 
     def __init__(self, name: str, answer: Callable[[SampleRequest, int], Completion]):
         self.name, self._answer = name, answer
@@ -306,7 +311,7 @@ class InstantEngine:
         self._news = asyncio.Event()
 
     async def start(self) -> None:
-        """It is up."""
+        """Do nothing: the engine is always up."""
 
     def submit(self, requests: list[LeasedRequest], aborted: list[int]) -> None:
         for lease, request in requests:
@@ -322,4 +327,4 @@ class InstantEngine:
         return EngineOutput(samples, [], sum(sample.tokens for _, sample in samples))
 
     async def stop(self) -> None:
-        """It holds nothing."""
+        """Do nothing: the engine holds no resources."""

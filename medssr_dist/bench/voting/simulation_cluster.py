@@ -1,50 +1,51 @@
-"""A long vote on 64 and 512 simulated engines that die, hang and lag: are they kept busy, is each vote there once?
+"""A long vote on 64 and 512 simulated engines that die, hang and slow down: utilisation, and the audit of its votes.
 
-Pool, scheduler, ledger and question file are the real ones; engines and clock are simulated (`simulation.py`).
+Pool, scheduler, ledger and question file are the real ones. Engines and clock are simulated (`simulation.py`).
 
 Utilisation = tokens of the votes in the ledger / tokens that the engines could have generated with a full batch while
-they were up, the whole run long: ramp and tail, samples lost with an engine, aborted and drawn twice all count
-against it. An engine is up from the end of a start until the pool stops it; a hanging one is up until it is noticed.
-`steady_utilisation` is the same between a tenth of the run and the moment when the last question was begun.
+they were up, over the whole run. Ramp-up, tail, and lost, aborted and repeated samples all reduce it. An engine is up
+from the end of a start until the pool stops it; a hanging engine is up until the pool notices. `steady_utilisation` is
+the same from a tenth of the run until the last question was begun.
 
-Lost and doubled are counted in the files of the ledger, against what full voting would have said: a vote is lost if a
-label counts it, or a question without a label needs it, and it is not on disk; doubled if its key is there twice.
+Lost and doubled votes are counted in the ledger's files, compared with what full voting would have given. A vote is
+lost if a label counts it, or a question without a label needs it, and it is not on disk. It is doubled if its key
+occurs twice.
 """
 
 from __future__ import annotations
 
 import random
 import time
-from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
+from medssr_dist.bench.voting.ledger_audit import Audit, audit_ledger
+from medssr_dist.bench.voting.simulated_vote import (
+    POLICY,
+    SAMPLING,
+    PlainTokenizer,
+    make_simulated_config,
+    write_questions,
+)
 from medssr_dist.bench.voting.simulation import DrawnAnswers, Failure, SimulatedEngine, Speed, VirtualLoop
-from medssr_dist.config.schema import Config
-from medssr_dist.data.jsonl import read_jsonl
-from medssr_dist.data.records import Label, Question, Vote
+from medssr_dist.bench.voting.timeline import MeteredLedger, Timeline, TimelineFigures, TimelineRows
 from medssr_dist.inference.pool import EnginePool
-from medssr_dist.run.paths import VotingPaths
 from medssr_dist.run.stream import QuestionFeed
-from medssr_dist.voting.labels import label_question
-from medssr_dist.voting.ledger import VoteLedger, derive_seeds
-from medssr_dist.voting.segments import SEGMENT_QUESTIONS, find_segment, list_segments, read_votes
-from medssr_dist.voting.tally import Tally
 from medssr_dist.voting.vote_scheduler import VoteScheduler, collect_votes
-
-POLICY, SAMPLING = "simulated", "drawn"
-_LETTERS = 4
 
 
 @dataclass(frozen=True)
 class Cluster:
     """What is simulated.
 
-    `mtbf_s`: mean time between an engine's failures. Meta saw 419 interruptions in 54 days on 16,384 H100s
-    (arXiv 2407.21783, section 3.3.4), one in 50,000 hours of a GPU; here failures come thousands of times as often.
+    >>> Cluster(engines=64, questions=100_000)
+
+    `mtbf_s`: mean time between an engine's failures. Meta reports 419 interruptions in 54 days on 16,384 H100s
+    (arXiv 2407.21783, section 3.3.4), one in 50,000 hours of a GPU; here failures are thousands of times as frequent.
     """
 
     engines: int
@@ -52,7 +53,7 @@ class Cluster:
     samples: int = 16
     adaptive: str = "lossless"
     window: int = 262144
-    in_flight: int = 256  # as many as `speed.batch`: the pool gives vLLM the same limit
+    in_flight: int = 256  # the same as `speed.batch`: the pool gives vLLM this limit too
     stall_s: float = 60.0
     start_s: float = 60.0
     mtbf_s: float = 4 * 3600.0
@@ -65,44 +66,53 @@ class Cluster:
     answers: DrawnAnswers = DrawnAnswers()
 
 
-def write_questions(path: Path, count: int) -> None:
-    """Questions of about 400 characters, as the synthesize step writes them."""
-    filler = "with fatigue, hepatomegaly and a rash that came after a journey " * 4
-    options = [f"a diagnosis that is number {number} of those considered" for number in range(_LETTERS)]
-    with open(path, "w", encoding="utf-8") as file:
-        for number in range(count):
-            question = Question.make(f"Patient {number} presents {filler}. Why?", options, source="simulated")
-            file.write(question.model_dump_json() + "\n")
+@dataclass(frozen=True)
+class SimulatedRun:
+    """The result of one simulated cluster. `wall_s`: real seconds; coordinator_load: CPU s for a simulated second.
 
+    `coordinator_load` includes the simulated engines. An example of `to_json` is the key `clusters.sim64` of
+    benchmarks/results/voting_cpu.json.
+    """
 
-def simulated_config(**voting) -> Config:
-    """A config for votes without a model."""
-    return Config.model_validate(
-        {
-            "policy": {"model": "none"},
-            "training": {"stage1": {"enabled": False}, "stage2": {"enabled": False}},
-            "synthesis": {
-                "accepted": 1,
-                "alpha": 1.0,
-                "seeds": ["hpo:seeds"],
-                "endpoints": [{"base_url": "offline-teacher", "model": "none"}],
-            },
-            "voting": voting,
+    cluster: Cluster
+    simulated_s: float
+    wall_s: float
+    coordinator_load: float
+    utilisation: float
+    engines: TimelineFigures
+    audit: Audit
+    timeline: TimelineRows
+
+    @property
+    def steady_utilisation(self) -> float | None:
+        return self.engines.steady_utilisation
+
+    @property
+    def lost(self) -> int:
+        return self.audit.lost
+
+    @property
+    def doubled(self) -> int:
+        return self.audit.doubled
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the keys of the result file."""
+        timeline, counts = asdict(self.timeline), asdict(self.audit)
+        del timeline["occupancy"], counts["tokens"]
+        figures = {
+            "cluster": asdict(self.cluster),
+            "simulated_s": self.simulated_s,
+            "wall_s": self.wall_s,
+            "coordinator_load": self.coordinator_load,
         }
-    )
+        return figures | asdict(self.engines) | {"utilisation": self.utilisation} | counts | {"timeline": timeline}
 
 
-class PlainTokenizer:
-    """Without a chat template: a prompt is the plain text."""
-
-    chat_template = None
-
-
-def simulate(cluster: Cluster, folder: Path) -> dict:
-    """Run the vote in `folder` and audit its ledger; returns figures and the timeline."""
+def simulate_cluster(cluster: Cluster, folder: Path) -> SimulatedRun:
+    """Run the vote in `folder`, audit its ledger, and return the result."""
     questions = folder / "questions.jsonl"
     write_questions(questions, cluster.questions)
-    config = simulated_config(
+    config = make_simulated_config(
         samples=cluster.samples,
         adaptive=cluster.adaptive,
         window=cluster.window,
@@ -121,22 +131,24 @@ def simulate(cluster: Cluster, folder: Path) -> dict:
         feed = QuestionFeed(questions)
         scheduler = VoteScheduler(config, feed, ledger, PlainTokenizer())
         timeline = Timeline(loop.time, engines, ledger, lambda: feed.given == cluster.questions)
-        collect_votes(pool, scheduler, ledger, bar, timeline.look)
+        collect_votes(pool, scheduler, ledger, bar, timeline.sample)
         timeline.end()
     seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
-    found = audit(folder, config, cluster.answers)
-    return (
-        {"cluster": asdict(cluster), "simulated_s": round(timeline.seconds, 1), "wall_s": round(seconds, 1)}
-        | {"coordinator_load": round(cpu / timeline.seconds, 2)}  # CPU s a simulated one, simulated engines included
-        | timeline.figures()
-        | {"utilisation": round(found.pop("tokens") / timeline.capacity, 4)}
-        | found
-        | {"timeline": timeline.rows()}
+    audit = audit_ledger(folder, config, cluster.answers)
+    return SimulatedRun(
+        cluster=cluster,
+        simulated_s=round(timeline.seconds, 1),
+        wall_s=round(seconds, 1),
+        coordinator_load=round(cpu / timeline.seconds, 2),
+        utilisation=round(audit.tokens / timeline.capacity, 4),
+        engines=timeline.summarise(),
+        audit=audit,
+        timeline=timeline.list_rows(),
     )
 
 
 def build_engines(cluster: Cluster) -> list[SimulatedEngine]:
-    """The engines of `cluster`; stragglers are spread over them, the slowest among them."""
+    """Return the engines of `cluster`. The stragglers, one of them the slowest, are spread over them at random."""
     draw = random.Random(cluster.seed)
     stragglers = draw.sample(range(cluster.engines), round(cluster.straggler_share * cluster.engines))
     slowness = {number: 3 * (cluster.slowest / 3) ** draw.random() for number in stragglers}
@@ -159,138 +171,3 @@ def build_engines(cluster: Cluster) -> list[SimulatedEngine]:
         )
         for number in range(cluster.engines)
     ]
-
-
-class MeteredLedger(VoteLedger):
-    """The ledger, and the tokens of the votes that it has taken."""
-
-    tokens = 0
-
-    def add_votes(self, position: int, votes: list[Vote]) -> int:
-        self.tokens += sum(vote.tokens for vote in votes)
-        return super().add_votes(position, votes)
-
-
-class Timeline:
-    """What the engines did, looked at again and again.
-
-    Args:
-        all_begun: whether there is no question left to begin.
-    """
-
-    def __init__(
-        self,
-        now: Callable[[], float],
-        engines: list[SimulatedEngine],
-        ledger: MeteredLedger,
-        all_begun: Callable[[], bool],
-        every_s: float = 1.0,
-    ):
-        self._now, self._engines, self._ledger, self._all_begun = now, engines, ledger, all_begun
-        self._every_s, self._next = every_s, 0.0
-        self._times: list[float] = []
-        self._tokens: list[int] = []
-        self._capacity: list[float] = []
-        self._occupancy: list[bytes] = []  # an engine's share of its batch, in 1/255
-        self._begun = 0  # looks before the last question was begun
-
-    def look(self) -> bool:
-        """Never a reason to stop; `collect_votes` asks for one at each turn."""
-        if self._now() >= self._next:
-            self._next = self._now() + self._every_s
-            self._record()
-        return False
-
-    def end(self) -> None:
-        self._record()
-
-    @property
-    def seconds(self) -> float:
-        return self._times[-1]
-
-    @property
-    def capacity(self) -> float:
-        return self._capacity[-1]
-
-    def figures(self) -> dict:
-        failures = Counter(kind for engine in self._engines for _, kind in engine.failures)
-        return {
-            "steady_utilisation": self._steady(),
-            "busy": round(sum(engine.generated for engine in self._engines) / self.capacity, 4),
-            "died": failures["died"],
-            "wedged": failures["wedged"],
-            "stragglers": sum(engine.slowness > 1 for engine in self._engines),
-            "tail_s": round(self.seconds - self._times[min(self._begun, len(self._times) - 1)], 1),
-        }
-
-    def rows(self) -> dict:
-        """For the plot: at each time, tokens in the ledger, capacity so far, and occupancy in 1/255 by engine."""
-        return {
-            "time_s": [round(time, 1) for time in self._times],
-            "tokens": self._tokens,
-            "capacity": [round(capacity) for capacity in self._capacity],
-            "occupancy": self._occupancy,
-            "failures": [
-                (round(time, 1), number, kind)
-                for number, engine in enumerate(self._engines)
-                for time, kind in engine.failures
-            ],
-        }
-
-    def _steady(self) -> float | None:
-        first, last = len(self._times) // 10, self._begun - 1
-        if last <= first:
-            return None
-        capacity = self._capacity[last] - self._capacity[first]
-        return round((self._tokens[last] - self._tokens[first]) / capacity, 4) if capacity else None
-
-    def _record(self) -> None:
-        now = self._now()
-        self._begun += not self._all_begun()
-        self._times.append(now)
-        self._tokens.append(self._ledger.tokens)
-        self._capacity.append(sum(engine.capacity(now) for engine in self._engines))
-        self._occupancy.append(bytes(255 * engine.running // engine.speed.batch for engine in self._engines))
-
-
-def audit(folder: Path, config: Config, answers: DrawnAnswers) -> dict:
-    """Votes lost and doubled, labels unlike full voting's, by the files in `folder`; and how many votes and tokens."""
-    found = Counter(lost=0, doubled=0, labels_unlike_full_voting=0, votes=0, tokens=0)
-    labels = (Label.model_validate(row) for row in read_jsonl(VotingPaths(folder).labels))
-    votes: dict[str, list[tuple[int, int]]] = {}
-    for position, row in enumerate(read_jsonl(folder / "questions.jsonl")):
-        if position % SEGMENT_QUESTIONS == 0:
-            votes = _votes(VotingPaths(folder).votes, find_segment(position))
-        question = Question.model_validate(row)
-        found.update(_audited(question, next(labels, None), votes.get(question.id, []), config, answers))
-    found["doubled"] += sum(1 for _ in labels)
-    return dict(found)
-
-
-def _votes(folder: Path, segment: int) -> dict[str, list[tuple[int, int]]]:
-    """Question -> (seed, tokens) of its votes on disk."""
-    found = defaultdict(list)
-    if segment in list_segments(folder):
-        for vote in read_votes(folder, segment):
-            found[vote.question_id].append((vote.seed, vote.tokens))
-    return found
-
-
-def _audited(
-    question: Question, label: Label | None, votes: list[tuple[int, int]], config: Config, answers: DrawnAnswers
-) -> dict:
-    seeds = {seed for seed, _ in votes}
-    found = {"votes": len(votes), "tokens": sum(tokens for _, tokens in votes), "doubled": len(votes) - len(seeds)}
-    if label is None or label.question.id != question.id or label.outcome == "quarantined":
-        return found | {"lost": config.voting.samples - len(seeds), "labels_unlike_full_voting": 1}
-    full = full_vote(question, config, answers)
-    same = (label.outcome, label.answer, label.kept) == (full.outcome, full.answer, full.kept)
-    return found | {"lost": max(0, label.taken - len(seeds)), "labels_unlike_full_voting": int(not same)}
-
-
-def full_vote(question: Question, config: Config, answers: DrawnAnswers) -> Label:
-    """The label from all K votes."""
-    tally = Tally()
-    for seed in derive_seeds(question.id, config.runtime.random_seed, config.voting.samples):
-        tally = tally.add(answers.draw(question.id, question.options, seed).answer)
-    return label_question(question, tally, config.voting, tokens=0, truncated=0, policy=POLICY, sampling=SAMPLING)

@@ -1,10 +1,10 @@
-"""Does stage 1 beside the vote save the time that it takes? Stream against sequential, on balanced rates.
+"""Streaming against sequential: is the time of stage 1 saved when it runs concurrently with the vote?
 
-Pool, scheduler, ledger, bounded stream and the trainer's own loader are the real ones, the trainer in a process of its
-own; engines and optimizer steps only take time. The trainer's step is set so that it trains on all kept labels in just
-the time that the vote takes, and both sides have the same rate in both modes, as where each has GPUs of its own. (Where
-sequential steps have all GPUs each and a stream parts them, there is nothing to be saved but what each side wastes.)
-The clock runs from the moment when both sides have started up.
+Pool, scheduler, ledger, bounded stream and the trainer's loader are the real ones, and the trainer is a process of its
+own. Engines and optimizer steps are simulated: they only take time. The trainer's step takes so long that training on
+all kept labels takes as long as the vote. Both sides have the same rate in both modes, as if each had its own GPUs. (If
+sequential steps use all GPUs and a stream divides them, only the idle time of each side can be saved.) The clock starts
+when both sides have started up.
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from medssr_dist.bench.voting.simulation import DrawnAnswers, SimulatedEngine, Speed
-from medssr_dist.bench.voting.simulation_cluster import (
+from medssr_dist.bench.voting.simulated_vote import (
     POLICY,
     SAMPLING,
     PlainTokenizer,
-    simulated_config,
+    make_simulated_config,
     write_questions,
 )
+from medssr_dist.bench.voting.simulation import DrawnAnswers, SimulatedEngine, Speed
+from medssr_dist.bench.voting.voting_figures import StreamSpeed
 from medssr_dist.inference.pool import EnginePool
 from medssr_dist.run.paths import VotingPaths
 from medssr_dist.run.stream import QuestionFeed, follow_kept_labels, has_room, mark_end, publish_taken
@@ -36,44 +37,46 @@ from medssr_dist.voting.ledger import VoteLedger
 from medssr_dist.voting.vote_scheduler import VoteScheduler, collect_votes
 
 _ENGINES, _SAMPLES, _BUFFER, _STEP = 4, 8, 64, 8
-_QUESTIONS_PER_S = 40  # about: 4 engines, 16 samples at once each, an answer in 0.25 s, 6 votes a question
+_QUESTIONS_PER_S = 40  # estimate: 4 engines, 16 samples in parallel each, 0.25 s an answer, 6 votes a question
 _SPEED = Speed(fixed_s=0.005, per_sample_s=0.0, batch=16)
 _ANSWERS = DrawnAnswers(tokens=45.0, max_tokens=128)
 
 
-def stream_against_sequential(folder: Path, seconds: float) -> dict:
-    """Wall times of both modes for a vote of about `seconds`."""
+def measure_stream_speed(folder: Path, seconds: float) -> StreamSpeed:
+    """Return the wall times of both modes for a vote of about `seconds`.
+
+    Raises:
+        RuntimeError: if the two modes do not keep and train on the same number of labels.
+    """
     questions = folder / "questions.jsonl"
     write_questions(questions, max(4 * _STEP, round(_QUESTIONS_PER_S * seconds)))
-    vote_s, kept = _vote(questions, folder / "sequential", follows=False)
+    vote_s, kept = _time_vote(questions, folder / "sequential", is_followed=False)
     steps = math.ceil(kept / _STEP)
     with _trainer(folder / "sequential", vote_s / steps) as trainer:
-        train_s = _timed(trainer)
+        train_s = _time_training(trainer)
     with _trainer(folder / "stream", vote_s / steps) as trainer:
         started = time.perf_counter()
-        _go(trainer)
-        stream_vote_s, stream_kept = _vote(questions, folder / "stream", follows=True)
-        trained = _trained(trainer)
+        _start_training(trainer)
+        stream_vote_s, stream_kept = _time_vote(questions, folder / "stream", is_followed=True)
+        trained = _await_training(trainer)
         stream_s = time.perf_counter() - started
     if (stream_kept, trained) != (kept, steps * _STEP):
         raise RuntimeError(f"{kept} labels, but {stream_kept} in the stream, trained on {trained}")
-    return {
-        "stream_wall_ratio": round(stream_s / (vote_s + train_s), 3),
-        "stream": {
-            "kept": kept,
-            "steps": steps,
-            "vote_s": round(vote_s, 2),
-            "train_s": round(train_s, 2),
-            "stream_s": round(stream_s, 2),
-            "vote_beside_training_s": round(stream_vote_s, 2),
-            "buffer": _BUFFER,
-        },
-    }
+    return StreamSpeed(
+        wall_ratio=round(stream_s / (vote_s + train_s), 3),
+        kept=kept,
+        steps=steps,
+        vote_s=round(vote_s, 2),
+        train_s=round(train_s, 2),
+        stream_s=round(stream_s, 2),
+        vote_beside_training_s=round(stream_vote_s, 2),
+        buffer=_BUFFER,
+    )
 
 
-def _vote(questions: Path, folder: Path, follows: bool) -> tuple[float, int]:
-    """Vote in `folder`; returns seconds and kept labels. `follows`: a trainer does, and may hold it up."""
-    config = simulated_config(samples=_SAMPLES, in_flight=_SPEED.batch, engines=_ENGINES, buffer=_BUFFER)
+def _time_vote(questions: Path, folder: Path, is_followed: bool) -> tuple[float, int]:
+    """Vote in `folder` and return (seconds, kept labels). `is_followed`: a trainer follows and limits the rate."""
+    config = make_simulated_config(samples=_SAMPLES, in_flight=_SPEED.batch, engines=_ENGINES, buffer=_BUFFER)
     engines = [SimulatedEngine(f"engine {number}", _SPEED, _ANSWERS) for number in range(_ENGINES)]
     started = time.perf_counter()
     with (
@@ -83,7 +86,7 @@ def _vote(questions: Path, folder: Path, follows: bool) -> tuple[float, int]:
     ):
 
         def hold() -> bool:
-            return follows and not has_room(ledger.labels_file, ledger.num_kept, _BUFFER)
+            return is_followed and not has_room(ledger.labels_file, ledger.num_kept, _BUFFER)
 
         scheduler = VoteScheduler(config, QuestionFeed(questions), ledger, PlainTokenizer(), hold)
         collect_votes(pool, scheduler, ledger, bar, bool)
@@ -93,7 +96,7 @@ def _vote(questions: Path, folder: Path, follows: bool) -> tuple[float, int]:
 
 @contextmanager
 def _trainer(folder: Path, step_s: float) -> Iterator[subprocess.Popen]:
-    """The trainer's process, which has started up and waits for its go."""
+    """Yield the trainer's process, which has started up and waits for the line "go"."""
     folder.mkdir(exist_ok=True)
     command = [
         sys.executable,
@@ -111,25 +114,25 @@ def _trainer(folder: Path, step_s: float) -> Iterator[subprocess.Popen]:
             process.kill()
 
 
-def _go(trainer: subprocess.Popen) -> None:
+def _start_training(trainer: subprocess.Popen) -> None:
     trainer.stdin.write("go\n")
     trainer.stdin.flush()
 
 
-def _trained(trainer: subprocess.Popen) -> int:
-    """Prompts that the trainer has taken, once it is done."""
+def _await_training(trainer: subprocess.Popen) -> int:
+    """Wait until the trainer is done and return the number of prompts that it used."""
     return int(trainer.stdout.readline())
 
 
-def _timed(trainer: subprocess.Popen) -> float:
+def _time_training(trainer: subprocess.Popen) -> float:
     started = time.perf_counter()
-    _go(trainer)
-    _trained(trainer)
+    _start_training(trainer)
+    _await_training(trainer)
     return time.perf_counter() - started
 
 
 class _Words:
-    """A tokenizer without a chat template, by words."""
+    """A tokenizer without a chat template that splits at spaces."""
 
     chat_template = None
 
@@ -138,7 +141,7 @@ class _Words:
 
 
 def train(labels: Path, step_s: float) -> int:
-    """Take prompts as stage 1 does, and sleep `step_s` for each step of them; returns how many were taken."""
+    """Load prompts as stage 1 does, sleep `step_s` for each step, and return the number of prompts."""
 
     def examples(start: int):
         return ((place, of_label(label)) for place, label in follow_kept_labels(labels, start))
