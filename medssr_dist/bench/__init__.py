@@ -1,1 +1,1 @@
-"""Committed benchmarks: ratios measured side by side in one run, written with what they ran on."""
+"""Benchmarks: each compares this package with alternatives in one run, and writes the figures and the environment."""

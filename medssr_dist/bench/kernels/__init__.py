@@ -1,1 +1,1 @@
-"""medssr bench kernels: the kernels beside what they replace."""
+"""`medssr bench kernels`: the kernels against the implementations that they replace."""

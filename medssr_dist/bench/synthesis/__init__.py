@@ -1,1 +1,1 @@
-"""medssr bench synthesis: the client beside what it replaces."""
+"""`medssr bench synthesis`: the synthesis client against other clients of a chat API."""

@@ -1,0 +1,1 @@
+"""`medssr bench voting`: engine pool, adaptive voting, coordinator, simulated clusters and streaming, each measured."""
