@@ -7,7 +7,6 @@ from pathlib import Path
 from medssr_dist.config.load import load_config
 from medssr_dist.config.schema import Config
 from medssr_dist.errors import InputError
-from medssr_dist.run.paths import STAGES
 from medssr_dist.runtime.cluster import count_slots_at_once
 
 
@@ -15,8 +14,7 @@ def fit_config(config_file: Path, overrides: list[str], nodes: int, gpus: int, s
     """The overrides that spread the config over `nodes` nodes, and the logical GPUs a CPU node then has.
 
     A config for `training.nodes` nodes is laid out as many times as it fits: training ranks and engines grow in
-    proportion. The batch stays; where more ranks share it, micro-batches become smaller with batching=openrlhf, which
-    needs as many on every rank. What the user overrides is left as it is.
+    proportion. The batch stays the same. What the user overrides is left as it is.
 
     Args:
         gpus: real GPUs of a node; 0 on CPU.
@@ -39,25 +37,8 @@ def _scaled(config: Config, nodes: int) -> dict[str, int]:
             f"the config is laid out for {training.nodes} nodes (training.nodes), the job has {nodes}; "
             f"ask for a multiple of {training.nodes} nodes"
         )
-    values = {
+    return {
         "training.nodes": nodes,
         "training.engines": training.engines * nodes // training.nodes,
         "voting.engines": config.voting.engines * nodes // training.nodes,
     }
-    for name in STAGES if training.batching == "openrlhf" else ():
-        fitting = _micro_batch(name, getattr(training, name), nodes * training.ranks_per_node)
-        if fitting != getattr(training, name).micro_batch_size:
-            values[f"training.{name}.micro_batch_size"] = fitting
-    return values
-
-
-def _micro_batch(name: str, stage, ranks: int) -> int:
-    """The largest micro-batch, at most the config's, of which every rank takes the same number a step."""
-    sequences = stage.prompts_per_step * stage.samples_per_prompt
-    if stage.enabled and sequences % ranks:
-        raise InputError(
-            f"{name}: prompts_per_step x samples_per_prompt = {sequences} cannot be shared by the job's {ranks} ranks; "
-            "ask for another number of nodes, or change one of them"
-        )
-    sizes = range(stage.micro_batch_size, 0, -1)
-    return next((size for size in sizes if sequences % (ranks * size) == 0), stage.micro_batch_size)

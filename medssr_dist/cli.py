@@ -1,4 +1,7 @@
-"""The `medssr` command: parses, loads the config, calls; all work is elsewhere and imported late."""
+"""The `medssr` command: parse the arguments, load the config, call the function that does the work.
+
+What a command needs is imported when it is called, so that `medssr --help` is fast and needs no heavy library.
+"""
 
 from __future__ import annotations
 
@@ -6,41 +9,54 @@ import argparse
 import importlib
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from medssr_dist import __version__
 from medssr_dist.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_STOPPED, Diverged, InputError, Stopped
 from medssr_dist.runtime.logs import set_up_logging
 
+if TYPE_CHECKING:
+    from medssr_dist.config.schema import Config
+
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]  # argparse has no public name for it
+
+Call = Callable[[argparse.Namespace], int]
+
 _EXAMPLE = "example:\n  medssr {name} --config configs/demo_cpu.yaml --run-dir runs/demo voting.samples=16"
 _STEPS = {
-    "run": "the whole method: synthesize, vote, train (two stages), evaluate",
-    "synthesize": "step 1: write new questions through a chat API",
-    "vote": "step 2: pseudo-label them by majority vote of the policy",
-    "train": "step 3: GRPO on the pseudo-labels, then on human-annotated questions",
-    "evaluate": "step 4: score base, stage 1 and stage 2 on the benchmarks",
+    "run": "run the whole method: synthesize, vote, train (two stages), evaluate",
+    "synthesize": "step 1: write new questions with a chat API",
+    "vote": "step 2: give the questions pseudo-labels by majority vote of the policy",
+    "train": "step 3: GRPO on the pseudo-labels (stage 1), then on human-annotated questions (stage 2)",
+    "evaluate": "step 4: score the base model, stage 1 and stage 2 on the benchmarks",
 }
 _BENCHES = {
-    "synthesis": "the API client against a bare loop and other clients; its memory; decontamination; retrieval",
-    "voting": "the engine pool against vLLM itself; adaptive voting; coordinator; simulated clusters; stream",
-    "kernels": "log-prob and GRPO loss kernels against torch and other libraries",
-    "training": "a GRPO step against stock OpenRLHF, and the share of each piece",
-    "update": "the update alone on one device: tokens/s, MFU and peak memory, with and without each piece",
+    "synthesis": "the API client compared with other clients; its memory; decontamination; retrieval",
+    "voting": "the engine pool compared with vLLM alone; adaptive voting; coordinator; simulated clusters; stream mode",
+    "kernels": "the log-prob and GRPO loss kernels compared with torch and other libraries",
+    "training": "a GRPO step compared with stock OpenRLHF, and the gain from each optimization",
+    "update": "the model update on one device: tokens/s, MFU and peak memory, with and without each optimization",
 }
 _TOOLS = {
-    "prefetch": "bring models, encoders and the passage index to local disk (run where there is internet)",
+    "prefetch": "download models and encoders and build the passage index (on a machine with internet access)",
     "doctor": "check this machine and the config before a long run",
-    "status": "what a run directory holds: steps, counts, newest metrics",
+    "status": "show the progress of a run: steps, counts, newest metrics",
 }
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Entry point. Returns 0 done, 1 training diverged, 2 bad input, 3 stopped and resumable."""
-    args = _parser().parse_args(arguments)
+    """Run the command line `arguments` (default: sys.argv) and return the exit code.
+
+    The codes: 0 done, 1 training diverged, 2 bad input, 3 stopped and resumable by the same command.
+    """
+    args = _build_parser().parse_args(arguments)
     os.umask(0o077)  # only the user may read what a command writes
     set_up_logging()
     try:
-        return args.call(args)
+        call: Call = args.call
+        return call(args)
     except InputError as error:
         print(f"medssr: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
@@ -52,7 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
         return EXIT_STOPPED
 
 
-def _parser() -> argparse.ArgumentParser:
+def _build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="medssr",
         description="MedSSR: question synthesis, majority-vote pseudo-labels, two-stage GRPO, evaluation.",
@@ -61,23 +77,22 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text in _STEPS.items():
-        command = _config_command(commands, name, text, _run_steps)
+        command = _add_config_command(commands, name, text, _run_steps)
         command.set_defaults(rates=None)
         if name == "run":
-            text = "with --dry-run: the run whose rates the wall time is predicted from (default: the run itself)"
+            text = "with --dry-run: predict the wall time from this run's rates (default: from the run itself)"
             command.add_argument("--rates", type=Path, metavar="RUN_DIR", help=text)
-    _config_command(commands, "prefetch", _TOOLS["prefetch"], _prefetch)
-    _doctor_command(commands)
-    _status_command(commands)
-    teacher = commands.add_parser("teacher", help="serve the offline rule-based stand-in for a chat API on loopback")
-    _add_teacher(teacher)
-    _export_command(commands)
-    _merge_command(commands)
-    _bench_command(commands)
+    _add_config_command(commands, "prefetch", _TOOLS["prefetch"], _prefetch)
+    _add_doctor_command(commands)
+    _add_status_command(commands)
+    _add_teacher_command(commands)
+    _add_export_command(commands)
+    _add_merge_command(commands)
+    _add_bench_command(commands)
     return parser
 
 
-def _config_command(commands, name: str, text: str, call) -> argparse.ArgumentParser:
+def _add_config_command(commands: Commands, name: str, text: str, call: Call) -> argparse.ArgumentParser:
     command = commands.add_parser(
         name,
         help=text,
@@ -87,35 +102,49 @@ def _config_command(commands, name: str, text: str, call) -> argparse.ArgumentPa
     )
     command.add_argument("--config", type=Path, required=True, help="YAML file, e.g. configs/demo_cpu.yaml")
     command.add_argument("--run-dir", type=Path, help="default: runs/<name of the config file>")
-    command.add_argument("--dry-run", action="store_true", help="print what would be done, start nothing")
+    command.add_argument("--dry-run", action="store_true", help="show what would be done, without doing it")
     command.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. voting.samples=16")
     command.set_defaults(call=call)
     return command
 
 
-def _doctor_command(commands) -> None:
-    command = _config_command(commands, "doctor", _TOOLS["doctor"], _doctor)
+def _add_doctor_command(commands: Commands) -> None:
+    command = _add_config_command(commands, "doctor", _TOOLS["doctor"], _doctor)
     where = command.add_mutually_exclusive_group()
-    where.add_argument("--login", action="store_true", help="this is a login node: leave out what the job's nodes show")
-    where.add_argument("--node", action="store_true", help="on every node of a job at once: write a report to --out")
-    where.add_argument("--gather", type=Path, metavar="DIR", help="on the job's head: judge the reports in DIR")
-    command.add_argument("--out", type=Path, metavar="DIR", help="with --node: a new folder that all nodes share")
-    command.add_argument("--wait", type=float, default=120, metavar="S", help="with --node: for absent nodes (120)")
-    command.add_argument("--step", choices=list(_STEPS), default="run", help="what the job does (run: all steps)")
-    command.add_argument("--rates", type=Path, metavar="RUN_DIR", help="predict the time from an earlier run's rates")
+    where.add_argument("--login", action="store_true", help="on a login node: leave out the checks of a job's nodes")
+    where.add_argument(
+        "--node", action="store_true", help="on every node of a job, at the same time: write a report to --out"
+    )
+    where.add_argument("--gather", type=Path, metavar="DIR", help="on the job's head node: evaluate the reports in DIR")
+    command.add_argument(
+        "--out", type=Path, metavar="DIR", help="with --node: a new folder on a file system shared by all nodes"
+    )
+    command.add_argument(
+        "--wait",
+        type=float,
+        default=120,
+        metavar="S",
+        help="with --node: seconds to wait for absent nodes (default: 120)",
+    )
+    command.add_argument(
+        "--step", choices=list(_STEPS), default="run", help="the step that the job runs (default: run, all steps)"
+    )
+    command.add_argument(
+        "--rates", type=Path, metavar="RUN_DIR", help="predict the wall time from an earlier run's rates"
+    )
 
 
-def _status_command(commands) -> None:
+def _add_status_command(commands: Commands) -> None:
     command = commands.add_parser("status", help=_TOOLS["status"], epilog="example: medssr status runs/demo")
     where = command.add_mutually_exclusive_group(required=True)
     where.add_argument("run_dir", type=Path, nargs="?", metavar="RUN_DIR", help="e.g. runs/demo")
     where.add_argument("--run-dir", type=Path, dest="run_dir_option", metavar="RUN_DIR", help="the same, as an option")
-    where.add_argument("--config", type=Path, help="the config whose default run directory is meant")
+    where.add_argument("--config", type=Path, help="show the default run directory of this config")
     command.set_defaults(call=_status)
 
 
-def _export_command(commands) -> None:
-    text = "write a run's questions, with its pseudo-labels where it has them, in another form"
+def _add_export_command(commands: Commands) -> None:
+    text = "write the questions of a run, with their pseudo-labels, in another format"
     command = commands.add_parser(
         "export",
         help=text,
@@ -124,7 +153,7 @@ def _export_command(commands) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.add_argument("--run-dir", type=Path, required=True, help="e.g. runs/demo")
-    command.add_argument("--to", type=Path, required=True, help="a folder that is not there yet, or is empty")
+    command.add_argument("--to", type=Path, required=True, help="a new or empty folder")
     command.add_argument(
         "--form",
         required=True,
@@ -132,26 +161,34 @@ def _export_command(commands) -> None:
         help="parquet, jsonl: for Hugging Face datasets; openrlhf, verl: prompts with labels for those trainers",
     )
     command.add_argument(
-        "--labels", choices=["kept", "all", "none"], default="kept", help="which pseudo-labels (default: kept)"
+        "--labels",
+        choices=["kept", "all", "none"],
+        default="kept",
+        help="kept: only questions whose pseudo-label was kept (default); all: every question; none: every question, "
+        "without labels",
     )
     command.set_defaults(call=_export)
 
 
-def _merge_command(commands) -> None:
-    text = "take the votes that other runs took on a run's questions"
+def _add_merge_command(commands: Commands) -> None:
+    text = "copy into a run the votes that other runs took on its questions"
     command = commands.add_parser(
         "merge",
         help=text,
-        description=text[0].upper() + text[1:] + ", each once; votes of another policy or way of sampling stay out.",
+        description=text[0].upper()
+        + text[1:]
+        + ".\nNo vote is taken twice; votes of another policy or with other sampling settings are left out.",
         epilog="example:\n  medssr merge runs/all runs/job1 runs/job2",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    command.add_argument("run_dir", type=Path, metavar="RUN", help="the run that takes them; it must not be running")
-    command.add_argument("others", type=Path, metavar="OTHER", nargs="+", help="runs on the same questions")
+    command.add_argument(
+        "run_dir", type=Path, metavar="RUN", help="the run that gets the votes; it must not be running"
+    )
+    command.add_argument("others", type=Path, metavar="OTHER", nargs="+", help="runs with the same questions")
     command.set_defaults(call=_merge)
 
 
-def _bench_command(commands) -> None:
+def _add_bench_command(commands: Commands) -> None:
     command = commands.add_parser(
         "bench",
         help="run a committed benchmark",
@@ -160,22 +197,30 @@ def _bench_command(commands) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.add_argument("name", choices=list(_BENCHES))
-    command.add_argument("--json", type=Path, required=True, help="where to write the figures; plots go beside it")
-    command.add_argument("--quick", action="store_true", help="a shorter run, for a first look")
     command.add_argument(
-        "--peers-python", type=Path, help="synthesis: a Python that has distilabel, where this one cannot have it"
+        "--json", type=Path, required=True, help="file for the results; plots are written to the same folder"
+    )
+    command.add_argument("--quick", action="store_true", help="a shorter run with rougher results")
+    command.add_argument(
+        "--peers-python",
+        type=Path,
+        metavar="PYTHON",
+        help="synthesis: a Python with distilabel, if it is not installed in this one",
     )
     command.set_defaults(call=_bench)
 
 
-def _add_teacher(parser: argparse.ArgumentParser) -> None:
-    from medssr_dist.offline_teacher.serve import add_teacher_arguments, run_teacher
+def _add_teacher_command(commands: Commands) -> None:
+    from medssr_dist.offline_teacher.serve import DESCRIPTION, add_teacher_arguments, run_teacher
 
-    add_teacher_arguments(parser)
-    parser.set_defaults(call=run_teacher)
+    text = "serve the offline stand-in for a chat API on this machine"
+    command = commands.add_parser("teacher", help=text, description=DESCRIPTION)
+    add_teacher_arguments(command)
+    command.set_defaults(call=run_teacher)
 
 
-def _load(args: argparse.Namespace):
+def _load(args: argparse.Namespace) -> Config:
+    """Load the config that `args` name, and set `args.run_dir` if it was not given."""
     from medssr_dist.config.load import load_config
 
     args.run_dir = args.run_dir or _default_run_dir(args.config)
@@ -187,7 +232,8 @@ def _default_run_dir(config: Path) -> Path:
 
 
 def _run_steps(args: argparse.Namespace) -> int:
-    from medssr_dist.pipeline import STEPS, run_steps
+    from medssr_dist.pipeline import run_steps
+    from medssr_dist.run.paths import STEPS
 
     config = _load(args)
     steps = STEPS if args.command == "run" else (args.command,)
@@ -197,7 +243,7 @@ def _run_steps(args: argparse.Namespace) -> int:
         dry_run(config, args.run_dir, steps, args.rates)
         return 0
     if args.rates:
-        raise InputError("--rates is for the prediction of --dry-run; add --dry-run, or leave --rates out")
+        raise InputError("--rates needs --dry-run; add --dry-run, or leave --rates out")
     run_steps(config, args.run_dir, steps)
     return 0
 

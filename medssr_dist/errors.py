@@ -1,4 +1,4 @@
-"""The ways a run ends early on purpose; everything else is a bug and keeps its traceback."""
+"""The errors with which a run ends on purpose. Any other exception is a bug, and its traceback is shown."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ EXIT_STOPPED = 3
 
 
 class InputError(Exception):
-    """Something the user gave cannot be used. The message names the value and the fix; exit code 2."""
+    """An input of the user cannot be used (exit code 2). The message names the value and the fix."""
 
 
 class Diverged(Exception):
-    """Training gave a NaN or an infinity. The message names step, quantity, value and what to do; exit code 1."""
+    """Training met a NaN or an infinity (exit code 1). The message names step, quantity, value and what to do."""
 
 
 class Stopped(Exception):
-    """The run was asked to stop (signal) and can be resumed by the same command; exit code 3."""
+    """The run was asked to stop, for example by a signal (exit code 3). The same command resumes it."""

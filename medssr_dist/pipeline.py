@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medssr_dist.config.schema import Config
-from medssr_dist.data.jsonl import read_json, write_json
+from medssr_dist.data.jsonl import write_json
 from medssr_dist.data.records import Question, hash_content
 from medssr_dist.errors import InputError
 from medssr_dist.estimates.memory import refuse_too_little_memory
@@ -32,6 +32,7 @@ from medssr_dist.run.paths import STAGES, STEPS
 from medssr_dist.run.session import Session, open_session
 from medssr_dist.run.stream import QuestionFeed, clear_end, has_ended, read_kept_labels
 from medssr_dist.summary import build_summary, render_summary
+from medssr_dist.synthesis.synthesis_summary import read_synthesis_summary
 
 if TYPE_CHECKING:
     from medssr_dist.training.train_stage import RunningStage
@@ -100,12 +101,12 @@ def synthesize(session: Session) -> None:
 
 
 def _synthesis(session: Session) -> tuple[dict[str, str], Callable[[], Callable[..., object]]]:
-    """The step's inputs, and a function that gets its passages ready and returns the work: (should_stop, hold).
+    """The step's inputs, and a function that gets its passages ready and returns the work: (should_stop, should_hold).
 
     The first may start Ray and belongs into the main thread; the second may run in another.
     """
     from medssr_dist.knowledge.retrieval import Retriever, draw_entities
-    from medssr_dist.synthesis.synthesize import Inputs, goes_on
+    from medssr_dist.synthesis.synthesize import SynthesisInputs, has_more_to_do
     from medssr_dist.synthesis.synthesize import synthesize as work
 
     config, paths = session.config, session.run.synthesis
@@ -123,10 +124,10 @@ def _synthesis(session: Session) -> tuple[dict[str, str], Callable[[], Callable[
         clear_end(session.run.synthesis.questions)
         retriever.prepare([entity.name for entity in rare])
         teacher = partial(open_endpoints, log_path=paths.teacher_log, random_seed=config.runtime.random_seed)
-        inputs = Inputs(seeds, benchmarks, rare, retriever.retrieve, retriever.read_passage, teacher)
+        inputs = SynthesisInputs(seeds, benchmarks, rare, retriever.retrieve, retriever.read_passage, teacher)
         return partial(work, config, folder, inputs, find_commit())
 
-    if session.run.is_finished("synthesize") and goes_on(config.synthesis, folder):
+    if session.run.is_finished("synthesize") and has_more_to_do(config.synthesis, folder):
         session.run.reopen_step("synthesize")
     return {"seeds": _ids_hash(seeds)}, prepare
 
@@ -269,7 +270,7 @@ def evaluate(session: Session) -> None:
 def _warn_of_unchecked(run: RunDir, benchmarks: dict[str, list[Question]]) -> None:
     """Say which benchmarks came after the synthesis, whose questions were thus not compared with them."""
     if run.is_finished("synthesize"):
-        checked = read_json(run.synthesis.summary)["checked_against"]
+        checked = read_synthesis_summary(run.synthesis.summary).checked_against
         if later := [name for name in benchmarks if name not in checked]:
             logger.warning("the synthetic questions were not checked for contamination with %s", ", ".join(later))
 
@@ -342,7 +343,7 @@ def _finished_questions(session: Session) -> QuestionFeed:
 def _most_questions(session: Session) -> int:
     """How many synthetic questions there are, or will be at most."""
     if session.run.is_finished("synthesize"):
-        return read_json(session.run.synthesis.summary)["accepted"]
+        return read_synthesis_summary(session.run.synthesis.summary).accepted
     return session.config.synthesis.accepted
 
 

@@ -186,6 +186,20 @@ def test_kernels_import_torch_and_triton_alone():
             assert [full for full in found if not full.startswith("medssr_dist.kernels")] == [], name
 
 
+def test_openrlhf_is_imported_by_the_backend_alone():
+    """And by benchmarks that compare with OpenRLHF."""
+    found = {
+        name
+        for name, file in FILES.items()
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if any(full.split(".")[0] == "openrlhf" for full in imported(node))
+    }
+    assert {name for name in found if not name.startswith("bench.")} == {
+        "training.backend.cpu_patches",
+        "training.backend.openrlhf",
+    }
+
+
 def test_heavy_libraries_are_imported_at_the_top_of_heavy_modules_only():
     wrong = []
     for name, file in FILES.items():

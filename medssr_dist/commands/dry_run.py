@@ -178,11 +178,11 @@ def _render_prompts(config: Config, seeds: list[Question], rare: list[Entity], f
     draws = Draws(
         config.runtime.random_seed, synthesis.alpha, seeds, rare, synthesis.seed_pairs, synthesis.entity_choice
     )
-    has_entity = [draws.at(index).entity is not None for index in range(synthesis.accepted)]
+    has_entity = [draws.draw(index).entity is not None for index in range(synthesis.accepted)]
     index_folder = find_index(config.knowledge) if any(has_entity) else None
     plan = RequestPlan(config, seeds, rare, _passage_reader(config.knowledge, index_folder), find_commit())
     shown = [has_entity.index(kind) for kind in (True, False) if kind in has_entity]
-    prompts = {index: plan.request(index).messages for index in sorted(shown)}
+    prompts = {index: plan.build_request(index).messages for index in sorted(shown)}
     parts = [_render_messages(index, messages) for index, messages in prompts.items()]
     write_atomic(folder / "prompts.txt", "\n\n".join(parts) + "\n")
     count_tokens = TokenCounter()

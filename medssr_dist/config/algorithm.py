@@ -112,11 +112,3 @@ class Algorithm(Section):
         if self.importance_gate != "ratio" and low > 0:
             raise ValueError(f"importance_gate={self.importance_gate} has only an upper bound; set importance_low=0")
         return self
-
-    def openrlhf_cannot(self) -> str:
-        """The first setting that OpenRLHF's own loss (training.logprob=openrlhf) cannot do; '' if there is none."""
-        if self.aggregation == "fixed_length":
-            return "aggregation=fixed_length"
-        if self.ratio == "sequence" and self.aggregation != "sequence_mean":
-            return f"ratio=sequence with aggregation={self.aggregation}; it takes the mean over sequences"
-        return ""

@@ -10,32 +10,25 @@ from medssr_dist.config.algorithm import Algorithm
 from medssr_dist.config.base import Section, Source
 from medssr_dist.run.paths import STAGES
 
+# Keys of earlier versions, with what to do about them.
+REMOVED_KEYS = dict.fromkeys(
+    ("rollout", "weight_sync", "logprob"),
+    "was removed: training has this project's own path alone (`medssr bench training` compares it with OpenRLHF's); "
+    "take the key out",
+)
+
 
 class RolloutOptions(Section):
     """How samples come from the engines, and weights to them."""
 
-    rollout: Literal["grouped", "openrlhf"] = Field(
-        "grouped", description="one request a prompt, with seeds, on engines that are restarted | OpenRLHF's generator"
-    )
     async_rollout: bool = Field(
-        False, description="sample the next step's batch beside this step's training: one step off policy"
+        False, description="sample the next step's batch while this step trains: one step off-policy"
     )
-    weight_sync: Literal["packed", "openrlhf"] = Field(
-        "packed", description="buckets over vLLM's weight-transfer API | OpenRLHF's broadcast of each parameter"
-    )
-    sync_bucket_mb: int = Field(
-        256, ge=1, description="packed: MiB gathered and sent at once; above it a weight goes alone"
-    )
-    sync_timeout_s: float = Field(600.0, gt=0, description="packed: a rank or engine missing for so long ends the run")
+    sync_bucket_mb: int = Field(256, ge=1, description="MiB gathered and sent at once; a larger weight is sent alone")
+    sync_timeout_s: float = Field(600.0, gt=0, description="a rank or engine missing for this long ends the run")
     stall_s: float = Field(
-        1800.0, gt=0, description="a stage in which nothing moves for so long ends; more than a checkpoint takes"
+        1800.0, gt=0, description="a stage without progress for this long ends; must exceed the time of a checkpoint"
     )
-
-    @model_validator(mode="after")
-    def _rollout_can(self) -> RolloutOptions:
-        if self.async_rollout and self.rollout == "openrlhf":
-            raise ValueError("async_rollout needs rollout=grouped, not rollout=openrlhf")
-        return self
 
 
 class Stage(Algorithm):
@@ -93,10 +86,7 @@ class Training(RolloutOptions):
     lora_rank: int = Field(0, ge=0, description="train adapters of this rank on all linear layers; 0 = all weights")
     lora_alpha: int = Field(32, ge=1, description="adapters are scaled by lora_alpha / lora_rank")
     attention: Literal["flash_attention_2", "sdpa", "eager"] = Field("flash_attention_2", description="sdpa on CPU")
-    logprob: Literal["kernels", "openrlhf"] = Field(
-        "kernels", description="log-probs and loss by our kernels, or by OpenRLHF's own code over whole logits"
-    )
-    packing: bool = Field(False, description="sequences laid end to end without padding; openrlhf's needs flash-attn")
+    packing: bool = Field(False, description="sequences laid end to end without padding")
     share_prompts: bool = Field(
         False, description="the answers to a question in one row with its prompt, computed once; needs attention=sdpa"
     )
@@ -106,10 +96,9 @@ class Training(RolloutOptions):
     )
     tracker_project: str = Field("medssr_dist", min_length=1, description="W&B project, MLflow experiment")
     keep_samples: int = Field(4, ge=0, description="rollouts of each step kept for reading in samples.jsonl; 0 = none")
-    batching: Literal["balanced", "fixed", "openrlhf"] = Field(
+    batching: Literal["balanced", "fixed"] = Field(
         "balanced",
-        description="micro-batches of like lengths, ranks with like work | as the samples come | OpenRLHF's experience "
-        "maker and update loop",
+        description="balanced: micro-batches of similar lengths, ranks with equal work; fixed: in the order of samples",
     )
     old_logprobs: Literal["auto", "always"] = Field(
         "auto",
@@ -136,10 +125,6 @@ class Training(RolloutOptions):
     def _stages_can_roll_out(self) -> Training:
         for name in STAGES:
             stage = getattr(self, name)
-            if stage.enabled and stage.drop_zero_variance and self.rollout == "openrlhf":
-                raise ValueError(
-                    f"{name}: drop_zero_variance needs rollout=grouped; set training.{name}.drop_zero_variance=false"
-                )
             if stage.enabled and stage.importance == "off" and self.async_rollout:
                 raise ValueError(
                     f"{name}: async_rollout trains on samples of older weights; set training.{name}.importance=token"
@@ -153,12 +138,6 @@ class Training(RolloutOptions):
             if not stage.enabled:
                 continue
             parts = self.ranks * stage.updates_per_rollout
-            if self.batching == "openrlhf" and stage.sequences % (parts * stage.micro_batch_size):
-                raise ValueError(
-                    f"{name}: prompts_per_step x samples_per_prompt = {stage.sequences} is not a multiple of ranks x "
-                    f"updates_per_rollout x micro_batch_size = {self.ranks} x {stage.updates_per_rollout} x "
-                    f"{stage.micro_batch_size}, which batching=openrlhf needs; set batching=balanced"
-                )
             if stage.sequences < parts:
                 raise ValueError(
                     f"{name}: prompts_per_step x samples_per_prompt = {stage.sequences} is fewer than ranks x "
@@ -172,9 +151,6 @@ class Training(RolloutOptions):
             stage = getattr(self, name)
             if not stage.enabled:
                 continue
-            cannot = stage.openrlhf_cannot() if self.logprob == "openrlhf" else ""
-            if cannot:
-                raise ValueError(f"{name}: logprob=openrlhf has no {cannot}; set training.logprob=kernels")
             if stage.micro_batch_tokens and (self.batching != "balanced" or not self.packing):
                 raise ValueError(
                     f"{name}: micro_batch_tokens needs batching=balanced and packing=true, not batching="
@@ -189,7 +165,7 @@ class Training(RolloutOptions):
 
     @model_validator(mode="after")
     def _prompts_can_be_shared(self) -> Training:
-        needs = {"attention": "sdpa", "logprob": "kernels", "batching": "balanced", "packing": False}
+        needs = {"attention": "sdpa", "batching": "balanced", "packing": False}
         wrong = [name for name, value in needs.items() if getattr(self, name) != value]
         if self.share_prompts and wrong:
             wanted = ", ".join(f"{name}={str(needs[name]).lower()}" for name in wrong)
@@ -198,12 +174,6 @@ class Training(RolloutOptions):
 
     @model_validator(mode="after")
     def _check(self) -> Training:
-        if self.deterministic and self.rollout == "openrlhf":
-            raise ValueError("deterministic needs rollout=grouped: samples of rollout=openrlhf are drawn without seeds")
-        if self.lora_rank and self.weight_sync == "openrlhf":
-            raise ValueError("lora_rank > 0 needs weight_sync=packed: openrlhf's sends adapters unmerged")
-        if self.packing and self.logprob == "openrlhf" and self.attention != "flash_attention_2":
-            raise ValueError("packing with logprob=openrlhf needs attention=flash_attention_2; set logprob=kernels")
         if self.stage2.enabled and not self.stage2.data and not self.stage2.mix_pseudo_labels:
             raise ValueError("stage2.data is empty; name a data set, or set training.stage2.enabled=false")
         if self.stage2.enabled and self.stage2.reference == "stage1" and not self.stage1.enabled:

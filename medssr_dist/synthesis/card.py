@@ -1,8 +1,8 @@
-"""README.md beside the questions: the dataset card, in the form that the Hugging Face hub reads.
+"""README.md next to the questions: the dataset card, in the format of the Hugging Face hub.
 
-The YAML header says what a program needs (licence, language, task, size, which file, which columns); the
-text says what a reader needs before using the questions: how many of each kind, what was refused and why,
-from which sources under which terms, who wrote them and when, what it cost, and what they are not for.
+The YAML header holds what a program needs: licence, language, task, size, files and columns. The text holds what a
+reader needs before using the questions: how many of each kind there are, which replies were rejected and why, the
+sources and their terms, the models, the dates, the cost, and what the questions must not be used for.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from medssr_dist.data.records import LETTERS, Question
 from medssr_dist.knowledge.hpo import HPO_CITATION, read_hpo_version
 from medssr_dist.run.directory import find_commit
 from medssr_dist.run.paths import SynthesisPaths
+from medssr_dist.synthesis.synthesis_summary import AlphaShares, LetterBalance, ModelReplies, SynthesisSummary
 
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 _TYPES = {str: "string", int: "int64", float: "float64", bool: "bool"}
@@ -41,32 +42,28 @@ _LIMITS = """\
   a model, not the judgement of a physician.
 - The checks read text only; a question can pass them all and have no correct option, or two. `review.csv`
   is a seeded sample for a physician to judge.
-- Decontamination compares words: a benchmark question told in other words is not found.
+- Decontamination compares words: a benchmark question in other words is not found.
 - Rare diseases are over-represented by intent (alpha); shares do not reflect how often diseases occur.
 - English only; the seeds' country, guidelines and style carry over.
 """
 
 
-def write_card(folder: Path, config: Config, summary: dict) -> Path:
-    """Write `folder`/README.md for the questions.jsonl beside it; returns its path.
-
-    Args:
-        summary: of the synthesize step: requested, accepted, rejected_by_reason, alpha, letter_balance, prompt_tokens,
-            completion_tokens, usd, models, started, ended, stopped_by, surplus, requests_sent,
-            http_attempts, asked_again, lost.
-    """
+def write_card(folder: Path, config: Config, summary: SynthesisSummary) -> Path:
+    """Write `folder`/README.md, the card of `folder`/questions.jsonl. Return its path."""
     sections = {
-        "How the questions were made": _making(config, summary),
-        "Counts": _counts(summary),
-        "Share of rare diseases (alpha)": _alpha(summary["alpha"]),
-        "Letters": _letters(summary["letter_balance"]),
-        "Sources and their terms": _sources(config),
-        "Models": _models(summary["models"]),
-        "Checks": _checks(config.synthesis.checks),
-        "Cost": _cost(summary, bool(config.synthesis.prices)),
+        "How the questions were made": _describe_making(config, summary),
+        "Counts": _render_counts(summary),
+        "Share of rare diseases (alpha)": _render_alpha(summary.alpha),
+        "Letters": _render_letters(summary.letter_balance),
+        "Sources and their terms": _render_sources(config),
+        "Models": _render_models(summary.models),
+        "Checks": _render_checks(config.synthesis.checks),
+        "Cost": _render_cost(summary, bool(config.synthesis.prices)),
         "Known limits": _LIMITS,
     }
-    text = render_header(_header(summary["accepted"])) + "\n# Synthetic medical multiple-choice questions\n\n" + _NOTICE
+    text = (
+        render_header(_build_header(summary.accepted)) + "\n# Synthetic medical multiple-choice questions\n\n" + _NOTICE
+    )
     for title, body in sections.items():
         text += f"\n\n## {title}\n\n{body.strip()}"
     path = SynthesisPaths(Path(folder)).card
@@ -75,11 +72,11 @@ def write_card(folder: Path, config: Config, summary: dict) -> Path:
 
 
 def size_category(count: int) -> str:
-    """The hub's name for a data set of `count` items."""
+    """Return the hub's name for the size of a data set of `count` items. Example: 43,000 gives "10K<n<100K"."""
     return next((name for below, name in _SIZES if count < below), "1M<n<10M")
 
 
-def _header(accepted: int) -> dict:
+def _build_header(accepted: int) -> dict[str, Any]:
     data_files = [{"split": "train", "path": SynthesisPaths(Path()).questions.name}]
     return {
         "license": "other",
@@ -90,29 +87,29 @@ def _header(accepted: int) -> dict:
         "tags": ["medical", "rare-diseases", "synthetic"],
         "pretty_name": "Synthetic medical multiple-choice questions",
         "configs": [{"config_name": "default", "data_files": data_files}],
-        "dataset_info": {"features": _features(Question)},
+        "dataset_info": {"features": _list_features(Question)},
     }
 
 
-def _features(record: type[BaseModel]) -> list[dict]:
-    """The record's columns as the hub writes them: without them types are guessed from a file's first lines."""
-    return [{"name": name, **_feature(field.annotation)} for name, field in record.model_fields.items()]
+def _list_features(record: type[BaseModel]) -> list[dict[str, Any]]:
+    """Return the columns of a record in the hub's format. Without them, types are guessed from a file's first lines."""
+    return [{"name": name, **_describe_type(field.annotation)} for name, field in record.model_fields.items()]
 
 
-def _feature(annotation: Any) -> dict:
+def _describe_type(annotation: Any) -> dict[str, Any]:
     if annotation in _TYPES:
         return {"dtype": _TYPES[annotation]}
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return {"struct": _features(annotation)}
+        return {"struct": _list_features(annotation)}
     inner = [part for part in get_args(annotation) if part not in (NoneType, ...)]
     if get_origin(annotation) is tuple:
         return {"list": _TYPES[inner[0]]}
     if get_origin(annotation) is dict:  # the options, by letter
         return {"struct": [{"name": letter, "dtype": "string"} for letter in LETTERS]}
-    return _feature(inner[0] if isinstance(inner[0], type) else type(inner[0]))  # X | None, Literal[1]
+    return _describe_type(inner[0] if isinstance(inner[0], type) else type(inner[0]))  # X | None, Literal[1]
 
 
-def _making(config: Config, summary: dict) -> str:
+def _describe_making(config: Config, summary: SynthesisSummary) -> str:
     synthesis = config.synthesis
     return f"""\
 A language model was shown two seed questions and asked for a new one. With probability alpha a rare disease and
@@ -120,40 +117,40 @@ A language model was shown two seed questions and asked for a new one. With prob
 of MedSSR, arXiv 2604.11547, section 3.1). Each line of `questions.jsonl` carries its whole provenance: seeds, entity,
 passages, hash of the prompt, models, random seed and code commit.
 
-- made between {summary["started"]} and {summary["ended"]}; code commit `{find_commit()}`; random seed
+- made between {summary.started} and {summary.ended}; code commit `{find_commit()}`; random seed
   {config.runtime.random_seed}
-- ended because {_STOPPED_BY.get(summary["stopped_by"], summary["stopped_by"])}
+- ended because {_STOPPED_BY.get(summary.stopped_by, summary.stopped_by)}
 - seed pairs: {synthesis.seed_pairs}; choice of the disease: {synthesis.entity_choice}; temperature
   {synthesis.temperature:g}; at most {synthesis.max_tokens:,} tokens a reply"""
 
 
-def _counts(summary: dict) -> str:
-    reasons = summary["rejected_by_reason"]
-    rows = [("replies judged", summary["requested"]), ("accepted", summary["accepted"])]
-    rows += [(f"refused: {name}", reasons[name]) for name in sorted(reasons, key=lambda name: (-reasons[name], name))]
-    table = _table(
-        ("", "questions", "share"), ((name, f"{n:,}", _percent(n, summary["requested"])) for name, n in rows)
+def _render_counts(summary: SynthesisSummary) -> str:
+    reasons = summary.rejected_by_reason
+    rows = [("replies judged", summary.requested), ("accepted", summary.accepted)]
+    rows += [(f"rejected: {name}", reasons[name]) for name in sorted(reasons, key=lambda name: (-reasons[name], name))]
+    table = _render_table(
+        ("", "questions", "share"), ((name, f"{n:,}", _percent(n, summary.requested)) for name, n in rows)
     )
-    return f"{table}\n\nReplies received after the end was reached, and not used: {summary['surplus']:,}."
+    return f"{table}\n\nReplies received after the end was reached, and not used: {summary.surplus:,}."
 
 
-def _alpha(alpha: dict) -> str:
+def _render_alpha(alpha: AlphaShares) -> str:
     rows = [
         (
             f"of the {name}",
-            f"{part['count']:,} of {part['of']:,}",
-            "-" if part["share"] is None else f"{part['share']:.4f}",
-            "-" if part["low"] is None else f"{part['low']:.4f} - {part['high']:.4f}",
+            f"{part.count:,} of {part.of:,}",
+            "-" if part.share is None else f"{part.share:.4f}",
+            "-" if part.low is None else f"{part.low:.4f} - {part.high:.4f}",
         )
-        for name, part in (("requests", alpha["requests"]), ("accepted", alpha["accepted"]))
+        for name, part in (("requests", alpha.requests), ("accepted", alpha.accepted))
     ]
-    table = _table(("", "rare", "share", "95% interval (Wilson)"), rows)
-    return f"Asked: {alpha['asked']:g}. Achieved:\n\n{table}"
+    table = _render_table(("", "rare", "share", "95% interval (Wilson)"), rows)
+    return f"Asked: {alpha.asked:g}. Achieved:\n\n{table}"
 
 
-def _letters(balance: dict[str, dict[str, int]]) -> str:
-    first, entity = balance["first_option"], balance["entity_option"]
-    table = _table(
+def _render_letters(balance: LetterBalance) -> str:
+    first, entity = balance.first_option, balance.entity_option
+    table = _render_table(
         ("letter", "option that the model wrote first", "option that is the disease asked for"),
         ((letter, f"{first.get(letter, 0):,}", f"{entity.get(letter, 0):,}") for letter in sorted({*first, *entity})),
     )
@@ -163,29 +160,31 @@ def _letters(balance: dict[str, dict[str, int]]) -> str:
     )
 
 
-def _sources(config: Config) -> str:
+def _render_sources(config: Config) -> str:
     rows = [("seeds", source) for source in config.synthesis.seeds]
     if config.synthesis.alpha > 0:
         rows.append(("passages", config.knowledge.corpus))
     rows += [("decontaminated against", source) for source in config.evaluation.benchmarks]
-    table = _table(("use", "source", "terms"), ((use, _name(source), _terms(source)) for use, source in rows))
+    table = _render_table(
+        ("use", "source", "terms"), ((use, _name_source(source), _state_terms(source)) for use, source in rows)
+    )
     return (
         "The licence of the whole depends on these and on the terms of the API that wrote the questions; whoever "
-        f"publishes the set must state it.\n\n{table}{_hpo_note(source for _, source in rows)}"
+        f"publishes the set must state it.\n\n{table}{_cite_hpo(source for _, source in rows)}"
     )
 
 
-def _name(source: DataSource) -> str:
-    """The file's name, not its place on somebody's machine."""
+def _name_source(source: DataSource) -> str:
+    """Return the name of the file, without the folder on somebody's machine."""
     name = source.path if source.path.startswith("hpo:") else Path(source.path).name
     return f"`{name}`" + (f", first {source.limit:,}" if source.limit else "")
 
 
-def _terms(source: DataSource) -> str:
+def _state_terms(source: DataSource) -> str:
     return "HPO, see below" if source.path.startswith("hpo:") else "user's file; licence to be stated by the user"
 
 
-def _hpo_note(sources: Iterable[DataSource]) -> str:
+def _cite_hpo(sources: Iterable[DataSource]) -> str:
     if not any(source.path.startswith("hpo:") for source in sources):
         return ""
     return (
@@ -194,40 +193,41 @@ def _hpo_note(sources: Iterable[DataSource]) -> str:
     )
 
 
-def _models(models: dict) -> str:
-    rows = [("asked", f"`{name}`", "") for name in models["asked"]]
-    rows += [("answered", f"`{name}`", f"{count:,}") for name, count in sorted(models["answered"].items())]
-    return _table(("", "model", "replies"), rows)
+def _render_models(models: ModelReplies) -> str:
+    rows = [("asked", f"`{name}`", "") for name in models.asked]
+    rows += [("answered", f"`{name}`", f"{count:,}") for name, count in sorted(models.answered.items())]
+    return _render_table(("", "model", "replies"), rows)
 
 
-def _checks(checks: Checks) -> str:
-    """Every check of the config with its threshold; those that are off are named too."""
+def _render_checks(checks: Checks) -> str:
+    """Render every check of the config with its threshold, also those that are off."""
     rows = [
-        (f"`{name}`", _setting(getattr(checks, name)), field.description) for name, field in Checks.model_fields.items()
+        (f"`{name}`", _render_setting(getattr(checks, name)), field.description)
+        for name, field in Checks.model_fields.items()
     ]
     return (
         "Always: the reply has the form of a question, 2-10 distinct options, and no answer or explanation.\n\n"
-        + _table(("check", "setting", "what"), rows)
+        + _render_table(("check", "setting", "what"), rows)
     )
 
 
-def _setting(value: bool | float) -> str:
+def _render_setting(value: bool | float) -> str:
     if isinstance(value, bool) or value == 0:
         return "on" if value else "off"
     return f"{value:g}"
 
 
-def _cost(summary: dict, priced: bool) -> str:
-    usd = f"{summary['usd']:,.2f} US dollars" if priced else "not known (no prices given)"
+def _render_cost(summary: SynthesisSummary, priced: bool) -> str:
+    usd = f"{summary.usd:,.2f} US dollars" if priced else "not known (no prices given)"
     return f"""\
 - money: {usd}
-- tokens: {summary["prompt_tokens"]:,} of prompts, {summary["completion_tokens"]:,} of replies
-- requests sent: {summary["requests_sent"]:,}; tries over HTTP: {summary["http_attempts"]:,}; asked a second time after
-  an interruption: {summary["asked_again"]:,}; tries whose reply was lost on the way and may have been billed:
-  {summary["lost"]:,}"""
+- tokens: {summary.prompt_tokens:,} of prompts, {summary.completion_tokens:,} of replies
+- requests sent: {summary.requests_sent:,}; tries over HTTP: {summary.http_attempts:,}; sent a second time after
+  an interruption: {summary.asked_again:,}; tries whose reply was lost on the way and may have been billed:
+  {summary.lost:,}"""
 
 
-def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+def _render_table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
     lines = [head, ("---",) * len(head), *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 

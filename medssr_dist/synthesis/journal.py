@@ -1,10 +1,11 @@
-"""The journal of paid replies: each is in the file before anything else is done with it.
+"""The journal of paid replies: each reply is written to the file before anything else is done with it.
 
-`journal.jsonl` is append-only. An entry holds the reply (or why there will be none) and the whole provenance
-of its request, whose `prompt_hash` is the key: `questions.jsonl` and `rejected.jsonl` follow from the journal
-alone. Only line offsets are held in memory, 8 bytes a request.
+`journal.jsonl` is append-only. An entry holds the reply (or the reason why there is none) and the whole provenance of
+its request. The provenance contains `prompt_hash`, by which a later run checks that the reply answers the prompt that
+it would send now. `questions.jsonl` and `rejected.jsonl` are derived from the journal alone. Only the offsets of the
+lines are kept in memory, 8 bytes per request.
 
-A written line outlives the process at once, and the machine after `sync`, called a few times a second.
+A written line survives a kill of the process at once, and a power cut after `sync`, which runs a few times a second.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import os
 from array import array
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO, Any
 
 import msgspec
 from pydantic import Field
@@ -36,20 +38,23 @@ class JournalEntry(Record):
     provenance: Provenance
     reply: str | None = Field(description="None if the request was given up")
     gave_up: str | None = Field(None, description="reason: no_reply or refused_by_api")
-    detail: str = Field("", description="what the endpoint said to a request that was given up")
-    model: str = Field("", description="model asked; provenance.answered_by is what the server says")
+    detail: str = Field("", description="the last error of a request that was given up")
+    model: str = Field("", description="model asked; provenance.answered_by is the model that the server reports")
     prompt_tokens: int = 0
     completion_tokens: int = 0
 
 
 class Journal:
-    """Outcomes by request number, held by one process at a time. A torn last line is cut off.
+    """Outcomes by request number; only one process may open the file at a time. A torn last line is removed.
 
     Args:
-        on_entry: called with each entry that an earlier attempt left.
+        on_entry: called with each entry of an earlier attempt.
+
+    Attributes:
+        first_missing: the lowest request number without an entry.
 
     Raises:
-        InputError: another process holds the journal, or a line of it is not an entry.
+        InputError: another process has the journal open, or a line of it is not an entry.
     """
 
     def __init__(self, path: Path, on_entry: Callable[[JournalEntry], None] = lambda entry: None):
@@ -58,7 +63,7 @@ class Journal:
         self._lock = _lock(self.path)
         self._offsets = array("q")  # -1: no entry
         self._count = 0
-        self.first_missing = 0  # the lowest request number without an entry
+        self.first_missing = 0
         self._end = 0
         try:
             self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
@@ -75,27 +80,27 @@ class Journal:
         return self._count
 
     def read(self, index: int) -> JournalEntry:
-        """The entry of request `index`. Raises KeyError if there is none."""
+        """Return the entry of request `index`. Raises KeyError if there is none."""
         if index not in self:
             raise KeyError(index)
         self._reader.seek(self._offsets[index])
         return self._parse(self._reader.readline())
 
     def append(self, provenance: Provenance, outcome: Reply | GaveUp) -> None:
-        """Write one outcome. Raises InputError when the disk is full."""
-        line = _encode(_row(provenance, outcome)) + b"\n"
+        """Write one outcome. Raises InputError if the disk is full."""
+        line = _encode(_build_row(provenance, outcome)) + b"\n"
         try:
             written = os.write(self._file, line)
             if written < len(line):
                 os.write(self._file, line[written:])
-        except OSError as error:  # half a line must not stand before the replies that are still on the wire
+        except OSError as error:  # remove half a line: replies in flight will be written after it
             os.truncate(self.path, self._end)
             raise_if_disk_full(error, self.path)
             raise
         self._note(provenance.index, len(line))
 
     def sync(self) -> None:
-        """Write through to the disk."""
+        """Wait until all entries are on the disk."""
         try:
             os.fsync(self._file)
         except OSError as error:
@@ -103,6 +108,7 @@ class Journal:
             raise
 
     def close(self) -> None:
+        """Close the file and release its lock."""
         self._reader.close()
         os.close(self._file)
         self._lock.close()
@@ -135,12 +141,14 @@ class Journal:
         try:
             row = msgspec.json.decode(line)
         except ValueError:
-            raise InputError(f"{self.path} holds a broken line: {line[:80]!r}; drop that line and run again") from None
+            raise InputError(
+                f"{self.path} holds a broken line: {line[:80]!r}; remove that line and run again"
+            ) from None
         return parse_record(JournalEntry, row, str(self.path))
 
 
-def _row(provenance: Provenance, outcome: Reply | GaveUp) -> dict:
-    row = {"schema_version": 1, "provenance": vars(provenance)}
+def _build_row(provenance: Provenance, outcome: Reply | GaveUp) -> dict[str, Any]:
+    row: dict[str, Any] = {"schema_version": 1, "provenance": vars(provenance)}
     if isinstance(outcome, GaveUp):
         return row | {"reply": None, "gave_up": outcome.reason, "detail": outcome.detail}
     answered = {"teacher": outcome.endpoint.model, "answered_by": outcome.model}
@@ -153,8 +161,8 @@ def _row(provenance: Provenance, outcome: Reply | GaveUp) -> dict:
     }
 
 
-def _lock(path: Path):
-    """An open file that holds the journal's lock until it is closed or its process ends."""
+def _lock(path: Path) -> IO[str]:
+    """Return an open file that holds the journal's lock until it is closed or its process ends."""
     file = open(path.with_name(f".{path.name}.lock"), "a+", encoding="utf-8")  # noqa: SIM115
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,37 +1,36 @@
-"""How a synthesis goes, while it goes: a bar, TensorBoard, and progress.json for `medssr status`."""
+"""Shows and records a synthesis while it runs: a progress bar, TensorBoard, and progress.json for `medssr status`."""
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
 
-from medssr_dist.config.schema import Config
 from medssr_dist.config.synthesis import Synthesis
 from medssr_dist.data.jsonl import write_json
-from medssr_dist.data.wilson import share_of
 from medssr_dist.run.paths import SynthesisPaths
-from medssr_dist.synthesis.client.budget import ReservationLedger, Spending
-from medssr_dist.synthesis.journal import Journal
+from medssr_dist.synthesis.client.batch_runner import BatchRunner
+from medssr_dist.synthesis.client.budget import Spending
+from medssr_dist.synthesis.client.dispatcher import Dispatcher
 from medssr_dist.synthesis.question_writer import QuestionWriter
 from medssr_dist.synthesis.request_queue import RequestQueue
+from medssr_dist.synthesis.synthesis_summary import SynthesisProgress
 
 _SHOW_S = 0.5
 _WRITE_S = 5.0
 _RATE_WINDOW_S = 30.0
 
 
-class SynthesisProgress:
-    """A context that shows and records the state. `runner` is a Dispatcher or a BatchRunner."""
+class ProgressReporter:
+    """A context in which `update` shows and records the progress."""
 
     def __init__(
         self,
         folder: Path,
         synthesis: Synthesis,
-        runner,
+        runner: Dispatcher | BatchRunner,
         queue: RequestQueue,
         spending: Spending,
         writer: QuestionWriter,
@@ -45,7 +44,7 @@ class SynthesisProgress:
         self._marks: deque[tuple[float, int, int]] = deque()  # time, replies, accepted
         self._shown = self._written = 0.0
 
-    def __enter__(self) -> SynthesisProgress:
+    def __enter__(self) -> ProgressReporter:
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
         self._events = EventFileWriter(str(self._paths.tensorboard))
@@ -56,45 +55,47 @@ class SynthesisProgress:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self._show(self.state())
-        self._write(self.state())
+        progress = self.measure()
+        self._show(progress)
+        self._write(progress)
         self._bar.close()
         self._events.close()
 
     def update(self) -> None:
-        """Show the state twice a second, record it every five."""
+        """Show the progress, at most every 0.5 s, and record it, at most every 5 s."""
         now = time.monotonic()
         if now - self._shown < _SHOW_S:
             return
         self._shown = now
-        state = self.state()
-        self._show(state)
+        progress = self.measure()
+        self._show(progress)
         if now - self._written > _WRITE_S:
             self._written = now
-            self._write(state)
+            self._write(progress)
 
-    def state(self) -> dict:
-        """The numbers now; rates are over the last 30 seconds, None at first."""
-        accepted, done = self._writer.judged.accepted, self._writer.judged.done
+    def measure(self) -> SynthesisProgress:
+        """Return the progress now."""
+        accepted, judged = self._writer.judged.accepted, self._writer.judged.total
         rate, accepted_rate = self._rates(self._queue.delivered, accepted)
         missing = self._synthesis.accepted - accepted
-        return {
-            "time": time.time(),
-            "accepted": accepted,
-            "wanted": self._synthesis.accepted,
-            "judged": done,
-            "accepted_share": round(accepted / done, 4) if done else None,
-            "in_flight": self._queue.in_flight,
-            "replies_per_s": rate,
-            "eta_s": round(missing / accepted_rate) if accepted_rate else None,
-            "usd": round(self._spending.usd, 4),
-            "tokens": self._spending.tokens,
-            "attempts": self._runner.attempts,
-            "lost": self._spending.lost,
-            "endpoints": [vars(state) for state in self._runner.read_states()],
-        }
+        return SynthesisProgress(
+            time=time.time(),
+            accepted=accepted,
+            wanted=self._synthesis.accepted,
+            judged=judged,
+            accepted_share=round(accepted / judged, 4) if judged else None,
+            in_flight=self._queue.in_flight,
+            replies_per_s=rate,
+            eta_s=round(missing / accepted_rate) if accepted_rate else None,
+            usd=round(self._spending.usd, 4),
+            tokens=self._spending.tokens,
+            attempts=self._runner.attempts,
+            lost=self._spending.lost,
+            endpoints=tuple(self._runner.read_states()),
+        )
 
     def _rates(self, replies: int, accepted: int) -> tuple[float | None, float | None]:
+        """Return replies and accepted questions per second over the last 30 seconds."""
         now = time.monotonic()
         self._marks.append((now, replies, accepted))
         while now - self._marks[0][0] > _RATE_WINDOW_S:
@@ -104,87 +105,33 @@ class SynthesisProgress:
             return None, None
         return round((replies - replies_then) / (now - since), 2), (accepted - accepted_then) / (now - since)
 
-    def _show(self, state: dict) -> None:
-        self._bar.n = state["accepted"]
-        troubled = [f"{each['name']} {each['breaker']}" for each in state["endpoints"] if each["breaker"] != "closed"]
+    def _show(self, progress: SynthesisProgress) -> None:
+        self._bar.n = progress.accepted
+        failing = [f"{each.name} {each.in_words}" for each in progress.endpoints if each.breaker != "closed"]
+        share, rate = progress.accepted_share, progress.replies_per_s
         facts = {
-            "replies/s": "-" if state["replies_per_s"] is None else f"{state['replies_per_s']:.1f}",
-            "on the wire": state["in_flight"],
-            "accepted": "-" if state["accepted_share"] is None else f"{100 * state['accepted_share']:.0f}%",
-            "spent": f"${state['usd']:.2f}" if self._synthesis.prices else f"{state['tokens']:,} tokens",
+            "replies/s": "-" if rate is None else f"{rate:.1f}",
+            "in flight": progress.in_flight,
+            "accepted": "-" if share is None else f"{100 * share:.0f}%",
+            "spent": f"${progress.usd:.2f}" if self._synthesis.prices else f"{progress.tokens:,} tokens",
         }
-        self._bar.set_postfix(facts | ({"endpoints": ", ".join(troubled)} if troubled else {}))
+        self._bar.set_postfix(facts | ({"endpoints": ", ".join(failing)} if failing else {}))
 
-    def _write(self, state: dict) -> None:
-        write_json(self._paths.progress, state)
-        scalars = {name: value for name, value in state.items() if isinstance(value, int | float) and name != "time"}
-        for each in state["endpoints"]:
-            scalars |= {f"{each['name']}/{name}": each[name] for name in ("limit", "in_flight", "refusals")}
-        self._record(scalars, step=state["judged"])
+    def _write(self, progress: SynthesisProgress) -> None:
+        values = progress.model_dump(mode="json")
+        write_json(self._paths.progress, values)
+        scalars = {name: value for name, value in values.items() if isinstance(value, int | float) and name != "time"}
+        for each in progress.endpoints:
+            scalars |= {
+                f"{each.name}/limit": each.limit,
+                f"{each.name}/in_flight": each.in_flight,
+                f"{each.name}/refusals": each.refusals,
+            }
+        self._write_scalars(scalars, step=progress.judged)
 
-    def _record(self, scalars: dict[str, float], step: int) -> None:
+    def _write_scalars(self, scalars: dict[str, float], step: int) -> None:
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         values = [Summary.Value(tag=f"synthesis/{name}", simple_value=value) for name, value in scalars.items()]
         self._events.add_event(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
-
-
-def summarize(config: Config, work: SynthesisWork, started: float) -> dict:
-    """The step's summary.
-
-    `requests_sent`, `http_attempts`, `asked_again`, `lost`, `held_s` (waiting for the vote) and `seconds` are of
-    the attempt that ended the step; all else is of the whole folder. `surplus` replies came after the last accepted
-    question: they are paid for and kept in the journal, but not used. `alpha` holds shares with their 95% Wilson
-    intervals.
-    """
-    writer, spending, queue = work.writer, work.spending, work.queue
-    done, accepted = writer.judged.done, writer.judged.accepted
-    return {
-        "requested": done,
-        "accepted": accepted,
-        "rejected_by_reason": dict(sorted(writer.rejected.items())),
-        "stopped_by": queue.stopped_by,
-        "budget": config.synthesis.budget.model_dump(),
-        "surplus": len(work.journal) - done,
-        "alpha": {
-            "asked": config.synthesis.alpha,
-            "requests": share_of(writer.rare, done),
-            "accepted": share_of(writer.accepted_rare, accepted),
-        },
-        "letter_balance": {
-            "first_option": dict(sorted(writer.first_option.items())),
-            "entity_option": dict(sorted(writer.entity_option.items())),
-        },
-        "models": {"asked": config.synthesis.models, "answered": dict(writer.answered_by.most_common())},
-        "prompt_tokens": spending.prompt_tokens,
-        "completion_tokens": spending.completion_tokens,
-        "tokens": spending.completion_tokens,
-        "usd": round(spending.usd, 6),
-        "lost_tokens": spending.lost_tokens,
-        "requests_sent": queue.asked,
-        "requests_replayed": len(work.journal) - queue.asked,
-        "http_attempts": work.attempts,
-        "asked_again": queue.asked_again,
-        "lost": spending.lost,
-        "held_s": round(queue.held_s, 2),
-        "started": _timestamp(started),
-        "ended": _timestamp(time.time()),
-        "seconds": round(time.time() - started, 2),
-    }
-
-
-def _timestamp(seconds: float) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(seconds))
-
-
-@dataclass
-class SynthesisWork:
-    """The open files and counts of the step."""
-
-    journal: Journal
-    reservations: ReservationLedger
-    spending: Spending
-    writer: QuestionWriter
-    queue: RequestQueue
-    attempts: int = 0

@@ -17,7 +17,7 @@ from medssr_dist.config.synthesis import Synthesis
 from medssr_dist.data.records import LETTERS, Question
 
 if TYPE_CHECKING:
-    from medssr_dist.knowledge.corpus import Passage
+    from medssr_dist.knowledge.passages import Passage
 
 SEED_HEADING = "[Seed question {number}]"
 ENTITY_HEADING = "[Entity]"

@@ -1,37 +1,30 @@
-"""What each request is about, drawn by (random_seed, index) alone.
+"""What each request of a run asks for, drawn from (random_seed, index) alone.
 
-A resumed run, or one split over machines by index, makes the same draws, in whatever order they are asked
-for. One keyed hash a request gives eight 64-bit words; rho, the seed pair and the entity each read words of
-their own, so a change of alpha changes only which requests are injected.
+A resumed run, or a run split over machines by index, makes the same draws in any order. One keyed hash per request
+gives eight random 64-bit words. rho, the seed pair and the entity each use words of that hash that nothing else uses,
+so a change of alpha only changes which requests get injected knowledge.
 
-`entity_choice: coverage` looks back: an entity's weight is 1 / (1 + times it was drawn by lower indices). All
-lower indices are therefore drawn first, by the same hashes, and one number an index is kept: about 2 s and
-4 MB a million requests.
+With `entity_choice: coverage` the weight of an entity is 1 / (1 + number of times that lower indices drew it). All
+lower indices are therefore drawn first, by the same hashes, and one number per index is kept: about 2 s and 4 MB per
+million requests.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-from medssr_dist.config.schema import Config
-from medssr_dist.data.records import Provenance, Question
-from medssr_dist.synthesis.prompts import build_messages, hash_request
-
-if TYPE_CHECKING:
-    from medssr_dist.knowledge.corpus import Passage
-    from medssr_dist.knowledge.retrieval import Entity
-
 import struct
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Literal
 
+from medssr_dist.config.schema import Config
+from medssr_dist.data.records import Provenance, Question
 from medssr_dist.errors import InputError
+from medssr_dist.synthesis.prompts import build_messages, hash_request
 
 if TYPE_CHECKING:
+    from medssr_dist.knowledge.passages import Passage
     from medssr_dist.knowledge.retrieval import Entity
 
 _WORDS = struct.Struct("<8Q")
@@ -40,25 +33,32 @@ _NOT_INJECTED = -1
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """One request: rho in [0, 1), two different seed questions, and the entity if rho < alpha."""
+    """One request before its prompt is built.
+
+    Attributes:
+        rho: uniform in [0, 1); knowledge is injected if rho < alpha.
+        seeds: two different seed questions.
+        entity: the rare disease, None without injected knowledge.
+        topic: the topic by which the seed pair was drawn; '' if it was drawn uniformly.
+    """
 
     index: int
     rho: float
     seeds: tuple[Question, Question]
     entity: Entity | None
-    topic: str = ""  # that the seed pair was drawn by; '' if drawn uniformly
+    topic: str = ""
 
 
 class Draws:
-    """The draws of a run: knowledge is injected when rho < alpha (paper section 3.1).
+    """The draws of a run: knowledge is injected if rho < alpha (paper section 3.1).
 
     Args:
-        seeds: at least 2. With `seed_pairs` "topic" both are of one topic; the first is uniform among those
-            that have a partner, so that a topic is chosen by its number of seeds.
+        seeds: at least 2. With `seed_pairs` "topic", both seeds have the same topic. The first is drawn uniformly
+            among the seeds whose topic has another seed, so a topic is drawn in proportion to its number of seeds.
         entities: at least 1 unless alpha is 0.
 
     Raises:
-        InputError: by topic, when seeds have none, or no two share one.
+        InputError: `seed_pairs` is "topic" and a seed has no topic, or no two seeds share one.
     """
 
     def __init__(
@@ -74,36 +74,39 @@ class Draws:
         self._alpha = alpha
         self._entities = entities
         self._by_topic = seed_pairs == "topic"
-        self._seeds, self._groups = _topic_groups(seeds) if self._by_topic else (seeds, [(0, len(seeds))] * len(seeds))
+        self._seeds, self._groups = (
+            _group_by_topic(seeds) if self._by_topic else (seeds, [(0, len(seeds))] * len(seeds))
+        )
         self._coverage = _Coverage(random_seed, alpha, len(entities)) if entity_choice == "coverage" else None
 
-    def at(self, index: int) -> Draw:
+    def draw(self, index: int) -> Draw:
         """Draw request `index`."""
         words = _words(self._random_seed, index)
         rho = _share(words[0])
-        first, second = self._pair(words[1], words[2])
+        first, second = self._draw_pair(words[1], words[2])
         topic = first.topic if self._by_topic else ""
-        entity = self._entity(index, words[3]) if rho < self._alpha else None
+        entity = self._draw_entity(index, words[3]) if rho < self._alpha else None
         return Draw(index, rho, (first, second), entity, topic)
 
-    def _pair(self, one: int, other: int) -> tuple[Question, Question]:
-        """Two seeds of one group, whose seeds stand side by side."""
+    def _draw_pair(self, one: int, other: int) -> tuple[Question, Question]:
+        """Return two seeds of one group; the seeds of a group are adjacent."""
         first = _below(one, len(self._seeds))
         start, size = self._groups[first]
         second = start + _below(other, size - 1)
         return self._seeds[first], self._seeds[second + (second >= first)]
 
-    def _entity(self, index: int, word: int) -> Entity:
+    def _draw_entity(self, index: int, word: int) -> Entity:
         if self._coverage is None:
             return self._entities[_below(word, len(self._entities))]
-        return self._entities[self._coverage.at(index)]
+        return self._entities[self._coverage.draw(index)]
 
 
 class _Coverage:
-    """Entity numbers drawn with weight 1 / (1 + times drawn so far), by rejection.
+    """Draws entity numbers with weight 1 / (1 + times drawn so far), by rejection sampling.
 
-    An entity is proposed uniformly and taken with probability (1 + fewest) / (1 + its times), which gives these
-    weights exactly; since the times stay close together, few proposals are refused.
+    An entity is proposed uniformly and accepted with probability (1 + fewest) / (1 + its times), where `fewest` is the
+    lowest count of all entities. This gives exactly these weights. The counts stay close together, so few proposals
+    are rejected.
     """
 
     def __init__(self, random_seed: int, alpha: float, entities: int):
@@ -113,12 +116,12 @@ class _Coverage:
         self._times = array("I", bytes(4 * entities))
         self._fewest, self._with_fewest = 0, entities
 
-    def at(self, index: int) -> int:
+    def draw(self, index: int) -> int:
         while len(self._chosen) <= index:
-            self._chosen.append(self._draw(len(self._chosen)))
+            self._chosen.append(self._draw_next(len(self._chosen)))
         return self._chosen[index]
 
-    def _draw(self, index: int) -> int:
+    def _draw_next(self, index: int) -> int:
         words = _words(self._random_seed, index)
         if _share(words[0]) >= self._alpha:
             return _NOT_INJECTED
@@ -145,13 +148,14 @@ class _Coverage:
             self._with_fewest = self._times.count(self._fewest)
 
 
-def _topic_groups(seeds: Sequence[Question]) -> tuple[list[Question], list[tuple[int, int]]]:
-    """Seeds that have a partner, sorted by topic, and for each the (start, size) of its topic's stretch."""
+def _group_by_topic(seeds: Sequence[Question]) -> tuple[list[Question], list[tuple[int, int]]]:
+    """Return the seeds whose topic has another seed, sorted by topic, and the (start, size) of each seed's topic."""
     by_topic: dict[str, list[Question]] = {}
     for seed in seeds:
         by_topic.setdefault(seed.topic, []).append(seed)
     without = len(by_topic.get("", ()))
-    pairable, groups = [], []
+    pairable: list[Question] = []
+    groups: list[tuple[int, int]] = []
     for _, group in sorted(by_topic.items()):
         if len(group) > 1:
             groups += [(len(pairable), len(group))] * len(group)
@@ -159,37 +163,42 @@ def _topic_groups(seeds: Sequence[Question]) -> tuple[list[Question], list[tuple
     if without or not pairable:
         problem = f"{without:,} of {len(seeds):,} seeds have no topic" if without else "no two seeds share a topic"
         raise InputError(
-            f"synthesis.seed_pairs = topic, but {problem}; seed from data sets that give one "
+            f"synthesis.seed_pairs = topic, but {problem}; use data sets that give topics "
             "(MedMCQA, MedQA in mediQ's form, hpo:seeds), or set seed_pairs: uniform"
         )
     return pairable, groups
 
 
 def _words(random_seed: int, index: int, attempt: int = 0) -> tuple[int, ...]:
-    """Eight random 64-bit words."""
+    """Return eight random 64-bit words."""
     return _WORDS.unpack(blake2b(b"%d:%d:%d" % (random_seed, index, attempt)).digest())
 
 
 def _share(word: int) -> float:
-    """Uniform in [0, 1), with the 53 bits that a float holds."""
+    """Return a uniform number in [0, 1), with the 53 bits of a float."""
     return (word >> 11) / (1 << 53)
 
 
 def _below(word: int, count: int) -> int:
-    """Uniform in 0..count-1."""
+    """Return a uniform number in 0..count-1."""
     return word * count >> 64
 
 
 @dataclass(frozen=True, slots=True)
 class QuestionRequest:
-    """One request: what is sent, and all that its question must be able to tell of it."""
+    """One request: the chat messages to send, and the provenance that its question will carry."""
 
     messages: list[dict[str, str]]
     provenance: Provenance
 
 
 class RequestPlan:
-    """All requests of a run. `retrieve` gives the passages of an entity's name and must be quick."""
+    """All requests of a run, by number.
+
+    Args:
+        retrieve: returns the passages for the name of an entity; it must be fast.
+        commit: code commit, for the provenance.
+    """
 
     def __init__(
         self,
@@ -209,9 +218,9 @@ class RequestPlan:
             self._random_seed, synthesis.alpha, seeds, entities, synthesis.seed_pairs, synthesis.entity_choice
         )
 
-    def request(self, index: int) -> QuestionRequest:
-        """Build request `index`."""
-        drawn = self._draws.at(index)
+    def build_request(self, index: int) -> QuestionRequest:
+        """Build request `index` (paper section 3.1)."""
+        drawn = self._draws.draw(index)
         entity = drawn.entity
         passages = self._retrieve(entity.name) if entity else []
         messages = build_messages(drawn.seeds, entity.name if entity else None, passages)

@@ -1,8 +1,8 @@
-"""What to ask next, and when to stop: N accepted, a cap on candidates, a budget.
+"""Which requests are sent next, and when to stop: N questions accepted, a cap on requests, or a budget.
 
-Requests are asked in the order of their numbers, and replies are judged in that order, so the accepted set
-is the first N accepted by number: the same however requests overlapped, failed or were interrupted. No more
-are asked at once than are needed at the share accepted so far, so near the end little is bought in vain.
+Requests are sent in the order of their numbers, and replies are judged in that order. The accepted set is therefore
+the first N accepted by number, no matter how requests overlapped, failed or were interrupted. Only as many requests
+are in flight as are needed at the share accepted so far, so little is bought in vain near the end.
 """
 
 from __future__ import annotations
@@ -25,21 +25,27 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Judged:
-    """How far the replies have been judged, in order of the requests."""
+class JudgedCount:
+    """How many replies are judged, in the order of the requests. Example: JudgedCount(total=120, accepted=96)"""
 
-    done: int = 0
+    total: int = 0
     accepted: int = 0
 
 
 class RequestQueue:
-    """Gives the dispatcher its jobs and takes their outcomes to the journal.
+    """Gives jobs to the dispatcher or the batch runner, and writes their outcomes to the journal.
 
     Args:
-        judged: kept up to date by who judges; `wake.set()` tells that it changed.
-        should_stop: polled; once true nothing more is asked.
-        hold: polled with the number accepted at most by now; while true nothing new is asked, and what is on its
-            way goes on.
+        judged: updated by the caller who judges the replies; `wake.set()` then reports the change.
+        should_stop: polled; once true, no further request is sent.
+        should_hold: back-pressure. Called with the number of questions that may be accepted so far; while it returns
+            true, no new request is sent, and those in flight continue.
+
+    Attributes:
+        requests_sent: requests that this attempt gave out.
+        asked_again: those of them that were in flight when an earlier attempt ended.
+        delivered: outcomes written to the journal by this attempt.
+        held_s: seconds during which `should_hold` returned true.
     """
 
     def __init__(
@@ -49,14 +55,15 @@ class RequestQueue:
         journal: Journal,
         reservations: ReservationLedger,
         spending: Spending,
-        judged: Judged,
+        judged: JudgedCount,
         should_stop: Callable[[], bool] = lambda: False,
-        hold: Callable[[int], bool] = lambda accepted: False,
+        should_hold: Callable[[int], bool] = lambda accepted: False,
     ):
         self.wake = asyncio.Event()
-        self.asked = 0
+        self.requests_sent = 0
         self.asked_again = 0
         self.delivered = 0
+        self.held_s = 0.0
         self._synthesis = synthesis
         self._plan = plan
         self._journal = journal
@@ -64,26 +71,25 @@ class RequestQueue:
         self._spending = spending
         self._judged = judged
         self._should_stop = should_stop
-        self._hold = hold
+        self._should_hold = should_hold
         self._held_since: float | None = None
-        self.held_s = 0.0  # time during which `hold` was true
         self._count_tokens = TokenCounter()
         self._provenances: dict[int, Provenance] = {}  # of the requests in flight
         self._cursor = 0
         self._out_of_budget = False
 
     def next_job(self, probe: bool = False) -> ChatJob | None:
-        """The next new request; None when there is nothing to ask for now.
+        """Return the next new request, or None if none is to be sent now.
 
         Args:
-            probe: one is needed to see whether the endpoint answers, even if enough are on their way.
+            probe: the request tests whether the endpoint answers, so it is given out even if enough are in flight.
         """
-        if self.stopping or self.enough:
+        if self.is_stopping or self.has_enough:
             return None
         while self._cursor in self._journal or self._cursor in self._provenances:
             self._cursor += 1
-        for_now = self._held() or self._enough_asked()
-        if self._cursor >= self._synthesis.most_candidates or (for_now and not probe):
+        must_wait = self._is_held() or self._enough_in_flight()
+        if self._cursor >= self._synthesis.most_candidates or (must_wait and not probe):
             return None
         job, provenance = self._build(self._cursor)
         self._out_of_budget = not self._spending.reserve(job)
@@ -91,70 +97,70 @@ class RequestQueue:
             return None
         self._provenances[job.index] = provenance
         self._cursor += 1
-        self.asked += 1
+        self.requests_sent += 1
         self.asked_again += self._reservations.was_in_flight(job.index)
         return job
 
     def resume_job(self, index: int) -> ChatJob | None:
-        """Request `index`, on its way since an earlier attempt (in a batch); None if its outcome is known."""
+        """Return request `index`, which an earlier attempt sent in a batch, or None if its outcome is known."""
         if index in self._journal:
             return None
         job, provenance = self._build(index)
         self._provenances[index] = provenance
-        self._spending.count_lost(-self._reservations.read(index), tries=0)  # not lost: it is still to come
+        self._spending.count_lost(-self._reservations.read(index), tries=0)  # not lost: its reply is still to come
         self._spending.reserve(job, forced=True)
         return job
 
     @property
     def in_flight(self) -> int:
-        """Requests given out whose outcome is still to come."""
+        """Number of requests that were given out and have no outcome yet."""
         return len(self._provenances)
 
     def _build(self, index: int) -> tuple[ChatJob, Provenance]:
-        request = self._plan.request(index)
+        request = self._plan.build_request(index)
         prompt_tokens = self._count_tokens(request.messages)
         job = ChatJob(index, request.messages, prompt_tokens + self._synthesis.max_tokens, prompt_tokens)
         return job, request.provenance
 
     @property
-    def stopping(self) -> bool:
-        """Somebody asked for the run to end."""
+    def is_stopping(self) -> bool:
+        """Whether the run was asked to stop."""
         return self._should_stop()
 
     @property
-    def enough(self) -> bool:
-        """As many questions are accepted as are wanted."""
+    def has_enough(self) -> bool:
+        """Whether as many questions are accepted as are wanted."""
         return self._judged.accepted >= self._synthesis.accepted
 
     @property
     def is_finished(self) -> bool:
-        """Nothing will be asked for any more."""
-        if self.stopping or self.enough:
+        """Whether no further request will be sent."""
+        if self.is_stopping or self.has_enough:
             return True
-        waiting = self.in_flight or self._judged.done < self._journal.first_missing
+        waiting = self.in_flight or self._judged.total < self._journal.first_missing
         return not waiting and (self._out_of_budget or self._cursor >= self._synthesis.most_candidates)
 
     @property
     def stopped_by(self) -> str:
-        """'count', 'cap' or 'budget'; of a finished queue that nobody stopped."""
-        if self.enough:
+        """Why a finished queue ended, if it was not asked to stop: 'count', 'cap' or 'budget'."""
+        if self.has_enough:
             return "count"
         return "budget" if self._out_of_budget else "cap"
 
     def record_sent(self, job: ChatJob) -> None:
-        """A try goes on the wire."""
+        """A try is about to be sent."""
         self._reservations.add(job.index, job.tokens)
 
     def record_refused(self, job: ChatJob) -> None:
-        """A try came back refused: it is not billed."""
+        """A try was refused: it is not billed."""
         self._reservations.add(job.index, -job.tokens)
 
     def record_lost(self, job: ChatJob) -> None:
-        """A try ended without a reply after it was sent; it may be billed, so the budget takes it as spent."""
+        """A try ended without a reply after it was sent. It may be billed, so the budget counts it as spent."""
         self._spending.count_lost(job.tokens)
 
     def finish(self, job: ChatJob, outcome: Reply | GaveUp) -> None:
-        """Write the outcome to the journal: exactly once a job. Raises InputError when the disk is full."""
+        """Write the outcome to the journal, exactly once per job. Raises InputError if the disk is full."""
         provenance = self._provenances.pop(job.index)
         self._journal.append(provenance, outcome)
         if isinstance(outcome, Reply):
@@ -163,21 +169,21 @@ class RequestQueue:
         self.delivered += 1
         self.wake.set()
 
-    def _held(self) -> bool:
-        """Whether whoever follows the questions lags too far behind, should all replies that are there be accepted.
+    def _is_held(self) -> bool:
+        """Whether the reader of the questions would lag too far behind if all replies so far were accepted.
 
-        Never for a request that was left out by an earlier attempt: replies after it wait for it to be judged.
+        Never for a request that an earlier attempt left out: later replies can only be judged after it.
         """
-        most = self._judged.accepted + len(self._journal) - self._judged.done
-        gap = self._cursor == self._journal.first_missing < len(self._journal)
-        held, now = not gap and self._hold(most), time.monotonic()
+        most_accepted = self._judged.accepted + len(self._journal) - self._judged.total
+        fills_gap = self._cursor == self._journal.first_missing < len(self._journal)
+        held, now = not fills_gap and self._should_hold(most_accepted), time.monotonic()
         if self._held_since is not None:
             self.held_s += now - self._held_since
         self._held_since = now if held else None
         return held
 
-    def _enough_asked(self) -> bool:
-        """Whether what is asked and not yet judged will do, at the share accepted so far."""
+    def _enough_in_flight(self) -> bool:
+        """Whether the requests that are sent and not judged yet will be enough, at the share accepted so far."""
         missing = self._synthesis.accepted - self._judged.accepted
-        share = (self._judged.accepted + 1) / (self._judged.done + 1)
-        return self._cursor - self._judged.done >= missing / share
+        share = (self._judged.accepted + 1) / (self._judged.total + 1)
+        return self._cursor - self._judged.total >= missing / share

@@ -1,11 +1,11 @@
-"""The synthesize step: requests until N questions are accepted, their replies journaled, judged and counted.
+"""The synthesize step: send requests until N questions are accepted; journal, judge and count their replies.
 
-1. Every reply already in the journal is checked against the prompt that its request has now, and judged.
-2. Missing ones are asked for (Dispatcher, or BatchRunner); each reply is in the journal before it is used.
-3. questions.jsonl and rejected.jsonl grow in request order, and the vote may follow them; summary.json, the
-   dataset card and the review sheet close the step.
+1. Each reply in the journal is checked against the prompt that its request has now, and judged.
+2. Missing replies are requested (by Dispatcher or BatchRunner). Each is written to the journal before it is used.
+3. questions.jsonl and rejected.jsonl grow in the order of the requests, and the vote may follow them. The step ends
+   with summary.json, the dataset card and the review sheet.
 
-A stop, an error or a kill at any moment loses no reply that was received: the same command goes on.
+A stop, an error or a kill at any moment loses no reply that was received: the same command resumes.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from tqdm import tqdm
 
 from medssr_dist.config.schema import Config
 from medssr_dist.config.synthesis import Endpoint, Synthesis
-from medssr_dist.data.jsonl import read_json, write_json
+from medssr_dist.data.jsonl import write_json
 from medssr_dist.data.records import Question
+from medssr_dist.data.wilson import measure_share
 from medssr_dist.errors import InputError, Stopped
 from medssr_dist.run.paths import SynthesisPaths
 from medssr_dist.run.stream import mark_end
@@ -34,14 +35,21 @@ from medssr_dist.synthesis.client.batch_runner import BatchRunner
 from medssr_dist.synthesis.client.budget import ReservationLedger, Spending
 from medssr_dist.synthesis.client.dispatcher import Dispatcher
 from medssr_dist.synthesis.journal import Journal, JournalEntry
-from medssr_dist.synthesis.progress import SynthesisProgress, SynthesisWork, summarize
+from medssr_dist.synthesis.progress import ProgressReporter
 from medssr_dist.synthesis.question_writer import QuestionWriter
 from medssr_dist.synthesis.request_plan import RequestPlan
 from medssr_dist.synthesis.request_queue import RequestQueue
 from medssr_dist.synthesis.review import write_review
+from medssr_dist.synthesis.synthesis_summary import (
+    AlphaShares,
+    LetterBalance,
+    ModelReplies,
+    SynthesisSummary,
+    read_synthesis_summary,
+)
 
 if TYPE_CHECKING:
-    from medssr_dist.knowledge.corpus import Passage
+    from medssr_dist.knowledge.passages import Passage
     from medssr_dist.knowledge.retrieval import Entity
 
 _TICK_S = 0.05
@@ -49,11 +57,16 @@ _SYNC_S = 0.25
 
 
 @dataclass(frozen=True)
-class Inputs:
-    """What questions are made from, and checked against.
+class SynthesisInputs:
+    """What questions are made from and checked against.
 
-    `retrieve` gives an entity name's passages, `passage_text` the text of one by id: both must be quick.
-    `open_endpoints` makes the config's endpoints ready for as long as requests are sent.
+    Attributes:
+        seeds: the seed questions.
+        benchmarks: the evaluation items by benchmark; no question may repeat one.
+        entities: rare diseases.
+        retrieve: returns the passages for the name of an entity; it must be fast.
+        passage_text: returns the text of a passage by its id; it must be fast.
+        open_endpoints: a context in which the given endpoints are ready; it yields them.
     """
 
     seeds: list[Question]
@@ -64,43 +77,55 @@ class Inputs:
     open_endpoints: Callable[[list[Endpoint]], AbstractContextManager[list[Endpoint]]] = nullcontext
 
 
+@dataclass
+class SynthesisWork:
+    """The open files and the counts of the step."""
+
+    journal: Journal
+    reservations: ReservationLedger
+    spending: Spending
+    writer: QuestionWriter
+    queue: RequestQueue
+    attempts: int = 0
+
+
 def synthesize(
     config: Config,
     folder: Path,
-    inputs: Inputs,
+    inputs: SynthesisInputs,
     commit: str,
     should_stop: Callable[[], bool] = lambda: False,
-    hold: Callable[[int], bool] = lambda accepted: False,
-) -> dict:
-    """Run the step in `folder`, or go on with it (paper section 3.1).
+    should_hold: Callable[[int], bool] = lambda accepted: False,
+) -> SynthesisSummary:
+    """Run or resume the step in `folder` (paper section 3.1).
 
     Args:
         folder: gets journal.jsonl, questions.jsonl, rejected.jsonl, summary.json, README.md and review.csv.
         commit: code commit, for the provenance.
-        should_stop: polled; once true, requests on the wire are awaited and journaled, and the step ends.
-        hold: see RequestQueue; the vote lags behind.
+        should_stop: polled; once true, the requests in flight are awaited and journaled, and the step ends.
+        should_hold: back-pressure from the vote, see RequestQueue.
 
     Returns:
-        The summary (see `summary.summarize`).
+        The summary, which is also written to summary.json.
 
     Raises:
-        InputError: unusable seeds, endpoints, or a folder that belongs to other settings; too many refused replies.
-        Stopped: `should_stop` said so; the same call goes on later.
+        InputError: unusable seeds or endpoints, a folder of other settings, or too many rejected replies.
+        Stopped: `should_stop` returned true; the same call resumes.
     """
     check_inputs(config, inputs.seeds, inputs.entities)
     with ExitStack() as stack:
-        work = _open(config, folder, inputs, commit, should_stop, hold, stack)
+        work = _open_work(config, folder, inputs, commit, should_stop, should_hold, stack)
         started = time.time()
         if not work.queue.is_finished:
             with inputs.open_endpoints(config.synthesis.endpoints) as endpoints:
-                uvloop.run(_ask(config.synthesis, endpoints, folder, work))
+                uvloop.run(_send_requests(config.synthesis, endpoints, folder, work))
         if should_stop():
-            raise Stopped(f"synthesis stopped with {len(work.journal):,} replies kept; run the same command to go on")
-        return _close(config, folder, inputs, work, started)
+            raise Stopped(f"synthesis stopped with {len(work.journal):,} replies kept; the same command resumes")
+        return _finish(config, folder, inputs, work, started)
 
 
 def check_inputs(config: Config, seeds: list[Question], entities: list[Entity]) -> None:
-    """Raise InputError where there are too few seeds, or no entity to inject."""
+    """Raise InputError if there are fewer than two seeds, or if alpha > 0 and there is no entity."""
     if len(seeds) < 2:
         raise InputError(
             f"synthesis.seeds hold {len(seeds)} usable question(s); a prompt takes two, so give at least 2"
@@ -112,10 +137,16 @@ def check_inputs(config: Config, seeds: list[Question], entities: list[Entity]) 
         )
 
 
-def _open(
-    config: Config, folder: Path, inputs: Inputs, commit: str, should_stop, hold, stack: ExitStack
+def _open_work(
+    config: Config,
+    folder: Path,
+    inputs: SynthesisInputs,
+    commit: str,
+    should_stop: Callable[[], bool],
+    should_hold: Callable[[int], bool],
+    stack: ExitStack,
 ) -> SynthesisWork:
-    """Open the journal, check and judge what it holds."""
+    """Open the files; check and judge what the journal holds."""
     synthesis, random_seed = config.synthesis, config.runtime.random_seed
     plan = RequestPlan(config, inputs.seeds, inputs.entities, inputs.retrieve, commit)
     spending = Spending(synthesis)
@@ -127,16 +158,16 @@ def _open(
     screen = Screen(synthesis.checks, random_seed, inputs.seeds, items, inputs.passage_text)
     writer = QuestionWriter(folder, journal, screen, synthesis.accepted, synthesis.max_reject_share)
     stack.callback(writer.close)
-    queue = RequestQueue(synthesis, plan, journal, reservations, spending, writer.judged, should_stop, hold)
+    queue = RequestQueue(synthesis, plan, journal, reservations, spending, writer.judged, should_stop, should_hold)
     return SynthesisWork(journal, reservations, spending, writer, queue)
 
 
 def _open_journal(path: Path, plan: RequestPlan, spending: Spending) -> Journal:
-    """The journal, its replies counted. Raises InputError where a reply answers another prompt."""
+    """Open the journal and count the cost of its replies. Raises InputError if a reply answers another prompt."""
 
     def check(entry: JournalEntry) -> None:
         index = entry.provenance.index
-        if entry.provenance.prompt_hash != plan.request(index).provenance.prompt_hash:
+        if entry.provenance.prompt_hash != plan.build_request(index).provenance.prompt_hash:
             raise InputError(
                 f"{path} holds replies to other prompts (first at request {index}): seeds, knowledge, "
                 "synthesis or random_seed changed since; put them back, or use another --run-dir"
@@ -148,30 +179,32 @@ def _open_journal(path: Path, plan: RequestPlan, spending: Spending) -> Journal:
         return Journal(path, check)
 
 
-async def _ask(synthesis: Synthesis, endpoints: list[Endpoint], folder: Path, work: SynthesisWork) -> None:
-    """Ask until the queue is finished; judge, sync and show beside it."""
+async def _send_requests(synthesis: Synthesis, endpoints: list[Endpoint], folder: Path, work: SynthesisWork) -> None:
+    """Send requests until the queue is finished; judge, sync and show progress concurrently."""
+    runner: Dispatcher | BatchRunner
     if synthesis.transport == "batch":
         runner = BatchRunner(synthesis, endpoints, folder)
     else:
         runner = Dispatcher(synthesis, endpoints)
-    with SynthesisProgress(folder, synthesis, runner, work.queue, work.spending, work.writer) as progress:
-        asking = asyncio.create_task(runner.run(work.queue))
-        beside = asyncio.create_task(_judge_and_show(work, progress, runner))
-        await asyncio.wait({asking, beside}, return_when=asyncio.FIRST_COMPLETED)
-        runner.stop()  # where judging failed: what is on the wire still reaches the journal
-        results = await asyncio.gather(asking, _end(beside), return_exceptions=True)
+    with ProgressReporter(folder, synthesis, runner, work.queue, work.spending, work.writer) as progress:
+        sending = asyncio.create_task(runner.run(work.queue))
+        judging = asyncio.create_task(_judge_and_show(work, progress, runner))
+        await asyncio.wait({sending, judging}, return_when=asyncio.FIRST_COMPLETED)
+        runner.stop()  # if judging failed, replies in flight are still written to the journal
+        results = await asyncio.gather(sending, _cancel(judging), return_exceptions=True)
         work.journal.sync()
         work.attempts = runner.attempts
-        for error in filter(lambda result: isinstance(result, BaseException), results):
-            raise error
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
 
 
-async def _judge_and_show(work: SynthesisWork, progress: SynthesisProgress, runner: Dispatcher | BatchRunner) -> None:
-    """Judge what has come, in a thread beside the requests; sync the journal and show the state now and then."""
+async def _judge_and_show(work: SynthesisWork, progress: ProgressReporter, runner: Dispatcher | BatchRunner) -> None:
+    """Judge new replies in a thread; sync the journal and show the progress from time to time. Never returns."""
     synced = time.monotonic()
     while True:
-        # With enough accepted, retries that wait are not needed; batches that are out are paid for, and awaited.
-        if work.queue.stopping or (work.queue.enough and isinstance(runner, Dispatcher)):
+        # With enough questions accepted, retries are dropped; batches in flight are paid for and awaited.
+        if work.queue.is_stopping or (work.queue.has_enough and isinstance(runner, Dispatcher)):
             runner.stop()
         judged = await asyncio.to_thread(_judge, work)
         work.queue.wake.set()
@@ -184,15 +217,15 @@ async def _judge_and_show(work: SynthesisWork, progress: SynthesisProgress, runn
 
 
 def _judge(work: SynthesisWork) -> int:
-    """Judge what has come and is on disk: who follows questions.jsonl sees none that a power cut takes back."""
-    come = work.journal.first_missing
-    if come > work.writer.judged.done:
+    """Judge replies that are on the disk, so that a power cut takes back no question that a reader has seen."""
+    complete = work.journal.first_missing
+    if complete > work.writer.judged.total:
         work.journal.sync()
-    return work.writer.advance(come)
+    return work.writer.advance(complete)
 
 
-async def _end(task: asyncio.Task) -> None:
-    """Cancel an endless task; an error that it ended with is raised."""
+async def _cancel(task: asyncio.Task[None]) -> None:
+    """Cancel an endless task. Raises the error that it ended with, if any."""
     task.cancel()
     try:
         await task
@@ -200,15 +233,19 @@ async def _end(task: asyncio.Task) -> None:
         return
 
 
-def _close(config: Config, folder: Path, inputs: Inputs, work: SynthesisWork, started: float) -> dict:
+def _finish(
+    config: Config, folder: Path, inputs: SynthesisInputs, work: SynthesisWork, started: float
+) -> SynthesisSummary:
+    """Judge the rest; write the end mark, the review sheet, the card and the summary."""
     while work.writer.advance():
         pass
     paths = SynthesisPaths(folder)
     mark_end(paths.questions, work.writer.judged.accepted)
-    summary = summarize(config, work, started) | {"checked_against": list(inputs.benchmarks)}
-    path = paths.summary
-    if summary["requests_sent"] == 0 and path.exists() and read_json(path)["accepted"] == summary["accepted"]:
-        return read_json(path)  # nothing was done: the summary of the run that did the work stands
+    summary = _summarize(config, inputs, work, started)
+    if summary.requests_sent == 0 and paths.summary.exists():
+        earlier = read_synthesis_summary(paths.summary)
+        if earlier.accepted == summary.accepted:
+            return earlier  # nothing was sent: keep the summary of the attempt that did the work
     write_review(
         paths.questions,
         paths.review,
@@ -217,16 +254,61 @@ def _close(config: Config, folder: Path, inputs: Inputs, work: SynthesisWork, st
         inputs.passage_text,
     )
     write_card(folder, config, summary)
-    write_json(path, summary)
+    write_json(paths.summary, summary.model_dump(mode="json"))
     return summary
 
 
-def goes_on(synthesis: Synthesis, folder: Path) -> bool:
-    """Whether a finished step has more to do, because the count, the cap or the budget was raised since."""
-    summary = read_json(SynthesisPaths(folder).summary)
-    if summary["accepted"] >= synthesis.accepted:
+def _summarize(config: Config, inputs: SynthesisInputs, work: SynthesisWork, started: float) -> SynthesisSummary:
+    writer, spending, queue = work.writer, work.spending, work.queue
+    judged, accepted = writer.judged.total, writer.judged.accepted
+    return SynthesisSummary(
+        requested=judged,
+        accepted=accepted,
+        rejected_by_reason=dict(sorted(writer.rejected.items())),
+        stopped_by=queue.stopped_by,
+        budget=config.synthesis.budget,
+        surplus=len(work.journal) - judged,
+        alpha=AlphaShares(
+            asked=config.synthesis.alpha,
+            requests=measure_share(writer.rare, judged),
+            accepted=measure_share(writer.accepted_rare, accepted),
+        ),
+        letter_balance=LetterBalance(
+            first_option=dict(sorted(writer.first_option.items())),
+            entity_option=dict(sorted(writer.entity_option.items())),
+        ),
+        models=ModelReplies(asked=config.synthesis.models, answered=dict(writer.answered_by.most_common())),
+        prompt_tokens=spending.prompt_tokens,
+        completion_tokens=spending.completion_tokens,
+        tokens=spending.completion_tokens,
+        usd=round(spending.usd, 6),
+        lost_tokens=spending.lost_tokens,
+        requests_sent=queue.requests_sent,
+        requests_replayed=len(work.journal) - queue.requests_sent,
+        http_attempts=work.attempts,
+        asked_again=queue.asked_again,
+        lost=spending.lost,
+        held_s=round(queue.held_s, 2),
+        started=_format_time(started),
+        ended=_format_time(time.time()),
+        seconds=round(time.time() - started, 2),
+        checked_against=list(inputs.benchmarks),
+    )
+
+
+def _format_time(seconds: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(seconds))
+
+
+def has_more_to_do(synthesis: Synthesis, folder: Path) -> bool:
+    """Return whether a finished step must continue, because the count, the cap or the budget was raised."""
+    summary = read_synthesis_summary(SynthesisPaths(folder).summary)
+    if summary.accepted >= synthesis.accepted:
         return False
-    if summary["stopped_by"] == "budget":
-        before, now = summary["budget"], synthesis.budget.model_dump()
-        return any(before[name] and (not now[name] or now[name] > before[name]) for name in before)
-    return synthesis.most_candidates > summary["requested"]
+    if summary.stopped_by == "budget":
+        limits = (
+            (summary.budget.usd, synthesis.budget.usd),
+            (summary.budget.tokens, synthesis.budget.tokens),
+        )
+        return any(before and (not now or now > before) for before, now in limits)  # 0 = no limit
+    return synthesis.most_candidates > summary.requested

@@ -1,9 +1,11 @@
-"""What happens between two steps of a stage: a look for NaN, metrics line, checkpoint, export, and whether to go on."""
+"""What follows each step of a stage: a check for NaN, the metrics line, checkpoint, export, and whether to stop."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ray
 
@@ -11,145 +13,173 @@ from medssr_dist.data.jsonl import JsonlLedger
 from medssr_dist.errors import Diverged, Stopped
 from medssr_dist.run.paths import partial_export
 from medssr_dist.runtime.models import publish_folder
+from medssr_dist.training.backend.openrlhf import Experience, RayActorGroup
 from medssr_dist.training.deadline import StopSign
-from medssr_dist.training.finite import bad_metrics, told
+from medssr_dist.training.finite import describe_bad, find_bad_metrics
 from medssr_dist.training.model_card import write_model_card
 from medssr_dist.training.stage_job import StageJob
+from medssr_dist.training.step_metrics import StepMetrics
 from medssr_dist.training.weights.checkpoints import CheckpointKeeper
 
-_FRESH = {"episode": 0, "global_step": 0, "total_consumed_prompts": 0, "data_loader_state_dict": {}}
+
+@dataclass(frozen=True)
+class LoopState:
+    """What the loop needs, besides weights and optimizer, to resume after a step.
+
+    step: finished steps. prompts: prompts drawn. sampler: Sampler.state_dict(); None before the first step.
+
+    Example: LoopState(step=20, prompts=1280, sampler={"batches": {...}, "prompts": {...}})
+    """
+
+    step: int = 0
+    prompts: int = 0
+    sampler: dict[str, Any] | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the form in a checkpoint."""
+        sampler = self.sampler or {}
+        return {
+            "global_step": self.step,
+            "total_consumed_prompts": self.prompts,
+            "samples": sampler.get("batches"),
+            "data_loader_state_dict": sampler.get("prompts"),
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> LoopState:
+        """Read a checkpoint's state; {} is the beginning."""
+        if not values:
+            return cls()
+        sampler = {"batches": values["samples"], "prompts": values["data_loader_state_dict"]}
+        return cls(values["global_step"], values["total_consumed_prompts"], sampler)
 
 
-class Boundary:
-    """Takes each finished step's row and state. The state saved is always that of a finished step.
+class AfterStep:
+    """Records each finished step. The state that is saved is always the state after a finished step.
 
     Args:
-        job: what the stage is to do, and where.
-        policy: RayActorGroup of PolicyRanks.
+        job: the stage, and its folder.
+        policy: group of PolicyRanks.
         stop: asked after every step.
     """
 
-    def __init__(self, job: StageJob, policy, stop: StopSign):
+    def __init__(self, job: StageJob, policy: RayActorGroup, stop: StopSign):
         self._job, self._policy, self._stop = job, policy, stop
         self._keeper = CheckpointKeeper(
-            job.paths.checkpoints, job.stage.keep_checkpoints, self._bytes_needed, self._write
+            job.paths.checkpoints, job.stage.keep_checkpoints, self._count_bytes, self._write
         )
         self._saved = self._step = job.checkpoint.step if job.checkpoint else 0
-        self._state: dict = {}
+        self._state = LoopState()
         self._rewards: list[float] = []
 
-    def resumed_state(self) -> dict:
-        """The state of the step that the ranks have taken up, or of the beginning."""
-        return self._all("get_checkpoint_states")[0] or dict(_FRESH)
+    def resume(self) -> LoopState:
+        """Return the state of the checkpoint that the ranks have loaded, or of the beginning."""
+        return LoopState.from_dict(self._all("get_checkpoint_states")[0])
 
-    def updated(self, step: int, status: dict) -> None:
-        """The weights are those after step number `step`: before an engine or a checkpoint gets them, look at them.
+    def check_stop(self) -> None:
+        """Raise Stopped where no other step is to begin."""
+        self._stop.check()
 
-        Args:
-            status: the update's metrics, by OpenRLHF's names.
+    def check_finite(self, step: int, update: dict[str, float]) -> None:
+        """Check the weights and metrics of step number `step`, before an engine or a checkpoint gets these weights.
+
         Raises:
-            Diverged: they, or the metrics, hold NaN or an infinity.
+            Diverged: they hold NaN or an infinity.
         """
-        self._refuse(step, bad_metrics(status), self._bad_weights())
+        self._refuse(step, find_bad_metrics(update), self._find_bad_weights())
 
-    def passed(self, step: int, row: dict, state: dict) -> None:
-        """Step number `step` has ended: write `row`, and save, export and stop as is due.
+    def finish_step(self, metrics: StepMetrics, state: LoopState) -> None:
+        """Write the step's line of metrics.jsonl; save and export where they are due.
 
-        Args:
-            row: the step's line of metrics.jsonl.
-            state: what a restart needs to go on after it.
         Raises:
-            Stopped: the stage has to end; what it has done is not saved yet.
+            Stopped: the stage has to end; what it did since the last checkpoint is not saved yet.
         """
         # First: a restart drops the rows of steps after the checkpoint, but cannot make one that is missing.
         with JsonlLedger(self._job.paths.metrics) as ledger:
-            ledger.append(row)
-        self._step, self._state = step, state
-        self._rewards.append(row["reward"])
-        self._stop.took_step(row["seconds"] - row["seconds_wait"])
-        if step % self._job.stage.save_steps == 0:
+            ledger.append(metrics.as_row())
+        self._step, self._state = state.step, state
+        self._rewards.append(metrics.reward)
+        self._stop.took_step(metrics.seconds - metrics.seconds_wait)
+        if state.step % self._job.stage.save_steps == 0:
             self._save()
-        if self._job.stage.export_steps and step % self._job.stage.export_steps == 0:
-            folder = self._job.paths.hf_at(step)
+        if self._job.stage.export_steps and state.step % self._job.stage.export_steps == 0:
+            folder = self._job.paths.hf_at(state.step)
             publish_folder(self.export(partial_export(folder)), folder)
-        self.go_on()
+        self.check_stop()
 
-    def go_on(self) -> None:
-        """Raise Stopped where no other step is to be begun."""
-        self._stop.check()
-
-    def stopped(self, reason: Stopped) -> Stopped:
-        """Save what has been done since the last checkpoint; returns what to tell."""
+    def save_and_stop(self, reason: Stopped) -> Stopped:
+        """Save what was done since the last checkpoint; return the error to raise."""
         if self._step > self._saved:
             self._save()
-        return Stopped(f"stopped after step {self._step}, {reason}; the same command goes on from there")
+        return Stopped(f"stopped after step {self._step}, {reason}; the same command resumes from there")
 
     def export(self, folder: Path) -> Path:
-        """Write the policy as a Hugging Face checkpoint with its card into `folder`. Raises Diverged."""
-        self._refuse(self._step, {}, self._bad_weights())  # a stage that was taken up may have had no step to take
+        """Write the policy as a Hugging Face checkpoint with its model card into `folder`. Raises Diverged."""
+        self._refuse(self._step, {}, self._find_bad_weights())  # a resumed stage may have had no step left to take
         self._all("export", str(folder))
         write_model_card(folder, self._job, self._step)
         return folder
 
-    def _bad_weights(self) -> dict[str, float]:
-        return {name: value for found in self._all("bad_weights") for name, value in found.items()}
+    def _find_bad_weights(self) -> dict[str, float]:
+        return {name: value for found in self._all("find_bad_weights") for name, value in found.items()}
 
     def _refuse(self, step: int, metrics: dict[str, float], weights: dict[str, float]) -> None:
         if not (metrics or weights):
             return
         name, stage = self._job.name, self._job.stage
-        go_on = f"the same command goes on from the checkpoint of step {self._saved}, which is whole"
+        resume = f"the same command resumes from the checkpoint of step {self._saved}, which is complete"
         raise Diverged(
-            f"{name} step {step}: {told(metrics, weights)}; nothing of this step is saved or exported, and "
-            f"{go_on if self._saved else 'there is no checkpoint yet'}; if it comes again, lower "
+            f"{name} step {step}: {describe_bad(metrics, weights)}; nothing of this step is saved or exported, and "
+            f"{resume if self._saved else 'there is no checkpoint yet'}; if it happens again, lower "
             f"training.{name}.learning_rate ({stage.learning_rate:g}) or clip gradients more (max_grad_norm = "
             f"{stage.max_grad_norm:g}, 0 is off), with a new --run-dir"
         )
 
     def _save(self) -> None:
-        checkpoint = self._keeper.save(self._step, self._state, sum(self._rewards) / len(self._rewards))
+        reward = sum(self._rewards) / len(self._rewards)
+        checkpoint = self._keeper.save(self._step, self._state.as_dict(), reward)
         self._stop.took_save(checkpoint.seconds)
         self._saved, self._rewards = self._step, []
 
-    def _bytes_needed(self) -> int:
+    def _count_bytes(self) -> int:
         return sum(self._all("checkpoint_bytes"))
 
-    def _write(self, folder: Path, tag: str, state: dict) -> list[dict[str, int]]:
+    def _write(self, folder: Path, tag: str, state: dict[str, Any]) -> list[dict[str, int]]:
         return self._all("write_checkpoint", folder, tag, state)
 
-    def _all(self, method: str, *args) -> list:
+    def _all(self, method: str, *args: object) -> list[Any]:
         return ray.get(self._policy.async_run_method(method, *args))
 
 
-class SampleBook:
-    """Appends rollouts of a step to `file`, evenly spread over its prompts.
+class SampleLog:
+    """Keeps a few samples of every step for reading: samples.jsonl in the stage's folder.
 
     Args:
-        count: rollouts of a step that are kept; 0 = none.
+        count: samples kept a step, evenly spread over its prompts; 0 = none.
     """
 
     def __init__(self, file: Path, tokenizer, count: int):
         self._file, self._tokenizer, self._count = file, tokenizer, count
 
-    def keep(self, rollouts: list, step: int) -> None:
-        """Write down some of the Experiences of `step`, each of one sequence [1, T] and its mask [1, T - 1]."""
-        kept = rollouts[:: max(1, len(rollouts) // self._count)][: self._count] if self._count else []
+    def keep(self, samples: list[Experience], step: int) -> None:
+        """Append some of the step's samples, each of one sequence [1, T] and its action mask [1, T - 1]."""
+        kept = samples[:: max(1, len(samples) // self._count)][: self._count] if self._count else []
         if kept:
             with JsonlLedger(self._file) as ledger:
-                ledger.append(*(self._row(rollout, step) for rollout in kept))
+                ledger.append(*(self._row(sample, step) for sample in kept))
 
-    def _row(self, rollout, step: int) -> dict:
-        label = json.loads(rollout.labels[0])
-        actions = rollout.sequences[0, 1:][rollout.action_mask[0].bool()]
+    def _row(self, sample: Experience, step: int) -> dict[str, Any]:
+        label = json.loads(sample.labels[0])
+        actions = sample.sequences[0, 1:][sample.action_mask[0].bool()]
         row = {
             "step": step,
             "question_id": label["id"],
-            "prompt": rollout.prompts[0],
+            "prompt": sample.prompts[0],
             "response": self._tokenizer.decode(actions, skip_special_tokens=True),
             "label": label["answer"],
-            "reward": float(rollout.rewards[0]),
-            "truncated": bool(rollout.truncated[0]),
+            "reward": float(sample.rewards[0]),
+            "truncated": bool(sample.truncated[0]),
         }
-        if "policy_lag" in rollout.info:  # OpenRLHF's own generator does not know it
-            row["policy_lag"] = int(rollout.info["policy_lag"][0])
+        if "policy_lag" in sample.info:
+            row["policy_lag"] = int(sample.info["policy_lag"][0])
         return row

@@ -1,145 +1,150 @@
-"""OpenRLHF's PPOTrainer fed by our prompts: its loop, our data, experience, update and metrics file."""
+"""The GRPO loop of a stage, written out: sample, reward and advantage, update, weights to the engines, after-step.
+
+For each step, with the policy pi_theta, the policy that sampled pi_old, and the reference pi_ref:
+
+    1. Sample. B prompts q; for each, G answers o_1..o_G ~ pi_old(. | q). The engines that sample also grade:
+       r = 1 if the answer extracted from o equals the label, else 0 (MedSSR, arXiv 2604.11547, sections 3.3 and 3.4).
+    2. Advantage within a group (GRPO, arXiv 2402.03300, section 4.1.2), the same for all tokens of an answer:
+           A_i = (r_i - mean(r_1..r_G)) / (std(r_1..r_G) + epsilon)
+    3. Update: minimise, over the T generated tokens of all N = B x G answers,
+           L = -1/T sum_t min(rho_t A_t, clip(rho_t, 1 - clip_low, 1 + clip_high) A_t) + kl_coef KL(pi_theta || pi_ref)
+           rho_t = pi_theta(o_t | q, o_<t) / pi_old(o_t | q, o_<t)
+       in `updates_per_rollout` optimizer steps (AdamW, ZeRO-3), micro-batch by micro-batch.
+    4. Send the new weights to the rollout engines.
+    5. After the step: metrics line, checkpoint, export, and whether to stop.
+
+Deviations from the papers' text, each an option of the stage (`config/algorithm.py`, `config/training.py`):
+- the mean over tokens is taken over all answers of the step (`aggregation`), not first within each answer;
+- groups whose rewards are all equal have no gradient; the next prompts replace them (`drop_zero_variance`);
+- with one update a rollout rho = 1 exactly, and the old log-probs need no forward pass of their own (`old_logprobs`).
+
+Shapes, as suffixes of names: B prompts of a step (of a micro-batch: sequences), G samples of a prompt, N = B x G
+samples, T tokens, A = T - 1 actions, R rows that predict an action, H hidden size, V vocabulary: reward_BG, logp_BA.
+
+    medssr train --config configs/qwen3_8b.yaml --run-dir runs/first
+"""
 
 from __future__ import annotations
 
-import math
 import time
+from dataclasses import dataclass
+from typing import Protocol
 
 import ray
+import torch
 
+from medssr_dist.config.training import Stage
 from medssr_dist.errors import Stopped
-from medssr_dist.training.after_step import Boundary, SampleBook
-from medssr_dist.training.backend.openrlhf import PlainPPOTrainer
-from medssr_dist.training.ranks import BasePPOTrainer, init_logger
-from medssr_dist.training.rollout.examples import PromptLoader
-from medssr_dist.training.rollout.workers import RolloutSide
-from medssr_dist.training.update.algorithm import told
+from medssr_dist.training.after_step import AfterStep, LoopState, SampleLog
+from medssr_dist.training.backend.openrlhf import RayActorGroup
+from medssr_dist.training.rollout.sampler import StepSamples
+from medssr_dist.training.step_metrics import StepMetrics, rollout_means
 from medssr_dist.training.update.experience import ExperienceMaker
-
-_log = init_logger(__name__)
-
-# metrics.jsonl name -> OpenRLHF's name
-_METRICS = {
-    "reward": "rollout/reward_mean",
-    "reward_std": "rollout/reward_std",
-    "group_reward_std": "group_reward_std",
-    "invalid_answer": "invalid_answer",
-    "response_length": "rollout/response_length_mean",
-    "truncated": "rollout/truncated_rate",
-    "loss": "loss",
-    "policy_loss": "policy_loss",
-    "kl": "kl",
-    "entropy": "entropy",
-    "clip_ratio": "ppo_clip_ratio",
-    "old_kl": "ppo_kl",
-    "rollout_kl": "vllm_kl",
-    "importance_dropped": "is_filter_ratio",
-    "advantage_abs": "advantage_abs",
-    "zero_variance": "zero_variance",
-    "label_confidence": "label_confidence",
-    "tokens_per_s_per_gpu": "tokens_per_s_per_gpu",
-    "mfu": "mfu",
-    "grad_norm": "actor_grad_norm",
-    "learning_rate": "actor_lr",
-    "samples": "rollout/num_samples",
-    "seconds_generate": "timing/generation",
-    "seconds_experience": "timing/make_experience",
-    "seconds_update": "timing/ppo_train",
-    "seconds_sync": "timing/broadcast",
-    "seconds": "timing/step_total",
-}
+from medssr_dist.training.update.grpo_terms import compute_advantages
 
 
-class StageTrainer(PlainPPOTrainer):
-    """GRPO over a PromptLoader. `fit` is OpenRLHF's: generate, reward, log-probs, update, sync, checkpoint.
+class SampleSource(Protocol):
+    """What the loop needs of a Sampler."""
 
-    Args:
-        strategy: OpenRLHF's DeepspeedStrategy, holding the options.
-        policy, reference: RayActorGroups; reference is None when the KL weight is 0.
-        rollout: engines and generator.
-        prompts: where prompts and labels come from.
-        boundary: takes each step's metrics and state.
-        samples: takes some of each step's rollouts.
+    waited_s: float
+
+    def next_step(self) -> StepSamples | None: ...
+    def state_dict(self) -> dict: ...
+    def load_state_dict(self, state: dict) -> None: ...
+
+
+class WeightSender(Protocol):
+    """What the loop needs of the RolloutWorkers."""
+
+    def sync_weights(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class LoopParts:
+    """What the loop works with; `StageActor` builds it."""
+
+    stage: Stage
+    sampler: SampleSource
+    experience: ExperienceMaker
+    policy: RayActorGroup  # of PolicyRanks
+    engines: WeightSender
+    after_step: AfterStep
+    sample_log: SampleLog
+
+
+def run_grpo(parts: LoopParts) -> None:
+    """Train until the sampler has no more samples.
+
+    Raises:
+        Stopped: the stage has to end early; all finished steps are saved.
+        Diverged: a step gave NaN or an infinity.
     """
+    state = parts.after_step.resume()
+    try:
+        parts.after_step.check_stop()
+        if state.sampler is not None:
+            parts.sampler.load_state_dict(state.sampler)
+            parts.engines.sync_weights()  # the engines started with the weights of step 0
+        clock = StepClock(parts.sampler)
+        while (rollout := parts.sampler.next_step()) is not None:
+            clock.lap("generate")
+            state = take_step(parts, rollout, state, clock)
+            clock = StepClock(parts.sampler)
+    except Stopped as reason:
+        raise parts.after_step.save_and_stop(reason) from None
 
-    def __init__(
-        self,
-        strategy,
-        policy,
-        reference,
-        rollout: RolloutSide,
-        tokenizer,
-        prompts: PromptLoader,
-        boundary: Boundary,
-        samples: SampleBook,
-    ):
-        args = strategy.args
-        self.prompts_dataloader, self.eval_dataloader = prompts, None
-        self.generate_kwargs = {
-            "do_sample": True,
-            "max_len": args.data.max_len,
-            "max_new_tokens": args.rollout.max_new_tokens,
-            "temperature": args.rollout.temperature,
-            "top_p": args.rollout.top_p,
-        }
-        self.samples_generator, self._rollout = rollout.generator, rollout
-        self._boundary, self._samples = boundary, samples
-        self._plans = strategy.config.training.batching != "openrlhf"
-        self._waited_s = 0.0  # for examples, in all steps so far; part of a step's seconds_generate and seconds
-        BasePPOTrainer.__init__(self, strategy, policy, None, None, reference, rollout.pool.handles, tokenizer)
-        _log.info("log-probs before the update: %s", told(strategy.config.training, strategy.grpo))
-        if self._plans:
-            self.experience_maker = ExperienceMaker(strategy, policy, reference, tokenizer.pad_token_id)
 
-    def broadcast_to_vllm(self) -> None:
-        self._rollout.sync()
+def take_step(parts: LoopParts, rollout: StepSamples, state: LoopState, clock: StepClock) -> LoopState:
+    """Train on the samples of one step; return the state after it."""
+    stage, samples, step = parts.stage, rollout.samples, state.step + 1
+    parts.sample_log.keep(samples, step)
 
-    def fit(self) -> None:
-        """Train to the end. Raises Stopped, with all finished steps saved, where the stage has to stop."""
-        try:
-            self._boundary.go_on()
-            super().fit()
-        except Stopped as reason:
-            raise self._boundary.stopped(reason) from None
+    reward_BG = torch.cat([sample.rewards for sample in samples]).view(-1, stage.samples_per_prompt)
+    groups = compute_advantages(reward_BG, stage)
+    work = parts.experience.plan(samples, groups.advantage, state.step)
+    parts.experience.add_log_probs(work)
+    kl_in_reward = parts.experience.subtract_kl(work)
+    ray.get(parts.policy.async_run_method_batch(method_name="load_update", updates=work.shares))
+    clock.lap("experience")
 
-    def train_step(self, rollout_samples, global_step: int) -> tuple[dict, int]:
-        """One step on whole groups of samples: experience, update, weights to the engines."""
-        self._samples.keep(rollout_samples, global_step + 1)
-        if not self._plans:
-            return super().train_step(rollout_samples, global_step)
-        began = time.monotonic()
-        prepared = self.experience_maker.prepare(rollout_samples, global_step)
-        ray.get(self.actor_model_group.async_run_method_batch(method_name="take", updates=prepared.shares))
-        made = time.monotonic()
-        status = self.ppo_train(global_step) | prepared.metrics | self._compute_rollout_stats(rollout_samples)
-        trained = time.monotonic()
-        self.broadcast_to_vllm()
-        status["timing/make_experience"] = made - began
-        status["timing/ppo_train"] = trained - made
-        status["timing/broadcast"] = time.monotonic() - trained
-        return status, global_step + 1
+    update = ray.get(parts.policy.async_run_method("update"))[0]
+    parts.after_step.check_finite(step, update)
+    clock.lap("update")
 
-    def ppo_train(self, global_step: int) -> dict:
-        """The update of the step after `global_step`. Raises Diverged where it left no numbers."""
-        status = super().ppo_train(global_step)
-        self._boundary.updated(global_step + 1, status)
-        return status
+    parts.engines.sync_weights()
+    clock.lap("sync")
 
-    def init_checkpoint_states(self) -> dict:
-        states = self._boundary.resumed_state()
-        if "samples" in states:
-            self.samples_generator.load_state_dict(states["samples"])
-        return states
+    found = update | rollout_means(samples) | rollout.metrics | clock.seconds()
+    found |= {
+        "advantage_abs": groups.advantage.abs().mean().item(),
+        "group_reward_std": groups.std.mean().item(),
+        "zero_variance": groups.zero_variance.float().mean().item(),
+    }
+    if kl_in_reward is not None:
+        found["kl"] = kl_in_reward
+    state = LoopState(step, state.prompts + rollout.drawn, parts.sampler.state_dict())
+    tokens = int(found["response_length"] * found["samples"])
+    now = round(time.time(), 3)
+    metrics = StepMetrics(**found, step=step, prompts=state.prompts, tokens=tokens, time=now)
+    parts.after_step.finish_step(metrics, state)
+    return state
 
-    def save_logs_and_checkpoints(self, global_step: int, logs_dict=None, client_states=None) -> None:
-        values = {name: logs_dict[key] for name, key in _METRICS.items() if key in logs_dict}
-        row = {name: float(f"{value:.8g}") for name, value in values.items() if math.isfinite(value)}  # JSON has no NaN
-        row |= self.samples_generator.metrics
-        row |= {"step": global_step, "prompts": client_states["total_consumed_prompts"], "time": round(time.time(), 3)}
-        row["tokens"] = int(row["response_length"] * row["samples"])
-        row["seconds_wait"] = round(self.prompts_dataloader.waited_s - self._waited_s, 6)
-        self._waited_s = self.prompts_dataloader.waited_s
-        # In this order: the generator may be drawing prompts still.
-        state = client_states | {"samples": self.samples_generator.state_dict()}
-        state["data_loader_state_dict"] = self.prompts_dataloader.state_dict()
-        self._boundary.passed(global_step, row, state)
+
+class StepClock:
+    """Seconds of the phases of one step, and those spent waiting for examples."""
+
+    def __init__(self, sampler: SampleSource):
+        self._sampler, self._waited_s = sampler, sampler.waited_s
+        self._last = time.monotonic()
+        self._seconds: dict[str, float] = {}
+
+    def lap(self, phase: str) -> None:
+        """The phase that has just ended is `phase`."""
+        now = time.monotonic()
+        self._seconds[f"seconds_{phase}"] = now - self._last
+        self._last = now
+
+    def seconds(self) -> dict[str, float]:
+        """Return the times by field name of StepMetrics."""
+        waited = round(self._sampler.waited_s - self._waited_s, 6)
+        return self._seconds | {"seconds": sum(self._seconds.values()), "seconds_wait": waited}

@@ -1,103 +1,169 @@
-"""One GRPO stage inside a Ray actor: builds the groups and engines, fits, saves."""
+"""One GRPO stage inside a Ray actor: it starts ranks and engines, runs the loop, and exports the policy."""
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
 import ray
-from ray.util.placement_group import remove_placement_group
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from medssr_dist.config.schema import Config
 from medssr_dist.runtime.cluster import reserve_bundles
 from medssr_dist.runtime.device import build_device_env, on_gpu
 from medssr_dist.runtime.models import load_tokenizer
 from medssr_dist.training.deadline import StopSign
-from medssr_dist.training.rollout.workers import RolloutSide
-from medssr_dist.training.stage_job import StageJob
-from medssr_dist.training.stall_watch import Board
+from medssr_dist.training.rollout.examples import Example, PromptLoader
+from medssr_dist.training.rollout.workers import RolloutWorkers
+from medssr_dist.training.stage_job import StageCounts, StageJob
+from medssr_dist.training.stall_watch import HeartbeatBoard
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from medssr_dist.training.after_step import AfterStep
+    from medssr_dist.training.backend.openrlhf import RayActorGroup
     from medssr_dist.training.backend.strategy import Strategy
 
+_log = logging.getLogger(__name__)
+# examples(start, watch) yields (place, Example) from place `start` on, and calls `watch` while it waits
+Examples = Callable[..., Iterable[tuple[int, Example]]]
 
-class StageRunner:
-    """Ray actor, the controller of a stage (OpenRLHF's `train_ppo_ray.train`, with our parts)."""
 
-    def run(self, job: StageJob, examples, on_taken, board: Board) -> dict:
-        """Train and write `folder`/hf.partial. Returns counts of the prompts.
+@dataclass(frozen=True)
+class Processes:
+    """The Ray actors of a stage and the placement groups that hold their resources; reference is None without a KL."""
+
+    policy: RayActorGroup
+    reference: RayActorGroup | None
+    rollout: RolloutWorkers
+    bundles: frozenset[PlacementGroup]
+
+
+class StageActor:
+    """Ray actor: the controller of a stage."""
+
+    def run(
+        self, job: StageJob, examples: Examples, on_taken: Callable[[int], None], board: HeartbeatBoard
+    ) -> StageCounts:
+        """Train, and write `folder`/hf.partial.
 
         Args:
-            examples: callable giving the Examples in order from a place; may wait for more, and calls its `watch`
-                meanwhile.
-            on_taken: callable told how many examples have been taken.
-            board: told what every part of the stage does.
+            examples: yields the Examples in order from a place; may wait for more, and calls its `watch` meanwhile.
+            on_taken: called with the number of examples taken so far.
+            board: gets the heartbeats of every process of the stage.
+
         Raises:
             Stopped: the stage was asked to stop or its end time is near; all finished steps are saved.
+            Diverged: training gave NaN or an infinity.
         """
-        from medssr_dist.training.after_step import Boundary, SampleBook
-        from medssr_dist.training.loop import StageTrainer
-        from medssr_dist.training.rollout.examples import PromptLoader
-        from medssr_dist.training.update import algorithm
+        from medssr_dist.training.after_step import AfterStep
+        from medssr_dist.training.update.grpo_terms import describe_old_logprobs
 
         config, stage = job.config, job.stage
         stop = StopSign(job.paths.stop_request, job.end, job.checkpoint.seconds if job.checkpoint else 0.0)
-        strategy = _strategy(job)
+        strategy = self.make_strategy(job)
         tokenizer = load_tokenizer(job.model, config.policy)
         room = config.policy.max_model_len - stage.max_new_tokens
         watched = partial(examples, watch=partial(stop.check, before_step=False))
-        grouped = config.training.rollout == "grouped"  # it counts the steps itself
-        steps = 0 if grouped else stage.steps
-        prompts = PromptLoader(watched, tokenizer, room, stage.prompts_per_step, steps, on_taken)
-        policy, reference, rollout, bundles = self._start(job, strategy, board)
-        rollout.generate_with(prompts, tokenizer, strategy)
-        boundary = Boundary(job, policy, stop)
-        samples = SampleBook(job.paths.samples, tokenizer, config.training.keep_samples)
-        StageTrainer(strategy, policy, reference, rollout, tokenizer, prompts, boundary, samples).fit()
-        boundary.export(job.paths.hf_partial)
-        for bundle in bundles:
+        prompts = PromptLoader(watched, tokenizer, room, on_taken)
+        processes = self.start_processes(job, strategy, board)
+        after_step = AfterStep(job, processes.policy, stop)
+        old_logprobs = describe_old_logprobs(config.training, stage)
+        _log.info("log-probs before the update: %s", old_logprobs)
+        self.run_loop(job, strategy, processes, prompts, tokenizer, after_step)
+        self.export(job, after_step)
+        for bundle in processes.bundles:
             remove_placement_group(bundle)
-        counts = {"prompts": prompts.taken, "skipped_too_long": prompts.skipped}
-        return counts | {"old_logprobs": algorithm.told(config.training, stage)}
+        return StageCounts(prompts.taken, prompts.skipped, old_logprobs)
 
-    def _start(self, job: StageJob, strategy, board: Board) -> tuple:
-        """Start engines, policy and reference side by side, and wait for all of them."""
-        from medssr_dist.training.ranks import PolicyRank, ReferenceRank
+    def run_loop(
+        self,
+        job: StageJob,
+        strategy: Strategy,
+        processes: Processes,
+        prompts: PromptLoader,
+        tokenizer: PreTrainedTokenizerBase,
+        after_step: AfterStep,
+    ) -> None:
+        """Run the GRPO loop to its end."""
+        from medssr_dist.training.after_step import SampleLog
+        from medssr_dist.training.loop import LoopParts, run_grpo
+        from medssr_dist.training.update.experience import ExperienceMaker
 
-        ranks, bundles = _rank_group(job.config, PolicyRank, None)  # first: the ranks are tied to whole nodes
-        rollout = RolloutSide(job.config, job.stage, job.model, board, ranks)
+        config, stage = job.config, job.stage
+        parts = LoopParts(
+            stage=stage,
+            sampler=processes.rollout.make_sampler(prompts, tokenizer),
+            experience=ExperienceMaker(
+                config, stage, processes.policy, processes.reference, pad_token=tokenizer.pad_token_id
+            ),
+            policy=processes.policy,
+            engines=processes.rollout,
+            after_step=after_step,
+            sample_log=SampleLog(job.paths.samples, tokenizer, config.training.keep_samples),
+        )
+        run_grpo(parts)
+
+    def export(self, job: StageJob, after_step: AfterStep) -> None:
+        """Write the trained policy."""
+        after_step.export(job.paths.hf_partial)
+
+    def start_processes(self, job: StageJob, strategy: Strategy, board: HeartbeatBoard) -> Processes:
+        """Start engines, policy and reference in parallel, and wait for all of them."""
+        policy_class, reference_class = self.rank_classes()
+        policy, bundles = start_ranks(job.config, policy_class, None)  # first: the ranks are tied to whole nodes
+        rollout = self.make_workers(job, strategy, board, policy)
+        reference, reference_bundles = None, bundles
         if job.stage.kl_coef > 0:
             shared = bundles if job.config.training.colocate_reference else None
-            reference, reference_bundles = _rank_group(job.config, ReferenceRank, shared)
-        else:
-            reference, reference_bundles = None, bundles
-        engines = rollout.pool.handles if job.config.training.weight_sync == "openrlhf" else None
-        optimizer_steps = job.expected_steps * job.stage.updates_per_rollout
-        refs = ranks.async_init_model_from_pretrained(strategy, str(job.model), optimizer_steps, engines)
-        refs += ranks.async_run_method("watch", board)
+            reference, reference_bundles = start_ranks(job.config, reference_class, shared)
+        pending = self.load_policy(job, strategy, policy, rollout, board)
         if reference is not None:
-            refs += reference.async_init_model_from_pretrained(strategy, str(job.reference))
-            refs += reference.async_run_method("watch", board)
-        rollout.pool.wait_ready()  # first: the policy waits in its weight-sync group for an engine that has died
-        ray.get(refs)
-        return ranks, reference, rollout, {rollout.bundles, bundles, reference_bundles}
+            pending += reference.async_init_model_from_pretrained(strategy, str(job.reference))
+            pending += reference.async_run_method("report_to", board)
+        rollout.engines.wait_ready()  # first: the policy waits in its weight-sync group for an engine that has died
+        ray.get(pending)
+        return Processes(policy, reference, rollout, frozenset({rollout.bundles, bundles, reference_bundles}))
+
+    def make_workers(
+        self, job: StageJob, strategy: Strategy, board: HeartbeatBoard, policy: RayActorGroup
+    ) -> RolloutWorkers:
+        """Start the rollout engines, and set up the weight sync from `policy`."""
+        return RolloutWorkers(job.config, job.stage, job.model, board, policy)
+
+    def load_policy(self, job: StageJob, strategy: Strategy, policy: RayActorGroup, rollout, board) -> list:
+        """Have the ranks load the policy; return what to wait for."""
+        optimizer_steps = job.expected_steps * job.stage.updates_per_rollout
+        pending = policy.async_init_model_from_pretrained(strategy, str(job.model), optimizer_steps)
+        return pending + policy.async_run_method("report_to", board)
+
+    def rank_classes(self) -> tuple[type, type]:
+        """Return the classes of the policy's and of the reference's ranks."""
+        from medssr_dist.training.ranks import PolicyRank, ReferenceRank
+
+        return PolicyRank, ReferenceRank
+
+    def make_strategy(self, job: StageJob) -> Strategy:
+        """Make OpenRLHF's strategy with the stage's options, and fit the checkpoint to its number of ranks."""
+        from medssr_dist.training.backend.strategy import Strategy
+        from medssr_dist.training.weights.rank_state import fit_to_ranks
+
+        if job.checkpoint is None:
+            return Strategy(job.config, job.stage, job.folder)
+        universal = fit_to_ranks(job.paths.checkpoints, job.checkpoint, job.config.training.ranks)
+        return Strategy(job.config, job.stage, job.folder, universal)
 
 
-def _strategy(job: StageJob) -> Strategy:
-    """OpenRLHF's strategy with the stage's options, and the checkpoint made ready for its number of ranks."""
-    from medssr_dist.training.backend.strategy import Strategy
-    from medssr_dist.training.weights.rank_state import fit_to_ranks
-
-    if job.checkpoint is None:
-        return Strategy(job.config, job.stage, job.folder)
-    universal = fit_to_ranks(job.paths.checkpoints, job.checkpoint, job.config.training.ranks)
-    return Strategy(job.config, job.stage, job.folder, universal)
-
-
-def _rank_group(config: Config, rank_class: type, bundles) -> tuple:
-    """A RayActorGroup of ZeRO-3 ranks, on `bundles` or on new ones; returns it and its placement group."""
-    from medssr_dist.training.ranks import RayActorGroup
+def start_ranks(
+    config: Config, rank_class: type, bundles: PlacementGroup | None
+) -> tuple[RayActorGroup, PlacementGroup]:
+    """Start a group of ZeRO-3 ranks, on `bundles` or on new ones; return it and its placement group."""
+    from medssr_dist.training.backend.openrlhf import RayActorGroup
 
     training = config.training
     if bundles is None:

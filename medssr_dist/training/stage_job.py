@@ -1,4 +1,4 @@
-"""What one GRPO stage is to do."""
+"""What one GRPO stage is to do, and what it did."""
 
 from __future__ import annotations
 
@@ -22,11 +22,42 @@ class StageJob:
     reference: Path
     folder: Path
     data: str  # what it trains on, in a sentence of the model card
-    expected_steps: int  # for the learning-rate schedule; exact unless one pass over a stream is asked
-    checkpoint: Checkpoint | None  # that it goes on from
+    expected_steps: int  # for the learning-rate schedule; exact unless it is one pass over a stream
+    checkpoint: Checkpoint | None  # that it resumes from
     end: float | None  # when it will be ended from outside, seconds since the epoch
 
     @property
     def paths(self) -> StagePaths:
         """The files in `folder`."""
         return StagePaths(self.folder)
+
+
+@dataclass(frozen=True)
+class StageCounts:
+    """What a stage counted.
+
+    prompts: prompts drawn. skipped_too_long: examples whose prompt left no room for an answer. old_logprobs: where the
+    log-probs before the update came from, in words.
+
+    Example: StageCounts(prompts=1280, skipped_too_long=3, old_logprobs="those of the training forward: ...")
+    """
+
+    prompts: int
+    skipped_too_long: int
+    old_logprobs: str
+
+
+@dataclass(frozen=True)
+class StageSummary(StageCounts):
+    """A finished stage, as its summary.json holds it.
+
+    seconds: of the last attempt, start-up included. tokens: generated in all steps.
+
+    Example: StageSummary(prompts=8, skipped_too_long=0, old_logprobs="...", seconds=61.5, steps=2,
+        reward_by_step=[0.25, 0.5], tokens=512)
+    """
+
+    seconds: float
+    steps: int
+    reward_by_step: list[float]
+    tokens: int

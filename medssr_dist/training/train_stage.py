@@ -6,7 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -24,10 +24,17 @@ from medssr_dist.run.stream import follow, follow_kept_labels, publish_taken, re
 from medssr_dist.runtime.device import build_device_env
 from medssr_dist.runtime.models import publish_folder
 from medssr_dist.training.deadline import end_time
-from medssr_dist.training.rollout.examples import Example, from_labels, from_questions, of_label, shuffled
-from medssr_dist.training.stage_actor import StageRunner
-from medssr_dist.training.stage_job import StageJob
+from medssr_dist.training.rollout.examples import (
+    Example,
+    example_of_label,
+    examples_of_labels,
+    examples_of_questions,
+    shuffle,
+)
+from medssr_dist.training.stage_actor import Examples, StageActor
+from medssr_dist.training.stage_job import StageCounts, StageJob, StageSummary
 from medssr_dist.training.stall_watch import StallWatch, start_board
+from medssr_dist.training.step_metrics import StepMetrics, read_metrics
 from medssr_dist.training.trackers import Trackers
 from medssr_dist.training.weights.checkpoints import settle
 
@@ -37,28 +44,29 @@ _PACE_STEPS = 5
 
 
 class RunningStage:
-    """A stage that trains in its own Ray actors while the caller does something else.
+    """A stage that trains in its own Ray actors while the caller does other work.
 
     Args:
-        job: what it is to do; its `checkpoint` is found here.
-        examples: see StageRunner.run; called inside the stage's actor.
-        on_taken: told how many examples the stage has taken.
-        should_stop: whether the run was asked to stop; the stage then ends after the step it is in, saved.
+        job: the stage; its `checkpoint` is found here.
+        examples, on_taken: see StageActor.run; both are called inside the stage's actor.
+        should_stop: whether the run was asked to stop; the stage then saves and ends after its current step.
     """
 
-    def __init__(self, job: StageJob, examples: Callable, on_taken, should_stop: Callable[[], bool]):
+    def __init__(
+        self, job: StageJob, examples: Examples, on_taken: Callable[[int], None], should_stop: Callable[[], bool]
+    ):
         import ray
 
         if should_stop():
-            raise Stopped(f"stopped before {job.name}; the same command goes on")
-        _clear_partial(job.folder)
+            raise Stopped(f"stopped before {job.name}; the same command resumes")
+        _clear_partial(job.paths)
         checkpoint = settle(job.paths.checkpoints)
         done = checkpoint.step if checkpoint else 0
         if job.end is not None and time.time() > job.end:  # before minutes are spent on starting it
-            raise Stopped(f"{job.name} stopped after step {done}, its end time is over; the same command goes on")
-        _drop_steps_after(job.folder, done)
+            raise Stopped(f"{job.name} stopped after step {done}, its end time is over; the same command resumes")
+        _drop_steps_after(job.paths, done)
         self._job, self._should_stop, self._started = replace(job, checkpoint=checkpoint), should_stop, time.monotonic()
-        self._actor = ray.remote(num_cpus=1, runtime_env={"env_vars": build_device_env()})(StageRunner).remote()
+        self._actor = ray.remote(num_cpus=1, runtime_env={"env_vars": build_device_env()})(StageActor).remote()
         board = start_board()
         self._watch = StallWatch(board, job.config.training.stall_s)
         self._result = self._actor.run.remote(self._job, examples, on_taken, board)
@@ -66,9 +74,9 @@ class RunningStage:
         self._bar = tqdm(total=job.expected_steps, desc=job.name, initial=done, bar_format=_BAR)
 
     def check(self) -> bool:
-        """Whether the stage is done; then `folder`/hf and its summary are there. Raises what the stage raised.
+        """Return whether the stage is done, with `folder`/hf and its summary published. Raises what the stage raised.
 
-        Once the run is asked to stop, so is the stage.
+        When the run was asked to stop, this asks the stage to stop.
         """
         import ray
 
@@ -83,18 +91,18 @@ class RunningStage:
         try:
             counts = ray.get(self._result)
         except ray.exceptions.RayTaskError as error:
-            raise _explained(error, self._job.folder) from None
-        _publish(self._job.folder, counts | {"seconds": round(time.monotonic() - self._started, 1)})
+            raise _explain(error, self._job.folder) from None
+        _publish(self._job.paths, counts, round(time.monotonic() - self._started, 1))
         ray.kill(self._actor)
         return True
 
     def wait(self) -> None:
-        """Wait for the end. Raises what ended the stage before: Stopped where it was asked to."""
+        """Wait for the end. Raises what ended the stage early, for instance Stopped."""
         while not self.check():
             time.sleep(1)
 
     def kill(self) -> None:
-        """End the stage: after the step it is in and saved where the run was asked to stop, else at once."""
+        """End the stage: saved after its current step if the run was asked to stop, otherwise at once."""
         import ray
 
         if self._should_stop():
@@ -103,7 +111,7 @@ class RunningStage:
         ray.kill(self._actor)
 
     def _end_in_order(self) -> None:
-        """Wait for the end it was asked for; how it ended is told here, for something else has ended the run."""
+        """Wait for the end that was requested; show how it ended, as another error has already ended the run."""
         try:
             self.wait()
         except Exception as error:
@@ -112,7 +120,7 @@ class RunningStage:
     def _ask_to_stop(self) -> None:
         file = self._job.paths.stop_request
         if not file.exists():
-            tqdm.write(f"{self._job.name}: stops after this step, when it is saved")
+            tqdm.write(f"{self._job.name}: will stop after this step, once it is saved")
             file.touch()
 
     def _close(self) -> None:
@@ -121,23 +129,24 @@ class RunningStage:
         self._bar.close()
 
     def _show(self) -> None:
-        rows = _metrics(self._job.folder)
-        if rows and rows[-1]["step"] > self._bar.n:
-            self._bar.n = rows[-1]["step"]
-            self._bar.set_postfix(_told(rows, self._job.expected_steps))
+        steps = read_metrics(self._job.paths.metrics)
+        if steps and steps[-1].step > self._bar.n:
+            self._bar.n = steps[-1].step
+            self._bar.set_postfix(_bar_text(steps, self._job.expected_steps))
 
 
-def _told(rows: list[dict], total: int) -> dict[str, str]:
-    """What the bar says of the newest step; the time to go is by the pace of the last ones, not of the start-up."""
-    pace = sum(row["seconds"] for row in rows[-_PACE_STEPS:]) / len(rows[-_PACE_STEPS:])
-    to_go = format_duration(pace * max(0, total - rows[-1]["step"]))
-    return {"reward": f"{rows[-1]['reward']:.2f}", "kl": f"{rows[-1].get('kl', 0):.1e}", "ETA": to_go}
+def _bar_text(steps: list[StepMetrics], total: int) -> dict[str, str]:
+    """Describe the newest step; the time left follows the pace of the last steps, not of the start-up."""
+    recent = steps[-_PACE_STEPS:]
+    pace = sum(step.seconds for step in recent) / len(recent)
+    time_left = format_duration(pace * max(0, total - steps[-1].step))
+    return {"reward": f"{steps[-1].reward:.2f}", "kl": f"{steps[-1].kl:.1e}", "ETA": time_left}
 
 
-def _explained(error, folder: Path) -> Exception:
-    """What ended a stage: its own Stopped, Diverged or InputError; bad input too where memory or disk were full.
+def _explain(error, folder: Path) -> Exception:
+    """Return what ended a stage: its own Stopped, Diverged or InputError; InputError too if memory or disk is full.
 
-    torch and DeepSpeed tell of a full disk in several ways, so the disk itself is asked.
+    torch and DeepSpeed report a full disk in several ways, so the disk itself is checked.
     """
     import ray
 
@@ -148,14 +157,14 @@ def _explained(error, folder: Path) -> Exception:
     if isinstance(error.cause, ray.exceptions.OutOfMemoryError):
         return InputError(
             "the machine ran out of memory while training, and Ray ended a worker; lower micro_batch_size, set "
-            "runtime.mode=sequential or end other programs, and run the same command again: it goes on from the "
-            "last whole checkpoint"
+            "runtime.mode=sequential or end other programs, and run the same command again: it resumes from "
+            "the last complete checkpoint"
         )
     free = shutil.disk_usage(folder).free
     if free < _FULL_DISK_BYTES:
         return InputError(
             f"training ended with {free / 2**20:.0f} MiB free in {folder}: the disk is full; free some space and run "
-            "the same command again, it goes on from the last whole checkpoint"
+            "the same command again, it resumes from the last complete checkpoint"
         )
     return error
 
@@ -163,15 +172,15 @@ def _explained(error, folder: Path) -> Exception:
 def start_stage1(
     config: Config, model: Path, labels: Path, folder: Path, most_examples: int, should_stop: Callable[[], bool]
 ) -> RunningStage:
-    """Stage 1: self-supervised GRPO on the kept pseudo-labels, as they come (paper section 3.3).
+    """Start stage 1: self-supervised GRPO on the kept pseudo-labels, as they arrive (paper section 3.3).
 
     Args:
         labels: the label stream, `labeled.jsonl`.
-        most_examples: how many labels there can be at most, for the learning-rate schedule.
+        most_examples: upper bound of the number of labels, for the learning-rate schedule.
     """
     stage = config.training.stage1
     known = read_kept_count(labels)
-    publish_taken(labels, 0)  # what an earlier attempt said holds no more
+    publish_taken(labels, 0)  # an earlier attempt's count is no longer valid
     steps = _expected_steps(stage, most_examples if known is None else known)
     job = _job("stage1", config, model, model, folder, _pseudo_labels(config), steps)
     return RunningStage(job, partial(_label_examples, labels), partial(publish_taken, labels), should_stop)
@@ -186,21 +195,29 @@ def start_stage2(
     folder: Path,
     should_stop: Callable[[], bool],
 ) -> RunningStage:
-    """Stage 2: supervised GRPO on human-annotated questions (paper section 3.4).
+    """Start stage 2: supervised GRPO on human-annotated questions (paper section 3.4); see `plan_stage2`."""
+    job, examples = plan_stage2(config, model, reference, questions, labels, folder)
+    return RunningStage(job, examples, ignore_taken, should_stop)
+
+
+def plan_stage2(
+    config: Config, model: Path, reference: Path, questions: list[Question], labels: Path, folder: Path
+) -> tuple[StageJob, Examples]:
+    """Return what stage 2 is to do, and the examples that it trains on.
 
     Args:
-        model: stage 1's checkpoint, or the base model where stage 1 is off.
-        labels: kept pseudo-labels that join in when `stage2.mix_pseudo_labels` is set.
+        model: stage 1's checkpoint, or the base model if stage 1 is off.
+        labels: kept pseudo-labels, used too when `stage2.mix_pseudo_labels` is set.
     """
     stage = config.training.stage2
-    examples = from_questions(questions)
+    examples = examples_of_questions(questions)
     data = f"{len(examples):,} human-annotated questions: {', '.join(map(name_source, stage.data)) or 'none'}."
     if stage.mix_pseudo_labels:
-        examples += from_labels(read_kept_labels(labels))
+        examples += examples_of_labels(read_kept_labels(labels))
         data += f" Mixed with {_pseudo_labels(config)}"
-    examples = shuffled(examples, config.runtime.random_seed)
+    examples = shuffle(examples, config.runtime.random_seed)
     job = _job("stage2", config, model, reference, folder, data, _expected_steps(stage, len(examples)))
-    return RunningStage(job, partial(_listed, examples), _ignore, should_stop)
+    return job, partial(_list_examples, examples)
 
 
 def _job(
@@ -230,34 +247,32 @@ def _pseudo_labels(config: Config) -> str:
 
 
 def _label_examples(labels: Path, start: int, watch: Callable[[], object]) -> Iterable[tuple[int, Example]]:
-    """A place is a number of lines of the ledger."""
-    return ((place, of_label(label)) for place, label in follow_kept_labels(labels, start, watch))
+    """Yield (place, Example) of the kept labels; a place is a number of lines of the ledger."""
+    return ((place, example_of_label(label)) for place, label in follow_kept_labels(labels, start, watch))
 
 
-def _listed(examples: list[Example], start: int, watch: Callable[[], object]) -> Iterable[tuple[int, Example]]:
-    """All are there: nothing is waited for, and nothing to `watch`."""
+def _list_examples(examples: list[Example], start: int, watch: Callable[[], object]) -> Iterable[tuple[int, Example]]:
+    """Yield (place, Example) of a list; it never waits, so `watch` is not called."""
     return enumerate(examples[start:], start=start + 1)
 
 
-def _ignore(taken: int) -> None:
-    """Nobody waits for stage 2 to take its examples."""
+def ignore_taken(taken: int) -> None:
+    """No other step waits for stage 2 to take its examples."""
 
 
 def _expected_steps(stage: Stage, examples: int) -> int:
     return stage.steps or max(1, -(-examples // stage.prompts_per_step))
 
 
-def _clear_partial(folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = StagePaths(folder)
+def _clear_partial(paths: StagePaths) -> None:
+    paths.folder.mkdir(parents=True, exist_ok=True)
     paths.stop_request.unlink(missing_ok=True)
     for export in paths.partial_exports():
         shutil.rmtree(export)
 
 
-def _drop_steps_after(folder: Path, step: int) -> None:
-    """Take back what was told of steps that will be taken again."""
-    paths = StagePaths(folder)
+def _drop_steps_after(paths: StagePaths, step: int) -> None:
+    """Remove the rows of steps that will be taken again."""
     for file in (paths.metrics, paths.samples):
         rows = list(follow(file, ended=lambda: True))
         kept = [row for row in rows if row["step"] <= step]
@@ -265,18 +280,14 @@ def _drop_steps_after(folder: Path, step: int) -> None:
             write_atomic(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
 
 
-def _metrics(folder: Path) -> list[dict]:
-    """Whole lines of metrics.jsonl; the stage may be writing the next."""
-    return list(follow(StagePaths(folder).metrics, ended=lambda: True))
-
-
-def _publish(folder: Path, counts: dict) -> None:
-    paths = StagePaths(folder)
+def _publish(paths: StagePaths, counts: StageCounts, seconds: float) -> None:
     publish_folder(paths.hf_partial, paths.hf)
-    rows = _metrics(folder)
-    summary = counts | {
-        "steps": len(rows),
-        "reward_by_step": [row["reward"] for row in rows],
-        "tokens": sum(row["tokens"] for row in rows),
-    }
-    write_json(paths.summary, summary)
+    steps = read_metrics(paths.metrics)
+    summary = StageSummary(
+        **asdict(counts),
+        seconds=seconds,
+        steps=len(steps),
+        reward_by_step=[step.reward for step in steps],
+        tokens=sum(step.tokens for step in steps),
+    )
+    write_json(paths.summary, asdict(summary))

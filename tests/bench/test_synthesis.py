@@ -128,7 +128,7 @@ def test_the_prompts_are_of_one_size():
     plan = RequestPlan(
         ours._config("http://127.0.0.1:1/v1", 1, 10), ours._seeds(), ours._entities(), ours._passages, "c"
     )
-    mine = [sum(len(message["content"]) for message in plan.request(index).messages) for index in range(10)]
+    mine = [sum(len(message["content"]) for message in plan.build_request(index).messages) for index in range(10)]
     assert theirs == peers.PROMPT_CHARS
     assert all(0.9 * theirs < chars < 1.1 * theirs for chars in mine), mine
 

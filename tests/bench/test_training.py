@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from medssr_dist.bench.training.run import BESIDE, DEMO, PHASES, VARIANTS, ratios, table
+from medssr_dist.bench.training.run import BASELINES, PHASES, VARIANTS, ratios, table
+from medssr_dist.bench.training.stock_stage import DEMO, PIECES
 from medssr_dist.config.load import load_config
 
 
@@ -30,6 +31,7 @@ def test_ratios_are_of_medians_without_the_first_step_and_the_waiting():
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_variants_load(name):
-    keys = {"stage2.drop_zero_variance": "false", "stage1.enabled": "false"} | VARIANTS[name]
+    assert set(VARIANTS[name].pieces) <= set(PIECES)
+    keys = {"stage2.drop_zero_variance": "false", "stage1.enabled": "false"} | VARIANTS[name].keys
     config = load_config(DEMO, [f"training.{key}={value}" for key, value in keys.items()])
-    assert config.training.stage2.enabled and BESIDE.get(name, "ours") in VARIANTS
+    assert config.training.stage2.enabled and BASELINES.get(name, "ours") in VARIANTS

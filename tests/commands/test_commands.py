@@ -28,7 +28,7 @@ from medssr_dist.run.directory import open_run
 from medssr_dist.run.paths import STEPS, vote_segment
 from medssr_dist.run.stream import mark_end
 from medssr_dist.runtime.models import find_policy_on_disk
-from medssr_dist.training.train_stage import _explained
+from medssr_dist.training.train_stage import _explain
 
 
 def questions_file(path, first, count):
@@ -342,8 +342,8 @@ def test_a_model_too_large_for_the_memory_is_refused(tree, tmp_path, monkeypatch
 
 def test_a_stage_out_of_memory_or_disk_explains_it(tmp_path, monkeypatch):
     error = SimpleNamespace(cause=RuntimeError("unexpected pos 64 vs 0"))
-    assert _explained(error, tmp_path) is error
+    assert _explain(error, tmp_path) is error
     out_of_memory = SimpleNamespace(cause=ray.exceptions.OutOfMemoryError("killed"))
-    assert "lower micro_batch_size" in str(_explained(out_of_memory, tmp_path))
+    assert "lower micro_batch_size" in str(_explain(out_of_memory, tmp_path))
     monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=2**20))
-    assert "1 MiB free" in str(_explained(error, tmp_path))
+    assert "1 MiB free" in str(_explain(error, tmp_path))

@@ -64,12 +64,8 @@ def test_settings_that_fit_are_taken(settings):
 @pytest.mark.parametrize(
     ("stage", "training", "needle"),
     [
-        ({"aggregation": "fixed_length"}, {"logprob": "openrlhf"}, "no aggregation=fixed_length; set training.logprob"),
-        ({"ratio": "sequence"}, {"logprob": "openrlhf"}, "ratio=sequence with aggregation=token_mean"),
         ({"micro_batch_tokens": 8192}, {}, "packing=true, not batching=balanced and packing=false"),
         ({"micro_batch_tokens": 8192}, {"packing": True, "batching": "fixed"}, "not batching=fixed and packing=true"),
-        ({"micro_batch_size": 7}, {"batching": "openrlhf"}, "512 is not a multiple of ranks x updates_per_rollout x"),
-        ({"updates_per_rollout": 3}, {"batching": "openrlhf"}, "set batching=balanced"),
         ({"updates_per_rollout": 65}, {}, "512 is fewer than ranks x updates_per_rollout = 8 x 65"),
     ],
 )
@@ -78,16 +74,11 @@ def test_what_a_path_cannot_do_is_refused(stage, training, needle):
     assert needle in message and "stage1" in message
 
 
-def test_adapters_are_merged_for_the_engines():
-    assert "needs weight_sync=packed" in refused(config, lora_rank=8, weight_sync="openrlhf")
-    assert config(lora_rank=8).training.weight_sync == "packed"
-
-
 def test_a_disabled_stage_is_not_checked():
-    config(stage={"enabled": False, "aggregation": "fixed_length", "updates_per_rollout": 999}, logprob="openrlhf")
+    config(stage={"enabled": False, "micro_batch_tokens": 8192, "updates_per_rollout": 999})
 
 
-def test_odd_micro_batches_are_only_openrlhfs_trouble():
+def test_micro_batches_need_not_divide_the_samples():
     assert config(stage={"micro_batch_size": 7}).training.stage1.sequences == 512
 
 

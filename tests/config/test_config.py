@@ -71,7 +71,6 @@ def test_resolved_is_json_without_the_secret(config_file):
         ("evaluation.max_tokens=4096", ["evaluation.max_tokens = 4096", "policy.max_model_len = 4096"]),
         ("training.stage1.updates_per_rollout=65", ["stage1", "512 is fewer", "8 x 65"]),
         ("training.stage2.data=[]", ["stage2.data is empty"]),
-        ("training.rollout=openrlhf", ["drop_zero_variance needs rollout=grouped", "drop_zero_variance=false"]),
         ("training.async_rollout=true", ["stage1: async_rollout", "training.stage1.importance=token"]),
         ("training.sync_timeout_s=0", ["training.sync_timeout_s = 0"]),
         ("evaluation.policies=[stage3]", ["evaluation.policies.0 = 'stage3'"]),
@@ -103,9 +102,10 @@ def test_stage2_reference_needs_stage1(config_file):
     assert "reference: base" in message
 
 
-def test_the_next_batch_is_not_made_ahead_by_openrlhfs_generator(config_file):
-    message = refused(config_file, "training.rollout=openrlhf", "training.async_rollout=true")
-    assert "async_rollout needs rollout=grouped" in message
+@pytest.mark.parametrize("key", ["rollout=grouped", "weight_sync=packed", "logprob=kernels"])
+def test_a_removed_key_says_what_to_do(config_file, key):
+    message = refused(config_file, f"training.{key}")
+    assert f"training.{key.partition('=')[0]} was removed" in message and "take the key out" in message
 
 
 def test_missing_value_is_named(config_file):

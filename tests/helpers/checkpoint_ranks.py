@@ -55,6 +55,7 @@ def make_strategy(job: dict, world: int):
             "training.stage1.prompts_per_step=1",
             f"training.stage1.samples_per_prompt={len(job['batch']['sequences'])}",
             "training.stage1.micro_batch_size=2",
+            f"training.stage1.kl_coef={job['batch']['kl_coef']}",
             "training.share_prompts=false",
             "training.stage1.warmup_ratio=0.5",
             "training.deterministic=true",
@@ -68,8 +69,8 @@ def make_strategy(job: dict, world: int):
 def step(policy, batch: dict, rank: int, world: int) -> dict:
     own = shard(batch, rank, world)
     rows = list(range(len(own.sequences)))
-    policy.take([[part(own, rows[start : start + 2]) for start in rows[::2]]])
-    status = policy.fit(batch["kl_coef"])
+    policy.load_update([[part(own, rows[start : start + 2]) for start in rows[::2]]])
+    status = policy.update()
     return {name: value for name, value in status.items() if name not in SPEEDS}
 
 

@@ -26,8 +26,9 @@ import ray  # noqa: E402
 from medssr_dist.config.load import load_config  # noqa: E402
 from medssr_dist.runtime.cluster import open_ray_cluster  # noqa: E402
 from medssr_dist.training import stage_actor as stages  # noqa: E402
+from medssr_dist.training.rollout.examples import PromptLoader  # noqa: E402
 from medssr_dist.training.rollout.groups import Group, GroupRequest, Sampling  # noqa: E402
-from medssr_dist.training.rollout.workers import RolloutSide  # noqa: E402
+from medssr_dist.training.rollout.workers import RolloutWorkers  # noqa: E402
 from medssr_dist.training.stall_watch import start_board  # noqa: E402
 
 
@@ -38,42 +39,41 @@ def main(case: dict) -> None:
         before = sample(side, case["prompts"])
         seconds = []
         for version in range(1, case["syncs"] + 1):
-            side.generator.given = version
+            side.sampler.given = version
             since = time.monotonic()
-            side.sync()
+            side.sync_weights()
             seconds.append(time.monotonic() - since)
         after = sample(side, case["prompts"], case["kill"])
         hung = hang(side) if case["hang"] else ""
-        found = {"hung": hung, "seconds": seconds, "before": before, "after": after, "restarts": side.pool.restarts}
+        found = {"hung": hung, "seconds": seconds, "before": before, "after": after, "restarts": side.engines.restarts}
         Path(case["out"]).write_text(json.dumps(found))
 
 
-def start(config, engine_model: Path, rank_model: Path) -> RolloutSide:
+def start(config, engine_model: Path, rank_model: Path) -> RolloutWorkers:
     """Engines with the weights of one model and ranks with those of another, connected."""
     from medssr_dist.training.backend.strategy import Strategy
     from medssr_dist.training.ranks import PolicyRank
 
     stage, board = config.training.stage1, start_board()
     strategy = Strategy(config, stage, engine_model / "stage")
-    ranks, _ = stages._rank_group(config, PolicyRank, None)
-    side = RolloutSide(config, stage, engine_model, board, ranks)
-    engines = side.pool.handles if config.training.weight_sync == "openrlhf" else None
-    refs = ranks.async_init_model_from_pretrained(strategy, str(rank_model), 10, engines)
-    refs += ranks.async_run_method("watch", board)
-    side.pool.wait_ready()
+    ranks, _ = stages.start_ranks(config, PolicyRank, None)
+    side = RolloutWorkers(config, stage, engine_model, board, ranks)
+    refs = ranks.async_init_model_from_pretrained(strategy, str(rank_model), 10)
+    refs += ranks.async_run_method("report_to", board)
+    side.engines.wait_ready()
     ray.get(refs)
-    side.generate_with(None, None, strategy)
+    side.make_sampler(PromptLoader(lambda start: (), None, 0), None)
     return side
 
 
-def hang(side: RolloutSide) -> str:
+def hang(side: RolloutWorkers) -> str:
     """What a sync says with an engine whose processes are stopped."""
-    engine = psutil.Process(ray.get(side.pool.handles[0].ready.remote()))
+    engine = psutil.Process(ray.get(side.engines.handles[0].ready.remote()))
     stopped = [child for child in engine.children(recursive=True) if child.name().startswith("VLLM")]
     for child in stopped:
         child.suspend()
     try:
-        side.sync()
+        side.sync_weights()
     except Exception as error:
         return str(error)
     finally:
@@ -82,14 +82,14 @@ def hang(side: RolloutSide) -> str:
     return f"no error, with {len(stopped)} processes stopped"
 
 
-def sample(side: RolloutSide, prompts: list[list[int]], kill: bool = False) -> list[dict]:
+def sample(side: RolloutWorkers, prompts: list[list[int]], kill: bool = False) -> list[dict]:
     sampling = Sampling(n=3, temperature=1.0, top_p=1.0, max_tokens=6, logprobs=True, random_seed=5)
     label = json.dumps({"answer": "A", "options": {"A": "yes", "B": "no"}})
     for number, ids in enumerate(prompts):
-        side.pool.give(GroupRequest(number, "", ids, label, sampling))
+        side.engines.give(GroupRequest(number, "", ids, label, sampling))
     if kill:
-        os.kill(ray.get(side.pool.handles[0].ready.remote()), signal.SIGKILL)
-    groups: list[Group] = [side.pool.take() for _ in prompts]
+        os.kill(ray.get(side.engines.handles[0].ready.remote()), signal.SIGKILL)
+    groups: list[Group] = [side.engines.take() for _ in prompts]
     return [group.as_dict() for group in sorted(groups, key=lambda group: group.number)]
 
 

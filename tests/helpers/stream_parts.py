@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 
 from medssr_dist.data.records import Label, Question
-from medssr_dist.training.rollout.examples import Example
+from medssr_dist.training.rollout.examples import Example, PromptLoader
 
 TIMEOUT_S = 60
 
@@ -57,3 +58,16 @@ def until(condition):
     while not condition():
         assert time.monotonic() < deadline, "timed out"
         time.sleep(0.001)
+
+
+def draw_steps(loader: PromptLoader, per_step: int, steps: int = 0) -> Iterator[list[tuple[str, str]]]:
+    """Draw the prompts of each step as the Sampler does: one pass, or `steps` steps."""
+    while not steps or loader.taken < steps * per_step:
+        first = loader.draw(wrap=bool(steps))
+        if first is None:
+            break
+        step = [first, *(loader.draw(wrap=True) for _ in range(per_step - 1))]
+        if loader.taken == steps * per_step:
+            loader.finish()
+        yield step
+    loader.finish()

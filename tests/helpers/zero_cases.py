@@ -12,14 +12,13 @@ from tiny_policy import tiny_tokenizer
 
 SEQUENCES, TOKENS, PROMPT, VOCABULARY = 8, 24, 9, 251
 CLIP, KL_COEF, LEARNING_RATE = 0.2, 0.1, 0.1
-# Of a case, beside its batch, model and learning rate; `updates`: by number of ranks, see PlannedUpdate.take.
+# A case, without its batch, model and learning rate. `updates`: by number of ranks, see PolicyRank.load_update.
 BF16 = {
     "dtype": "bfloat16",
     "checkpointing": False,
     "packing": False,
     "idle": False,
     "temperature": 1.0,
-    "batching": "openrlhf",
     "stage": {},
     "lora_rank": 0,
     "updates": {},

@@ -1,10 +1,11 @@
-"""One rank of a real DeepSpeed ZeRO-3 group that takes GRPO steps; run as a process by test_training_kernels.py.
+"""One rank of a real DeepSpeed ZeRO-3 group that takes GRPO steps; run as a process by training/test_kernels.py.
 
     python zero_ranks.py JOB RANK WORLD PORT
 
-JOB is a torch file, name -> case with its batch; rank 0 writes JOB.out.WORLD: a dict a case of log-probs, loss,
-gradients and updated weights, all whole. The ranks are the trainer's own classes; the optimizer is SGD in place of
-DeepSpeed's Adam, which would be compiled first.
+JOB is a torch file, name -> case with its batch; rank 0 writes JOB.out.WORLD: for each case a dict of log-probs, loss,
+gradients and updated weights, all gathered. The ranks are the product's own classes (path "kernels"), OpenRLHF's
+("stock"), or ours with OpenRLHF's loss ("stock loss"). The optimizer is SGD in place of DeepSpeed's Adam, which would
+have to be compiled first.
 """
 
 from __future__ import annotations
@@ -22,11 +23,23 @@ import torch  # noqa: E402
 
 torch.set_num_threads(1)
 
+from medssr_dist.bench.training.stock_loss import StockLossRank  # noqa: E402
+from medssr_dist.bench.training.stock_trainer import (  # noqa: E402
+    StockPolicyRank,
+    StockReferenceRank,
+    StockStrategy,
+)
 from medssr_dist.config.load import load_config  # noqa: E402
-from medssr_dist.training import ranks  # noqa: E402
+from medssr_dist.training.backend.openrlhf import Experience  # noqa: E402
 from medssr_dist.training.backend.strategy import Strategy  # noqa: E402
-from medssr_dist.training.update.experience import Experience  # noqa: E402
+from medssr_dist.training.ranks import PolicyRank, ReferenceRank  # noqa: E402
 
+# Path -> classes of the strategy, the policy's rank and the reference's.
+CLASSES = {
+    "kernels": (Strategy, PolicyRank, ReferenceRank),
+    "stock": (StockStrategy, StockPolicyRank, StockReferenceRank),
+    "stock loss": (Strategy, StockLossRank, StockReferenceRank),
+}
 STEP_FIELDS = (
     "sequences",
     "attention_mask",
@@ -48,29 +61,37 @@ def main() -> None:
 
 
 def run(case: SimpleNamespace, rank: int, world: int, port: int) -> dict:
-    batch = case.batch
+    batch, stock = case.batch, case.path == "stock"
+    _, policy_class, reference_class = CLASSES[case.path]
     strategy = make_strategy(case, len(batch["sequences"]), world)
     place = (world, rank, "127.0.0.1", port)
     tokens = [batch[name] for name in ("sequences", "action_mask", "attention_mask")]
-    reference = ranks.ReferenceRank(*place)
+    reference = reference_class(*place)
     reference.init_model_from_pretrained(strategy, case.model)
-    policy = ranks.PolicyRank(*place)
-    policy.init_model_from_pretrained(strategy, case.model, 10)
-    seen = watch(strategy, policy)
+    policy = policy_class(*place)
+    policy.init_model_from_pretrained(strategy, case.model, 10, *([None] if stock else []))
+    seen = watch(strategy, policy, stock)
     result = {"reference_logp": reference.forward(*tokens), "logp": policy.forward(*tokens)}
     heads = [actor.model.get_output_embeddings() for actor in (reference.model, policy.actor)]
     result["released"] = [head.weight.numel() == 0 for head in heads]
     own = shard(batch, rank, world)
-    if case.batching == "openrlhf":
+    if stock:
         policy.append(own)
+        status = policy.fit(batch["kl_coef"])
     else:
-        policy.take([[part(own, rows) for rows in micro_batches] for micro_batches in case.updates[str(world)]])
-    status = policy.fit(batch["kl_coef"])
+        updates = case.updates.get(str(world)) or in_pairs(len(own.sequences))
+        policy.load_update([[part(own, rows) for rows in micro_batches] for micro_batches in updates])
+        status = policy.update()
     result |= seen() | {"status": status, "weights": whole(policy, "weight")}
     if case.lora_rank:
         policy.save_model()
         result["logp_after"] = policy.forward(*tokens)
     return result
+
+
+def in_pairs(sequences: int) -> list[list[list[int]]]:
+    """One optimizer step over micro-batches of two sequences, as OpenRLHF cuts them."""
+    return [[[start, start + 1] for start in range(0, sequences, 2)]]
 
 
 def make_strategy(case: SimpleNamespace, sequences: int, world: int):
@@ -81,13 +102,12 @@ def make_strategy(case: SimpleNamespace, sequences: int, world: int):
         "max_new_tokens": 15,
         "temperature": case.temperature,
         "max_grad_norm": 0,
+        "kl_coef": case.batch["kl_coef"],
     } | case.stage
     training = {
         "ranks_per_node": world,
         "packing": case.packing,
         "gradient_checkpointing": case.checkpointing,
-        "logprob": case.path,
-        "batching": case.batching,
         "lora_rank": case.lora_rank,
         "share_prompts": False,
     }
@@ -95,7 +115,7 @@ def make_strategy(case: SimpleNamespace, sequences: int, world: int):
     overrides += [f"training.stage1.{name}={value}" for name, value in stage.items()]
     overrides += [f"policy.model={case.model}", f"policy.dtype={case.dtype}"]
     config = load_config(CONFIG, overrides)
-    strategy = Strategy(config, config.training.stage1, Path(case.model) / "stage")
+    strategy = CLASSES[case.path][0](config, config.training.stage1, Path(case.model) / "stage")
     strategy.args.vllm.sync_backend = "gloo"
     train_config, eval_config = strategy.get_ds_train_config, strategy.get_ds_eval_config
     optimizer = {"type": "SGD", "params": {"lr": case.learning_rate}}
@@ -128,9 +148,8 @@ def part(own: Experience, rows: list[int]) -> Experience:
     return Experience(**chosen)
 
 
-def watch(strategy, policy):
+def watch(strategy, policy, stock: bool):
     """Note the loss of every micro-batch, and the whole gradients before the optimizer's step."""
-    stock = strategy.config.training.batching == "openrlhf"
     backward, step, seen = strategy.backward, strategy.optimizer_step, {"loss": torch.zeros(())}
 
     def noting_loss(loss, *args, **kwargs):

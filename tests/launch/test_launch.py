@@ -36,7 +36,6 @@ from medssr_dist.run.paths import RunPaths
 from medssr_dist.training.weights.checkpoints import CheckpointKeeper, complete_checkpoints, settle
 
 LOOPBACK = "127.0.0.1"
-STOCK = ["training.batching=openrlhf", "training.share_prompts=false"]
 
 
 def test_the_launcher_needs_the_standard_library_alone():
@@ -287,12 +286,9 @@ def test_a_config_is_laid_out_over_one_node(repo, overrides, nodes, expected, sl
     assert fit_config(file, overrides, nodes, 0, "synthesize")[1] == 0
 
 
-def test_more_nodes_hold_smaller_micro_batches_of_the_same_batch(repo):
-    """16 sequences a step: two ranks take 8 each, eight ranks 2 each; which only OpenRLHF's own loop has to know."""
+def test_more_nodes_share_the_same_batch(repo):
     nodes = ["training.nodes=4", "training.engines=4", "voting.engines=4"]
     assert fit_config(repo / "configs" / "demo_cpu.yaml", [], 4, 0, "run") == (nodes, 4)
-    smaller = ["training.stage1.micro_batch_size=2", "training.stage2.micro_batch_size=2"]
-    assert fit_config(repo / "configs" / "demo_cpu.yaml", STOCK, 4, 0, "run") == ([*STOCK, *nodes, *smaller], 4)
 
 
 def test_nodes_that_the_config_does_not_fit_are_refused(repo, tmp_path):
@@ -303,8 +299,6 @@ def test_nodes_that_the_config_does_not_fit_are_refused(repo, tmp_path):
     )
     with pytest.raises(InputError, match="laid out for 2 nodes .* the job has 3"):
         fit_config(file, [], 3, 8, "run")
-    with pytest.raises(InputError, match=r"stage1: prompts_per_step x samples_per_prompt = 16 .* 14 ranks"):
-        fit_config(repo / "configs" / "demo_cpu.yaml", STOCK, 7, 8, "run")
     with pytest.raises(InputError, match=r"stage1: prompts_per_step x samples_per_prompt = 16 is fewer than ranks"):
         fit_config(repo / "configs" / "demo_cpu.yaml", [], 9, 8, "run")
 

@@ -1,6 +1,5 @@
 """Synthesis, vote and trainer side by side: none outlives another's failure, and the same command goes on."""
 
-import itertools
 import json
 import sys
 import threading
@@ -9,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 from config_builder import make_config
-from stream_parts import TIMEOUT_S, Tokenizer, label, never, until
+from stream_parts import TIMEOUT_S, Tokenizer, draw_steps, label, never, until
 
 from medssr_dist import pipeline
 from medssr_dist.data.jsonl import JsonlLedger, read_json, read_jsonl, write_json
@@ -236,15 +235,14 @@ class World:
             publish_taken(labels, taken)
 
         checkpoint = folder / "checkpoint.json"
-        loader = PromptLoader(examples, Tokenizer(), 10**6, stage.prompts_per_step, stage.steps, tell)
+        loader = PromptLoader(examples, Tokenizer(), 10**6, tell)
         if checkpoint.exists():
             loader.load_state_dict(read_json(checkpoint))
         del self.trained[loader.taken :]
-        batches = iter(loader)
-        while step := [json.loads(found[2][0])["id"] for found in itertools.islice(batches, stage.prompts_per_step)]:
+        for step in draw_steps(loader, stage.prompts_per_step, stage.steps):
             if should_stop():
                 raise Stopped("killed")
-            self.trained += step
+            self.trained += [json.loads(label)["id"] for _, label in step]
             write_json(checkpoint, loader.state_dict())
             if self.trainer_fails_at == loader.taken:
                 raise RuntimeError("out of memory")

@@ -3,43 +3,16 @@
 import pytest
 import yaml
 from config_builder import make_config
+from synthesis_examples import summary
 
 from medssr_dist.config.schema import Config
 from medssr_dist.config.synthesis import Checks
 from medssr_dist.data.records import Provenance, Question
-from medssr_dist.data.wilson import wilson
+from medssr_dist.data.wilson import measure_share, wilson
 from medssr_dist.knowledge.hpo import read_hpo_version
 from medssr_dist.run.directory import find_commit
 from medssr_dist.synthesis.card import size_category, write_card
-
-SUMMARY = {
-    "requested": 1200,
-    "accepted": 1000,
-    "rejected_by_reason": {"near_duplicate": 50, "not_parsable": 150},
-    "letter_balance": {"first_option": {"A": 251, "B": 749}, "entity_option": {"A": 7, "E": 9}},
-    "prompt_tokens": 1234567,
-    "completion_tokens": 7654,
-    "usd": 3.456,
-    "models": {"asked": ["gpt-x"], "answered": {"gpt-x-0613": 1190, "gpt-y|z": 10}},
-    "started": "2026-01-02T03:04:05+0000",
-    "ended": "2026-01-02T04:04:05+0000",
-    "stopped_by": "count",
-    "surplus": 13,
-    "requests_sent": 1213,
-    "http_attempts": 1300,
-    "asked_again": 4,
-    "lost": 2,
-}
-
-
-def part(count, of):
-    low, high = wilson(count, of) if of else (None, None)
-    return {"share": count / of if of else None, "low": low, "high": high, "count": count, "of": of}
-
-
-def summary(**changes):
-    alpha = {"asked": 0.5, "requests": part(610, 1200), "accepted": part(500, 1000)}
-    return SUMMARY | {"alpha": alpha} | changes
+from medssr_dist.synthesis.synthesis_summary import AlphaShares, LetterBalance, ModelReplies
 
 
 def config(**synthesis) -> Config:
@@ -83,7 +56,7 @@ def test_the_text_holds_every_figure(tmp_path):
     for text in (
         "1,200",
         "1,000",
-        "refused: not_parsable | 150 | 12.5%",
+        "rejected: not_parsable | 150 | 12.5%",
         "Asked: 0.5",
         "0.5083",
         f"{low:.4f} - {high:.4f}",
@@ -141,9 +114,9 @@ def test_an_empty_run_has_a_card_too(tmp_path):
         accepted=0,
         rejected_by_reason={},
         usd=0.0,
-        alpha={"asked": 0.0, "requests": part(0, 0), "accepted": part(0, 0)},
-        letter_balance={"first_option": {}, "entity_option": {}},
-        models={"asked": ["m"], "answered": {}},
+        alpha=AlphaShares(asked=0.0, requests=measure_share(0, 0), accepted=measure_share(0, 0)),
+        letter_balance=LetterBalance(first_option={}, entity_option={}),
+        models=ModelReplies(asked=["m"], answered={}),
     )
     _, body = split(write_card(tmp_path, config(), empty))
     assert "not known (no prices given)" in body and "| of the accepted | 0 of 0 | - | - |" in body

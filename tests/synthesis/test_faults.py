@@ -29,7 +29,7 @@ from medssr_dist.errors import InputError
 from medssr_dist.offline_teacher import start_teacher
 from medssr_dist.synthesis.client import dispatcher, rate_limits
 from medssr_dist.synthesis.request_plan import RequestPlan
-from medssr_dist.synthesis.synthesize import Inputs, synthesize
+from medssr_dist.synthesis.synthesize import SynthesisInputs, synthesize
 
 ACCEPTED = 60
 CONCURRENCY = 8
@@ -76,7 +76,7 @@ def text_of(passage_id):
 
 
 def run(config, folder):
-    return synthesize(config, folder, Inputs(SEEDS, {}, ENTITIES, retrieve, text_of), "c0ffee")
+    return synthesize(config, folder, SynthesisInputs(SEEDS, {}, ENTITIES, retrieve, text_of), "c0ffee")
 
 
 def stats(base_url):
@@ -95,7 +95,7 @@ class Counts:
 
 def key_of(index, plan=[]):  # noqa: B006 - built once
     plan = plan or plan.append(RequestPlan(settings("http://h/v1"), SEEDS, ENTITIES, retrieve, "c0ffee")) or plan
-    return hash_content(plan[0].request(index).messages)
+    return hash_content(plan[0].build_request(index).messages)
 
 
 def held(folder):
@@ -156,9 +156,9 @@ def test_faults_that_pass_lose_nothing_pay_nothing_twice_change_nothing(undistur
     counts = count(f"{name}, {transport}", tmp_path / "run", seen)
     assert (counts.lost, counts.twice) == (0, 0)
     assert accepted(tmp_path / "run") == undisturbed
-    assert summary["http_attempts"] == sum(seen["tries"].values()) and "no_reply" not in summary["rejected_by_reason"]
+    assert summary.http_attempts == sum(seen["tries"].values()) and "no_reply" not in summary.rejected_by_reason
     if transport == "chat":
-        assert summary["lost"] == sum(seen["outcomes"].get(kind, 0) for kind in BILLED_UNSEEN)
+        assert summary.lost == sum(seen["outcomes"].get(kind, 0) for kind in BILLED_UNSEEN)
 
 
 def test_faults_of_batch_calls_and_expiry(undisturbed, tmp_path):
@@ -214,7 +214,7 @@ def test_work_of_a_server_that_dies_moves_to_another(undisturbed, tmp_path):
     counts = count("server dies after 15, another goes on", tmp_path / "run", seen)
     assert (counts.lost, counts.twice) == (0, 0) and accepted(tmp_path / "run") == undisturbed
     by_the_dead = len(held(tmp_path / "run")) - counts.served  # it ends at a try that comes after its 15th reply
-    assert 15 - CONCURRENCY <= by_the_dead <= 15 + CONCURRENCY and summary["lost"] <= CONCURRENCY
+    assert 15 - CONCURRENCY <= by_the_dead <= 15 + CONCURRENCY and summary.lost <= CONCURRENCY
 
 
 # ---- kills
@@ -274,7 +274,7 @@ def test_ten_kills_at_random_moments(tmp_path, transport):
         summary = run(settings(url, accepted=120, **more), folder)
         seen = _settled(url)
     counts = count(f"10 x SIGKILL, {transport} ({unseen} in flight)", folder, seen)
-    assert kills == 10 and counts.lost == 0 and summary["accepted"] == 120
+    assert kills == 10 and counts.lost == 0 and summary.accepted == 120
     assert counts.twice == unseen  # each reply on the wire at a kill was asked again once, and nothing else
     with start_teacher(tmp_path / "log2") as url:
         run(settings(url, accepted=120), tmp_path / "whole")
@@ -309,7 +309,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def test_full_disk_ends_the_run_and_the_same_command_goes_on(undisturbed, tmp_path, small_disk):
+def test_full_disk_ends_the_run_and_the_same_command_has_more_to_do(undisturbed, tmp_path, small_disk):
     folder, enlarge = small_disk
     with start_teacher(tmp_path / "log", options=["--latency-s", "0.02"]) as url:
         with pytest.raises(InputError, match="no space left"):

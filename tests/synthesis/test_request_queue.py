@@ -8,7 +8,7 @@ from config_builder import make_config
 from medssr_dist.synthesis.client.budget import ReservationLedger, Spending, TokenCounter
 from medssr_dist.synthesis.client.chat_client import GaveUp, Reply
 from medssr_dist.synthesis.journal import Journal
-from medssr_dist.synthesis.request_queue import Judged, RequestQueue
+from medssr_dist.synthesis.request_queue import JudgedCount, RequestQueue
 
 MESSAGES = [{"role": "user", "content": "one two three"}]
 
@@ -19,7 +19,7 @@ class FakePlan:
     def __init__(self, provenance):
         self._provenance = provenance
 
-    def request(self, index):
+    def build_request(self, index):
         return type("Request", (), {"messages": MESSAGES, "provenance": self._provenance(index)})
 
 
@@ -36,14 +36,14 @@ def provenance():
 def make(tmp_path, provenance):
     """A queue of N accepted questions over a new or left journal."""
 
-    def build(accepted, should_stop=lambda: False, hold=lambda accepted: False, **settings):
+    def build(accepted, should_stop=lambda: False, should_hold=lambda accepted: False, **settings):
         synthesis = make_config(synthesis={"accepted": accepted, **settings}).synthesis
         journal = Journal(tmp_path / "journal.jsonl")
         reservations = ReservationLedger(tmp_path / "exposure.bin", synthesis.most_candidates)
         spending = Spending(synthesis)
         spending.count_lost(reservations.total, tries=0)
         queue = RequestQueue(
-            synthesis, FakePlan(provenance), journal, reservations, spending, Judged(), should_stop, hold
+            synthesis, FakePlan(provenance), journal, reservations, spending, JudgedCount(), should_stop, should_hold
         )
         queue.parts = (journal, reservations, spending)
         return queue
@@ -67,7 +67,7 @@ def answer(queue, jobs, accepted):
     for job in jobs:
         queue.record_sent(job)
         queue.finish(job, reply(queue))
-    queue._judged.done += len(jobs)
+    queue._judged.total += len(jobs)
     queue._judged.accepted += accepted
 
 
@@ -90,7 +90,7 @@ def test_ends_with_the_cap(make):
     queue = make(3, candidates=5)
     for accepted in (0, 1, 0, 0):
         answer(queue, take_all(queue), accepted)
-    assert queue.asked == 5 and queue.is_finished and queue.stopped_by == "cap"
+    assert queue.requests_sent == 5 and queue.is_finished and queue.stopped_by == "cap"
 
 
 def test_is_not_finished_while_replies_wait_to_be_judged(make):
@@ -99,7 +99,7 @@ def test_is_not_finished_while_replies_wait_to_be_judged(make):
         queue.record_sent(job)
         queue.finish(job, reply(queue))
     assert queue.next_job() is None and not queue.is_finished
-    queue._judged.done, queue._judged.accepted = 2, 0
+    queue._judged.total, queue._judged.accepted = 2, 0
     assert queue.is_finished and queue.stopped_by == "cap"
 
 
@@ -122,7 +122,7 @@ def test_a_left_journal_is_not_asked_for_again(make, tmp_path):
         part.close()
     again = make(4)
     assert [job.index for job in take_all(again)] == [1, 3]
-    assert (again.asked, again.asked_again) == (2, 1)
+    assert (again.requests_sent, again.asked_again) == (2, 1)
     assert again.parts[2].lost_tokens == jobs[1].tokens
 
 
@@ -169,7 +169,7 @@ def test_the_estimate_follows_the_usage_of_the_replies(make):
         job = queue.next_job()
         queue.record_sent(job)
         queue.finish(job, reply(queue, prompt=3 * job.prompt_tokens, completion=1))
-        queue._judged.done += 1
+        queue._judged.total += 1
     queue.next_job()
     assert queue.parts[2]._reserved_tokens == pytest.approx(3 * job.prompt_tokens + 1, rel=0.02)
 
@@ -206,7 +206,7 @@ def test_a_batch_taken_up_again_is_in_flight_and_not_lost(make):
     lost = again.parts[2].lost_tokens
     assert again.resume_job(2) is None and lost == 2 * job.tokens
     taken = [again.resume_job(0), again.resume_job(1)]
-    assert again.parts[2].lost_tokens == 0 and again.in_flight == 2 and again.asked == 0
+    assert again.parts[2].lost_tokens == 0 and again.in_flight == 2 and again.requests_sent == 0
     assert again.next_job() is None
     for job in taken:
         again.finish(job, reply(again))
@@ -215,13 +215,13 @@ def test_a_batch_taken_up_again_is_in_flight_and_not_lost(make):
 
 def test_while_held_nothing_new_is_asked_and_what_is_out_goes_on(make):
     given = []
-    queue = make(20, hold=lambda accepted: accepted > 3 + len(given))
+    queue = make(20, should_hold=lambda accepted: accepted > 3 + len(given))
     jobs = [queue.next_job() for _ in range(6)]  # nothing is there yet, so nothing holds
     for job in jobs[:5]:
         queue.record_sent(job)
         queue.finish(job, reply(queue))
     assert queue.next_job() is None and queue.in_flight == 1  # 5 replies may all be accepted
-    queue._judged.done, queue._judged.accepted = 5, 3  # two were not
+    queue._judged.total, queue._judged.accepted = 5, 3  # two were not
     assert queue.next_job().index == 6
     queue._judged.accepted = 4
     assert queue.next_job() is None and not queue.is_finished
@@ -230,7 +230,7 @@ def test_while_held_nothing_new_is_asked_and_what_is_out_goes_on(make):
 
 
 def test_a_probe_is_asked_also_while_held(make):
-    queue = make(20, hold=lambda accepted: True)
+    queue = make(20, should_hold=lambda accepted: True)
     assert queue.next_job() is None and queue.next_job(probe=True).index == 0
 
 
@@ -243,7 +243,7 @@ def test_a_request_that_others_wait_for_is_not_held(make):
             queue.finish(job, reply(queue))
     for part in queue.parts[:2]:
         part.close()
-    again = make(20, hold=lambda accepted: accepted > 1)
+    again = make(20, should_hold=lambda accepted: accepted > 1)
     first = again.next_job()
     assert first.index == 2 and again.next_job() is None
     again.record_sent(first)
@@ -254,7 +254,7 @@ def test_a_request_that_others_wait_for_is_not_held(make):
 def test_the_time_held_is_known(make, monkeypatch):
     clock, held = [0.0], [True]
     monkeypatch.setattr("medssr_dist.synthesis.request_queue.time.monotonic", lambda: clock[0])
-    queue = make(20, hold=lambda accepted: held[0])
+    queue = make(20, should_hold=lambda accepted: held[0])
     for now, holds in ((1, True), (3, True), (4, False), (9, False), (10, True), (12.5, False)):
         clock[0], held[0] = now, holds
         queue.next_job()

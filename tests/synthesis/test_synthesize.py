@@ -9,6 +9,7 @@ from functools import partial
 
 import pytest
 from config_builder import make_config
+from places import HELPERS
 
 from medssr_dist.data.jsonl import read_json, read_jsonl
 from medssr_dist.data.records import Question, hash_content
@@ -19,7 +20,8 @@ from medssr_dist.synthesis.client.chat_client import Reply
 from medssr_dist.synthesis.journal import Journal
 from medssr_dist.synthesis.question_writer import QuestionWriter
 from medssr_dist.synthesis.request_plan import RequestPlan
-from medssr_dist.synthesis.synthesize import Inputs, goes_on, synthesize
+from medssr_dist.synthesis.synthesis_summary import read_synthesis_progress, read_synthesis_summary
+from medssr_dist.synthesis.synthesize import SynthesisInputs, has_more_to_do, synthesize
 
 Passage = namedtuple("Passage", "id title content source")
 Entity = namedtuple("Entity", "id name")
@@ -61,7 +63,7 @@ def config(base_url="offline-teacher", accepted=40, alpha=0.5, endpoint=None, re
 
 def run(cfg, folder, seeds=SEEDS, entities=ENTITIES, **options):
     teacher = partial(open_endpoints, log_path=folder / "teacher.log", random_seed=cfg.runtime.random_seed)
-    inputs = Inputs(seeds, {}, entities, retrieve, passage_text, teacher)
+    inputs = SynthesisInputs(seeds, {}, entities, retrieve, passage_text, teacher)
     return synthesize(cfg, folder, inputs, "c0ffee", **options)
 
 
@@ -91,17 +93,17 @@ def test_run_writes_questions_in_order_with_provenance(plain):
     questions = [Question.model_validate(row) for row in read_jsonl(folder / "questions.jsonl")]
     rejected = list(read_jsonl(folder / "rejected.jsonl"))
     indices = [question.provenance.index for question in questions]
-    done = summary["requested"]
+    done = summary.requested
     assert sorted(indices + [row["index"] for row in rejected]) == list(range(done)) and indices == sorted(indices)
-    assert summary["accepted"] == len(questions) == 40 and summary["stopped_by"] == "count"
-    assert sum(summary["rejected_by_reason"].values()) == len(rejected)
-    assert summary["requests_sent"] == summary["http_attempts"] == done + summary["surplus"]
-    assert summary["requests_replayed"] == summary["asked_again"] == summary["lost"] == 0
+    assert summary.accepted == len(questions) == 40 and summary.stopped_by == "count"
+    assert sum(summary.rejected_by_reason.values()) == len(rejected)
+    assert summary.requests_sent == summary.http_attempts == done + summary.surplus
+    assert summary.requests_replayed == summary.asked_again == summary.lost == 0
     rare = [question for question in questions if question.rare]
-    assert summary["alpha"]["asked"] == 0.5
-    share = summary["alpha"]["accepted"]
-    assert share["share"] == pytest.approx(len(rare) / len(questions)) and share["low"] < share["share"] < share["high"]
-    assert sum(summary["letter_balance"]["first_option"].values()) == 40
+    assert summary.alpha.asked == 0.5
+    share = summary.alpha.accepted
+    assert share.share == pytest.approx(len(rare) / len(questions)) and share.low < share.share < share.high
+    assert sum(summary.letter_balance.first_option.values()) == 40
     for question in rare:
         provenance = question.provenance
         assert provenance.rho < 0.5 and provenance.passage_ids == (f"p-{provenance.entity}", "p-o")
@@ -109,12 +111,14 @@ def test_run_writes_questions_in_order_with_provenance(plain):
         assert (provenance.teacher, provenance.answered_by) == ("teacher", "teacher")
         assert sorted(provenance.permutation) == list(range(len(question.options)))
     paid = list(read_jsonl(folder / "journal.jsonl"))
-    assert summary["prompt_tokens"] == sum(row["prompt_tokens"] for row in paid)
-    assert summary["tokens"] == summary["completion_tokens"] == sum(row["completion_tokens"] for row in paid)
-    assert json.loads((folder / "summary.json").read_text()) == summary
+    assert summary.prompt_tokens == sum(row["prompt_tokens"] for row in paid)
+    assert summary.tokens == summary.completion_tokens == sum(row["completion_tokens"] for row in paid)
+    assert json.loads((folder / "summary.json").read_text()) == summary.model_dump(mode="json")
+    assert read_synthesis_summary(folder / "summary.json") == summary
     assert (folder / "README.md").exists() and (folder / "review.csv").exists()
-    live = json.loads((folder / "progress.json").read_text())
-    assert (live["accepted"], live["wanted"], live["in_flight"]) == (40, 40, 0)
+    live = read_synthesis_progress(folder / "progress.json")
+    assert (live.accepted, live.wanted, live.in_flight) == (40, 40, 0)
+    assert [(each.model, each.breaker) for each in live.endpoints] == [("teacher", "closed")]
     assert list((folder / "tensorboard").glob("events.out.tfevents.*"))
 
 
@@ -138,7 +142,7 @@ def test_faults_change_nothing_but_the_tries(plain, tmp_path):
     with start_teacher(tmp_path / "log", options=options) as url:
         retry = {"first_byte_s": 0.5, "whole_s": 0.5, "tries": 10, "patience_s": 30}
         summary = run(config(url, retry=retry), tmp_path / "run")
-    assert summary["http_attempts"] > 40 and summary["lost"] > 0 and "no_reply" not in summary["rejected_by_reason"]
+    assert summary.http_attempts > 40 and summary.lost > 0 and "no_reply" not in summary.rejected_by_reason
     texts = [
         [(row["stem"], row["options"]) for row in read_jsonl(folder / "questions.jsonl")]
         for folder in (plain[1], tmp_path / "run")
@@ -149,8 +153,8 @@ def test_faults_change_nothing_but_the_tries(plain, tmp_path):
 def test_bad_questions_are_rejected_with_reasons(tmp_path):
     with start_teacher(tmp_path / "log", options=["--rate-bad-question", "0.5"]) as url:
         summary = run(config(url, accepted=30, candidates=200), tmp_path / "run")
-    assert set(summary["rejected_by_reason"]) >= {"option_count", "duplicate_options", "answer_leaked", "not_parsable"}
-    assert summary["accepted"] == 30 and summary["requested"] <= 110
+    assert set(summary.rejected_by_reason) >= {"option_count", "duplicate_options", "answer_leaked", "not_parsable"}
+    assert summary.accepted == 30 and summary.requested <= 110
 
 
 def test_torn_journal_tail_is_asked_again_only_for_that_request(plain, tmp_path):
@@ -161,12 +165,12 @@ def test_torn_journal_tail_is_asked_again_only_for_that_request(plain, tmp_path)
     paid = len(lines)
     (tmp_path / "journal.jsonl").write_bytes(b"".join(lines)[:-30])
     summary = run(config(), tmp_path)
-    assert (summary["requests_sent"], summary["requests_replayed"]) == (1, paid - 1)
+    assert (summary.requests_sent, summary.requests_replayed) == (1, paid - 1)
     assert journaled(tmp_path)[-1] == torn
     assert files(tmp_path) == files(folder)
 
 
-def test_stop_keeps_what_is_on_the_wire_and_goes_on_later(plain, tmp_path):
+def test_stop_keeps_what_is_on_the_wire_and_has_more_to_do_later(plain, tmp_path):
     journal = tmp_path / "run" / "journal.jsonl"
     with start_teacher(tmp_path / "log", options=["--latency-s", "0.1"]) as url:
         with pytest.raises(Stopped):
@@ -174,7 +178,7 @@ def test_stop_keeps_what_is_on_the_wire_and_goes_on_later(plain, tmp_path):
         kept = len(list(read_jsonl(tmp_path / "run" / "journal.jsonl")))
         assert kept > 0 and not (tmp_path / "run" / "summary.json").exists()
         summary = run(config(url), tmp_path / "run")
-        assert summary["requests_replayed"] == kept
+        assert summary.requests_replayed == kept
         assert set(stats(url)["replies"].values()) == {1}  # none was paid for twice, not even those in flight
     assert files(tmp_path / "run") == files(plain[1])
 
@@ -182,6 +186,7 @@ def test_stop_keeps_what_is_on_the_wire_and_goes_on_later(plain, tmp_path):
 _CHILD = """
 import importlib.util, sys
 from pathlib import Path
+sys.path.insert(0, sys.argv[4])
 spec = importlib.util.spec_from_file_location("case", sys.argv[1])
 case = importlib.util.module_from_spec(spec); spec.loader.exec_module(case)
 case.run(case.config(sys.argv[3]), Path(sys.argv[2]))
@@ -194,7 +199,7 @@ def test_kill_9_loses_no_reply_and_pays_none_twice(plain, tmp_path):
     with start_teacher(tmp_path / "log", options=["--latency-s", "0.1"]) as url:
         plan = RequestPlan(config(url), SEEDS, ENTITIES, retrieve, "c0ffee")
         for share in (1, 12):
-            command = [sys.executable, "-c", _CHILD, __file__, str(folder), url]
+            command = [sys.executable, "-c", _CHILD, __file__, str(folder), url, str(HELPERS)]
             child = subprocess.Popen(command, stderr=subprocess.DEVNULL)
             while child.poll() is None and (not journal.exists() or journal.read_bytes().count(b"\n") < share):
                 time.sleep(0.01)
@@ -205,10 +210,10 @@ def test_kill_9_loses_no_reply_and_pays_none_twice(plain, tmp_path):
         assert len(kept) >= 12
         summary = run(config(url), folder)
         after = stats(url)["replies"]
-    assert summary["requests_replayed"] == len(kept)
-    assert sorted(journaled(folder)) == list(range(summary["requested"] + summary["surplus"]))
+    assert summary.requests_replayed == len(kept)
+    assert sorted(journaled(folder)) == list(range(summary.requested + summary.surplus))
     for index in kept:  # what was on disk was never asked for again
-        key = hash_content(plan.request(index).messages)
+        key = hash_content(plan.build_request(index).messages)
         assert after[key] == before[key]
     again = sum(count - 1 for count in after.values())
     assert again <= 2 * 8  # only what was in flight at the two kills
@@ -225,7 +230,7 @@ def test_outputs_grow_as_complete_prefixes(tmp_path):
         writer = QuestionWriter(tmp_path, journal, screen, 40, 0.9)
         for index, lines in ((1, 0), (0, 2), (2, 3)):
             reply = Reply(replies[index], 1, 1, "m", cfg.synthesis.endpoints[0])
-            journal.append(plan.request(index).provenance, reply)
+            journal.append(plan.build_request(index).provenance, reply)
             writer.advance()
             assert len(path.read_bytes().splitlines()) == lines
         writer.close()
@@ -243,7 +248,7 @@ def test_what_is_judged_is_on_disk_before(tmp_path, monkeypatch):
     def note_judging(writer, until=None):
         done = advance(writer, until)
         if done and until is not None:
-            judged.append((writer.judged.done, synced[0]))
+            judged.append((writer.judged.total, synced[0]))
         return done
 
     monkeypatch.setattr(Journal, "sync", note_sync)
@@ -294,23 +299,23 @@ def test_light_imports():
 def test_the_cap_and_the_budget_end_the_step_and_may_be_raised(tmp_path, plain):
     with start_teacher(tmp_path / "log") as url:
         capped = run(config(url, candidates=41, checks={"grounding": 40}), tmp_path / "capped")
-        assert capped["stopped_by"] == "cap" and capped["requested"] == 41 and 0 < capped["accepted"] < 40
-        assert goes_on(config(candidates=42).synthesis, tmp_path / "capped")
-        assert not goes_on(config(candidates=41).synthesis, tmp_path / "capped")
+        assert capped.stopped_by == "cap" and capped.requested == 41 and 0 < capped.accepted < 40
+        assert has_more_to_do(config(candidates=42).synthesis, tmp_path / "capped")
+        assert not has_more_to_do(config(candidates=41).synthesis, tmp_path / "capped")
         few = {"tokens": 20_000}
         poor = run(config(url, budget=few), tmp_path / "poor")
-        assert poor["stopped_by"] == "budget" and 0 < poor["accepted"] < 40
-        assert poor["prompt_tokens"] + poor["completion_tokens"] <= 20_000
-        assert not goes_on(config(budget=few).synthesis, tmp_path / "poor")
-        assert goes_on(config(budget={"tokens": 30_000}).synthesis, tmp_path / "poor")
-        assert run(config(url), tmp_path / "poor")["stopped_by"] == "count"
+        assert poor.stopped_by == "budget" and 0 < poor.accepted < 40
+        assert poor.prompt_tokens + poor.completion_tokens <= 20_000
+        assert not has_more_to_do(config(budget=few).synthesis, tmp_path / "poor")
+        assert has_more_to_do(config(budget={"tokens": 30_000}).synthesis, tmp_path / "poor")
+        assert run(config(url), tmp_path / "poor").stopped_by == "count"
         assert set(stats(url)["replies"].values()) <= {1, 2}  # once for each of the two folders
     assert files(tmp_path / "poor") == files(plain[1])
 
 
 def test_too_many_refused_replies_raise_the_alarm(tmp_path):
     with start_teacher(tmp_path / "log", options=["--rate-bad-question", "1"]) as url:
-        with pytest.raises(InputError, match="200 of the last 200 replies were refused .*max_reject_share"):
+        with pytest.raises(InputError, match="200 of the last 200 replies were rejected .*max_reject_share"):
             run(config(url, accepted=400), tmp_path / "run")
         paid = len(journaled(tmp_path / "run"))
         assert 200 <= paid < 700
@@ -324,4 +329,4 @@ def test_a_poisoned_prompt_is_given_up_and_the_run_ends(tmp_path):
     with start_teacher(tmp_path / "log", options=["--rate-poison", "0.15"]) as url:
         summary = run(config(url, accepted=20, retry={"tries": 2, "patience_s": 20}), tmp_path / "run")
         poisoned = sum(1 for replies in stats(url)["tries"].values() if replies >= 2)
-    assert summary["accepted"] == 20 and poisoned >= summary["rejected_by_reason"]["no_reply"] > 0
+    assert summary.accepted == 20 and poisoned >= summary.rejected_by_reason["no_reply"] > 0

@@ -8,8 +8,15 @@ import pytest
 import torch
 
 from medssr_dist.config.training import Stage, Training
-from medssr_dist.training.update import algorithm
-from medssr_dist.training.update.experience import Experience, lower_by_kl, means_of, micro_batch
+from medssr_dist.training.backend.openrlhf import Experience
+from medssr_dist.training.step_metrics import rollout_means
+from medssr_dist.training.update.experience import make_micro_batch, subtract_kl
+from medssr_dist.training.update.grpo_terms import (
+    compute_advantages,
+    describe_old_logprobs,
+    grpo_options,
+    why_old_logprobs,
+)
 
 
 def sample(prompt: int, answer: int, reward: float, confidence: float | None = None) -> Experience:
@@ -22,7 +29,9 @@ def sample(prompt: int, answer: int, reward: float, confidence: float | None = N
         action_mask=actions[:, 1:],
         rewards=torch.tensor([reward]),
         labels=[json.dumps({"answer": "A", "confidence": confidence})],
-        info={"reward": torch.tensor([reward]), "invalid_answer": torch.tensor([1.0 - reward])},
+        response_length=torch.tensor([answer]),
+        truncated=torch.tensor([False]),
+        info={"invalid_answer": torch.tensor([1.0 - reward])},
     )
 
 
@@ -30,7 +39,7 @@ SAMPLES = [sample(3, 1, 1.0, 0.5), sample(2, 4, 0.0, 0.75)]
 
 
 def test_a_micro_batch_is_padded_on_the_right_alone():
-    batch = micro_batch(SAMPLES, torch.tensor([0.5, -2.0]), [0, 1], pad_token=9)
+    batch = make_micro_batch(SAMPLES, torch.tensor([0.5, -2.0]), [0, 1], pad_token=9)
     assert batch.sequences.tolist() == [[5, 5, 5, 7, 9, 9], [5, 5, 7, 7, 7, 7]]
     assert batch.attention_mask.tolist() == [[1, 1, 1, 1, 0, 0], [1] * 6]
     assert batch.action_mask.tolist() == [[0, 0, 1, 0, 0], [0, 1, 1, 1, 1]]
@@ -39,28 +48,37 @@ def test_a_micro_batch_is_padded_on_the_right_alone():
 
 
 def test_a_short_micro_batch_is_not_padded():
-    assert micro_batch(SAMPLES, torch.zeros(2), [0], 9).sequences.shape == (1, 4)
+    assert make_micro_batch(SAMPLES, torch.zeros(2), [0], 9).sequences.shape == (1, 4)
 
 
 def test_an_idle_micro_batch_counts_for_nothing():
-    batch = micro_batch(SAMPLES, torch.ones(2), [], 9)
+    batch = make_micro_batch(SAMPLES, torch.ones(2), [], 9)
     assert batch.sequences.shape == (1, 4)
     assert not batch.action_mask.any() and not batch.advantages.any()
 
 
-def test_kl_in_the_reward_lowers_a_token_by_its_own_and_all_after_it():
-    batch = micro_batch(SAMPLES, torch.tensor([1.0, 1.0]), [0, 1], 9)
+def test_kl_in_reward_subtracts_a_tokens_kl_and_all_after_it():
+    batch = make_micro_batch(SAMPLES, torch.tensor([1.0, 1.0]), [0, 1], 9)
     batch.base_action_log_probs = torch.zeros(2, 5)
     batch.action_log_probs = torch.tensor([[0.0, 0, 0.3, 9, 9], [9, 0.1, 0.2, 0.0, 0.4]]) * batch.action_mask
-    mean = lower_by_kl([batch], kl_coef=0.5, estimator="k1")
+    mean = subtract_kl([batch], kl_coef=0.5, estimator="k1")
     assert mean == pytest.approx(1.0 / 5)
     expected = [[0, 0, 1 - 0.15, 0, 0], [0, 1 - 0.35, 1 - 0.3, 1 - 0.2, 1 - 0.2]]
     torch.testing.assert_close(batch.advantages, torch.tensor(expected))
 
 
-def test_means_are_over_samples_and_labels_with_a_confidence():
-    assert means_of(SAMPLES) == {"reward": 0.5, "invalid_answer": 0.5, "label_confidence": 0.625}
-    assert "label_confidence" not in means_of([sample(1, 1, 1.0)])
+def test_rollout_means_are_over_samples_and_known_confidences():
+    found = rollout_means(SAMPLES)
+    assert found.pop("reward_std") == pytest.approx(0.5**0.5)
+    assert found == {
+        "reward": 0.5,
+        "response_length": 2.5,
+        "truncated": 0.0,
+        "samples": 2.0,
+        "invalid_answer": 0.5,
+        "label_confidence": 0.625,
+    }
+    assert "label_confidence" not in rollout_means([sample(1, 1, 1.0)])
 
 
 @pytest.mark.parametrize(
@@ -71,9 +89,9 @@ def test_means_are_over_samples_and_labels_with_a_confidence():
         ("rloo", [1.0, -1.0, 0, 0]),
     ],
 )
-def test_advantages_are_of_groups_side_by_side(mode, expected):
+def test_advantages_compare_within_each_group(mode, expected):
     stage = Stage(samples_per_prompt=2, advantage=mode)
-    found = algorithm.advantages_of(torch.tensor([1.0, 0.0, 1.0, 1.0]), stage)
+    found = compute_advantages(torch.tensor([[1.0, 0.0], [1.0, 1.0]]), stage)
     torch.testing.assert_close(found.advantage, torch.tensor(expected), atol=1e-4, rtol=0)
     assert found.zero_variance.tolist() == [False, True]
 
@@ -87,14 +105,13 @@ def test_advantages_are_of_groups_side_by_side(mode, expected):
         ({}, {"updates_per_rollout": 2}, "2 updates a rollout"),
         ({}, {"kl_in": "reward"}, "kl_in=reward"),
         ({"old_logprobs": "always"}, {}, "training.old_logprobs=always"),
-        ({"batching": "openrlhf"}, {}, "training.batching=openrlhf"),
     ],
 )
-def test_old_logprobs_have_a_pass_of_their_own_only_where_needed(training, stage, reason):
+def test_old_logprobs_get_a_forward_pass_only_where_needed(training, stage, reason):
     settings = Training(stage2={"enabled": False}, **training), Stage(**stage)
-    assert algorithm.old_logprobs_pass(*settings) == reason
-    assert reason in algorithm.told(*settings)
-    assert ("of the training forward" in algorithm.told(*settings)) == (reason == "")
+    assert why_old_logprobs(*settings) == reason
+    assert reason in describe_old_logprobs(*settings)
+    assert ("of the training forward" in describe_old_logprobs(*settings)) == (reason == "")
 
 
 def test_the_kernels_get_every_setting():
@@ -113,7 +130,7 @@ def test_the_kernels_get_every_setting():
         aggregation="fixed_length",
         max_new_tokens=77,
     )
-    found = vars(algorithm.grpo_options(stage))
+    found = vars(grpo_options(stage))
     assert found == {
         "clip_low": 0.1,
         "clip_high": 0.3,
@@ -132,5 +149,5 @@ def test_the_kernels_get_every_setting():
         "importance_low": 0.2,
         "importance_high": 2.0,
     }
-    assert algorithm.grpo_options(Stage(kl_in="reward")).kl_coef == 0
-    assert algorithm.grpo_options(Stage(aggregation="sequence_mean")).penalty_aggregation == "token_mean"
+    assert grpo_options(Stage(kl_in="reward")).kl_coef == 0
+    assert grpo_options(Stage(aggregation="sequence_mean")).penalty_aggregation == "token_mean"

@@ -17,13 +17,13 @@ from medssr_dist import cli
 from medssr_dist.config.schema import Config
 from medssr_dist.data.jsonl import JsonlLedger
 from medssr_dist.errors import EXIT_FAILED, Diverged
-from medssr_dist.training.after_step import Boundary
-from medssr_dist.training.finite import bad_metrics, bad_weights, told
+from medssr_dist.training.after_step import AfterStep
+from medssr_dist.training.finite import describe_bad, find_bad_metrics, find_bad_weights
 from medssr_dist.training.stage_job import StageJob
-from medssr_dist.training.train_stage import _explained
+from medssr_dist.training.train_stage import _explain
 from medssr_dist.training.weights.checkpoints import complete_checkpoints
 
-SOUND = {"loss": 0.5, "policy_loss": 0.5, "kl": 0.0, "actor_grad_norm": 3.47, "mfu": math.nan}
+SOUND = {"loss": 0.5, "policy_loss": 0.5, "kl": 0.0, "grad_norm": 3.47, "mfu": math.nan}
 OF_NAN_GRADIENTS = math.sqrt(2)  # what DeepSpeed calls their norm
 
 # --- what is looked at
@@ -35,12 +35,12 @@ OF_NAN_GRADIENTS = math.sqrt(2)  # what DeepSpeed calls their norm
         ({}, {}),
         ({"loss": math.inf}, {"loss": math.inf}),
         ({"kl": torch.tensor(-math.inf)}, {"kl": -math.inf}),
-        ({"actor_grad_norm": math.inf}, {"grad_norm": math.inf}),
-        ({"actor_grad_norm": OF_NAN_GRADIENTS}, {}),  # the weights show it
+        ({"grad_norm": math.inf}, {"grad_norm": math.inf}),
+        ({"grad_norm": OF_NAN_GRADIENTS}, {}),  # the weights show it
     ],
 )
 def test_metrics_that_must_be_finite(status, found):
-    assert bad_metrics(SOUND | status) == found
+    assert find_bad_metrics(SOUND | status) == found
 
 
 class Weights:
@@ -63,87 +63,87 @@ class Weights:
 
 def test_a_rank_finds_what_its_own_shards_hold():
     weights = {"a": [1.0, 2.0, 3.0], "b": [1.0, -math.inf, 3.0], "c": [1.0, 2.0, 3.0, 4.0, math.inf]}
-    found = [bad_weights(Weights(rank, 2, **weights)) for rank in range(2)]
+    found = [find_bad_weights(Weights(rank, 2, **weights)) for rank in range(2)]
     assert found == [{"b": -math.inf}, {"c": math.inf}]
-    assert math.isnan(bad_weights(Weights(0, 1, a=[1.0, math.nan]))["a"])
+    assert math.isnan(find_bad_weights(Weights(0, 1, a=[1.0, math.nan]))["a"])
 
 
 def test_padding_of_shards_is_no_weight():
     for world in range(1, 6):
-        assert [bad_weights(Weights(rank, world, a=[1.0, 2.0, 3.0])) for rank in range(world)] == [{}] * world
+        assert [find_bad_weights(Weights(rank, world, a=[1.0, 2.0, 3.0])) for rank in range(world)] == [{}] * world
 
 
-def test_what_is_told_is_short():
+def test_the_description_is_short():
     weights = {f"w{number}": math.nan for number in range(5)}
     expected = "loss is inf, weight w0 holds nan, weight w1 holds nan, weight w2 holds nan (and 2 more weights)"
-    assert told({"loss": math.inf}, weights) == expected
-    assert told({}, {"w0": -math.inf}) == "weight w0 holds -inf"
+    assert describe_bad({"loss": math.inf}, weights) == expected
+    assert describe_bad({}, {"w0": -math.inf}) == "weight w0 holds -inf"
 
 
 # --- how a stage ends
 
 
 class Policy:
-    """Ranks that hold these weights, and have been told to do `done`."""
+    """Ranks with these bad weights; `done` lists the methods that were called."""
 
     def __init__(self, *weights: dict[str, float]):
         self.weights, self.done = weights, []
 
     def async_run_method(self, method: str, *args) -> list:
         self.done.append(method)
-        return list(self.weights) if method == "bad_weights" else []
+        return list(self.weights) if method == "find_bad_weights" else []
 
 
 @pytest.fixture
-def boundary(tmp_path, monkeypatch):
-    """Makes the boundary of stage 2 for a policy."""
+def after_step(tmp_path, monkeypatch):
+    """Make the AfterStep of stage 2 for a policy."""
     monkeypatch.setattr(ray, "get", lambda found: found)
     settings = {"data": ["d"], "learning_rate": 0.5, "max_grad_norm": 0}
     synthesis = {"accepted": 1, "seeds": ["s"], "endpoints": [{"base_url": "http://u/v1", "model": "m"}]}
     tree = {"policy": {"model": "m"}, "synthesis": synthesis, "training": {"stage2": settings}}
     config = Config.model_validate(tree)
     job = StageJob("stage2", config, config.training.stage2, Path(), Path(), tmp_path, "", 4, None, None)
-    return lambda policy: Boundary(job, policy, None)
+    return lambda policy: AfterStep(job, policy, None)
 
 
-def test_an_update_that_leaves_numbers_passes(boundary):
-    boundary(Policy({}, {})).updated(3, SOUND)
+def test_a_finite_update_passes(after_step):
+    after_step(Policy({}, {})).check_finite(3, SOUND)
 
 
 @pytest.mark.parametrize(
     ("status", "weights", "said"),
     [
         ({"loss": math.nan}, {}, "stage2 step 3: loss is nan; nothing of this step is saved or exported"),
-        ({"actor_grad_norm": OF_NAN_GRADIENTS}, {"head": math.nan}, "stage2 step 3: weight head holds nan; "),
+        ({"grad_norm": OF_NAN_GRADIENTS}, {"head": math.nan}, "stage2 step 3: weight head holds nan; "),
     ],
 )
-def test_an_update_that_does_not_says_what_and_where(boundary, status, weights, said):
+def test_a_bad_update_says_what_and_where(after_step, status, weights, said):
     with pytest.raises(Diverged) as error:
-        boundary(Policy({}, weights)).updated(3, SOUND | status)
+        after_step(Policy({}, weights)).check_finite(3, SOUND | status)
     message = str(error.value)
     assert message.startswith(said) and "there is no checkpoint yet" in message and "\n" not in message
     assert "lower training.stage2.learning_rate (0.5) or clip gradients more (max_grad_norm = 0, 0 is off)" in message
 
 
-def test_weights_that_are_no_numbers_are_not_exported(boundary, tmp_path):
+def test_bad_weights_are_not_exported(after_step, tmp_path):
     policy = Policy({"head": math.inf})
     with pytest.raises(Diverged, match="stage2 step 0: weight head holds inf"):
-        boundary(policy).export(tmp_path / "hf.partial")
+        after_step(policy).export(tmp_path / "hf.partial")
     assert "export" not in policy.done
 
 
-def test_the_command_says_it_in_a_line_and_ends_with_1(monkeypatch, capsys):
+def test_the_command_ends_with_one_line_and_exit_code_1(monkeypatch, capsys):
     class Failed(Exception):
         cause = Diverged("stage2 step 3: loss is nan")
 
-    error = _explained(Failed(), Path("stage2"))
+    error = _explain(Failed(), Path("stage2"))
     monkeypatch.setattr(cli, "_status", lambda args: (_ for _ in ()).throw(error))
     assert cli.main(["status", "run"]) == EXIT_FAILED == 1
     assert capsys.readouterr().err == "medssr: stage2 step 3: loss is nan\n"
 
 
 @pytest.mark.slow
-def test_a_rate_far_too_high_ends_the_stage_and_keeps_the_last(medssr, tiny_config, tmp_path):
+def test_divergence_ends_the_stage_and_keeps_the_checkpoint(medssr, tiny_config, tmp_path):
     """The first step's rate is 0; the same command then comes to the same end from the checkpoint."""
     rng, run, data = random.Random(1), tmp_path / "run", tmp_path / "letters.jsonl"
     with JsonlLedger(data) as ledger:
@@ -163,11 +163,11 @@ def test_a_rate_far_too_high_ends_the_stage_and_keeps_the_last(medssr, tiny_conf
         checkpoint = complete_checkpoints(folder / "checkpoints")[-1]
         assert last.startswith(f"medssr: stage2 step {checkpoint.step + 1}: ") and "learning_rate (1e+38)" in last, last
         assert " is nan" in last or " holds " in last or " is inf" in last
-        assert f"goes on from the checkpoint of step {checkpoint.step}, which is whole" in last
+        assert f"resumes from the checkpoint of step {checkpoint.step}, which is complete" in last
         assert checkpoint.step >= 1 and checkpoint.is_sound(folder / "checkpoints" / "_actor")
         assert not list(folder.glob("hf*")) and not list((folder / "checkpoints").rglob("*.partial"))
         text = (folder / "metrics.jsonl").read_text()
         assert "NaN" not in text and "Infinity" not in text
         rows.append([json.loads(line) for line in text.splitlines()])
         assert [row["step"] for row in rows[-1]] == list(range(1, checkpoint.step + 1))
-    assert rows[0] == rows[1]  # no step was taken again: the checkpoint was taken up
+    assert rows[0] == rows[1]  # no step was taken again: the run resumed from the checkpoint

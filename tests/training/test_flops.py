@@ -6,7 +6,7 @@ import pytest
 import torch
 from zero_cases import VOCABULARY, tiny_llama
 
-from medssr_dist.training.update.flops import ModelWork, mfu, model_work, peak_flops
+from medssr_dist.training.update.flops import ModelWork, compute_mfu, count_model_work, peak_flops
 from medssr_dist.training.weights.lora import exported
 
 
@@ -38,7 +38,7 @@ def test_flops_are_torchs_count_of_the_matrix_products(model):
     with FlopCounterMode(display=False) as counter:
         model(ids).logits.sum().backward()
     model.zero_grad()
-    work = model_work(model)
+    work = count_model_work(model)
     ours = work.update_flops(lengths, actions=40)
     # torch counts whole attention squares, twice the causal half; norms have no products; rotary angles are nothing.
     squares = 6 * work.attention * 2 * 20**2
@@ -58,7 +58,7 @@ def test_model_work_counts_adapters_as_trained(tmp_path):
     from transformers import AutoModelForCausalLM
 
     model = with_adapters(AutoModelForCausalLM.from_pretrained(tiny_llama(tmp_path, tied=True)))
-    work = model_work(model)
+    work = count_model_work(model)
     adapters = sum(weight.numel() for name, weight in model.named_parameters() if "lora_" in name)
     assert (work.body_trained, work.head_trained) == (adapters, 0)
     assert work.head == VOCABULARY * 48
@@ -66,7 +66,7 @@ def test_model_work_counts_adapters_as_trained(tmp_path):
 
 
 def test_mfu_and_peak(monkeypatch):
-    assert mfu(flops=4e12, seconds=2.0, ranks=2, peak=4e12) == 0.25
+    assert compute_mfu(flops=4e12, seconds=2.0, ranks=2, peak=4e12) == 0.25
     assert peak_flops(100.0, "float32") == 1e14
     assert peak_flops(0.0, "float32") is None
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

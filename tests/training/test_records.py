@@ -11,16 +11,17 @@ import pytest
 import torch
 import yaml
 from config_builder import make_config
+from step_rows import append_steps, make_metrics
 from tiny_policy import tiny_tokenizer
 
 from medssr_dist.config.training import Training
 from medssr_dist.data.jsonl import JsonlLedger, read_json, read_jsonl
 from medssr_dist.errors import InputError, Stopped
-from medssr_dist.training.after_step import SampleBook
+from medssr_dist.training.after_step import SampleLog
 from medssr_dist.training.model_card import write_model_card
 from medssr_dist.training.stage_job import StageJob
 from medssr_dist.training.trackers import Trackers, check_trackers
-from medssr_dist.training.train_stage import RunningStage, _drop_steps_after, _told
+from medssr_dist.training.train_stage import RunningStage, _bar_text, _drop_steps_after
 from medssr_dist.training.weights.checkpoints import Checkpoint
 
 SECRET = "sk-this-is-a-secret"
@@ -41,9 +42,8 @@ def job(tmp_path) -> StageJob:
     )
 
 
-def told(job: StageJob, *steps: int) -> None:
-    with JsonlLedger(job.folder / "metrics.jsonl") as ledger:
-        ledger.append(*({"step": step, "time": 1.0, "reward": step / 10, "kl": 0.5} for step in steps))
+def record(job: StageJob, *steps: int) -> None:
+    append_steps(job.paths.metrics, *(make_metrics(step, time=1.0, reward=step / 10, kl=0.5) for step in steps))
 
 
 def with_trackers(job: StageJob, *names: str, step: int = 0) -> StageJob:
@@ -70,8 +70,8 @@ def rollout(index: int) -> SimpleNamespace:
     )
 
 
-def test_samples_are_spread_over_the_step_and_read_as_text(tmp_path):
-    book = SampleBook(tmp_path / "samples.jsonl", tiny_tokenizer(), count=3)
+def test_samples_are_spread_over_the_step(tmp_path):
+    book = SampleLog(tmp_path / "samples.jsonl", tiny_tokenizer(), count=3)
     book.keep([rollout(index) for index in range(8)], step=5)
     rows = list(read_jsonl(tmp_path / "samples.jsonl"))
     assert [row["question_id"] for row in rows] == ["q0", "q2", "q4"]
@@ -88,54 +88,54 @@ def test_samples_are_spread_over_the_step_and_read_as_text(tmp_path):
 
 
 @pytest.mark.parametrize(("count", "rollouts", "kept"), [(0, 8, 0), (4, 2, 2), (4, 0, 0), (4, 4, 4), (3, 4, 3)])
-def test_as_many_samples_as_asked_for_and_there_are(tmp_path, count, rollouts, kept):
-    SampleBook(tmp_path / "s", tiny_tokenizer(), count).keep([rollout(index) for index in range(rollouts)], 1)
+def test_no_more_samples_are_kept_than_there_are(tmp_path, count, rollouts, kept):
+    SampleLog(tmp_path / "s", tiny_tokenizer(), count).keep([rollout(index) for index in range(rollouts)], 1)
     assert (len(list(read_jsonl(tmp_path / "s"))) if kept else (tmp_path / "s").exists()) == kept
 
 
 # --- the progress bar
 
 
-def test_the_bar_tells_reward_and_time_to_go_by_the_last_steps():
+def test_the_bar_shows_reward_and_time_left():
     seconds = [1000.0] * 5 + [60.0] * 5
-    rows = [{"step": n, "reward": n / 100, "kl": 2e-4, "seconds": each} for n, each in enumerate(seconds, start=1)]
-    assert _told(rows, total=40) == {"reward": "0.10", "kl": "2.0e-04", "ETA": "30 min"}
-    assert _told(rows[:1], total=1)["ETA"] == "0 s"
+    rows = [make_metrics(n, reward=n / 100, kl=2e-4, seconds=each) for n, each in enumerate(seconds, start=1)]
+    assert _bar_text(rows, total=40) == {"reward": "0.10", "kl": "2.0e-04", "ETA": "30 min"}
+    assert _bar_text(rows[:1], total=1)["ETA"] == "0 s"
 
 
 # --- what a restart takes back
 
 
-def test_steps_that_will_be_taken_again_are_taken_back(job):
-    told(job, 1, 2, 3)
-    with JsonlLedger(job.folder / "samples.jsonl") as ledger:
+def test_rows_of_steps_to_be_taken_again_are_removed(job):
+    record(job, 1, 2, 3)
+    with JsonlLedger(job.paths.samples) as ledger:
         ledger.append({"step": 2, "response": "é"}, {"step": 3, "response": "x"})
-    untouched = (job.folder / "metrics.jsonl").stat().st_mtime_ns
-    _drop_steps_after(job.folder, 3)
-    assert (job.folder / "metrics.jsonl").stat().st_mtime_ns == untouched
-    _drop_steps_after(job.folder, 2)
-    assert [row["step"] for row in read_jsonl(job.folder / "metrics.jsonl")] == [1, 2]
-    assert list(read_jsonl(job.folder / "samples.jsonl")) == [{"step": 2, "response": "é"}]
+    untouched = (job.paths.metrics).stat().st_mtime_ns
+    _drop_steps_after(job.paths, 3)
+    assert (job.paths.metrics).stat().st_mtime_ns == untouched
+    _drop_steps_after(job.paths, 2)
+    assert [row["step"] for row in read_jsonl(job.paths.metrics)] == [1, 2]
+    assert list(read_jsonl(job.paths.samples)) == [{"step": 2, "response": "é"}]
 
 
 # --- a stage that is not begun
 
 
-def test_a_stage_without_time_or_wish_is_not_begun(job):
-    told(job, 1)
+def test_a_stage_without_time_is_not_started(job):
+    record(job, 1)
     late = StageJob(**{**vars(job), "end": time.time() - 1})
     with pytest.raises(Stopped, match="stage1 stopped after step 0, its end time is over"):
         RunningStage(late, None, None, should_stop=lambda: False)
     with pytest.raises(Stopped, match="stopped before stage1"):
         RunningStage(job, None, None, should_stop=lambda: True)
-    assert len(list(read_jsonl(job.folder / "metrics.jsonl"))) == 1
+    assert len(list(read_jsonl(job.paths.metrics))) == 1
 
 
 # --- model card
 
 
-def test_a_card_says_what_the_model_is_and_is_not_for(job, tmp_path):
-    told(job, 1, 2, 3)
+def test_a_card_states_what_the_model_is_for(job, tmp_path):
+    record(job, 1, 2, 3)
     folder = tmp_path / "hf"
     folder.mkdir()
     write_model_card(folder, job, step=2)
@@ -149,7 +149,7 @@ def test_a_card_says_what_the_model_is_and_is_not_for(job, tmp_path):
     assert str(tmp_path) not in text and SECRET not in text
 
 
-def test_a_card_of_a_local_model_names_no_folder_of_the_user(job, tmp_path):
+def test_a_card_names_no_folder_of_the_user(job, tmp_path):
     policy = job.config.policy.model_copy(update={"model": "/home/someone/models/tiny"})
     config = job.config.model_copy(update={"policy": policy})
     write_model_card(tmp_path, StageJob(**{**vars(job), "config": config}), step=0)
@@ -172,33 +172,32 @@ def scalars(folder: Path) -> dict[str, dict[int, float]]:
 def test_tensorboard_follows_the_metrics_while_they_grow(job):
     job = with_trackers(job, "tensorboard")
     trackers = Trackers(job)
-    told(job, 1)
+    record(job, 1)
     time.sleep(0.3)
-    told(job, 2)
+    record(job, 2)
     trackers.close()
-    found = scalars(job.folder / "tensorboard")
+    found = scalars(job.paths.tensorboard)
     assert found["train/reward"] == {1: pytest.approx(0.1), 2: pytest.approx(0.2)}
-    assert set(found) == {"train/reward", "train/kl"}
+    assert {"train/reward", "train/kl"} < set(found) and not {"train/step", "train/time"} & set(found)
 
 
-def test_after_a_restart_steps_taken_again_are_overruled(job):
+def test_after_a_restart_repeated_steps_are_overwritten(job):
     first = Trackers(with_trackers(job, "tensorboard"))
-    told(job, 1, 2, 3)
+    record(job, 1, 2, 3)
     first.close()
-    _drop_steps_after(job.folder, 2)
+    _drop_steps_after(job.paths, 2)
     time.sleep(1.1)  # event files are named and read by the second
     second = Trackers(with_trackers(job, "tensorboard", step=2))
-    with JsonlLedger(job.folder / "metrics.jsonl") as ledger:
-        ledger.append({"step": 3, "time": 2.0, "reward": 0.9, "kl": 0.5})
+    append_steps(job.paths.metrics, make_metrics(3, time=2.0, reward=0.9, kl=0.5))
     second.close()
-    found = scalars(job.folder / "tensorboard")["train/reward"]
+    found = scalars(job.paths.tensorboard)["train/reward"]
     assert found == {1: pytest.approx(0.1), 2: pytest.approx(0.2), 3: pytest.approx(0.9)}
 
 
-def test_a_tracker_that_fails_is_told_of_and_left(job, capsys):
-    (job.folder / "tensorboard").write_text("no folder")
+def test_a_tracker_that_fails_is_reported_and_dropped(job, capsys):
+    (job.paths.tensorboard).write_text("no folder")
     trackers = Trackers(with_trackers(job, "tensorboard"))
-    told(job, 1)
+    record(job, 1)
     trackers.close()
     assert "tensorboard gets no more metrics of stage1" in capsys.readouterr().out
 
@@ -207,14 +206,14 @@ def test_wandb_gets_metrics_and_config_and_no_key(job, monkeypatch):
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_API_KEY", "0" * 32 + "deadbeef")
-    told(job, 1)
+    record(job, 1)
     for step in (0, 1):
         trackers = Trackers(with_trackers(job, "wandb", step=step))
-        told(job, step + 2)
+        record(job, step + 2)
         trackers._thread.join(timeout=0.1)
         trackers.close()
     (first, second) = sorted((job.folder / "wandb").glob("offline-run-*"))
-    run_id = read_json(job.folder / "trackers.json")["wandb"]
+    run_id = read_json(job.paths.trackers)["wandb"]
     assert first.name.endswith(run_id) and second.name.endswith(run_id)  # one run of W&B, gone on with
     stored = b"".join(file.read_bytes() for file in (job.folder / "wandb").rglob("*") if file.is_file())
     assert b"train/reward" in stored and b"Qwen/Qwen3-8B" in stored
@@ -226,9 +225,9 @@ def test_mlflow_gets_metrics_of_one_run(job, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     for step in (0, 1):
         trackers = Trackers(with_trackers(job, "mlflow", step=step))
-        told(job, step + 1)
+        record(job, step + 1)
         trackers.close()
-    run_id = read_json(job.folder / "trackers.json")["mlflow"]
+    run_id = read_json(job.paths.trackers)["mlflow"]
     history = mlflow.MlflowClient().get_metric_history(run_id, "reward")
     assert [point.step for point in history] == [1, 2]
 

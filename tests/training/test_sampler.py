@@ -1,4 +1,4 @@
-"""Batches: a function of the order of the prompts, of one size, with nothing lost; what a checkpoint holds of them."""
+"""Batches depend on the order of the prompts alone, have one size and lose nothing; what a checkpoint holds of them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from stream_parts import Tokenizer, example
 from medssr_dist.run.stream import ALL_TAKEN
 from medssr_dist.training.rollout.examples import PromptLoader
 from medssr_dist.training.rollout.groups import Group, GroupRequest, Sample, Sampling
-from medssr_dist.training.rollout.sampler import BatchPlan, Rollout
+from medssr_dist.training.rollout.sampler import BatchPlan, Sampler
 
 SAMPLING = Sampling(n=2, temperature=1.0, top_p=1.0, max_tokens=4, logprobs=True, random_seed=3)
 
@@ -48,121 +48,121 @@ class Ids(Tokenizer):
         return {"input_ids": [len(word) for word in text.split()]}
 
 
-def rollout(pool, examples=8, prompts=2, steps=0, drop=True, ahead=False, taken=None) -> Rollout:
+def sampler(pool, examples=8, prompts=2, steps=0, drop=True, ahead=False, taken=None) -> Sampler:
     listed = [example(number) for number in range(examples)]
     tell = taken.append if taken is not None else lambda count: None
-    loader = PromptLoader(lambda start: enumerate(listed[start:], start + 1), Ids(), 10**6, prompts, 0, tell)
-    found = Rollout(BatchPlan(prompts, steps, drop, ahead), SAMPLING, loader, Ids(), pool, lambda doing: None)
+    loader = PromptLoader(lambda start: enumerate(listed[start:], start + 1), Ids(), 10**6, tell)
+    found = Sampler(BatchPlan(prompts, steps, drop, ahead), SAMPLING, loader, Ids(), pool, lambda doing: None)
     found.loader = loader
     return found
 
 
-def batches(made: Rollout) -> list[list[int]]:
+def batches(made: Sampler) -> list[list[int]]:
     """The prompts of each batch, by the N of 'Question N'."""
     found = []
-    while samples := made.generate_samples()[0]:
-        found.append([int(sample.prompts[0].split()[1]) for sample in samples[:: SAMPLING.n]])
+    while step := made.next_step():
+        found.append([int(sample.prompts[0].split()[1]) for sample in step.samples[:: SAMPLING.n]])
     return found
 
 
 def test_without_dropping_batches_are_the_prompts_in_order():
-    assert batches(rollout(Pool({0, 3}), drop=False)) == [[0, 1], [2, 3], [4, 5], [6, 7]]
-    assert batches(rollout(Pool(set()), examples=5, drop=False)) == [[0, 1], [2, 3], [4, 0]]
-    assert batches(rollout(Pool(set()), steps=3, examples=5, drop=False)) == [[0, 1], [2, 3], [4, 0]]
+    assert batches(sampler(Pool({0, 3}), drop=False)) == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    assert batches(sampler(Pool(set()), examples=5, drop=False)) == [[0, 1], [2, 3], [4, 0]]
+    assert batches(sampler(Pool(set()), steps=3, examples=5, drop=False)) == [[0, 1], [2, 3], [4, 0]]
 
 
-def test_groups_that_teach_nothing_are_replaced_by_the_next_prompts():
-    assert batches(rollout(Pool({1, 2, 5}))) == [[0, 3], [4, 6], [7, 0]]
+def test_groups_without_variance_are_replaced_by_the_next():
+    assert batches(sampler(Pool({1, 2, 5}))) == [[0, 3], [4, 6], [7, 0]]
 
 
-def test_at_the_end_of_the_data_no_group_that_teaches_is_lost():
+def test_at_the_end_no_group_with_variance_is_lost():
     """The last batch is filled up from the beginning; its own groups are all in it."""
-    assert batches(rollout(Pool({1, 3, 5}, cycle=8), examples=6)) == [[0, 2], [4, 0]]
+    assert batches(sampler(Pool({1, 3, 5}, cycle=8), examples=6)) == [[0, 2], [4, 0]]
 
 
-def test_a_policy_that_learns_nothing_more_is_not_waited_for():
-    made = rollout(Pool(set(range(100))), steps=3)
+def test_a_policy_without_variance_does_not_wait_for_ever():
+    made = sampler(Pool(set(range(100))), steps=4)
+    metrics = made.next_step().metrics
     assert batches(made) == [[0, 1]] * 3  # 8 prompts each, and the first two of them kept
-    assert made.metrics["zero_variance_drawn"] == 1.0 and made.metrics["prompts_drawn"] == 8
+    assert metrics["zero_variance_drawn"] == 1.0 and metrics["prompts_drawn"] == 8
 
 
-def test_the_share_of_groups_that_taught_nothing_is_of_all_drawn():
-    made = rollout(Pool({1, 2}))
-    _, percentage, drawn, exhausted = made.generate_samples()
-    assert (percentage, drawn, exhausted) == (50.0, 4, False)
-    assert made.metrics["zero_variance_drawn"] == 0.5
+def test_the_share_without_variance_is_of_all_drawn():
+    made = sampler(Pool({1, 2}))
+    step = made.next_step()
+    assert (step.drawn, len(step.samples)) == (4, 2 * SAMPLING.n)
+    assert step.metrics["zero_variance_drawn"] == 0.5
 
 
 @given(flat=st.sets(st.integers(0, 40)), orders=st.tuples(st.integers(), st.integers()), steps=st.integers(0, 6))
 def test_batches_do_not_depend_on_which_engine_is_faster(flat, orders, steps):
-    one, other = (batches(rollout(Pool(flat, order), steps=steps, prompts=3)) for order in orders)
+    one, other = (batches(sampler(Pool(flat, order), steps=steps, prompts=3)) for order in orders)
     assert one == other
     assert all(len(batch) == 3 for batch in one)
     assert not steps or len(one) == steps
 
 
 @given(flat=st.sets(st.integers(0, 40)), stop=st.integers(0, 5), ahead=st.booleans())
-def test_a_restart_goes_on_with_the_very_next_batch(flat, stop, ahead):
-    """Also where the next batch has been made already, beside the training."""
-    whole = batches(rollout(Pool(flat), steps=5, prompts=3, ahead=ahead))
-    first = rollout(Pool(flat), steps=5, prompts=3, ahead=ahead)
+def test_a_restart_resumes_with_the_very_next_batch(flat, stop, ahead):
+    """Also if the next batch was made ahead already."""
+    whole = batches(sampler(Pool(flat), steps=5, prompts=3, ahead=ahead))
+    first = sampler(Pool(flat), steps=5, prompts=3, ahead=ahead)
     for _ in range(stop):
-        first.generate_samples()
-    state = json.loads(json.dumps({"rollout": first.state_dict(), "loader": first.loader.state_dict()}))
-    second = rollout(Pool(flat), steps=5, prompts=3, ahead=ahead)
-    second.loader.load_state_dict(state["loader"])
-    second.load_state_dict(state["rollout"])
+        first.next_step()
+    state = json.loads(json.dumps(first.state_dict()))
+    second = sampler(Pool(flat), steps=5, prompts=3, ahead=ahead)
+    second.load_state_dict(state)
     assert second.given == stop
     assert batches(second) == whole[stop:]
 
 
-def test_the_voters_hear_that_no_more_is_taken():
+def test_the_vote_learns_that_no_more_is_taken():
     taken = []
-    made = rollout(Pool({1}), steps=1, taken=taken)
-    made.generate_samples()
+    made = sampler(Pool({1}), steps=1, taken=taken)
+    made.next_step()
     assert taken == [0, 1, 2, 3, ALL_TAKEN]  # before the last batch is trained on
-    again, taken = rollout(Pool({1}), steps=1, taken=(said := [])), said
+    taken = []
+    again = sampler(Pool({1}), steps=1, taken=taken)
     again.load_state_dict(made.state_dict())
-    assert again.generate_samples() == ([], None, 0, True)
-    assert taken == [ALL_TAKEN]
+    assert again.next_step() is None and taken == [ALL_TAKEN]
 
 
-def test_beside_the_training_the_next_batch_is_one_step_behind():
+def test_a_batch_made_ahead_is_one_step_behind():
     pool = Pool(set())
-    made = rollout(pool, steps=3, ahead=True)
+    made = sampler(pool, steps=3, ahead=True)
     lags = []
-    while made.generate_samples()[0]:
-        lags.append(made.metrics["policy_lag"])
+    while step := made.next_step():
+        lags.append(step.metrics["policy_lag"])
         made.finish()  # what the weight sync does first
         pool.version = made.given
     assert lags == [0, 1, 1]
 
 
-def test_in_step_there_is_no_lag():
+def test_without_ahead_there_is_no_lag():
     pool = Pool(set())
-    made = rollout(pool, steps=3)
+    made = sampler(pool, steps=3)
     lags = []
-    while made.generate_samples()[0]:
-        lags.append(made.metrics["policy_lag"])
+    while step := made.next_step():
+        lags.append(step.metrics["policy_lag"])
         pool.version = made.given
     assert lags == [0, 0, 0]
 
 
-def test_the_next_batch_is_made_while_this_one_is_trained_on():
+def test_the_next_batch_is_made_during_training():
     pool = Pool(set())
-    made = rollout(pool, steps=2, ahead=True)
-    made.generate_samples()
+    made = sampler(pool, steps=2, ahead=True)
+    made.next_step()
     made.finish()
     pool.hold.clear()
-    made.generate_samples()  # the second is there, and a third is not asked for
+    made.next_step()  # the second is there, and a third is not asked for
     pool.hold.set()
     assert batches(made) == []
 
 
-def test_an_engine_that_is_admitted_meanwhile_waits_for_the_ranks():
-    """The thread that makes the next batch gets `ranks_free` once the step's training is over, and not before."""
+def test_an_engine_admitted_meanwhile_waits_for_the_ranks():
+    """The thread that makes the next batch gets `ranks_free` after the step's training, not before."""
     order, pool = [], Pool(set())
-    made = rollout(pool, steps=2, ahead=True)
+    made = sampler(pool, steps=2, ahead=True)
     take = pool.take
 
     def take_after_admission():
@@ -174,40 +174,40 @@ def test_an_engine_that_is_admitted_meanwhile_waits_for_the_ranks():
     pool.hold.clear()
     pool.take = take_after_admission
     threading.Timer(0.1, pool.hold.set).start()  # the first batch is made in step
-    made.generate_samples()
+    made.next_step()
     assert order == ["admitted"] * 2
     order.append("trained")
     made.finish()
     assert order == ["admitted"] * 2 + ["trained"] + ["admitted"] * 2
 
 
-def test_a_failure_beside_the_training_ends_the_step():
+def test_a_failure_in_making_ahead_comes_at_the_next_step():
     pool = Pool(set())
-    made = rollout(pool, steps=2, ahead=True)
-    made.generate_samples()
+    made = sampler(pool, steps=2, ahead=True)
+    made.next_step()
     made.finish()
     pool.take = lambda: 1 / 0
-    made = rollout(pool, steps=2, ahead=True)
+    made = sampler(pool, steps=2, ahead=True)
     with pytest.raises(ZeroDivisionError):
-        made.generate_samples()
+        made.next_step()
 
 
-def test_a_batch_that_is_broken_off_gives_its_prompts_back():
-    """So that a stage which is asked to stop while it waits for labels loses none of them."""
+def test_an_interrupted_batch_gives_its_prompts_back():
+    """So a stage that is asked to stop while it waits for labels loses none of them."""
     for ahead in (False, True):
         pool = Pool(set())
-        made = rollout(pool, ahead=ahead)
-        made.generate_samples()
+        made = sampler(pool, ahead=ahead)
+        made.next_step()
         made.finish()
-        state, left = made.loader.state_dict(), made.state_dict()["left"]
+        state, left = made.loader.state_dict(), made.state_dict()["batches"]["left"]
         pool.take = lambda: 1 / 0
         with pytest.raises(ZeroDivisionError):
-            [made.generate_samples() and made.finish() for _ in range(2)]
+            [made.next_step() and made.finish() for _ in range(2)]
         assert made.loader.state_dict() == state
-        assert len(made.state_dict()["left"]) == 0 == len(left) - ahead
+        assert len(made.state_dict()["batches"]["left"]) == 0 == len(left) - ahead
 
 
-def test_seeds_are_of_the_run_and_the_prompt():
+def test_seeds_depend_on_the_run_and_the_prompt():
     def seed(number, random_seed):
         sampling = Sampling(**vars(SAMPLING) | {"random_seed": random_seed})
         return GroupRequest(number, "p", [1], "{}", sampling).seed

@@ -8,17 +8,17 @@ import sys
 
 import pytest
 
-from medssr_dist.training.stall_watch import Mark, stalled
+from medssr_dist.training.stall_watch import LastBeat, find_stalled
 
 LIMIT_S = 100.0
 
 
-def mark(component: str, doing: str = "work", beats: int = 5, age_s: float = 200.0) -> Mark:
-    return Mark(component, doing, beats, age_s, node="n", pid=1)
+def mark(component: str, doing: str = "work", beats: int = 5, age_s: float = 200.0) -> LastBeat:
+    return LastBeat(component, doing, beats, age_s, node="n", pid=1)
 
 
-def names(*marks: Mark) -> list[str]:
-    return [found.component for found in stalled(list(marks), LIMIT_S)]
+def names(*marks: LastBeat) -> list[str]:
+    return [found.component for found in find_stalled(list(marks), LIMIT_S)]
 
 
 def test_nothing_is_held_up_while_one_that_works_moves():

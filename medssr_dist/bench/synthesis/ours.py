@@ -32,7 +32,7 @@ from medssr_dist.synthesis.client.job import ChatJob
 from medssr_dist.synthesis.journal import Journal
 from medssr_dist.synthesis.question_writer import QuestionWriter
 from medssr_dist.synthesis.request_plan import RequestPlan
-from medssr_dist.synthesis.request_queue import Judged, RequestQueue
+from medssr_dist.synthesis.request_queue import JudgedCount, RequestQueue
 
 _MOST_PER_S = 20_000  # no client of ours is faster: bounds the requests of a timed run
 _TICK_S = 0.05
@@ -109,18 +109,18 @@ async def _beside(queue: RequestQueue, journal: Journal, advance: Callable[[], i
             await asyncio.sleep(_TICK_S)
 
 
-def _no_judging(journal: Journal) -> tuple[Judged, Callable[[], int]]:
+def _no_judging(journal: Journal) -> tuple[JudgedCount, Callable[[], int]]:
     """Replies count as judged as soon as they are there, none as accepted, so that asking never ends by itself."""
-    judged = Judged()
+    judged = JudgedCount()
 
     def advance() -> int:
-        judged.done = journal.first_missing
+        judged.total = journal.first_missing
         return 0
 
     return judged, advance
 
 
-def _judging(config: Config, folder: Path, journal: Journal, stack: ExitStack) -> tuple[Judged, Callable[[], int]]:
+def _judging(config: Config, folder: Path, journal: Journal, stack: ExitStack) -> tuple[JudgedCount, Callable[[], int]]:
     synthesis = config.synthesis
     screen = Screen(synthesis.checks, config.runtime.random_seed, _seeds(), (), lambda _: _TEXT)
     writer = QuestionWriter(folder, journal, screen, synthesis.accepted, synthesis.max_reject_share)

@@ -1,12 +1,12 @@
 """`medssr bench training`: a GRPO step of ours against stock OpenRLHF, and the share of each piece.
 
-Every variant is `medssr train` on the demo's policy and human-annotated questions, in a process of its own, with the
-same model, prompts, seeds and number of samples; it differs in the keys of `VARIANTS` alone. Stock is OpenRLHF's own
-generator, experience maker, update loop, loss and weight sync, on our CPU platform module. Times are medians over the
-steps after the first, from `metrics.jsonl`; start-up and waiting for examples are left out. A piece's share is what a
-step takes with its stock form in its place, over what it takes with ours.
+Every variant is stage 2 on the demo's policy and human-annotated questions, in a separate process, with the same model,
+prompts, seeds and number of samples; it differs only in what `VARIANTS` states. "stock" is OpenRLHF's own PPO trainer
+with its generator, experience maker, update, loss and weight sync (`stock_trainer.py`), with our CPU patches. Times are
+medians over the steps after the first, from `metrics.jsonl`, without start-up and waiting for examples. A piece's share
+is the time of a step with the piece in stock form, divided by the time with ours.
 
-Loss: one rank in fp32, on the same samples (seeded requests), stock update against ours, step by step.
+Loss: one rank in fp32, on the same samples (seeded requests), stock loss against ours, step by step.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from tqdm import tqdm
@@ -26,31 +26,40 @@ from medssr_dist.bench.result_file import write_result
 from medssr_dist.data.jsonl import read_jsonl
 from medssr_dist.run.paths import RunPaths
 
-DEMO = Path(__file__).parents[3] / "configs" / "demo_cpu.yaml"
 _KL = 0.05  # weight of the KL in these runs: high, so that it shows in the loss
 PHASES = ("seconds_generate", "seconds_experience", "seconds_update", "seconds_sync")
-_STOCK_UPDATE = {"logprob": "openrlhf", "batching": "openrlhf", "old_logprobs": "always", "share_prompts": "false"}
-# Name -> keys of `training` that differ from the demo's.
-VARIANTS = {
-    "ours": {},
-    "stock": {**_STOCK_UPDATE, "weight_sync": "openrlhf", "rollout": "openrlhf"},
-    "stock weight sync": {"weight_sync": "openrlhf"},
-    "stock rollout": {"rollout": "openrlhf"},
-    "log-probs before the update": {"old_logprobs": "always"},
-    "prompts not shared": {"share_prompts": "false"},
-    "stock loss": {"share_prompts": "false", "logprob": "openrlhf"},
-    "micro-batches as they come": {"share_prompts": "false", "batching": "fixed"},
-    "next rollout beside training": {"async_rollout": "true", "stage2.importance": "token"},
-    "zero-variance groups dropped": {"stage2.drop_zero_variance": "true"},
-}
-# Stock vLLM waits for its workers without pause; the plugin that lets it sleep is ours.
-ENVIRONMENTS = {"stock": {"VLLM_PLUGINS": "medssr_stacks"}}
-# What a variant is compared with where it is not "ours": the one that differs in that piece alone.
-BESIDE = {"stock loss": "prompts not shared", "micro-batches as they come": "prompts not shared"}
 
 
 @dataclass(frozen=True)
-class Scale:
+class Variant:
+    """How a variant differs from the demo: keys of `training`, and pieces in stock form (see stock_stage.PIECES)."""
+
+    keys: dict[str, str] = field(default_factory=dict)
+    pieces: tuple[str, ...] = ()
+
+
+_NOT_SHARED = {"share_prompts": "false"}
+_STOCK_LOSS = Variant(_NOT_SHARED | {"old_logprobs": "always"}, ("loss",))
+VARIANTS = {
+    "ours": Variant(),
+    "stock": Variant(_NOT_SHARED | {"old_logprobs": "always"}, ("trainer",)),
+    "stock weight sync": Variant({}, ("weight_sync",)),
+    "stock rollout": Variant({}, ("rollout",)),
+    "log-probs before the update": Variant({"old_logprobs": "always"}),
+    "prompts not shared": Variant(_NOT_SHARED),
+    "stock loss": Variant(_NOT_SHARED, ("loss",)),
+    "micro-batches as they come": Variant(_NOT_SHARED | {"batching": "fixed"}),
+    "next rollout during training": Variant({"async_rollout": "true", "stage2.importance": "token"}),
+    "zero-variance groups dropped": Variant({"stage2.drop_zero_variance": "true"}),
+}
+# Stock vLLM spins while it waits for its workers; the plugin that lets it sleep is ours.
+ENVIRONMENTS = {"stock": {"VLLM_PLUGINS": "medssr_stacks"}}
+# What a variant is compared with, if not with "ours": the one that differs in that piece alone.
+BASELINES = {"stock loss": "prompts not shared", "micro-batches as they come": "prompts not shared"}
+
+
+@dataclass(frozen=True)
+class TrainingScale:
     """How much is measured."""
 
     variants: tuple[str, ...] = tuple(VARIANTS)
@@ -62,8 +71,8 @@ class Scale:
     loss_steps: int = 3
 
 
-FULL = Scale()
-QUICK = Scale(variants=("ours", "stock"), steps=2, loss_steps=2)
+FULL = TrainingScale()
+QUICK = TrainingScale(variants=("ours", "stock"), steps=2, loss_steps=2)
 
 
 def bench_training(json_path: Path, quick: bool = False) -> None:
@@ -88,7 +97,7 @@ def ratios(found: dict[str, list[dict]]) -> dict:
     variants = {name: _medians(rows[1:]) for name, rows in found.items()}
     ours, stock = variants["ours"], variants["stock"]
     shares = {
-        name: round(variants[name]["step"] / variants[BESIDE.get(name, "ours")]["step"], 3)
+        name: round(variants[name]["step"] / variants[BASELINES.get(name, "ours")]["step"], 3)
         for name in variants
         if name not in ("ours", "stock")
     }
@@ -110,18 +119,19 @@ def _medians(rows: list[dict]) -> dict[str, float]:
     return {name: round(value, 3) for name, value in found.items()}
 
 
-def loss_difference(folder: Path, scale: Scale) -> dict:
+def loss_difference(folder: Path, scale: TrainingScale) -> dict:
     """Loss by step of our update and of the stock one, in fp32 on one rank, and the largest difference."""
     alike = {"ranks_per_node": "1", "stage2.steps": scale.loss_steps, "stage2.micro_batch_size": _sequences(scale)}
+    variants = {"ours": Variant(alike), "stock": Variant(alike | _STOCK_LOSS.keys, _STOCK_LOSS.pieces)}
     losses = {
-        name: [_loss(row) for row in _run(folder, f"{name} fp32", alike | keys, scale, "policy.dtype=float32")]
-        for name, keys in (("ours", {}), ("stock", _STOCK_UPDATE))
+        name: [_loss(row) for row in _run(folder, f"{name} fp32", variant, scale, "policy.dtype=float32")]
+        for name, variant in variants.items()
     }
     difference = max(abs(one - other) for one, other in zip(losses["ours"], losses["stock"], strict=True))
     return {"loss_max_abs_diff": difference, "losses_fp32": losses}
 
 
-def _sequences(scale: Scale) -> int:
+def _sequences(scale: TrainingScale) -> int:
     return scale.prompts_per_step * scale.samples_per_prompt
 
 
@@ -129,8 +139,8 @@ def _loss(row: dict) -> float:
     return row["policy_loss"] + _KL * row["kl"]
 
 
-def _run(folder: Path, name: str, keys: dict, scale: Scale, *others: str) -> list[dict]:
-    """Metrics of a run's steps. Raises RuntimeError with its log when it fails."""
+def _run(folder: Path, name: str, variant: Variant, scale: TrainingScale, *others: str) -> list[dict]:
+    """Run a variant; return the lines of its metrics.jsonl. Raises RuntimeError with its log when it fails."""
     run = folder / name.replace(" ", "_")
     stage = {
         "steps": scale.steps,
@@ -145,10 +155,10 @@ def _run(folder: Path, name: str, keys: dict, scale: Scale, *others: str) -> lis
         "drop_zero_variance": "false",
         "data": "[{path: hpo:supervised, limit: 64}]",
     }
-    keys = {"stage1.enabled": "false"} | {f"stage2.{key}": value for key, value in stage.items()} | keys
+    keys = {"stage1.enabled": "false"} | {f"stage2.{key}": value for key, value in stage.items()} | variant.keys
     overrides = [f"training.{key}={value}" for key, value in keys.items()]
-    command = [sys.executable, "-m", "medssr_dist.cli", "train", "--config", str(DEMO), "--run-dir", str(run)]
-    command += ["runtime.mode=sequential", *overrides, *others]
+    command = [sys.executable, "-m", "medssr_dist.bench.training.stock_stage", "--run-dir", str(run)]
+    command += ["--pieces", *variant.pieces, "--set", "runtime.mode=sequential", *overrides, *others]
     env = os.environ | ENVIRONMENTS.get(name, {})
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     if done.returncode:

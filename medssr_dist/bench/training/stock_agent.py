@@ -1,6 +1,6 @@
-"""The reward for `training.rollout: openrlhf`, which loads this file into each engine (its `agent_func_path`).
+"""The reward for OpenRLHF's own sample generator, which loads this file into each engine (its `agent_func_path`).
 
-A reward that raises stops the run; OpenRLHF's own reward functions log it and go on.
+A reward that raises ends the run; OpenRLHF's own reward functions log it and continue.
 """
 
 from __future__ import annotations

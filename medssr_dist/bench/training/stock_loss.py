@@ -1,32 +1,72 @@
-"""OpenRLHF's own loss in our update loop, for `medssr bench training`."""
+"""OpenRLHF's own network and loss, over whole logits, in our update: for `medssr bench training` and tests."""
 
 from __future__ import annotations
 
+import math
 from functools import partial
+from typing import Any
 
-from openrlhf.trainer.ppo_utils.experience import Experience  # noqa: E402
-from openrlhf.trainer.ray.ppo_actor import ActorPPOTrainer  # noqa: E402
+import torch
+
+from medssr_dist.bench.training.stock_sync import make_stock_trainer
+from medssr_dist.training.backend.openrlhf import Actor, Experience
+from medssr_dist.training.ranks import PolicyRank
+from medssr_dist.training.update.rank_update import RankUpdate, StepCounts
 
 
-class OpenRlhfLoss(ActorPPOTrainer):
-    """OpenRLHF's loss in our loop: on-policy where old log-probs are missing, with metrics that can be averaged."""
+class StockLossUpdate(RankUpdate):
+    """Our update with the loss of OpenRLHF's trainer; on-policy where old log-probs are missing."""
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.actor_loss_fn = partial(_on_policy, self.actor_loss_fn)
+    def __init__(self, rank: PolicyRank, strategy, optimizer, scheduler):
+        super().__init__(strategy, rank.actor, optimizer, scheduler)
+        self._stock = make_stock_trainer(rank, strategy, optimizer, scheduler, None)
+        self._stock.actor_loss_fn = partial(_on_policy, self._stock.actor_loss_fn)
 
-    def training_step(self, experience: Experience, kl_ctl: float, step: int, loss_batch_info: dict) -> dict:
-        """See KernelLoss.training_step. Its aggregates are shares of the optimizer step's: here, own means."""
-        status = super().training_step(experience, kl_ctl, step, loss_batch_info)
-        metrics, tokens = status["metrics"], max(status["num_action_tokens"], 1)
-        for name in ("policy_loss", "kl", "entropy_loss"):
-            if name in metrics:
-                metrics[name] = (
-                    metrics[name] * loss_batch_info["batch_num_tokens"] / loss_batch_info["dp_size"] / tokens
-                )
-        return status
+    def train_micro_batch(self, experience: Experience, counts: StepCounts) -> dict[str, torch.Tensor]:
+        """See RankUpdate. OpenRLHF's aggregates are shares of the optimizer step's mean: here they are own means."""
+        stage = self.strategy.grpo
+        kl_coef = stage.kl_coef if stage.kl_in == "loss" else 0.0
+        info = {"batch_num_tokens": counts.tokens, "global_batch_size": counts.sequences, "dp_size": counts.ranks}
+        found = self._stock.training_step(experience, kl_coef, 0, info)["metrics"]
+        own_mean = counts.tokens / (counts.ranks * experience.action_mask.sum().clamp(min=1))
+        nothing = torch.tensor(math.nan)
+        policy_loss, kl = found["policy_loss"] * own_mean, found.get("kl", torch.zeros(())) * own_mean
+        metrics = {
+            "loss": policy_loss + kl_coef * kl,
+            "policy_loss": policy_loss,
+            "kl": kl,
+            "entropy": found["entropy_loss"] * own_mean if "entropy_loss" in found else nothing,
+            "clip_ratio": found["ppo_clip_ratio"],
+            "old_kl": found["ppo_kl"],
+        }
+        if "vllm_kl" in found:
+            metrics |= {"rollout_kl": found["vllm_kl"], "importance_dropped": found["is_filter_ratio"]}
+        return metrics
+
+
+class StockLossRank(PolicyRank):
+    """Our rank with OpenRLHF's network and loss."""
+
+    def load_network(self, strategy, folder: str) -> Actor:
+        args = strategy.args
+        return Actor(
+            folder,
+            attn_implementation=args.ds.attn_implementation,
+            experts_implementation=args.ds.experts_implementation,
+            param_dtype=args.ds.param_dtype,
+            lora_rank=args.ds.lora.rank,
+            lora_alpha=args.ds.lora.alpha,
+            target_modules=args.ds.lora.target_modules,
+            lora_dropout=args.ds.lora.dropout,
+            ds_config=strategy.get_ds_train_config(),
+            packing_samples=args.ds.packing_samples,
+            temperature=args.rollout.temperature,
+        )
+
+    def make_update(self, strategy, optimizer, scheduler) -> Any:
+        return StockLossUpdate(self, strategy, optimizer, scheduler)
 
 
 def _on_policy(loss, log_probs, old_log_probs, *args, **kwargs):
-    """OpenRLHF's loss, whose old log-probs are those given or, where the update is on-policy, its own detached."""
+    """OpenRLHF's loss; where there are no old log-probs the update is on-policy, and its own, detached, are used."""
     return loss(log_probs, log_probs.detach() if old_log_probs is None else old_log_probs, *args, **kwargs)

@@ -1,31 +1,71 @@
-"""OpenRLHF's own sample generator (`training.rollout: openrlhf`), in the form that our trainer asks."""
+"""OpenRLHF's own sample generator, in the form that our loop uses: for `medssr bench training`."""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from typing import Any
 
-from medssr_dist.training.ranks import SamplesGenerator
+from medssr_dist.config.training import Stage
+from medssr_dist.training.backend import openrlhf  # noqa: F401 - its patches come before OpenRLHF's own modules
+from medssr_dist.training.rollout.examples import PromptLoader
+from medssr_dist.training.rollout.sampler import StepSamples
+
+from openrlhf.trainer.ppo_utils.samples_generator import SamplesGenerator  # isort: skip
 
 
-class StockRollout(SamplesGenerator):
-    """One request a sample, without seeds, and nothing left between steps. Attributes as of Rollout."""
+class StockPrompts:
+    """The prompts of a stage with fixed steps, as OpenRLHF iterates them: (sources, prompts, labels, images)."""
 
-    def __init__(self, *args):
-        super().__init__(*args)
+    def __init__(self, loader: PromptLoader, stage: Stage):
+        self._loader, self._total = loader, stage.steps * stage.prompts_per_step
+
+    def __len__(self) -> int:
+        return self._total
+
+    def __iter__(self) -> Iterator[tuple[list, list, list, list]]:
+        for _ in range(self._total):
+            prompt, label = self._loader.draw(wrap=True)
+            yield ["medssr"], [prompt], [label], [None]
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._loader.state_dict()
+
+
+class StockSampler(SamplesGenerator):
+    """One request a sample, without seeds. Attributes as of Sampler."""
+
+    def __init__(self, strategy, prompts: StockPrompts, tokenizer, engines: list, waited: PromptLoader):
+        super().__init__(strategy, prompts, None, tokenizer, engines)
         self.given = 0
-        self.metrics: dict[str, float] = {}
         self.ranks_free = threading.Condition()
+        self._waited = waited
 
-    def generate_samples(self, **kwargs):
-        found = super().generate_samples(**kwargs)
-        self.given += bool(found[0])
-        return found
+    @property
+    def waited_s(self) -> float:
+        return self._waited.waited_s
+
+    def next_step(self) -> StepSamples | None:
+        samples, _, drawn, _ = self.generate_samples(**generate_options(self.args))
+        self.given += bool(samples)
+        return StepSamples(samples, drawn) if samples else None
 
     def finish(self) -> None:
-        """Nothing is made beside the training."""
+        """No batch is made ahead."""
 
-    def state_dict(self) -> dict:
-        return {"given": self.given}
+    def state_dict(self) -> dict[str, Any]:
+        return {"batches": {"given": self.given}, "prompts": self._waited.state_dict()}
 
-    def load_state_dict(self, state: dict) -> None:
-        self.given = state["given"]
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.given = state["batches"]["given"]
+
+
+def generate_options(args) -> dict[str, Any]:
+    """Return how OpenRLHF's generator is to sample."""
+    return {
+        "do_sample": True,
+        "max_len": args.data.max_len,
+        "max_new_tokens": args.rollout.max_new_tokens,
+        "temperature": args.rollout.temperature,
+        "top_p": args.rollout.top_p,
+    }

@@ -1,8 +1,17 @@
-"""OpenRLHF's own weight sync on a CPU, for `medssr bench training`: gloo in place of PyNccl."""
+"""OpenRLHF's own weight sync, one broadcast a parameter: for `medssr bench training`. On a CPU gloo replaces PyNccl."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import ray
 import torch
+
+from medssr_dist.runtime.device import on_gpu
+from medssr_dist.training.backend import openrlhf  # noqa: F401 - its patches come before OpenRLHF's own modules
+from medssr_dist.training.ranks import PolicyRank
+
+from openrlhf.trainer.ray import ppo_actor  # isort: skip
 
 
 class GlooBroadcaster:
@@ -16,7 +25,7 @@ class GlooBroadcaster:
         )
 
     def broadcast(self, tensor: torch.Tensor, src: int, stream=None) -> None:
-        """Send `tensor` in place from rank `src`; as bytes, for gloo knows no bfloat16."""
+        """Send `tensor` in place from rank `src`; as bytes, because gloo does not know bfloat16."""
         options = torch.distributed.BroadcastOptions()
         options.rootRank = src
         self._group.broadcast([tensor.contiguous().view(-1).view(torch.uint8)], options).wait()
@@ -25,8 +34,8 @@ class GlooBroadcaster:
 class GlooWorkerExtension:
     """vLLM's end of the weight sync on CPU (`worker_extension_cls`), with the methods of OpenRLHF's WorkerWrap.
 
-    vLLM repacks linear weights for the CPU, after which single weights cannot be loaded any more:
-    they are gathered here and loaded as one set when the last has come.
+    vLLM repacks linear weights for the CPU, after which single weights cannot be loaded any more: they are collected
+    here and loaded as one set when the last has arrived.
     """
 
     def init_process_group(self, master_address, master_port, rank_offset, world_size, group_name, backend, use_ray):
@@ -42,3 +51,46 @@ class GlooWorkerExtension:
         if empty_cache:
             self.model_runner.reload_weights(weights_iterator=iter(self._received))
             self._received = []
+
+
+def sync_over_gloo() -> None:
+    """On a CPU, have OpenRLHF's rank 0 use GlooBroadcaster in this process, where it would use PyNccl."""
+    if not on_gpu():
+        ppo_actor.stateless_init_process_group = GlooBroadcaster
+
+
+def worker_extension() -> str:
+    """Return the name of vLLM's end of the sync."""
+    if on_gpu():
+        return "openrlhf.trainer.ray.vllm_worker_wrap.WorkerWrap"
+    return "medssr_dist.bench.training.stock_sync.GlooWorkerExtension"
+
+
+class StockSyncRank(PolicyRank):
+    """Our rank with OpenRLHF's weight sync (`broadcast_to_vllm`)."""
+
+    def init_model_from_pretrained(
+        self, strategy, folder: str, optimizer_steps: int, engines: list[ray.actor.ActorHandle]
+    ) -> None:
+        self._engines = engines
+        super().init_model_from_pretrained(strategy, folder, optimizer_steps)
+
+    def make_update(self, strategy, optimizer, scheduler) -> Any:
+        sync_over_gloo()
+        self.trainer = make_stock_trainer(self, strategy, optimizer, scheduler, self._engines)
+        return super().make_update(strategy, optimizer, scheduler)
+
+
+def make_stock_trainer(rank: PolicyRank, strategy, optimizer, scheduler, engines: list | None) -> Any:
+    """Make OpenRLHF's trainer of a rank, connected to the engines where there are any."""
+    return ppo_actor.ActorPPOTrainer(
+        strategy,
+        rank.actor,
+        ema_model=None,
+        actor_optim=optimizer,
+        actor_scheduler=scheduler,
+        micro_train_batch_size=strategy.args.train.micro_batch_size,
+        tokenizer=rank.tokenizer,
+        eps_clip=strategy.args.actor.eps_clip,
+        vllm_engines=engines,
+    )

@@ -2,15 +2,16 @@
 
     medssr bench update --json FILE [--quick]
 
-One ZeRO-3 rank of the trainer's own classes takes steps on made-up samples (`SCALES`: lengths drawn once) with a model
-of random weights in the shapes of `SHAPES`; those that do not fit are listed with their reason. No engine takes part,
-so one GPU is enough. Every variant is a process of its own and differs in the keys of `VARIANTS` alone; figures are
-medians over the steps after the first. Attention is torch's own (sdpa) in all of them. MFU counts the model's own
-arithmetic (`training/flops.py`), the same for all variants; peak memory is torch's on a GPU, the process' on a CPU.
+One ZeRO-3 rank takes steps on made-up samples (`SCALES`: lengths drawn once) with a model of random weights in the
+shapes of `SHAPES`; shapes that do not fit are listed with the reason. It needs no engine, so one GPU is enough. Every
+variant runs in a separate process and differs only in what `VARIANTS` states; figures are medians over the steps after
+the first. Attention is torch's own (sdpa) in all of them. MFU counts the model's own arithmetic
+(`training/update/flops.py`), the same for all variants; peak memory is torch's on a GPU, the process's on a CPU.
 """
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import random
 import resource
@@ -19,16 +20,17 @@ import statistics
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
 from medssr_dist.bench.result_file import write_result
-from medssr_dist.bench.training.run import DEMO
+from medssr_dist.bench.training.stock_stage import DEMO
 from medssr_dist.config.load import load_config
 from medssr_dist.config.schema import Config
+from medssr_dist.config.training import Stage
 from medssr_dist.runtime.models import resolve_model
 
 _QWEN3 = {"model_type": "qwen3", "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936}
@@ -69,22 +71,36 @@ SHAPES = {
         "tie_word_embeddings": False,
     },
 }
-# Name -> keys of `training` that differ; `pass` is no key: log-probs are computed before the update.
+
+
+@dataclass(frozen=True)
+class UpdateVariant:
+    """How a variant differs.
+
+    keys: of the config's `training`. path: "ours", "stock" (OpenRLHF's rank) or "stock loss" (its loss in our update).
+    old_logprobs: compute the log-probs before the update.
+    """
+
+    keys: dict[str, str] = field(default_factory=dict)
+    path: str = "ours"
+    old_logprobs: bool = False
+
+
 VARIANTS = {
-    "ours": {},
-    "stock": {"logprob": "openrlhf", "batching": "openrlhf", "pass": True},
-    "stock loss": {"logprob": "openrlhf"},
-    "micro-batches as they come": {"batching": "fixed"},
-    "log-probs before the update": {"pass": True},
-    "shared prompts": {"share_prompts": "true"},
-    "packed": {"packing": "true"},
-    "no gradient checkpointing": {"gradient_checkpointing": "false"},
+    "ours": UpdateVariant(),
+    "stock": UpdateVariant(path="stock", old_logprobs=True),
+    "stock loss": UpdateVariant(path="stock loss"),
+    "micro-batches as they come": UpdateVariant({"batching": "fixed"}),
+    "log-probs before the update": UpdateVariant(old_logprobs=True),
+    "shared prompts": UpdateVariant({"share_prompts": "true"}),
+    "packed": UpdateVariant({"packing": "true"}),
+    "no gradient checkpointing": UpdateVariant({"gradient_checkpointing": "false"}),
 }
 _OFFLOADED = {"Qwen3-8B": {"offload_optimizer": "true"}}  # else 16 bytes a weight on the GPU
 
 
 @dataclass(frozen=True)
-class Scale:
+class UpdateScale:
     """What a step is made of; lengths in tokens, those of answers drawn between the two."""
 
     shapes: tuple[str, ...]
@@ -97,38 +113,38 @@ class Scale:
 
 
 SCALES = {
-    "cuda": Scale(("Qwen3-0.6B", "Qwen3-1.7B", "Qwen3-8B"), 16, 8, 512, (64, 1024), 8),
-    "cuda quick": Scale(("Qwen3-0.6B",), 8, 8, 512, (64, 1024), 8, steps=2),
-    "cpu": Scale(("SmolLM2-135M",), 4, 4, 192, (8, 32), 8),
-    "cpu quick": Scale(("SmolLM2-135M",), 2, 2, 64, (2, 8), 2, steps=2),
+    "cuda": UpdateScale(("Qwen3-0.6B", "Qwen3-1.7B", "Qwen3-8B"), 16, 8, 512, (64, 1024), 8),
+    "cuda quick": UpdateScale(("Qwen3-0.6B",), 8, 8, 512, (64, 1024), 8, steps=2),
+    "cpu": UpdateScale(("SmolLM2-135M",), 4, 4, 192, (8, 32), 8),
+    "cpu quick": UpdateScale(("SmolLM2-135M",), 2, 2, 64, (2, 8), 2, steps=2),
 }
 
 
 def bench_update(json_path: Path, quick: bool = False) -> None:
-    """Measure, print a table, write `json_path` anew after every variant: a run that is cut off leaves what it had."""
+    """Measure, and print a table; each variant rewrites `json_path`, so an interrupted run keeps its rows."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     scale, rows = SCALES[device + " quick" * quick], []
     tokenizer = resolve_model(load_config(DEMO).policy)
     for shape in scale.shapes:
         with tempfile.TemporaryDirectory() as folder:
             alone(make_model, SHAPES[shape], tokenizer, folder)
-            for variant in tqdm(VARIANTS, desc=f"{shape} on {device}", unit="variant"):
-                keys = _OFFLOADED.get(shape, {}) | VARIANTS[variant]
-                rows.append({"shape": shape, "variant": variant} | _measured(folder, keys, scale))
+            for name in tqdm(VARIANTS, desc=f"{shape} on {device}", unit="variant"):
+                variant = replace(VARIANTS[name], keys=_OFFLOADED.get(shape, {}) | VARIANTS[name].keys)
+                rows.append({"shape": shape, "variant": name} | _measured(folder, variant, scale))
                 write_result(json_path, {"device": device, "quick": quick, "scale": asdict(scale), "rows": rows})
     print(table(rows))
 
 
 def alone(function, *args):
-    """`function` in a process of its own, whose memory ends with it."""
+    """Run `function` in a separate process, whose memory ends with it."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(function, *args).result()
 
 
-def _measured(folder: str, keys: dict, scale: Scale) -> dict:
+def _measured(folder: str, variant: UpdateVariant, scale: UpdateScale) -> dict:
     try:
-        return alone(measure, folder, keys, scale)
+        return alone(measure, folder, variant, scale)
     except Exception as error:  # one that does not fit is a result; the others go on
         words = str(error).strip().splitlines() or [""]
         return {"failed": f"{type(error).__name__}: {words[0]}"[:200]}
@@ -144,17 +160,17 @@ def make_model(shape: dict, tokenizer: Path, folder: str) -> None:
     AutoTokenizer.from_pretrained(tokenizer).save_pretrained(folder)
 
 
-def measure(folder: str, keys: dict, scale: Scale) -> dict:
-    """Medians over the steps of one variant; in a process of its own."""
-    config = config_of(folder, keys, scale)
-    policy = rank_of(config, folder, scale.steps)
-    samples = made_up(scale, policy.actor.model.module.config.vocab_size)
-    steps = [step(policy, config, samples, number, "pass" in keys) for number in range(scale.steps)][1:]
+def measure(folder: str, variant: UpdateVariant, scale: UpdateScale) -> dict[str, float]:
+    """Return medians over the steps of one variant; called in a separate process."""
+    config = config_of(folder, variant.keys, scale)
+    policy = load_rank(config, folder, scale.steps, variant.path)
+    samples = make_samples(scale, policy.actor.model.module.config.vocab_size)
+    steps = [take_step(policy, config, samples, number, variant) for number in range(scale.steps)][1:]
     found = {name: statistics.median(each[name] for each in steps) for name in steps[0]}
     return {name: float(f"{value:.4g}") for name, value in found.items()} | {"peak_gb": round(_peak_bytes() / 1e9, 2)}
 
 
-def config_of(folder: str, keys: dict, scale: Scale) -> Config:
+def config_of(folder: str, keys: dict[str, str], scale: UpdateScale) -> Config:
     """The demo's config with one rank, on the model in `folder`, with `keys`."""
     longest = max(64, scale.prompt + scale.answers[1])  # tokens; the least that a config takes
     stage = {
@@ -173,7 +189,7 @@ def config_of(folder: str, keys: dict, scale: Scale) -> Config:
         "stage1.enabled": "false",
     }
     training |= {f"stage2.{name}": value for name, value in stage.items()}
-    training |= {name: value for name, value in keys.items() if name != "pass"}
+    training |= keys
     if keys.get("packing"):
         training["stage2.micro_batch_tokens"] = scale.micro_batch_size * longest
     overrides = [f"training.{name}={value}" for name, value in training.items()]
@@ -181,22 +197,27 @@ def config_of(folder: str, keys: dict, scale: Scale) -> Config:
     return load_config(DEMO, overrides)
 
 
-def rank_of(config: Config, folder: str, steps: int):
-    """The one rank of a ZeRO-3 group, with its model and optimizer."""
+def load_rank(config: Config, folder: str, steps: int, path: str):
+    """Load the only rank of a ZeRO-3 group, with its model and optimizer."""
+    from medssr_dist.bench.training.stock_loss import StockLossRank
+    from medssr_dist.bench.training.stock_trainer import StockPolicyRank, StockStrategy
     from medssr_dist.training.backend.strategy import Strategy
     from medssr_dist.training.ranks import PolicyRank
 
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
-    policy = PolicyRank(1, 0, "127.0.0.1", port)
-    policy.init_model_from_pretrained(Strategy(config, config.training.stage2, Path(folder) / "stage"), folder, steps)
+    rank_class = {"ours": PolicyRank, "stock": StockPolicyRank, "stock loss": StockLossRank}[path]
+    strategy_class, engines = (StockStrategy, [None]) if path == "stock" else (Strategy, [])
+    policy = rank_class(1, 0, "127.0.0.1", port)
+    strategy = strategy_class(config, config.training.stage2, Path(folder) / "stage")
+    policy.init_model_from_pretrained(strategy, folder, steps, *engines)
     return policy
 
 
-def made_up(scale: Scale, vocabulary: int) -> list:
-    """Samples of one step: random tokens, lengths and rewards, the same for every variant."""
-    from medssr_dist.training.update.experience import Experience
+def make_samples(scale: UpdateScale, vocabulary: int) -> list:
+    """Make the samples of one step: random tokens, lengths and rewards, the same for every variant."""
+    from medssr_dist.training.backend.openrlhf import Experience
 
     draw, tokens, samples = random.Random(0), torch.Generator().manual_seed(0), []
     for _ in range(scale.prompts):
@@ -220,49 +241,65 @@ def made_up(scale: Scale, vocabulary: int) -> list:
     return samples
 
 
-def step(policy, config: Config, samples: list, number: int, passed: bool) -> dict[str, float]:
-    """One update. Returns its seconds, tokens/s and, where the peak of the device is known, MFU."""
+def take_step(policy, config: Config, samples: list, number: int, variant: UpdateVariant) -> dict[str, float]:
+    """Take one update; return its seconds, tokens/s and, where the peak of the device is known, MFU."""
+    started = time.perf_counter()
+    stage = config.training.stage2
+    advantage_N = _compute_advantages(stage, samples)
+    updates = [_as_stock_takes(stage, samples, advantage_N)] if variant.path == "stock" else None
+    updates = updates or _plan_updates(config, samples, advantage_N, number)
+    if variant.old_logprobs:
+        for batch in itertools.chain.from_iterable(updates):
+            batch.action_log_probs = policy.forward(batch.sequences, batch.action_mask, batch.attention_mask)
+    if variant.path == "stock":
+        for batch in updates[0]:
+            policy.append(batch)
+        policy.fit(0.0)
+    else:
+        policy.load_update(updates)
+        policy.update()
+    seconds = time.perf_counter() - started
+    return measure_speed(policy, config, samples, seconds) | {"seconds": seconds}
+
+
+def _compute_advantages(stage: Stage, samples: list) -> torch.Tensor:
+    from medssr_dist.training.update.grpo_terms import compute_advantages
+
+    reward_BG = torch.cat([sample.rewards for sample in samples]).view(-1, stage.samples_per_prompt)
+    return compute_advantages(reward_BG, stage).advantage
+
+
+def _plan_updates(config: Config, samples: list, advantage_N: torch.Tensor, number: int) -> list[list]:
     from medssr_dist.training.update.experience import ExperienceMaker
 
-    strategy, started = policy.strategy, time.perf_counter()
-    batches = _as_stock_takes(strategy.grpo, samples) if config.training.batching == "openrlhf" else None
-    shares = None if batches else ExperienceMaker(strategy, None, None, pad_token=0).prepare(samples, number).shares[0]
-    if passed:
-        for batch in batches or [batch for update in shares for batch in update]:
-            batch.action_log_probs = policy.forward(batch.sequences, batch.action_mask, batch.attention_mask)
-    for batch in batches or []:
-        policy.append(batch)
-    if shares:
-        policy.take(shares)
-    policy.fit(0.0)
-    seconds = time.perf_counter() - started
-    return speed(policy, config, samples, seconds) | {"seconds": seconds}
+    maker = ExperienceMaker(config, config.training.stage2, None, None, pad_token=0)
+    return maker.plan(samples, advantage_N, number).shares[0]
 
 
-def _as_stock_takes(stage, samples: list) -> list:
-    """Micro-batches of samples as they come, with what OpenRLHF's replay buffer wants to know of them."""
-    from medssr_dist.training.update.algorithm import advantages_of
-    from medssr_dist.training.update.experience import micro_batch
+def _as_stock_takes(stage: Stage, samples: list, advantage_N: torch.Tensor) -> list:
+    """Make micro-batches of samples as they come, with what OpenRLHF's replay buffer reads of them."""
+    from medssr_dist.training.update.experience import make_micro_batch
 
-    advantages = advantages_of(torch.cat([sample.rewards for sample in samples]), stage).advantage
     batches, size = [], stage.micro_batch_size
     for start in range(0, len(samples), size):
         part = range(start, min(start + size, len(samples)))
-        batches.append(micro_batch(samples, advantages, list(part), pad_token=0))
+        batches.append(make_micro_batch(samples, advantage_N, list(part), pad_token=0))
         batches[-1].response_length = batches[-1].action_mask.sum(1).float()
         batches[-1].info = {"reward": torch.cat([samples[index].rewards for index in part])}
     return batches
 
 
-def speed(policy, config: Config, samples: list, seconds: float) -> dict[str, float]:
+def measure_speed(policy, config: Config, samples: list, seconds: float) -> dict[str, float]:
     """Prompt and answer tokens a second over the whole step, and the share of the device's peak."""
-    from medssr_dist.training.update.flops import mfu, model_work, peak_flops
+    from medssr_dist.training.update.flops import compute_mfu, count_model_work, peak_flops
 
     lengths = torch.tensor([sample.sequences.shape[1] for sample in samples])
     actions = int(sum(sample.action_mask.sum() for sample in samples))
     peak = peak_flops(config.training.peak_tflops, config.policy.dtype)
-    flops = model_work(policy.actor.model.module).update_flops(lengths, actions)
-    return {"tokens_per_s": lengths.sum().item() / seconds} | ({"mfu": mfu(flops, seconds, 1, peak)} if peak else {})
+    flops = count_model_work(policy.actor.model.module).update_flops(lengths, actions)
+    return {"tokens_per_s": lengths.sum().item() / seconds} | (
+        {"mfu": compute_mfu(flops, seconds, 1, peak)} if peak else {}
+    )
 
 
 def _peak_bytes() -> int:

@@ -37,7 +37,7 @@ from medssr_dist.synthesis.client.chat_client import (
     RequestRefused,
     TryFailed,
 )
-from medssr_dist.synthesis.client.endpoint import EndpointState
+from medssr_dist.synthesis.client.endpoint_state import EndpointState
 from medssr_dist.synthesis.client.job import ChatJob, JobQueue
 from medssr_dist.synthesis.client.request_body import build_request_body
 

@@ -7,7 +7,7 @@ possible cost of a lost try counts as spent, so the budget is a hard limit.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -36,7 +36,7 @@ class TokenCounter:
         encoding = tiktoken.get_encoding(_ENCODING)
         self._count = lru_cache(maxsize=16384)(lambda block: len(encoding.encode_ordinary(block)) + 1)
 
-    def __call__(self, messages: list[Mapping[str, str]]) -> int:
+    def __call__(self, messages: Sequence[Mapping[str, str]]) -> int:
         blocks = (block for message in messages for block in message["content"].split("\n\n"))
         return _MESSAGE_TOKENS * len(messages) + sum(map(self._count, blocks))
 

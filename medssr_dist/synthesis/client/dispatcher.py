@@ -27,7 +27,8 @@ from time import monotonic
 from medssr_dist.config.synthesis import Endpoint, Synthesis
 from medssr_dist.errors import InputError
 from medssr_dist.synthesis.client.chat_client import GaveUp, NoReply, NotAnEndpoint, PromptRefused, Reply, TryFailed
-from medssr_dist.synthesis.client.endpoint import EndpointState, EndpointWorker
+from medssr_dist.synthesis.client.endpoint import EndpointWorker
+from medssr_dist.synthesis.client.endpoint_state import EndpointState
 from medssr_dist.synthesis.client.job import ChatJob, JobQueue
 
 BACKOFF_FIRST_S = 0.5

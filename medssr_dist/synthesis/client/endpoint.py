@@ -7,7 +7,7 @@ first reply open its circuit breaker instead: the endpoint is paused, and used a
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import inf
 
 from medssr_dist.config.synthesis import Endpoint, Synthesis
@@ -21,47 +21,11 @@ from medssr_dist.synthesis.client.chat_client import (
     RequestRefused,
     Unreachable,
 )
+from medssr_dist.synthesis.client.endpoint_state import EndpointState
 from medssr_dist.synthesis.client.rate_limits import MIN_HOLD_S, AdaptiveLimit, CircuitBreaker, TokenBucket
 
 FIRST_ANSWERS = 5  # an endpoint is given up if this many first answers are unusable
 FIRST_CONTACT_S = 3.0  # or if it cannot be reached for this long at first
-# The state of a circuit breaker, for people.
-_IN_WORDS = {
-    "closed": "in use",
-    "open": "paused after failures",
-    "half-open": "tested by a probe after failures",
-    "dead": "given up",
-}
-
-
-@dataclass
-class EndpointState:
-    """The state of an endpoint, as progress.json shows it.
-
-    Attributes:
-        name: its base URL.
-        limit: requests that may be in flight now.
-        breaker: "closed", "open", "half-open" or, for an endpoint that was given up, "dead".
-        reason: why the breaker is not closed; with the batch transport, how far its batch is.
-        replies, refusals, failures: tries by how they ended.
-
-    Example: EndpointState("https://host/v1", "gpt-x", limit=64, in_flight=60, replies=1200, refusals=3)
-    """
-
-    name: str
-    model: str
-    limit: int = 0
-    in_flight: int = 0
-    breaker: str = "closed"
-    reason: str = ""
-    replies: int = 0
-    refusals: int = 0
-    failures: int = 0
-
-    @property
-    def in_words(self) -> str:
-        """The state for people. Example: 'paused after failures'."""
-        return _IN_WORDS[self.breaker]
 
 
 class EndpointWorker:

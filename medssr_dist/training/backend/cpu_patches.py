@@ -1,15 +1,15 @@
-"""OpenRLHF on a machine without GPU: every stand-in it needs, in one place. On GPU only the version is checked,
-and builds are guarded (`op_builds.py`).
+"""What OpenRLHF and DeepSpeed need on a machine without GPU, in one place.
 
-Importing `medssr_dist.training.ranks` applies it, so it is in force in each Ray worker before
-OpenRLHF is imported there. What it stands in for, and why:
-- `torch.cuda` device calls are made unconditionally;
-- flash-attn is imported for packing and ring attention, neither of which is used on CPU;
-- the device mesh and the replay buffer name "cuda";
-- DeepSpeed takes a batch of gathers for done when the last is, which holds in the order of an NCCL stream: gloo has
-  several threads, and a weight might be read before it is whole;
-- with `training.weight_sync: openrlhf` weights travel to vLLM over PyNccl, which has no CPU form: a gloo group
-  takes its place, and vLLM's end of it is `GlooWorkerExtension`.
+On GPU only the version is checked, and builds of DeepSpeed's ops are guarded (`op_builds.py`).
+
+Importing `backend/openrlhf.py` applies the patches, so they are in force in every process before OpenRLHF is imported.
+Each patch, and what in OpenRLHF 0.11.2 or DeepSpeed 0.19.6 makes it necessary:
+
+- `torch.cuda.current_device` and four more are called without a check, for instance in `ppo_actor.py::fit`;
+- `openrlhf/models/ring_attn_utils.py` imports flash-attn at its top, for packing and ring attention alone;
+- `deepspeed.py::setup_distributed` names "cuda" for its device mesh;
+- DeepSpeed's `_allgather_params_coalesced` waits for the last of several gathers only. That is enough in the order of
+  an NCCL stream; gloo has several threads, and a weight might be read before it is complete.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from functools import partial
 
 import torch
 
-from medssr_dist.bench.training.stock_sync import GlooBroadcaster
 from medssr_dist.runtime.device import on_gpu
 from medssr_dist.training.backend.op_builds import guard_op_builds
 
@@ -33,7 +32,7 @@ _applied = False
 
 
 def apply() -> None:
-    """Put the stand-ins in place, once a process. Raises RuntimeError for another OpenRLHF version."""
+    """Apply the patches, once a process. Raises RuntimeError for another OpenRLHF version."""
     global _applied
     version = importlib.metadata.version("openrlhf")
     if version != SUPPORTED_OPENRLHF:
@@ -42,14 +41,14 @@ def apply() -> None:
     if _applied or on_gpu():
         return
     os.environ["DS_ACCELERATOR"] = "cpu"
-    _stand_in_for_cuda()
+    _replace_cuda_calls()
     _import_without_flash_attn()
-    _use_cpu_in_openrlhf()
+    _use_cpu_mesh()
     _wait_for_every_gather()
     _applied = True
 
 
-def _stand_in_for_cuda() -> None:
+def _replace_cuda_calls() -> None:
     torch.cuda.current_device = lambda: "cpu"
     torch.cuda.set_device = lambda device: None
     torch.cuda.synchronize = lambda device=None: None
@@ -58,9 +57,9 @@ def _stand_in_for_cuda() -> None:
 
 
 def _import_without_flash_attn() -> None:
-    """Import OpenRLHF's user of flash-attn with empty modules in its place, then take them out again.
+    """Import OpenRLHF's user of flash-attn with empty modules in its place, then remove them.
 
-    Left in, they would make transformers believe that flash-attn is installed.
+    If they stayed, transformers would believe that flash-attn is installed.
     """
     names = {
         "flash_attn": (),
@@ -72,7 +71,7 @@ def _import_without_flash_attn() -> None:
         module = types.ModuleType(name)
         module.__spec__ = importlib.machinery.ModuleSpec(name, None)
         for attribute in attributes:
-            setattr(module, attribute, _needs_flash_attn)
+            setattr(module, attribute, _refuse_flash_attn)
         sys.modules[name] = module
     try:
         importlib.import_module("openrlhf.models.ring_attn_utils")
@@ -81,44 +80,27 @@ def _import_without_flash_attn() -> None:
             del sys.modules[name]
 
 
-def _wait_for_every_gather() -> None:
-    from deepspeed.runtime.zero.partition_parameters import Init
-
-    together = Init._allgather_params_coalesced
-
-    def one_by_one(self, parameters, *args, **kwargs):
-        for parameter in parameters:
-            together(self, [parameter], *args, **kwargs)
-
-    Init._allgather_params_coalesced = one_by_one
-
-
-def _needs_flash_attn(*args, **kwargs):
+def _refuse_flash_attn(*args, **kwargs):
     raise RuntimeError("packing and ring attention need flash-attn, which needs a GPU")
 
 
-def _use_cpu_in_openrlhf() -> None:
-    from openrlhf.trainer.ppo_utils import replay_buffer
-    from openrlhf.utils import distributed_util
+def _use_cpu_mesh() -> None:
     from openrlhf.utils.deepspeed import deepspeed
 
-    deepspeed.init_device_mesh = partial(_cpu_mesh, deepspeed.init_device_mesh)
-    distributed_util.stateless_init_process_group = GlooBroadcaster
-    replay_buffer.torch = _TorchWithCpuDevice(torch)
+    deepspeed.init_device_mesh = partial(_make_cpu_mesh, deepspeed.init_device_mesh)
 
 
-def _cpu_mesh(init_device_mesh, device_type, *args, **kwargs):
+def _make_cpu_mesh(init_device_mesh, device_type, *args, **kwargs):
     return init_device_mesh("cpu", *args, **kwargs)
 
 
-class _TorchWithCpuDevice:
-    """`torch`, except that `device("cuda:...")` is the CPU."""
+def _wait_for_every_gather() -> None:
+    from deepspeed.runtime.zero.partition_parameters import Init
 
-    def __init__(self, module):
-        self._module = module
+    gather_together = Init._allgather_params_coalesced
 
-    def __getattr__(self, name):
-        return getattr(self._module, name)
+    def gather_one_by_one(self, parameters, *args, **kwargs):
+        for parameter in parameters:
+            gather_together(self, [parameter], *args, **kwargs)
 
-    def device(self, name):
-        return self._module.device("cpu" if str(name).startswith("cuda") else name)
+    Init._allgather_params_coalesced = gather_one_by_one

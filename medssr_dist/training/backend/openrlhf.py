@@ -1,22 +1,57 @@
-"""Every class and function of OpenRLHF that training uses; nothing else imports OpenRLHF.
+"""All that training uses of OpenRLHF: this module imports it, everything else imports this module.
 
-Importing this module applies the CPU patches first, in every process, so it is the only way in.
+OpenRLHF's actors, DeepSpeed strategy and checkpoint code are what training builds on; its PPO trainer is not used (see
+`loop.py`). Importing this module first applies the CPU patches, in every process that does: without them OpenRLHF
+cannot be imported on a machine without GPU. The patch made here is needed on GPU too:
+
+- `openrlhf.utils.utils.convert_to_torch_dtype` (0.11.2) knows 16-bit types alone; `policy.dtype: float32` needs fp32.
 """
 
 from __future__ import annotations
 
 import ray
+import torch
 
 from medssr_dist.training.backend import cpu_patches
 
 cpu_patches.apply()
 
-from openrlhf.trainer.ppo_trainer import PPOTrainer  # noqa: E402
+from openrlhf.models import Actor  # noqa: E402
+from openrlhf.models.utils import compute_approx_kl  # noqa: E402
+from openrlhf.trainer.ppo_utils.experience import Experience  # noqa: E402
+from openrlhf.trainer.ray.launcher import RayActorGroup, ReferenceModelActor  # noqa: E402
+from openrlhf.trainer.ray.ppo_actor import PolicyModelActor  # noqa: E402
+from openrlhf.trainer.ray.vllm_engine import RolloutRayActor  # noqa: E402
+from openrlhf.utils import get_tokenizer, utils  # noqa: E402
+from openrlhf.utils.config import hierarchize  # noqa: E402
+from openrlhf.utils.deepspeed import DeepspeedStrategy  # noqa: E402
+from openrlhf.utils.utils import zero_pad_sequences  # noqa: E402
+
+__all__ = [
+    "Actor",
+    "DeepspeedStrategy",
+    "Experience",
+    "PolicyActor",
+    "RayActorGroup",
+    "ReferenceActor",
+    "RolloutActor",
+    "compute_approx_kl",
+    "get_tokenizer",
+    "hierarchize",
+    "plain_class",
+    "zero_pad_sequences",
+]
+
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def plain_class(actor_class: ray.actor.ActorClass) -> type:
-    """The class that `@ray.remote` was applied to."""
+    """The class that `@ray.remote` was applied to; unlike Ray's wrapper it can be subclassed."""
     return actor_class.__ray_metadata__.modified_class.__bases__[0]
 
 
-PlainPPOTrainer = plain_class(PPOTrainer)
+PolicyActor = plain_class(PolicyModelActor)
+ReferenceActor = plain_class(ReferenceModelActor)
+RolloutActor = plain_class(RolloutRayActor)
+
+utils.convert_to_torch_dtype = _DTYPES.__getitem__

@@ -10,7 +10,7 @@ from medssr_dist.config.training import Stage
 from medssr_dist.run.paths import StagePaths
 
 # Options that are the same in every run: GRPO has no critic and no reward model, and the ways of running that we do
-# not offer are off, as are OpenRLHF's own loggers and saving (see boundary.py). Names are OpenRLHF 0.11.2's.
+# not offer are off, as are OpenRLHF's own loggers and saving (see after_step.py). Names are OpenRLHF 0.11.2's.
 _FIXED = {
     "local_rank": -1,
     "actor.aux_loss_coef": 0.0,
@@ -72,7 +72,7 @@ _FIXED = {
     "vllm.sync_backend": "nccl",
     "vllm.sync_with_ray": False,
 }
-# policy.dtype -> OpenRLHF's name; "fp32" is ours, see strategy.torch_dtype.
+# policy.dtype -> OpenRLHF's name; "fp32" is ours, see openrlhf.py.
 _DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 
 
@@ -125,7 +125,7 @@ def openrlhf_options(config: Config, stage: Stage, folder: Path) -> dict:
 
 
 def _algorithm(stage: Stage) -> dict:
-    """The loss in OpenRLHF's words. What it has no word for, only our own loss reads: see Algorithm.openrlhf_cannot."""
+    """The loss in OpenRLHF's words. What it has no word for, only our own loss reads."""
     sequences = stage.aggregation == "sequence_mean"
     return {
         "actor.dual_clip": stage.dual_clip,
@@ -148,6 +148,6 @@ def _algorithm(stage: Stage) -> dict:
 
 def as_namespace(options: dict) -> SimpleNamespace:
     """Dotted names -> the nested namespace that OpenRLHF reads (`args.actor.adam.lr`)."""
-    from openrlhf.utils.config import hierarchize
+    from medssr_dist.training.backend.openrlhf import hierarchize
 
     return hierarchize(SimpleNamespace(**options))

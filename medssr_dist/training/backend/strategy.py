@@ -1,41 +1,32 @@
-"""OpenRLHF's DeepSpeed strategy with what it lacks: the run's config, fp32, and micro-batches of any number."""
+"""OpenRLHF's DeepSpeed strategy with the run's config, and with optimizer steps of any number of micro-batches."""
 
 from __future__ import annotations
 
 from pathlib import Path
-
-import torch
+from typing import Any
 
 from medssr_dist.config.schema import Config
 from medssr_dist.config.training import Stage
-from medssr_dist.training.backend import cpu_patches
+from medssr_dist.training.backend.openrlhf import DeepspeedStrategy
 from medssr_dist.training.backend.options import as_namespace, openrlhf_options
-
-cpu_patches.apply()
-
-from openrlhf.utils.deepspeed import DeepspeedStrategy  # noqa: E402
-
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-
-
-def torch_dtype(name: str) -> torch.dtype:
-    """OpenRLHF's `convert_to_torch_dtype`, which knows 16-bit types alone, with fp32."""
-    return _DTYPES[name]
 
 
 class Strategy(DeepspeedStrategy):
-    """What the controller hands to every rank; pickled with the config of the run and the stage it is for.
+    """What the controller sends to every rank; it is pickled together with the config.
 
-    With our update loop, DeepSpeed does not count micro-batches: gradients add up until `optimizer_step` is called
-    with `update_ends` set, whatever the number on this rank (`managed_gradient_accumulation` false).
+    DeepSpeed does not count micro-batches here: gradients add up until `optimizer_step` is called with `update_ends`
+    set, whatever their number on this rank (`managed_gradient_accumulation` is false).
 
     Attributes:
-        grpo: the stage (`stage` is OpenRLHF's name for that of ZeRO).
-        update_ends: whether the micro-batch that is trained is the last of its optimizer step.
+        grpo: the config of the stage (`stage` is OpenRLHF's name for ZeRO's stage).
+        update_ends: whether the micro-batch in training is the last of its optimizer step.
     """
 
     def __init__(self, config: Config, stage: Stage, folder: Path, universal: bool = False):
-        """`universal`: the checkpoint that is taken up is one of DeepSpeed's universal form."""
+        """
+        Args:
+            universal: the checkpoint to resume from is in DeepSpeed's universal form.
+        """
         args = as_namespace(openrlhf_options(config, stage, folder) | {"ds.use_universal_ckpt": universal})
         super().__init__(
             seed=args.train.seed,
@@ -49,19 +40,35 @@ class Strategy(DeepspeedStrategy):
         self.config, self.grpo = config, stage
         self.update_ends = True
 
-    def get_ds_train_config(self, *args, **kwargs) -> dict:
-        return self._counted_by_us(super().get_ds_train_config(*args, **kwargs))
+    def optimizer_settings(self, optimizer_steps: int) -> dict[str, Any]:
+        """Return optimizer and learning-rate schedule, as `prepare` takes them.
 
-    def get_ds_eval_config(self, *args, **kwargs) -> dict:
-        return self._counted_by_us(super().get_ds_eval_config(*args, **kwargs))
+        Args:
+            optimizer_steps: length of the schedule.
+        """
+        actor = self.args.actor
+        return {
+            "optim": actor.optim,
+            "muon": vars(actor.muon),
+            "adam": vars(actor.adam),
+            "lr_scheduler": actor.lr_scheduler,
+            "lr_warmup_ratio": actor.lr_warmup_ratio,
+            "min_lr_ratio": actor.min_lr_ratio,
+            "max_norm": actor.max_norm,
+            "scheduler_steps": optimizer_steps,
+        }
 
-    def _counted_by_us(self, ds_config: dict) -> dict:
-        if self.config.training.batching == "openrlhf":
-            return ds_config
+    def get_ds_train_config(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        return self._without_counting(super().get_ds_train_config(*args, **kwargs))
+
+    def get_ds_eval_config(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        return self._without_counting(super().get_ds_eval_config(*args, **kwargs))
+
+    def _without_counting(self, ds_config: dict[str, Any]) -> dict[str, Any]:
         ds_config.pop("train_batch_size", None)
         counts = {"train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1}
         return ds_config | counts | {"managed_gradient_accumulation": False}
 
-    def optimizer_step(self, *args, **kwargs) -> None:
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         if self.update_ends:
             super().optimizer_step(*args, **kwargs)

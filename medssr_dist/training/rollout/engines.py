@@ -19,14 +19,13 @@ class EngineLostError(Exception):
     """Engines die again and again, or one has died that cannot be brought back."""
 
 
-class EnginePool:
+class RolloutEngines:
     """Requests in, groups out, whatever becomes of the engines between.
 
     Args:
         start: starts engine number i and returns its actor at once, before it can be asked.
         count: of engines.
-        admit: gives engines, by name, the weights that the policy has now; None where that cannot be done for one
-            engine alone, and then the death of one ends the run.
+        admit: sends the policy's current weights to these engines, by name.
 
     Attributes:
         restarts: engines started again so far.
@@ -36,7 +35,7 @@ class EnginePool:
         self,
         start: Callable[[int], ray.actor.ActorHandle],
         count: int,
-        admit: Callable[[dict[str, ray.actor.ActorHandle]], None] | None,
+        admit: Callable[[dict[str, ray.actor.ActorHandle]], None],
     ):
         self._start, self._admit = start, admit
         self._engines = [start(index) for index in range(count)]
@@ -117,8 +116,6 @@ class EnginePool:
     def _restart(self, index: int, error: Exception) -> None:
         self._deaths[index] += 1
         told = f"{engine_name(index)} died ({type(error).__name__}: {str(error).strip().splitlines()[-1][:300]})"
-        if self._admit is None:
-            raise EngineLostError(f"{told}; only training.weight_sync=packed brings an engine back")
         if self._deaths[index] > _DEATHS:
             raise EngineLostError(f"{told}, for the {self._deaths[index]}th time without a prompt that it has finished")
         self._ready.discard(index)

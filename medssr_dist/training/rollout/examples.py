@@ -1,11 +1,11 @@
-"""Questions with answers -> the prompts OpenRLHF draws, in an order that survives a restart."""
+"""Questions with answers become the prompts that the sampler draws, in an order that survives a restart."""
 
 from __future__ import annotations
 
 import json
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from medssr_dist.data.answers import render_prompt
@@ -16,9 +16,9 @@ from medssr_dist.run.stream import ALL_TAKEN
 
 @dataclass(frozen=True)
 class Example:
-    """One question to train on and the answer that earns the reward.
+    """One question to train on, and the answer that earns the reward.
 
-    confidence: least share of valid votes for the answer, where it is a pseudo-label; None where a human gave it.
+    confidence: lower bound of the share of valid votes for a pseudo-label; None for an answer given by a human.
     """
 
     question: Question
@@ -26,18 +26,18 @@ class Example:
     confidence: float | None = None
 
 
-def of_label(label: Label) -> Example:
-    """A pseudo-labelled example."""
+def example_of_label(label: Label) -> Example:
+    """Make a pseudo-labelled example."""
     return Example(label.question, label.answer, label.confidence_valid[0])
 
 
-def from_labels(labels: Iterable[Label]) -> Iterator[Example]:
-    """Pseudo-labelled examples, in ledger order."""
-    return map(of_label, labels)
+def examples_of_labels(labels: Iterable[Label]) -> Iterator[Example]:
+    """Make pseudo-labelled examples, in ledger order."""
+    return map(example_of_label, labels)
 
 
-def from_questions(questions: Iterable[Question]) -> list[Example]:
-    """Human-annotated examples. Raises InputError for a question without an answer."""
+def examples_of_questions(questions: Iterable[Question]) -> list[Example]:
+    """Make human-annotated examples. Raises InputError for a question without an answer."""
     examples = []
     for question in questions:
         if question.truth is None:
@@ -46,30 +46,27 @@ def from_questions(questions: Iterable[Question]) -> list[Example]:
     return examples
 
 
-def shuffled(examples: list[Example], random_seed: int) -> list[Example]:
-    """The same examples in a seeded order."""
+def shuffle(examples: list[Example], random_seed: int) -> list[Example]:
+    """Return the same examples in a seeded order."""
     return random.Random(random_seed).sample(examples, len(examples))
 
 
 class PromptLoader:
-    """What OpenRLHF's sample generator iterates: (sources, prompts, labels, images), one prompt each.
+    """Draws prompts, one at a time, and skips examples whose prompt leaves no room for an answer.
 
-    `steps` = 0 is one pass: the last step is filled up from the beginning, so each example is
-    trained on at least once. Otherwise the examples are repeated until the steps are done. Examples
-    whose prompt leaves no room for an answer are skipped.
-
-    The state, which the trainer's checkpoint holds, is the place in the stream of examples after the last prompt
-    given: a restart goes on from there, and reads nothing of what came before.
+    The state is the place in the stream of examples after the last prompt drawn. It is saved with each checkpoint; a
+    restart resumes from there and reads nothing before it.
 
     Args:
-        examples: examples(start) gives (place after it, Example) in order, from place `start` on, 0 being the
-            beginning; it may wait for examples that are still to come.
-        on_taken: told of the first pass how many examples have been taken, and ALL_TAKEN once no more will be.
+        examples: examples(start) yields (place after it, Example) in order, from place `start` on, 0 being the
+            beginning; it may wait for examples that do not exist yet.
+        on_taken: called during the first pass with the number of examples taken so far, and with ALL_TAKEN once no more
+            will be taken.
 
     Attributes:
-        taken: prompts given.
+        taken: prompts drawn so far.
         skipped: examples whose prompt is too long.
-        waited_s: time spent on getting examples.
+        waited_s: seconds spent waiting for examples.
     """
 
     def __init__(
@@ -77,94 +74,74 @@ class PromptLoader:
         examples: Callable[[int], Iterable[tuple[int, Example]]],
         tokenizer,
         max_prompt_tokens: int,
-        prompts_per_step: int,
-        steps: int,
         on_taken: Callable[[int], None] = lambda taken: None,
     ):
         self._examples = examples
         self._tokenizer = tokenizer
         self._max_prompt_tokens = max_prompt_tokens
-        self._prompts_per_step = prompts_per_step
-        self._total = steps * prompts_per_step  # 0: not known before the end of the first pass
         self._on_taken = on_taken
         self._place = 0
         self._first_pass = True
-        self._drawn: Iterator[tuple[str, str]] | None = None  # the pass that `draw` is in
+        self._pass: Iterator[tuple[str, str]] | None = None
         self.taken = 0
         self.skipped = 0
         self.waited_s = 0.0
 
-    def __len__(self) -> int:
-        return self._total
-
-    def __iter__(self) -> Iterator[tuple[list, list, list, list]]:
-        self._tell()
-        while not self._complete:
-            for prompt, label in self._one_pass():
-                yield ["medssr"], [prompt], [label], [None]
-                if self._complete:
-                    return
-
     def draw(self, wrap: bool) -> tuple[str, str] | None:
-        """The next prompt and its label, for one who counts steps itself: `steps` is 0, and `finish` is called.
+        """Return the next prompt and its label.
 
         Args:
-            wrap: begin again after the last example; else None once the first pass is over.
+            wrap: start again after the last example; otherwise return None once the first pass is over.
+
+        Raises:
+            InputError: there is no example, or every prompt is too long.
         """
         while wrap or self._first_pass:
-            if self._drawn is None:
-                self._tell()
-                self._drawn = self._one_pass()
-            if item := next(self._drawn, None):
+            if self._pass is None:
+                self._report_taken()
+                self._pass = self._one_pass()
+            if item := next(self._pass, None):
                 return item
-            self._drawn = None
+            self._pass = None
         return None
 
     def finish(self) -> None:
-        """No more will be drawn."""
+        """No more prompts will be drawn."""
         self._on_taken(ALL_TAKEN)
 
     def _one_pass(self) -> Iterator[tuple[str, str]]:
-        """(prompt, label) from the place reached to the end of the examples."""
-        for place, example in self._waited_for(self._examples(self._place)):
+        """Yield (prompt, label) from the current place to the end of the examples."""
+        for place, example in self._timed(self._examples(self._place)):
             self._place = place
             item = self._render(example)
             self.taken += item is not None
             self.skipped += item is None and self._first_pass
-            self._tell()
+            self._report_taken()
             if item:
                 yield item
         if not self.taken:
             raise InputError("no example to train on: every label was rejected, or every prompt is too long")
-        self._total = self._total or -(-self.taken // self._prompts_per_step) * self._prompts_per_step
         self._place, self._first_pass = 0, False
 
-    def state_dict(self) -> dict:
+    def state_dict(self) -> dict[str, int]:
         return {
             "place": self._place,
             "first_pass": self._first_pass,
             "taken": self.taken,
             "skipped": self.skipped,
-            "total": self._total,
         }
 
-    def load_state_dict(self, state: dict) -> None:
-        self._drawn = None
-        self._place, self._first_pass = state["place"], state["first_pass"]
-        self.taken, self.skipped, self._total = state["taken"], state["skipped"], state["total"]
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        self._pass = None
+        self._place, self._first_pass = state["place"], bool(state["first_pass"])
+        self.taken, self.skipped = state["taken"], state["skipped"]
 
-    @property
-    def _complete(self) -> bool:
-        return 0 < self._total == self.taken
-
-    def _tell(self) -> None:
-        """Whoever waits for room need not once no more will be taken."""
-        if self._complete:
-            self._on_taken(ALL_TAKEN)
-        elif self._first_pass:
+    def _report_taken(self) -> None:
+        if self._first_pass:
             self._on_taken(self.taken + self.skipped)
 
-    def _waited_for(self, examples: Iterable[tuple[int, Example]]) -> Iterator[tuple[int, Example]]:
+    def _timed(self, examples: Iterable[tuple[int, Example]]) -> Iterator[tuple[int, Example]]:
+        """Yield the examples; the time spent waiting for them is added to `waited_s`."""
         iterator = iter(examples)
         while True:
             since = time.monotonic()

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from openrlhf.trainer.ppo_utils.experience import Experience
+    from medssr_dist.training.backend.openrlhf import Experience
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Group:
     samples: list[Sample]
 
     @property
-    def teaches(self) -> bool:
+    def has_variance(self) -> bool:
         """Whether the rewards differ: else every advantage is 0 and the group has no policy gradient."""
         return len({sample.reward for sample in self.samples}) > 1
 
@@ -92,7 +92,8 @@ class Group:
 
     def _experience(self, sample: Sample, version: int) -> Experience:
         import torch
-        from openrlhf.trainer.ppo_utils.experience import Experience
+
+        from medssr_dist.training.backend.openrlhf import Experience
 
         prompt, total = len(self.prompt_ids), len(self.prompt_ids) + len(sample.token_ids)
         action_mask = torch.zeros(1, total - 1, dtype=torch.long)

@@ -48,7 +48,7 @@ class ModelWork:
         return body + actions * (4 * self.head + 2 * self.head_trained) + 6 * self.attention * pairs
 
 
-def model_work(model: nn.Module) -> ModelWork:
+def count_model_work(model: nn.Module) -> ModelWork:
     """Of a Hugging Face causal language model, whole or in ZeRO-3 shards, with adapters or without.
 
     All experts of a mixture count, also those that a token does not go through.
@@ -80,6 +80,6 @@ def peak_flops(peak_tflops: float, dtype: str) -> float | None:
     return next((peak for part, peak in _PEAKS if part in name), None)
 
 
-def mfu(flops: float, seconds: float, ranks: int, peak: float) -> float:
+def compute_mfu(flops: float, seconds: float, ranks: int, peak: float) -> float:
     """Model FLOPs utilization (arXiv 2204.02311 appendix B): flops / (seconds x ranks x peak FLOP/s of one GPU)."""
     return flops / (seconds * ranks * peak)

@@ -53,7 +53,7 @@ def install_head(model: nn.Module) -> None:
     if changes or not isinstance(head, nn.Linear):
         found = ", ".join(changes) or type(head).__name__
         raise InputError(
-            f"training.logprob=kernels: {type(model).__name__} has {found} at its output, which the kernels do not "
-            "compute; set training.logprob=openrlhf"
+            f"{type(model).__name__} has {found} at its output, which the training kernels do not compute; choose a "
+            "policy.model whose logits are its hidden states times a matrix, such as Qwen3 or Llama"
         )
     model.set_output_embeddings(KernelHead(head))

@@ -1,4 +1,4 @@
-"""A stage's algorithm: options of the kernels' loss, advantages, and whether old log-probs need a pass of their own."""
+"""Terms of a stage's GRPO algorithm: advantages, the loss options of the kernels, and which log-probs are needed."""
 
 from __future__ import annotations
 
@@ -8,8 +8,22 @@ from medssr_dist.config.training import Stage, Training
 from medssr_dist.kernels import GroupAdvantage, GrpoOptions, group_advantage
 
 
+def compute_advantages(reward_BG: torch.Tensor, stage: Stage) -> GroupAdvantage:
+    """Compare each reward with those of its group (arXiv 2402.03300 section 4.1.2).
+
+    Args:
+        reward_BG: rewards of B prompts with G samples each, fp32.
+
+    Returns:
+        advantage [N = B x G] in the same order, std [B], zero_variance [B].
+    """
+    prompts, samples = reward_BG.shape
+    bounds = torch.arange(0, prompts * samples + 1, samples)
+    return group_advantage(reward_BG.flatten(), bounds, mode=stage.advantage)
+
+
 def grpo_options(stage: Stage) -> GrpoOptions:
-    """The kernels' options for `stage`. Entropy is always computed, for the metrics at least."""
+    """Return the kernels' options for `stage`. Entropy is always computed, at least for the metrics."""
     fixed = stage.aggregation == "fixed_length"
     return GrpoOptions(
         clip_low=stage.clip_low,
@@ -31,16 +45,14 @@ def grpo_options(stage: Stage) -> GrpoOptions:
     )
 
 
-def old_logprobs_pass(training: Training, stage: Stage) -> str:
-    """Why the log-probs of the policy before the update need a forward pass of their own; '' if they do not.
+def why_old_logprobs(training: Training, stage: Stage) -> str:
+    """Return why the policy's log-probs before the update need a forward pass of their own; '' if they do not.
 
-    With one optimizer step a rollout, the policy before the update is the one in the training forward: its log-probs,
-    detached, are the old ones, and those that an importance correction compares with the rollout engine's.
+    With one optimizer step per rollout, the policy before the update is the one in the training forward: its log-probs,
+    detached, are the old ones, and the ones that an importance correction compares with the rollout engine's.
     """
     if training.old_logprobs == "always":
         return "training.old_logprobs=always"
-    if training.batching == "openrlhf":
-        return "training.batching=openrlhf"
     if stage.updates_per_rollout > 1:
         return f"{stage.updates_per_rollout} updates a rollout"
     if stage.kl_in_reward:
@@ -48,15 +60,9 @@ def old_logprobs_pass(training: Training, stage: Stage) -> str:
     return ""
 
 
-def told(training: Training, stage: Stage) -> str:
-    """The choice in words, for the log and the stage's summary."""
-    reason = old_logprobs_pass(training, stage)
+def describe_old_logprobs(training: Training, stage: Stage) -> str:
+    """Describe in words where the old log-probs come from, for the log and the stage's summary."""
+    reason = why_old_logprobs(training, stage)
     if reason:
         return f"by a forward pass of their own: {reason}"
     return "those of the training forward: one update a rollout is exactly on-policy"
-
-
-def advantages_of(rewards: torch.Tensor, stage: Stage) -> GroupAdvantage:
-    """Advantages of rewards [N], whose groups of `samples_per_prompt` lie one after the other."""
-    bounds = torch.arange(0, len(rewards) + 1, stage.samples_per_prompt)
-    return group_advantage(rewards, bounds, mode=stage.advantage)

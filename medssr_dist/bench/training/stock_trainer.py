@@ -1,0 +1,101 @@
+"""OpenRLHF's own PPO trainer, update, loss and network, on our prompts: the stock side of `medssr bench training`."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import ray
+
+from medssr_dist.bench.training.stock_rollout import StockPrompts, StockSampler, generate_options
+from medssr_dist.bench.training.stock_sync import sync_over_gloo
+from medssr_dist.data.jsonl import JsonlLedger
+from medssr_dist.run.paths import StagePaths
+from medssr_dist.runtime.device import on_gpu
+from medssr_dist.training.backend.openrlhf import PolicyActor, ReferenceActor, plain_class
+from medssr_dist.training.backend.strategy import Strategy
+from medssr_dist.training.rollout.examples import PromptLoader
+from medssr_dist.training.stage_job import StageJob
+
+from openrlhf.trainer.ppo_trainer import BasePPOTrainer, PPOTrainer  # isort: skip
+from openrlhf.trainer.ppo_utils import replay_buffer  # isort: skip
+
+# Field of StepMetrics -> OpenRLHF's name.
+_METRICS = {
+    "reward": "rollout/reward_mean",
+    "response_length": "rollout/response_length_mean",
+    "policy_loss": "policy_loss",
+    "kl": "kl",
+    "grad_norm": "actor_grad_norm",
+    "learning_rate": "actor_lr",
+    "samples": "rollout/num_samples",
+    "seconds_generate": "timing/generation",
+    "seconds_experience": "timing/make_experience",
+    "seconds_update": "timing/ppo_train",
+    "seconds_sync": "timing/broadcast",
+    "seconds": "timing/step_total",
+}
+
+
+class StockStrategy(Strategy):
+    """OpenRLHF's strategy with its own counting of micro-batches."""
+
+    def _without_counting(self, ds_config: dict[str, Any]) -> dict[str, Any]:
+        return ds_config
+
+
+class StockPolicyRank(PolicyActor):
+    """OpenRLHF's rank as it is; on a CPU its replay buffer and weight sync do not ask for a GPU."""
+
+    def report_to(self, board) -> None:
+        """OpenRLHF's ranks send no heartbeats."""
+
+    def init_model_from_pretrained(self, strategy, folder: str, optimizer_steps: int, engines: list | None) -> None:
+        if not on_gpu():
+            replay_buffer.torch = _TorchWithCpuDevice(replay_buffer.torch)
+        sync_over_gloo()
+        super().init_model_from_pretrained(strategy, folder, optimizer_steps, engines)
+
+
+class StockReferenceRank(ReferenceActor):
+    """OpenRLHF's reference as it is."""
+
+    def report_to(self, board) -> None:
+        """OpenRLHF's ranks send no heartbeats."""
+
+
+class _TorchWithCpuDevice:
+    """`torch`, except that `device("cuda:...")` is the CPU: NaiveReplayBuffer names "cuda"."""
+
+    def __init__(self, module):
+        self._module = module
+
+    def __getattr__(self, name):
+        return getattr(self._module, name)
+
+    def device(self, name):
+        return self._module.device("cpu" if str(name).startswith("cuda") else name)
+
+
+class StockTrainer(plain_class(PPOTrainer)):
+    """OpenRLHF's loop (`fit`) over our prompts, with a metrics.jsonl."""
+
+    def __init__(self, job: StageJob, strategy, policy, reference, engines: list, prompts: PromptLoader, tokenizer):
+        stock_prompts = StockPrompts(prompts, job.stage)
+        self.prompts_dataloader, self.eval_dataloader = stock_prompts, None
+        self.generate_kwargs = generate_options(strategy.args)
+        self.samples_generator = StockSampler(strategy, stock_prompts, tokenizer, engines, prompts)
+        self._file, self._prompts, self._waited_s = StagePaths(job.folder).metrics, prompts, 0.0
+        BasePPOTrainer.__init__(self, strategy, policy, None, None, reference, engines, tokenizer)
+
+    def broadcast_to_vllm(self) -> None:
+        ray.get(self.actor_model_group.async_run_method("broadcast_to_vllm"))
+
+    def save_logs_and_checkpoints(self, global_step: int, logs_dict=None, client_states=None) -> None:
+        row = {name: float(f"{logs_dict[key]:.8g}") for name, key in _METRICS.items() if key in logs_dict}
+        row |= {"step": global_step, "prompts": client_states["total_consumed_prompts"], "time": round(time.time(), 3)}
+        row["tokens"] = int(row["response_length"] * row["samples"])
+        row["seconds_wait"] = round(self._prompts.waited_s - self._waited_s, 6)
+        self._waited_s = self._prompts.waited_s
+        with JsonlLedger(self._file) as ledger:
+            ledger.append(row)
