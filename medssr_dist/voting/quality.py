@@ -85,7 +85,7 @@ def measure_quality(labels: Iterable[Label], voting: Voting, truth: Truth) -> La
     return counts.summarize()
 
 
-class _Case(NamedTuple):
+class _LabelCase(NamedTuple):
     """What the curve needs of a label that has, or may have, a winner. Labels with equal cases are counted together."""
 
     rare: bool
@@ -101,7 +101,7 @@ class _LabelCounts:
         self.voting = voting
         self.outcomes: Counter[str] = Counter()
         self.questions_by_rare: Counter[bool] = Counter()
-        self.cases: Counter[_Case] = Counter()
+        self.cases: Counter[_LabelCase] = Counter()
         self.votes: Counter[str] = Counter()
         self.votes_taken: Counter[int] = Counter()  # votes -> questions
         self.with_truth = 0
@@ -136,7 +136,7 @@ class _LabelCounts:
         if label.outcome in ("labeled", "rejected"):
             self.cases[self._classify(label, truth)] += 1
 
-    def _classify(self, label: Label, truth: str | None) -> _Case:
+    def _classify(self, label: Label, truth: str | None) -> _LabelCase:
         least, most = label.confidence_requested if self.voting.confidence == "requested" else label.confidence_valid
         kept_below = bisect_right(self.thresholds, least) if label.outcome == "labeled" else 0
         open_below = bisect_right(self.thresholds, most)
@@ -146,7 +146,7 @@ class _LabelCounts:
         else:
             open_below = min(open_below, self.own)
             kept_below = min(kept_below, open_below)
-        return _Case(label.question.rare, kept_below, open_below, _classify_answer(label, truth))
+        return _LabelCase(label.question.rare, kept_below, open_below, _classify_answer(label, truth))
 
     def summarize(self) -> LabelQuality:
         voting, votes, questions = self.voting, self.votes, self.outcomes.total()
@@ -203,7 +203,7 @@ class _LabelCounts:
             curve=self._make_curve(self.questions_by_rare[rare], cases),
         )
 
-    def _make_curve(self, questions: int, cases: Counter[_Case]) -> tuple[CurvePoint, ...]:
+    def _make_curve(self, questions: int, cases: Counter[_LabelCase]) -> tuple[CurvePoint, ...]:
         curve = []
         for index, threshold in enumerate(self.thresholds):
             kept: Counter[AnswerKind] = Counter()

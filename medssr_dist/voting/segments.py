@@ -26,7 +26,7 @@ from medssr_dist.data.records import Vote, parse_record
 from medssr_dist.errors import InputError
 from medssr_dist.run.paths import packed_vote_segment, vote_segment
 
-SEGMENT_QUESTIONS = 4096  # questions
+SEGMENT_QUESTIONS = 4096  # per segment
 _CHUNK = 2**20  # bytes
 _GZIP_LEVEL = 5
 _BAD_GZIP = (gzip.BadGzipFile, EOFError, zlib.error)
