@@ -142,7 +142,7 @@ class AfterStep:
         self._saved, self._rewards = self._step, []
 
     def _count_bytes(self) -> int:
-        return sum(self._all("checkpoint_bytes"))
+        return sum(self._all("count_checkpoint_bytes"))
 
     def _write(self, folder: Path, tag: str, state: dict[str, Any]) -> list[dict[str, int]]:
         return self._all("write_checkpoint", folder, tag, state)

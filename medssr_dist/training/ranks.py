@@ -16,7 +16,7 @@ from medssr_dist.training.stall_watch import Heartbeat, HeartbeatBoard
 from medssr_dist.training.update.actor import load_actor
 from medssr_dist.training.update.rank_update import RankUpdate
 from medssr_dist.training.weights.lora import save_merged
-from medssr_dist.training.weights.rank_state import read_back, restore_rng, rng_state, shard_bytes
+from medssr_dist.training.weights.rank_state import count_shard_bytes, get_rng_states, restore_rng_states, verify_files
 
 if TYPE_CHECKING:
     from medssr_dist.training.weights.sync import SyncSettings, WeightSync
@@ -81,7 +81,7 @@ class PolicyRank(ReportingRank, PolicyActor):
             return {}
         _, states = self.strategy.load_ckpt(self.actor.model, str(folder))
         if "rng" in states:
-            restore_rng(states["rng"])
+            restore_rng_states(states["rng"])
         return states
 
     def load_update(self, updates: list[list[Experience]]) -> None:
@@ -118,15 +118,15 @@ class PolicyRank(ReportingRank, PolicyActor):
         """Run finite.find_bad_weights on this rank's shards."""
         return find_bad_weights(self.actor.model.module)
 
-    def checkpoint_bytes(self) -> int:
+    def count_checkpoint_bytes(self) -> int:
         """Return the size of this rank's part of a checkpoint, in bytes."""
-        return shard_bytes(self.actor.model.module)
+        return count_shard_bytes(self.actor.model.module)
 
     def write_checkpoint(self, folder: Path, tag: str, state: dict[str, Any]) -> dict[str, int]:
         """Write this rank's part below `folder`/`tag` and read it back; return name -> bytes of its files."""
-        states = {"trainer": state, "rng": rng_state()}
+        states = {"trainer": state, "rng": get_rng_states()}
         self.actor.model.save_checkpoint(str(folder), tag=tag, client_state=states, save_latest=False)
-        return read_back(folder / tag, self._rank)
+        return verify_files(folder / tag, self._rank)
 
     def connect_engines(self, engines: dict, settings: SyncSettings) -> None:
         """WeightSync.connect, on every rank."""

@@ -15,6 +15,7 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 from medssr_dist.config.schema import Config
 from medssr_dist.runtime.cluster import reserve_bundles
 from medssr_dist.runtime.device import build_device_env, on_gpu
+from medssr_dist.runtime.logs import set_up_logging
 from medssr_dist.runtime.models import load_tokenizer
 from medssr_dist.training.deadline import StopSign
 from medssr_dist.training.rollout.examples import Example, PromptLoader
@@ -64,6 +65,7 @@ class StageActor:
         from medssr_dist.training.after_step import AfterStep
         from medssr_dist.training.update.grpo_terms import describe_old_logprobs
 
+        set_up_logging()  # to the stderr of this actor, which Ray writes to the run's logs
         config, stage = job.config, job.stage
         stop = StopSign(job.paths.stop_request, job.end, job.checkpoint.seconds if job.checkpoint else 0.0)
         strategy = self.make_strategy(job)
@@ -151,11 +153,11 @@ class StageActor:
     def make_strategy(self, job: StageJob) -> Strategy:
         """Make OpenRLHF's strategy with the stage's options, and fit the checkpoint to its number of ranks."""
         from medssr_dist.training.backend.strategy import Strategy
-        from medssr_dist.training.weights.rank_state import fit_to_ranks
+        from medssr_dist.training.weights.rank_state import convert_to_ranks
 
         if job.checkpoint is None:
             return Strategy(job.config, job.stage, job.folder)
-        universal = fit_to_ranks(job.paths.checkpoints, job.checkpoint, job.config.training.ranks)
+        universal = convert_to_ranks(job.paths.checkpoints, job.checkpoint, job.config.training.ranks)
         return Strategy(job.config, job.stage, job.folder, universal)
 
 

@@ -36,7 +36,7 @@ from medssr_dist.training.stage_job import StageCounts, StageJob, StageSummary
 from medssr_dist.training.stall_watch import StallWatch, start_board
 from medssr_dist.training.step_metrics import StepMetrics, read_metrics
 from medssr_dist.training.trackers import Trackers
-from medssr_dist.training.weights.checkpoints import settle
+from medssr_dist.training.weights.checkpoints import recover_checkpoint
 
 _FULL_DISK_BYTES = 2**28
 _BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} steps [{elapsed}{postfix}]"
@@ -60,7 +60,7 @@ class RunningStage:
         if should_stop():
             raise Stopped(f"stopped before {job.name}; the same command resumes")
         _clear_partial(job.paths)
-        checkpoint = settle(job.paths.checkpoints)
+        checkpoint = recover_checkpoint(job.paths.checkpoints)
         done = checkpoint.step if checkpoint else 0
         if job.end is not None and time.time() > job.end:  # before minutes are spent on starting it
             raise Stopped(f"{job.name} stopped after step {done}, its end time is over; the same command resumes")

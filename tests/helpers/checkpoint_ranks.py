@@ -1,10 +1,11 @@
-"""One rank of a real DeepSpeed ZeRO-3 group that trains, writes its checkpoint or takes one up.
+"""One rank of a real DeepSpeed ZeRO-3 group that trains, and writes or resumes a checkpoint.
 
     python checkpoint_ranks.py JOB RANK WORLD PORT
 
-Run as a process by test_training_resume.py. JOB is a torch file: model, folder (a stage's), batch, universal, steps,
-tag. The rank takes up what lies in the folder, takes `steps` steps on the batch, and where there is a tag writes the
-checkpoint and takes one step more. It leaves JOB.RANK: {files, state, status of each step, whole fp32 weights}.
+Run as a process by test_rank_state.py. JOB is a torch file: model, folder (of a stage), batch, universal, steps, tag.
+The rank resumes from the checkpoint in the folder, if there is one, and takes `steps` steps on the batch. If there is a
+tag, it then writes a checkpoint and takes one more step. It writes JOB.RANK: {files, state, status of each step, whole
+fp32 weights}.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from medssr_dist.run.paths import CheckpointPaths, StagePaths  # noqa: E402
 from medssr_dist.training import ranks  # noqa: E402
 from medssr_dist.training.backend.strategy import Strategy  # noqa: E402
 
-SPEEDS = ("tokens_per_s_per_gpu", "mfu")  # what the clock tells
+SPEEDS = ("tokens_per_s_per_gpu", "mfu")  # these vary from run to run
 
 
 def main() -> None:
@@ -38,7 +39,7 @@ def main() -> None:
     result = {"state": policy.get_checkpoint_states(), "status": [], "files": {}}
     result["status"] += [step(policy, job["batch"], rank, world) for _ in range(job["steps"])]
     if job["tag"]:
-        result["bytes"] = policy.checkpoint_bytes()
+        result["bytes"] = policy.count_checkpoint_bytes()
         state = {"global_step": job["steps"], "left": torch.arange(3)}
         checkpoints = CheckpointPaths(StagePaths(Path(job["folder"])).checkpoints)
         result["files"] = policy.write_checkpoint(checkpoints.ranks, job["tag"], state)

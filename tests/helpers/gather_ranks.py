@@ -1,8 +1,8 @@
-"""One of two gloo ranks that gather many ZeRO-3 weights at once; run as a process by test_training_gather.py.
+"""One of two gloo ranks that gather many ZeRO-3 weights at once; run as a process by test_gather.py.
 
     python gather_ranks.py RANK PORT
 
-Prints how many weights were not whole when DeepSpeed gave them out, and how many when `gathered` did.
+Prints how many weights were incomplete after DeepSpeed's gather, and how many after `gather_on_rank_0`.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import sys
 import torch
 
 from medssr_dist.training.backend import cpu_patches
-from medssr_dist.training.weights.sync import gathered
+from medssr_dist.training.weights.sync import gather_on_rank_0
 
 ROUNDS = 40
-SIZES = (1500, 4, 3)  # a small one comes last and is there first; the last is padded
+SIZES = (1500, 4, 3)  # small weights come last and arrive first; the last one is padded
 
 
 def main() -> None:
@@ -36,15 +36,15 @@ def main() -> None:
             weight.ds_tensor.fill_(turn + number)
         with deepspeed.zero.GatheredParameters(weights):
             wrong += sum(not bool((w == turn + number).all()) for number, w in enumerate(weights))
-    print(wrong, wrong_in_one_gather(weights, int(rank)))
+    print(wrong, count_wrong_in_one_gather(weights, int(rank)))
 
 
-def wrong_in_one_gather(weights: list[torch.nn.Parameter], rank: int) -> int:
-    """Weights that count 0, 1, 2, ... over both shards; rank 1 is to get none."""
+def count_wrong_in_one_gather(weights: list[torch.nn.Parameter], rank: int) -> int:
+    """Gather weights whose elements count 0, 1, 2, ... over both shards; rank 1 must get none."""
     for weight in weights:
         size = weight.ds_tensor.numel()
         weight.ds_tensor.copy_(torch.arange(rank * size, (rank + 1) * size) % 251)
-    whole = gathered(weights)
+    whole = gather_on_rank_0(weights)
     if rank:
         return len(whole)
     counting = [torch.arange(size * size).view(size, size) % 251 for size in SIZES]

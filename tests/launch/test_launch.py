@@ -33,7 +33,7 @@ from medssr_dist.launch.ray_watch import list_missing_nodes
 from medssr_dist.launch.slurm import SlurmJob, list_sbatch_options, parse_job_record
 from medssr_dist.launch.timings import Timings
 from medssr_dist.run.paths import RunPaths
-from medssr_dist.training.weights.checkpoints import CheckpointKeeper, complete_checkpoints, settle
+from medssr_dist.training.weights.checkpoints import CheckpointKeeper, list_checkpoints, recover_checkpoint
 
 LOOPBACK = "127.0.0.1"
 
@@ -201,14 +201,14 @@ def test_only_a_complete_checkpoint_is_progress_in_training(tmp_path):
     ]
     for steps, step, complete, idle in attempts:
         attempt = Attempt.begin(tmp_path)
-        settle(RunPaths(tmp_path).stage("stage1").checkpoints)  # as a stage does before it resumes
+        recover_checkpoint(RunPaths(tmp_path).stage("stage1").checkpoints)  # as a stage does before it resumes
         with JsonlLedger(metrics) as ledger:
             ledger.append(*[{"step": number} for number in range(steps)])
         if step:
             _save(tmp_path, step, complete)
         attempt.finish(1, "the driver failed")
         assert count_idle_attempts(tmp_path) == idle
-    assert complete_checkpoints(RunPaths(tmp_path).stage("stage1").checkpoints)[0].step == 8
+    assert list_checkpoints(RunPaths(tmp_path).stage("stage1").checkpoints)[0].step == 8
 
 
 def test_the_token_is_its_owners_alone_and_ends_with_the_attempt(tmp_path):

@@ -1,4 +1,4 @@
-"""Whatever dies when, a run finds its newest whole checkpoint; nothing good goes before its better is complete."""
+"""After any crash a run finds its newest complete checkpoint; old ones are deleted after the new one is complete."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from medssr_dist.errors import InputError
 from medssr_dist.run.paths import CheckpointPaths
-from medssr_dist.training.weights.checkpoints import CheckpointKeeper, complete_checkpoints, settle
+from medssr_dist.training.weights.checkpoints import CheckpointKeeper, list_checkpoints, recover_checkpoint
 
 
 class Disk:
@@ -19,12 +19,12 @@ class Disk:
     def __init__(self, checkpoints: Path, keep: int = 1, needed: int = 200):
         self.checkpoints, self.folder = checkpoints, CheckpointPaths(checkpoints).ranks
         self.keeper = CheckpointKeeper(checkpoints, keep, lambda: needed, self.write)
-        self.dies_at = ""
+        self.fails_at = ""
 
     def write(self, folder: Path, tag: str, state: dict) -> list[dict[str, int]]:
         (folder / tag).mkdir()
         (folder / tag / "rank0").write_text("x" * 100)
-        if self.dies_at == "between ranks":
+        if self.fails_at == "between ranks":
             raise RuntimeError("rank 1 died")
         (folder / tag / "rank1").write_text("x" * 100)
         return [{"rank0": 100}, {"rank1": 100}]
@@ -32,8 +32,8 @@ class Disk:
     def save(self, step: int, reward: float = 0.0):
         return self.keeper.save(step, {}, reward)
 
-    def killed_in_save(self, step: int) -> None:
-        """What a kill -9 leaves: a partial folder."""
+    def leave_partial(self, step: int) -> None:
+        """Leave what a kill -9 during a save leaves: a partial folder."""
         self.write(self.folder, CheckpointPaths(self.checkpoints).partial(step).name, {})
 
     @property
@@ -50,20 +50,20 @@ def disk(tmp_path) -> Disk:
     return Disk(tmp_path / "checkpoints")
 
 
-def test_before_the_first_step_there_is_nothing_to_settle(tmp_path):
-    assert settle(tmp_path / "checkpoints") is None
+def test_without_a_checkpoint_nothing_is_recovered(tmp_path):
+    assert recover_checkpoint(tmp_path / "checkpoints") is None
     assert not (tmp_path / "checkpoints").exists()
 
 
-def test_a_checkpoint_says_what_it_is(disk):
+def test_a_saved_checkpoint_is_listed_and_recovered(disk):
     saved = disk.save(7, reward=0.25)
     assert (saved.step, saved.ranks, saved.reward, saved.files) == (7, 2, 0.25, {"rank0": 100, "rank1": 100})
-    assert complete_checkpoints(disk.checkpoints) == [saved] == [settle(disk.checkpoints)]
+    assert list_checkpoints(disk.checkpoints) == [saved] == [recover_checkpoint(disk.checkpoints)]
     assert (disk.found, disk.latest) == (["global_step7"], "global_step7")
 
 
 @pytest.mark.parametrize(
-    ("rewards", "keep", "stay"),
+    ("rewards", "keep", "kept"),
     [
         ([0.1, 0.2, 0.3], 1, [3]),
         ([0.9, 0.2, 0.3], 1, [1, 3]),
@@ -72,55 +72,55 @@ def test_a_checkpoint_says_what_it_is(disk):
         ([0.5, 0.5, 0.5], 1, [3]),
     ],
 )
-def test_best_and_newest_stay(tmp_path, rewards, keep, stay):
+def test_best_and_newest_are_kept(tmp_path, rewards, keep, kept):
     disk = Disk(tmp_path, keep)
     for step, reward in enumerate(rewards, start=1):
         disk.save(step, reward)
-    assert disk.found == [f"global_step{step}" for step in stay]
-    assert settle(tmp_path).step == len(rewards)
+    assert disk.found == [f"global_step{step}" for step in kept]
+    assert recover_checkpoint(tmp_path).step == len(rewards)
 
 
-def test_killed_in_the_first_save_starts_from_nothing(disk):
+def test_partial_first_checkpoint_is_deleted(disk):
     disk.folder.mkdir(parents=True)
-    disk.killed_in_save(1)
-    assert settle(disk.checkpoints) is None
+    disk.leave_partial(1)
+    assert recover_checkpoint(disk.checkpoints) is None
     assert not disk.folder.exists()
 
 
 @pytest.mark.parametrize("latest", ["global_step9", "global_step10", ""])
-def test_killed_in_a_later_save_goes_back_to_the_whole_one(disk, latest):
+def test_partial_later_checkpoint_is_skipped(disk, latest):
     disk.save(9)
-    disk.killed_in_save(10)
+    disk.leave_partial(10)
     (disk.folder / "latest").write_text(latest)
-    assert settle(disk.checkpoints).step == 9
+    assert recover_checkpoint(disk.checkpoints).step == 9
     assert (disk.found, disk.latest) == (["global_step9"], "global_step9")
 
 
 @pytest.mark.parametrize("loss", ["cut", "gone"])
-def test_one_that_lost_files_since_is_passed_over(disk, capsys, loss):
+def test_checkpoint_with_lost_files_is_skipped(disk, caplog, loss):
     disk.save(1, reward=0.9)
     disk.save(2)
     file = disk.folder / "global_step2" / "rank1"
     file.write_text("x") if loss == "cut" else file.unlink()
-    assert settle(disk.checkpoints).step == 1
-    assert disk.found == ["global_step1"] and "global_step2 has lost files" in capsys.readouterr().out
+    assert recover_checkpoint(disk.checkpoints).step == 1
+    assert disk.found == ["global_step1"] and "global_step2 has lost files" in caplog.text
 
 
-def test_a_save_that_fails_leaves_the_last_one_whole(disk):
+def test_failed_save_keeps_the_previous_checkpoint(disk):
     disk.save(1)
-    disk.dies_at = "between ranks"
+    disk.fails_at = "between ranks"
     with pytest.raises(RuntimeError, match="rank 1 died"):
         disk.save(2)
-    assert disk.found == ["global_step1"] and settle(disk.checkpoints).step == 1
+    assert disk.found == ["global_step1"] and recover_checkpoint(disk.checkpoints).step == 1
 
 
-def test_the_same_step_again_takes_the_place_of_the_first(disk):
+def test_saving_a_step_again_replaces_it(disk):
     disk.save(3, reward=0.1)
     assert disk.save(3, reward=0.2).reward == 0.2
-    assert complete_checkpoints(disk.checkpoints)[0].reward == 0.2
+    assert list_checkpoints(disk.checkpoints)[0].reward == 0.2
 
 
-def test_more_than_the_disk_holds_is_refused_before_anything_is_written(tmp_path):
+def test_too_little_space_is_refused_before_writing(tmp_path):
     disk = Disk(tmp_path, needed=2**60)
     with pytest.raises(InputError, match=r"no room for a checkpoint of [\d,]+ MiB.*there is no checkpoint yet"):
         disk.save(1)
@@ -134,33 +134,33 @@ def small_disk(tmp_path):
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
     if os.geteuid() or subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("a small file system needs the right to mount")
+        pytest.skip("mounting a small file system needs root")
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_full_disk_leaves_the_last_checkpoint_and_says_so(small_disk):
+def test_full_disk_keeps_the_checkpoint_and_is_reported(small_disk):
     disk = Disk(small_disk, needed=400_000)
     disk.save(1)
     (small_disk / "other").write_bytes(bytes(800_000))
-    with pytest.raises(InputError, match=r"the checkpoint of step 1 is whole: free some space.*No space left"):
+    with pytest.raises(InputError, match=r"the checkpoint of step 1 is complete: free some space.*No space left"):
         disk.save(2)
-    assert settle(small_disk).step == 1
+    assert recover_checkpoint(small_disk).step == 1
     (small_disk / "other").unlink()
     assert disk.save(2).step == 2
 
 
-def test_a_disk_that_fills_up_during_the_save_leaves_the_last_checkpoint(small_disk):
+def test_disk_that_fills_during_a_save_keeps_the_last(small_disk):
     disk = Disk(small_disk, needed=400_000)
     disk.save(1)
     write = disk.write
 
-    def filled(folder, tag, state):
+    def write_until_full(folder, tag, state):
         write(folder, tag, state)
         (small_disk / "other").write_bytes(bytes(900_000))
-        raise RuntimeError("unexpected pos 64 vs 0")  # what torch makes of it
+        raise RuntimeError("unexpected pos 64 vs 0")  # torch reports a full disk so
 
-    disk.keeper = CheckpointKeeper(small_disk, 1, lambda: 400_000, filled)
-    with pytest.raises(InputError, match="the checkpoint of step 1 is whole"):
+    disk.keeper = CheckpointKeeper(small_disk, 1, lambda: 400_000, write_until_full)
+    with pytest.raises(InputError, match="the checkpoint of step 1 is complete"):
         disk.save(2)
-    assert settle(small_disk).step == 1 and disk.found == ["global_step1"]
+    assert recover_checkpoint(small_disk).step == 1 and disk.found == ["global_step1"]

@@ -21,7 +21,7 @@ from medssr_dist.training.after_step import AfterStep
 from medssr_dist.training.finite import describe_bad, find_bad_metrics, find_bad_weights
 from medssr_dist.training.stage_job import StageJob
 from medssr_dist.training.train_stage import _explain
-from medssr_dist.training.weights.checkpoints import complete_checkpoints
+from medssr_dist.training.weights.checkpoints import list_checkpoints
 
 SOUND = {"loss": 0.5, "policy_loss": 0.5, "kl": 0.0, "grad_norm": 3.47, "mfu": math.nan}
 OF_NAN_GRADIENTS = math.sqrt(2)  # what DeepSpeed calls their norm
@@ -160,7 +160,7 @@ def test_divergence_ends_the_stage_and_keeps_the_checkpoint(medssr, tiny_config,
         done = medssr(*arguments, check=False)
         last = done.stderr.splitlines()[-1]
         assert done.returncode == EXIT_FAILED and "Traceback" not in done.stderr, done.stderr[-4000:]
-        checkpoint = complete_checkpoints(folder / "checkpoints")[-1]
+        checkpoint = list_checkpoints(folder / "checkpoints")[-1]
         assert last.startswith(f"medssr: stage2 step {checkpoint.step + 1}: ") and "learning_rate (1e+38)" in last, last
         assert " is nan" in last or " holds " in last or " is inf" in last
         assert f"resumes from the checkpoint of step {checkpoint.step}, which is complete" in last

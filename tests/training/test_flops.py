@@ -7,7 +7,7 @@ import torch
 from zero_cases import VOCABULARY, tiny_llama
 
 from medssr_dist.training.update.flops import ModelWork, compute_mfu, count_model_work, peak_flops
-from medssr_dist.training.weights.lora import exported
+from medssr_dist.training.weights.lora import list_weights
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
@@ -76,7 +76,7 @@ def test_mfu_and_peak(monkeypatch):
 
 
 def test_a_plain_model_is_exported_as_it_is(model):
-    found = exported(model)
+    found = list_weights(model)
     assert [each.name for each in found] == [name for name, _ in model.named_parameters()]
     assert all(
         each.value().data_ptr() == weight.data_ptr() for each, weight in zip(found, model.parameters(), strict=True)
@@ -90,7 +90,7 @@ def test_adapters_are_exported_merged_under_the_names_of_the_checkpoint(tmp_path
     plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     names = [name for name, _ in plain.named_parameters()]
     adapted = with_adapters(plain)
-    found = {each.name: each.value().clone() for each in exported(adapted)}
+    found = {each.name: each.value().clone() for each in list_weights(adapted)}
     assert list(found) == names
     merged = dict(adapted.merge_and_unload().named_parameters())
     for name, weight in found.items():

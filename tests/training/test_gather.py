@@ -1,4 +1,4 @@
-"""ZeRO-3 weights that are gathered together on CPU are all whole."""
+"""ZeRO-3 weights that are gathered together on CPU are all complete."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 from places import HELPERS
 
 
-def test_many_weights_gathered_at_once_are_whole():
+def test_weights_gathered_together_are_complete():
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]

@@ -1,4 +1,4 @@
-"""Both ends of the gloo weight transfer, in threads over real sockets, and how weights are cut into buckets."""
+"""Both ends of the gloo weight transfer, in threads over real sockets, and the buckets of weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ transfer = pytest.importorskip("medssr_dist.training.weights.gloo_transfer", rea
 from vllm.distributed.weight_transfer.base import ModuleSource, ParamMeta  # noqa: E402
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory  # noqa: E402
 
-from medssr_dist.training.weights.sync import ZeroSource, buckets  # noqa: E402
+from medssr_dist.training.weights.sync import ZeroSource, split_into_buckets  # noqa: E402
 
 TIMEOUT_S = 60.0
 
@@ -37,7 +37,7 @@ class Layers(torch.nn.Module):
 
 
 class Receiver(transfer.GlooWeightTransferEngine):
-    """The worker's end without vLLM's layers to repack."""
+    """The worker's end, without vLLM's layers."""
 
     def __init__(self, rank: int, model: torch.nn.Module):
         self.parallel_config = SimpleNamespace(data_parallel_index=0, world_size=1, rank=rank)
@@ -51,7 +51,7 @@ class Receiver(transfer.GlooWeightTransferEngine):
 
 
 class Client:
-    """Calls the receivers as the Ray client calls engines: all at once."""
+    """Calls all receivers in parallel, as the Ray client calls engines."""
 
     def __init__(self, receivers):
         self.receivers = receivers
@@ -76,16 +76,16 @@ class Client:
             thread.join()
 
 
-def sender(source, client, world_size=3):
+def make_sender(source, client, world_size=3):
     info = transfer.GlooTrainerInitInfo("127.0.0.1", world_size, TIMEOUT_S, rank=0)
     return transfer.GlooTrainerWeightTransferEngine.trainer_init(info, client=client, source=source)
 
 
 @pytest.mark.parametrize("bucket_bytes", [1, 40, 10**6])
-def test_every_receiver_gets_every_weight_bit_for_bit(bucket_bytes):
+def test_receivers_get_all_weights_bit_for_bit(bucket_bytes):
     policy, models = Layers(0), [Layers(1), Layers(2)]
     client = Client([Receiver(rank, model) for rank, model in enumerate(models)])
-    engine = sender(ZeroSource(policy, bucket_bytes), client)
+    engine = make_sender(ZeroSource(policy, bucket_bytes), client)
     for _ in range(2):
         with torch.no_grad():
             policy.scale += 1
@@ -94,43 +94,43 @@ def test_every_receiver_gets_every_weight_bit_for_bit(bucket_bytes):
             assert all(torch.equal(model.state_dict()[name], value) for name, value in policy.state_dict().items())
 
 
-def test_after_a_failure_the_other_ranks_are_not_left_in_a_gather():
-    """The sender goes on with gathering, for it is a collective, and raises then."""
+def test_sender_finishes_its_gathers_after_a_failure():
+    """A gather is a collective: if the sender stopped, the other ranks would wait for it."""
     engine = transfer.GlooTrainerWeightTransferEngine(client=None, source=ModuleSource(Layers(0)))
-    gathered = []
+    names_gathered = []
 
     def gather():
         for names, tensors in ModuleSource(Layers(0)).iter_groups():
-            gathered.append(names)
+            names_gathered.append(names)
             yield names, tensors
 
-    def broken(flat):
+    def fail(flat):
         raise RuntimeError("connection closed by peer")
 
     engine.source = SimpleNamespace(iter_groups=gather)
-    engine._group = SimpleNamespace(broadcast=broken)
+    engine._group = SimpleNamespace(broadcast=fail)
     with pytest.raises(RuntimeError, match="closed by peer"):
         engine._broadcast()
-    assert len(gathered) == len(ModuleSource(Layers(0)).groups()) > 1
+    assert len(names_gathered) == len(ModuleSource(Layers(0)).groups()) > 1
 
 
-def test_vllm_knows_the_engine_and_registering_twice_does_no_harm():
+def test_registering_twice_is_harmless():
     transfer.register()
     transfer.register()
     assert WeightTransferEngineFactory._registry["gloo"]() is transfer.GlooWeightTransferEngine
 
 
-def test_the_update_tells_what_is_sent():
+def test_update_info_describes_the_buckets():
     source = ZeroSource(Layers(0), 40)
-    info = transfer.GlooUpdateInfo(**asdict(transfer.GlooUpdateInfo.of(source)))
-    assert [[meta.name for meta in bucket] for bucket in info.buckets()] == source.groups()
-    assert [meta for bucket in info.buckets() for meta in bucket] == source.metadata()
+    info = transfer.GlooUpdateInfo(**asdict(transfer.GlooUpdateInfo.from_source(source)))
+    assert [[meta.name for meta in bucket] for bucket in info.iter_buckets()] == source.groups()
+    assert [meta for bucket in info.iter_buckets() for meta in bucket] == source.metadata()
 
 
 @given(sizes=st.lists(st.integers(0, 9), max_size=20), most=st.integers(1, 12))
-def test_buckets_keep_the_order_and_hold_what_fits(sizes, most):
+def test_buckets_keep_the_order_and_the_size_limit(sizes, most):
     metas = [ParamMeta(str(index), torch.uint8, (size,)) for index, size in enumerate(sizes)]
-    found = buckets(metas, most)
+    found = split_into_buckets(metas, most)
     assert [meta for bucket in found for meta in bucket] == metas
     held = [sum(meta.shape[0] for meta in bucket) for bucket in found]
     assert all(size <= most or len(bucket) == 1 for size, bucket in zip(held, found, strict=True))
@@ -139,9 +139,9 @@ def test_buckets_keep_the_order_and_hold_what_fits(sizes, most):
 
 
 @given(counts=st.lists(st.tuples(st.integers(0, 5), st.sampled_from([torch.bfloat16, torch.float32, torch.int8]))))
-def test_flat_bytes_come_apart_as_they_went_together(counts):
+def test_flatten_and_unflatten_are_inverse(counts):
     tensors = [torch.arange(count).to(dtype) for count, dtype in counts]
     bucket = [ParamMeta(str(index), tensor.dtype, tuple(tensor.shape)) for index, tensor in enumerate(tensors)]
-    flat = transfer.flattened([*tensors, torch.zeros(1, dtype=torch.uint8)])[:-1]
-    found = [tensor for _, tensor in transfer.unflattened(flat, bucket)] if bucket else []
+    flat = transfer.flatten([*tensors, torch.zeros(1, dtype=torch.uint8)])[:-1]
+    found = [tensor for _, tensor in transfer.unflatten(flat, bucket)] if bucket else []
     assert all(torch.equal(*pair) for pair in zip(found, tensors, strict=True))

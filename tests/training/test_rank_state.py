@@ -1,4 +1,4 @@
-"""A checkpoint of real ZeRO-3 ranks: verified as it is written, taken up to the bit by as many ranks, and by others."""
+"""A checkpoint of real ZeRO-3 ranks: verified, resumed bit for bit, and converted to other numbers of ranks."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ from zero_cases import VOCABULARY, make_batch, tiny_llama
 
 from medssr_dist.errors import InputError
 from medssr_dist.run.paths import CheckpointPaths
-from medssr_dist.training.weights.checkpoints import Checkpoint, CheckpointKeeper, settle
-from medssr_dist.training.weights.rank_state import fit_to_ranks, read_back, restore_rng, rng_state
+from medssr_dist.training.weights.checkpoints import Checkpoint, CheckpointKeeper, recover_checkpoint
+from medssr_dist.training.weights.rank_state import convert_to_ranks, get_rng_states, restore_rng_states, verify_files
 
 
-def test_random_numbers_go_on_where_they_were():
+def test_random_numbers_resume():
     def draw():
         return random.random(), numpy.random.rand(), torch.rand(1).item()
 
-    state = rng_state()
+    state = get_rng_states()
     expected = draw()
-    restore_rng(state)
+    restore_rng_states(state)
     assert draw() == expected
 
 
 @pytest.fixture
 def written(tmp_path) -> Path:
-    """A rank's file as torch writes it."""
+    """Return a rank's file, as torch writes it."""
     file = tmp_path / "bf16_zero_pp_rank_1_mp_rank_00_optim_states.pt"
     torch.save({"moments": torch.arange(10_000)}, file)
     return file
 
 
-def test_a_rank_reads_back_its_own_files_alone(written):
+def test_a_rank_verifies_only_its_own_files(written):
     torch.save({}, written.with_name("zero_pp_rank_11_mp_rank_00_model_states.pt"))
-    assert read_back(written.parent, 1) == {written.name: written.stat().st_size}
+    assert verify_files(written.parent, 1) == {written.name: written.stat().st_size}
 
 
 def test_a_flipped_byte_is_found(written):
@@ -50,19 +50,19 @@ def test_a_flipped_byte_is_found(written):
     data[place] ^= 1
     written.write_bytes(data)
     with pytest.raises(RuntimeError, match="differs from its checksum"):
-        read_back(written.parent, 1)
+        verify_files(written.parent, 1)
 
 
-def test_a_rank_that_wrote_nothing_is_found(tmp_path):
-    with pytest.raises(RuntimeError, match="rank 3 has left no file"):
-        read_back(tmp_path, 3)
+def test_a_rank_without_files_is_an_error(tmp_path):
+    with pytest.raises(RuntimeError, match="rank 3 has written no file"):
+        verify_files(tmp_path, 3)
 
 
-def test_what_deepspeed_cannot_convert_is_refused_with_both_numbers(tmp_path):
+def test_failed_conversion_names_both_numbers_of_ranks(tmp_path):
     checkpoint = Checkpoint(step=4, ranks=3, reward=0.0, seconds=1.0, files={})
-    assert not fit_to_ranks(tmp_path, checkpoint, 3)
-    with pytest.raises(InputError, match="written by 3 ranks, the run has 2, .*ranks_per_node = 3"):
-        fit_to_ranks(tmp_path, checkpoint, 2)
+    assert not convert_to_ranks(tmp_path, checkpoint, 3)
+    with pytest.raises(InputError, match="written by 3 ranks, the run has 2, .*ranks_per_node = 3 again"):
+        convert_to_ranks(tmp_path, checkpoint, 2)
 
 
 class Ranks:
@@ -98,13 +98,13 @@ class Ranks:
 
 
 def drift(weights: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
-    """Root of the mean squared difference."""
+    """Return the root mean square difference of all weights."""
     apart = torch.cat([(weights[name] - weight).flatten() for name, weight in expected.items()])
     return apart.square().mean().sqrt().item()
 
 
 @pytest.mark.slow
-def test_ranks_go_on_as_if_never_stopped_and_so_do_other_numbers_of_them(tmp_path):
+def test_ranks_resume_bit_for_bit_and_in_other_numbers(tmp_path):
     ranks, found = Ranks(tmp_path), []
 
     def write(folder: Path, tag: str, state: dict) -> list[dict[str, int]]:
@@ -114,26 +114,26 @@ def test_ranks_go_on_as_if_never_stopped_and_so_do_other_numbers_of_them(tmp_pat
     checkpoints = ranks.folder / "checkpoints"
     saved = CheckpointKeeper(checkpoints, 1, lambda: 10**6, write).save(2, {}, reward=0.5)
     assert saved.ranks == 2 and len(saved.files) == 4
-    assert settle(checkpoints) == saved
-    # What was reserved for it was enough, and not much more.
+    assert recover_checkpoint(checkpoints) == saved
+    # The reserved space was enough, and not much more.
     assert sum(saved.files.values()) <= sum(each["bytes"] for each in found) < sum(saved.files.values()) + 2**22
 
     (first, second) = ranks.run(2, steps=1)
-    undisturbed = found[0]
+    unstopped = found[0]
     assert first["state"]["global_step"] == 2 and first["state"]["left"].tolist() == [0, 1, 2]
-    assert first["status"][0] == undisturbed["status"][2] != undisturbed["status"][1]
-    assert all(torch.equal(weight, undisturbed["weights"][name]) for name, weight in first["weights"].items())
+    assert first["status"][0] == unstopped["status"][2] != unstopped["status"][1]
+    assert all(torch.equal(weight, unstopped["weights"][name]) for name, weight in first["weights"].items())
     assert first["status"][0] == second["status"][0]
 
     for world in (1, 4):
-        assert fit_to_ranks(checkpoints, saved, world)
+        assert convert_to_ranks(checkpoints, saved, world)
         other = ranks.run(world, steps=1, universal=True)[0]
         assert other["state"]["global_step"] == 2
-        assert other["status"][0]["actor_lr"] == undisturbed["status"][2]["actor_lr"]
-        assert other["status"][0]["policy_loss"] == pytest.approx(undisturbed["status"][2]["policy_loss"], abs=1e-3)
-        # AdamW moves weights by about the learning rate a step; without its moments they would end that far apart.
-        assert drift(other["weights"], undisturbed["weights"]) < 0.1 * undisturbed["status"][2]["actor_lr"], world
-        assert settle(checkpoints) == saved
+        assert other["status"][0]["learning_rate"] == unstopped["status"][2]["learning_rate"]
+        assert other["status"][0]["policy_loss"] == pytest.approx(unstopped["status"][2]["policy_loss"], abs=1e-3)
+        # AdamW changes weights by about the learning rate in a step; without its moments they would differ by as much.
+        assert drift(other["weights"], unstopped["weights"]) < 0.1 * unstopped["status"][2]["learning_rate"], world
+        assert recover_checkpoint(checkpoints) == saved
     assert [folder for folder in CheckpointPaths(checkpoints).ranks.iterdir() if folder.is_dir()] == [
         CheckpointPaths(checkpoints).at(saved.step)
     ]

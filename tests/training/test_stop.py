@@ -16,7 +16,7 @@ from tiny_policy import LETTERS, letter_question
 
 from medssr_dist.data.jsonl import JsonlLedger, read_json, read_jsonl
 from medssr_dist.errors import EXIT_STOPPED
-from medssr_dist.training.weights.checkpoints import Checkpoint, complete_checkpoints
+from medssr_dist.training.weights.checkpoints import Checkpoint, list_checkpoints
 
 STEPS = 6
 
@@ -67,11 +67,11 @@ def rows_of(run: Path) -> list[dict]:
 
 
 def newest(run: Path) -> Checkpoint:
-    return complete_checkpoints(run / "training" / "stage2" / "checkpoints")[-1]
+    return list_checkpoints(run / "training" / "stage2" / "checkpoints")[-1]
 
 
 def steps_saved(run: Path) -> list[int]:
-    return [found.step for found in complete_checkpoints(run / "training" / "stage2" / "checkpoints")]
+    return [found.step for found in list_checkpoints(run / "training" / "stage2" / "checkpoints")]
 
 
 @pytest.mark.slow

@@ -1,1 +1,1 @@
-"""Weights of a stage: sync to the engines, checkpoints, adapters."""
+"""The weights of a stage: checkpoints, weight sync to the rollout engines, LoRA adapters."""

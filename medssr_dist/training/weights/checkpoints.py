@@ -1,72 +1,81 @@
-"""A stage's checkpoints on disk: written beside the last good one, verified, marked complete, and only then pruned.
+"""A stage's checkpoints on disk: each is written, verified and marked complete before older ones are deleted.
 
-DeepSpeed moves its pointer, the file `latest`, before the other ranks have written their shards, and OpenRLHF deletes
-old checkpoints before the new one is there. Here a checkpoint is written as `global_stepN.partial`; when every rank
-has read its part back, `complete.json` goes into it and a rename makes it `global_stepN`. So what has that name is
-whole, whatever died when; `settle` takes away the rest before a restart.
+DeepSpeed updates its pointer, the file `latest`, before all ranks have written their shards, and OpenRLHF deletes old
+checkpoints before the new one exists. Here a checkpoint is written to `global_stepN.partial`. When every rank has
+verified its files, `complete.json` is added and the folder is renamed to `global_stepN`. A folder of that name is
+therefore complete, even if a process was killed at any moment. `recover_checkpoint` deletes everything else before the
+stage resumes.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from medssr_dist.data.jsonl import read_json, sync_folder, write_atomic, write_json
 from medssr_dist.errors import InputError
 from medssr_dist.run.paths import CheckpointPaths, complete_mark
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A complete checkpoint, as its complete.json tells.
+    """A complete checkpoint: the content of its complete.json.
+
+    step: finished steps. ranks: number of ZeRO-3 ranks that wrote it. reward: mean over the steps since the previous
+    checkpoint. seconds: time of writing and verifying. files: name -> size in bytes.
 
     Example: Checkpoint(step=20, ranks=2, reward=0.31, seconds=4.2, files={"zero_pp_rank_0_mp_rank_00_...": 1024})
     """
 
     step: int
     ranks: int
-    reward: float  # mean over the steps since the checkpoint before
-    seconds: float  # that writing and verifying took
-    files: dict[str, int] = field(repr=False)  # name -> bytes
+    reward: float
+    seconds: float
+    files: dict[str, int] = field(repr=False)
 
-    def is_sound(self, folder: Path) -> bool:
-        """Whether all its files are in `folder`, as long as they were."""
+    def is_intact(self, folder: Path) -> bool:
+        """Return whether all its files are in `folder` and have their original sizes."""
         files = {name: folder / name for name in self.files}
         return all(file.is_file() and file.stat().st_size == self.files[name] for name, file in files.items())
 
 
-def complete_checkpoints(checkpoints: Path) -> list[Checkpoint]:
-    """Those marked complete, oldest first."""
+def list_checkpoints(checkpoints: Path) -> list[Checkpoint]:
+    """Return the complete checkpoints in the folder `checkpoints`, oldest first."""
     paths = CheckpointPaths(checkpoints)
     return [Checkpoint(**read_json(complete_mark(paths.at(step)))) for step in paths.complete_steps()]
 
 
-def settle(checkpoints: Path) -> Checkpoint | None:
-    """Take away what a killed save left, and point DeepSpeed at the newest sound checkpoint; None where there is none.
+def recover_checkpoint(checkpoints: Path) -> Checkpoint | None:
+    """Return the newest intact checkpoint, after DeepSpeed's pointer is set to it; None if there is none.
 
-    One whose files have since been lost or cut short is told of and passed over.
+    Files of interrupted saves are deleted. A checkpoint that has lost files, or whose files have become shorter, is
+    skipped and deleted, with a warning.
     """
     paths = CheckpointPaths(checkpoints)
-    sound = []
-    for checkpoint in complete_checkpoints(checkpoints):
+    intact = []
+    for checkpoint in list_checkpoints(checkpoints):
         folder = paths.at(checkpoint.step)
-        if checkpoint.is_sound(folder):
-            sound.append(checkpoint)
+        if checkpoint.is_intact(folder):
+            intact.append(checkpoint)
         else:
-            print(f"warning: checkpoint {folder} has lost files; the one before it is taken")
-    if not sound:
+            logger.warning("checkpoint %s has lost files; the previous one is used", folder)
+    if not intact:
         shutil.rmtree(paths.ranks, ignore_errors=True)
         return None
-    _keep_only(paths, sound)
-    write_atomic(paths.latest, paths.at(sound[-1].step).name)
-    return sound[-1]
+    _delete_others(paths, intact)
+    write_atomic(paths.latest, paths.at(intact[-1].step).name)
+    return intact[-1]
 
 
-def _keep_only(paths: CheckpointPaths, checkpoints: list[Checkpoint]) -> None:
+def _delete_others(paths: CheckpointPaths, checkpoints: list[Checkpoint]) -> None:
     kept = {paths.at(checkpoint.step) for checkpoint in checkpoints}
     for found in paths.ranks.iterdir():
         if found.is_dir() and found not in kept:
@@ -74,38 +83,39 @@ def _keep_only(paths: CheckpointPaths, checkpoints: list[Checkpoint]) -> None:
 
 
 class CheckpointKeeper:
-    """Writes a stage's checkpoints and prunes them.
+    """Writes a stage's checkpoints and deletes old ones.
 
     Args:
-        checkpoints: the stage's folder for them.
-        keep: newest complete ones that stay, beside the best by reward.
-        bytes_needed: how much one takes.
-        write: write(folder, tag, state) has every rank write its part below folder/tag and read it back; returns the
-            bytes of each rank's files, by name.
+        checkpoints: folder of the stage's checkpoints.
+        keep: number of newest complete checkpoints to keep; the one with the best reward is always kept.
+        count_bytes: returns the size of one checkpoint in bytes.
+        write: write(folder, tag, state) makes every rank write its part below folder/tag and verify it. It returns
+            file name -> size in bytes, for each rank.
     """
 
     def __init__(
         self,
         checkpoints: Path,
         keep: int,
-        bytes_needed: Callable[[], int],
-        write: Callable[[Path, str, dict], list[dict[str, int]]],
+        count_bytes: Callable[[], int],
+        write: Callable[[Path, str, dict[str, Any]], list[dict[str, int]]],
     ):
         self._paths, self._folder, self._keep = CheckpointPaths(checkpoints), CheckpointPaths(checkpoints).ranks, keep
-        self._bytes_needed, self._write = bytes_needed, write
+        self._count_bytes, self._write = count_bytes, write
 
-    def save(self, step: int, state: dict, reward: float) -> Checkpoint:
-        """Write the checkpoint of `step`, mark it complete, prune.
+    def save(self, step: int, state: dict[str, Any], reward: float) -> Checkpoint:
+        """Write the checkpoint of `step`, mark it complete, and delete old ones.
 
         Args:
-            state: what the trainer needs beside weights and optimizer; picklable.
-            reward: mean since the checkpoint before; what "best" means.
+            state: state of the loop, besides weights and optimizer (`LoopState.as_dict`); picklable.
+            reward: mean reward since the previous checkpoint; the best checkpoint is the one with the highest.
+
         Raises:
-            InputError: the disk has no room for it; what was complete before is untouched.
+            InputError: the disk has too little space. Earlier checkpoints are not changed.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
-        started, needed = time.monotonic(), self._bytes_needed()
-        self._prove_room(needed)
+        started, needed = time.monotonic(), self._count_bytes()
+        self._check_space(needed)
         partial = self._paths.partial(step)
         try:
             parts = self._write(self._folder, partial.name, state)
@@ -113,7 +123,7 @@ class CheckpointKeeper:
             full = shutil.disk_usage(self._folder).free < needed
             shutil.rmtree(partial, ignore_errors=True)
             if full:
-                raise InputError(self._no_room(needed)) from None
+                raise InputError(self._describe_full_disk(needed)) from None
             raise
         files = {name: size for part in parts for name, size in part.items()}
         seconds = round(time.monotonic() - started, 3)
@@ -122,20 +132,20 @@ class CheckpointKeeper:
         self._prune()
         return checkpoint
 
-    def _prove_room(self, needed: int) -> None:
-        """Reserve as much on the disk, and give it back: free space as reported knows nothing of quotas."""
+    def _check_space(self, needed: int) -> None:
+        """Allocate `needed` bytes on the disk and free them: the reported free space does not include quotas."""
         test = self._folder / ".room"
         try:
             with open(test, "wb") as file:
                 os.posix_fallocate(file.fileno(), 0, needed)
         except OSError as error:
-            raise InputError(f"{self._no_room(needed)} ({error.strerror})") from None
+            raise InputError(f"{self._describe_full_disk(needed)} ({error.strerror})") from None
         finally:
             test.unlink(missing_ok=True)
 
-    def _no_room(self, needed: int) -> str:
-        complete = complete_checkpoints(self._paths.folder)
-        last = f"the checkpoint of step {complete[-1].step} is whole" if complete else "there is no checkpoint yet"
+    def _describe_full_disk(self, needed: int) -> str:
+        complete = list_checkpoints(self._paths.folder)
+        last = f"the checkpoint of step {complete[-1].step} is complete" if complete else "there is no checkpoint yet"
         return (
             f"no room for a checkpoint of {needed / 2**20:,.0f} MiB in {self._folder}, "
             f"{shutil.disk_usage(self._folder).free / 2**20:,.0f} MiB are free; {last}: free some space and run the "
@@ -152,6 +162,6 @@ class CheckpointKeeper:
         sync_folder(self._folder)
 
     def _prune(self) -> None:
-        complete = complete_checkpoints(self._paths.folder)
+        complete = list_checkpoints(self._paths.folder)
         best = max(complete, key=lambda checkpoint: (checkpoint.reward, checkpoint.step))
-        _keep_only(self._paths, [*complete[-self._keep :], best])
+        _delete_others(self._paths, [*complete[-self._keep :], best])

@@ -1,21 +1,22 @@
 """vLLM's weight transfer over gloo, for machines without GPU: both ends of a backend named "gloo".
 
-vLLM's own backends need CUDA. This one keeps the order of its dense NCCL backend: `start_weight_update`, one flat
-broadcast of bytes a bucket from the trainer's rank 0 to every worker, `finish_weight_update`. Where the buckets end is
-the source's word (`WeightSource.groups`) and travels with the names, so the two ends cannot cut differently.
+vLLM's own backends need CUDA. This one has the same order of calls as vLLM's dense NCCL backend:
+`start_weight_update`, one broadcast of flat bytes for each bucket from the trainer's rank 0 to every worker,
+`finish_weight_update`. The source defines the buckets (`WeightSource.groups`), and their sizes are sent together with
+the names, so that both ends split the bytes in the same way.
 
-Every process of vLLM calls `register` (entry point `vllm.general_plugins` in setup.py); the trainer calls it itself.
+Every process of vLLM calls `register` (entry point `vllm.general_plugins` in setup.py). The trainer calls it too.
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import timedelta
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from vllm.distributed.weight_transfer.base import (
@@ -31,11 +32,11 @@ from vllm.distributed.weight_transfer.base import (
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory, WeightTransferTrainerFactory
 
 BACKEND = "gloo"
-_IN_FLIGHT = 2  # buckets being sent while the next is gathered
+_IN_FLIGHT = 2  # buckets that are being sent while the next one is gathered
 
 
 def register() -> None:
-    """Make both ends known to vLLM's factories, once a process."""
+    """Register both ends with vLLM's factories; a second call in a process changes nothing."""
     ends = {
         WeightTransferEngineFactory: GlooWeightTransferEngine,
         WeightTransferTrainerFactory: GlooTrainerWeightTransferEngine,
@@ -47,7 +48,10 @@ def register() -> None:
 
 @dataclass
 class GlooInitInfo(WeightTransferInitInfo):
-    """What a worker needs to join; `rank_offset` is the group rank of its engine's first worker."""
+    """What a worker needs to join the group.
+
+    rank_offset: rank of the engine's first worker in the group. world_size: 1 sender + all workers.
+    """
 
     master_address: str
     master_port: int
@@ -58,7 +62,7 @@ class GlooInitInfo(WeightTransferInitInfo):
 
 @dataclass
 class GlooUpdateInfo(WeightTransferUpdateInfo):
-    """A round's weights in order; `bucket_sizes`: how many of them each broadcast holds."""
+    """The weights of one update, in order. bucket_sizes: number of weights in each broadcast."""
 
     names: list[str]
     dtype_names: list[str]
@@ -66,7 +70,7 @@ class GlooUpdateInfo(WeightTransferUpdateInfo):
     bucket_sizes: list[int]
 
     @classmethod
-    def of(cls, source: WeightSource) -> GlooUpdateInfo:
+    def from_source(cls, source: WeightSource) -> GlooUpdateInfo:
         metas = source.metadata()
         return cls(
             names=[meta.name for meta in metas],
@@ -75,7 +79,7 @@ class GlooUpdateInfo(WeightTransferUpdateInfo):
             bucket_sizes=[len(names) for names in source.groups()],
         )
 
-    def buckets(self) -> Iterator[list[ParamMeta]]:
+    def iter_buckets(self) -> Iterator[list[ParamMeta]]:
         metas = zip(self.names, self.dtype_names, self.shapes, strict=True)
         for size in self.bucket_sizes:
             yield [
@@ -86,7 +90,7 @@ class GlooUpdateInfo(WeightTransferUpdateInfo):
 
 @dataclass
 class GlooTrainerInitInfo(TrainerInitInfo):
-    """What a trainer rank needs; rank 0 sends and holds the group's store, at a port that it is given by the system."""
+    """What a training rank needs. Rank 0 is the sender and opens the group's store, at a free port."""
 
     backend: ClassVar[str] = BACKEND
 
@@ -96,10 +100,10 @@ class GlooTrainerInitInfo(TrainerInitInfo):
 
 
 class GlooGroup:
-    """A gloo group of its own, apart from torch's default one: one sender and its receivers.
+    """A gloo process group of one sender and its receivers, separate from torch's default group.
 
     Args:
-        port: of the store at `address`; 0 in the sender, which opens it.
+        port: port of the store at `address`; 0 in the sender, which opens the store at a free port.
     """
 
     def __init__(self, address: str, port: int, rank: int, world_size: int, timeout_s: float):
@@ -113,32 +117,32 @@ class GlooGroup:
         self._group = None
 
     def join(self) -> None:
-        """Wait for all the others. Raises RuntimeError at the timeout."""
+        """Join, and wait for all other members. Raises RuntimeError at the timeout."""
         self._group = self._join()
 
     def broadcast(self, flat: torch.Tensor) -> torch.distributed.Work:
-        """Send (rank 0) or receive `flat`, uint8 [bytes]; done once the returned work has been waited for."""
+        """Send (rank 0) or receive `flat`, uint8 [bytes]; it is complete after `wait` of the returned work."""
         options = torch.distributed.BroadcastOptions()
         options.rootRank = 0
         return self._group.broadcast([flat], options)
 
 
-def flattened(tensors: list[torch.Tensor]) -> torch.Tensor:
-    """A copy of the tensors' bytes end to end, uint8 [bytes]."""
+def flatten(tensors: list[torch.Tensor]) -> torch.Tensor:
+    """Return a copy of the bytes of all tensors, concatenated, uint8 [bytes]."""
     return torch.cat([tensor.detach().contiguous().view(-1).view(torch.uint8) for tensor in tensors])
 
 
-def unflattened(flat: torch.Tensor, bucket: list[ParamMeta]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Named views of `flat`, as `bucket` says."""
+def unflatten(flat: torch.Tensor, bucket: list[ParamMeta]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield (name, tensor) of each weight of `bucket`; the tensors are views of `flat` where alignment allows it."""
     sizes = [math.prod(meta.shape) * meta.dtype.itemsize for meta in bucket]
     for meta, part in zip(bucket, flat.split(sizes), strict=True):
-        # A view needs an address that fits its dtype; after weights of a narrower one it may not.
+        # A view needs an address aligned to its dtype; after weights of a narrower dtype it may not be.
         aligned = part if part.storage_offset() % meta.dtype.itemsize == 0 else part.clone()
         yield meta.name, aligned.view(meta.dtype).view(meta.shape)
 
 
 class GlooTrainerWeightTransferEngine(TrainerWeightTransferEngine[GlooTrainerInitInfo]):
-    """The trainer's end: while two buckets are on their way, the next is gathered."""
+    """The trainer's end: the next bucket is gathered while two buckets are in flight."""
 
     init_info_cls = GlooTrainerInitInfo
 
@@ -150,30 +154,34 @@ class GlooTrainerWeightTransferEngine(TrainerWeightTransferEngine[GlooTrainerIni
         if engine.is_sender:
             world = (init_info.world_size, init_info.timeout_s)
             engine._group = GlooGroup(init_info.master_address, 0, 0, *world)
-            theirs = GlooInitInfo(init_info.master_address, engine._group.port, 1, *world)
-            _beside(engine._group.join, client.init_weight_transfer_engine, asdict(theirs))
+            worker_info = GlooInitInfo(init_info.master_address, engine._group.port, 1, *world)
+            _run_together(engine._group.join, client.init_weight_transfer_engine, asdict(worker_info))
         return engine
 
     def send_weights(self) -> None:
-        """Called on every rank: gathering is a collective. Raises what the workers raise, RuntimeError at a timeout."""
+        """Send all weights. A collective: every rank calls it, because each bucket is gathered from all ranks.
+
+        Raises:
+            RuntimeError: a timeout, or a connection that was closed. Errors of the workers are raised as they are.
+        """
         if not self.is_sender:
             for _ in self.source.iter_groups():
                 pass
             return
         self.client.start_weight_update()
-        _beside(self._broadcast, self.client.update_weights, asdict(GlooUpdateInfo.of(self.source)))
+        _run_together(self._broadcast, self.client.update_weights, asdict(GlooUpdateInfo.from_source(self.source)))
         self.client.finish_weight_update()
 
     def _broadcast(self) -> None:
         sent: deque[torch.distributed.Work] = deque()
         failed: RuntimeError | None = None
-        for _, tensors in self.source.iter_groups():  # to its end also after a failure: the other ranks gather too
+        for _, tensors in self.source.iter_groups():  # continue after a failure: the other ranks gather too
             if failed:
                 continue
             try:
                 if len(sent) == _IN_FLIGHT:
                     sent.popleft().wait()
-                sent.append(self._group.broadcast(flattened(tensors)))
+                sent.append(self._group.broadcast(flatten(tensors)))
             except RuntimeError as error:
                 failed = error
         if failed:
@@ -182,30 +190,32 @@ class GlooTrainerWeightTransferEngine(TrainerWeightTransferEngine[GlooTrainerIni
             work.wait()
 
 
-def _beside(ours, theirs, argument: dict) -> None:
-    """Run `ours()` while `theirs(argument)` runs: both meet in the same collectives. Raises what either raises.
+def _run_together(
+    send: Callable[[], None], receive: Callable[[dict[str, Any]], None], argument: dict[str, Any]
+) -> None:
+    """Run `send()` while `receive(argument)` runs in a thread: both take part in the same collectives.
 
-    Where ours fails, theirs is not waited for: it may never come back.
+    Errors of either are raised. If `send` fails, `receive` is not waited for, because it may never return.
     """
     thread = ThreadPoolExecutor(max_workers=1)
     try:
-        future = thread.submit(theirs, argument)
-        ours()
+        future = thread.submit(receive, argument)
+        send()
         future.result()
     finally:
         thread.shutdown(wait=False)
 
 
 class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
-    """A worker's end: each layer is loaded, and repacked for the CPU, as soon as its last weight has come."""
+    """A worker's end: each layer is loaded, and repacked for the CPU, when its last weight has arrived."""
 
     init_info_cls = GlooInitInfo
     update_info_cls = GlooUpdateInfo
 
     def init_transfer_engine(self, init_info: GlooInitInfo) -> None:
         worker = self.parallel_config.data_parallel_index * self.parallel_config.world_size + self.parallel_config.rank
-        place = (init_info.master_address, init_info.master_port, init_info.rank_offset + worker)
-        self._group = GlooGroup(*place, init_info.world_size, init_info.timeout_s)
+        member = (init_info.master_address, init_info.master_port, init_info.rank_offset + worker)
+        self._group = GlooGroup(*member, init_info.world_size, init_info.timeout_s)
         self._group.join()
 
     def start_weight_update(self) -> None:
@@ -214,10 +224,10 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo
         initialize_layerwise_reload(self.model)
 
     def receive_weights(self, update_info: GlooUpdateInfo) -> None:
-        """The next bucket is received while this one is loaded."""
+        """Receive all buckets; the next one is received while this one is loaded."""
         ahead: deque[tuple[list[ParamMeta], torch.Tensor, torch.distributed.Work]] = deque()
-        for bucket in update_info.buckets():
-            flat = torch.empty(sum(math.prod(m.shape) * m.dtype.itemsize for m in bucket), dtype=torch.uint8)
+        for bucket in update_info.iter_buckets():
+            flat = torch.empty(sum(math.prod(meta.shape) * meta.dtype.itemsize for meta in bucket), dtype=torch.uint8)
             ahead.append((bucket, flat, self._group.broadcast(flat)))
             if len(ahead) == _IN_FLIGHT:
                 self._load(*ahead.popleft())
@@ -226,7 +236,7 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo
 
     def _load(self, bucket: list[ParamMeta], flat: torch.Tensor, work: torch.distributed.Work) -> None:
         work.wait()
-        self.model.load_weights(unflattened(flat, bucket))
+        self.model.load_weights(unflatten(flat, bucket))
 
     def finish_weight_update(self) -> None:
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload

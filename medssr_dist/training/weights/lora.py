@@ -1,6 +1,6 @@
-"""A policy with adapters as the whole model that others know: Hugging Face names, adapters merged into their weights.
+"""The weights of a policy as a plain Hugging Face checkpoint has them, with LoRA adapters merged.
 
-Rollout engines, the next stage, evaluation and users load plain checkpoints: adapters are trained, never published.
+Rollout engines, the next stage, evaluation and users load plain checkpoints. Adapters are trained but never published.
 """
 
 from __future__ import annotations
@@ -16,10 +16,13 @@ _BASE, _ADAPTED = "base_model.model.", ".base_layer"
 
 
 @dataclass(frozen=True)
-class Exported:
-    """One weight of the whole model. Under ZeRO-3 `value()` needs all of `parameters` gathered.
+class PlainWeight:
+    """One weight of the plain model.
 
-    name: as in a Hugging Face checkpoint. shape, dtype: of the whole weight.
+    name: its name in a Hugging Face checkpoint. parameters: the parameters that it is computed from. value: computes
+    it; under ZeRO-3 all of `parameters` must be gathered. shape, dtype: those of the whole weight.
+
+    Example: PlainWeight("lm_head.weight", [parameter], parameter.detach)
     """
 
     name: str
@@ -35,8 +38,8 @@ class Exported:
         return self.parameters[0].dtype
 
 
-def exported(model: nn.Module) -> list[Exported]:
-    """Every weight of a Hugging Face or PEFT model, in its own order; adapters are part of what they adapt."""
+def list_weights(model: nn.Module) -> list[PlainWeight]:
+    """Return all weights of a Hugging Face or PEFT model, in the model's order, with adapters merged."""
     from peft.tuners.lora import LoraLayer
 
     adapted = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
@@ -44,15 +47,15 @@ def exported(model: nn.Module) -> list[Exported]:
     for name, weight in model.named_parameters():
         layer = adapted.get(name.removesuffix(".weight").removesuffix(_ADAPTED))
         if layer is None:
-            found.append(Exported(name.removeprefix(_BASE), [weight], weight.detach))
+            found.append(PlainWeight(name.removeprefix(_BASE), [weight], weight.detach))
         elif name.endswith(_ADAPTED + ".weight"):
-            found.append(_merged(name.removeprefix(_BASE).replace(_ADAPTED, ""), layer))
+            found.append(_merge_adapter(name.removeprefix(_BASE).replace(_ADAPTED, ""), layer))
         elif _ADAPTED in name:
-            found.append(Exported(name.removeprefix(_BASE).replace(_ADAPTED, ""), [weight], weight.detach))
+            found.append(PlainWeight(name.removeprefix(_BASE).replace(_ADAPTED, ""), [weight], weight.detach))
     return [each for each in found if ".lora_" not in each.name]
 
 
-def _merged(name: str, layer) -> Exported:
+def _merge_adapter(name: str, layer) -> PlainWeight:
     (adapter,) = layer.active_adapters
     weight = layer.base_layer.weight
 
@@ -60,18 +63,21 @@ def _merged(name: str, layer) -> Exported:
         with torch.no_grad():
             return (weight.float() + layer.get_delta_weight(adapter).float()).to(weight.dtype)
 
-    return Exported(name, [weight, layer.lora_A[adapter].weight, layer.lora_B[adapter].weight], value)
+    return PlainWeight(name, [weight, layer.lora_A[adapter].weight, layer.lora_B[adapter].weight], value)
 
 
-def save_merged(model: nn.Module, tokenizer, folder: Path, writes: bool) -> None:
-    """Write a PEFT model in ZeRO-3 shards as a plain checkpoint. All ranks call it; one of them `writes`."""
+def save_merged(model: nn.Module, tokenizer, folder: Path, is_writer: bool) -> None:
+    """Write a PEFT model in ZeRO-3 shards as a plain Hugging Face checkpoint into `folder`.
+
+    A collective: all ranks call it, and one of them, the writer, writes the files.
+    """
     import deepspeed
 
     weights = {}
-    for each in exported(model):
+    for each in list_weights(model):
         with deepspeed.zero.GatheredParameters(each.parameters):
-            if writes:
+            if is_writer:
                 weights[each.name] = each.value().cpu().clone()
-    if writes:
+    if is_writer:
         model.get_base_model().save_pretrained(folder, state_dict=weights)
         tokenizer.save_pretrained(folder)

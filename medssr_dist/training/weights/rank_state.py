@@ -1,13 +1,15 @@
-"""What a policy rank writes beside DeepSpeed's state and takes up again, and the step to another number of ranks."""
+"""A policy rank's part of a checkpoint: random state, size, verification, conversion to another number of ranks."""
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy
 import torch
@@ -18,18 +20,20 @@ from medssr_dist.run.paths import CheckpointPaths
 from medssr_dist.runtime.device import on_gpu
 from medssr_dist.training.weights.checkpoints import Checkpoint
 
-_ADAM_BYTES = 12  # of a trained weight: fp32 itself and AdamW's two moments
-_SLACK = 2**20  # the rank's other state
+_ADAM_BYTES = 12  # for each trained weight: its fp32 value and AdamW's two moments
+_SLACK_BYTES = 2**20  # for the rank's other state
+
+logger = logging.getLogger(__name__)
 
 
-def rng_state() -> dict:
-    """The state of every random number generator of this process that training draws from."""
+def get_rng_states() -> dict[str, Any]:
+    """Return the states of the process's random number generators that training uses, by library."""
     state = {"python": random.getstate(), "numpy": numpy.random.get_state(), "torch": torch.get_rng_state()}
     return state | ({"cuda": torch.cuda.get_rng_state()} if on_gpu() else {})
 
 
-def restore_rng(state: dict) -> None:
-    """Go on from `rng_state`."""
+def restore_rng_states(state: dict[str, Any]) -> None:
+    """Set all generators to states returned by `get_rng_states`."""
     random.setstate(state["python"])
     numpy.random.set_state(state["numpy"])
     torch.set_rng_state(state["torch"])
@@ -37,19 +41,23 @@ def restore_rng(state: dict) -> None:
         torch.cuda.set_rng_state(state["cuda"])
 
 
-def shard_bytes(module: torch.nn.Module) -> int:
-    """Bytes that this rank's part of a ZeRO-3 checkpoint takes: optimizer state of trained weights, frozen weights."""
-    total = _SLACK
+def count_shard_bytes(module: torch.nn.Module) -> int:
+    """Return the size in bytes of this rank's part of a ZeRO-3 checkpoint.
+
+    It holds the optimizer state of trained weights, and the frozen weights themselves.
+    """
+    total = _SLACK_BYTES
     for weight in module.parameters():
         each = _ADAM_BYTES if weight.requires_grad else weight.ds_tensor.element_size()
         total += weight.ds_tensor.numel() * each
     return total
 
 
-def read_back(folder: Path, rank: int) -> dict[str, int]:
-    """Flush this rank's files in `folder` to disk and compare each with its checksums; returns name -> bytes.
+def verify_files(folder: Path, rank: int) -> dict[str, int]:
+    """Flush this rank's files in `folder` to disk and check their checksums; return name -> size in bytes.
 
-    Raises RuntimeError for a file that does not read as it was written.
+    Raises:
+        RuntimeError: a file does not match its checksum, or the rank has no file.
     """
     sizes = {}
     for file in sorted(folder.glob(f"*zero_pp_rank_{rank}_mp_rank_*.pt")):
@@ -57,25 +65,30 @@ def read_back(folder: Path, rank: int) -> dict[str, int]:
             os.fsync(handle.fileno())
             with zipfile.ZipFile(handle) as archive:
                 if damaged := archive.testzip():
-                    raise RuntimeError(f"{file} was not written as it should be: {damaged} differs from its checksum")
+                    raise RuntimeError(f"{file} is damaged: {damaged} differs from its checksum")
         sizes[file.name] = file.stat().st_size
     sync_folder(folder)
     if not sizes:
-        raise RuntimeError(f"rank {rank} has left no file in {folder}")
+        raise RuntimeError(f"rank {rank} has written no file into {folder}")
     return sizes
 
 
-def fit_to_ranks(checkpoints: Path, checkpoint: Checkpoint, ranks: int) -> bool:
-    """Bring `checkpoint` into DeepSpeed's universal form where it was written by another number of ranks.
+def convert_to_ranks(checkpoints: Path, checkpoint: Checkpoint, ranks: int) -> bool:
+    """Convert `checkpoint` to DeepSpeed's universal form if it was written by another number of ranks than `ranks`.
 
-    Returns whether it was. DeepSpeed then finds it by the file `latest_universal`; it is taken away again by the next
-    checkpoint. Raises InputError where DeepSpeed cannot convert it.
+    DeepSpeed finds the universal form through the file `latest_universal`. The next checkpoint deletes it.
+
+    Returns:
+        Whether it was converted.
+
+    Raises:
+        InputError: DeepSpeed cannot convert it.
     """
     if checkpoint.ranks == ranks:
         return False
     paths = CheckpointPaths(checkpoints)
     universal = paths.universal(checkpoint.step)
-    print(f"checkpoint of step {checkpoint.step}: from {checkpoint.ranks} ranks to {ranks}")
+    logger.info("checkpoint of step %d: converted from %d ranks to %d", checkpoint.step, checkpoint.ranks, ranks)
     command = [
         sys.executable,
         "-m",
@@ -95,8 +108,8 @@ def fit_to_ranks(checkpoints: Path, checkpoint: Checkpoint, ranks: int) -> bool:
         last = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1]
         raise InputError(
             f"the checkpoint of step {checkpoint.step} was written by {checkpoint.ranks} ranks, the run has {ranks}, "
-            f"and DeepSpeed cannot convert it ({last}); go back to training.nodes x training.ranks_per_node = "
-            f"{checkpoint.ranks}"
+            f"and DeepSpeed cannot convert it ({last}); set training.nodes x training.ranks_per_node = "
+            f"{checkpoint.ranks} again"
         )
     write_atomic(paths.latest_universal, universal.name)
     return True

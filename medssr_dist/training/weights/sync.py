@@ -1,7 +1,8 @@
-"""A training rank's end of the weight sync: ZeRO-3 weights, gathered a bucket at a time, to all rollout engines.
+"""The training rank's end of the weight sync: ZeRO-3 weights are gathered by buckets and sent to all rollout engines.
 
-It takes the place of OpenRLHF's `broadcast_to_vllm`, which is one Ray call, one gather and one wait a parameter. Sent
-over vLLM's weight-transfer API: its packed NCCL engine on GPU, ours over gloo on CPU (`weight_transfer.py`).
+It replaces OpenRLHF's `broadcast_to_vllm`, which makes one Ray call, one gather and one wait for each parameter. The
+weights go through vLLM's weight-transfer API: its packed NCCL engine on GPU, ours over gloo on CPU
+(`gloo_transfer.py`).
 """
 
 from __future__ import annotations
@@ -18,20 +19,22 @@ from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactor
 
 from medssr_dist.runtime.device import on_gpu
 from medssr_dist.training.weights.gloo_transfer import GlooTrainerInitInfo, register
-from medssr_dist.training.weights.lora import exported
+from medssr_dist.training.weights.lora import list_weights
 
 
 class SyncError(Exception):
-    """Weights did not reach every engine; the message names who did not take part."""
+    """The weights did not reach every engine; the message names the missing ranks or engines."""
 
 
 @dataclass(frozen=True)
 class SyncSettings:
-    """How weights travel.
+    """How weights are sent.
 
-    bucket_bytes: of a gather and of a broadcast; a larger weight goes alone.
-    timeout_s: of each wait for another process.
-    workers: vLLM workers an engine (its tensor-parallel size).
+    bucket_bytes: size of one gather and of one broadcast; a larger weight is sent alone.
+    timeout_s: limit of each wait for another process, seconds.
+    workers: number of vLLM workers of an engine (its tensor-parallel size).
+
+    Example: SyncSettings(bucket_bytes=256 * 2**20, timeout_s=600.0, workers=1)
     """
 
     bucket_bytes: int
@@ -40,16 +43,16 @@ class SyncSettings:
 
 
 class ZeroSource(WeightSource):
-    """A policy's weights whole, adapters merged, from ZeRO-3 shards (or from a module that is whole), by buckets.
+    """The whole weights of a policy, gathered from ZeRO-3 shards by buckets, with adapters merged.
 
-    Iterating is a collective: every rank does it, in the same order. Rank 0, which sends, has the tensors; the others
-    have none, except in buckets with adapters.
+    Iteration is a collective: every rank iterates, in the same order. Rank 0, the sender, gets the tensors. The other
+    ranks get tensors only for buckets with adapters. A module without ZeRO-3 works too.
     """
 
     def __init__(self, module: torch.nn.Module, bucket_bytes: int):
-        self._weights = {each.name: each for each in exported(module)}
+        self._weights = {each.name: each for each in list_weights(module)}
         self._metas = [ParamMeta(each.name, each.dtype, tuple(each.shape)) for each in self._weights.values()]
-        self._groups = [[meta.name for meta in bucket] for bucket in buckets(self._metas, bucket_bytes)]
+        self._groups = [[meta.name for meta in bucket] for bucket in split_into_buckets(self._metas, bucket_bytes)]
 
     def metadata(self) -> list[ParamMeta]:
         return self._metas
@@ -58,7 +61,7 @@ class ZeroSource(WeightSource):
         return self._groups
 
     def iter_groups(self) -> Iterator[tuple[list[str], list[torch.Tensor]]]:
-        """One gather a bucket; its tensors are there until the next is asked for."""
+        """Yield (names, tensors) of each bucket, after one gather; the tensors are valid until the next iteration."""
         from deepspeed.runtime.zero import GatheredParameters
         from deepspeed.runtime.zero.partition_parameters import is_zero_param
 
@@ -66,7 +69,7 @@ class ZeroSource(WeightSource):
             weights = [self._weights[name] for name in names]
             parameters = [parameter for each in weights for parameter in each.parameters]
             if len(parameters) == len(weights) and all(map(is_zero_param, parameters)):
-                yield names, gathered(parameters)
+                yield names, gather_on_rank_0(parameters)
             else:
                 with GatheredParameters(parameters):
                     yield names, [each.value() for each in weights]
@@ -76,8 +79,8 @@ class ZeroSource(WeightSource):
             yield from zip(names, tensors, strict=False)
 
 
-def buckets(metas: list[ParamMeta], most_bytes: int) -> list[list[ParamMeta]]:
-    """Consecutive weights of at most `most_bytes` together; one that is larger is a bucket of its own."""
+def split_into_buckets(metas: list[ParamMeta], most_bytes: int) -> list[list[ParamMeta]]:
+    """Split weights, in order, into buckets of at most `most_bytes`; a larger weight is a bucket alone."""
     found: list[list[ParamMeta]] = []
     filled = 0
     for meta in metas:
@@ -90,10 +93,11 @@ def buckets(metas: list[ParamMeta], most_bytes: int) -> list[list[ParamMeta]]:
     return found
 
 
-def gathered(parameters: list[torch.nn.Parameter]) -> list[torch.Tensor]:
-    """ZeRO-3 parameters whole in rank 0, [] in the others. A collective: one gather of all their shards.
+def gather_on_rank_0(parameters: list[torch.nn.Parameter]) -> list[torch.Tensor]:
+    """Return ZeRO-3 parameters as whole tensors on rank 0, and [] on the other ranks.
 
-    DeepSpeed's GatheredParameters brings them to every rank, and on CPU one at a time.
+    A collective: one gather for all shards. DeepSpeed's GatheredParameters gathers them on every rank, and on CPU one
+    parameter at a time.
     """
     shards = [each.ds_tensor.detach().to(each.device).view(-1).view(torch.uint8) for each in parameters]
     own, group = torch.cat(shards), parameters[0].ds_process_group
@@ -111,15 +115,18 @@ def gathered(parameters: list[torch.nn.Parameter]) -> list[torch.Tensor]:
 
 
 class EngineClient:
-    """vLLM's VLLMWeightSyncClient for engines that are Ray actors, with a timeout that names the engine.
+    """vLLM's VLLMWeightSyncClient for engines that are Ray actors; at a timeout it names the engine.
 
     Args:
         engines: rollout engine actors by name.
+
+    Attributes:
+        version: version of the weights that are being sent.
     """
 
     def __init__(self, engines: dict[str, ray.actor.ActorHandle], settings: SyncSettings):
         self._engines, self._settings = engines, settings
-        self.version = 0  # of the weights being sent
+        self.version = 0
 
     def init_weight_transfer_engine(self, init_info: dict) -> None:
         offsets = [init_info["rank_offset"] + self._settings.workers * index for index in range(len(self._engines))]
@@ -135,7 +142,7 @@ class EngineClient:
         self._all("finish_weight_update", [(self.version,)] * len(self._engines))
 
     def _all(self, method: str, arguments: list[tuple] | None = None) -> None:
-        """Call `method` of every engine and wait for all. Raises SyncError naming those that do not answer."""
+        """Call `method` of every engine and wait for all. Raises SyncError, which names engines that do not answer."""
         arguments = arguments or [()] * len(self._engines)
         refs = {
             getattr(engine, method).remote(*given): name
@@ -149,7 +156,10 @@ class EngineClient:
 
 
 class WeightSync:
-    """One training rank's part. `connect` and `send` are collectives: called on every rank, in the same order."""
+    """One training rank's part in the weight sync.
+
+    `connect` and `send` are collectives: every rank calls them, in the same order.
+    """
 
     def __init__(self, module: torch.nn.Module, settings: SyncSettings):
         register()
@@ -159,8 +169,8 @@ class WeightSync:
         self._ranks = torch.distributed.new_group(backend="gloo", timeout=timedelta(seconds=settings.timeout_s))
 
     def connect(self, engines: dict[str, ray.actor.ActorHandle]) -> None:
-        """Join with `engines`, by name, in a group of their own; an earlier group is left. Raises SyncError."""
-        self._call_roll()
+        """Form a new process group with these engines, by name; an earlier group is left. Raises SyncError."""
+        self._wait_for_ranks()
         self._client = EngineClient(engines, self._settings)
         world_size = 1 + self._settings.workers * len(engines)
         address = ray.util.get_node_ip_address()
@@ -169,13 +179,13 @@ class WeightSync:
         )
 
     def send(self, version: int) -> None:
-        """Send the weights as they are, as `version`, to the engines of the last `connect`. Raises SyncError."""
-        self._call_roll()
+        """Send the current weights, as version number `version`, to the connected engines. Raises SyncError."""
+        self._wait_for_ranks()
         self._client.version = version
         try:
             self._transfer.send_weights()
         except RuntimeError as error:
-            raise SyncError(f"weight sync: broken off at weights {version}: {error}") from error
+            raise SyncError(f"weight sync: interrupted while sending version {version}: {error}") from error
 
     def _init_info(self, address: str, world_size: int):
         if not on_gpu():
@@ -187,8 +197,8 @@ class WeightSync:
         size = self._settings.bucket_bytes
         return NCCLTrainerInitInfo(address, port, world_size, packed_buffer_size_bytes=size, rank=self._rank)
 
-    def _call_roll(self) -> None:
-        """Wait for every rank. Raises SyncError naming those that have not come at the timeout."""
+    def _wait_for_ranks(self) -> None:
+        """Wait for all ranks. Raises SyncError at the timeout, which names the missing ranks."""
         timeout = timedelta(seconds=self._settings.timeout_s)
         try:
             torch.distributed.monitored_barrier(self._ranks, timeout, wait_all_ranks=True)
