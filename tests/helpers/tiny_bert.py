@@ -1,4 +1,4 @@
-"""A two-layer BERT over a dozen words, with random weights: the form of the real encoders, made in a moment."""
+"""A two-layer BERT with eleven words and random weights, as a fast replacement for the real encoders."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "rare", "disease", "
 
 
 def save_bert(directory: Path, seed: int, head: str = "BertModel", **config: object) -> str:
-    """Save tokenizer and model of class `head` to `directory`; returns its path."""
+    """Save a tokenizer and a model of the transformers class `head` to `directory`, and return its path."""
     import torch
     import transformers
 

@@ -1,4 +1,4 @@
-"""Passages from HPO and from JSONL corpora, and the messages for those that cannot be used."""
+"""Passages from HPO and from JSONL files, and the errors for unusable corpora."""
 
 import json
 
@@ -26,7 +26,7 @@ def write(path, *rows):
     return DataSource(path=str(path))
 
 
-def test_a_disease_becomes_prose():
+def test_disease_is_described_in_prose():
     passage = describe_disease(load_diseases()["OMIM:203500"])
     assert (passage.id, passage.title, passage.source) == ("OMIM:203500", "Alkaptonuria", "hpo")
     assert passage.content.startswith("Alkaptonuria is a rare disease. Very frequent features are dark urine; ")
@@ -34,7 +34,7 @@ def test_a_disease_becomes_prose():
     assert passage.content.count(";") < MAX_PHENOTYPES
 
 
-def test_hpo_passages_are_one_a_rare_disease_with_evaluation_last():
+def test_hpo_passages_cover_rare_diseases_evaluation_last():
     passages = read_corpus(DataSource(path=HPO_PASSAGES))
     assert len(passages) == len({passage.id for passage in passages}) == len(load_rare_diseases())
     held_out = [is_evaluation(load_diseases()[passage.id]) for passage in passages]
@@ -43,7 +43,7 @@ def test_hpo_passages_are_one_a_rare_disease_with_evaluation_last():
     assert passages.by_id(passages[3].id) == passages[3]
 
 
-def test_medrag_form_is_read(tmp_path):
+def test_medrag_format_is_read(tmp_path):
     source = write(tmp_path / "med.jsonl", ROW, {**ROW, "id": 2})
     first, second = read_corpus(source)
     assert (first.id, first.title, first.content, first.source) == ("a1", "Alkaptonuria", "Dark urine.", "med")
@@ -51,7 +51,7 @@ def test_medrag_form_is_read(tmp_path):
     assert list(read_corpus(source.model_copy(update={"limit": 1}))) == [first]
 
 
-def test_ids_are_unique_within_a_source(tmp_path):
+def test_ids_need_to_be_unique_only_within_a_source(tmp_path):
     passages = read_corpus(write(tmp_path / "two.jsonl", {**ROW, "source": "GARD"}, {**ROW, "source": "GHR"}))
     assert [passage.id for passage in passages] == ["GARD:a1", "GHR:a1"]
 
@@ -79,7 +79,7 @@ def test_unusable_corpora_are_refused(tmp_path, rows, message):
         read_corpus(write(tmp_path / "c.jsonl", *rows))
 
 
-def test_corpus_that_is_not_utf8_absent_or_unknown_is_refused(tmp_path):
+def test_absent_unknown_or_non_utf8_corpus_is_refused(tmp_path):
     (tmp_path / "latin.jsonl").write_bytes(b'{"id": "\xe9"}\n')
     with pytest.raises(InputError, match="not UTF-8"):
         read_corpus(DataSource(path=str(tmp_path / "latin.jsonl")))
@@ -89,7 +89,7 @@ def test_corpus_that_is_not_utf8_absent_or_unknown_is_refused(tmp_path):
         read_corpus(DataSource(path="hpo:seeds"))
 
 
-def test_entities_are_seeded_held_out_and_in_the_corpus():
+def test_entities_are_seeded_and_exclude_evaluation_diseases():
     knowledge = Knowledge(corpus=DataSource(path=HPO_PASSAGES, limit=50), entities=10)
     drawn = draw_entities(knowledge, 42)
     assert len(drawn) == 10 and drawn == draw_entities(knowledge, 42) != draw_entities(knowledge, 43)

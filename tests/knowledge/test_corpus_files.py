@@ -1,4 +1,4 @@
-"""JSONL corpora read by offset: what stands on a line, what is refused and where, and what a change does."""
+"""JSONL corpora that are read by offset: valid lines, errors with their place, and changed files."""
 
 import json
 import os
@@ -24,7 +24,7 @@ def row(name, content="c", **more):
 
 @pytest.fixture
 def shards(tmp_path):
-    """Three shards of 4, 0 and 3 passages, in MedRAG's form."""
+    """Three shards of 4, 0 and 3 passages in MedRAG's format."""
     folder = tmp_path / "chunk"
     folder.mkdir()
     for number, names in enumerate(("abcd", "", "efg")):
@@ -32,14 +32,14 @@ def shards(tmp_path):
     return folder
 
 
-def scans(monkeypatch):
-    """Counts scans from now on."""
+def count_scans(monkeypatch):
+    """Return a list that gets an entry for each scan from now on."""
     done, scan = [], corpus_files._scan_files
     monkeypatch.setattr(corpus_files, "_scan_files", lambda *given: done.append(1) or scan(*given))
     return done
 
 
-def test_a_folder_of_shards_is_one_corpus_by_row_slice_and_id(shards):
+def test_folder_of_shards_is_read_by_row_slice_and_id(shards):
     corpus = FileCorpus(shards)
     assert len(corpus) == 7 and [passage.id for passage in corpus] == list("abcdefg")
     assert (corpus[4].id, corpus[4].source, corpus[-1].content) == ("e", "pubmed0002", "content g")
@@ -51,13 +51,13 @@ def test_a_folder_of_shards_is_one_corpus_by_row_slice_and_id(shards):
 
 
 @pytest.mark.parametrize("limit", [3, 4, 5])
-def test_a_limit_takes_the_first_and_is_its_own_corpus(shards, limit):
+def test_limit_takes_the_first_passages_and_changes_the_hash(shards, limit):
     corpus = FileCorpus(shards, limit)
     assert [passage.id for passage in corpus] == list("abcdefg")[:limit]
     assert corpus.hash != FileCorpus(shards).hash
 
 
-def test_utf8_empty_lines_crlf_and_no_last_newline(tmp_path):
+def test_utf8_blank_lines_crlf_and_no_last_newline_are_read(tmp_path):
     file = tmp_path / "odd.jsonl"
     text = row("é", "naïve 麻酔 \u2028 x") + "\n  \r\n" + row("b").replace("\n", "\r\n") + row("c").rstrip("\n")
     file.write_bytes(text.encode())
@@ -66,7 +66,7 @@ def test_utf8_empty_lines_crlf_and_no_last_newline(tmp_path):
     assert corpus.by_id("é").content == "naïve 麻酔 \u2028 x" and corpus[2].content == "c"
 
 
-def test_a_title_may_be_empty(tmp_path):
+def test_title_may_be_empty(tmp_path):
     (tmp_path / "t.jsonl").write_text('{"id": "a", "content": "x"}\n{"id": "b", "title": null, "content": "y"}\n')
     assert [passage.title for passage in FileCorpus(tmp_path / "t.jsonl")] == ["", ""]
 
@@ -82,13 +82,13 @@ def test_a_title_may_be_empty(tmp_path):
         (row("a").encode(), r"line 3: id 'a' occurs twice, first at .*c\.jsonl line 1;"),
     ],
 )
-def test_a_bad_line_is_named(tmp_path, line, message):
+def test_bad_line_is_reported_by_number(tmp_path, line, message):
     (tmp_path / "c.jsonl").write_bytes(row("a").encode() + b"\n" + line)
     with pytest.raises(InputError, match=r"c\.jsonl " + message):
         FileCorpus(tmp_path / "c.jsonl")
 
 
-def test_an_id_in_two_shards_is_named_with_both_places(shards):
+def test_id_in_two_shards_is_reported_with_both_places(shards):
     with open(shards / "pubmed0002.jsonl", "a") as file:
         file.write("\n" + row("b"))
     with pytest.raises(
@@ -97,40 +97,32 @@ def test_an_id_in_two_shards_is_named_with_both_places(shards):
         FileCorpus(shards)
 
 
-def test_ids_of_equal_hash_are_told_apart(shards, monkeypatch):
+def test_ids_with_equal_hash_are_distinguished(shards, monkeypatch):
     monkeypatch.setattr(corpus_files, "_hash_id", lambda name: ord(name) % 2)
     corpus = FileCorpus(shards)
     assert [corpus.by_id(name).id for name in "abcdefg"] == list("abcdefg")
 
 
-def test_a_folder_without_shards_says_what_to_give(tmp_path):
+def test_folder_without_shards_is_refused_with_the_fix(tmp_path):
     with pytest.raises(InputError, match=r"has no \*\.jsonl files.*chunk/"):
         FileCorpus(tmp_path)
 
 
-def test_files_are_scanned_once_and_again_when_changed(shards, monkeypatch):
-    done = scans(monkeypatch)
+def test_files_are_scanned_again_only_after_a_change(shards, monkeypatch):
+    done = count_scans(monkeypatch)
     first, again = FileCorpus(shards), FileCorpus(shards)
     assert len(done) == 1 and again.hash == first.hash
     os.utime(shards / "pubmed0000.jsonl", ns=(1, 1))
     assert FileCorpus(shards).hash == first.hash and len(done) == 2
     (shards / "pubmed0001.jsonl").write_text(row("new"))
     changed = FileCorpus(shards)
-    assert (
-        len(done) == 3
-        and changed.hash != first.hash
-        and [passage.id for passage in changed]
-        == list("abcd")
-        + [
-            "new",
-            *"efg",
-        ]
-    )
+    assert len(done) == 3 and changed.hash != first.hash
+    assert [passage.id for passage in changed] == [*"abcd", "new", *"efg"]
     (shards / "pubmed0003.jsonl").write_text(row("h"))
     assert len(FileCorpus(shards)) == 9
 
 
-def test_a_change_while_in_use_is_refused(shards):
+def test_change_while_in_use_is_refused(shards):
     corpus = FileCorpus(shards)
     with open(shards / "pubmed0000.jsonl", "a") as file:
         file.write(row("new"))
@@ -139,7 +131,7 @@ def test_a_change_while_in_use_is_refused(shards):
     assert corpus[5].id == "f"
 
 
-def test_the_hash_covers_ids_contents_and_order(tmp_path):
+def test_hash_covers_ids_contents_and_order(tmp_path):
     hashes = set()
     for lines in ([row("a"), row("b")], [row("b"), row("a")], [row("a"), row("b", "other")]):
         (tmp_path / "c.jsonl").write_text("".join(lines))
@@ -147,7 +139,7 @@ def test_the_hash_covers_ids_contents_and_order(tmp_path):
     assert len(hashes) == 3
 
 
-def test_a_large_file_is_never_held_in_memory(tmp_path):
+def test_large_file_is_not_loaded_into_memory(tmp_path):
     file = tmp_path / "large.jsonl"
     with open(file, "w") as handle:
         for number in range(60_000):
@@ -164,7 +156,7 @@ def test_a_large_file_is_never_held_in_memory(tmp_path):
     assert count == 60_000 and grown_kb * 1024 < 25e6 < file.stat().st_size / 4
 
 
-def test_rows_in_any_order_are_read_at_their_offsets(tmp_path):
+def test_rows_are_read_in_any_order(tmp_path):
     rng = np.random.default_rng(0)
     contents = ["é" * int(rng.integers(1, 50)) for _ in range(300)]
     (tmp_path / "c.jsonl").write_text("".join(row(f"{i}", content) for i, content in enumerate(contents)))

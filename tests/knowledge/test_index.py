@@ -1,4 +1,4 @@
-"""FAISS on small data: exact forms, IVF-PQ and its recall, memory predicted and refused, the cache and its checks."""
+"""The index with FAISS on small data: exact search, IVF-PQ and its recall, memory, the cache and its checks."""
 
 import json
 import logging
@@ -19,7 +19,7 @@ KNOWLEDGE = {"encoder": "minilm", "shard_size": 700, "pq_bytes": 8, "ivf_lists":
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """Small searches are slower on several threads, most of all where other tests run."""
+    """Use one thread: small searches are slower on several, especially while other tests run."""
     import faiss
 
     before = faiss.omp_get_max_threads()
@@ -35,7 +35,7 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def vectors():
-    """[4000, 64] in 200 groups, not of unit length; the last ten are copies of the first."""
+    """[4000, 64] in 200 clusters, not normalised; the last ten are copies of the first ten."""
     rng = np.random.default_rng(0)
     made = rng.standard_normal((200, 64))[rng.integers(0, 200, 4000)] + 0.6 * rng.standard_normal((4000, 64))
     made[-10:] = made[:10]
@@ -48,59 +48,59 @@ def queries(vectors):
     return vectors[rng.integers(0, 4000, 50)] + 0.3 * rng.standard_normal((50, 64), dtype=np.float32)
 
 
-def form(name, **more):
+def make_knowledge(name, **more):
     return Knowledge(**KNOWLEDGE | {"index": name} | more)
 
 
-def by_hand(vectors, queries, k):
+def search_by_sorting(vectors, queries, k):
     return np.argsort(-(queries @ vectors.T), axis=1, kind="stable")[:, :k]
 
 
 def test_exact_forms_find_the_largest_inner_products(vectors, queries, tmp_path):
     for name in ("flat", "sharded_flat"):
-        scores, rows = build_index(vectors, form(name), tmp_path / name).search(queries, 5)
+        scores, rows = build_index(vectors, make_knowledge(name), tmp_path / name).search(queries, 5)
         assert rows.dtype == np.int64 and scores.dtype == np.float32
-        np.testing.assert_array_equal(np.sort(rows), np.sort(by_hand(vectors, queries, 5)))
+        np.testing.assert_array_equal(np.sort(rows), np.sort(search_by_sorting(vectors, queries, 5)))
         np.testing.assert_allclose(scores, np.take_along_axis(queries @ vectors.T, rows, 1), rtol=1e-5)
 
 
 @pytest.mark.parametrize("k", [1, 5, 120])
-def test_sharded_is_flat_exactly_copies_of_a_passage_included(vectors, tmp_path, k):
+def test_sharded_search_equals_flat_search_with_ties(vectors, tmp_path, k):
     np.save(tmp_path / "v.npy", vectors)
     mapped = np.load(tmp_path / "v.npy", mmap_mode="r")
-    flat = build_index(vectors, form("flat"), tmp_path / "flat").search(vectors[:10], k)
-    sharded = build_index(mapped, form("sharded_flat"), tmp_path / "sharded").search(vectors[:10], k)
+    flat = build_index(vectors, make_knowledge("flat"), tmp_path / "flat").search(vectors[:10], k)
+    sharded = build_index(mapped, make_knowledge("sharded_flat"), tmp_path / "sharded").search(vectors[:10], k)
     np.testing.assert_array_equal(sharded[0], flat[0])
     np.testing.assert_array_equal(sharded[1], flat[1])
     if k > 1:
         assert [sorted(pair) for pair in flat[1][:, :2].tolist()] == [[row, 3990 + row] for row in range(10)]
 
 
-def test_a_shard_smaller_than_k_is_no_harm(vectors, queries, tmp_path):
-    index = build_index(vectors[:100], form("sharded_flat", shard_size=3), tmp_path)
-    np.testing.assert_array_equal(index.search(queries, 20)[1], by_hand(vectors[:100], queries, 20))
+def test_shards_may_be_smaller_than_k(vectors, queries, tmp_path):
+    index = build_index(vectors[:100], make_knowledge("sharded_flat", shard_size=3), tmp_path)
+    np.testing.assert_array_equal(index.search(queries, 20)[1], search_by_sorting(vectors[:100], queries, 20))
 
 
-def test_ivfpq_ranks_its_candidates_exactly_and_reports_recall(vectors, queries, tmp_path):
-    index = build_index(vectors, form("ivfpq", ivf_probes=8, candidates=200), tmp_path, queries)
+def test_ivfpq_ranks_by_exact_scores_and_reports_recall(vectors, queries, tmp_path):
+    index = build_index(vectors, make_knowledge("ivfpq", ivf_probes=8, candidates=200), tmp_path, queries)
     scores, rows = index.search(queries, 5)
     np.testing.assert_allclose(scores, np.take_along_axis(queries @ vectors.T, rows, 1), rtol=1e-4)
     facts = json.loads((tmp_path / "index.json").read_text())
-    exact = by_hand(vectors, queries, 5)
+    exact = search_by_sorting(vectors, queries, 5)
     recall = np.mean([len(set(a) & set(b)) / 5 for a, b in zip(rows.tolist(), exact.tolist(), strict=True)])
     assert facts["recall"]["of"] == {"k": 5, "probes": 8, "candidates": 200} and facts["recall"]["queries"] == 50
     assert facts["recall"]["value"] == pytest.approx(recall) and recall > 0.95
 
 
 def test_fewer_candidates_and_probes_recall_less(vectors, tmp_path):
-    few = form("ivfpq", ivf_probes=1, candidates=5, pq_bytes=2)
+    few = make_knowledge("ivfpq", ivf_probes=1, candidates=5, pq_bytes=2)
     build_index(vectors, few, tmp_path)
     recall = json.loads((tmp_path / "index.json").read_text())["recall"]
     assert recall["queries"] == 200 and 0.05 < recall["value"] < 0.9
 
 
-def test_where_the_probed_lists_hold_too_few_the_rest_is_minus_one(vectors, queries, tmp_path):
-    index = build_index(vectors[:300], form("ivfpq", ivf_lists=250, ivf_probes=1), tmp_path)
+def test_missing_results_have_row_minus_one(vectors, queries, tmp_path):
+    index = build_index(vectors[:300], make_knowledge("ivfpq", ivf_lists=250, ivf_probes=1), tmp_path)
     scores, rows = index.search(queries, 20)
     assert (rows[:, 0] >= 0).all() and (rows[:, -1] == -1).any() and (scores[rows == -1] == -np.inf).all()
     assert ((rows == -1).astype(int).cumsum(1) <= np.arange(1, 21)).all() and not (
@@ -116,36 +116,36 @@ def test_where_the_probed_lists_hold_too_few_the_rest_is_minus_one(vectors, quer
         (400, {"pq_bytes": 7}, r"pq_bytes = 7 does not divide the dimension 64"),
     ],
 )
-def test_ivfpq_that_cannot_be_learnt_is_refused(vectors, tmp_path, count, settings, message):
+def test_ivfpq_that_cannot_be_trained_is_refused(vectors, tmp_path, count, settings, message):
     with pytest.raises(InputError, match=message):
-        build_index(vectors[:count], form("ivfpq", **settings), tmp_path)
+        build_index(vectors[:count], make_knowledge("ivfpq", **settings), tmp_path)
 
 
-def test_memory_of_each_form_at_scale():
-    """24 million PubMed abstracts under MedCPT."""
+def test_memory_of_each_form_for_24_million_passages():
+    """As many passages as PubMed abstracts, encoded by MedCPT."""
     needed = estimate_index_memory(Knowledge(), 24_000_000, 768)
     assert needed["flat"] == pytest.approx(73.9e9, rel=0.01)
     assert needed["sharded_flat"] == pytest.approx(0.46e9, rel=0.01)
     assert 2e9 < needed["ivfpq"] < 6e9
 
 
-def test_a_form_that_does_not_fit_is_refused_with_the_forms_that_do(vectors, tmp_path, monkeypatch):
+def test_form_that_does_not_fit_is_refused_with_alternatives(vectors, tmp_path, monkeypatch):
     monkeypatch.setattr("medssr_dist.knowledge.index.read_available_memory", lambda: 1_000_000_000)
     wide = Vectors([np.broadcast_to(np.float32(0), (1_000_000, 768))])
     smaller = r"set knowledge\.index=sharded_flat \(0\.46 GB\) or ivfpq \(0\.\d\d GB\)$"
     with pytest.raises(InputError, match=rf"index=flat needs 3\.22 GB .*1,000,000.*768, 1\.00 GB are free; {smaller}"):
-        build_index(wide, form("flat", shard_size=100_000), tmp_path / "x")
+        build_index(wide, make_knowledge("flat", shard_size=100_000), tmp_path / "x")
     assert not (tmp_path / "x").exists()
     monkeypatch.setattr("medssr_dist.knowledge.index.read_available_memory", lambda: 1000)
     with pytest.raises(InputError, match=r"lower knowledge\.shard_size or free some memory"):
-        build_index(vectors, form("sharded_flat"), tmp_path / "x")
+        build_index(vectors, make_knowledge("sharded_flat"), tmp_path / "x")
 
 
 # --- the cache
 
 
 class Rows(Corpus):
-    """So many passages without meaning."""
+    """A corpus of `count` passages without content."""
 
     def __init__(self, count, name="rows"):
         self.hash, self._count = f"{name}{count}", count
@@ -162,7 +162,7 @@ class Rows(Corpus):
 
 
 class TableEncoder:
-    """Passage i -> row i of a table; counts what it encodes."""
+    """Encodes passage i as row i of a table, and counts the encoded passages."""
 
     name = "table"
 
@@ -182,78 +182,80 @@ def encoder(vectors):
     return TableEncoder(vectors)
 
 
-def finds(index, encoder):
+def finds_queries(index, encoder):
     return index.search(encoder.table[:3], 1)[1][:, 0].tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize("name", ["flat", "sharded_flat", "ivfpq"])
-def test_an_index_is_built_once(encoder, name):
+def test_index_is_built_once(encoder, name):
     corpus = Rows(3000)
     for _ in range(2):
-        assert finds(open_index(corpus, form(name, ivf_probes=32, pq_bytes=32), lambda: encoder), encoder)
+        assert finds_queries(
+            open_index(corpus, make_knowledge(name, ivf_probes=32, pq_bytes=32), lambda: encoder), encoder
+        )
     assert encoder.encoded == 3000
-    folder = locate_index(corpus, form(name))
+    folder = locate_index(corpus, make_knowledge(name))
     assert [np.load(file).shape for file in list_shard_files(folder, 3000, 700)] == [(700, 64)] * 4 + [(200, 64)]
-    facts = json.loads((locate_form(folder, form(name, pq_bytes=32)) / "index.json").read_text())
+    facts = json.loads((locate_form(folder, make_knowledge(name, pq_bytes=32)) / "index.json").read_text())
     assert facts["corpus_hash"] == corpus.hash and facts["recall"]["value"] > 0.9
     assert set(facts["memory_bytes"]) == {"flat", "sharded_flat", "ivfpq"}
 
 
-def test_forms_share_the_vectors(encoder):
+def test_forms_share_the_encoded_vectors(encoder):
     for name in ("flat", "sharded_flat", "ivfpq"):
-        open_index(Rows(3000), form(name), lambda: encoder)
+        open_index(Rows(3000), make_knowledge(name), lambda: encoder)
     assert encoder.encoded == 3000
-    assert (
-        len(
-            {
-                locate_index(Rows(3), form("flat")),
-                locate_index(Rows(3, "x"), form("flat")),
-                locate_index(Rows(3), form("flat", shard_size=1)),
-            }
-        )
-        == 3
+    keys = (
+        (Rows(3), make_knowledge("flat")),
+        (Rows(3, "x"), make_knowledge("flat")),
+        (Rows(3), make_knowledge("flat", shard_size=1)),
     )
+    assert len({locate_index(corpus, knowledge) for corpus, knowledge in keys}) == 3
 
 
-def test_other_probes_are_measured_again_and_nothing_is_built(encoder, monkeypatch):
-    open_index(Rows(3000), form("ivfpq"), lambda: encoder, ["query"] * 7)
+def test_other_search_settings_measure_recall_without_a_build(encoder, monkeypatch):
+    open_index(Rows(3000), make_knowledge("ivfpq"), lambda: encoder, ["query"] * 7)
     monkeypatch.setattr("medssr_dist.knowledge.index.build_ivfpq", lambda *given: pytest.fail("built again"))
-    open_index(Rows(3000), form("ivfpq", ivf_probes=3), lambda: encoder, ["query"] * 9)
-    facts = json.loads((locate_form(locate_index(Rows(3000), form("ivfpq")), form("ivfpq")) / "index.json").read_text())
+    open_index(Rows(3000), make_knowledge("ivfpq", ivf_probes=3), lambda: encoder, ["query"] * 9)
+    facts = json.loads(
+        (
+            locate_form(locate_index(Rows(3000), make_knowledge("ivfpq")), make_knowledge("ivfpq")) / "index.json"
+        ).read_text()
+    )
     assert facts["recall"]["of"]["probes"] == 3 and facts["recall"]["queries"] == 9
 
 
 @pytest.mark.parametrize("damage", ["hash", "count", "torn", "not json", "of another corpus"])
-def test_an_index_that_does_not_match_is_built_again_with_a_warning(encoder, damage, caplog):
-    open_index(Rows(3000), form("ivfpq"), lambda: encoder)
-    folder = locate_form(locate_index(Rows(3000), form("ivfpq")), form("ivfpq"))
+def test_index_that_does_not_match_is_built_again(encoder, damage, caplog):
+    open_index(Rows(3000), make_knowledge("ivfpq"), lambda: encoder)
+    folder = locate_form(locate_index(Rows(3000), make_knowledge("ivfpq")), make_knowledge("ivfpq"))
     facts, data = folder / "index.json", folder / "index.faiss"
     if damage == "torn":
         data.write_bytes(data.read_bytes()[:30])
     elif damage == "not json":
         facts.write_text("{")
     elif damage == "of another corpus":
-        open_index(Rows(2000), form("ivfpq"), lambda: encoder)
-        other = locate_form(locate_index(Rows(2000), form("ivfpq")), form("ivfpq"))
+        open_index(Rows(2000), make_knowledge("ivfpq"), lambda: encoder)
+        other = locate_form(locate_index(Rows(2000), make_knowledge("ivfpq")), make_knowledge("ivfpq"))
         data.write_bytes((other / "index.faiss").read_bytes())
     else:
         changed = {"hash": {"corpus_hash": "0"}, "count": {"count": 9}}[damage]
         facts.write_text(json.dumps({**json.loads(facts.read_text()), **changed}))
     with caplog.at_level(logging.WARNING):
-        index = open_index(Rows(3000), form("ivfpq", ivf_probes=32, candidates=300), lambda: encoder)
-    assert "building it again" in caplog.text and finds(index, encoder)
+        index = open_index(Rows(3000), make_knowledge("ivfpq", ivf_probes=32, candidates=300), lambda: encoder)
+    assert "building it again" in caplog.text and finds_queries(index, encoder)
 
 
-def test_a_torn_shard_is_encoded_again(encoder, caplog):
-    open_index(Rows(3000), form("flat"), lambda: encoder)
-    file = list_shard_files(locate_index(Rows(3000), form("flat")), 3000, 700)[1]
+def test_torn_shard_is_encoded_again(encoder, caplog):
+    open_index(Rows(3000), make_knowledge("flat"), lambda: encoder)
+    file = list_shard_files(locate_index(Rows(3000), make_knowledge("flat")), 3000, 700)[1]
     file.write_bytes(file.read_bytes()[:1000])
-    assert finds(open_index(Rows(3000), form("flat"), lambda: encoder), encoder)
+    assert finds_queries(open_index(Rows(3000), make_knowledge("flat"), lambda: encoder), encoder)
     assert encoder.encoded == 3700 and "encoding its passages again" in caplog.text
 
 
-def test_too_little_memory_is_said_before_anything_is_encoded(encoder, monkeypatch):
+def test_too_little_memory_is_reported_before_encoding(encoder, monkeypatch):
     monkeypatch.setattr("medssr_dist.knowledge.index.read_available_memory", lambda: 160_000_000)
     with pytest.raises(InputError, match=r"index=flat needs .* set knowledge\.index=sharded_flat"):
-        open_index(Rows(100_000), form("flat"), lambda: encoder)
+        open_index(Rows(100_000), make_knowledge("flat"), lambda: encoder)
     assert encoder.encoded == 0

@@ -1,4 +1,4 @@
-"""Encoders, index and retrieval, with the real MiniLM and a small random MedCPT."""
+"""Encoders, reranker and retrieval, with the real MiniLM and a small random MedCPT."""
 
 import json
 import os
@@ -49,7 +49,7 @@ def medcpt(tmp_path):
     )
 
 
-def cls_state(directory, *texts):
+def compute_cls(directory, *texts):
     from transformers import AutoModel, AutoTokenizer
 
     inputs = AutoTokenizer.from_pretrained(directory)(*texts, return_tensors="pt")
@@ -57,57 +57,57 @@ def cls_state(directory, *texts):
         return AutoModel.from_pretrained(directory).eval()(**inputs).last_hidden_state[0, 0].numpy()
 
 
-def test_cache_dir_is_private(tmp_path):
+def test_cache_folder_is_private(tmp_path):
     assert make_cache_dir() == tmp_path / "cache"
     assert make_cache_dir().stat().st_mode & 0o777 == 0o700
 
 
-def test_cache_dir_that_cannot_be_made_is_refused(tmp_path, monkeypatch):
+def test_unusable_cache_folder_is_refused(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("MEDSSR_CACHE", str(tmp_path / "file" / "cache"))
     with pytest.raises(InputError, match="MEDSSR_CACHE"):
         make_cache_dir()
 
 
-def test_medcpt_queries_are_cls_states_of_the_query_tower(medcpt):
+def test_medcpt_queries_are_cls_states_of_the_query_model(medcpt):
     vectors = load_encoder(medcpt).encode_queries(["wilson disease", "rare", "copper liver eye"])
     assert vectors.shape == (3, 32) and vectors.dtype == np.float32
-    np.testing.assert_allclose(vectors[0], cls_state(medcpt.medcpt_query, "wilson disease"), atol=1e-5)
-    np.testing.assert_allclose(vectors[2], cls_state(medcpt.medcpt_query, "copper liver eye"), atol=1e-5)
+    np.testing.assert_allclose(vectors[0], compute_cls(medcpt.medcpt_query, "wilson disease"), atol=1e-5)
+    np.testing.assert_allclose(vectors[2], compute_cls(medcpt.medcpt_query, "copper liver eye"), atol=1e-5)
     assert not np.allclose(np.linalg.norm(vectors, axis=1), 1)
 
 
-def test_medcpt_articles_are_title_content_pairs_of_the_article_tower(medcpt):
+def test_medcpt_articles_are_pairs_of_title_and_content(medcpt):
     vector = load_encoder(medcpt).encode_articles([Passage("1", "wilson disease", "copper liver", "t")])[0]
-    pair = cls_state(medcpt.medcpt_article, "wilson disease", "copper liver")
+    pair = compute_cls(medcpt.medcpt_article, "wilson disease", "copper liver")
     np.testing.assert_allclose(vector, pair, atol=1e-5)
-    assert not np.allclose(vector, cls_state(medcpt.medcpt_article, "wilson disease copper liver"), atol=1e-3)
+    assert not np.allclose(vector, compute_cls(medcpt.medcpt_article, "wilson disease copper liver"), atol=1e-3)
 
 
-def test_medcpt_cuts_queries_at_64_and_articles_at_512(medcpt):
+def test_medcpt_truncates_queries_at_64_and_articles_at_512(medcpt):
     encoder = load_encoder(medcpt)
-    query = cls_state(medcpt.medcpt_query, " ".join(["rare"] * 62))
+    query = compute_cls(medcpt.medcpt_query, " ".join(["rare"] * 62))
     np.testing.assert_allclose(encoder.encode_queries(["rare " * 100])[0], query, atol=1e-5)
-    article = cls_state(medcpt.medcpt_article, "eye", " ".join(["rare"] * 508))
+    article = compute_cls(medcpt.medcpt_article, "eye", " ".join(["rare"] * 508))
     np.testing.assert_allclose(
         encoder.encode_articles([Passage("1", "eye", "rare " * 900, "t")])[0], article, atol=1e-5
     )
 
 
-def test_absent_medcpt_says_what_to_do(tmp_path):
+def test_absent_medcpt_is_reported_with_the_fix(tmp_path):
     for model in (str(tmp_path / "nowhere"), "nobody/no-such-encoder"):
         with pytest.raises(InputError, match=r"medssr prefetch.*knowledge\.encoder=minilm"):
             load_encoder(Knowledge(encoder="medcpt", medcpt_query=model))
 
 
-def test_encoder_name_follows_the_model_files(medcpt, tmp_path):
+def test_encoder_name_changes_with_the_model_files(medcpt, tmp_path):
     before = identify_encoder(medcpt)
     (tmp_path / "article" / "model.safetensors").write_bytes(b"changed")
     assert before != identify_encoder(medcpt) and before.startswith("medcpt:")
     assert identify_encoder(Knowledge(encoder="minilm")) == "minilm"
 
 
-def test_minilm_gives_unit_vectors_that_know_meaning():
+def test_minilm_vectors_are_normalised_and_match_by_meaning():
     encoder = load_encoder(Knowledge(encoder="minilm", batch_size=2))
     vectors = encoder.encode_articles(PASSAGES)
     assert vectors.shape == (3, 384) and vectors.dtype == np.float32
@@ -138,7 +138,7 @@ def test_resumed_retrieval_loads_no_model(corpus):
     assert (done.returncode, done.stdout.strip()) == (0, str(expected)), done.stderr
 
 
-def test_another_k_is_another_retrieval(corpus):
+def test_other_top_k_is_retrieved_separately(corpus):
     ids = [
         [passage.id for passage in Retriever(Knowledge(corpus=corpus, encoder="minilm", top_k=k)).retrieve("Marfan")]
         for k in (1, 3, 1)
@@ -146,44 +146,44 @@ def test_another_k_is_another_retrieval(corpus):
     assert [len(found) for found in ids] == [1, 3, 1] and ids[0] == ids[2] == ids[1][:1]
 
 
-def ledger(tmp_path):
+def find_ledger(tmp_path):
     (file,) = (tmp_path / "cache" / "index").glob("*/retrieval.jsonl")
     return file
 
 
-def minilm(corpus, **settings):
+def use_minilm(corpus, **settings):
     return Knowledge(**{"corpus": corpus, "encoder": "minilm", "top_k": 2} | settings)
 
 
-def test_prepare_finds_all_in_one_search_and_records_it_once(corpus, tmp_path, monkeypatch):
-    retriever, names = Retriever(minilm(corpus)), ["Wilson disease", "Marfan syndrome", "Wilson disease"]
+def test_prepare_records_every_name_once(corpus, tmp_path, monkeypatch):
+    retriever, names = Retriever(use_minilm(corpus)), ["Wilson disease", "Marfan syndrome", "Wilson disease"]
     syncs, fsync = [], os.fsync
     monkeypatch.setattr(os, "fsync", lambda file: syncs.append(file) or fsync(file))
     retriever.prepare(names)
-    rows = [json.loads(line) for line in ledger(tmp_path).read_text().splitlines()]
+    rows = [json.loads(line) for line in find_ledger(tmp_path).read_text().splitlines()]
     assert [row["entity"] for row in rows] == names[:2] and [row["passage_ids"][0] for row in rows] == ["p2", "p3"]
     syncs.clear()
     retriever.prepare([*names, "Copper", "Eye"])
-    assert len(syncs) == 1 and len(ledger(tmp_path).read_text().splitlines()) == 4
+    assert len(syncs) == 1 and len(find_ledger(tmp_path).read_text().splitlines()) == 4
     assert retriever.read_passage("p2").startswith("Wilson disease\nCopper builds up")
     with pytest.raises(KeyError):
         retriever.read_passage("p9")
 
 
-def test_a_torn_ledger_is_repaired(corpus, tmp_path):
-    Retriever(minilm(corpus)).prepare(["Wilson disease"])
-    with open(ledger(tmp_path), "a") as file:
+def test_torn_ledger_is_repaired(corpus, tmp_path):
+    Retriever(use_minilm(corpus)).prepare(["Wilson disease"])
+    with open(find_ledger(tmp_path), "a") as file:
         file.write('{"entity": "Marf')
-    assert Retriever(minilm(corpus)).retrieve("Marfan syndrome")[0].id == "p3"
-    assert [json.loads(line)["entity"] for line in ledger(tmp_path).read_text().splitlines()] == [
+    assert Retriever(use_minilm(corpus)).retrieve("Marfan syndrome")[0].id == "p3"
+    assert [json.loads(line)["entity"] for line in find_ledger(tmp_path).read_text().splitlines()] == [
         "Wilson disease",
         "Marfan syndrome",
     ]
 
 
-def test_what_is_known_is_read_where_there_is_neither_torch_nor_faiss(corpus):
-    """Prefetch on one machine, synthesize on another: all of it from the ledger and the corpus' offsets."""
-    knowledge = minilm(corpus)
+def test_recorded_passages_are_read_without_torch_and_faiss(corpus):
+    """As after a prefetch on another machine: only the ledger and the offsets of the corpus are used."""
+    knowledge = use_minilm(corpus)
     Retriever(knowledge).prepare([p.title for p in PASSAGES])
     code = (
         "import sys\n"
@@ -200,22 +200,22 @@ def test_what_is_known_is_read_where_there_is_neither_torch_nor_faiss(corpus):
 
 
 def test_processes_share_the_cache(corpus, tmp_path):
-    """Three at once, from nothing: one builds, the others wait; every line of the ledger is whole."""
+    """Three processes start without a cache: one builds, the others wait, and every line of the ledger is complete."""
     code = (
         "import sys; from medssr_dist.config.synthesis import Knowledge\n"
         "from medssr_dist.knowledge import retrieval; retrieval._RECORDED_AT_ONCE = 3\n"
         "retriever = retrieval.Retriever(Knowledge.model_validate_json(sys.argv[1]))\n"
         "retriever.prepare([f'name {i} ' + sys.argv[2] for i in range(60)] + ['common'])"
     )
-    commands = [[sys.executable, "-c", code, minilm(corpus).model_dump_json(), str(n)] for n in range(3)]
+    commands = [[sys.executable, "-c", code, use_minilm(corpus).model_dump_json(), str(n)] for n in range(3)]
     processes = [subprocess.Popen(command, stderr=subprocess.DEVNULL) for command in commands]
     assert [process.wait() for process in processes] == [0, 0, 0]
-    rows = [json.loads(line) for line in ledger(tmp_path).read_text().splitlines()]
+    rows = [json.loads(line) for line in find_ledger(tmp_path).read_text().splitlines()]
     assert len({row["entity"] for row in rows}) == 181 and len(rows) <= 183
     assert len({tuple(row["passage_ids"]) for row in rows if row["entity"] == "common"}) == 1
 
 
-def test_all_that_a_retrieval_depends_on_has_its_own_lines(corpus, tmp_path):
+def test_every_retrieval_setting_gets_its_own_records(corpus, tmp_path):
     reranker = save_bert(tmp_path / "cross", 0, "BertForSequenceClassification", num_labels=1)
     other = save_bert(tmp_path / "cross2", 1, "BertForSequenceClassification", num_labels=1)
     settings = [
@@ -227,14 +227,14 @@ def test_all_that_a_retrieval_depends_on_has_its_own_lines(corpus, tmp_path):
         {"reranker": reranker, "rerank_depth": 2},
     ]
     for more in settings * 2:
-        Retriever(minilm(corpus, **more)).prepare(["Wilson disease"])
-    assert len(ledger(tmp_path).read_text().splitlines()) == len(settings)
+        Retriever(use_minilm(corpus, **more)).prepare(["Wilson disease"])
+    assert len(find_ledger(tmp_path).read_text().splitlines()) == len(settings)
     ivfpq = [{}, {"ivf_probes": 3}, {"candidates": 50}, {"pq_bytes": 32}, {"ivf_lists": 9}]
-    keys = {Retriever(minilm(corpus, index="ivfpq", **more))._settings for more in ivfpq}
+    keys = {Retriever(use_minilm(corpus, index="ivfpq", **more))._settings for more in ivfpq}
     assert len(keys) == len(ivfpq)
 
 
-def test_a_cross_encoder_ranks_again(corpus, tmp_path):
+def test_cross_encoder_reranks_the_passages(corpus, tmp_path):
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     model = save_bert(tmp_path / "cross", 3, "BertForSequenceClassification", num_labels=1)
@@ -244,20 +244,20 @@ def test_a_cross_encoder_ranks_again(corpus, tmp_path):
         inputs = tokenizer("copper liver", f"{passage.title} {passage.content}", return_tensors="pt")
         scores[passage.id] = network(**inputs).logits.item()
     best = sorted(scores, key=scores.get, reverse=True)
-    knowledge = minilm(corpus, reranker=model, rerank_depth=3, batch_size=2)
+    knowledge = use_minilm(corpus, reranker=model, rerank_depth=3, batch_size=2)
     assert [passage.id for passage in Retriever(knowledge).retrieve("copper liver")] == best[:2]
-    plain = [passage.id for passage in Retriever(minilm(corpus)).retrieve("copper liver")]
-    shallow = Retriever(minilm(corpus, reranker=model, rerank_depth=2)).retrieve("copper liver")
+    plain = [passage.id for passage in Retriever(use_minilm(corpus)).retrieve("copper liver")]
+    shallow = Retriever(use_minilm(corpus, reranker=model, rerank_depth=2)).retrieve("copper liver")
     assert sorted(passage.id for passage in shallow) == sorted(plain)
 
 
-def test_a_long_query_and_passage_are_cut_at_what_the_cross_encoder_reads(tmp_path):
+def test_reranker_truncates_long_queries_and_passages(tmp_path):
     model = save_bert(tmp_path / "cross", 3, "BertForSequenceClassification", num_labels=1)
     long = Passage("x", "wilson", "copper " * 900, "t")
     assert Reranker(model, 2).rank("liver " * 600, [PASSAGES[0], long], 1)
 
 
-def test_a_classifier_with_several_outputs_is_no_cross_encoder(tmp_path):
+def test_classifier_with_several_outputs_is_refused(tmp_path):
     model = save_bert(tmp_path / "three", 0, "BertForSequenceClassification", num_labels=3)
     with pytest.raises(InputError, match=r"three' has 3 outputs; give a cross-encoder with one"):
         Reranker(model, 2)
@@ -265,8 +265,8 @@ def test_a_classifier_with_several_outputs_is_no_cross_encoder(tmp_path):
         Reranker(str(tmp_path / "nowhere"), 2)
 
 
-def test_a_large_corpus_in_shards_by_every_form_gives_the_same(tmp_path):
-    """MedRAG's form from end to end: shards, offsets, vectors in shards, search, passages."""
+def test_every_form_finds_the_same_passages_in_shards(tmp_path):
+    """A corpus in MedRAG's format through all parts: files, offsets, vectors in shards, search, passages."""
     folder = tmp_path / "chunk"
     folder.mkdir()
     words = ["copper", "liver", "eye", "joint", "heart", "skin", "urine", "bone", "kidney", "nerve"]
@@ -283,7 +283,7 @@ def test_a_large_corpus_in_shards_by_every_form_gives_the_same(tmp_path):
     forms = [{"index": "flat"}, {"index": "sharded_flat"}, {"index": "ivfpq", "ivf_lists": 8, "pq_bytes": 96}]
     found = []
     for form in forms:
-        retriever = Retriever(minilm(DataSource(path=str(folder)), shard_size=64, top_k=3, **form))
+        retriever = Retriever(use_minilm(DataSource(path=str(folder)), shard_size=64, top_k=3, **form))
         retriever.prepare(words)
         found.append([[passage.content for passage in retriever.retrieve(word)] for word in words])
     assert found[0] == found[1] == found[2]

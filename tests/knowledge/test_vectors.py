@@ -1,4 +1,4 @@
-"""Encoding in shards: killed and resumed, here or on Ray workers, with a worker killed in its work."""
+"""Encoding in shards: killed and resumed, in this process or on Ray workers, and with a killed worker."""
 
 import json
 import os
@@ -21,7 +21,7 @@ from medssr_dist.knowledge.encoders import load_encoder
 from medssr_dist.knowledge.vectors import Vectors, encode_corpus
 
 SHARD = 8
-# Encode the corpus of the knowledge in argv[1] into the folder in argv[2].
+# Encodes the corpus of the Knowledge in argv[1] into the folder argv[2].
 ENCODE = """
 import sys; from pathlib import Path
 from medssr_dist.config.synthesis import Knowledge
@@ -56,15 +56,15 @@ def knowledge(tmp_path):
     )
 
 
-def encoded_here(knowledge, folder):
+def encode_here(knowledge, folder):
     folder.mkdir()
     vectors = encode_corpus(read_corpus(knowledge.corpus), knowledge, folder, lambda: load_encoder(knowledge))
     return np.vstack([shard for _, shard in vectors])
 
 
 @pytest.mark.slow
-def test_a_killed_encoding_goes_on_where_it_stopped(knowledge, tmp_path):
-    expected = encoded_here(knowledge, tmp_path / "whole")
+def test_killed_encoding_resumes_at_the_next_shard(knowledge, tmp_path):
+    expected = encode_here(knowledge, tmp_path / "whole")
     folder = tmp_path / "killed"
     folder.mkdir()
     command = [sys.executable, "-c", ENCODE, knowledge.model_dump_json(), str(folder)]
@@ -83,18 +83,18 @@ def test_a_killed_encoding_goes_on_where_it_stopped(knowledge, tmp_path):
     np.testing.assert_array_equal(np.vstack([np.load(file) for file in sorted(folder.iterdir())]), expected)
 
 
-def test_a_full_disk_is_bad_input_and_leaves_no_half_shard(knowledge, tmp_path, monkeypatch):
+def test_full_disk_is_bad_input_and_leaves_no_partial_shard(knowledge, tmp_path, monkeypatch):
     def full(file, vectors):
         file.write(b"half")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(np, "save", full)
     with pytest.raises(InputError, match="no space left"):
-        encoded_here(knowledge, tmp_path / "full")
+        encode_here(knowledge, tmp_path / "full")
     assert list((tmp_path / "full").iterdir()) == []
 
 
-def test_vectors_are_taken_by_row_from_arrays_and_files(tmp_path):
+def test_vectors_are_read_by_row_from_arrays_and_files(tmp_path):
     table = np.random.default_rng(0).standard_normal((23, 4), dtype=np.float32)
     parts = [table[:10], table[10:20], table[20:]]
     for number, part in enumerate(parts):
@@ -106,8 +106,8 @@ def test_vectors_are_taken_by_row_from_arrays_and_files(tmp_path):
         np.testing.assert_array_equal(vectors.load().take(rows), table[rows])
 
 
-def workers_alive():
-    """Encoding workers that this process' cluster has started."""
+def list_workers():
+    """Return the live encoding workers of this process' cluster."""
     found = []
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):  # it has ended
@@ -116,23 +116,23 @@ def workers_alive():
 
 
 @pytest.mark.slow
-def test_ray_workers_give_the_same_vectors_though_one_is_killed(knowledge, tmp_path, caplog):
+def test_ray_workers_encode_the_same_though_one_is_killed(knowledge, tmp_path, caplog):
     pytest.importorskip("ray")
     from medssr_dist.knowledge.encoder_workers import encode_on_workers
 
-    corpus, expected = read_corpus(knowledge.corpus), encoded_here(knowledge, tmp_path / "here")
+    corpus, expected = read_corpus(knowledge.corpus), encode_here(knowledge, tmp_path / "here")
     shards = {number: range(number * SHARD, min((number + 1) * SHARD, len(corpus))) for number in range(20)}
     found = {}
     for number, vectors in encode_on_workers(corpus, knowledge.model_copy(update={"workers": 2}), shards):
         if not found:
-            os.kill(workers_alive()[0].pid, signal.SIGKILL)
+            os.kill(list_workers()[0].pid, signal.SIGKILL)
         found[number] = vectors
     assert "another worker retries it" in caplog.text and sorted(found) == list(range(20))
     np.testing.assert_allclose(np.vstack([found[number] for number in range(20)]), expected, atol=1e-6)
-    assert not workers_alive()
+    assert not list_workers()
 
 
-def test_too_many_workers_and_deadly_shards_are_refused(knowledge, monkeypatch):
+def test_too_many_workers_or_worker_deaths_are_refused(knowledge, monkeypatch):
     ray = pytest.importorskip("ray")
     from medssr_dist.knowledge import encoder_workers
 

@@ -1,4 +1,4 @@
-"""Vignettes from HPO: unique diagnosis, disjoint sets, determinism, and the truth read back."""
+"""Vignettes from HPO: unique diagnosis, disjoint sets, seeding, and the answer found from the text."""
 
 from collections import defaultdict
 
@@ -27,7 +27,7 @@ def questions():
 
 @pytest.fixture(scope="module")
 def annotated():
-    """Name -> phenotypes of all entries of that name."""
+    """Disease name -> phenotypes of all entries with that name."""
     found = defaultdict(set)
     for disease in load_diseases().values():
         found[split_words(disease.name)].update(phenotype.id for phenotype in disease.phenotypes)
@@ -45,7 +45,7 @@ def test_each_set_has_well_formed_questions(questions):
             assert 25 <= len(question.stem.split()) <= 70
 
 
-def test_the_diagnosis_is_unique(questions, annotated):
+def test_diagnosis_is_unique(questions, annotated):
     for question in [question for found in questions.values() for question in found]:
         shown = _find_phenotypes(question.stem)
         assert 3 <= len(shown) <= 5
@@ -55,7 +55,7 @@ def test_the_diagnosis_is_unique(questions, annotated):
             assert absent == 0 if letter == question.truth else absent >= MIN_ABSENT, (question.stem, option)
 
 
-def test_distractors_share_phenotypes_and_are_of_other_families(questions, annotated):
+def test_distractors_share_phenotypes_but_not_the_family(questions, annotated):
     sharing = 0
     for question in questions["hpo:evaluation"]:
         shown = _find_phenotypes(question.stem)
@@ -65,7 +65,7 @@ def test_distractors_share_phenotypes_and_are_of_other_families(questions, annot
     assert sharing > 1.5 * len(questions["hpo:evaluation"])
 
 
-def test_sets_and_entities_are_disjoint_from_evaluation(questions):
+def test_sets_are_disjoint_and_entities_exclude_evaluation(questions):
     diseases = {name: {question.source_id for question in found} for name, found in questions.items()}
     names = {
         name: {split_words(option) for question in found for option in question.options.values()}
@@ -77,13 +77,13 @@ def test_sets_and_entities_are_disjoint_from_evaluation(questions):
     assert not diseases["hpo:evaluation"] & {entity.id for entity in draw_entities(Knowledge(), 0)}
 
 
-def test_questions_are_seeded_and_a_limit_takes_the_first(questions):
+def test_questions_are_seeded_and_limited_to_the_first(questions):
     assert make_hpo_questions("hpo:seeds") == questions["hpo:seeds"]
     assert make_hpo_questions("hpo:seeds", 5) == questions["hpo:seeds"][:5]
     assert make_hpo_questions("hpo:seeds", 5, random_seed=1) != questions["hpo:seeds"][:5]
 
 
-def test_letters_are_balanced_and_stems_varied(questions):
+def test_letters_are_balanced_and_stems_differ(questions):
     found = [question for group in questions.values() for question in group]
     letters = [question.truth for question in found]
     assert all(0.18 < letters.count(letter) / len(letters) < 0.32 for letter in "ABCD")
@@ -97,7 +97,7 @@ def test_unknown_set_and_too_many_questions_are_refused():
         make_hpo_questions("hpo:seeds", 10**6)
 
 
-def test_truth_is_read_back_from_the_stem(questions):
+def test_truth_is_found_from_the_stem(questions):
     found = [question for group in questions.values() for question in group]
     read = [find_hpo_truth(question) for question in found]
     assert sum(truth == question.truth for truth, question in zip(read, found, strict=True)) >= 0.95 * len(found)
@@ -115,11 +115,11 @@ def test_truth_is_read_back_from_the_stem(questions):
         ("A woman has ochronosis, dark urine and ectopia lentis. Diagnosis?", ["Alkaptonuria", "Marfan syndrome"]),
     ],
 )
-def test_truth_is_none_where_hpo_does_not_decide(stem, options):
+def test_truth_is_none_if_hpo_does_not_determine_it(stem, options):
     assert find_hpo_truth(Question.make(stem, options, source="t")) is None
 
 
-def test_truth_of_a_foreign_question_and_negated_findings():
+def test_truth_ignores_case_and_negated_findings():
     options = ["Marfan syndrome", "ALKAPTONURIA", "A mystery"]
     stem = "A man has low back pain, Ochronosis and dark urine without ectopia lentis. Diagnosis?"
     assert find_hpo_truth(Question.make(stem, options, source="t")) == "B"
