@@ -11,6 +11,7 @@ from medssr_dist.runtime.device import on_gpu
 from medssr_dist.training.backend import openrlhf  # noqa: F401 - its patches come before OpenRLHF's own modules
 from medssr_dist.training.ranks import PolicyRank
 
+from openrlhf.trainer.ppo_utils import replay_buffer  # isort: skip
 from openrlhf.trainer.ray import ppo_actor  # isort: skip
 
 
@@ -53,10 +54,28 @@ class GlooWorkerExtension:
             self._received = []
 
 
-def sync_over_gloo() -> None:
-    """On a CPU, have OpenRLHF's rank 0 use GlooBroadcaster in this process, where it would use PyNccl."""
-    if not on_gpu():
-        ppo_actor.stateless_init_process_group = GlooBroadcaster
+class _TorchWithCpuDevice:
+    """`torch`, except that `device("cuda:...")` is the CPU: NaiveReplayBuffer names "cuda"."""
+
+    def __init__(self, module):
+        self._module = module
+
+    def __getattr__(self, name):
+        return getattr(self._module, name)
+
+    def device(self, name):
+        return self._module.device("cpu" if str(name).startswith("cuda") else name)
+
+
+def patch_for_cpu() -> None:
+    """On a CPU, patch in this process what OpenRLHF's trainer of a rank needs beyond `backend/cpu_patches.py`.
+
+    Its replay buffer names "cuda", and its rank 0 sends weights over PyNccl, which has no CPU form.
+    """
+    if on_gpu() or isinstance(replay_buffer.torch, _TorchWithCpuDevice):
+        return
+    ppo_actor.stateless_init_process_group = GlooBroadcaster
+    replay_buffer.torch = _TorchWithCpuDevice(replay_buffer.torch)
 
 
 def worker_extension() -> str:
@@ -76,13 +95,13 @@ class StockSyncRank(PolicyRank):
         super().init_model_from_pretrained(strategy, folder, optimizer_steps)
 
     def make_update(self, strategy, optimizer, scheduler) -> Any:
-        sync_over_gloo()
         self.trainer = make_stock_trainer(self, strategy, optimizer, scheduler, self._engines)
         return super().make_update(strategy, optimizer, scheduler)
 
 
 def make_stock_trainer(rank: PolicyRank, strategy, optimizer, scheduler, engines: list | None) -> Any:
     """Make OpenRLHF's trainer of a rank, connected to the engines where there are any."""
+    patch_for_cpu()
     return ppo_actor.ActorPPOTrainer(
         strategy,
         rank.actor,

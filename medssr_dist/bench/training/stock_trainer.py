@@ -8,17 +8,15 @@ from typing import Any
 import ray
 
 from medssr_dist.bench.training.stock_rollout import StockPrompts, StockSampler, generate_options
-from medssr_dist.bench.training.stock_sync import sync_over_gloo
+from medssr_dist.bench.training.stock_sync import patch_for_cpu
 from medssr_dist.data.jsonl import JsonlLedger
 from medssr_dist.run.paths import StagePaths
-from medssr_dist.runtime.device import on_gpu
 from medssr_dist.training.backend.openrlhf import PolicyActor, ReferenceActor, plain_class
 from medssr_dist.training.backend.strategy import Strategy
 from medssr_dist.training.rollout.examples import PromptLoader
 from medssr_dist.training.stage_job import StageJob
 
 from openrlhf.trainer.ppo_trainer import BasePPOTrainer, PPOTrainer  # isort: skip
-from openrlhf.trainer.ppo_utils import replay_buffer  # isort: skip
 
 # Field of StepMetrics -> OpenRLHF's name.
 _METRICS = {
@@ -51,9 +49,7 @@ class StockPolicyRank(PolicyActor):
         """OpenRLHF's ranks send no heartbeats."""
 
     def init_model_from_pretrained(self, strategy, folder: str, optimizer_steps: int, engines: list | None) -> None:
-        if not on_gpu():
-            replay_buffer.torch = _TorchWithCpuDevice(replay_buffer.torch)
-        sync_over_gloo()
+        patch_for_cpu()
         super().init_model_from_pretrained(strategy, folder, optimizer_steps, engines)
 
 
@@ -62,19 +58,6 @@ class StockReferenceRank(ReferenceActor):
 
     def report_to(self, board) -> None:
         """OpenRLHF's ranks send no heartbeats."""
-
-
-class _TorchWithCpuDevice:
-    """`torch`, except that `device("cuda:...")` is the CPU: NaiveReplayBuffer names "cuda"."""
-
-    def __init__(self, module):
-        self._module = module
-
-    def __getattr__(self, name):
-        return getattr(self._module, name)
-
-    def device(self, name):
-        return self._module.device("cpu" if str(name).startswith("cuda") else name)
 
 
 class StockTrainer(plain_class(PPOTrainer)):
