@@ -3,7 +3,7 @@ VENV ?= .venv
 RUN ?= runs/demo
 export VENV
 
-.PHONY: install demo test test-isa test-slow test-slurm test-slurm-short lint clean
+.PHONY: install demo test test-isa test-slow test-slurm test-slurm-short lint format clean
 
 install:
 	launch/install.sh
@@ -11,8 +11,7 @@ install:
 demo: install  ## the whole method on the embedded default
 	$(VENV)/bin/medssr run --config configs/demo_cpu.yaml --run-dir $(RUN)
 
-test: install  ## unit tests, and integration tests on the real stack with a tiny model
-	$(VENV)/bin/ruff check .
+test: lint  ## lint, unit tests, and integration tests on the real stack with a tiny model
 	$(VENV)/bin/python -m pytest -q -m "not slow and not slurm and not gpu"
 
 test-isa: install  ## the kernels, and how exact a training step is, on older instructions of this CPU; minutes
@@ -29,9 +28,14 @@ test-slurm-short: install  ## one and two nodes, one requeue, a failing prefligh
 	tests/slurm_packages.sh
 	$(VENV)/bin/python -m pytest -q -m "slurm and not slow"
 
-lint: install
-	$(VENV)/bin/ruff format .
+lint: install  ## check style, format and types; changes nothing
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	tests/types.sh
+
+format: install  ## format all files and fix what ruff can fix
 	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
 
 clean:
 	rm -rf $(VENV) runs

@@ -2,8 +2,8 @@
 # Install medssr_dist into a virtual environment: launch/install.sh [cpu|cuda]
 #
 # Without an argument the machine decides: cuda where `nvidia-smi` finds a GPU, else cpu. The environment
-# is .venv ($VENV to change it), made with python3 ($PYTHON to change it; 3.10 or newer). Running it again
-# is quick: it installs only when the requirement files have changed.
+# is .venv ($VENV to change it), made with python3 ($PYTHON to change it; 3.11 or 3.12). Running it again is
+# quick: it installs only if the requirement files have changed.
 #
 # On a machine without GPU, pip's default index gives the CUDA build of torch, which works but is large;
 # export PIP_EXTRA_INDEX_URL with PyTorch's CPU wheel index to get the small one.
@@ -19,14 +19,18 @@ esac
 venv=${VENV:-.venv}
 python=${PYTHON:-python3}
 
-"$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
-    { echo "install.sh: $python is older than 3.10; set PYTHON to a newer one" >&2; exit 2; }
+version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])') ||
+    { echo "install.sh: $python does not run; set PYTHON to a Python 3.11 or 3.12" >&2; exit 2; }
+case "$version" in
+    3.11 | 3.12) ;;
+    *) echo "install.sh: $python is Python $version; set PYTHON to a Python 3.11 or 3.12" >&2; exit 2 ;;
+esac
 if [ "$kind" = cpu ]; then
     command -v c++ >/dev/null ||
         { echo "install.sh: no C++ compiler (DeepSpeed builds its CPU optimizer); install g++" >&2; exit 2; }
 fi
 
-stamp="$venv/.medssr-$kind-$(cat requirements/*.txt setup.py "$0" | sha256sum | cut -c1-16)"
+stamp="$venv/.medssr-$kind-$(cat requirements/*.txt setup.py pyproject.toml "$0" | sha256sum | cut -c1-16)"
 if [ -e "$stamp" ]; then
     echo "install.sh: $venv is up to date ($kind)"
     exit 0

@@ -52,7 +52,7 @@ def build_engine_env(runtime: Runtime, threads: int) -> dict[str, str]:
 
 
 def nap_instead_of_spinning() -> None:
-    """Let vLLM's processes sleep while they wait for each other, on a CPU. A plugin of vLLM, named in setup.py.
+    """Let vLLM's processes sleep while they wait for each other, on a CPU. A plugin of vLLM, named in pyproject.toml.
 
     By default they poll for a second without a pause, which takes the cores from the model's own threads. The host of a
     GPU has cores to spare, and polling is faster there.

@@ -78,7 +78,7 @@ class VllmActor:
             self._news.clear()
             try:
                 await asyncio.wait_for(self._news.wait(), _REPORT_S)
-            except asyncio.TimeoutError:
+            except TimeoutError:
                 if self._output.tokens:
                     break
         if self._output.samples:

@@ -123,7 +123,7 @@ class ServerEngine:
         )
         try:
             await asyncio.wait_for(self._check(), _START_S)
-        except (ServerLost, LeaseRefused, asyncio.TimeoutError) as error:
+        except (TimeoutError, ServerLost, LeaseRefused) as error:
             await self.stop()
             raise self._explain_failed_start(error) from None
         except BaseException:
@@ -149,7 +149,7 @@ class ServerEngine:
         while not (self._output.samples or self._output.failed or self._error):
             try:
                 await asyncio.wait_for(self._news.wait(), _REPORT_S)
-            except asyncio.TimeoutError:
+            except TimeoutError:
                 if self._output.tokens:
                     break
             self._news.clear()
@@ -189,7 +189,7 @@ class ServerEngine:
         try:
             async with self._session.get(self._url / "models", allow_redirects=False) as response:
                 status, answer = response.status, await response.read()
-        except (aiohttp.ClientError, OSError, asyncio.TimeoutError) as error:
+        except (TimeoutError, aiohttp.ClientError, OSError) as error:
             raise self._make_lost(error) from None
         if status != 200:
             raise self._make_error(status, answer)
@@ -282,7 +282,7 @@ class ServerEngine:
                     if finished:
                         self._output.samples.append(LeasedCompletion(lease_id, finished))
                         self._news.set()
-        except (aiohttp.ClientError, OSError, asyncio.TimeoutError) as error:
+        except (TimeoutError, aiohttp.ClientError, OSError) as error:
             raise self._make_lost(error) from None
         except _UnusableServer as error:
             raise InputError(f"voting.servers: {self._server.base_url} {error}") from None

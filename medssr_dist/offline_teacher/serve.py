@@ -83,7 +83,7 @@ async def _until_told_to_end(parent: int | None) -> None:
     while not ended.is_set() and (parent is None or os.getppid() == parent):
         try:
             await asyncio.wait_for(ended.wait(), _PARENT_CHECK_S if parent else None)
-        except asyncio.TimeoutError:
+        except TimeoutError:
             continue
 
 

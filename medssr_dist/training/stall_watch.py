@@ -137,7 +137,7 @@ class StallWatch:
 def dump_stacks_on_signal() -> None:
     """On SIGUSR2, write the stacks of all threads of this process to its stderr, even while it hangs.
 
-    vLLM's own processes do so too (entry point `vllm.general_plugins` in setup.py).
+    vLLM's own processes do so too (entry point `vllm.general_plugins` in pyproject.toml).
     """
     faulthandler.register(signal.SIGUSR2, all_threads=True)
 

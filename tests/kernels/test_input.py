@@ -167,7 +167,7 @@ def test_the_folder_is_not_importable_by_its_own_name(tmp_path):
 def test_a_wheel_carries_it_inside_the_package(repo, tmp_path):
     source = tmp_path / "source"
     source.mkdir()
-    for name in ("setup.py", "pyproject.toml", "README.md"):
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         (source / name).write_bytes((repo / name).read_bytes())
     for folder in ("medssr_dist", "kernels", "launch"):
         for file in (repo / folder).rglob("*.py"):

@@ -8,7 +8,6 @@ searched in the server's list.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -226,7 +225,7 @@ class BatchApi(ChatClient):
                 if response.status != 200:
                     raise self._classify_status(response.status, response.headers, await response.read())
                 yield response
-        except (aiohttp.ClientError, OSError, asyncio.TimeoutError) as error:
+        except (TimeoutError, aiohttp.ClientError, OSError) as error:
             raise self._classify_error(error) from None
 
 

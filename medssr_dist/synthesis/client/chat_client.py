@@ -150,7 +150,7 @@ class ChatClient:
                 if response.status == 200:
                     return self._parse_reply(answer)
                 raise self._classify_status(response.status, response.headers, answer)
-        except (aiohttp.ClientError, OSError, asyncio.TimeoutError) as error:
+        except (TimeoutError, aiohttp.ClientError, OSError) as error:
             raise self._classify_error(error) from None
 
     def _parse_reply(self, answer: bytes) -> Reply:

@@ -5,7 +5,7 @@ vLLM's own backends need CUDA. This one has the same order of calls as vLLM's de
 `finish_weight_update`. The source defines the buckets (`WeightSource.groups`), and their sizes are sent together with
 the names, so that both ends split the bytes in the same way.
 
-Every process of vLLM calls `register` (entry point `vllm.general_plugins` in setup.py). The trainer calls it too.
+Every process of vLLM calls `register` (entry point `vllm.general_plugins` in pyproject.toml). The trainer calls it too.
 """
 
 from __future__ import annotations
