@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from medssr_dist.config.algorithm import Algorithm
+from medssr_dist.config.objective import Objective
 from medssr_dist.config.base import Section, Source
 from medssr_dist.run.paths import STAGES
 
@@ -31,7 +31,7 @@ class RolloutOptions(Section):
     )
 
 
-class Stage(Algorithm):
+class Stage(Objective):
     """One GRPO stage (the paper's sections 3.3 and 3.4)."""
 
     enabled: bool = Field(True, description="false leaves the stage out")

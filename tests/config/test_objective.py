@@ -4,7 +4,7 @@ import pytest
 from config_builder import make_config
 from pydantic import ValidationError
 
-from medssr_dist.config.algorithm import Algorithm
+from medssr_dist.config.objective import Objective
 from medssr_dist.config.schema import Config
 
 
@@ -39,7 +39,7 @@ def refused(make, *args, **settings) -> str:
     ],
 )
 def test_settings_that_clash_are_refused(settings, needle):
-    assert needle in refused(Algorithm, **settings)
+    assert needle in refused(Objective, **settings)
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_settings_that_clash_are_refused(settings, needle):
     ],
 )
 def test_settings_that_fit_are_taken(settings):
-    assert Algorithm(**settings).model_dump() == Algorithm().model_dump() | settings
+    assert Objective(**settings).model_dump() == Objective().model_dump() | settings
 
 
 @pytest.mark.parametrize(
