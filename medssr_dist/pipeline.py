@@ -1,10 +1,15 @@
-"""The method, top to bottom: synthesize -> vote -> train (stage 1, stage 2) -> evaluate.
+"""The method, from top to bottom: synthesize -> vote -> train (stage 1, stage 2) -> evaluate.
 
-Each step reads what the step before left in the run directory, does nothing when it is finished,
-and goes on where it was when it is not; so the same command starts, resumes and re-reads a run.
+1. `synthesize`: a chat API writes multiple-choice questions from seed questions, rare diseases and passages.
+2. `vote`: the base model answers each question several times; a clear majority becomes the pseudo-label.
+3. `train_stage1`: GRPO on the questions with a kept pseudo-label. `train_stage2`: GRPO on human-annotated questions.
+4. `evaluate`: the base model and the two stages answer the benchmarks.
 
-With `runtime.mode: stream` the first three go on side by side in this process: synthesis in a thread, the vote in the
-main thread, which alone writes the manifest and has the signals, and stage 1 in Ray actors (see `stream`).
+Each step reads what the step before left in the run directory. A finished step is skipped and an interrupted one is
+resumed, so the same command starts a run, resumes it and shows its results.
+
+With `runtime.mode: stream`, the steps 1, 2 and 3a run at the same time in this process (`stream_steps`): synthesis in a
+thread, stage 1 in Ray actors, and the vote in the main thread, which handles signals and writes the manifest.
 """
 
 from __future__ import annotations
@@ -12,6 +17,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -23,6 +29,11 @@ from medssr_dist.data.records import Question, hash_content
 from medssr_dist.errors import InputError
 from medssr_dist.estimates.memory import refuse_too_little_memory
 from medssr_dist.evaluation.benchmarks import read_benchmarks
+from medssr_dist.evaluation.protocol import Answer, evaluate_policy
+from medssr_dist.evaluation.score_report import write_report
+from medssr_dist.evaluation.scores import build_scores
+from medssr_dist.knowledge.retrieval import Entity, Retriever, draw_entities
+from medssr_dist.knowledge.vignettes import find_hpo_truth
 from medssr_dist.offline_teacher import open_endpoints
 from medssr_dist.readers import name_source, read_all, read_questions, refuse_evaluation_items, refuse_unlabelled
 from medssr_dist.run.background import BackgroundSteps, ThreadStep
@@ -31,8 +42,11 @@ from medssr_dist.run.directory import RunDir, find_commit
 from medssr_dist.run.paths import STAGES, STEPS
 from medssr_dist.run.session import Session, open_session
 from medssr_dist.run.stream import QuestionFeed, clear_end, has_ended, read_kept_labels
+from medssr_dist.runtime.models import fingerprint_model, load_tokenizer, resolve_model
 from medssr_dist.summary import build_summary, render_summary
 from medssr_dist.synthesis.synthesis_summary import read_synthesis_summary
+from medssr_dist.synthesis.synthesize import SynthesisInputs, has_more_to_do
+from medssr_dist.synthesis.synthesize import synthesize as write_questions
 
 if TYPE_CHECKING:
     from medssr_dist.training.train_stage import RunningStage
@@ -41,30 +55,33 @@ logger = logging.getLogger(__name__)
 
 
 def run_steps(config: Config, root: Path, steps: tuple[str, ...] = STEPS) -> None:
-    """Run `steps` of the method in the run directory `root`, then write and print the closing table.
+    """Run `steps` in the run directory `root`, then write summary.json and print the closing table.
+
+    Args:
+        steps: all of STEPS, or one of them.
 
     Raises:
-        InputError: bad input, or a step whose predecessor has not run.
-        Stopped: SIGTERM, USR1 or Ctrl-C, or a training deadline; the same command resumes.
+        InputError: bad input, or a step that the first of `steps` needs has not run.
+        Stopped: the run was stopped by SIGTERM, USR1, Ctrl-C or a training deadline; the same call resumes it.
     """
     if steps == STEPS and not config.training.uses_pseudo_labels:
         logger.info("synthesize, vote: skipped, no training stage uses pseudo-labels")
         steps = ("train", "evaluate")
     with open_session(config, root, before_ray=refuse_too_little_memory) as session:
         with time_step(session.run.root, "run"):
-            _run(session, steps)
-        close(session)
+            _run_steps(session, steps)
+        _close_run(session)
 
 
-def _run(session: Session, steps: tuple[str, ...]) -> None:
+def _run_steps(session: Session, steps: tuple[str, ...]) -> None:
     refuse_bad_inputs(session, steps)
     if {"synthesize", "vote", "train"} <= set(steps) and session.config.runtime.mode == "stream":
-        side_by_side(session)
+        stream_steps(session)
     else:
         if "synthesize" in steps:
             synthesize(session)
         if "vote" in steps:
-            vote(session, _finished_questions(session))
+            vote(session, _open_finished_questions(session))
         if "train" in steps:
             train_stage1(session)
     if "train" in steps:
@@ -74,10 +91,14 @@ def _run(session: Session, steps: tuple[str, ...]) -> None:
 
 
 def refuse_bad_inputs(session: Session, steps: tuple[str, ...]) -> None:
-    """Read what the later steps will need, so that nothing is paid for before it is known to be there."""
+    """Read the inputs of the later steps, so that a missing one is found before any API call is paid for.
+
+    Raises:
+        InputError: an input is missing or cannot be used.
+    """
     config = session.config
     if set(steps) & {"vote", "train", "evaluate"}:
-        _base_model(session)
+        _find_base_model(session)
     if "train" in steps:
         _refuse_bad_training(config)
     if "evaluate" in steps:
@@ -91,61 +112,90 @@ def _refuse_bad_training(config: Config) -> None:
     check_trackers(config.training)
     end_time(config.runtime)
     if config.training.stage2.enabled:
-        _supervised_questions(config)
+        _read_supervised_questions(config)
+
+
+# --- step 1: synthesize -----------------------------------------------------------------------------
+@dataclass(frozen=True)
+class _Sources:
+    """What the questions are written from, and the benchmarks (by name) that they must not repeat."""
+
+    seeds: list[Question]
+    benchmarks: dict[str, list[Question]]
+    entities: list[Entity]
+    retriever: Retriever
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        return {"seeds": _hash_questions(self.seeds)}
 
 
 def synthesize(session: Session) -> None:
-    """Step 1: new questions from seeds, rare-disease entities and passages."""
-    inputs, prepare = _synthesis(session)
-    session.run_step("synthesize", inputs, lambda: prepare()(session.should_stop))
+    """Step 1: write new questions from seed questions, rare diseases and passages (paper section 3.1)."""
+    sources = _read_sources(session)
+    _reopen_synthesis(session)
+    session.run_step(
+        "synthesize", sources.fingerprints, lambda: _prepare_synthesis(session, sources)(session.should_stop)
+    )
 
 
-def _synthesis(session: Session) -> tuple[dict[str, str], Callable[[], Callable[..., object]]]:
-    """The step's inputs, and a function that gets its passages ready and returns the work: (should_stop, should_hold).
-
-    The first may start Ray and belongs into the main thread; the second may run in another.
-    """
-    from medssr_dist.knowledge.retrieval import Retriever, draw_entities
-    from medssr_dist.synthesis.synthesize import SynthesisInputs, has_more_to_do
-    from medssr_dist.synthesis.synthesize import synthesize as work
-
-    config, paths = session.config, session.run.synthesis
-    folder = paths.folder
-    seeds = read_all(config.synthesis.seeds, config.runtime.random_seed)
-    benchmarks = {
-        name_source(source): read_questions(source, config.runtime.random_seed)
-        for source in config.evaluation.benchmarks
-    }
+def _read_sources(session: Session) -> _Sources:
+    config, random_seed = session.config, session.config.runtime.random_seed
+    seeds = read_all(config.synthesis.seeds, random_seed)
+    benchmarks = {name_source(source): read_questions(source, random_seed) for source in config.evaluation.benchmarks}
     refuse_evaluation_items(seeds, [question for items in benchmarks.values() for question in items])
-    rare = draw_entities(config.knowledge, config.runtime.random_seed) if config.synthesis.alpha > 0 else []
-    retriever = Retriever(config.knowledge)
-
-    def prepare() -> Callable[..., object]:
-        clear_end(session.run.synthesis.questions)
-        retriever.prepare([entity.name for entity in rare])
-        teacher = partial(open_endpoints, log_path=paths.teacher_log, random_seed=config.runtime.random_seed)
-        inputs = SynthesisInputs(seeds, benchmarks, rare, retriever.retrieve, retriever.read_passage, teacher)
-        return partial(work, config, folder, inputs, find_commit())
-
-    if session.run.is_finished("synthesize") and has_more_to_do(config.synthesis, folder):
-        session.run.reopen_step("synthesize")
-    return {"seeds": _ids_hash(seeds)}, prepare
+    entities = draw_entities(config.knowledge, random_seed) if config.synthesis.alpha > 0 else []
+    return _Sources(seeds, benchmarks, entities, Retriever(config.knowledge))
 
 
+def _reopen_synthesis(session: Session) -> None:
+    """Reopen a finished synthesis if the config now asks for more questions."""
+    run = session.run
+    if run.is_finished("synthesize") and has_more_to_do(session.config.synthesis, run.synthesis.folder):
+        run.reopen_step("synthesize")
+
+
+def _prepare_synthesis(session: Session, sources: _Sources) -> Callable[..., object]:
+    """Find the passages of all entities, and return the function `(should_stop, should_hold)` that does the step.
+
+    Finding passages may start Ray, so call this in the main thread; the function it returns may run in another.
+    """
+    config, paths, retriever = session.config, session.run.synthesis, sources.retriever
+    clear_end(paths.questions)
+    retriever.prepare([entity.name for entity in sources.entities])
+    endpoints = partial(open_endpoints, log_path=paths.teacher_log, random_seed=config.runtime.random_seed)
+    inputs = SynthesisInputs(
+        sources.seeds, sources.benchmarks, sources.entities, retriever.retrieve, retriever.read_passage, endpoints
+    )
+    return partial(write_questions, config, paths.folder, inputs, find_commit())
+
+
+def _open_finished_questions(session: Session) -> QuestionFeed:
+    if not session.run.is_finished("synthesize"):
+        raise InputError(f"{session.run.root} has no finished questions; run `medssr synthesize` first")
+    return QuestionFeed(session.run.synthesis.questions)
+
+
+def _limit_questions(session: Session) -> int:
+    """Return the number of synthetic questions; before synthesis has finished, its upper bound."""
+    if session.run.is_finished("synthesize"):
+        return read_synthesis_summary(session.run.synthesis.summary).accepted
+    return session.config.synthesis.accepted
+
+
+# --- step 2: vote -----------------------------------------------------------------------------------
 def vote(
     session: Session, feed: QuestionFeed, watch: Callable[[], object] = lambda: None, trainer_follows: bool = False
 ) -> None:
-    """Step 2: pseudo-labels by majority vote of the base policy.
+    """Step 2: give each question of `feed` a pseudo-label by majority vote of the base model (paper section 3.2).
 
     Args:
-        watch: called several times a second; what it raises ends the vote.
-        trainer_follows: stage 1 trains on the labels meanwhile.
+        watch: called several times a second; an exception that it raises ends the vote.
+        trainer_follows: stage 1 trains on the labels at the same time, so the vote waits when stage 1 lags behind.
     """
-    from medssr_dist.knowledge.vignettes import find_hpo_truth
-    from medssr_dist.runtime.models import fingerprint_model
-    from medssr_dist.voting.vote import vote as work
+    from medssr_dist.voting.vote import vote as label_questions
 
-    model = _base_model(session)
+    model, folder = _find_base_model(session), session.run.voting.folder
 
     def should_stop() -> bool:
         watch()
@@ -153,56 +203,28 @@ def vote(
 
     def take_votes() -> None:
         session.start_ray()
-        total = _most_questions(session)
-        work(
-            session.config, feed, total, model, session.run.voting.folder, find_hpo_truth, should_stop, trainer_follows
-        )
+        total = _limit_questions(session)
+        label_questions(session.config, feed, total, model, folder, find_hpo_truth, should_stop, trainer_follows)
 
     session.run_step("vote", {"model": fingerprint_model(model)}, take_votes)
 
 
-def side_by_side(session: Session) -> None:
-    """Steps 1, 2 and 3a at once: the vote follows the questions as they are accepted, stage 1 the labels it keeps.
-
-    What fails first ends the others, and the same command takes all of them up where they were.
-    """
-    file = session.run.synthesis.questions
-    feed = QuestionFeed(file, lambda: has_ended(file))
-    with BackgroundSteps(session) as background:
-        if synthesis := _begin_synthesis(session, feed):
-            background.add("synthesize", synthesis)
-        else:
-            feed = _finished_questions(session)
-        if session.config.training.stage1.enabled and session.begin_step("stage1", _stage1_inputs(session)):
-            background.add("stage1", _start_stage1(session))
-        vote(session, feed, background.poll, "stage1" in background.running)
-        background.wait()
-
-
-def _begin_synthesis(session: Session, feed: QuestionFeed) -> ThreadStep | None:
-    """Synthesis in a thread, held back while `feed` lags; None where it is finished."""
-    inputs, prepare = _synthesis(session)
-    if not session.begin_step("synthesize", inputs):
-        return None
-    with time_step(session.run.root, "synthesize"):
-        work = prepare()
-    most = session.config.voting.question_buffer
-    return ThreadStep(
-        lambda should_stop: work(should_stop, lambda accepted: accepted - feed.given > most), session.should_stop
-    )
-
-
+# --- step 3: train ----------------------------------------------------------------------------------
 def train_stage1(session: Session) -> None:
-    """Step 3a: self-supervised GRPO on the kept pseudo-labels."""
+    """Step 3a: self-supervised GRPO on the kept pseudo-labels (paper section 3.3)."""
     if not session.config.training.stage1.enabled:
         return
-    _need_vote(session)
-    session.run_step("stage1", _stage1_inputs(session), lambda: _start_stage1(session).wait())
+    _require_vote(session)
+    session.run_step("stage1", _fingerprint_stage1(session), lambda: _start_stage1(session).wait())
 
 
-def _need_vote(session: Session) -> None:
+def _require_vote(session: Session) -> None:
     if not session.run.is_finished("vote"):
         raise InputError(f"{session.run.root} has no finished vote to train on; run `medssr vote` first")
+
+
+def _fingerprint_stage1(session: Session) -> dict[str, str]:
+    return {"model": fingerprint_model(_find_base_model(session))}
 
 
 def _start_stage1(session: Session) -> RunningStage:
@@ -210,116 +232,102 @@ def _start_stage1(session: Session) -> RunningStage:
 
     session.start_ray()
     labels, folder = session.run.voting.labels, session.run.stage("stage1").folder
-    most = _most_questions(session)
-    return start_stage1(session.config, _base_model(session), labels, folder, most, session.should_stop)
-
-
-def _stage1_inputs(session: Session) -> dict[str, str]:
-    from medssr_dist.runtime.models import fingerprint_model
-
-    return {"model": fingerprint_model(_base_model(session))}
+    limit = _limit_questions(session)
+    return start_stage1(session.config, _find_base_model(session), labels, folder, limit, session.should_stop)
 
 
 def train_stage2(session: Session) -> None:
-    """Step 3b: supervised GRPO on human-annotated questions, from stage 1's weights."""
-    from medssr_dist.runtime.models import fingerprint_model
+    """Step 3b: supervised GRPO on human-annotated questions, from the weights of stage 1 (paper section 3.4)."""
     from medssr_dist.training.train_stage import start_stage2
 
     config, stage = session.config, session.config.training.stage2
     if not stage.enabled:
         return
     if stage.mix_pseudo_labels:
-        _need_vote(session)
-    questions = _supervised_questions(config)
-    base = _base_model(session)
-    stage1 = session.run.stage("stage1").hf
+        _require_vote(session)
+    questions = _read_supervised_questions(config)
+    base, stage1 = _find_base_model(session), session.run.stage("stage1").hf
     model = stage1 if config.training.stage1.enabled else base
     reference = stage1 if stage.reference == "stage1" else base
-    labels = session.run.voting.labels
-    folder = session.run.stage("stage2").folder
+    labels, folder = session.run.voting.labels, session.run.stage("stage2").folder
+    if not model.exists():
+        raise InputError(f"stage 2 starts from stage 1's checkpoint, but {model} does not exist; run `medssr train`")
 
     def train() -> None:
         session.start_ray()
         start_stage2(config, model, reference, questions, labels, folder, session.should_stop).wait()
 
-    if not model.exists():
-        raise InputError(f"stage 2 starts from stage 1's checkpoint, but {model} does not exist; run `medssr train`")
-    inputs = {
-        "data": _ids_hash(questions),
+    fingerprints = {
+        "data": _hash_questions(questions),
         "model": fingerprint_model(model),
         "reference": fingerprint_model(reference),
     }
     if stage.mix_pseudo_labels:
-        inputs["labels"] = _labels_hash(labels)
-    session.run_step("stage2", inputs, train)
+        fingerprints["labels"] = _hash_labels(labels)
+    session.run_step("stage2", fingerprints, train)
 
 
+def _read_supervised_questions(config: Config) -> list[Question]:
+    """Read the questions of stage 2. Raises InputError if one has no answer or is in a benchmark."""
+    questions = read_all(config.training.stage2.data, config.runtime.random_seed)
+    refuse_unlabelled(questions)
+    refuse_evaluation_items(questions, read_all(config.evaluation.benchmarks, config.runtime.random_seed))
+    return questions
+
+
+# --- steps 1, 2 and 3a at the same time -------------------------------------------------------------
+def stream_steps(session: Session) -> None:
+    """Steps 1, 2 and 3a at the same time: the vote follows the accepted questions, and stage 1 the kept labels.
+
+    If one of them fails, the others end too. The same command then resumes all of them.
+    """
+    questions = session.run.synthesis.questions
+    feed = QuestionFeed(questions, lambda: has_ended(questions))
+    with BackgroundSteps(session) as background:
+        if synthesis := _start_synthesis(session, feed):
+            background.add("synthesize", synthesis)
+        else:
+            feed = _open_finished_questions(session)
+        if session.config.training.stage1.enabled and session.begin_step("stage1", _fingerprint_stage1(session)):
+            background.add("stage1", _start_stage1(session))
+        vote(session, feed, background.poll, trainer_follows="stage1" in background.running)
+        background.wait()
+
+
+def _start_synthesis(session: Session, feed: QuestionFeed) -> ThreadStep | None:
+    """Start synthesis in a thread; it holds new requests back while the vote lags behind. None if it has finished."""
+    sources = _read_sources(session)
+    _reopen_synthesis(session)
+    if not session.begin_step("synthesize", sources.fingerprints):
+        return None
+    with time_step(session.run.root, "synthesize"):
+        work = _prepare_synthesis(session, sources)
+
+    def should_hold(accepted: int) -> bool:
+        return accepted - feed.given > session.config.voting.question_buffer
+
+    return ThreadStep(lambda should_stop: work(should_stop, should_hold), session.should_stop)
+
+
+# --- step 4: evaluate -------------------------------------------------------------------------------
 def evaluate(session: Session) -> None:
-    """Step 4: base, stage 1 and stage 2 side by side on every benchmark."""
-    from medssr_dist.runtime.models import fingerprint_model
-
+    """Step 4: score the base model and the stages on each benchmark."""
     config = session.config
     benchmarks = read_benchmarks(config.evaluation, config.runtime.random_seed)
-    policies = _policies(session)
-    _warn_of_unchecked(session.run, benchmarks)
-    inputs = {name: fingerprint_model(folder) for name, folder in policies.items()}
-    inputs |= {f"benchmark {name}": _ids_hash(questions) for name, questions in benchmarks.items()}
-    session.run_step("evaluate", inputs, lambda: _evaluate_policies(session, benchmarks, policies))
+    policies = _find_policies(session)
+    _warn_of_unchecked_benchmarks(session.run, benchmarks)
+    fingerprints = {name: fingerprint_model(folder) for name, folder in policies.items()}
+    fingerprints |= {f"benchmark {name}": _hash_questions(questions) for name, questions in benchmarks.items()}
+    session.run_step("evaluate", fingerprints, lambda: _score_policies(session, benchmarks, policies))
 
 
-def _warn_of_unchecked(run: RunDir, benchmarks: dict[str, list[Question]]) -> None:
-    """Say which benchmarks came after the synthesis, whose questions were thus not compared with them."""
-    if run.is_finished("synthesize"):
-        checked = read_synthesis_summary(run.synthesis.summary).checked_against
-        if later := [name for name in benchmarks if name not in checked]:
-            logger.warning("the synthetic questions were not checked for contamination with %s", ", ".join(later))
-
-
-def _evaluate_policies(session: Session, benchmarks: dict[str, list[Question]], policies: dict[str, Path]) -> None:
-    from medssr_dist.evaluation.protocol import evaluate_policy
-    from medssr_dist.evaluation.score_report import write_report
-    from medssr_dist.evaluation.scores import build_scores
-    from medssr_dist.inference.placement import open_engine_pool
-    from medssr_dist.runtime.models import fingerprint_model, load_tokenizer
-
-    session.start_ray()
-    config, events = session.config, session.run.evaluation.engine_events
-    questions = [question for items in benchmarks.values() for question in items]
-    answers, seconds = {}, {}
-    for name, folder in policies.items():
-        started = time.monotonic()
-        logger.info("evaluate %s: %s", name, folder)
-        tokenizer = load_tokenizer(folder, config.policy)
-        with open_engine_pool(config, folder, events, with_servers=False) as pool:
-            answers[name] = evaluate_policy(
-                pool,
-                tokenizer,
-                questions,
-                config.evaluation,
-                config.runtime.random_seed,
-                session.run.evaluation.answers,
-                policy=fingerprint_model(folder),
-                should_stop=session.should_stop,
-            )
-        seconds[name] = round(time.monotonic() - started, 1)
-    scores = build_scores(benchmarks, answers, config.evaluation, config.runtime.random_seed, seconds)
-    write_report(scores, session.run.evaluation.folder)
-
-
-def close(session: Session) -> None:
-    """Write summary.json and print the closing table."""
-    summary = build_summary(session.run.root)
-    write_json(session.run.summary_file, summary)
-    print(render_summary(summary))
-
-
-def _policies(session: Session) -> dict[str, Path]:
-    """Those of `evaluation.policies` that the run has: name -> model directory."""
-    folders = {"base": _base_model(session)}
+def _find_policies(session: Session) -> dict[str, Path]:
+    """Return name -> model directory of those `evaluation.policies` that the run has."""
+    folders = {"base": _find_base_model(session)}
     for stage in STAGES:
         if getattr(session.config.training, stage).enabled:
             folders[stage] = session.run.stage(stage).hf
-    wanted = {name: folders[name] for name in session.config.evaluation.policies if name in folders}
+    wanted: dict[str, Path] = {name: folders[name] for name in session.config.evaluation.policies if name in folders}
     for name, folder in wanted.items():
         if not folder.exists():
             raise InputError(
@@ -328,39 +336,64 @@ def _policies(session: Session) -> dict[str, Path]:
     return wanted
 
 
-def _base_model(session: Session) -> Path:
-    from medssr_dist.runtime.models import resolve_model
+def _warn_of_unchecked_benchmarks(run: RunDir, benchmarks: dict[str, list[Question]]) -> None:
+    """Warn of benchmarks that were added after synthesis, whose items the questions may therefore repeat."""
+    if run.is_finished("synthesize"):
+        checked = read_synthesis_summary(run.synthesis.summary).checked_against
+        if unchecked := [name for name in benchmarks if name not in checked]:
+            names = ", ".join(unchecked)
+            logger.warning("the synthetic questions were not checked for contamination with %s", names)
 
+
+def _score_policies(session: Session, benchmarks: dict[str, list[Question]], policies: dict[str, Path]) -> None:
+    session.start_ray()
+    evaluation, random_seed = session.config.evaluation, session.config.runtime.random_seed
+    questions = [question for items in benchmarks.values() for question in items]
+    answers, seconds = {}, {}
+    for name, folder in policies.items():
+        started = time.monotonic()
+        logger.info("evaluate %s: %s", name, folder)
+        answers[name] = _answer_benchmarks(session, folder, questions)
+        seconds[name] = round(time.monotonic() - started, 1)
+    write_report(build_scores(benchmarks, answers, evaluation, random_seed, seconds), session.run.evaluation.folder)
+
+
+def _answer_benchmarks(session: Session, model: Path, questions: list[Question]) -> list[Answer]:
+    from medssr_dist.inference.placement import open_engine_pool
+
+    config, paths = session.config, session.run.evaluation
+    tokenizer = load_tokenizer(model, config.policy)
+    with open_engine_pool(config, model, paths.engine_events, with_servers=False) as pool:
+        return evaluate_policy(
+            pool,
+            tokenizer,
+            questions,
+            config.evaluation,
+            config.runtime.random_seed,
+            paths.answers,
+            policy=fingerprint_model(model),
+            should_stop=session.should_stop,
+        )
+
+
+# --- the end of a run, and what several steps need --------------------------------------------------
+def _close_run(session: Session) -> None:
+    """Write summary.json and print the closing table."""
+    summary = build_summary(session.run.root)
+    write_json(session.run.summary_file, summary.model_dump(mode="json"))
+    print(render_summary(summary))
+
+
+def _find_base_model(session: Session) -> Path:
     return resolve_model(session.config.policy)
 
 
-def _finished_questions(session: Session) -> QuestionFeed:
-    if not session.run.is_finished("synthesize"):
-        raise InputError(f"{session.run.root} has no finished questions; run `medssr synthesize` first")
-    return QuestionFeed(session.run.synthesis.questions)
-
-
-def _most_questions(session: Session) -> int:
-    """How many synthetic questions there are, or will be at most."""
-    if session.run.is_finished("synthesize"):
-        return read_synthesis_summary(session.run.synthesis.summary).accepted
-    return session.config.synthesis.accepted
-
-
-def _supervised_questions(config: Config) -> list[Question]:
-    """Stage 2's questions, each with an answer and none from a benchmark."""
-    questions = read_all(config.training.stage2.data, config.runtime.random_seed)
-    refuse_unlabelled(questions)
-    refuse_evaluation_items(questions, read_all(config.evaluation.benchmarks, config.runtime.random_seed))
-    return questions
-
-
-def _labels_hash(labels: Path) -> str:
+def _hash_labels(labels: Path) -> str:
     digest = sha256()
     for label in read_kept_labels(labels):
         digest.update(f"{label.question.id} {label.answer}\n".encode())
     return digest.hexdigest()
 
 
-def _ids_hash(questions: list[Question]) -> str:
+def _hash_questions(questions: list[Question]) -> str:
     return hash_content([[question.id, question.truth] for question in questions])

@@ -1,165 +1,215 @@
-"""The closing table of a run, built from what each step left on disk.
+"""The closing table of a run, made from what each step left in the run directory.
 
-`build_summary` gathers, `render_summary` prints. summary.json: `run` (folder), `steps` (synthesize, vote,
-stage1, stage2, evaluate -> what that step's own summary holds, or null if it has not run), `time`
-(step -> seconds, tokens, tokens_per_second), `wall_seconds` (of the run, over all attempts) and `files`
-(step -> paths within the run folder).
+`build_summary` reads the steps' own summaries, and `render_summary` turns them into a table. The pipeline prints the
+table and writes the record to summary.json.
 """
 
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from medssr_dist.data.jsonl import read_json
-from medssr_dist.data.wilson import part
+from medssr_dist.data.records import Record, parse_record
+from medssr_dist.data.wilson import Share, format_part
+from medssr_dist.evaluation.scores import Accuracy, Score, Scores, read_scores
 from medssr_dist.run.clock import read_clock
-from medssr_dist.run.paths import RECORDED_STEPS, STAGES, RunPaths
+from medssr_dist.run.paths import STAGES, RunPaths
+from medssr_dist.synthesis.synthesis_summary import SynthesisSummary, read_synthesis_summary
+from medssr_dist.training.stage_job import StageSummary, read_stage_summary
 from medssr_dist.voting.quality_records import VoteSummary
-from medssr_dist.voting.quality_text import format_quality
+from medssr_dist.voting.quality_text import TableRow, format_quality
 
-WIDTH = 100
+WIDTH = 100  # columns of the table
 _LABEL = 12
 _SHOWN_STEPS = 10
+_NOT_RUN = TableRow("", "not run")
+Summary = TypeVar("Summary")
 
 
-def build_summary(run_folder: Path) -> dict:
-    """Read the steps' summaries in `run_folder`; a step that has not run is None.
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class StepSummaries(_Part):
+    """The summaries that the steps wrote, each as in its own file; None for a step that has not finished.
+
+    Example: StepSummaries(synthesize=SynthesisSummary(...), vote=None, stage1=None, stage2=None, evaluate=None)
+    """
+
+    synthesize: SynthesisSummary | None
+    vote: VoteSummary | None
+    stage1: StageSummary | None
+    stage2: StageSummary | None
+    evaluate: Scores | None
+
+
+class StepTime(_Part):
+    """Time and tokens of a step.
+
+    Example: StepTime(seconds=75.0, tokens=9000, tokens_per_second=120.0)
+    """
+
+    seconds: float = Field(description="over all attempts; of the last attempt if the run has no clock.json")
+    tokens: int = Field(description="generated tokens")
+    tokens_per_second: float | None = Field(description="None if the step took no time")
+
+
+class RunSummary(Record):
+    """The content of summary.json.
+
+    Example: RunSummary(run="runs/demo", steps=StepSummaries(...), wall_seconds=280.0,
+    time={"vote": StepTime(seconds=75.0, tokens=9000, tokens_per_second=120.0)}, files={"vote": ["voting/votes"]})
+    """
+
+    run: str = Field(description="the run directory")
+    steps: StepSummaries
+    wall_seconds: float | None = Field(description="of the run, over all attempts; None if the run has no clock.json")
+    time: dict[str, StepTime] = Field(description="finished step -> its time and tokens")
+    files: dict[str, list[str]] = Field(description="finished step -> its files, relative to the run directory")
+
+
+def build_summary(run_folder: Path) -> RunSummary:
+    """Read the summaries of the steps in `run_folder`.
 
     Raises:
-        InputError: a summary is there but is not valid JSON.
+        InputError: the summary of a step is not valid.
     """
     run = RunPaths(Path(run_folder))
     clock = read_clock(run.root)
-    sources = {step: run.step(step).summary for step in RECORDED_STEPS}
-    steps = {step: read_json(source) if source.exists() else None for step, source in sources.items()}
-    return {
-        "schema_version": 1,
-        "run": str(run.root),
-        "steps": steps,
-        "wall_seconds": clock.get("run"),
-        "time": {step: _time(step, found, clock) for step, found in steps.items() if found is not None},
-        "files": {
+    steps = _read_steps(run)
+    finished = {step: found for step, found in steps if found is not None}
+    return RunSummary(
+        run=str(run.root),
+        steps=steps,
+        wall_seconds=clock.get("run"),
+        time={step: _measure_time(step, found, clock) for step, found in finished.items()},
+        files={
             step: [str(file.relative_to(run.root)) for file in run.step(step).results if file.exists()]
-            for step, found in steps.items()
-            if found is not None
+            for step in finished
         },
-    }
+    )
 
 
-def _time(step: str, found: dict, clock: dict[str, float]) -> dict:
-    """Seconds over all attempts (of the last one, where no clock was kept) and tokens, of one step."""
-    parts = list(found["policies"].values()) if step == "evaluate" else [found]
-    tokens = sum(part["tokens"] for part in parts)
-    seconds = clock.get(step, sum(part["seconds"] for part in parts))
+def _read_steps(run: RunPaths) -> StepSummaries:
+    def read(step: str, reader: Callable[[Path], Summary]) -> Summary | None:
+        file = run.step(step).summary
+        return reader(file) if file.exists() else None
+
+    return StepSummaries(
+        synthesize=read("synthesize", read_synthesis_summary),
+        vote=read("vote", lambda file: parse_record(VoteSummary, read_json(file), str(file))),
+        stage1=read("stage1", read_stage_summary),
+        stage2=read("stage2", read_stage_summary),
+        evaluate=read("evaluate", read_scores),
+    )
+
+
+def _measure_time(step: str, found: Any, clock: Mapping[str, float]) -> StepTime:
+    counted = list(found.policies.values()) if isinstance(found, Scores) else [found]
+    tokens = sum(each.tokens for each in counted)
+    seconds = clock.get(step, sum(each.seconds for each in counted))
     rate = round(tokens / seconds, 1) if seconds > 0 else None
-    return {"seconds": round(seconds, 1), "tokens": tokens, "tokens_per_second": rate}
+    return StepTime(seconds=round(seconds, 1), tokens=tokens, tokens_per_second=rate)
 
 
-def render_summary(summary: dict) -> str:
-    """One plain-text table, at most 100 columns wide (long paths apart): a block a step, then times."""
-    steps = summary["steps"]
-    training = [*_stage("stage 1", steps["stage1"]), *_stage("stage 2", steps["stage2"])]
+def render_summary(summary: RunSummary) -> str:
+    """Return the closing table as text: one block for each step, then the times.
+
+    Lines have at most WIDTH columns, apart from long paths.
+    """
+    steps = summary.steps
+    training = [*_describe_stage("stage 1", steps.stage1), *_describe_stage("stage 2", steps.stage2)]
     blocks = [
-        ("1 synthesize", _rows(_synthesis(steps["synthesize"])), ("synthesize",)),
-        ("2 vote", _rows(_voting(steps["vote"])), ("vote",)),
-        ("3 train", _rows(training), STAGES),
-        ("4 evaluate", _evaluation(steps["evaluate"]), ("evaluate",)),
+        ("1 synthesize", _format_rows(_describe_synthesis(steps.synthesize)), ("synthesize",)),
+        ("2 vote", _format_rows(format_quality(steps.vote.quality) if steps.vote else [_NOT_RUN]), ("vote",)),
+        ("3 train", _format_rows(training), STAGES),
+        ("4 evaluate", _format_scores(steps.evaluate), ("evaluate",)),
     ]
-    lines = ["=" * WIDTH, f"run {summary['run']}"]
+    lines = ["=" * WIDTH, f"run {summary.run}"]
     for title, block, names in blocks:
-        files = [file for name in names for file in summary["files"].get(name, [])]
-        lines += [f"--- {title} ".ljust(WIDTH, "-"), *block, *_rows([("files", "  ".join(files))] if files else [])]
-    lines += ["--- time ".ljust(WIDTH, "-"), *_times(summary["time"], summary["wall_seconds"]), "=" * WIDTH]
+        files = [file for name in names for file in summary.files.get(name, [])]
+        block += _format_rows([TableRow("files", "  ".join(files))]) if files else []
+        lines += [f"--- {title} ".ljust(WIDTH, "-"), *block]
+    lines += ["--- time ".ljust(WIDTH, "-"), *_format_times(summary.time, summary.wall_seconds), "=" * WIDTH]
     return "\n".join(lines) + "\n"
 
 
-def _rows(rows: list[tuple[str, str]]) -> list[str]:
-    """(label, text) as lines of at most WIDTH columns, the text in a column of its own."""
+def _format_rows(rows: list[TableRow]) -> list[str]:
+    """Return lines of at most WIDTH columns; a long text continues below its own first line, not below the label."""
     lines = []
     for label, text in rows:
         parts = textwrap.wrap(text, WIDTH - _LABEL - 2, break_long_words=False, break_on_hyphens=False)
         labels = [label] + [""] * (len(parts) - 1)
-        lines += [f"  {name:<{_LABEL}}{part}" for name, part in zip(labels, parts, strict=True)]
+        lines += [f"  {name:<{_LABEL}}{line}" for name, line in zip(labels, parts, strict=True)]
     return lines
 
 
-def _synthesis(found: dict | None) -> list[tuple[str, str]]:
+def _describe_synthesis(found: SynthesisSummary | None) -> list[TableRow]:
     if found is None:
-        return [("", "not run")]
-    reasons = found["rejected_by_reason"]
+        return [_NOT_RUN]
+    reasons, alpha = found.rejected_by_reason, found.alpha
     by_reason = [f"{name} {reasons[name]:,}" for name in sorted(reasons, key=lambda name: (-reasons[name], name))]
-    alpha = found["alpha"]
+    accepted = f"accepted {format_part(found.accepted, found.requested)}"
+    achieved = f"{_format_share(alpha.requests)} of requests, {_format_share(alpha.accepted)} of accepted"
     return [
-        (
-            "questions",
-            f"requests {found['requested']:,}, accepted {part(found['accepted'], found['requested'])}; ended by "
-            f"{found['stopped_by']}",
-        ),
-        ("rejected", f"{sum(reasons.values()):,}{': ' if by_reason else ''}{', '.join(by_reason)}"),
-        (
-            "alpha",
-            f"asked {_decimal(alpha['asked'])}, achieved {_interval(alpha['requests'])} of requests, "
-            f"{_interval(alpha['accepted'])} of accepted",
-        ),
+        TableRow("questions", f"requests {found.requested:,}, {accepted}; ended by {found.stopped_by}"),
+        TableRow("rejected", f"{sum(reasons.values()):,}{': ' if by_reason else ''}{', '.join(by_reason)}"),
+        TableRow("alpha", f"asked {alpha.asked:.3f}, achieved {achieved}"),
     ]
 
 
-def _voting(found: dict | None) -> list[tuple[str, str]]:
+def _describe_stage(name: str, found: StageSummary | None) -> list[TableRow]:
     if found is None:
-        return [("", "not run")]
-    return format_quality(VoteSummary.model_validate(found).quality)
-
-
-def _stage(name: str, found: dict | None) -> list[tuple[str, str]]:
-    if found is None:
-        return [(name, "not run")]
-    rewards = list(enumerate(found["reward_by_step"], start=1))
+        return [TableRow(name, "not run")]
+    rewards = list(enumerate(found.reward_by_step, start=1))
     if len(rewards) > _SHOWN_STEPS:
         last = len(rewards) - 1
         rewards = [rewards[round(i * last / (_SHOWN_STEPS - 1))] for i in range(_SHOWN_STEPS)]
     shown = "  ".join(f"{step}:{reward:.3f}" for step, reward in rewards) or "none"
-    return [(name, f"{found['steps']:,} steps"), ("", f"mean reward by step  {shown}")]
+    return [TableRow(name, f"{found.steps:,} steps"), TableRow("", f"mean reward by step  {shown}")]
 
 
-def _evaluation(found: dict | None) -> list[str]:
-    """A row a benchmark, a column a policy; then the second pass's counts over all benchmarks."""
+def _format_scores(found: Scores | None) -> list[str]:
+    """Return one line for each benchmark, with a column for each policy, then counts over all benchmarks."""
     if found is None:
-        return _rows([("", "not run")])
-    policies = list(found["policies"].values())
-    names = list(policies[0]["benchmarks"])
-    rows = [("accuracy, %", list(found["policies"]))]
-    rows += [(name, [_percent(policy["benchmarks"][name]) for policy in policies]) for name in names]
+        return _format_rows([_NOT_RUN])
+    policies = list(found.policies.values())
+    names = list(policies[0].benchmarks)
+    rows = [("accuracy, %", list(found.policies))]
+    rows += [(name, [_format_percent(policy.benchmarks[name]) for policy in policies]) for name in names]
     if len(names) > 1:
-        rows.append(("macro average", [_percent(policy["macro"]) for policy in policies]))
-    if policies[0]["rare"]:
-        rows.append(("rare diseases", [_percent(policy["rare"]) for policy in policies]))
+        rows.append(("macro average", [_format_percent(policy.macro) for policy in policies]))
+    rare = [policy.rare for policy in policies if policy.rare]
+    if rare:
+        rows.append(("rare diseases", [_format_percent(score) for score in rare]))
     for count in ("recovered", "invalid"):
-        rows.append((count, [f"{sum(s[count] for s in policy['benchmarks'].values()):,}" for policy in policies]))
+        sums = [sum(getattr(score, count) for score in policy.benchmarks.values()) for policy in policies]
+        rows.append((count, [f"{number:,}" for number in sums]))
     width = max(_LABEL, 2 + max(len(label) for label, _ in rows))
     lines = [f"  {label:<{width}}" + "".join(f"{cell:<15}" for cell in cells).rstrip() for label, cells in rows]
-    return [*lines, f"  (mean ± sample standard deviation over {found['protocol']['generations']} generations)"]
+    return [*lines, f"  (mean ± sample standard deviation over {found.protocol.generations} generations)"]
 
 
-def _times(times: dict, wall_seconds: float | None) -> list[str]:
+def _format_times(times: Mapping[str, StepTime], wall_seconds: float | None) -> list[str]:
     lines = [f"  {'step':<{_LABEL}}{'seconds':>12}{'tokens':>14}{'tokens/s':>12}"]
     for step, time in times.items():
-        rate = "-" if time["tokens_per_second"] is None else f"{time['tokens_per_second']:,.1f}"
-        lines.append(f"  {step:<{_LABEL}}{time['seconds']:>12,.1f}{time['tokens']:>14,}{rate:>12}")
+        rate = "-" if time.tokens_per_second is None else f"{time.tokens_per_second:,.1f}"
+        lines.append(f"  {step:<{_LABEL}}{time.seconds:>12,.1f}{time.tokens:>14,}{rate:>12}")
     if wall_seconds is not None:
         overlap = "synthesis, vote and stage 1 overlap in stream mode"
         lines.append(f"  {'wall time':<{_LABEL}}{wall_seconds:>12,.1f}   ({overlap})")
     return lines
 
 
-def _interval(share: dict) -> str:
-    """A share with its 95% interval."""
-    return "-" if share["share"] is None else f"{share['share']:.3f} ({share['low']:.3f} to {share['high']:.3f})"
+def _format_share(share: Share) -> str:
+    """Return a share with its 95% interval, for example '0.475 (0.329 to 0.625)'."""
+    return "-" if share.share is None else f"{share.share:.3f} ({share.low:.3f} to {share.high:.3f})"
 
 
-def _decimal(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
-
-
-def _percent(score: dict) -> str:
-    return f"{100 * score['accuracy']:.1f} ± {100 * score['std']:.1f}"
+def _format_percent(score: Score | Accuracy) -> str:
+    return f"{100 * score.accuracy:.1f} ± {100 * score.std:.1f}"

@@ -1,29 +1,30 @@
 """The closing table: complete, partly run, and empty run folders."""
 
-import json
+from dataclasses import replace
 
 import pytest
+from synthesis_examples import summary
 
 from medssr_dist.config.schema import Voting
+from medssr_dist.data.jsonl import write_json
 from medssr_dist.data.wilson import measure_share
 from medssr_dist.errors import InputError
-from medssr_dist.summary import WIDTH, build_summary, render_summary
+from medssr_dist.evaluation.scores import Accuracy, BenchmarkFacts, PolicyScores, ProtocolSettings, Score, Scores
+from medssr_dist.run.paths import RunPaths
+from medssr_dist.summary import WIDTH, RunSummary, StepTime, build_summary, render_summary
+from medssr_dist.synthesis.synthesis_summary import AlphaShares
+from medssr_dist.training.stage_job import StageSummary
 from medssr_dist.voting.quality import measure_quality
 from medssr_dist.voting.quality_records import VoteRates, VoteSummary
 
-SYNTHESIS = {
-    "requested": 40,
-    "accepted": 36,
-    "rejected_by_reason": {"not_json": 1, "duplicate": 3},
-    "alpha": {
-        "asked": 0.5,
-        "requests": {"share": 0.475, "low": 0.329, "high": 0.625, "count": 19, "of": 40},
-        "accepted": {"share": 0.5, "low": 0.345, "high": 0.655, "count": 18, "of": 36},
-    },
-    "stopped_by": "count",
-    "seconds": 10.0,
-    "tokens": 5000,
-}
+SYNTHESIS = summary(
+    requested=40,
+    accepted=36,
+    rejected_by_reason={"not_json": 1, "duplicate": 3},
+    alpha=AlphaShares(asked=0.5, requests=measure_share(19, 40), accepted=measure_share(18, 36)),
+    seconds=10.0,
+    tokens=5000,
+)
 EMPTY = measure_quality([], Voting(samples=8), lambda question: None)
 QUALITY = EMPTY.model_copy(
     update={
@@ -42,43 +43,59 @@ QUALITY = EMPTY.model_copy(
         "tokens": 9000,
     }
 )
-VOTING = VoteSummary(votes_taken_now=216, seconds=60.0, tokens=9000, quality=QUALITY).model_dump(mode="json")
-STAGE = {"steps": 2, "reward_by_step": [0.25, 0.5], "seconds": 100.0, "tokens": 1000}
-SCORE = {"accuracy": 0.25, "std": 0.05, "invalid": 2, "recovered": 3}
-SCORES = {
-    "protocol": {"generations": 4},
-    "policies": {
-        name: {"benchmarks": {"medqa": SCORE, "pubmedqa": SCORE}, "macro": SCORE, "rare": None}
-        | {"tokens": 300, "seconds": 5}
-        for name in ("base", "stage1")
-    },
-}
+VOTING = VoteSummary(votes_taken_now=216, seconds=60.0, tokens=9000, quality=QUALITY)
+STAGE = StageSummary(
+    prompts=8, skipped_too_long=0, old_logprobs="", steps=2, reward_by_step=[0.25, 0.5], seconds=100.0, tokens=1000
+)
+SCORE = Score(
+    questions=10,
+    answers=40,
+    accuracy=0.25,
+    std=0.05,
+    per_generation=(0.2, 0.3),
+    recovered=3,
+    invalid=2,
+    truncated=0,
+    letters={"A": 38, "none": 2},
+)
+POLICY = PolicyScores(
+    benchmarks={"medqa": SCORE, "pubmedqa": SCORE},
+    macro=Accuracy(accuracy=0.25, std=0.05, per_generation=(0.2, 0.3)),
+    rare=None,
+    tokens=300,
+    seconds=5,
+)
+SCORES = Scores(
+    protocol=ProtocolSettings(generations=4, temperature=0.6, top_p=0.95, top_k=20, max_tokens=64, random_seed=42),
+    benchmarks={name: BenchmarkFacts(questions=10, rare=0, truth_letters={"A": 10}) for name in ("medqa", "pubmedqa")},
+    policies={"base": POLICY, "stage1": POLICY},
+)
 
 
-def fill(folder, **files):
-    for name, value in files.items():
-        path = folder / name.replace("__", "/")
-        path = path.with_name(path.name + ".json")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(value))
+def write_steps(folder, **steps):
+    """Write the summaries of `steps` where the steps write them."""
+    for name, found in steps.items():
+        dump = vars(found) if isinstance(found, StageSummary) else found
+        write_json(
+            RunPaths(folder).step(name).summary, dump if isinstance(dump, dict) else dump.model_dump(mode="json")
+        )
     return folder
 
 
 def whole_run(folder, stage=STAGE):
-    fill(folder, synthesis__summary=SYNTHESIS, voting__summary=VOTING, training__stage1__summary=stage)
-    return fill(folder, training__stage2__summary=stage, evaluation__scores=SCORES)
+    return write_steps(folder, synthesize=SYNTHESIS, vote=VOTING, stage1=stage, stage2=stage, evaluate=SCORES)
 
 
 def test_whole_run(tmp_path):
-    (whole_run(tmp_path) / "voting" / "votes").mkdir()
-    fill(tmp_path, clock={"run": 280.0, "vote": 75.0})
-    summary = build_summary(tmp_path)
-    assert json.loads(json.dumps(summary)) == summary
-    assert summary["steps"]["vote"] == VOTING
-    assert summary["time"]["evaluate"] == {"seconds": 10, "tokens": 600, "tokens_per_second": 60.0}
-    assert summary["time"]["vote"]["seconds"] == 75.0, "the clock counts all attempts, the step's summary the last"
-    assert summary["files"]["vote"] == ["voting/votes"]
-    text = render_summary(summary)
+    RunPaths(whole_run(tmp_path)).voting.votes.mkdir()
+    write_json(RunPaths(tmp_path).clock_file, {"run": 280.0, "vote": 75.0})
+    found = build_summary(tmp_path)
+    assert RunSummary.model_validate_json(found.model_dump_json()) == found
+    assert found.steps.vote == VOTING and found.steps.evaluate == SCORES
+    assert found.time["evaluate"] == StepTime(seconds=10, tokens=600, tokens_per_second=60.0)
+    assert found.time["vote"].seconds == 75.0, "the clock counts all attempts, the step's summary the last"
+    assert found.files["vote"] == ["voting/votes"]
+    text = render_summary(found)
     for part in (
         "requests 40, accepted 36 of 40 (90.0%); ended by count",
         "4: duplicate 3, not_json 1",
@@ -103,30 +120,30 @@ def test_whole_run(tmp_path):
 
 
 def test_steps_not_run(tmp_path):
-    text = render_summary(build_summary(fill(tmp_path, synthesis__summary=SYNTHESIS)))
+    text = render_summary(build_summary(write_steps(tmp_path, synthesize=SYNTHESIS)))
     assert text.count("not run") == 4
     empty = build_summary(tmp_path / "none")
-    assert set(empty["steps"].values()) == {None}
+    assert {found for _, found in empty.steps} == {None}
     assert render_summary(empty).count("not run") == 5
 
 
 def test_nothing_accepted_labelled_or_timed(tmp_path):
-    none = {"share": None, "low": None, "high": None, "count": 0, "of": 0}
-    nothing = SYNTHESIS | {"accepted": 0, "alpha": SYNTHESIS["alpha"] | {"accepted": none}}
-    votes = VoteSummary(votes_taken_now=0, seconds=0, tokens=0, quality=EMPTY).model_dump(mode="json")
-    text = render_summary(build_summary(fill(tmp_path, synthesis__summary=nothing, voting__summary=votes)))
+    alpha = SYNTHESIS.alpha.model_copy(update={"accepted": measure_share(0, 0)})
+    nothing = SYNTHESIS.model_copy(update={"accepted": 0, "alpha": alpha})
+    votes = VoteSummary(votes_taken_now=0, seconds=0, tokens=0, quality=EMPTY)
+    text = render_summary(build_summary(write_steps(tmp_path, synthesize=nothing, vote=votes)))
     assert "accepted 0 of 40 (0.0%)" in text and "- of accepted" in text and "0 of 0" in text
 
 
 def test_long_training_shows_first_and_last_step(tmp_path):
-    stage = STAGE | {"steps": 500, "reward_by_step": [i / 500 for i in range(500)]}
+    stage = replace(STAGE, steps=500, reward_by_step=[i / 500 for i in range(500)])
     text = render_summary(build_summary(whole_run(tmp_path, stage)))
     assert "1:0.000" in text and "500:0.998" in text and " 250:" not in text
     assert max(len(line) for line in text.splitlines() if not line.startswith("run ")) <= WIDTH
 
 
 def test_broken_summary_is_named(tmp_path):
-    fill(tmp_path, synthesis__summary=SYNTHESIS)
-    (tmp_path / "synthesis" / "summary.json").write_text("{")
+    write_steps(tmp_path, synthesize=SYNTHESIS)
+    RunPaths(tmp_path).synthesis.summary.write_text("{")
     with pytest.raises(InputError, match="synthesis/summary.json"):
         build_summary(tmp_path)

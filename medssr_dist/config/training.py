@@ -6,8 +6,8 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from medssr_dist.config.objective import Objective
 from medssr_dist.config.base import Section, Source
+from medssr_dist.config.objective import Objective
 from medssr_dist.run.paths import STAGES
 
 # Keys of earlier versions, with what to do about them.

@@ -1,31 +1,40 @@
-"""How sure a share is: k of n were counted, so the rate behind them lies between these bounds.
+"""Confidence intervals of shares: k of n cases were counted, and the true rate lies between two bounds.
 
-Wilson's score interval (Wilson, J. Am. Stat. Assoc. 22:209-212, 1927) holds its level for small n and for
-shares near 0 and 1, where the textbook interval leaves [0, 1] or has no width at all.
+The interval is Wilson's score interval (Wilson, J. Am. Stat. Assoc. 22:209-212, 1927). It is correct for small n and
+for shares near 0 and 1 too, where the usual normal interval leaves [0, 1] or has no width.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
-_Z_95 = 1.959964  # 97.5% quantile of the normal distribution: 2.5% lie outside on either side
+_Z_95 = 1.959964  # 97.5% quantile of the normal distribution: 2.5% lie outside on each side
 
 
-def wilson(successes: int, trials: int) -> tuple[float, float]:
-    """Bounds (low, high), within 0..1, of the 95% interval for `successes` of `trials`.
+class Interval(NamedTuple):
+    """Bounds of a rate, in 0..1. Example: Interval(low=0.237, high=0.763)."""
 
-    Without a trial nothing is known: (0.0, 1.0). Raises ValueError unless 0 <= successes <= trials.
+    low: float
+    high: float
+
+
+def wilson_interval(successes: int, trials: int) -> Interval:
+    """Return the 95% interval of the rate, given `successes` of `trials`; [0, 1] without trials.
+
+    Raises:
+        ValueError: not 0 <= successes <= trials.
     """
     if not 0 <= successes <= trials:
         raise ValueError(f"{successes} successes of {trials} trials")
     if trials == 0:
-        return 0.0, 1.0
+        return Interval(0.0, 1.0)
     share, z_squared = successes / trials, _Z_95**2
     middle = share + z_squared / (2 * trials)
     spread = _Z_95 * math.sqrt(share * (1 - share) / trials + z_squared / (4 * trials**2))
     scale = 1 + z_squared / trials
-    return max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale)
+    return Interval(max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale))
 
 
 @dataclass(frozen=True)
@@ -44,21 +53,17 @@ class Share:
 
 def measure_share(count: int, of: int) -> Share:
     """Return the share `count` of `of` with its interval."""
-    low, high = wilson(count, of) if of else (None, None)
-    return Share(count / of if of else None, low, high, count, of)
+    if not of:
+        return Share(None, None, None, count, of)
+    low, high = wilson_interval(count, of)
+    return Share(count / of, low, high, count, of)
 
 
-def share_of(count: int, of: int) -> dict:
-    """`count` of `of` with its 95% Wilson interval; share, low and high are None where `of` is 0."""
-    low, high = wilson(count, of) if of else (None, None)
-    return {"share": count / of if of else None, "low": low, "high": high, "count": count, "of": of}
-
-
-def part(count: int, of: int) -> str:
-    """Example: '12 of 36 (33.3%)'."""
+def format_part(count: int, of: int) -> str:
+    """Return a count and its share as text, for example '12 of 36 (33.3%)'."""
     return f"{count:,} of {of:,} ({100 * count / of:.1f}%)" if of else f"{count:,} of 0"
 
 
-def percent(share: float | None) -> str:
-    """Example: '33.3%'; '-' where there is nothing to share."""
+def format_percent(share: float | None) -> str:
+    """Return a share as text, for example '33.3%'; '-' for None."""
     return "-" if share is None else f"{100 * share:.1f}%"

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from medssr_dist.config.schema import Config
 from medssr_dist.config.training import Stage
+from medssr_dist.data.jsonl import read_json
+from medssr_dist.errors import InputError
 from medssr_dist.run.paths import StagePaths
 from medssr_dist.training.weights.checkpoints import Checkpoint
 
@@ -61,3 +63,16 @@ class StageSummary(StageCounts):
     steps: int
     reward_by_step: list[float]
     tokens: int
+
+
+def read_stage_summary(file: Path) -> StageSummary:
+    """Read the summary.json of a finished stage; files of earlier versions lack some counts.
+
+    Raises:
+        InputError: the file is absent or not the summary of a stage.
+    """
+    row = {"prompts": 0, "skipped_too_long": 0, "old_logprobs": ""} | read_json(file)
+    try:
+        return StageSummary(**row)
+    except TypeError as error:
+        raise InputError(f"{file} is not the summary of a training stage: {error}") from None

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from medssr_dist.config.schema import Voting
 from medssr_dist.data.jsonl import write_json
 from medssr_dist.data.records import LETTERS, Label, Question
-from medssr_dist.data.wilson import measure_share, wilson
+from medssr_dist.data.wilson import measure_share, wilson_interval
 from medssr_dist.errors import InputError
 from medssr_dist.run.paths import VotingPaths
 from medssr_dist.voting.quality_records import (
@@ -251,8 +251,8 @@ def _bound_precision(kept: Counter[AnswerKind], maybe: Counter[AnswerKind]) -> P
     return PrecisionBounds(
         least=shares[0],
         most=shares[-1],
-        low=wilson(*least)[0],
-        high=wilson(*most)[1],
+        low=wilson_interval(*least)[0],
+        high=wilson_interval(*most)[1],
         known=known,
         open=maybe["right"] + maybe["wrong"] + maybe["either"],
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from medssr_dist.data.jsonl import raise_if_disk_full
-from medssr_dist.data.wilson import part, percent
+from medssr_dist.data.wilson import format_part, format_percent
 from medssr_dist.voting.quality_records import CurvePoint, LabelQuality
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def _format_headline(quality: LabelQuality) -> str:
     }
     return (
         f"{quality.questions:,} questions, K = {quality.samples}: kept "
-        f"{part(quality.kept, quality.questions)} at t = {quality.threshold:g}"
+        f"{format_part(quality.kept, quality.questions)} at t = {quality.threshold:g}"
         + "".join(f", {name} {count:,}" for name, count in outcomes.items() if count)
     )
 
@@ -123,7 +123,7 @@ def _plot_curve(axes: Axes, quality: LabelQuality) -> None:
 def _plot_kinds(axes: Axes, quality: LabelQuality) -> None:
     kinds = (("rare", quality.by_kind.rare, _RED, "o"), ("common", quality.by_kind.common, _GREEN, "s"))
     for name, kind, colour, marker in kinds:
-        label = f"{name}: {part(kind.precision.count, kind.precision.of)} right at t"
+        label = f"{name}: {format_part(kind.precision.count, kind.precision.of)} right at t"
         _plot_precision(axes, kind.curve, colour, label, marker)
     _mark_threshold(axes, quality)
     _set_percent_axes(axes, quality, "precision: right of the kept, %")
@@ -172,8 +172,8 @@ def _plot_votes(axes: Axes, quality: LabelQuality) -> None:
     locator.set_params(integer=True)
     axes.xaxis.set_major_locator(locator)
     axes.set(xlabel=f"votes taken for a question, of K = {quality.samples}", ylabel="questions")
-    shares = f"invalid {percent(quality.rates.invalid)}, truncated {percent(quality.rates.truncated)}"
-    saved = f"{percent(quality.rates.saved)} of {quality.votes_requested:,} saved"
+    shares = f"invalid {format_percent(quality.rates.invalid)}, truncated {format_percent(quality.rates.truncated)}"
+    saved = f"{format_percent(quality.rates.saved)} of {quality.votes_requested:,} saved"
     axes.set_title(f"Votes: {saved}\nn = {quality.votes:,} taken; of these {shares}")
     _finish(axes, sum(quality.votes_taken.values()))
 
@@ -195,7 +195,7 @@ def _plot_letters(axes: Axes, quality: LabelQuality) -> None:
     axes.set_xticks(places, list(by_letter))
     axes.set(xlabel="letter", ylabel="share, %")
     axes.set_ylim(0, 1.45 * axes.get_ylim()[1])  # room for the legend
-    axes.set_title(f"Letters, n = {valid:,} votes, {percent(quality.letters.imbalance)} off an even spread")
+    axes.set_title(f"Letters, n = {valid:,} votes, {format_percent(quality.letters.imbalance)} off an even spread")
     _finish(axes, valid)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from medssr_dist.data.wilson import part, percent
+from medssr_dist.data.wilson import format_part, format_percent
 from medssr_dist.voting.quality_records import LabelQuality, LetterBias
 
 
@@ -17,18 +17,19 @@ class TableRow(NamedTuple):
 
 def format_quality(quality: LabelQuality) -> list[TableRow]:
     """Return the rows on outcomes, kept labels, their precision, votes and letters."""
-    outcomes = [f"labeled {part(quality.labeled, quality.questions)}", f"ties {quality.ties:,}"]
+    outcomes = [f"labeled {format_part(quality.labeled, quality.questions)}", f"ties {quality.ties:,}"]
     outcomes.append(f"no valid vote {quality.all_invalid:,}")
     further = {"rejected": quality.rejected, "quarantined": quality.quarantined}
     outcomes += [f"{name} {count:,}" for name, count in further.items() if count]
     return [
         TableRow("outcome", ", ".join(outcomes)),
-        TableRow("kept", f"{part(quality.kept, quality.questions)} at {format_threshold(quality)}"),
+        TableRow("kept", f"{format_part(quality.kept, quality.questions)} at {format_threshold(quality)}"),
         TableRow("truth", _format_truth(quality)),
         TableRow(
             "votes",
-            f"{quality.votes:,} taken, {part(quality.votes_saved, quality.votes_requested)} saved; of those taken "
-            f"{percent(quality.rates.invalid)} invalid, {percent(quality.rates.truncated)} truncated",
+            f"{quality.votes:,} taken, {format_part(quality.votes_saved, quality.votes_requested)} saved; of those "
+            f"taken {format_percent(quality.rates.invalid)} invalid, {format_percent(quality.rates.truncated)} "
+            "truncated",
         ),
         TableRow("letters", _format_letters(quality.letters)),
     ]
@@ -44,10 +45,10 @@ def _format_truth(quality: LabelQuality) -> str:
     if not precision.of:
         return "known of no kept label"
     kinds = {"rare": quality.by_kind.rare.precision, "common": quality.by_kind.common.precision}
-    split = [f"{name} {part(share.count, share.of)}" for name, share in kinds.items() if share.of]
+    split = [f"{name} {format_part(share.count, share.of)}" for name, share in kinds.items() if share.of]
     text = (
-        f"{part(precision.count, precision.of)} of the kept labels with a truth agree "
-        f"(95%: {percent(precision.low)} to {percent(precision.high)})"
+        f"{format_part(precision.count, precision.of)} of the kept labels with a truth agree "
+        f"(95%: {format_percent(precision.low)} to {format_percent(precision.high)})"
     )
     return f"{text}; {', '.join(split)}" if len(split) > 1 else text
 
@@ -63,8 +64,8 @@ def _format_letters(letters: LetterBias) -> str:
     favoured = {"most": max(excess, key=lambda letter: excess[letter])}
     favoured["least"] = min(excess, key=lambda letter: excess[letter])
     shown = [
-        f"{word} {letter} with {percent(letters.by_letter[letter].share)} of the votes (even: "
-        f"{percent(letters.by_letter[letter].even)})"
+        f"{word} {letter} with {format_percent(letters.by_letter[letter].share)} of the votes (even: "
+        f"{format_percent(letters.by_letter[letter].even)})"
         for word, letter in favoured.items()
     ]
-    return f"favoured {', '.join(shown)}; {percent(letters.imbalance)} of the votes off an even spread"
+    return f"favoured {', '.join(shown)}; {format_percent(letters.imbalance)} of the votes off an even spread"

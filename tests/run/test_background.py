@@ -173,7 +173,7 @@ class World:
         self.question_lag = self.votes = 0
         self.trained = []
         self.stopping = threading.Event()
-        monkeypatch.setattr(pipeline, "_base_model", lambda session: model)
+        monkeypatch.setattr(pipeline, "_find_base_model", lambda session: model)
         monkeypatch.setitem(sys.modules, "medssr_dist.voting.vote", SimpleNamespace(vote=self.vote))
         stages = SimpleNamespace(start_stage1=self.start_stage1)
         monkeypatch.setitem(sys.modules, "medssr_dist.training.train_stage", stages)
@@ -182,7 +182,7 @@ class World:
         self.stopping.clear()
         config = make_config(**self.sections)
         with open_run(self.root, config) as run:
-            pipeline.side_by_side(Session(config, run, self.stopping.is_set, lambda: None))
+            pipeline.stream_steps(Session(config, run, self.stopping.is_set, lambda: None))
 
     def vote(self, config, feed, total, model, folder, truth, should_stop, trainer_follows):
         assert model == self.model and total == 60

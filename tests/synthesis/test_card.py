@@ -8,7 +8,7 @@ from synthesis_examples import summary
 from medssr_dist.config.schema import Config
 from medssr_dist.config.synthesis import Checks
 from medssr_dist.data.records import Provenance, Question
-from medssr_dist.data.wilson import measure_share, wilson
+from medssr_dist.data.wilson import measure_share, wilson_interval
 from medssr_dist.knowledge.hpo import read_hpo_version
 from medssr_dist.run.directory import find_commit
 from medssr_dist.synthesis.card import size_category, write_card
@@ -52,7 +52,7 @@ def test_size_categories(count, name):
 
 def test_the_text_holds_every_figure(tmp_path):
     _, body = split(write_card(tmp_path, config(prices={"gpt-x": {"prompt": 1, "completion": 2}}), summary()))
-    low, high = wilson(610, 1200)
+    low, high = wilson_interval(610, 1200)
     for text in (
         "1,200",
         "1,000",

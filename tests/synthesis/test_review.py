@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from medssr_dist.data.records import Provenance, Question
-from medssr_dist.data.wilson import wilson
+from medssr_dist.data.wilson import wilson_interval
 from medssr_dist.synthesis.review import COLUMNS, TO_FILL_IN, write_review
 
 
@@ -95,10 +95,10 @@ def test_a_torn_last_line_is_left_out(tmp_path):
     [(0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (5, 10, 0.2366, 0.7634), (21500, 43000, 0.4953, 0.5047)],
 )
 def test_wilson_against_published_values(successes, trials, low, high):
-    assert wilson(successes, trials) == pytest.approx((low, high), abs=5e-5)
+    assert wilson_interval(successes, trials) == pytest.approx((low, high), abs=5e-5)
 
 
 def test_wilson_without_a_trial_knows_nothing_and_refuses_nonsense():
-    assert wilson(0, 0) == (0.0, 1.0)
+    assert wilson_interval(0, 0) == (0.0, 1.0)
     with pytest.raises(ValueError):
-        wilson(3, 2)
+        wilson_interval(3, 2)

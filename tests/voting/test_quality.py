@@ -13,7 +13,7 @@ from stored_votes import write_labels
 from medssr_dist.config.schema import Voting
 from medssr_dist.data.jsonl import JsonlLedger, read_json, read_jsonl
 from medssr_dist.data.records import LETTERS, Label, Question
-from medssr_dist.data.wilson import Share, wilson
+from medssr_dist.data.wilson import Share, wilson_interval
 from medssr_dist.errors import InputError
 from medssr_dist.voting.quality import measure_quality, write_quality
 from medssr_dist.voting.quality_plots import draw_quality
@@ -100,7 +100,7 @@ def test_counts_of_every_outcome():
     counts |= {"tokens": 300, "votes_taken": {3: 3, 4: 5}}
     assert {name: getattr(found, name) for name in counts} == counts
     assert found.rates == VoteRates(saved=3 / 36, invalid=5 / 30, truncated=1 / 30)
-    low, high = wilson(2, 3)
+    low, high = wilson_interval(2, 3)
     assert found.precision == Share(share=2 / 3, low=low, high=high, count=2, of=3)
     rare, common = found.by_kind.rare, found.by_kind.common
     assert (rare.questions, rare.kept, rare.precision.count, rare.precision.of) == (2, 2, 1, 2)
@@ -130,10 +130,10 @@ def test_the_curve_counts_open_labels():
         CountBounds(least=1, most=3),
     ]
     assert [curve[t].open for t in curve] == [1, 1, 1, 0, 2]
-    low, high = wilson(3, 5)[0], wilson(4, 5)[1]
+    low, high = wilson_interval(3, 5)[0], wilson_interval(4, 5)[1]
     half = PrecisionBounds(least=3 / 5, most=4 / 5, low=low, high=high, known=4, open=1)
     assert curve[0.5].precision == half, "the rejected question may be a tie, wrong, or right"
-    low, high = wilson(1, 2)[0], wilson(1, 1)[1]
+    low, high = wilson_interval(1, 2)[0], wilson_interval(1, 1)[1]
     whole = PrecisionBounds(least=1 / 2, most=1.0, low=low, high=high, known=1, open=1)
     assert curve[1].precision == whole, "of the two open labels one is wrong, and the other has no truth"
 
