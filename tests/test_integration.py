@@ -1,75 +1,71 @@
-"""The real stack end to end on a tiny model: HTTP teacher, vLLM on Ray, OpenRLHF with ZeRO-3, evaluation."""
+"""The whole method on a tiny model with the real stack: teacher over HTTP, vLLM on Ray, ZeRO-3, evaluation."""
 
 from __future__ import annotations
-
-import json
-from pathlib import Path
 
 import pytest
 from stored_votes import stored_labels, stored_votes
 
 from medssr_dist.data.jsonl import read_json, read_jsonl
+from medssr_dist.evaluation.scores import read_scores
+from medssr_dist.run.paths import STAGES, RunPaths, vote_segment
 
-POLICIES = "evaluation.policies=[base, stage2]"  # an engine less to start
+POLICIES = "evaluation.policies=[base, stage2]"  # without stage1 there is one engine less to start
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("run") / "tiny"
+def run(tmp_path_factory) -> RunPaths:
+    """The run directory that the first test fills and the others look at."""
+    return RunPaths(tmp_path_factory.mktemp("run") / "tiny")
 
 
-def test_whole_method(medssr, tiny_config, finished):
-    done = medssr("run", "--config", tiny_config, "--run-dir", finished, POLICIES)
+def test_whole_method_runs(medssr, tiny_config, run):
+    done = medssr("run", "--config", tiny_config, "--run-dir", run.root, POLICIES)
     assert "accuracy" in done.stdout
-    questions = list(read_jsonl(finished / "synthesis" / "questions.jsonl"))
+    questions = list(read_jsonl(run.synthesis.questions))
     assert len(questions) == 8
-    votes, labels = stored_votes(finished / "voting"), stored_labels(finished / "voting")
+    votes, labels = stored_votes(run.voting.folder), stored_labels(run.voting.folder)
     assert [label.question.id for label in labels] == [question["id"] for question in questions]
     assert len({vote.key for vote in votes}) == len(votes) == sum(label.taken for label in labels)
     assert all(3 <= label.taken <= 5 for label in labels)
-    for stage in ("stage1", "stage2"):
-        rows = list(read_jsonl(finished / "training" / stage / "metrics.jsonl"))
+    for stage in map(run.stage, STAGES):
+        rows = list(read_jsonl(stage.metrics))
         assert [row["step"] for row in rows] == [1, 2]
         assert all(0 <= row["reward"] <= 1 and row["samples"] == 8 for row in rows)
-        assert any((finished / "training" / stage / "tensorboard").iterdir())
-    scores = read_json(finished / "evaluation" / "scores.json")
-    assert list(scores["policies"]) == ["base", "stage2"]
-    assert read_json(finished / "summary.json")["steps"]["evaluate"] == scores
+        assert any(stage.tensorboard.iterdir())
+    assert list(read_scores(run.evaluation.scores).policies) == ["base", "stage2"]
+    assert read_json(run.summary_file)["steps"]["evaluate"] == read_json(run.evaluation.scores)
 
 
-def test_checkpoints_load_and_differ(finished, tiny_model):
+def test_checkpoints_load_and_differ(run, tiny_model):
     import torch
     from transformers import AutoModelForCausalLM
 
-    def weights(folder):
+    def read_weights(folder):
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
         return torch.cat([weight.flatten() for weight in model.state_dict().values()])
 
-    base, stage1, stage2 = map(weights, (tiny_model, _hf(finished, "stage1"), _hf(finished, "stage2")))
+    base, stage1, stage2 = map(read_weights, (tiny_model, *(run.stage(name).hf for name in STAGES)))
     assert not torch.equal(base, stage1)
     assert not torch.equal(stage1, stage2)
 
 
-def _hf(run: Path, stage: str) -> Path:
-    return run / "training" / stage / "hf"
-
-
-def test_finished_run_is_recognised(medssr, tiny_config, finished):
-    before = (finished / "voting" / "votes" / "00000.jsonl").stat()
-    done = medssr("run", "--config", tiny_config, "--run-dir", finished, POLICIES)
+def test_finished_run_is_not_repeated(medssr, tiny_config, run):
+    votes = vote_segment(run.voting.votes, 0)
+    before = votes.stat()
+    done = medssr("run", "--config", tiny_config, "--run-dir", run.root, POLICIES)
     assert done.stdout.count("already finished") == 5
-    assert (finished / "voting" / "votes" / "00000.jsonl").stat().st_mtime_ns == before.st_mtime_ns
+    assert votes.stat().st_mtime_ns == before.st_mtime_ns
 
 
-def test_other_settings_are_refused(medssr, tiny_config, finished):
-    done = medssr("run", "--config", tiny_config, "--run-dir", finished, POLICIES, "voting.samples=6", check=False)
+def test_changed_settings_are_refused(medssr, tiny_config, run):
+    done = medssr("run", "--config", tiny_config, "--run-dir", run.root, POLICIES, "voting.samples=6", check=False)
     assert done.returncode == 2
     assert "voting.samples: 5 -> 6" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_manifest_tells_what_ran(finished):
-    manifest = read_json(finished / "manifest.json")
+def test_manifest_records_versions_and_steps(run):
+    manifest = read_json(run.manifest_file)
     assert manifest["attempts"][0]["versions"]["openrlhf"] == "0.11.2"
     assert all(step["finished"] for step in manifest["steps"].values())
-    assert json.loads((finished / "config.resolved.json").read_text())["voting"]["samples"] == 5
+    assert read_json(run.config_file)["voting"]["samples"] == 5

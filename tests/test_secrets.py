@@ -1,4 +1,4 @@
-"""Keys come from the environment or from files closed to others, and are in no file, log or process list afterwards."""
+"""API keys are read from the environment or a private file, and never appear in a file, log or process list."""
 
 import os
 import stat
@@ -13,6 +13,7 @@ from process_list import command_lines
 from medssr_dist.config.load import load_config
 from medssr_dist.errors import InputError
 from medssr_dist.offline_teacher.server import start_teacher
+from medssr_dist.run.paths import RunPaths
 
 KEY = "sk-planted-0123456789abcdef"
 
@@ -36,51 +37,51 @@ def config_file(tmp_path, repo) -> Path:
     return file
 
 
-def from_file(config_file: Path, key_file: Path) -> str:
+def load_key(config_file: Path, key_file: Path) -> str:
     config = load_config(config_file, [f"synthesis.endpoints.0.api_key=file:{key_file}"])
     return config.synthesis.endpoints[0].api_key.get_secret_value()
 
 
-def test_a_key_is_read_from_a_file_of_mode_0600(config_file, key_file, monkeypatch):
-    assert from_file(config_file, key_file) == KEY
+def test_key_is_read_from_a_file_of_mode_0600(config_file, key_file, monkeypatch):
+    assert load_key(config_file, key_file) == KEY
     monkeypatch.setenv("HOME", str(key_file.parent))
-    assert from_file(config_file, Path("~/api_key")) == KEY
+    assert load_key(config_file, Path("~/api_key")) == KEY
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o610])
-def test_a_key_file_open_to_others_is_refused_with_the_fix(config_file, key_file, mode):
+def test_key_file_open_to_others_is_refused_with_the_fix(config_file, key_file, mode):
     key_file.chmod(mode)
     with pytest.raises(
         InputError, match=rf"endpoints\.0\.api_key: .* mode {mode:04o} .* chmod 600 {key_file}"
     ) as error:
-        from_file(config_file, key_file)
+        load_key(config_file, key_file)
     assert KEY not in str(error.value)
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="only root may give a file away")
-def test_a_key_file_of_another_user_is_refused(config_file, key_file):
+@pytest.mark.skipif(os.getuid() != 0, reason="only root may change the owner of a file")
+def test_key_file_of_another_user_is_refused(config_file, key_file):
     os.chown(key_file, 65534, 65534)
     with pytest.raises(InputError, match="owner 65534"):
-        from_file(config_file, key_file)
+        load_key(config_file, key_file)
 
 
-def test_a_key_file_that_cannot_be_read_is_named(config_file, key_file):
+def test_unreadable_key_file_is_reported_by_name(config_file, key_file):
     with pytest.raises(InputError, match="absent cannot be read \\(No such file"):
-        from_file(config_file, key_file.with_name("absent"))
+        load_key(config_file, key_file.with_name("absent"))
     key_file.write_bytes(b"\xff")
     with pytest.raises(InputError, match="not UTF-8"):
-        from_file(config_file, key_file)
+        load_key(config_file, key_file)
 
 
-def test_a_literal_key_is_still_refused_and_not_repeated(config_file):
+def test_literal_key_is_refused_and_not_repeated(config_file):
     with pytest.raises(InputError, match="or a file of mode 0600") as error:
         load_config(config_file, [f"synthesis.endpoints.0.api_key={KEY}"])
     assert KEY not in str(error.value)
 
 
 @pytest.mark.parametrize("source", ["environment", "file"])
-def test_a_planted_key_is_in_no_process_list_file_or_output(config_file, key_file, tmp_path, source):
-    """While a real synthesis pays with it, and after; and what the run writes is its user's alone."""
+def test_key_appears_in_no_process_list_file_or_output(config_file, key_file, tmp_path, source):
+    """Checked during and after a real synthesis, whose files are readable by their user only."""
     key = "${PLANTED_KEY}" if source == "environment" else f"file:{key_file}"
     env = os.environ | {"PLANTED_KEY": KEY, "MEDSSR_CACHE": str(tmp_path / "cache")}
     seen = ""
@@ -97,7 +98,7 @@ def test_a_planted_key_is_in_no_process_list_file_or_output(config_file, key_fil
                 seen += command_lines()
     assert process.returncode == 0, (tmp_path / "out").read_text()[-2000:]
     written = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
-    assert (tmp_path / "run" / "synthesis" / "journal.jsonl") in written and "synthesis.endpoints.0.api_key=" in seen
+    assert RunPaths(tmp_path / "run").synthesis.journal in written and "synthesis.endpoints.0.api_key=" in seen
     assert KEY not in seen and [file for file, data in written.items() if KEY.encode() in data] == []
     open_to_others = [path for path in (tmp_path / "run").rglob("*") if stat.S_IMODE(path.stat().st_mode) & 0o077]
     assert open_to_others == []

@@ -190,9 +190,8 @@ def finds_queries(index, encoder):
 def test_index_is_built_once(encoder, name):
     corpus = Rows(3000)
     for _ in range(2):
-        assert finds_queries(
-            open_index(corpus, make_knowledge(name, ivf_probes=32, pq_bytes=32), lambda: encoder), encoder
-        )
+        index = open_index(corpus, make_knowledge(name, ivf_probes=32, pq_bytes=32), lambda: encoder)
+        assert finds_queries(index, encoder)
     assert encoder.encoded == 3000
     folder = locate_index(corpus, make_knowledge(name))
     assert [np.load(file).shape for file in list_shard_files(folder, 3000, 700)] == [(700, 64)] * 4 + [(200, 64)]
@@ -205,23 +204,20 @@ def test_forms_share_the_encoded_vectors(encoder):
     for name in ("flat", "sharded_flat", "ivfpq"):
         open_index(Rows(3000), make_knowledge(name), lambda: encoder)
     assert encoder.encoded == 3000
-    keys = (
-        (Rows(3), make_knowledge("flat")),
-        (Rows(3, "x"), make_knowledge("flat")),
-        (Rows(3), make_knowledge("flat", shard_size=1)),
-    )
-    assert len({locate_index(corpus, knowledge) for corpus, knowledge in keys}) == 3
+    folders = [
+        locate_index(Rows(3), make_knowledge("flat")),
+        locate_index(Rows(3, "x"), make_knowledge("flat")),
+        locate_index(Rows(3), make_knowledge("flat", shard_size=1)),
+    ]
+    assert len(set(folders)) == 3
 
 
 def test_other_search_settings_measure_recall_without_a_build(encoder, monkeypatch):
     open_index(Rows(3000), make_knowledge("ivfpq"), lambda: encoder, ["query"] * 7)
     monkeypatch.setattr("medssr_dist.knowledge.index.build_ivfpq", lambda *given: pytest.fail("built again"))
     open_index(Rows(3000), make_knowledge("ivfpq", ivf_probes=3), lambda: encoder, ["query"] * 9)
-    facts = json.loads(
-        (
-            locate_form(locate_index(Rows(3000), make_knowledge("ivfpq")), make_knowledge("ivfpq")) / "index.json"
-        ).read_text()
-    )
+    knowledge = make_knowledge("ivfpq")
+    facts = json.loads((locate_form(locate_index(Rows(3000), knowledge), knowledge) / "index.json").read_text())
     assert facts["recall"]["of"]["probes"] == 3 and facts["recall"]["queries"] == 9
 
 
