@@ -1,5 +1,5 @@
-"""One Slurm job (or one machine): the launcher beside the batch script, a supervisor on each node, Ray under them.
+"""One Slurm job: the launcher in the batch script, a supervisor on each node, and Ray started by the supervisors.
 
-`job.py` tells the story. It and what it imports need only Python's standard library, so that the launcher can
-run outside the container that the nodes run in.
+`launcher.py` is the place to start reading. The launcher and the supervisors need only Python's standard library, so
+the launcher can run outside the container that the nodes use. (`fit_config.py` alone needs the package's dependencies.)
 """

@@ -1,4 +1,4 @@
-"""What slurm/*.sh run in the batch script: one attempt, its record, and what comes after it.
+"""The program of the batch scripts slurm/*.sh: run one attempt, record its end, and requeue the job if work is left.
 
     python -m medssr_dist.launch --run-dir runs/first --config configs/qwen3_8b.yaml --step run voting.samples=16
     python -m medssr_dist.launch --run-dir runs/bench --slots 2 -- python my_ray_program.py
@@ -16,9 +16,10 @@ import signal
 import sys
 import traceback
 from pathlib import Path
+from typing import NamedTuple
 
 from medssr_dist.errors import EXIT_BAD_INPUT, InputError
-from medssr_dist.launch.attempts import Attempt, count_idle_attempts, find_unfinished
+from medssr_dist.launch.attempts import Attempt, AttemptExit, count_idle_attempts, find_unfinished
 from medssr_dist.launch.launcher import EXIT_FAULT, Launcher, LaunchPlan
 from medssr_dist.launch.slurm import SlurmError, SlurmJob
 from medssr_dist.launch.timings import Timings
@@ -26,7 +27,8 @@ from medssr_dist.run.paths import STEPS
 
 
 def main(arguments: list[str] | None = None) -> int:
-    args = _parser().parse_args(arguments)
+    """Run one attempt of the job that this process is in. Return the exit code."""
+    args = _build_parser().parse_args(arguments)
     os.umask(0o077)
     run_dir = args.run_dir.resolve()
     job = SlurmJob.current()
@@ -35,55 +37,62 @@ def main(arguments: list[str] | None = None) -> int:
         return EXIT_BAD_INPUT
     if args.killed is None:
         attempt = Attempt.begin(run_dir)
-        code, reason = _run(_plan(args, run_dir), job, attempt)
+        end = _run(_build_plan(args, run_dir), job, attempt)
     else:
         attempt = find_unfinished(run_dir) or Attempt.begin(run_dir)
-        code, reason = EXIT_FAULT, f"the launcher on {job.host} was killed by signal {args.killed}"
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what a requeue sends to this very job
-    attempt.finish(code, reason)
-    _go_on(attempt, job, code, reason, args.overrides)
-    return code
+        end = AttemptExit(EXIT_FAULT, f"the launcher on {job.host} was killed by signal {args.killed}")
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a requeue sends it to this job
+    attempt.finish(end)
+    _requeue_unless_done(attempt, job, end, args.overrides)
+    return end.code
 
 
-def _run(plan: LaunchPlan, job: SlurmJob, attempt: Attempt) -> tuple[int, str]:
-    timings = Timings(attempt, job.started())
+def _run(plan: LaunchPlan, job: SlurmJob, attempt: Attempt) -> AttemptExit:
+    timings = Timings(attempt, job.read_start())
     attempt.log("launcher", f"attempt {attempt.number} of {plan.run_dir}: job {job.id} on {', '.join(job.nodes)}")
     try:
         return asyncio.run(Launcher(plan, job, attempt, timings).run())
-    except (InputError, OSError) as error:  # no address to listen at, no srun
-        return EXIT_FAULT, str(error)
-    except Exception as error:  # a fault of the launcher itself is told like any other
+    except (InputError, OSError) as error:  # no address to listen at, or no srun
+        return AttemptExit(EXIT_FAULT, str(error))
+    except Exception as error:  # a bug of the launcher is reported like any other fault
         traceback.print_exc()
-        return 1, f"the launcher failed: {error!r}"
+        return AttemptExit(1, f"the launcher failed: {error!r}")
     finally:
         timings.write()
 
 
-def _go_on(attempt: Attempt, job: SlurmJob, code: int, reason: str, arguments: list[str]) -> None:
-    """Let the job go on where there is work left. The last line of the log: why the attempt ended, and what then."""
-    then, act = _what_then(attempt, job, code)
-    attempt.log("launcher", f"attempt {attempt.number} ended with {code}: {reason}{then}")
-    if act:
+class _Next(NamedTuple):
+    """What follows an attempt: the end of the log's last line, and whether this process has to requeue the job."""
+
+    text: str
+    requeues: bool
+
+
+def _requeue_unless_done(attempt: Attempt, job: SlurmJob, end: AttemptExit, arguments: list[str]) -> None:
+    """Log why the attempt ended and what follows, as the log's last line; requeue the job if work is left."""
+    line = f"attempt {attempt.number} ended with {end.code}: {end.reason}"
+    then = _decide_next(attempt, job, end.code)
+    attempt.log("launcher", f"{line}{then.text}")
+    if then.requeues:
         try:
-            job.go_on(os.environ.get("MEDSSR_SCRIPT", ""), arguments, str(attempt.run.root))
+            job.requeue(os.environ.get("MEDSSR_SCRIPT", ""), arguments, str(attempt.run.root))
         except SlurmError as error:
-            attempt.log("launcher", f"attempt {attempt.number} ended with {code}: {reason}; not requeued: {error}")
+            attempt.log("launcher", f"{line}; not requeued: {error}")
 
 
-def _what_then(attempt: Attempt, job: SlurmJob, code: int) -> tuple[str, bool]:
-    """What follows this attempt, in words, and whether it is this process that brings it about."""
+def _decide_next(attempt: Attempt, job: SlurmJob, code: int) -> _Next:
     if code in (0, EXIT_BAD_INPUT):
-        return "", False
-    state, why = job.state()
+        return _Next("", False)
+    state, why = job.read_state()
     if state != "RUNNING" and why != "TimeLimit":
-        return "; Slurm itself ends or requeues the job", False
+        return _Next("; Slurm itself ends or requeues the job", False)
     most = int(os.environ.get("MEDSSR_IDLE_ATTEMPTS", "3"))
     if count_idle_attempts(attempt.run.root) >= most:
-        return f"; not requeued: {most} attempts in a row have added nothing (MEDSSR_IDLE_ATTEMPTS)", False
-    return f"; job {job.id} goes on in another attempt", True
+        return _Next(f"; not requeued: {most} attempts in a row made no progress (MEDSSR_IDLE_ATTEMPTS)", False)
+    return _Next(f"; job {job.id} continues in another attempt", True)
 
 
-def _plan(args: argparse.Namespace, run_dir: Path) -> LaunchPlan:
+def _build_plan(args: argparse.Namespace, run_dir: Path) -> LaunchPlan:
     command = args.overrides if args.slots is not None else []
     return LaunchPlan(
         run_dir=run_dir,
@@ -98,7 +107,7 @@ def _plan(args: argparse.Namespace, run_dir: Path) -> LaunchPlan:
     )
 
 
-def _parser() -> argparse.ArgumentParser:
+def _build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m medssr_dist.launch", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -110,7 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--python", default=sys.executable, help="Python on the nodes, inside --prefix")
     parser.add_argument("--prefix", default="", help="put before every node's command, e.g. 'apptainer exec image.sif'")
     parser.add_argument("--srun", default="", help="more options for srun, e.g. '--container-image=image.sqsh'")
-    parser.add_argument("--killed", type=int, metavar="SIGNAL", help="the launcher was killed: only record and go on")
+    parser.add_argument("--killed", type=int, metavar="SIGNAL", help="the launcher was killed: record it and requeue")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides; with --slots, the command")
     return parser
 

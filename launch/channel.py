@@ -1,6 +1,7 @@
-"""JSON messages over TCP between launcher and node supervisors, each end proving first that it has the token.
+"""JSON messages over TCP between the launcher and the node supervisors.
 
-Either end sends a beat every few seconds, so a cut link is noticed although TCP itself stays silent about it.
+Each end first proves that it has the job's token, without sending it. Then each end sends a heartbeat every few
+seconds, because TCP alone does not notice a broken network link.
 """
 
 from __future__ import annotations
@@ -14,10 +15,13 @@ from asyncio import StreamReader, StreamWriter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from typing import Any
 
-BEAT_S = 5.0
-SILENCE_S = 30.0  # six beats: a busy machine is no lost one
-LIMIT = 2**20  # bytes of one message
+HEARTBEAT_S = 5.0
+SILENCE_S = 30.0  # six heartbeats: a busy node may miss some
+MESSAGE_BYTES = 2**20  # the longest message
+DRIVER = "driver"  # the component that runs `medssr STEP`
+_NOT_LOGGED = ("ray",)  # its output is long and of no use to a reader; its last lines are in the reason if it fails
 
 
 class AuthenticationFailed(Exception):
@@ -28,77 +32,88 @@ class ConnectionLost(Exception):
     """The other end is gone; the message says how that was noticed."""
 
 
+class NodeLost(Exception):
+    """A node, or its part of Ray, is gone; the message names the node."""
+
+    def __init__(self, node: str, reason: str):
+        super().__init__(reason)
+        self.node = node
+
+
 class Channel:
-    """One connection, after both ends have shown the token. Made by `connect` or `accept`."""
+    """One connection, after both ends have proved that they have the token. `connect` and `accept` make it."""
 
     def __init__(self, reader: StreamReader, writer: StreamWriter):
         self._reader, self._writer = reader, writer
 
     @property
     def own_ip(self) -> str:
-        return self._writer.get_extra_info("sockname")[0]
+        """The address of this end."""
+        return str(self._writer.get_extra_info("sockname")[0])
 
-    def send(self, message: dict) -> None:
-        """Queue a message; a lost connection is reported by `receive`."""
+    def send(self, message: dict[str, Any]) -> None:
+        """Queue a message. If the connection is lost, `receive` reports it."""
         if not self._writer.is_closing():
             self._writer.write(json.dumps(message).encode() + b"\n")
 
-    async def receive(self) -> dict:
-        """The next message that is not a beat. Raises Lost."""
+    async def receive(self) -> dict[str, Any]:
+        """Return the next message that is not a heartbeat. Raises ConnectionLost."""
         while True:
             try:
                 line = await asyncio.wait_for(self._reader.readline(), SILENCE_S)
             except asyncio.TimeoutError:
-                raise ConnectionLost(
-                    f"not heard from for {SILENCE_S:.0f} s: the network link or the node is down"
-                ) from None
+                silent = f"not heard from for {SILENCE_S:.0f} s: the network link or the node is down"
+                raise ConnectionLost(silent) from None
             except OSError as error:
                 raise ConnectionLost(f"connection broken ({error.strerror or error})") from None
             if not line.endswith(b"\n"):
                 raise ConnectionLost("its process has ended")
             if message := json.loads(line):
-                return message
+                return dict(message)
 
-    async def beat(self) -> None:
-        """Send beats until cancelled."""
+    async def send_heartbeats(self) -> None:
+        """Send heartbeats until cancelled."""
         while True:
             self.send({})
-            await asyncio.sleep(BEAT_S)
+            await asyncio.sleep(HEARTBEAT_S)
 
     async def close(self) -> None:
-        """Send what is queued and close."""
+        """Send the queued messages and close."""
         self._writer.close()
         try:
-            await asyncio.wait_for(self._writer.wait_closed(), BEAT_S)
+            await asyncio.wait_for(self._writer.wait_closed(), HEARTBEAT_S)
         except (OSError, asyncio.TimeoutError):
             self._writer.transport.abort()
 
 
 async def connect(host: str, port: int, token: str) -> Channel:
-    """Raises Refused for a wrong token, OSError where nobody listens."""
-    reader, writer = await asyncio.open_connection(host, port, limit=LIMIT)
+    """Connect a supervisor to its launcher. Raises AuthenticationFailed for a wrong token, OSError if nobody listens.
+
+    Each end sends a random nonce and answers the other's nonce with an HMAC under the token.
+    """
+    reader, writer = await asyncio.open_connection(host, port, limit=MESSAGE_BYTES)
     challenge = await reader.readline()
     own = os.urandom(16).hex()
-    _write_line(writer, f"{own} {_proof(token, 'node', challenge.decode().strip())}")
+    _write_line(writer, f"{own} {_prove(token, 'node', challenge.decode().strip())}")
     answer = await reader.readline()
-    if not hmac.compare_digest(answer.decode().strip(), _proof(token, "launcher", own)):
+    if not hmac.compare_digest(answer.decode().strip(), _prove(token, "launcher", own)):
         writer.close()
         raise AuthenticationFailed(f"{host}:{port} does not know this job's token")
     return Channel(reader, writer)
 
 
 async def accept(reader: StreamReader, writer: StreamWriter, token: str) -> Channel:
-    """The launcher's side of `connect`. Raises Refused."""
+    """Do the launcher's side of `connect`. Raises AuthenticationFailed for a wrong token."""
     own = os.urandom(16).hex()
     _write_line(writer, own)
     try:
         theirs, proof = (await asyncio.wait_for(reader.readline(), SILENCE_S)).decode().split()
     except (ValueError, asyncio.TimeoutError):
         theirs, proof = "", ""
-    if not hmac.compare_digest(proof, _proof(token, "node", own)):
+    if not hmac.compare_digest(proof, _prove(token, "node", own)):
         writer.close()
         raise AuthenticationFailed("a connection without this job's token was closed")
-    _write_line(writer, _proof(token, "launcher", theirs))
+    _write_line(writer, _prove(token, "launcher", theirs))
     return Channel(reader, writer)
 
 
@@ -106,53 +121,68 @@ def _write_line(writer: StreamWriter, text: str) -> None:
     writer.write(text.encode() + b"\n")
 
 
-def _proof(token: str, who: str, nonce: str) -> str:
-    return hmac.new(token.encode(), f"{who} {nonce}".encode(), hashlib.sha256).hexdigest()
+def _prove(token: str, sender: str, nonce: str) -> str:
+    return hmac.new(token.encode(), f"{sender} {nonce}".encode(), hashlib.sha256).hexdigest()
+
+
+@dataclass(frozen=True)
+class NodeInfo:
+    """What a supervisor reports about its node when it connects.
+
+    Example: NodeInfo(name="n1", ip="10.0.0.2", gcs="10.0.0.2:10501", cpus=64, gpus=8, memory_mib=500000)
+
+    Attributes:
+        gcs: address at which Ray's control service would listen on this node.
+    """
+
+    name: str
+    ip: str
+    gcs: str
+    cpus: int
+    gpus: int
+    memory_mib: int
 
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened on `node`: `kind` and what comes with it."""
+    """Something that happened on a node.
+
+    Example: Event("n1", "ended", {"event": "ended", "name": "driver", "code": 0, "tail": ["done"]})
+    """
 
     node: str
     kind: str
-    data: dict = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)  # the supervisor's message
 
     @property
     def ended(self) -> str | None:
-        """Name of the component that ended."""
-        return self.data["name"] if self.kind == "ended" else None
+        """Name of the component that ended; None for another kind of event."""
+        return str(self.data["name"]) if self.kind == "ended" else None
 
     def is_line(self, component: str, text: str) -> bool:
-        """Whether `component` printed a line with `text` in it."""
+        """Return whether `component` printed a line that contains `text`."""
         return self.kind == "line" and self.data["name"] == component and text in self.data["text"]
 
 
-DRIVER = "driver"
-_UNLOGGED = ("ray",)  # says nothing that a reader needs; what it ended with is told in the reason
-
-
-class NodeLost(Exception):
-    """A node, or what the job needs of it, is gone; the message names it."""
-
-    def __init__(self, node: str, reason: str):
-        super().__init__(reason)
-        self.node = node
-
-
 class Hub:
-    """Accepts the supervisors of the job's nodes; whoever lacks the token is closed."""
+    """The launcher's end of all connections: it accepts the supervisors and queues their events.
+
+    Attributes:
+        nodes: name -> what the node's supervisor has reported.
+    """
 
     def __init__(self, log: Callable[[str, str], None]):
         self._log = log
         self._queue: asyncio.Queue[Event] = asyncio.Queue()
         self._links: dict[str, Channel] = {}
-        self.nodes: dict[str, dict] = {}  # name -> what its hello said
+        self.nodes: dict[str, NodeInfo] = {}
 
     @asynccontextmanager
     async def listen(self, ip: str, token: str) -> AsyncIterator[None]:
-        """Accept connections for the duration of the block, at `address`."""
-        server = await asyncio.start_server(lambda *pair: self._serve(*pair, token), ip, 0, limit=LIMIT)
+        """Accept connections at `address` for the duration of the block."""
+        server = await asyncio.start_server(
+            lambda reader, writer: self._serve(reader, writer, token), ip, 0, limit=MESSAGE_BYTES
+        )
         self.address = "{}:{}".format(*server.sockets[0].getsockname())
         try:
             yield
@@ -165,32 +195,35 @@ class Hub:
         except AuthenticationFailed as refused:
             self._log("launcher", f"{refused} (from {writer.get_extra_info('peername')[0]})")
             return
-        beats = asyncio.create_task(link.beat())
+        heartbeats = asyncio.create_task(link.send_heartbeats())
         name = None
         try:
-            hello = await link.receive()
-            name = hello["name"]
-            self._links[name], self.nodes[name] = link, hello
-            self.put(Event(name, hello["event"], hello))
+            first = await link.receive()
+            name = str(first["name"])
+            self._links[name] = link
+            if first["event"] == "hello":
+                self.nodes[name] = NodeInfo(**{key: value for key, value in first.items() if key != "event"})
+            self.put(Event(name, first["event"], first))
             while True:
-                self._received(name, await link.receive())
+                self._receive(name, await link.receive())
         except ConnectionLost as lost:
-            if self._links.pop(name, None):
+            if name and self._links.pop(name, None):
                 self.put(Event(name, "lost", {"why": str(lost)}))
         finally:
-            beats.cancel()
+            heartbeats.cancel()
             await link.close()
 
-    def _received(self, name: str, message: dict) -> None:
-        if message["event"] == "line" and message["name"] not in _UNLOGGED:
+    def _receive(self, name: str, message: dict[str, Any]) -> None:
+        if message["event"] == "line" and message["name"] not in _NOT_LOGGED:
             self._log(f"{name} {message['name']}", message["text"])
         self.put(Event(name, message["event"], message))
 
     def put(self, event: Event) -> None:
+        """Queue an event of the launcher's own node."""
         self._queue.put_nowait(event)
 
     async def next(self, within_s: float) -> Event | None:
-        """The next event; None after `within_s` seconds. Raises NodeLost for a node that is gone."""
+        """Return the next event, or None after `within_s` seconds. Raises NodeLost if a node is gone."""
         try:
             event = await asyncio.wait_for(self._queue.get(), max(0.0, within_s))
         except asyncio.TimeoutError:
@@ -201,32 +234,37 @@ class Hub:
 
     @property
     def connected(self) -> tuple[str, ...]:
+        """Names of the nodes whose supervisors are connected."""
         return tuple(self._links)
 
     def describe(self, name: str) -> str:
-        return f"{name} ({self.nodes[name]['ip']})"
+        """Return a node's name and address. Example: "n2 (10.0.0.3)"."""
+        return f"{name} ({self.nodes[name].ip})" if name in self.nodes else name
 
-    def send(self, name: str, message: dict) -> None:
-        """To a node that is gone already, nothing is sent."""
+    def send(self, name: str, message: dict[str, Any]) -> None:
+        """Send a message to a node; does nothing if the node is gone."""
         if name in self._links:
             self._links[name].send(message)
 
-    def send_all(self, message: dict) -> None:
+    def send_all(self, message: dict[str, Any]) -> None:
+        """Send a message to every connected node."""
         for link in self._links.values():
             link.send(message)
 
     def start(self, name: str, component: str, command: Sequence[str], env: dict[str, str] | None = None) -> None:
+        """Start a component on a node; `env` is added to the node's environment."""
         self.send(name, {"do": "start", "name": component, "command": list(command), "env": env or {}})
 
-    async def until(self, wanted: Callable[[Event], bool], node: str, within_s: float) -> None:
-        """Pass over events until one is wanted, `node` is gone or `within_s` seconds have passed."""
+    async def skip_until(self, is_wanted: Callable[[Event], bool], node: str, within_s: float) -> None:
+        """Drop events until one is wanted, `node` is gone or `within_s` seconds have passed."""
         with suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._pass_over(wanted, node), within_s)
+            await asyncio.wait_for(self._skip(is_wanted, node), within_s)
 
-    async def _pass_over(self, wanted: Callable[[Event], bool], node: str) -> None:
-        while node in self._links and not wanted(await self._queue.get()):
+    async def _skip(self, is_wanted: Callable[[Event], bool], node: str) -> None:
+        while node in self._links and not is_wanted(await self._queue.get()):
             pass
 
-    async def until_empty(self, within_s: float) -> None:
-        """Pass over events until every supervisor has closed its connection or is lost."""
-        await asyncio.gather(*(self.until(lambda event: False, name, within_s) for name in list(self._links)))
+    async def skip_until_disconnected(self, within_s: float) -> None:
+        """Drop events until every supervisor has closed its connection or is lost."""
+        links = list(self._links)
+        await asyncio.gather(*(self.skip_until(lambda event: False, name, within_s) for name in links))

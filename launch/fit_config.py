@@ -1,7 +1,8 @@
-"""Fit a config, which is written for one node or a few, to the nodes of the job: the same config runs on 1 and on N."""
+"""Fit a config written for one node, or a few, to the nodes of a job, so that the same config runs on 1 and on N."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from medssr_dist.config.load import load_config
@@ -10,27 +11,42 @@ from medssr_dist.errors import InputError
 from medssr_dist.runtime.cluster import count_slots_at_once
 
 
-def fit_config(config_file: Path, overrides: list[str], nodes: int, gpus: int, step: str) -> tuple[list[str], int]:
-    """The overrides that spread the config over `nodes` nodes, and the logical GPUs a CPU node then has.
+@dataclass(frozen=True)
+class FittedConfig:
+    """Overrides that fit a config to a job.
 
-    A config for `training.nodes` nodes is laid out as many times as it fits: training ranks and engines grow in
-    proportion. The batch stays the same. What the user overrides is left as it is.
+    Example: FittedConfig(overrides=["training.nodes=4", "training.engines=4", "voting.engines=4"], slots=4)
+
+    Attributes:
+        overrides: the user's overrides, then the added ones.
+        slots: logical GPUs that a CPU node needs; 0 on nodes with GPUs.
+    """
+
+    overrides: list[str]
+    slots: int
+
+
+def fit_config(config_file: Path, overrides: list[str], nodes: int, gpus: int, step: str) -> FittedConfig:
+    """Return the overrides that spread the config over `nodes` nodes.
+
+    A config for `training.nodes` nodes is repeated as often as it fits: training ranks and engines grow in proportion.
+    The batch stays the same. Settings that the user overrides stay as they are.
 
     Args:
         gpus: real GPUs of a node; 0 on CPU.
     Raises:
-        InputError: the config is bad, `nodes` is no multiple of its nodes, or its batch too small for the ranks.
+        InputError: the config is invalid, `nodes` is not a multiple of its nodes, or its batch is too small.
     """
     config = load_config(config_file, overrides)
     given = {override.partition("=")[0] for override in overrides}
-    values = _scaled(config, nodes) if "training.nodes" not in given else {}
+    values = _scale_config(config, nodes) if "training.nodes" not in given else {}
     added = [f"{key}={value}" for key, value in values.items() if key not in given]
     fitted = load_config(config_file, [*overrides, *added])
     slots = 0 if gpus or step == "synthesize" else -(-count_slots_at_once(fitted) // nodes)
-    return [*overrides, *added], slots
+    return FittedConfig([*overrides, *added], slots)
 
 
-def _scaled(config: Config, nodes: int) -> dict[str, int]:
+def _scale_config(config: Config, nodes: int) -> dict[str, int]:
     training = config.training
     if nodes % training.nodes:
         raise InputError(

@@ -1,10 +1,10 @@
-"""One attempt of a run on the nodes of a Slurm job, from the batch script's point of view.
+"""One attempt of a run on the nodes of a Slurm job, as the batch script sees it.
 
-    supervisors on every node -> preflight on every node -> Ray, head then others -> driver -> end of all
+    supervisors on every node -> preflight on every node -> Ray on the head, then on the others -> driver -> end
 
-Nothing waits by the clock: each phase ends with an event of its nodes, or with the reason why it cannot. The first
-component to fail ends the job; its reason is the last line of the log. Then the job is requeued, or submitted again
-where requeue is off, until the work is done or some attempts in a row have added nothing.
+No phase sleeps for a fixed time: it ends with an event from its nodes, or with the reason why it failed. The first
+component to fail ends the attempt, and its reason is the last line of the log. `__main__.py` then requeues the job, or
+submits it again if requeue is off, until the work is done or several attempts in a row have made no progress.
 """
 
 from __future__ import annotations
@@ -16,9 +16,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from medssr_dist.data.jsonl import read_json
 from medssr_dist.errors import EXIT_BAD_INPUT, EXIT_STOPPED
-from medssr_dist.launch.attempts import Attempt
+from medssr_dist.launch.attempts import Attempt, AttemptExit, read_step_states
 from medssr_dist.launch.channel import DRIVER, Event, Hub, NodeLost
 from medssr_dist.launch.ray_watch import READY
 from medssr_dist.launch.slurm import SlurmJob
@@ -28,68 +27,82 @@ from medssr_dist.runtime.network import find_node_address
 
 EXIT_FAULT = 4  # a node or a component was lost; the run can be resumed
 _JOIN_S, _PREFLIGHT_S, _RAY_S = 300.0, 300.0, 300.0
-# What the driver has to save and end: after a warning (slurm/*.sh ask for it 300 s ahead); after a fault, which may
-# hold it up for ever; and when Slurm has sent SIGTERM to all, SIGKILL following after KillWait (30 s by default).
+# How long the driver has to save and end: after Slurm's warning (300 s before the limit, see slurm/*.sh); after a
+# fault (None), which may block the driver forever; after SIGTERM, since SIGKILL follows KillWait (30 s) later.
 _STOP_S = {signal.SIGUSR1: 240.0, signal.SIGINT: 240.0, None: 60.0, signal.SIGTERM: 5.0}
-_END_S = 20.0  # what the supervisors have to end everything and to clean up
-_SRUN_S = 10.0  # srun waits for tasks of a dead node until it is told to end
+_END_S = 20.0  # how long the supervisors have to end everything and to clean up
+_SRUN_S = 10.0  # srun waits for the tasks of a dead node until it gets a signal
 _TICK_S = 1.0
 
 
 @dataclass(frozen=True)
 class LaunchPlan:
-    """What the job is to do, from the command line."""
+    """What the job has to do, from the command line.
+
+    Example: LaunchPlan(run_dir=Path("runs/demo"), step="run", config=Path("demo.yaml"), overrides=["voting.samples=8"])
+
+    Attributes:
+        step: the command of `medssr`: run, synthesize, vote, train or evaluate.
+        command: runs on the head node in place of `medssr STEP`.
+        slots: logical GPUs of a CPU node, for `command`.
+        python: Python on the nodes.
+        prefix: words put before each node's command, for a container.
+        srun_options: further options of srun.
+    """
 
     run_dir: Path
     step: str = "run"
     config: Path | None = None
     overrides: list[str] = field(default_factory=list)
-    command: list[str] = field(default_factory=list)  # in place of `medssr STEP`
-    slots: int = 0  # logical GPUs of a CPU node, for `command`
+    command: list[str] = field(default_factory=list)
+    slots: int = 0
     python: str = sys.executable
     prefix: list[str] = field(default_factory=list)
     srun_options: list[str] = field(default_factory=list)
 
     @property
     def needs_ray(self) -> bool:
+        """Whether the driver uses Ray; synthesis alone does not."""
         return self.step != "synthesize"
 
-    def medssr(self, command: str, *options: str) -> list[str]:
-        """`medssr COMMAND` on this plan's config and run directory, without its overrides."""
-        # The console script, not `python -m`: that would put the checkout, and its kernels/, on the import path.
+    def build_command(self, command: str, *options: str) -> list[str]:
+        """Return `medssr COMMAND` for this plan's config and run directory, without the overrides."""
+        # The console script, not `python -m`, which would put the checkout with its kernels/ on the import path.
         script = str(Path(self.python).with_name("medssr")) if "/" in self.python else "medssr"
         return [script, command, *options, "--config", str(self.config), "--run-dir", str(self.run_dir)]
 
 
 class AttemptEnded(Exception):
-    """The attempt is over: its exit code and the reason."""
+    """The attempt is over, with this exit code and reason."""
 
     def __init__(self, code: int, reason: str):
         super().__init__(reason)
-        self.code, self.reason = code, reason
+        self.exit = AttemptExit(code, reason)
 
 
 class Launcher:
-    """Runs one attempt. `run` returns its exit code and the reason."""
+    """Runs one attempt of `job`."""
 
     def __init__(self, plan: LaunchPlan, job: SlurmJob, attempt: Attempt, timings: Timings):
         self.plan, self.job, self.attempt, self.timings = plan, job, attempt, timings
         self.hub = Hub(attempt.log)
         self.overrides = plan.overrides
-        self.lost_while_voting: str | None = None
-        self.driver_runs = False
+        self.lost_in_vote: str | None = None  # the first node lost while the vote continues without it
+        self.is_driver_running = False
         self.stopped_by: signal.Signals | None = None
 
     @property
     def head(self) -> str:
+        """The node of the batch script: Ray's head and the driver run there."""
         return self.job.host
 
     @property
     def _others(self) -> list[str]:
         return [name for name in self.job.nodes if name != self.head]
 
-    async def run(self) -> tuple[int, str]:
-        token = self.attempt.new_token()
+    async def run(self) -> AttemptExit:
+        """Run all phases and return how the attempt ended. Raises OSError or InputError if it cannot start."""
+        token = self.attempt.create_token()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.hub.put, Event(self.head, "signal", {"number": number}))
@@ -98,11 +111,11 @@ class Launcher:
             try:
                 for phase in (self._join, self._preflight, self._start_ray, self._drive):
                     await phase()
-                return 0, "done"
+                return AttemptExit(0, "done")
             except AttemptEnded as ended:
-                return ended.code, ended.reason
+                return ended.exit
             except NodeLost as lost:
-                return EXIT_FAULT, str(lost)
+                return AttemptExit(EXIT_FAULT, str(lost))
             finally:
                 await self._end_supervisors(srun)
 
@@ -138,35 +151,38 @@ class Launcher:
             *supervisor,
             start_new_session=True,
         )
-        self._srun = asyncio.create_task(self._srun_ended(srun))
+        self._srun = asyncio.create_task(self._report_srun_end(srun))
         return srun
 
-    async def _srun_ended(self, srun: asyncio.subprocess.Process) -> None:
+    async def _report_srun_end(self, srun: asyncio.subprocess.Process) -> None:
         self.hub.put(Event(self.head, "srun", {"code": await srun.wait()}))
 
     async def _join(self) -> None:
-        self.timings.mark("launcher started")
-        await self._all("hello", self.job.nodes, _JOIN_S, "connected to the launcher")
-        self.timings.mark("a supervisor on every node")
+        self.timings.record("launcher started")
+        await self._gather("hello", self.job.nodes, _JOIN_S, "connected to the launcher")
+        self.timings.record("a supervisor on every node")
 
     async def _preflight(self) -> None:
-        """Fit the config to the nodes, and let `medssr doctor` judge on every node at once."""
-        slots = await self._layout() if self.plan.config else self.plan.slots
+        """Fit the config to the nodes, and run `medssr doctor` on every node in parallel."""
+        slots = await self._fit_config() if self.plan.config else self.plan.slots
         hosts = list(self.job.nodes)
         self.hub.send_all({"do": "prepare", "hosts": hosts, "slots": slots})
         if not self.plan.config:
             return
         folder = str(self.attempt.paths.preflight)
         step = ["--step", self.plan.step]
-        node = self.plan.medssr("doctor", "--node", "--out", folder, *step)
+        node = self.plan.build_command("doctor", "--node", "--out", folder, *step)
         for name in hosts:
             self.hub.start(name, "preflight", [*node, *self.overrides])
-        await self._all_ended("preflight", hosts, _PREFLIGHT_S)
-        self.hub.start(self.head, "gather", [*self.plan.medssr("doctor", "--gather", folder, *step), *self.overrides])
-        await self._all_ended("gather", [self.head], _PREFLIGHT_S)
-        self.timings.mark("preflight passed")
+        await self._wait_for_ends("preflight", hosts, _PREFLIGHT_S)
+        self.hub.start(
+            self.head, "gather", [*self.plan.build_command("doctor", "--gather", folder, *step), *self.overrides]
+        )
+        await self._wait_for_ends("gather", [self.head], _PREFLIGHT_S)
+        self.timings.record("preflight passed")
 
-    async def _layout(self) -> int:
+    async def _fit_config(self) -> int:
+        """Replace the overrides by those that fit the job; return the logical GPUs of a CPU node."""
         self.hub.send(
             self.head,
             {
@@ -177,94 +193,90 @@ class Launcher:
                 "step": self.plan.step,
             },
         )
-        (event,) = await self._all("layout", [self.head], _JOIN_S, "read the config")
+        (event,) = await self._gather("layout", [self.head], _JOIN_S, "read the config")
         self.overrides = event.data["overrides"]
         return event.data["slots"]
 
     async def _start_ray(self) -> None:
         if not self.plan.needs_ray:
             return
-        address = self.hub.nodes[self.head]["gcs"]
+        address = self.hub.nodes[self.head].gcs
         self.hub.send(self.head, {"do": "ray", "head": None})
-        wanted = [f"{name}={data['ip']}" for name, data in self.hub.nodes.items()]
+        wanted = [f"{name}={node.ip}" for name, node in self.hub.nodes.items()]
         watch = [self.plan.python, "-m", "medssr_dist.launch.ray_watch", "--address", address, "--nodes", *wanted]
         await self._wait(lambda event: event.is_line("ray", "Ray runtime started"), _RAY_S, "Ray's head did not start")
         for name in self._others:
             self.hub.send(name, {"do": "ray", "head": address})
         self.hub.start(self.head, "watch", watch)
         await self._wait(lambda event: event.is_line("watch", READY), _RAY_S, "Ray did not start on every node")
-        self.timings.mark("Ray on every node")
+        self.timings.record("Ray on every node")
 
     async def _drive(self) -> None:
-        """Run the driver to its end, while all nodes live; end it where the job has to stop."""
-        command = self.plan.command or [*self.plan.medssr(self.plan.step), *self.overrides]
-        env = {"RAY_ADDRESS": self.hub.nodes[self.head]["gcs"]} if self.plan.needs_ray else {}
-        env["MEDSSR_DEADLINE"] = self.job.ends()
+        """Run the driver until it ends; stop it if the job has to stop or a node is lost."""
+        command = self.plan.command or [*self.plan.build_command(self.plan.step), *self.overrides]
+        env = {"RAY_ADDRESS": self.hub.nodes[self.head].gcs} if self.plan.needs_ray else {}
+        env["MEDSSR_DEADLINE"] = self.job.read_end()
         self.hub.start(self.head, DRIVER, command, env)
-        self.driver_runs = True
+        self.is_driver_running = True
         try:
-            ended = await self._driver_end()
+            ended = await self._wait_for_driver()
         except (AttemptEnded, NodeLost):
             await self._stop_driver()
             raise
-        code, last = ended.data["code"], _telling(ended)
+        code, last = ended.data["code"], _find_reason_line(ended)
         if code == 0:
             return
-        if self.lost_while_voting:
-            raise AttemptEnded(EXIT_FAULT, self.lost_while_voting)
+        if self.lost_in_vote:
+            raise AttemptEnded(EXIT_FAULT, self.lost_in_vote)
         if code in (EXIT_BAD_INPUT, EXIT_STOPPED):
             raise AttemptEnded(code, last)
         await self._find_cause()
         raise AttemptEnded(1, f"the driver ended with exit code {code}: {last}")
 
-    async def _driver_end(self) -> Event:
-        """Events until the driver's own end. Raises Ended or NodeLost for what ends the job before that."""
+    async def _wait_for_driver(self) -> Event:
+        """Return the event of the driver's end. Raises AttemptEnded or NodeLost if the attempt ends before it."""
         while True:
             try:
                 event = await self._next(_TICK_S)
             except NodeLost as lost:
-                self._go_on_without(lost)
+                self._continue_without(lost)
                 continue
-            self.timings.look()
+            self.timings.record_from_files()
             if event and event.ended == DRIVER:
                 return event
-            if self.lost_while_voting and self.plan.step == "run" and self._is_finished("vote"):
-                raise AttemptEnded(EXIT_FAULT, f"{self.lost_while_voting}; the vote went on and is finished")
+            if self.lost_in_vote and self.plan.step == "run" and self._is_finished("vote"):
+                raise AttemptEnded(EXIT_FAULT, f"{self.lost_in_vote}; the vote continued and is finished")
 
-    def _go_on_without(self, lost: NodeLost) -> None:
-        """Voting goes on with the engines that remain. Raises `lost` in every other step, and without the head."""
-        if lost.node == self.head or not self._is_voting():
+    def _continue_without(self, lost: NodeLost) -> None:
+        """Let the vote continue with the remaining engines. Raises `lost` in other steps, or if it is the head."""
+        if lost.node == self.head or not self._is_only_voting():
             raise lost
-        self.lost_while_voting = str(lost)
-        self.attempt.log("launcher", f"{lost}; voting goes on with the remaining engines")
+        self.lost_in_vote = str(lost)
+        self.attempt.log("launcher", f"{lost}; the vote continues with the remaining engines")
 
-    def _is_voting(self) -> bool:
-        steps = self._steps()
-        return "vote" in steps and not self._is_finished("vote") and "stage1" not in steps
+    def _is_only_voting(self) -> bool:
+        steps = read_step_states(RunPaths(self.plan.run_dir))
+        return steps.get("vote") is False and "stage1" not in steps
 
     def _is_finished(self, step: str) -> bool:
-        return bool(self._steps().get(step, {}).get("finished"))
-
-    def _steps(self) -> dict:
-        manifest = RunPaths(self.plan.run_dir).manifest_file
-        return read_json(manifest)["steps"] if manifest.exists() else {}
+        return read_step_states(RunPaths(self.plan.run_dir)).get(step, False)
 
     async def _stop_driver(self) -> None:
-        """Ask the driver to save and end; what happens meanwhile changes nothing any more."""
-        if not self.driver_runs:
+        """Ask the driver to save and end. Events that come meanwhile are dropped: the attempt's end is decided."""
+        if not self.is_driver_running:
             return
         self.hub.send(self.head, {"do": "signal", "name": DRIVER, "number": signal.SIGTERM})
-        await self.hub.until(lambda event: event.ended == DRIVER, self.head, _STOP_S[self.stopped_by])
+        await self.hub.skip_until(lambda event: event.ended == DRIVER, self.head, _STOP_S[self.stopped_by])
 
     async def _find_cause(self) -> None:
-        """Raise NodeLost where what was noticed has its cause in a node that is gone or has no Ray."""
+        """Raise NodeLost if a node that is gone, or whose Ray is gone, explains what happened."""
         self.hub.send_all({"do": "probe"})
-        for event in await self._all("probed", list(self.hub.connected), _JOIN_S, "answered"):
+        for event in await self._gather("probed", list(self.hub.connected), _JOIN_S, "answered"):
             if not event.data["ray"]:
                 raise NodeLost(event.node, f"Ray on {self.hub.describe(event.node)} is gone")
 
-    async def _all(self, kind: str, names: Sequence[str], within_s: float, what: str) -> list[Event]:
-        """One event of `kind` from each node of `names`; at the deadline the missing ones are named."""
+    async def _gather(self, kind: str, names: Sequence[str], within_s: float, what: str) -> list[Event]:
+        """Wait for an event of `kind` from each node of `names`. Raises AttemptEnded naming the nodes that are late."""
         waiting, found = set(names), []
         deadline = asyncio.get_running_loop().time() + within_s
         while waiting:
@@ -277,25 +289,25 @@ class Launcher:
         return found
 
     async def _all_ended(self, component: str, names: list[str], within_s: float) -> None:
-        """Wait for this part of the preflight on each of `names`. Raises Ended with its last line where one fails."""
+        """Wait for the end of a part of the preflight on each of `names`. Raises AttemptEnded if it fails on one."""
         waiting = set(names)
         while waiting:
             event = await self._wait(lambda event: event.ended == component, within_s, f"{component} did not end")
             waiting.discard(event.node)
             if event.data["code"]:
                 code = EXIT_BAD_INPUT if event.data["code"] == EXIT_BAD_INPUT else EXIT_FAULT
-                where = "" if component == "gather" else f" on {event.node}"  # that one speaks for all nodes
-                raise AttemptEnded(code, f"the preflight failed{where}: {_telling(event)}")
+                where = "" if component == "gather" else f" on {event.node}"  # `gather` checks the reports of all nodes
+                raise AttemptEnded(code, f"the preflight failed{where}: {_find_reason_line(event)}")
 
-    async def _wait(self, wanted: Callable[[Event], bool], within_s: float, failure: str) -> Event:
+    async def _wait(self, is_wanted: Callable[[Event], bool], within_s: float, failure: str) -> Event:
         deadline = asyncio.get_running_loop().time() + within_s
         while event := await self._next(deadline - asyncio.get_running_loop().time()):
-            if wanted(event):
+            if is_wanted(event):
                 return event
         raise AttemptEnded(EXIT_FAULT, f"{failure} within {within_s:.0f} s")
 
     async def _next(self, within_s: float) -> Event | None:
-        """The next event, None after `within_s`. Raises Ended or NodeLost for one that ends the attempt."""
+        """Return the next event; None after `within_s` seconds. Raises AttemptEnded or NodeLost to end the attempt."""
         event = await self.hub.next(within_s)
         if event is None:
             return None
@@ -311,18 +323,20 @@ class Launcher:
             code = EXIT_BAD_INPUT if event.kind == "refused" else EXIT_FAULT
             raise AttemptEnded(code, f"{event.node}: {event.data['text']}")
         if event.ended == DRIVER:
-            self.driver_runs = False
+            self.is_driver_running = False
         if event.ended == "ray":
-            raise NodeLost(event.node, f"Ray on {self.hub.describe(event.node)} ended: {_telling(event, 'exit code')}")
-        if event.ended == "watch" and not self.lost_while_voting:
+            raise NodeLost(
+                event.node, f"Ray on {self.hub.describe(event.node)} ended: {_find_reason_line(event, 'exit code')}"
+            )
+        if event.ended == "watch" and not self.lost_in_vote:
             await self._find_cause()
-            raise AttemptEnded(EXIT_FAULT, _telling(event))
+            raise AttemptEnded(EXIT_FAULT, _find_reason_line(event))
         return event
 
     async def _end_supervisors(self, srun: asyncio.subprocess.Process) -> None:
-        """Tell all nodes to end, and wait for srun; a node that cannot be reached does not hold it up."""
+        """Ask all supervisors to end, and wait for srun; a node that cannot be reached does not block this."""
         self.hub.send_all({"do": "stop"})
-        await self.hub.until_empty(_END_S)
+        await self.hub.skip_until_disconnected(_END_S)
         for end in (None, srun.terminate, srun.kill):
             if end and srun.returncode is None:
                 end()
@@ -331,8 +345,8 @@ class Launcher:
                 return
 
 
-def _telling(ended: Event, text: str = "") -> str:
-    """The line that tells why a component ended: the first of its last ones with `text`, else the last of all."""
+def _find_reason_line(ended: Event, text: str = "") -> str:
+    """Return the line that says why a component ended: the first of its last lines with `text`, else the last line."""
     code, tail = ended.data["code"], ended.data["tail"]
     if not tail:
         return f"exit code {code}, nothing printed"

@@ -1,7 +1,7 @@
-"""A block of ports of this job's own on one node, below the range that the kernel hands out.
+"""A block of ports that only this job uses on a node, below the kernel's range of ephemeral ports.
 
-The first port of the block is held for the life of the job: that claims the block among jobs that begin at the
-same one. The others are bind-tested once.
+The first port of a block is bound for the life of the job, which keeps other jobs from taking the block. The others
+are bound once, to see that they are free.
 """
 
 from __future__ import annotations
@@ -33,13 +33,17 @@ class NoPorts(Exception):
 
 @dataclass(frozen=True)
 class PortBlock:
-    """Ports `first` to `first` + SIZE - 1; `guard` is the socket that holds the first."""
+    """Ports `first` to `first` + SIZE - 1; `guard` is the socket bound to the first.
+
+    Example: PortBlock(first=10500, guard=socket), for ports 10500 to 10999
+    """
 
     first: int
     guard: socket.socket
 
     @property
     def gcs(self) -> int:
+        """The port of Ray's control service, if this node is the head."""
         return self.first + 1
 
     @property
@@ -47,7 +51,7 @@ class PortBlock:
         return self.first + SIZE - 1
 
     def ray_options(self, head: bool) -> list[str]:
-        """`ray start`'s port options; a worker node has none of the head's own."""
+        """Return the port options of `ray start`, for the head or for another node."""
         named = {name: self.first + 1 + index for index, name in enumerate(_NAMED)}
         options = [f"--{name}={port}" for name, port in named.items() if head or name not in _HEAD_ONLY]
         workers = self.first + 1 + len(_NAMED)
@@ -55,7 +59,11 @@ class PortBlock:
 
 
 def claim_ports(ip: str, job: int) -> PortBlock:
-    """The first wholly free block on `ip`, looked for from the place that `job` gives. Raises NoPorts."""
+    """Claim the first block on `ip` whose ports are all free. The job id `job` chooses where the search starts.
+
+    Raises:
+        NoPorts: no block is free.
+    """
     blocks = (_ephemeral_start() - _FIRST) // SIZE
     for offset in range(blocks):
         first = _FIRST + (job + offset) % blocks * SIZE
@@ -69,7 +77,7 @@ def claim_ports(ip: str, job: int) -> PortBlock:
 
 
 def _ephemeral_start() -> int:
-    """Where the kernel's own range begins; 32768 where it leaves no room below."""
+    """Return where the kernel's ephemeral range begins, or 32768 if it leaves no room below."""
     first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     return first if first >= _FIRST + 10 * SIZE else 32_768
 

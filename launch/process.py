@@ -1,4 +1,4 @@
-"""A child process of a node supervisor: its output goes to a file of its own and, line by line, to the launcher."""
+"""Child processes of a node supervisor: the output of each goes to a log file and, line by line, to the launcher."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from contextlib import suppress
 from pathlib import Path
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
-_LINE = 2000  # characters of a line that are sent on
+_LINE_CHARS = 2000  # of a line that are sent to the launcher
 _libc = ctypes.CDLL(None)
 
 
 class Component:
-    """A named process in a session of its own, ended by SIGTERM when its supervisor dies, however it dies."""
+    """A named process in a new session. The kernel sends it SIGTERM when its supervisor dies, however it dies."""
 
     def __init__(self, name: str, process: Process, log: Path, on_line: Callable[[str, str], None]):
         self.name, self._process, self._log, self._on_line = name, process, log, on_line
@@ -28,6 +28,7 @@ class Component:
     async def start(
         cls, name: str, command: list[str], env: dict[str, str], log: Path, on_line: Callable[[str, str], None]
     ) -> Component:
+        """Start `command` with `env` added to the environment. `on_line(name, line)` is called for each line."""
         process = await asyncio.create_subprocess_exec(
             *command,
             env=os.environ | env,
@@ -35,7 +36,7 @@ class Component:
             stdout=PIPE,
             stderr=STDOUT,
             start_new_session=True,
-            preexec_fn=_before_start,
+            preexec_fn=_prepare_child,
             limit=2**24,
         )
         return cls(name, process, log, on_line)
@@ -45,12 +46,13 @@ class Component:
         return self._process.pid
 
     def kill(self) -> None:
+        """Send SIGKILL."""
         self.signal(signal.SIGKILL)
 
     async def wait(self) -> int:
-        """Pass its output on until it ends; its exit code, -N where signal N ended it.
+        """Read its output until it ends. Return its exit code, or -N if signal N ended it.
 
-        Waits for the process, not for the end of its output: its own children may hold that open.
+        This waits for the process, not for the end of its output, which its children may keep open.
         """
         reading = asyncio.ensure_future(self._read())
         code = await self._process.wait()
@@ -65,32 +67,33 @@ class Component:
                 text = line.decode("utf-8", "replace").rstrip().rsplit("\r", 1)[-1].rstrip()
                 if text:
                     self.tail.append(text)
-                    self._on_line(self.name, text[:_LINE])
+                    self._on_line(self.name, text[:_LINE_CHARS])
 
     def signal(self, number: int) -> None:
+        """Send a signal; does nothing if the process has ended."""
         if self._process.returncode is None:
             self._process.send_signal(number)
 
 
 def adopt_orphans() -> None:
-    """Make this process the parent of descendants whose own parent ends, so that `kill_descendants` finds them."""
+    """Make this process the new parent of descendants whose parent ends, so that `kill_descendants` finds them."""
     _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
-def kill_descendants() -> None:
-    """End every process below this one, whatever session it went into."""
-    while left := [pid for pid in _descendants(os.getpid()) if not _is_zombie(pid)]:
+def kill_list_descendants() -> None:
+    """Kill every descendant of this process, in whatever session it is."""
+    while left := [pid for pid in _list_descendants(os.getpid()) if not _is_zombie(pid)]:
         for pid in left:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
 
-def _descendants(pid: int) -> list[int]:
+def _list_descendants(pid: int) -> list[int]:
     children: list[int] = []
     with suppress(FileNotFoundError, ProcessLookupError):
         for task in Path(f"/proc/{pid}/task").iterdir():
             children += map(int, (task / "children").read_text().split())
-    return children + [below for child in children for below in _descendants(child)]
+    return children + [below for child in children for below in _list_descendants(child)]
 
 
 def _is_zombie(pid: int) -> bool:
@@ -99,7 +102,7 @@ def _is_zombie(pid: int) -> bool:
     return True
 
 
-def _before_start() -> None:
-    """In the child. USR1, by which Slurm warns, may reach all processes of a job, and would end most of them."""
+def _prepare_child() -> None:
+    """Runs in the child. Ignore USR1: Slurm's warning may reach all processes of a job, and would end most of them."""
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)

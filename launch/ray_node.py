@@ -1,4 +1,4 @@
-"""What a node supervisor starts Ray with: explicit address, resources, ports and temporary directory; a token."""
+"""How a node supervisor starts Ray: with explicit address, resources, ports and temporary directory, and a token."""
 
 from __future__ import annotations
 
@@ -10,20 +10,26 @@ from pathlib import Path
 from medssr_dist.launch.ports import PortBlock
 from medssr_dist.runtime.network import list_interfaces
 
-_STORE_SHARE, _STORE_LEAST, _STORE_MOST = 0.1, 200 * 2**20, 16 * 2**30  # our objects are prompts and texts
+_STORE_SHARE, _STORE_LEAST, _STORE_MOST = 0.1, 200 * 2**20, 16 * 2**30  # bytes; the objects are prompts and texts
 
 
 @dataclass(frozen=True)
 class NodeResources:
-    """This node's share of the job. `gpus` 0: a CPU node, whose logical GPUs the launcher gives as slots."""
+    """What the job has on this node.
+
+    Example: NodeResources(cpus=64, gpus=8, memory_mib=500000)
+
+    Attributes:
+        gpus: 0 on a CPU node; the launcher then chooses its number of logical GPUs (slots).
+    """
 
     cpus: int
     gpus: int
     memory_mib: int
 
     @classmethod
-    def of_job(cls) -> NodeResources:
-        """From the environment that Slurm gives a task."""
+    def from_slurm(cls) -> NodeResources:
+        """Read the resources from the environment of a Slurm task."""
         cpus = int(os.environ.get("SLURM_CPUS_ON_NODE") or os.cpu_count() or 1)
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20
         per_cpu = int(os.environ.get("SLURM_MEM_PER_CPU") or 0) * cpus
@@ -34,10 +40,11 @@ class NodeResources:
 def build_ray_command(
     head: str | None, ip: str, block: PortBlock, resources: NodeResources, slots: int, temp_dir: Path
 ) -> list[str]:
-    """`ray start` of the head (`head` None) or of a node that joins the head at that address.
+    """Return the command `ray start` of the head, or of a node that joins the head.
 
     Args:
-        slots: logical GPUs of a CPU node; not used where it has real ones.
+        head: address of the head; None for the head itself.
+        slots: logical GPUs of a CPU node; ignored on a node with real GPUs.
     """
     gpus = resources.gpus or slots
     cpus = resources.cpus if resources.gpus else max(resources.cpus, 2 * slots + 2)
@@ -66,15 +73,20 @@ def build_ray_command(
 
 def build_node_environment(
     ip: str, block: PortBlock, slots: int, hosts: list[str], resources: NodeResources, token: Path
-) -> dict:
-    """Environment of everything that runs on this node: Ray and its workers, the preflight, the driver."""
+) -> dict[str, str]:
+    """Return the environment of all components of this node: Ray and its workers, the preflight, the driver.
+
+    Args:
+        hosts: names of the nodes of the job.
+        token: the file that holds the token; the token itself is in no environment.
+    """
     env = {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_process_group_cleanup_enabled": "true",  # else vLLM's own processes outlive a killed engine
-        "RAY_worker_niceness": "0",  # Ray's own 15 makes the work yield to whatever else a shared node runs
+        "RAY_process_group_cleanup_enabled": "true",  # else vLLM's processes survive a killed engine
+        "RAY_worker_niceness": "0",  # with Ray's default of 15, other jobs on a shared node would slow the work down
         "VLLM_HOST_IP": ip,
         "MEDSSR_NODE_IP": ip,
         "MEDSSR_NODES": " ".join(hosts),

@@ -1,4 +1,4 @@
-"""What Slurm says of this job, and how the job goes on in another: requeued, or submitted again."""
+"""This job as Slurm knows it, and how the job continues after its end: requeued, or submitted again."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import os
 import subprocess
 import time
 from dataclasses import dataclass
+from typing import NamedTuple
 
 _ABSENT = ("", "(null)", "N/A", "None")
-# Field of `scontrol show job` -> option of sbatch, for a job that submits itself again.
+# Field of `scontrol show job` -> option of sbatch, for a job that is submitted again.
 _COPIED = {
     "Partition": "partition",
     "Account": "account",
@@ -26,48 +27,58 @@ _COPIED = {
 }
 
 
+class JobState(NamedTuple):
+    """JobState and Reason of `scontrol show job`. Example: JobState("RUNNING", "None")"""
+
+    state: str
+    reason: str
+
+
 @dataclass(frozen=True)
 class SlurmJob:
-    """The job this process runs in, from the environment that Slurm gives a batch script."""
+    """The job that this process runs in.
+
+    Example: SlurmJob(id=7, nodes=("n1", "n2"), host="n1")
+    """
 
     id: int
     nodes: tuple[str, ...]
-    host: str  # the node that the batch script runs on
+    host: str  # the node of the batch script
 
     @classmethod
     def current(cls) -> SlurmJob | None:
-        """None outside a batch job."""
+        """Read the job from the environment of a batch script; None outside a batch job."""
         if "SLURM_JOB_ID" not in os.environ:
             return None
-        names = _output(["scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]]).split()
+        names = _run_slurm(["scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]]).split()
         return cls(int(os.environ["SLURM_JOB_ID"]), tuple(names), os.environ.get("SLURMD_NODENAME", names[0]))
 
-    def record(self) -> dict[str, str]:
-        """`scontrol show job` as field -> value."""
-        return parse_job_record(_output(["scontrol", "--oneliner", "show", "job", str(self.id)]))
+    def read_record(self) -> dict[str, str]:
+        """Return `scontrol show job` as field -> value. Raises SlurmError."""
+        return parse_job_record(_run_slurm(["scontrol", "--oneliner", "show", "job", str(self.id)]))
 
-    def state(self) -> tuple[str, str]:
-        """JobState and Reason, e.g. ("RUNNING", "None")."""
-        record = self.record()
-        return record["JobState"], record["Reason"]
+    def read_state(self) -> JobState:
+        """Return the job's state and its reason. Raises SlurmError."""
+        record = self.read_record()
+        return JobState(record["JobState"], record["Reason"])
 
-    def started(self) -> float:
-        """When Slurm started it, seconds since the epoch."""
-        return time.mktime(time.strptime(self.record()["StartTime"], "%Y-%m-%dT%H:%M:%S"))
+    def read_start(self) -> float:
+        """Return when Slurm started the job, seconds since the epoch. Raises SlurmError."""
+        return time.mktime(time.strptime(self.read_record()["StartTime"], "%Y-%m-%dT%H:%M:%S"))
 
-    def ends(self) -> str:
-        """When Slurm will end it, local time in ISO 8601; "" where it has no limit."""
-        end = self.record()["EndTime"]
+    def read_end(self) -> str:
+        """Return when Slurm will end the job, local time in ISO 8601; "" if it has no limit. Raises SlurmError."""
+        end = self.read_record()["EndTime"]
         return "" if end == "Unknown" else end
 
-    def go_on(self, script: str, arguments: list[str], run_dir: str) -> None:
-        """Requeue, or submit `script` again where requeue is off.
+    def requeue(self, script: str, arguments: list[str], run_dir: str) -> None:
+        """Requeue the job; if requeue is off for it, submit `script` again with the same request.
 
-        Whatever waits for this job waits for the new one. Raises SlurmError with Slurm's own message.
+        Jobs that depend on this job then depend on the new one. Raises SlurmError with Slurm's message.
         """
-        record = self.record()
+        record = self.read_record()
         if record.get("Requeue") == "1":
-            _output(["scontrol", "requeue", str(self.id)])
+            _run_slurm(["scontrol", "requeue", str(self.id)])
             return
         environment = os.environ | {"RUN_DIR": run_dir}
         command = [
@@ -79,17 +90,21 @@ class SlurmJob:
             script,
             *arguments,
         ]
-        new = _output(command, environment).strip().split(";")[0]
-        for waiting in _waiting_for(self.id):
-            _output(["scontrol", "update", f"JobId={waiting}", f"Dependency=afterok:{new}"])
+        new = _run_slurm(command, environment).strip().split(";")[0]
+        for waiting in _list_dependents(self.id):
+            _run_slurm(["scontrol", "update", f"JobId={waiting}", f"Dependency=afterok:{new}"])
 
 
 class SlurmError(Exception):
-    """A Slurm command failed; its command line and message."""
+    """A Slurm command failed. The message holds the command line and Slurm's message."""
 
 
 def parse_job_record(text: str) -> dict[str, str]:
-    """`Key=value` words of one `scontrol --oneliner` record; a word without `=` belongs to the value before it."""
+    """Parse the `Key=value` words of a `scontrol --oneliner` record.
+
+    A word without `=` belongs to the value before it. Example: "JobId=7 JobName=two words" gives
+    {"JobId": "7", "JobName": "two words"}.
+    """
     record: dict[str, str] = {}
     key = ""
     for word in text.split():
@@ -102,7 +117,10 @@ def parse_job_record(text: str) -> dict[str, str]:
 
 
 def list_sbatch_options(record: dict[str, str]) -> list[str]:
-    """sbatch's options that ask for what the job of `record` has."""
+    """Return the options of sbatch that request the same as the job of `record`.
+
+    Example: {"Partition": "gpu", "NumNodes": "4"} gives ["--partition=gpu", "--nodes=4"].
+    """
     options = []
     for field, option in _COPIED.items():
         value = record.get(field, "").removeprefix("gres:").removeprefix("gres/")
@@ -111,12 +129,13 @@ def list_sbatch_options(record: dict[str, str]) -> list[str]:
     return options
 
 
-def _waiting_for(job: int) -> list[str]:
-    rows = (line.split() for line in _output(["squeue", "--noheader", "--me", "--format=%i %E"]).splitlines())
+def _list_dependents(job: int) -> list[str]:
+    """Return the ids of the jobs that wait for `job` to succeed."""
+    rows = (line.split() for line in _run_slurm(["squeue", "--noheader", "--me", "--format=%i %E"]).splitlines())
     return [row[0] for row in rows if len(row) > 1 and f"afterok:{job}(" in row[1] + "("]
 
 
-def _output(command: list[str], environment: dict[str, str] | None = None) -> str:
+def _run_slurm(command: list[str], environment: dict[str, str] | None = None) -> str:
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         raise SlurmError(f"`{' '.join(command)}` ended with {done.returncode}: {done.stderr.strip()}")

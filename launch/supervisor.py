@@ -1,7 +1,7 @@
-"""The supervisor of one node: connects to the launcher and does what it says until told to stop, or until it is gone.
+"""The supervisor of one node: it connects to the launcher and follows its commands until `stop`, or until it is lost.
 
-Started on every node by the launcher's srun. Everything heavy (preflight, Ray, the driver) is its child; when it
-ends, for whatever reason, they end, and the node's temporary directory is removed.
+The launcher's srun starts one on every node. The preflight, Ray and the driver are its child processes. However the
+supervisor ends, they end too, and the node's temporary directory is removed.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ import signal
 import socket
 import sys
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 
 from medssr_dist.errors import InputError
 from medssr_dist.launch import channel
-from medssr_dist.launch.channel import DRIVER, Channel, ConnectionLost
+from medssr_dist.launch.channel import DRIVER, Channel, ConnectionLost, NodeInfo
 from medssr_dist.launch.ports import NoPorts, claim_ports
 from medssr_dist.launch.process import Component, adopt_orphans, kill_descendants
 from medssr_dist.launch.ray_node import NodeResources, build_node_environment, build_ray_command
@@ -26,74 +27,72 @@ from medssr_dist.runtime.network import find_node_address
 from medssr_dist.runtime.temp_dir import open_ray_temp_dir
 
 _RAY = "ray"
-_END_S = 6.0  # what a component has between SIGTERM and SIGKILL; Slurm gives the whole job 30 (KillWait)
+_END_S = 6.0  # from SIGTERM to SIGKILL of a component; Slurm gives the whole job 30 s (KillWait)
 EXIT_LAUNCHER_LOST = 5
 
 
 class Supervisor:
-    """One node of the job, from its connection to the launcher to its end."""
+    """One node of the job, from its connection to the launcher until its end.
+
+    The launcher's messages name a method: {"do": "start", ...} calls `do_start(...)`.
+    """
 
     def __init__(self, link: Channel, name: str, job: int, attempt: AttemptPaths, temp_dir: Path):
         self.link, self.name, self.attempt, self.temp_dir = link, name, attempt, temp_dir
         self.ip = find_node_address() if "MEDSSR_IFNAME" in os.environ else link.own_ip
-        self.resources = NodeResources.of_job()
+        self.resources = NodeResources.from_slurm()
         self.block = claim_ports(self.ip, job)
         self.components: dict[str, Component] = {}
         self.waits: dict[str, asyncio.Task] = {}
         self.env: dict[str, str] = {}
 
-    def hello(self) -> None:
-        self.link.send(
-            {
-                "event": "hello",
-                "name": self.name,
-                "ip": self.ip,
-                "gcs": f"{self.ip}:{self.block.gcs}",
-                "cpus": self.resources.cpus,
-                "gpus": self.resources.gpus,
-                "memory_mib": self.resources.memory_mib,
-            }
-        )
+    def say_hello(self) -> None:
+        """Report this node to the launcher."""
+        info = NodeInfo(self.name, self.ip, f"{self.ip}:{self.block.gcs}", **asdict(self.resources))
+        self.link.send({"event": "hello"} | asdict(info))
 
     async def serve(self) -> None:
-        """Do what the launcher says until it says stop. Raises Lost when it is gone."""
+        """Follow the launcher's commands until `stop`. Raises ConnectionLost if the launcher is gone."""
         while (message := await self.link.receive())["do"] != "stop":
             await getattr(self, f"do_{message.pop('do')}")(**message)
 
-    async def do_layout(self, config: str | None, overrides: list[str], nodes: int, step: str) -> None:
-        """Fit the config to the job; answers with the overrides that do so and this node's slots."""
+    async def do_layout(self, config: str, overrides: list[str], nodes: int, step: str) -> None:
+        """Answer with the overrides that fit the config to the job, and the logical GPUs of a CPU node."""
         from medssr_dist.launch.fit_config import fit_config
 
         try:
-            fitted, slots = fit_config(Path(config), overrides, nodes, self.resources.gpus, step)
+            fitted = fit_config(Path(config), overrides, nodes, self.resources.gpus, step)
         except InputError as error:
             self.link.send({"event": "refused", "text": str(error)})
         else:
-            self.link.send({"event": "layout", "overrides": fitted, "slots": slots})
+            self.link.send({"event": "layout", "overrides": fitted.overrides, "slots": fitted.slots})
 
     async def do_prepare(self, hosts: list[str], slots: int) -> None:
-        """What is the same for all that will run here."""
+        """Set the environment of all components of this node."""
         self.slots = slots
         self.env = build_node_environment(self.ip, self.block, slots, hosts, self.resources, self.attempt.token)
 
     async def do_ray(self, head: str | None) -> None:
+        """Start Ray: the head if `head` is None, else a node that joins the head at this address."""
         command = build_ray_command(head, self.ip, self.block, self.resources, self.slots, self.temp_dir)
         await self.do_start(_RAY, command, {})
 
     async def do_start(self, name: str, command: list[str], env: dict[str, str]) -> None:
+        """Start a component; its lines and its end are sent to the launcher."""
         log = self.attempt.component_log(self.name, name)
-        component = await Component.start(name, command, self.env | env, log, self._line)
+        component = await Component.start(name, command, self.env | env, log, self._send_line)
         self.components[name] = component
-        self.waits[name] = asyncio.create_task(self._ended(component))
+        self.waits[name] = asyncio.create_task(self._report_end(component))
 
     async def do_signal(self, name: str, number: int) -> None:
+        """Send a signal to a component."""
         self.components[name].signal(number)
 
     async def do_probe(self) -> None:
-        """Answers whether this node's Ray still listens."""
-        self.link.send({"event": "probed", "ray": _RAY not in self.waits or await self._ray_listens()})
+        """Answer whether this node's Ray still listens."""
+        self.link.send({"event": "probed", "ray": _RAY not in self.waits or await self._is_ray_listening()})
 
-    async def _ray_listens(self) -> bool:
+    async def _is_ray_listening(self) -> bool:
         port = next(int(option.split("=")[1]) for option in self.block.ray_options(True) if "node-manager" in option)
         try:
             _, writer = await asyncio.open_connection(self.ip, port)
@@ -102,15 +101,15 @@ class Supervisor:
         writer.close()
         return True
 
-    async def _ended(self, component: Component) -> None:
+    async def _report_end(self, component: Component) -> None:
         code = await component.wait()
         self.link.send({"event": "ended", "name": component.name, "code": code, "tail": list(component.tail)})
 
-    def _line(self, name: str, text: str) -> None:
+    def _send_line(self, name: str, text: str) -> None:
         self.link.send({"event": "line", "name": name, "text": text})
 
     async def end_all(self) -> None:
-        """End the driver, then all others at once (it leaves Ray before Ray goes), and whatever they leave behind."""
+        """End the driver, which leaves Ray first, then all other components in parallel, then any process they left."""
         others = [name for name in self.components if name != DRIVER]
         for names in ([DRIVER], others):
             await asyncio.gather(*(self._end(name) for name in names if name in self.components))
@@ -125,7 +124,14 @@ class Supervisor:
 
 
 async def supervise(launcher: str, attempt: AttemptPaths, job: int) -> int:
-    """Returns the supervisor's exit code."""
+    """Supervise this node until the end of the job. Return the exit code.
+
+    Args:
+        launcher: its address, "IP:PORT".
+        job: Slurm's id of the job; it chooses where the search for free ports starts.
+    Raises:
+        AuthenticationFailed: the process at that address does not know the job's token.
+    """
     name = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
     host, port = launcher.rsplit(":", 1)
     scratch = os.environ.get("MEDSSR_SCRATCH")
@@ -143,11 +149,11 @@ async def supervise(launcher: str, attempt: AttemptPaths, job: int) -> int:
 
 async def _serve(supervisor: Supervisor) -> int:
     link = supervisor.link
-    # Slurm's own SIGTERM reaches every process of the job at once: the launcher decides what it means.
+    # Slurm's SIGTERM reaches every process of the job at once; the launcher decides what follows.
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         asyncio.get_running_loop().add_signal_handler(number, link.send, {"event": "signal", "number": number})
-    beats = asyncio.create_task(link.beat())
-    supervisor.hello()
+    heartbeats = asyncio.create_task(link.send_heartbeats())
+    supervisor.say_hello()
     try:
         await supervisor.serve()
         return 0
@@ -156,7 +162,7 @@ async def _serve(supervisor: Supervisor) -> int:
         return EXIT_LAUNCHER_LOST
     finally:
         await supervisor.end_all()
-        beats.cancel()
+        heartbeats.cancel()
         await link.close()
 
 

@@ -113,8 +113,8 @@ def find_newest_problem(run: RunDir) -> str | None:
     looks like an error in the newest log that has one, as "file, time: line".
     """
     for attempt in list_attempts(run.root)[-1:]:
-        if attempt.code not in (None, 0, EXIT_STOPPED):
-            return f"attempt {attempt.number} ended with {attempt.code}: {attempt.reason}"
+        if attempt.exit and attempt.exit.code not in (0, EXIT_STOPPED):
+            return f"attempt {attempt.number} ended with {attempt.exit.code}: {attempt.exit.reason}"
     attempt_logs = [log for attempt in run.attempts() for log in attempt.logs()]
     logs = [*run.logs.glob("*"), *run.synthesis.folder.glob("*.log"), *attempt_logs]
     for file in sorted((log for log in logs if log.is_file()), key=lambda log: -log.stat().st_mtime):
@@ -153,6 +153,6 @@ def _print_attempts(run: RunDir, held: bool) -> None:
 
 
 def _describe_end(attempt: Attempt, running: bool) -> str:
-    if attempt.code is not None:
-        return f"ended with {attempt.code}: {attempt.reason}"
+    if attempt.exit:
+        return f"ended with {attempt.exit.code}: {attempt.exit.reason}"
     return "running" if running else "no end recorded: it is starting, or its head node was lost"

@@ -8,14 +8,14 @@ from config_builder import make_config
 
 from medssr_dist.commands.status import find_newest_problem, print_status
 from medssr_dist.estimates.step_progress import read_startup_seconds
-from medssr_dist.launch.attempts import FIRST_ANSWER, FIRST_STEP, Attempt, list_attempts
+from medssr_dist.launch.attempts import FIRST_ANSWER, FIRST_STEP, Attempt, AttemptExit, list_attempts
 from medssr_dist.run.directory import RunDir, open_run
 
 
 def end_attempt(run_dir, timings: dict[str, float], code: int, reason: str) -> None:
     attempt = Attempt.begin(run_dir)
     write_timings(attempt, timings)
-    attempt.finish(code, reason)
+    attempt.finish(AttemptExit(code, reason))
 
 
 @pytest.fixture
@@ -33,9 +33,9 @@ def job(tmp_path):
 
 def test_attempts_are_in_order_with_their_ends(job):
     first, second, third = list_attempts(job.root)
-    assert (first.code, first.reason, first.startup_seconds) == (4, "node n2 is lost", 50.0)
-    assert (second.code, second.startup_seconds) == (3, None)
-    assert (third.code, third.timings, third.logs) == (None, {}, ["launch.log", "n1.driver.log", "n2.ray.log"])
+    assert (first.exit.code, first.exit.reason, first.startup_seconds) == (4, "node n2 is lost", 50.0)
+    assert (second.exit.code, second.startup_seconds) == (3, None)
+    assert (third.exit, third.timings, third.logs) == (None, {}, ["launch.log", "n1.driver.log", "n2.ray.log"])
     assert read_startup_seconds(job) == 50.0
 
 
@@ -62,5 +62,5 @@ def test_the_newest_problem_comes_from_the_newest_attempt(job):
     assert find_newest_problem(job) is None
     (job.root / "attempts" / "0003" / "n1.driver.log").write_text("RuntimeError: the engine died\n")
     assert find_newest_problem(job).startswith("attempts/0003/n1.driver.log, ")
-    list_attempts(job.root)[-1].finish(1, "the driver ended with exit code 1")
+    list_attempts(job.root)[-1].finish(AttemptExit(1, "the driver ended with exit code 1"))
     assert find_newest_problem(job) == "attempt 0003 ended with 1: the driver ended with exit code 1"

@@ -10,5 +10,5 @@ def write_timings(attempt: Attempt, seconds: dict[str, float]) -> None:
     """Write the milestones of `attempt`, in seconds since the start of its job."""
     timings = Timings(attempt, started=0.0)
     for milestone, reached in seconds.items():
-        timings.mark(milestone, at=reached)
+        timings.record(milestone, at=reached)
     timings.write()

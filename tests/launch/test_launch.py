@@ -1,4 +1,4 @@
-"""The launcher's parts one by one; the whole of it runs on a real Slurm in test_slurm.py."""
+"""The parts of the launcher one by one. tests/slurm runs the whole launcher on a real Slurm."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ import stat
 import subprocess
 import sys
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from attempt_files import write_timings
 
-from medssr_dist.data.jsonl import JsonlLedger, read_json, write_json
+from medssr_dist.data.jsonl import JsonlLedger, read_json
 from medssr_dist.errors import InputError
 from medssr_dist.launch import channel, ports
 from medssr_dist.launch.attempts import (
@@ -22,14 +24,15 @@ from medssr_dist.launch.attempts import (
     FIRST_ENGINE,
     FIRST_TOKEN,
     Attempt,
+    AttemptExit,
     count_idle_attempts,
     find_unfinished,
 )
-from medssr_dist.launch.channel import AuthenticationFailed, ConnectionLost, Hub, NodeLost
-from medssr_dist.launch.fit_config import fit_config
+from medssr_dist.launch.channel import AuthenticationFailed, ConnectionLost, Hub, NodeInfo, NodeLost
+from medssr_dist.launch.fit_config import FittedConfig, fit_config
 from medssr_dist.launch.process import Component
 from medssr_dist.launch.ray_node import NodeResources, build_node_environment, build_ray_command
-from medssr_dist.launch.ray_watch import list_missing_nodes
+from medssr_dist.launch.ray_watch import describe_missing_nodes
 from medssr_dist.launch.slurm import SlurmJob, list_sbatch_options, parse_job_record
 from medssr_dist.launch.timings import Timings
 from medssr_dist.run.paths import RunPaths
@@ -38,7 +41,7 @@ from medssr_dist.training.weights.checkpoints import CheckpointKeeper, list_chec
 LOOPBACK = "127.0.0.1"
 
 
-def test_the_launcher_needs_the_standard_library_alone():
+def test_the_launcher_needs_only_the_standard_library():
     """It runs outside the container that holds everything else."""
     code = (
         "import sys, medssr_dist.launch.__main__\n"
@@ -51,7 +54,7 @@ def test_the_launcher_needs_the_standard_library_alone():
 
 @pytest.fixture
 async def hub():
-    """A listening hub, and what it logged."""
+    """A listening hub, and the lines it has logged."""
     logged: list[tuple[str, str]] = []
     hub = Hub(lambda who, text: logged.append((who, text)))
     async with hub.listen(LOOPBACK, "secret"):
@@ -66,8 +69,9 @@ async def _connect(hub: Hub, token: str = "secret") -> channel.Channel:
 async def test_messages_pass_both_ways_and_an_end_is_noticed(hub):
     hub, logged = hub
     link = await _connect(hub)
-    link.send({"event": "hello", "name": "n1", "ip": "10.0.0.1"})
-    assert (await hub.next(5)).kind == "hello"
+    node = NodeInfo("n1", "10.0.0.1", gcs="10.0.0.1:10001", cpus=4, gpus=0, memory_mib=8000)
+    link.send({"event": "hello"} | asdict(node))
+    assert (await hub.next(5)).kind == "hello" and hub.nodes == {"n1": node}
     hub.start("n1", "driver", ["true"], {"KEY": "value"})
     assert await link.receive() == {"do": "start", "name": "driver", "command": ["true"], "env": {"KEY": "value"}}
     link.send({"event": "line", "name": "driver", "text": "half done"})
@@ -78,8 +82,8 @@ async def test_messages_pass_both_ways_and_an_end_is_noticed(hub):
         await hub.next(5)
 
 
-async def test_silence_is_a_loss(monkeypatch):
-    """The other end lives, and no beat comes: a link that is cut."""
+async def test_missing_heartbeats_are_a_lost_connection(monkeypatch):
+    """The other end is alive but sends no heartbeat, as when the network link is cut."""
 
     async def say_nothing(reader, writer):
         await channel.accept(reader, writer, "secret")
@@ -95,7 +99,7 @@ async def test_silence_is_a_loss(monkeypatch):
     server.close()
 
 
-async def test_without_the_token_nobody_is_let_in(hub):
+async def test_a_connection_without_the_token_is_refused(hub):
     hub, logged = hub
     with pytest.raises(AuthenticationFailed):
         await _connect(hub, "guess")
@@ -116,7 +120,7 @@ def test_two_jobs_on_a_node_get_different_ports():
         second.guard.close()
 
 
-def test_a_block_with_a_port_in_use_is_passed_over():
+def test_a_block_with_a_port_in_use_is_skipped():
     block = ports.claim_ports(LOOPBACK, 3)
     block.guard.close()
     taken = ports._bind(LOOPBACK, block.first + 100)
@@ -126,7 +130,7 @@ def test_a_block_with_a_port_in_use_is_passed_over():
         assert other.first != block.first
 
 
-def test_ray_is_started_with_everything_explicit(tmp_path):
+def test_ray_is_started_with_explicit_options(tmp_path):
     block = ports.PortBlock(20_000, None)
     head = build_ray_command(None, "10.0.0.1", block, NodeResources(4, 0, 8000), 2, tmp_path)
     worker = build_ray_command("10.0.0.1:20001", "10.0.0.2", block, NodeResources(64, 8, 500_000), 0, tmp_path)
@@ -135,7 +139,7 @@ def test_ray_is_started_with_everything_explicit(tmp_path):
     assert not any(option.startswith("--port=") for option in worker)
 
 
-def test_the_environment_holds_the_tokens_place_and_not_the_token(tmp_path):
+def test_the_environment_holds_the_path_of_the_token_only(tmp_path):
     block = ports.PortBlock(20_000, None)
     env = build_node_environment(LOOPBACK, block, 2, ["n1", "n2"], NodeResources(2, 0, 8000), tmp_path / "token")
     assert env["RAY_AUTH_MODE"] == "token" and env["RAY_AUTH_TOKEN_PATH"] == str(tmp_path / "token")
@@ -145,11 +149,11 @@ def test_the_environment_holds_the_tokens_place_and_not_the_token(tmp_path):
     )
 
 
-def test_resources_are_slurms(monkeypatch):
+def test_resources_come_from_slurms_environment(monkeypatch):
     monkeypatch.setenv("SLURM_CPUS_ON_NODE", "12")
     monkeypatch.setenv("SLURM_GPUS_ON_NODE", "4")
     monkeypatch.setenv("SLURM_MEM_PER_NODE", "1000")
-    assert NodeResources.of_job() == NodeResources(12, 4, 1000)
+    assert NodeResources.from_slurm() == NodeResources(12, 4, 1000)
 
 
 def _attempt_with(run: Path, votes: int, end: bool = True) -> Attempt:
@@ -157,17 +161,17 @@ def _attempt_with(run: Path, votes: int, end: bool = True) -> Attempt:
     (run / "voting" / "votes").mkdir(parents=True, exist_ok=True)
     (run / "voting" / "votes" / "00000.jsonl").write_text("x" * votes)
     if end:
-        attempt.finish(4, "node n2 is lost")
+        attempt.finish(AttemptExit(4, "node n2 is lost"))
     return attempt
 
 
-def test_attempts_are_numbered_and_those_without_progress_counted(tmp_path):
+def test_attempts_without_progress_are_counted(tmp_path):
     assert count_idle_attempts(tmp_path) == 0
     for votes, idle in ((0, 1), (5, 0), (5, 1), (5, 2), (9, 0)):
         attempt = _attempt_with(tmp_path, votes)
         assert count_idle_attempts(tmp_path) == idle
     assert attempt.number == "0005"
-    assert read_json(attempt.folder / "exit.json")["reason"] == "node n2 is lost"
+    assert read_json(attempt.folder / "exit.json")["reason"] == attempt.exit.reason == "node n2 is lost"
     assert find_unfinished(tmp_path) is None
     last = _attempt_with(tmp_path, 9, end=False)
     assert find_unfinished(tmp_path).number == last.number == "0006"
@@ -206,17 +210,17 @@ def test_only_a_complete_checkpoint_is_progress_in_training(tmp_path):
             ledger.append(*[{"step": number} for number in range(steps)])
         if step:
             _save(tmp_path, step, complete)
-        attempt.finish(1, "the driver failed")
+        attempt.finish(AttemptExit(1, "the driver failed"))
         assert count_idle_attempts(tmp_path) == idle
     assert list_checkpoints(RunPaths(tmp_path).stage("stage1").checkpoints)[0].step == 8
 
 
-def test_the_token_is_its_owners_alone_and_ends_with_the_attempt(tmp_path):
+def test_the_token_is_private_and_ends_with_the_attempt(tmp_path):
     attempt = Attempt.begin(tmp_path)
-    token = attempt.new_token()
+    token = attempt.create_token()
     assert len(token) == 64 and attempt.paths.token.read_text() == token
     assert stat.S_IMODE(attempt.paths.token.stat().st_mode) == 0o600
-    attempt.finish(0, "done")
+    attempt.finish(AttemptExit(0, "done"))
     assert not attempt.paths.token.exists()
 
 
@@ -225,18 +229,20 @@ def test_timings_show_the_first_answer_of_this_attempt(tmp_path):
     timings = Timings(attempt, started=0.0)
     (tmp_path / "evaluation").mkdir()
     (tmp_path / "evaluation" / "answers.jsonl").touch()
-    timings.look()
+    timings.record_from_files()
     assert FIRST_ANSWER not in timings.reached
     (tmp_path / "voting" / "votes" / "00000.jsonl").write_text("x" * 4)
-    timings.look()
+    timings.record_from_files()
     timings.write()
     assert set(read_json(attempt.folder / "timings.json")) == {FIRST_ANSWER, "end of the attempt"}
 
 
-@pytest.mark.parametrize(("told", "end"), [("2026-01-31T18:00:00", "2026-01-31T18:00:00"), ("Unknown", "")])
-def test_the_driver_is_told_when_slurm_will_end_the_job(monkeypatch, told, end):
-    monkeypatch.setattr(SlurmJob, "record", lambda job: parse_job_record(f"JobId=7 EndTime={told} Partition=gpu"))
-    assert SlurmJob(7, ("n1",), "n1").ends() == end
+@pytest.mark.parametrize(("end_time", "end"), [("2026-01-31T18:00:00", "2026-01-31T18:00:00"), ("Unknown", "")])
+def test_the_end_of_the_job_is_read_from_slurm(monkeypatch, end_time, end):
+    monkeypatch.setattr(
+        SlurmJob, "read_record", lambda job: parse_job_record(f"JobId=7 EndTime={end_time} Partition=gpu")
+    )
+    assert SlurmJob(7, ("n1",), "n1").read_end() == end
 
 
 def test_timings_show_the_first_engine_and_token_of_this_job(tmp_path):
@@ -246,7 +252,7 @@ def test_timings_show_the_first_engine_and_token_of_this_job(tmp_path):
     lines = [json.dumps({"time": time, "engine": "engine 0", "event": event, "detail": ""}) for time, event in rows]
     (tmp_path / "voting" / "engines.jsonl").write_text("\n".join(lines) + '\n{"time": 14')
     timings = Timings(attempt, started=100.0)
-    timings.mark("Ray on every node", 120.0)
+    timings.record("Ray on every node", 120.0)
     timings.write()
     reached = read_json(attempt.folder / "timings.json")
     assert list(reached)[:3] == ["Ray on every node", FIRST_ENGINE, FIRST_TOKEN]
@@ -254,7 +260,7 @@ def test_timings_show_the_first_engine_and_token_of_this_job(tmp_path):
     assert "1.5 s, at     31.5 s: first vLLM token" in (attempt.folder / "launch.log").read_text()
 
 
-def test_slurms_record_is_read_and_asked_for_again():
+def test_a_job_record_gives_the_options_to_submit_it_again():
     record = parse_job_record(
         "JobId=7 JobName=two words Partition=gpu Account=(null) QOS=normal TimeLimit=1-00:00:00 NumNodes=4 "
         "CPUs/Task=16 MinMemoryNode=0 TresPerNode=gres:gpu:8 Requeue=0 Command=/x/medssr_ssl.sh voting.samples=3"
@@ -279,19 +285,19 @@ def test_slurms_record_is_read_and_asked_for_again():
         (["runtime.mode=sequential"], 1, ["training.nodes=1", "training.engines=1", "voting.engines=1"], 3),
     ],
 )
-def test_a_config_is_laid_out_over_one_node(repo, overrides, nodes, expected, slots):
+def test_a_config_is_fitted_to_one_node(repo, overrides, nodes, expected, slots):
     file = repo / "configs" / "demo_cpu.yaml"
-    assert fit_config(file, overrides, nodes, 0, "run") == ([*overrides, *expected], slots)
-    assert fit_config(file, overrides, nodes, 8, "run")[1] == 0
-    assert fit_config(file, overrides, nodes, 0, "synthesize")[1] == 0
+    assert fit_config(file, overrides, nodes, 0, "run") == FittedConfig([*overrides, *expected], slots)
+    assert fit_config(file, overrides, nodes, 8, "run").slots == 0
+    assert fit_config(file, overrides, nodes, 0, "synthesize").slots == 0
 
 
 def test_more_nodes_share_the_same_batch(repo):
     nodes = ["training.nodes=4", "training.engines=4", "voting.engines=4"]
-    assert fit_config(repo / "configs" / "demo_cpu.yaml", [], 4, 0, "run") == (nodes, 4)
+    assert fit_config(repo / "configs" / "demo_cpu.yaml", [], 4, 0, "run") == FittedConfig(nodes, 4)
 
 
-def test_nodes_that_the_config_does_not_fit_are_refused(repo, tmp_path):
+def test_a_number_of_nodes_that_does_not_fit_is_refused(repo, tmp_path):
     file = tmp_path / "two.yaml"
     file.write_text(
         f"extends: {repo}/configs/demo_cpu.yaml\ntraining: {{nodes: 2, stage1: {{micro_batch_size: 4}}, "
@@ -304,10 +310,10 @@ def test_nodes_that_the_config_does_not_fit_are_refused(repo, tmp_path):
 
 
 def test_missing_nodes_are_named():
-    assert list_missing_nodes({"n1": "10.0.0.1", "n2": "10.0.0.2"}, {"10.0.0.1"}) == "n2 (10.0.0.2)"
+    assert describe_missing_nodes({"n1": "10.0.0.1", "n2": "10.0.0.2"}, {"10.0.0.1"}) == "n2 (10.0.0.2)"
 
 
-async def test_a_components_output_goes_to_its_file_and_its_lines_on(tmp_path):
+async def test_output_goes_to_the_log_file_and_to_the_launcher(tmp_path):
     lines: list[tuple[str, str]] = []
     command = [sys.executable, "-c", "print('10%\\r90%\\nfull', flush=True); raise SystemExit(3)"]
     component = await Component.start("driver", command, {}, tmp_path / "log", lambda *line: lines.append(line))
@@ -339,7 +345,7 @@ asyncio.run(main())
 
 
 def test_a_component_ends_with_its_supervisor(tmp_path):
-    """kill -9 of the supervisor: the kernel asks the child to end, and it still does its own last work."""
+    """After a kill -9 of the supervisor the kernel sends SIGTERM to the child, which still does its last work."""
     program = tmp_path / "child.py"
     program.write_text(_CHILD)
     command = [sys.executable, "-c", _SUPERVISOR, str(program), str(tmp_path / "ended")]
@@ -369,11 +375,11 @@ os.waitpid(orphan, 0)
 """
 
 
-def test_what_a_component_leaves_behind_is_ended():
+def test_processes_that_a_component_leaves_are_killed():
     subprocess.run([sys.executable, "-c", _ORPHANS], check=True, timeout=120)
 
 
-def test_outside_a_job_the_launcher_says_so(tmp_path, monkeypatch, capsys):
+def test_outside_a_job_the_launcher_refuses_to_start(tmp_path, monkeypatch, capsys):
     from medssr_dist.launch.__main__ import main
 
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
@@ -382,8 +388,7 @@ def test_outside_a_job_the_launcher_says_so(tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "attempts").exists()
 
 
-def test_an_end_without_a_record_is_no_attempt_in_vain(tmp_path):
-    """A node that dies with the launcher leaves no exit.json; such attempts do not count as idle."""
-    _attempt_with(tmp_path, 1, end=False)
-    write_json(tmp_path / "attempts" / "0001" / "timings.json", {})
+def test_an_attempt_without_a_recorded_end_is_not_idle(tmp_path):
+    """A node that dies with the launcher leaves no exit.json."""
+    write_timings(_attempt_with(tmp_path, 1, end=False), {})
     assert count_idle_attempts(tmp_path) == 0

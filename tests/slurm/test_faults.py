@@ -1,4 +1,4 @@
-"""Faults on a real two-node Slurm with a small Ray program: each is told on the last line, and the job goes on."""
+"""Faults on a real Slurm of two nodes with a small Ray program: the last line names each, and the job continues."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from config_builder import make_config
 from places import HELPERS, REPO
 from slurm_cluster import SlurmCluster, why_not
 
-from medssr_dist.data.jsonl import read_json, write_json
+from medssr_dist.data.jsonl import read_json
+from medssr_dist.run.directory import open_run
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.skipif(bool(why_not()), reason=str(why_not()))]
 PROGRAM = HELPERS / "ray_program.py"
@@ -29,7 +31,7 @@ def cluster(repo, tmp_path_factory) -> Iterator[SlurmCluster]:
 
 @pytest.fixture
 def submit(cluster) -> Iterator[Callable[..., Submitted]]:
-    """Submits as `Submitted` does; what still runs at the test's end is cancelled."""
+    """A function that submits as `Submitted` does. Jobs that run at the end of the test are cancelled."""
     jobs: list[Submitted] = []
 
     def submitted(*arguments: object, **options: object) -> Submitted:
@@ -73,7 +75,7 @@ class Submitted:
         return self.run_dir / "attempts" / f"{number:04}"
 
     def works(self, number: int) -> bool:
-        """Whether attempt `number` has actors on both nodes."""
+        """Return whether attempt `number` has actors on both nodes."""
         log = self.attempt(number) / "launch.log"
         return log.exists() and "actors on 10.77.0.2 10.77.0.3" in log.read_text()
 
@@ -81,7 +83,7 @@ class Submitted:
         self.cluster.until(lambda: self.works(number), f"attempt {number} works", 300)
 
     def end_of(self, number: int) -> dict:
-        """How attempt `number` ended, by its record; also by the last line of its log."""
+        """Wait for the end of attempt `number` and return its exit.json. Its log has to end with the same reason."""
         file = self.attempt(number) / "exit.json"
         self.cluster.until(file.exists, f"attempt {number} has ended", 300)
         end = read_json(file)
@@ -95,7 +97,7 @@ class Submitted:
         return (self.attempt(number) / "launch.log").read_text().splitlines()[-1]
 
     def head_address(self) -> str:
-        """Where this job's Ray listens, as its driver says."""
+        """Return the address of this job's Ray, as its driver prints it."""
         log = (self.attempt(1) / "launch.log").read_text()
         return log.partition("existing Ray cluster at address: ")[2].split()[0].rstrip(".")
 
@@ -113,7 +115,7 @@ def _cut(cluster: SlurmCluster, node: str) -> None:
     cluster.nodes[node].run("ip", "link", "set", "eth0", "down")
 
 
-# Fault -> what is done, and what the last line then says.
+# Fault -> the function that causes it, and a part of the reason in the last line.
 _FAULTS: dict[str, tuple[Callable[[SlurmCluster], None], str]] = {
     "supervisor": (
         lambda c: _kill(c, "n2", "medssr_dist.launch.supervisor"),
@@ -127,7 +129,7 @@ _FAULTS: dict[str, tuple[Callable[[SlurmCluster], None], str]] = {
 
 
 @pytest.mark.parametrize("fault", _FAULTS)
-def test_a_fault_is_told_and_the_job_goes_on(cluster, submit, tmp_path, fault):
+def test_a_fault_is_reported_and_the_job_continues(cluster, submit, tmp_path, fault):
     act, reason = _FAULTS[fault]
     job = submit(tmp_path)
     job.reaches(1)
@@ -149,7 +151,7 @@ def _assert_nothing_left(cluster: SlurmCluster) -> None:
 
 
 def test_the_head_node_crashes(cluster, submit, tmp_path):
-    """Slurm itself requeues; the other node notices that the launcher is gone and cleans up."""
+    """Slurm requeues the job; the other node notices that the launcher is gone and cleans up."""
     job = submit(tmp_path)
     job.reaches(1)
     cluster.nodes["n1"].crash()
@@ -159,18 +161,19 @@ def test_the_head_node_crashes(cluster, submit, tmp_path):
     job.reaches(2)
 
 
-def test_voting_goes_on_without_a_lost_node(cluster, submit, tmp_path):
-    """The program says that it is voting; when its vote is finished, the job goes on in a new attempt on all nodes."""
+def test_the_vote_continues_without_a_lost_node(cluster, submit, tmp_path):
+    """The manifest shows an unfinished vote. Once it is finished, the job continues in a new attempt on all nodes."""
     job = submit(tmp_path)
     job.reaches(1)
-    write_json(job.run_dir / "manifest.json", {"steps": {"vote": {"finished": None}}})
+    with open_run(job.run_dir, make_config()) as run:
+        run.begin_step("vote", make_config(), {})
     _kill(cluster, "n2", "medssr_dist.launch.supervisor")
     log = job.attempt(1) / "launch.log"
-    cluster.until(lambda: "voting goes on with the remaining engines" in log.read_text(), "the loss is told")
+    cluster.until(lambda: "the vote continues with the remaining engines" in log.read_text(), "the loss is logged")
     before = job.votes()
-    cluster.until(lambda: job.votes() > before, "votes are still taken")
+    cluster.until(lambda: job.votes() > before, "further votes are written")
     assert not (job.attempt(1) / "exit.json").exists()
-    write_json(job.run_dir / "manifest.json", {"steps": {"vote": {"finished": "now"}}})
+    run.finish_step("vote")
     assert "n2 (10.77.0.3) is lost" in job.end_of(1)["reason"]
     job.reaches(2)
 
@@ -188,7 +191,7 @@ def test_preemption_and_walltime(cluster, submit, tmp_path, how):
     assert not job.attempt(3).exists()
 
 
-def test_where_requeue_is_off_the_job_submits_itself(cluster, submit, tmp_path):
+def test_without_requeue_the_job_is_submitted_again(cluster, submit, tmp_path):
     job = submit(tmp_path, "--no-requeue", "--job-name=again")
     job.reaches(1)
     waiting = cluster.sbatch(f"--dependency=afterok:{job.id}", "--wrap=true", "--output=/dev/null")
@@ -202,9 +205,9 @@ def test_where_requeue_is_off_the_job_submits_itself(cluster, submit, tmp_path):
     cluster.wait(new)
 
 
-def test_attempts_without_progress_come_to_an_end(cluster, submit, tmp_path):
-    """A program that fails at once is tried as often as asked, not for ever."""
-    job = submit(tmp_path, actors=9, MEDSSR_IDLE_ATTEMPTS="2")  # more than there are slots: refused at once
+def test_attempts_without_progress_end_the_job(cluster, submit, tmp_path):
+    """A program that fails at once is started MEDSSR_IDLE_ATTEMPTS times."""
+    job = submit(tmp_path, actors=9, MEDSSR_IDLE_ATTEMPTS="2")  # more actors than slots: it fails at once
     assert cluster.wait(job.id)["JobState"] == "FAILED"
     assert job.end_of(1)["code"] == 1
     assert "not requeued: 2 attempts in a row" in job.last_line(2)
@@ -212,7 +215,7 @@ def test_attempts_without_progress_come_to_an_end(cluster, submit, tmp_path):
 
 
 def test_two_jobs_of_two_users_at_once(cluster, submit):
-    """On the same nodes: each has its own cluster, ports and temporary directories, closed to the other."""
+    """On the same nodes each job has its own cluster, ports and temporary directories, closed to the other user."""
     folders = {user: cluster.folder / f"user{user}" for user in (0, _OTHER_USER)}
     jobs = {}
     for user, folder in folders.items():
@@ -235,14 +238,14 @@ def test_two_jobs_of_two_users_at_once(cluster, submit):
 
 
 def _ray_client(cluster: SlurmCluster, address: str, user: int, **env: str) -> subprocess.CompletedProcess:
-    """Ask a job's Ray for its nodes, as somebody on its head node."""
+    """Count the nodes of a job's Ray from a process of `user` on its head node."""
     code = f"import ray; ray.init({address!r}, _node_ip_address={address.split(':')[0]!r}); print(len(ray.nodes()))"
     clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     return cluster.nodes["n1"].run("timeout", 120, sys.executable, "-c", code, user=user, env=clean | env)
 
 
 def _assert_secret(cluster: SlurmCluster, job: Submitted, token: str) -> None:
-    """The token shows nowhere but in its file: not in `ps`, in what Slurm tells, or in a log."""
+    """The token is in its file alone: not in `ps`, in Slurm's records, or in a log."""
     assert not any(host.processes(token) for host in cluster.nodes.values())
     assert token not in cluster.slurm("scontrol", "show", "job", job.id)
     with_token = [
