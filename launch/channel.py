@@ -189,7 +189,7 @@ class Hub:
         finally:
             server.close()
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, token: str) -> None:
+    async def _serve(self, reader: StreamReader, writer: StreamWriter, token: str) -> None:
         try:
             link = await accept(reader, writer, token)
         except AuthenticationFailed as refused:

@@ -195,7 +195,7 @@ class Launcher:
         )
         (event,) = await self._gather("layout", [self.head], _JOIN_S, "read the config")
         self.overrides = event.data["overrides"]
-        return event.data["slots"]
+        return int(event.data["slots"])
 
     async def _start_ray(self) -> None:
         if not self.plan.needs_ray:
@@ -288,7 +288,7 @@ class Launcher:
                 found.append(event)
         return found
 
-    async def _all_ended(self, component: str, names: list[str], within_s: float) -> None:
+    async def _wait_for_ends(self, component: str, names: list[str], within_s: float) -> None:
         """Wait for the end of a part of the preflight on each of `names`. Raises AttemptEnded if it fails on one."""
         waiting = set(names)
         while waiting:

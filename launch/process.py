@@ -80,7 +80,7 @@ def adopt_orphans() -> None:
     _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
-def kill_list_descendants() -> None:
+def kill_descendants() -> None:
     """Kill every descendant of this process, in whatever session it is."""
     while left := [pid for pid in _list_descendants(os.getpid()) if not _is_zombie(pid)]:
         for pid in left:

@@ -43,7 +43,7 @@ class Supervisor:
         self.resources = NodeResources.from_slurm()
         self.block = claim_ports(self.ip, job)
         self.components: dict[str, Component] = {}
-        self.waits: dict[str, asyncio.Task] = {}
+        self.waits: dict[str, asyncio.Task[None]] = {}
         self.env: dict[str, str] = {}
 
     def say_hello(self) -> None:
@@ -138,7 +138,9 @@ async def supervise(launcher: str, attempt: AttemptPaths, job: int) -> int:
     link = await channel.connect(host, int(port), attempt.token.read_text())
     with ExitStack() as stack:
         try:
-            temp_dir = stack.enter_context(open_ray_temp_dir(attempt.folder, scratch and Path(scratch), f"{name}."))
+            temp_dir = stack.enter_context(
+                open_ray_temp_dir(attempt.folder, Path(scratch) if scratch else None, f"{name}.")
+            )
             supervisor = Supervisor(link, name, job, attempt, temp_dir)
         except (InputError, NoPorts, OSError) as error:
             link.send({"event": "unfit", "name": name, "text": str(error)})
