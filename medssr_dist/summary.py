@@ -48,10 +48,10 @@ class StepSummaries(_Part):
     evaluate: Scores | None
 
 
-class StepTime(_Part):
+class StepUsage(_Part):
     """Time and tokens of a step.
 
-    Example: StepTime(seconds=75.0, tokens=9000, tokens_per_second=120.0)
+    Example: StepUsage(seconds=75.0, tokens=9000, tokens_per_second=120.0)
     """
 
     seconds: float = Field(description="over all attempts; of the last attempt if the run has no clock.json")
@@ -63,13 +63,13 @@ class RunSummary(Record):
     """The content of summary.json.
 
     Example: RunSummary(run="runs/demo", steps=StepSummaries(...), wall_seconds=280.0,
-    time={"vote": StepTime(seconds=75.0, tokens=9000, tokens_per_second=120.0)}, files={"vote": ["voting/votes"]})
+    time={"vote": StepUsage(seconds=75.0, tokens=9000, tokens_per_second=120.0)}, files={"vote": ["voting/votes"]})
     """
 
     run: str = Field(description="the run directory")
     steps: StepSummaries
     wall_seconds: float | None = Field(description="of the run, over all attempts; None if the run has no clock.json")
-    time: dict[str, StepTime] = Field(description="finished step -> its time and tokens")
+    time: dict[str, StepUsage] = Field(description="finished step -> its time and tokens")
     files: dict[str, list[str]] = Field(description="finished step -> its files, relative to the run directory")
 
 
@@ -109,12 +109,12 @@ def _read_steps(run: RunPaths) -> StepSummaries:
     )
 
 
-def _measure_time(step: str, found: Any, clock: Mapping[str, float]) -> StepTime:
+def _measure_time(step: str, found: Any, clock: Mapping[str, float]) -> StepUsage:
     counted = list(found.policies.values()) if isinstance(found, Scores) else [found]
     tokens = sum(each.tokens for each in counted)
     seconds = clock.get(step, sum(each.seconds for each in counted))
     rate = round(tokens / seconds, 1) if seconds > 0 else None
-    return StepTime(seconds=round(seconds, 1), tokens=tokens, tokens_per_second=rate)
+    return StepUsage(seconds=round(seconds, 1), tokens=tokens, tokens_per_second=rate)
 
 
 def render_summary(summary: RunSummary) -> str:
@@ -195,7 +195,7 @@ def _format_scores(found: Scores | None) -> list[str]:
     return [*lines, f"  (mean ± sample standard deviation over {found.protocol.generations} generations)"]
 
 
-def _format_times(times: Mapping[str, StepTime], wall_seconds: float | None) -> list[str]:
+def _format_times(times: Mapping[str, StepUsage], wall_seconds: float | None) -> list[str]:
     lines = [f"  {'step':<{_LABEL}}{'seconds':>12}{'tokens':>14}{'tokens/s':>12}"]
     for step, time in times.items():
         rate = "-" if time.tokens_per_second is None else f"{time.tokens_per_second:,.1f}"

@@ -53,7 +53,7 @@ def test_finished_run_is_not_repeated(medssr, tiny_config, run):
     votes = vote_segment(run.voting.votes, 0)
     before = votes.stat()
     done = medssr("run", "--config", tiny_config, "--run-dir", run.root, POLICIES)
-    assert done.stdout.count("already finished") == 5
+    assert done.stderr.count("already finished") == 5
     assert votes.stat().st_mtime_ns == before.st_mtime_ns
 
 

@@ -200,7 +200,7 @@ def test_openrlhf_is_imported_by_the_backend_alone():
     }
 
 
-def test_heavy_libraries_are_imported_at_the_top_of_heavy_modules_only():
+def test_only_heavy_modules_import_heavy_libraries_at_the_top():
     wrong = []
     for name, file in FILES.items():
         statements = ast.parse(file.read_text(encoding="utf-8")).body
@@ -219,7 +219,7 @@ def _loaded_by(modules: list[str]) -> list[str]:
     return done.stdout.split()
 
 
-def test_a_command_line_that_does_no_heavy_work_imports_nothing_heavy():
+def test_light_modules_import_nothing_heavy():
     """All light modules together, in a process of their own."""
     light = [name for name in FILES if not is_heavy(name) and not name.endswith("__main__")]
     assert set(_loaded_by(light)) & set(HEAVY) == set()

@@ -11,7 +11,7 @@ from medssr_dist.data.wilson import measure_share
 from medssr_dist.errors import InputError
 from medssr_dist.evaluation.scores import Accuracy, BenchmarkFacts, PolicyScores, ProtocolSettings, Score, Scores
 from medssr_dist.run.paths import RunPaths
-from medssr_dist.summary import WIDTH, RunSummary, StepTime, build_summary, render_summary
+from medssr_dist.summary import WIDTH, RunSummary, StepUsage, build_summary, render_summary
 from medssr_dist.synthesis.synthesis_summary import AlphaShares
 from medssr_dist.training.stage_job import StageSummary
 from medssr_dist.voting.quality import measure_quality
@@ -92,7 +92,7 @@ def test_whole_run(tmp_path):
     found = build_summary(tmp_path)
     assert RunSummary.model_validate_json(found.model_dump_json()) == found
     assert found.steps.vote == VOTING and found.steps.evaluate == SCORES
-    assert found.time["evaluate"] == StepTime(seconds=10, tokens=600, tokens_per_second=60.0)
+    assert found.time["evaluate"] == StepUsage(seconds=10, tokens=600, tokens_per_second=60.0)
     assert found.time["vote"].seconds == 75.0, "the clock counts all attempts, the step's summary the last"
     assert found.files["vote"] == ["voting/votes"]
     text = render_summary(found)

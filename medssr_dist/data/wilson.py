@@ -13,14 +13,14 @@ from typing import NamedTuple
 _Z_95 = 1.959964  # 97.5% quantile of the normal distribution: 2.5% lie outside on each side
 
 
-class Interval(NamedTuple):
-    """Bounds of a rate, in 0..1. Example: Interval(low=0.237, high=0.763)."""
+class RateBounds(NamedTuple):
+    """Bounds of a rate, in 0..1. Example: RateBounds(low=0.237, high=0.763)."""
 
     low: float
     high: float
 
 
-def wilson_interval(successes: int, trials: int) -> Interval:
+def wilson_interval(successes: int, trials: int) -> RateBounds:
     """Return the 95% interval of the rate, given `successes` of `trials`; [0, 1] without trials.
 
     Raises:
@@ -29,12 +29,12 @@ def wilson_interval(successes: int, trials: int) -> Interval:
     if not 0 <= successes <= trials:
         raise ValueError(f"{successes} successes of {trials} trials")
     if trials == 0:
-        return Interval(0.0, 1.0)
+        return RateBounds(0.0, 1.0)
     share, z_squared = successes / trials, _Z_95**2
     middle = share + z_squared / (2 * trials)
     spread = _Z_95 * math.sqrt(share * (1 - share) / trials + z_squared / (4 * trials**2))
     scale = 1 + z_squared / trials
-    return Interval(max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale))
+    return RateBounds(max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale))
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -14,6 +15,8 @@ from medssr_dist.config.schema import Config
 from medssr_dist.errors import InputError, Stopped
 from medssr_dist.run.clock import time_step
 from medssr_dist.run.directory import RunDir, open_run
+
+logger = logging.getLogger(__name__)
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
@@ -42,7 +45,7 @@ class Session:
         """
         self.run.begin_step(step, self.config, inputs)
         if self.run.is_finished(step):
-            print(f"{step}: already finished")
+            logger.info("%s: already finished", step)
             return False
         return True
 

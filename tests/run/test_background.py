@@ -273,10 +273,11 @@ def test_questions_flow_to_the_trainer_while_they_are_written(world):
     assert read_json(world.root / "synthesis" / "summary.json")["accepted"] == 60
 
 
-def test_a_finished_stream_is_recognised(world, capsys):
+def test_a_finished_stream_is_recognised(world, caplog):
     world.run()
-    world.run()
-    assert capsys.readouterr().out.count("already finished") == 3
+    with caplog.at_level("INFO", logger="medssr_dist.run.session"):
+        world.run()
+    assert caplog.text.count("already finished") == 3
     world.assert_complete()
 
 

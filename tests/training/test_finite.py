@@ -149,9 +149,13 @@ def test_divergence_ends_the_stage_and_keeps_the_checkpoint(medssr, tiny_config,
     with JsonlLedger(data) as ledger:
         ledger.append(*(letter_question(rng.choice(LETTERS), rng.random()).model_dump() for _ in range(20)))
     settings = {
-        "data": f"[{data}]", "steps": 6, "learning_rate": 1e38, "max_grad_norm": 0, "warmup_ratio": 0.2,
+        "data": f"[{data}]",
+        "steps": 6,
+        "learning_rate": 1e38,
+        "max_grad_norm": 0,
+        "warmup_ratio": 0.2,
         "drop_zero_variance": "false",
-    }  # fmt: skip
+    }
     arguments = ["train", "--config", tiny_config, "--run-dir", run, "training.stage1.enabled=false"]
     arguments += [f"training.stage2.{name}={value}" for name, value in settings.items()]
     folder = run / "training" / "stage2"
