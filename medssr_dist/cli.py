@@ -290,7 +290,8 @@ def _merge(args: argparse.Namespace) -> int:
 
 
 def _bench(args: argparse.Namespace) -> int:
-    module = importlib.import_module(f"medssr_dist.bench.{args.name}")
+    folder_module = "training.update" if args.name == "update" else f"{args.name}.run"
+    module = importlib.import_module(f"medssr_dist.bench.{folder_module}")
     options = {"peers_python": args.peers_python} if args.peers_python else {}
     getattr(module, f"bench_{args.name}")(args.json, quick=args.quick, **options)
     return 0

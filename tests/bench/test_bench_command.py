@@ -1,0 +1,39 @@
+"""`medssr bench NAME` calls the function of that benchmark."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import pytest
+
+from medssr_dist import cli
+from medssr_dist.bench.synthesis import run as synthesis_run
+
+MODULES = {
+    "synthesis": "synthesis.run",
+    "voting": "voting.run",
+    "kernels": "kernels.run",
+    "training": "training.run",
+    "update": "training.update",
+}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_the_command_calls_its_benchmark(name, monkeypatch):
+    calls = []
+    module = importlib.import_module(f"medssr_dist.bench.{MODULES[name]}")
+    monkeypatch.setattr(module, f"bench_{name}", lambda path, quick: calls.append((path, quick)))
+    assert cli.main(["bench", name, "--json", "a.json", "--quick"]) == 0
+    assert calls == [(Path("a.json"), True)]
+
+
+def test_the_command_has_a_case_for_every_benchmark():
+    assert set(MODULES) == set(cli._BENCHES)
+
+
+def test_the_python_of_other_clients_is_passed_on(monkeypatch):
+    calls = []
+    monkeypatch.setattr(synthesis_run, "bench_synthesis", lambda path, **options: calls.append(options))
+    assert cli.main(["bench", "synthesis", "--json", "a.json", "--peers-python", "/x/python"]) == 0
+    assert calls == [{"quick": False, "peers_python": Path("/x/python")}]
