@@ -1,4 +1,4 @@
-"""The kernel benchmark on tiny counts: what it measures, writes and says, and what it does with one that fails."""
+"""`medssr bench kernels` on tiny shapes: what it measures, writes and prints, and how it lists a failure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from medssr_dist.bench.kernels import peers, run
-from medssr_dist.bench.kernels.report import Row, _aims
+from medssr_dist.bench.kernels.report import Row, judge_aims
 from medssr_dist.data.jsonl import read_json
 
 
@@ -22,7 +22,7 @@ def imports_nothing():
 
 
 @pytest.mark.slow
-def test_all_that_it_writes(tmp_path, monkeypatch, capsys):
+def test_files_and_table_of_a_run(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(run, "SHAPES", {"cpu quick": [(32, 16, 97), (48, 16, 97)]})
     monkeypatch.setattr(run, "SECONDS_A_ROUND", 0.01)
@@ -58,7 +58,7 @@ def test_all_that_it_writes(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("faster", [True, False])
-def test_aims(faster):
+def test_aims_are_judged(faster):
     shape = 16384, 4096, 151936
     gradients = 2 * (shape[0] + shape[2]) * shape[1]
     rows = [
@@ -74,6 +74,15 @@ def test_aims(faster):
         Row("logprob", "cce", *shape, failed="ModuleNotFoundError"),
         Row("rows", "row_stats", *shape, times=[1.0], terabytes_per_s=2.6 if faster else 2.4),
     ]
-    judged = list(_aims(rows))
+    judged = list(judge_aims(rows))
     assert len(judged) == 4
-    assert all(met is faster for _, _, met in judged)
+    assert all(aim.met is faster for aim in judged)
+
+
+def test_the_rate_of_a_row_kernel_is_measured(monkeypatch):
+    kernel = peers.RowKernel(lambda: None, moved_bytes=10**9)
+    monkeypatch.setattr(peers, "make_row_kernels", lambda problem: {"row_stats": kernel})
+    monkeypatch.setattr(run, "_time", lambda step: 0.5)
+    (row,) = run._measure_row_kernels(peers.make_problem(32, 16, 97, "cpu"), rounds=1)
+    assert (row.task, row.contestant, row.shape) == ("rows", "row_stats", (32, 16, 97))
+    assert row.terabytes_per_s == pytest.approx(2.0) and not row.failed

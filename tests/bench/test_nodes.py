@@ -1,11 +1,12 @@
 """slurm/bench.sh's table, from run directories made here; the jobs themselves run in test_slurm.py."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 from config_builder import make_config
 
-from medssr_dist.bench.nodes import begin_nodes_run, main, read_node_rates
+from medssr_dist.bench.nodes import NodeRates, begin_nodes_run, main, read_node_rates
 from medssr_dist.data.jsonl import read_json, write_json
 from medssr_dist.errors import InputError
 from medssr_dist.launch.attempts import FIRST_TOKEN, Attempt
@@ -24,7 +25,7 @@ def questions(tmp_path):
     return run.root
 
 
-def test_a_run_begins_with_the_questions_alone_and_is_left_as_it_is_then(questions, tmp_path):
+def test_a_new_run_has_the_questions_alone_and_is_kept(questions, tmp_path):
     run = RunDir(tmp_path / "bench" / "nodes-2")
     begin_nodes_run(questions, run.root)
     assert run.synthesis.questions.read_text() == "{}\n" * 4
@@ -35,14 +36,14 @@ def test_a_run_begins_with_the_questions_alone_and_is_left_as_it_is_then(questio
     assert len(run.read_manifest().attempts) == 1
 
 
-def test_without_finished_questions_it_is_refused(tmp_path, capsys):
+def test_runs_without_finished_questions_are_refused(tmp_path, capsys):
     with pytest.raises(InputError, match="no finished questions"):
         begin_nodes_run(tmp_path, tmp_path / "nodes-1")
     assert main(["table", str(tmp_path)]) == 2
     assert "holds no finished nodes-N/voting" in capsys.readouterr().err
 
 
-def test_rates_leave_the_start_of_the_engines_out(questions, tmp_path, capsys):
+def test_rates_do_not_include_the_start_of_the_engines(questions, tmp_path, capsys):
     folder = tmp_path / "bench"
     for nodes, seconds in ((2, 150), (10, 110)):  # of them 100 until an engine is ready
         run = RunDir(folder / f"nodes-{nodes}")
@@ -54,9 +55,9 @@ def test_rates_leave_the_start_of_the_engines_out(questions, tmp_path, capsys):
         write_json(Attempt.begin(run.root).folder / "timings.json", {FIRST_TOKEN: 7.5})
     begin_nodes_run(questions, folder / "nodes-4")  # still waiting
     assert read_node_rates(folder) == [
-        {"nodes": 2, "votes_per_s": 1.0, "tokens_per_s": 20.0, "first_token_s": 7.5},
-        {"nodes": 10, "votes_per_s": 5.0, "tokens_per_s": 100.0, "first_token_s": 7.5},
+        NodeRates(nodes=2, votes_per_s=1.0, tokens_per_s=20.0, first_token_s=7.5),
+        NodeRates(nodes=10, votes_per_s=5.0, tokens_per_s=100.0, first_token_s=7.5),
     ]
     assert main(["table", str(folder)]) == 0
     assert capsys.readouterr().out.splitlines()[1].split() == ["2", "1.0", "20.0", "1.00", "7.5"]
-    assert read_json(folder / "bench.json")["rows"] == read_node_rates(folder)
+    assert read_json(folder / "bench.json")["rows"] == [asdict(row) for row in read_node_rates(folder)]

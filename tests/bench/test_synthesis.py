@@ -11,10 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from medssr_dist.bench.synthesis import peers
-from medssr_dist.bench.synthesis.local import decontamination_per_s, questions, retrieval_s
-from medssr_dist.bench.synthesis.reply_server import Replies, refused_share, reply_server
+from medssr_dist.bench.synthesis.local import draw_questions, measure_decontamination, measure_retrieval
+from medssr_dist.bench.synthesis.peers import Measurement
+from medssr_dist.bench.synthesis.reply_server import Replies, read_refused_share, run_reply_server
 from medssr_dist.bench.synthesis.report import draw_synthesis_plot, format_synthesis_table
-from medssr_dist.bench.synthesis.run import SynthesisScale, _ratios, measure_synthesis
+from medssr_dist.bench.synthesis.run import CellKey, SynthesisScale, compute_ratios, measure_synthesis
+from medssr_dist.data.jsonl import read_json
 
 TINY = SynthesisScale(
     rounds=1,
@@ -32,7 +34,7 @@ TINY = SynthesisScale(
 
 
 def ask(url: str) -> dict:
-    body = json.dumps({"model": "m", "messages": peers.messages()}).encode()
+    body = json.dumps({"model": "m", "messages": peers.make_messages()}).encode()
     with urllib.request.urlopen(f"{url}/chat/completions", data=body, timeout=10) as response:
         return json.loads(response.read())
 
@@ -60,7 +62,7 @@ def test_replies_are_distinct_valid_questions_with_usage():
 
 
 def test_the_server_answers_waits_and_counts():
-    with reply_server(latency_ms=100) as url:
+    with run_reply_server(latency_ms=100) as url:
         begun = time.perf_counter()
         with ThreadPoolExecutor(8) as pool:
             assert all(body["choices"] for body in pool.map(ask, [url] * 8))
@@ -69,11 +71,11 @@ def test_the_server_answers_waits_and_counts():
 
 
 def test_the_server_refuses_at_random_and_over_its_limit():
-    with reply_server(refuse_share=0.3) as url, ThreadPoolExecutor(8) as pool:
+    with run_reply_server(refuse_share=0.3) as url, ThreadPoolExecutor(8) as pool:
         found = list(pool.map(status, [url] * 300))
-        assert refused_share(url) == round(found.count(429) / 300, 3)
+        assert read_refused_share(url) == round(found.count(429) / 300, 3)
         assert set(found) == {200, 429} and 40 < found.count(429) < 150
-    with reply_server(rate_limit=10) as url, ThreadPoolExecutor(8) as pool:
+    with run_reply_server(rate_limit=10) as url, ThreadPoolExecutor(8) as pool:
         begun = time.perf_counter()
         found = list(pool.map(status, [url] * 200))
         assert 1 <= found.count(200) <= 10 * (time.perf_counter() - begun) + 2
@@ -81,8 +83,8 @@ def test_the_server_refuses_at_random_and_over_its_limit():
 
 def test_the_server_ends_with_whoever_started_it():
     code = (
-        "from medssr_dist.bench.synthesis.reply_server import reply_server; import os\n"
-        "with reply_server() as url: print(url, flush=True); os._exit(1)"
+        "from medssr_dist.bench.synthesis.reply_server import run_reply_server; import os\n"
+        "with run_reply_server() as url: print(url, flush=True); os._exit(1)"
     )
     url = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip()
     deadline = time.monotonic() + 10
@@ -106,10 +108,10 @@ def test_the_meter_counts_the_window_only(monkeypatch):
         clock[0] = ended
         meter.end(begun)
     found = meter.result()
-    assert meter.over and found["requests"] == 3
-    assert found["requests_per_s"] == 1.5  # three from the last end of the warm-up (107.5) to the last in the window
-    assert found["p50_ms"] == pytest.approx(20, abs=0.2) and found["p99_ms"] == pytest.approx(30, abs=0.2)
-    assert found["peak_mb"] > 1
+    assert meter.over and found.requests == 3
+    assert found.requests_per_s == 1.5  # three from the last end of the warm-up (107.5) to the last in the window
+    assert found.p50_ms == pytest.approx(20, abs=0.2) and found.p99_ms == pytest.approx(30, abs=0.2)
+    assert found.peak_mb > 1
 
 
 def test_a_meter_by_count_is_over_after_so_many():
@@ -117,16 +119,20 @@ def test_a_meter_by_count_is_over_after_so_many():
     for _ in range(3):
         assert not meter.over
         meter.end(meter.begin())
-    assert meter.over and meter.result()["requests"] == 3
+    assert meter.over and meter.result().requests == 3
 
 
 def test_the_prompts_are_of_one_size():
     from medssr_dist.bench.synthesis import ours
     from medssr_dist.synthesis.request_plan import RequestPlan
 
-    theirs = sum(len(message["content"]) for message in peers.messages())
+    theirs = sum(len(message["content"]) for message in peers.make_messages())
     plan = RequestPlan(
-        ours._config("http://127.0.0.1:1/v1", 1, 10), ours._seeds(), ours._entities(), ours._passages, "c"
+        ours._make_config("http://127.0.0.1:1/v1", 1, 10),
+        ours._make_seeds(),
+        ours._make_entities(),
+        ours._find_passages,
+        "c",
     )
     mine = [sum(len(message["content"]) for message in plan.build_request(index).messages) for index in range(10)]
     assert theirs == peers.PROMPT_CHARS
@@ -145,22 +151,25 @@ def test_ratios_are_taken_within_a_round_and_the_worse_concurrency_counts():
         ("bare_uvloop", 200, 512): (2560, 2560),
         ("openai", 200, 512): (50, 0),
     }
-    matrix = {key: [{"requests_per_s": rate} for rate in rounds] for key, rounds in rates.items()}
-    found = _ratios(matrix, ["ours", "bare_uvloop", "openai"])
-    assert found["ratio_to_bare_loop"] == 0.8  # 64: median of 0.7 and 0.9; 512: 0.8
-    assert found["ratio_to_async_openai"] == 8.0  # 64: median of 7 and 9; 512: it never replied in time
-    assert found["share_of_ideal_512x200ms"] == found["share_of_bare_512x200ms"] == 0.95
-    assert found["ratio_to_distilabel"] is None and found["ratio_judged_to_bare_loop"] is None
+    matrix = {
+        CellKey(*key): [Measurement(9, rate, None, None, None, 1.0) for rate in rounds] for key, rounds in rates.items()
+    }
+    found = compute_ratios(matrix, ["ours", "bare_uvloop", "openai"])
+    assert found.ratio_to_bare_loop == 0.8  # 64: median of 0.7 and 0.9; 512: 0.8
+    assert found.ratio_to_async_openai == 8.0  # 64: median of 7 and 9; 512: it never replied in time
+    assert found.share_of_ideal_512x200ms == found.share_of_bare_512x200ms == 0.95
+    assert found.ratio_to_distilabel is None and found.ratio_judged_to_bare_loop is None
 
 
 def test_decontamination_and_retrieval_are_of_real_work():
-    assert decontamination_per_s(50, 300) > 0  # raises unless it finds what was leaked
-    assert retrieval_s(300, 20) > 0
-    assert len({item.id for item in questions(200, 1)}) == 200
+    assert measure_decontamination(50, 300) > 0  # raises unless it finds what was leaked
+    assert measure_retrieval(300, 20) > 0
+    assert len({item.id for item in draw_questions(200, 1)}) == 200
 
 
-def test_a_run_has_all_figures_with_a_table_and_a_plot(tmp_path):
-    figures = measure_synthesis(tmp_path, TINY, cells=((20, 8),), contestants=("ours", "bare_uvloop")) | {"quick": True}
+def test_a_run_has_all_figures_with_a_table_and_a_plot(tmp_path, repo):
+    found = measure_synthesis(tmp_path, TINY, cells=((20, 8),), contestants=("ours", "bare_uvloop"), quick=True)
+    figures = json.loads(json.dumps(found.to_json()))
     for key in ("ratio_to_bare_loop", "share_of_ideal_512x200ms", "share_of_bare_512x200ms"):
         assert 0 < figures[key] < 3, (key, figures[key])
     for key in ("peak_mb_10k", "peak_mb_1m", "decontamination_per_s", "retrieval_10k_entities_s"):
@@ -174,9 +183,16 @@ def test_a_run_has_all_figures_with_a_table_and_a_plot(tmp_path):
     ]
     for cell in figures["cells"]:
         assert cell["p99_ms"] >= cell["p50_ms"] >= 20 and cell["peak_mb"] > 1 and cell["cpu_us_per_request"] > 0
-    text = format_synthesis_table(figures)
+    written = read_json(repo / "benchmarks" / "results" / "synthesis_cpu.json")
+    assert list(figures) == [name for name in written if name not in ("date", "commit", "machine", "versions")]
+    assert figures["cells"][0].keys() == written["cells"][0].keys()
+    assert [cell["rounds"][0].keys() for cell in figures["cells"]] == [
+        next(cell for cell in written["cells"] if cell["contestant"] == name)["rounds"][0].keys()
+        for name in ("ours", "bare_uvloop")
+    ]
+    text = format_synthesis_table(found)
     assert "requests/s to a bare loop" in text and "--quick" in text and "ours, 8 x 20 ms" in text
-    draw_synthesis_plot(figures, tmp_path / "plot.png")
+    draw_synthesis_plot(found, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["plot.png"]  # journals are gone
 
@@ -184,7 +200,7 @@ def test_a_run_has_all_figures_with_a_table_and_a_plot(tmp_path):
 @pytest.mark.parametrize("name", ["bare", "openai"])
 def test_the_other_contestants_run(name):
     pytest.importorskip("openai")
-    with reply_server() as url:
+    with run_reply_server() as url:
         command = [
             sys.executable,
             peers.__file__,

@@ -1,8 +1,8 @@
-"""What the kernels are measured beside: bare GEMMs, plain torch, and the field's libraries, each where it imports.
+"""What the kernels are compared with: bare GEMMs, plain torch, and other libraries, each if it can be imported.
 
-A contestant is a function that imports what it needs and returns the step to be timed: forward and backward of one
-loss over a Problem, giving (loss, dX, dW). One that does not import says why by its exception. Legend: N tokens,
-H hidden size, V vocabulary.
+A contestant is a function that imports what it needs and returns the step that is timed: forward and backward of one
+loss over a Problem. A contestant that cannot be imported raises, and the reason is listed. Shapes: N tokens, H hidden
+size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -10,68 +10,81 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional as F
 
 OURS = "kernels"
 CLIP, KL_COEF = 0.2, 1e-3
-_SEQUENCE = 1024  # tokens a sequence, for libraries that want [B, T]
+_SEQUENCE = 1024  # tokens a sequence, for libraries that need [B, T]
 _REFERENCE_ROWS = 512
 
-Step = Callable[[], tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None]
+
+class LossGradients(NamedTuple):
+    """The loss (0-d), dX [N, H] and dW [V, H]."""
+
+    loss: torch.Tensor
+    d_hidden: torch.Tensor
+    d_weight: torch.Tensor
+
+
+Step = Callable[[], LossGradients | None]
 LogProb = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Hidden states, output weight and tokens like those of a policy that gives its own tokens about one half."""
+    """Hidden states, output weight and tokens like those of a policy that gives the sampled tokens about one half.
+
+    An example is `make_problem(512, 576, 49152, "cpu")`.
+    """
 
     hidden: torch.Tensor  # [N, H], requires grad
     weight: torch.Tensor  # [V, H], requires grad
     target: torch.Tensor  # [N]
     old_logp: torch.Tensor  # [N] fp32
     ref_logp: torch.Tensor  # [N] fp32
-    advantage: torch.Tensor  # [N] fp32, the same over a sequence
+    advantage: torch.Tensor  # [N] fp32, constant over a sequence
 
 
 Loss = Callable[[Problem], torch.Tensor]
 LossOfLogp = Callable[[torch.Tensor, Problem], torch.Tensor]
 
 
-def _sequences(target: torch.Tensor) -> int:
-    """How many equal sequences the tokens are in."""
+def _count_sequences(target: torch.Tensor) -> int:
+    """Return the number of equal sequences that the tokens form."""
     return max(1, target.numel() // _SEQUENCE)
 
 
 def make_problem(n: int, h: int, v: int, device: str, dtype: torch.dtype = torch.bfloat16) -> Problem:
-    """A Problem from a fixed seed. Noise logits have deviation 2, over which the target stands by log V + 2."""
+    """Return a Problem from a fixed seed. Logits have standard deviation 2; the target's is larger by log V + 2."""
     rng = torch.Generator(device).manual_seed(0)
     weight = torch.randn(v, h, generator=rng, device=device) / h**0.5
     target = torch.randint(v, (n,), generator=rng, device=device)
-    stands_out = torch.tensor(float(v)).log().item() + 2
-    hidden = 2 * torch.randn(n, h, generator=rng, device=device) + stands_out * weight[target]
+    margin = torch.tensor(float(v)).log().item() + 2
+    hidden = 2 * torch.randn(n, h, generator=rng, device=device) + margin * weight[target]
     hidden, weight = hidden.to(dtype).requires_grad_(), weight.to(dtype).requires_grad_()
-    logp = reference_logp(hidden, weight, target)
+    logp = compute_reference_logp(hidden, weight, target)
     old, ref = (logp + 0.1 * torch.randn(n, generator=rng, device=device) for _ in range(2))
-    sequences = _sequences(target)
+    sequences = _count_sequences(target)
     advantage = torch.randn(sequences, generator=rng, device=device).repeat_interleave(n // sequences)
     return Problem(hidden, weight, target, old, ref, advantage)
 
 
 @torch.no_grad()
-def reference_logp(hidden: torch.Tensor, weight: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """log p(target) in fp32, a few rows at a time."""
+def compute_reference_logp(hidden: torch.Tensor, weight: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Return log p(target) [N] in fp32, computed a few rows at a time."""
     weight = weight.float()
     pieces = zip(hidden.split(_REFERENCE_ROWS), target.split(_REFERENCE_ROWS), strict=True)
     return torch.cat([_logp_of(rows.float() @ weight.T, ids) for rows, ids in pieces])
 
 
 @torch.no_grad()
-def reference_step(problem: Problem, loss_of_logp: LossOfLogp) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(loss, dX, dW) in fp32, a few rows at a time."""
+def compute_reference(problem: Problem, loss_of_logp: LossOfLogp) -> LossGradients:
+    """Return loss, dX and dW in fp32, computed a few rows at a time."""
     with torch.enable_grad():
-        logp = reference_logp(problem.hidden, problem.weight, problem.target).requires_grad_()
+        logp = compute_reference_logp(problem.hidden, problem.weight, problem.target).requires_grad_()
         loss = loss_of_logp(logp, problem)
         (upstream,) = torch.autograd.grad(loss, logp)
     weight = problem.weight.float()
@@ -83,7 +96,7 @@ def reference_step(problem: Problem, loss_of_logp: LossOfLogp) -> tuple[torch.Te
         dlogits *= upstream[rows, None]
         dx[rows] = dlogits @ weight
         dw += dlogits.T @ hidden
-    return loss.detach(), dx, dw
+    return LossGradients(loss.detach(), dx, dw)
 
 
 def _logp_of(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -92,12 +105,12 @@ def _logp_of(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
 # The two losses, as functions of log-probs.
 def mean_loss(logp: torch.Tensor, problem: Problem) -> torch.Tensor:
-    """Mean of -log p: cross-entropy, which all libraries have."""
+    """Return the mean of -log p: the cross-entropy, which all libraries have."""
     return -logp.mean()
 
 
 def grpo_loss(logp: torch.Tensor, problem: Problem) -> torch.Tensor:
-    """GRPO's clipped loss with the k3 KL, mean over tokens, in plain torch."""
+    """Return GRPO's clipped loss with the k3 KL, mean over tokens, in plain torch."""
     ratio = (logp - problem.old_logp).exp()
     surrogate = torch.min(ratio * problem.advantage, ratio.clamp(1 - CLIP, 1 + CLIP) * problem.advantage)
     gap = problem.ref_logp - logp
@@ -105,8 +118,8 @@ def grpo_loss(logp: torch.Tensor, problem: Problem) -> torch.Tensor:
 
 
 # Limits: the GEMMs alone, on preallocated memory.
-def gemms(problem: Problem, forwards: int, backwards: int) -> Step:
-    """`forwards` times X W^T, and the first `backwards` of dL W and dL^T X."""
+def make_gemms(problem: Problem, forwards: int, backwards: int) -> Step:
+    """Return the step of `forwards` times X W^T, and the first `backwards` of dL W and dL^T X, where dL [N, V]."""
     hidden, weight = problem.hidden.detach(), problem.weight.detach()
     logits = torch.empty(len(hidden), len(weight), dtype=hidden.dtype, device=hidden.device)
     dx, dw = torch.empty_like(hidden), torch.empty_like(weight)
@@ -120,7 +133,7 @@ def gemms(problem: Problem, forwards: int, backwards: int) -> Step:
     return step
 
 
-# Log-probs, [N], of each way that goes through logits, and ours.
+# Log-probabilities [N]: every implementation that computes logits, and ours.
 def _naive() -> LogProb:
     return lambda hidden, weight, target: _logp_of((hidden @ weight.T).float(), target)
 
@@ -143,8 +156,10 @@ def _trl() -> LogProb:
 
     def logp(hidden: torch.Tensor, weight: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         logits = hidden @ weight.T
-        logits = logits if logits.is_cuda else logits.float()  # its Triton form is fp32 inside, its torch form is not
-        shape = _sequences(target), -1  # its torch form loops over sequences
+        logits = (
+            logits if logits.is_cuda else logits.float()
+        )  # its Triton form computes in fp32, its torch form does not
+        shape = _count_sequences(target), -1  # its torch form loops over sequences
         return selective_log_softmax(logits.unflatten(0, shape), target.unflatten(0, shape)).flatten()
 
     return logp
@@ -156,8 +171,8 @@ def _kernels() -> LogProb:
     return linear_logprob
 
 
-# Losses computed whole.
-def _cce(**options) -> Loss:
+# Implementations that compute the whole loss.
+def _cce(**options: Any) -> Loss:
     from cut_cross_entropy import linear_cross_entropy
 
     return lambda p: linear_cross_entropy(p.hidden, p.weight, p.target, impl="cce", **options)
@@ -181,7 +196,7 @@ def _liger_grpo() -> Loss:
 
     def loss(p: Problem) -> torch.Tensor:
         parts = (p.hidden, p.target, p.advantage, p.ref_logp, p.old_logp)
-        hidden, target, advantage, ref, old = (part.unflatten(0, (_sequences(p.target), -1)) for part in parts)
+        hidden, target, advantage, ref, old = (part.unflatten(0, (_count_sequences(p.target), -1)) for part in parts)
         logps = {"ref_per_token_logps": ref, "old_per_token_logps": old}
         return loss_of(hidden, p.weight, target, torch.ones_like(target), advantage[:, 0], **logps)[0]
 
@@ -215,7 +230,10 @@ def _losses(loss_of_logp: LossOfLogp) -> dict[str, Callable[[], Loss]]:
 
 @dataclass(frozen=True)
 class Task:
-    """A loss as a function of log-probs, the GEMMs that bound it, and name -> what imports and makes it."""
+    """One comparison: the loss as a function of log-probabilities, the GEMMs that bound it, and the contestants.
+
+    `losses`: name -> the function that imports the contestant and returns its loss. TASKS has the examples.
+    """
 
     loss_of_logp: LossOfLogp
     forwards: int
@@ -228,25 +246,32 @@ _LOGPROB = {
     **_losses(mean_loss),
     "torch chunked": _torch_chunked,
     "liger": _liger,
-    "cce": _cce,  # leaves out gradients that it deems small
+    "cce": _cce,  # skips gradients below a threshold
     "cce unfiltered": partial(_cce, filter_eps=None),
 }
 _GRPO = {OURS: _kernels_grpo, **_losses(grpo_loss), "liger": _liger_grpo}
 TASKS = {"logprob": Task(mean_loss, 2, 2, _LOGPROB), "grpo": Task(grpo_loss, 1, 2, _GRPO)}
 
 
-def differentiated(problem: Problem, loss_of: Loss) -> Step:
-    """The step that gives loss, dX and dW."""
+def differentiate(problem: Problem, loss_of: Loss) -> Step:
+    """Return the step that computes loss, dX and dW."""
 
-    def step() -> tuple:
+    def step() -> LossGradients:
         loss = loss_of(problem)
-        return loss.detach(), *torch.autograd.grad(loss, (problem.hidden, problem.weight))
+        return LossGradients(loss.detach(), *torch.autograd.grad(loss, (problem.hidden, problem.weight)))
 
     return step
 
 
-def row_kernels(problem: Problem, workspace_bytes: int = 2**29) -> dict[str, tuple[Step, int]]:
-    """The row kernels alone, on one slice of logits: name -> (step, bytes it moves)."""
+class RowKernel(NamedTuple):
+    """A row kernel alone: its step, and the bytes that it reads and writes."""
+
+    step: Step
+    moved_bytes: int
+
+
+def make_row_kernels(problem: Problem, workspace_bytes: int = 2**29) -> dict[str, RowKernel]:
+    """Return name -> row kernel, on one slice of logits."""
     from medssr_dist.kernels import triton_ops
     from medssr_dist.kernels.linear_logprob import empty_stats, finish_stats
 
@@ -262,7 +287,9 @@ def row_kernels(problem: Problem, workspace_bytes: int = 2**29) -> dict[str, tup
         triton_ops.row_gradient(logits, target, row.maximum, row.log_sum, row.entropy, upstream, None, 1.0)
 
     return {
-        "row_stats": (lambda: triton_ops.row_stats(logits, target, start.clone(), 1.0, False), size),
-        "row_stats with entropy": (lambda: triton_ops.row_stats(logits, target, start.clone(), 1.0, True), size),
-        "row_gradient": (gradient, 2 * size),
+        "row_stats": RowKernel(lambda: triton_ops.row_stats(logits, target, start.clone(), 1.0, False), size),
+        "row_stats with entropy": RowKernel(
+            lambda: triton_ops.row_stats(logits, target, start.clone(), 1.0, True), size
+        ),
+        "row_gradient": RowKernel(gradient, 2 * size),
     }

@@ -1,10 +1,11 @@
-"""The kernels beside bare GEMMs, plain torch and the field's libraries: time, peak memory and error, in one run.
+"""`medssr bench kernels`: the kernels against bare GEMMs, plain torch and other libraries: time, memory and error.
 
     medssr bench kernels --json FILE [--quick]
 
-Two tasks, each forward and backward to dX and dW, in bf16: `logprob` (mean of -log p; its limit is four bare GEMMs)
-and `grpo` (its limit is three), and on a GPU the row kernels alone. Rounds take all contestants in turn, so that what
-else the machine does falls on all. A contestant that does not import or fails is listed with its reason.
+There are two tasks, each forward and backward to dX and dW, in bf16: `logprob` (mean of -log p; its limit is four bare
+GEMMs) and `grpo` (its limit is three). On a GPU the row kernels are also measured alone. Each round runs all
+contestants in turn, so that other load on the machine affects all of them. A contestant that cannot be imported, or
+fails, is listed with the reason.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import torch
 from tqdm import tqdm
 
 from medssr_dist.bench.kernels import peers
-from medssr_dist.bench.kernels.report import LIMITS, Row, print_tables, write_files
+from medssr_dist.bench.kernels.report import LIMITS, Row, print_kernel_tables, write_kernel_files
 
 HEADS = ((4096, 151936), (4096, 128256), (576, 49152))  # (H, V): Qwen3-8B, Llama-3.1-8B, SmolLM2-135M
 SHAPES = {
@@ -30,14 +31,15 @@ SHAPES = {
 }
 ROUNDS = 3
 SECONDS_A_ROUND = 0.3
-MOST_CALLS = 30
-SLOW_MS = 20_000  # one that takes longer is timed once
+MAX_CALLS = 30  # in a round
+SLOW_MS = 20_000  # a slower step is timed once
 
 
 def bench_kernels(json_path: Path, quick: bool) -> None:
-    """Measure; write `json_path`, and a CSV and a plot beside it; `quick` takes fewer and smaller shapes.
+    """Run the benchmark; write `json_path`, and a CSV and a plot next to it; print the tables.
 
-    The files are written anew after every shape: a run that is cut off leaves what it had.
+    The files are rewritten after every shape, so that an interrupted run keeps its results. `quick`: fewer and smaller
+    shapes.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     shapes = SHAPES[device + " quick" * quick]
@@ -48,23 +50,23 @@ def bench_kernels(json_path: Path, quick: bool) -> None:
             rows += _measure_task(task, problem, 1 if quick else ROUNDS)
         if device == "cuda":
             rows += _measure_row_kernels(problem, 1 if quick else ROUNDS)
-        write_files(json_path, device, rows)
-    print_tables(device, rows)
+        write_kernel_files(json_path, device, rows)
+    print_kernel_tables(device, rows)
 
 
 def _measure_task(task: str, problem: peers.Problem, rounds: int) -> list[Row]:
     plan = peers.TASKS[task]
-    exact = peers.reference_step(problem, plan.loss_of_logp)
+    exact = peers.compute_reference(problem, plan.loss_of_logp)
     losses: dict[str, peers.Loss] = {}
     shape = problem.target.numel(), problem.hidden.shape[1], len(problem.weight)
 
     def bare(forward: int, backward: int) -> Callable[[], peers.Step]:
-        return lambda: peers.gemms(problem, forward, backward)
+        return lambda: peers.make_gemms(problem, forward, backward)
 
     def contestant(name: str, make: Callable[[], peers.Loss]) -> Callable[[], peers.Step]:
         def step() -> peers.Step:
             losses[name] = losses.get(name) or make()
-            return peers.differentiated(problem, losses[name])
+            return peers.differentiate(problem, losses[name])
 
         return step
 
@@ -79,25 +81,25 @@ def _measure_task(task: str, problem: peers.Problem, rounds: int) -> list[Row]:
     return list(rows.values())
 
 
-def _take_turn(row: Row, make: Callable[[], peers.Step], exact: tuple | None) -> None:
-    """Time one contestant; in the first turn (`exact` given) also its memory and its errors."""
-    _clean()
+def _take_turn(row: Row, make: Callable[[], peers.Step], exact: peers.LossGradients | None) -> None:
+    """Time one contestant. In the first turn, with `exact`, measure also its memory and its errors."""
+    _release_memory()
     try:
         step = make()
-        step()  # compiles, tunes
+        step()  # compiles and tunes
         if exact is not None:
-            _take_memory_and_errors(row, step, exact)
-        row.times += _times(step)
-    except Exception as error:  # whatever a library does wrong here, the others go on
+            _measure_memory_and_errors(row, step, exact)
+        row.times += _time_calls(step)
+    except Exception as error:  # a library's failure must not stop the others
         row.failed = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"[:200]
 
 
-def _take_memory_and_errors(row: Row, step: peers.Step, exact: tuple) -> None:
-    _clean()
+def _measure_memory_and_errors(row: Row, step: peers.Step, exact: peers.LossGradients) -> None:
+    _release_memory()
     before = _reset_peak()
     outputs = step()
     _synchronize()
-    row.peak = max(0, _peak() - before)
+    row.peak = max(0, _read_peak() - before)
     if outputs is not None:
         errors = [
             ((found.float() - right).norm() / right.norm()).item() for found, right in zip(outputs, exact, strict=True)
@@ -105,10 +107,10 @@ def _take_memory_and_errors(row: Row, step: peers.Step, exact: tuple) -> None:
         row.error_loss, row.error_dx, row.error_dw = errors
 
 
-def _times(step: peers.Step) -> list[float]:
-    """ms of each call, for about SECONDS_A_ROUND."""
+def _time_calls(step: peers.Step) -> list[float]:
+    """Return the milliseconds of each call, for about SECONDS_A_ROUND."""
     calls = [_time(step)]
-    more = min(MOST_CALLS, max(1, int(SECONDS_A_ROUND * 1e3 / calls[0])))
+    more = min(MAX_CALLS, max(1, int(SECONDS_A_ROUND * 1e3 / calls[0])))
     return calls if calls[0] > SLOW_MS else calls + [_time(step) for _ in range(more)]
 
 
@@ -128,19 +130,19 @@ def _time(step: peers.Step) -> float:
 def _measure_row_kernels(problem: peers.Problem, rounds: int) -> list[Row]:
     shape = problem.target.numel(), problem.hidden.shape[1], len(problem.weight)
     rows = []
-    for name, (step, moved) in peers.row_kernels(problem).items():
+    for name, (step, moved_bytes) in peers.make_row_kernels(problem).items():
         row = Row("rows", name, *shape)
         for _ in range(rounds):
             _take_turn(row, lambda step=step: step, None)
-        if row.times:
-            row.terabytes_per_s = moved / (row.at(0.5) * 1e9)
+        if row.p50:
+            row.terabytes_per_s = moved_bytes / (row.p50 * 1e9)
         rows.append(row)
     return rows
 
 
-# Memory of the GPU by torch's allocator; of the CPU by the kernel's high-water mark of this process.
-def _clean() -> None:
-    """Give back what is free, so that it does not hide in the next contestant's peak."""
+# Memory: of the GPU from torch's allocator; of the CPU from Linux's high-water mark of this process.
+def _release_memory() -> None:
+    """Release free memory, which would otherwise be missing in the next contestant's peak."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -154,18 +156,18 @@ def _synchronize() -> None:
 
 
 def _reset_peak() -> int:
-    """Forget the peak; returns the bytes in use now."""
+    """Reset the peak and return the bytes in use now."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()
     Path("/proc/self/clear_refs").write_text("5")
-    return _resident("VmRSS")
+    return _read_resident("VmRSS")
 
 
-def _peak() -> int:
-    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else _resident("VmHWM")
+def _read_peak() -> int:
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else _read_resident("VmHWM")
 
 
-def _resident(name: str) -> int:
+def _read_resident(name: str) -> int:
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
     return int(line.split()[1]) * 1024

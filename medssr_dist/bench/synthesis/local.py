@@ -1,4 +1,4 @@
-"""The two parts of synthesis that work on this machine alone: decontamination of questions, search for passages."""
+"""The two parts of synthesis that send no requests: decontamination of questions and search for passages."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from medssr_dist.synthesis.checks.wording import join_text
 _VOCABULARY = 30_000
 _STEM_WORDS = 106  # with the options 126 words, the median of MedQA's questions
 _OPTIONS, _OPTION_WORDS = 4, 5
-_LEAKED = 0.01  # share of the questions that are an evaluation item
+_LEAKED = 0.01  # share of the questions that are evaluation items
 _DIMENSION = 768
 
 
-def questions(count: int, seed: int) -> list[Question]:
-    """Questions whose words follow Zipf's law, so that texts share common words and rarely a phrase."""
+def draw_questions(count: int, seed: int) -> list[Question]:
+    """Return questions whose words follow Zipf's law: texts share common words, and rarely a phrase."""
     rng = random.Random(seed)
     words = [f"w{number}" for number in range(_VOCABULARY)]
     weights = [1 / (rank + 2) for rank in range(_VOCABULARY)]
@@ -35,12 +35,13 @@ def questions(count: int, seed: int) -> list[Question]:
     ]
 
 
-def decontamination_per_s(items: int, candidates: int, batch: int = 256) -> float:
-    """Questions checked a second, on one core, against `items` evaluation items; batches as the screen sends them.
+def measure_decontamination(items: int, candidates: int, batch: int = 256) -> float:
+    """Return the questions/s that one core checks against `items` evaluation items, in batches like the screen's.
 
-    Raises RuntimeError unless exactly the leaked ones are found.
+    Raises:
+        RuntimeError: unless the check finds exactly the leaked questions.
     """
-    benchmark, fresh = questions(items, seed=1), questions(candidates, seed=2)
+    benchmark, fresh = draw_questions(items, seed=1), draw_questions(candidates, seed=2)
     leaked = max(1, int(_LEAKED * candidates))
     texts = [join_text(item.stem, item.options.values()) for item in (benchmark * leaked)[:leaked] + fresh[leaked:]]
     check = Decontaminator(benchmark, Checks().decontamination)
@@ -54,10 +55,13 @@ def decontamination_per_s(items: int, candidates: int, batch: int = 256) -> floa
     return round(len(texts) / seconds, 1)
 
 
-def retrieval_s(passages: int, entities: int, batch: int = 4096) -> float:
-    """Seconds to find the passages of `entities` entities among `passages` vectors, by the exact index.
+def measure_retrieval(passages: int, entities: int, batch: int = 4096) -> float:
+    """Return the seconds to find the passages of `entities` entities among `passages` vectors with the exact index.
 
-    Encoding is not part of it. Raises RuntimeError when a vector that is a query is not found first.
+    Encoding is not included.
+
+    Raises:
+        RuntimeError: if a query that is itself one of the vectors is not its own first result.
     """
     import numpy as np
 
@@ -71,5 +75,5 @@ def retrieval_s(passages: int, entities: int, batch: int = 4096) -> float:
         part = queries[start : start + batch]
         _, rows = index.search(part, knowledge.top_k)
         if not np.array_equal(vectors[rows[:, 0]], part):
-            raise RuntimeError("the index does not find a vector that it holds")
+            raise RuntimeError("the index does not find a vector that it contains")
     return round(time.perf_counter() - started, 3)

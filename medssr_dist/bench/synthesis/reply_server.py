@@ -1,12 +1,12 @@
-"""A chat API that costs next to nothing, so that a benchmark measures the client and not the server.
+"""A chat API that uses almost no CPU, so that a benchmark measures the client and not the server.
 
-Bare asyncio.Protocol on uvloop, in a process of its own. Every reply is a distinct, valid question with
-`usage`: a few pre-encoded parts, chosen by the digits of a counter, are joined. It can wait before it
-replies, serve at most so many a second (429 beyond, a token bucket), and refuse a share at random.
+It is a bare asyncio.Protocol on uvloop, in its own process. Every reply is a distinct, valid question with `usage`,
+joined from a few pre-encoded parts that the digits of a counter select. The server can delay its replies, limit their
+rate (a token bucket; status 429 above it), and refuse a share of the requests at random.
 
     python -m medssr_dist.bench.synthesis.reply_server --latency-ms 200 --rate-limit 300 --refuse-share 0.3
 
-prints its base URL, serves POST /v1/chat/completions and GET /stats, and ends when its stdin is closed.
+prints its base URL, serves POST /v1/chat/completions and GET /stats, and ends when its stdin closes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 MODEL = "reply-server"
-_PARTS = 1000  # the stem has three: a thousand million questions before one comes again
+_PARTS = 1000  # the stem has three of them: 10^9 questions before one repeats
 _OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
 _REFUSAL_BODY = b'{"error":{"message":"rate limit reached","type":"rate_limit"}}'
 _REFUSAL = b"HTTP/1.1 429 Too Many Requests\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (
@@ -42,8 +42,8 @@ _SYLLABLES = [consonant + vowel for consonant in ("b", "c", "d", "fl", "g", "k",
 
 
 @contextmanager
-def reply_server(latency_ms: float = 0, rate_limit: float = 0, refuse_share: float = 0) -> Iterator[str]:
-    """Serve on a free loopback port for the length of the block; yields the base URL. The options are `Replies`'."""
+def run_reply_server(latency_ms: float = 0, rate_limit: float = 0, refuse_share: float = 0) -> Iterator[str]:
+    """Run the server on a free loopback port and yield its base URL. `Replies` documents the options."""
     command = [sys.executable, "-m", "medssr_dist.bench.synthesis.reply_server", "--latency-ms", str(latency_ms)]
     command += ["--rate-limit", str(rate_limit), "--refuse-share", str(refuse_share)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
@@ -53,20 +53,20 @@ def reply_server(latency_ms: float = 0, rate_limit: float = 0, refuse_share: flo
             process.terminate()
 
 
-def refused_share(url: str) -> float:
-    """Share of the requests so far that the server at `url` has refused."""
+def read_refused_share(url: str) -> float:
+    """Return the share of all requests so far that the server at `url` has refused."""
     with urllib.request.urlopen(url.removesuffix("/v1") + "/stats", timeout=30) as response:
         stats = json.loads(response.read())
     return round(stats["refusals"] / max(1, stats["replies"] + stats["refusals"]), 3)
 
 
 class Replies:
-    """What the server says next.
+    """The sequence of replies.
 
     Args:
-        latency_ms: before a reply, milliseconds; refusals come at once.
-        rate_limit: replies a second at most; 0 = as many as asked for.
-        refuse_share: share of requests refused at random, whatever the load.
+        latency_ms: delay of a reply, milliseconds; refusals are not delayed.
+        rate_limit: most replies a second; 0 = no limit.
+        refuse_share: share of requests refused at random, independent of the load.
     """
 
     def __init__(self, latency_ms: float = 0, rate_limit: float = 0, refuse_share: float = 0):
@@ -80,7 +80,7 @@ class Replies:
         self._options = [self._text(3).encode() for _ in range(_PARTS)]
 
     def next(self) -> bytes | None:
-        """A whole HTTP reply, or None to refuse."""
+        """Return a complete HTTP reply, or None to refuse."""
         if self._rng.random() < self._refuse_share or not self._allowed():
             self.refusals += 1
             return None
@@ -88,11 +88,12 @@ class Replies:
         return self._question(self.replies)
 
     def stats(self) -> bytes:
+        """Return the HTTP reply to GET /stats: replies and refusals so far, as JSON."""
         body = json.dumps({"replies": self.replies, "refusals": self.refusals}).encode()
         return _OK % len(body) + body
 
     def _allowed(self) -> bool:
-        """Token bucket of a tenth of a second, so that bursts do not pass for sustained rate."""
+        """Take a token from a bucket that holds a tenth of a second, so that bursts do not exceed the rate."""
         if not self._rate:
             return True
         now = time.monotonic()
@@ -116,7 +117,7 @@ class Replies:
 
 
 class _Connection(asyncio.Protocol):
-    """One keep-alive connection: reads whole requests by their Content-Length, one after the other."""
+    """One keep-alive connection, which reads complete requests one after the other by their Content-Length."""
 
     def __init__(self, replies: Replies, later):
         self._replies = replies
@@ -160,7 +161,7 @@ async def _serve(replies: Replies) -> None:
     loop = asyncio.get_running_loop()
     server = await loop.create_server(lambda: _Connection(replies, loop.call_later), "127.0.0.1", 0, backlog=4096)
     print(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1", flush=True)
-    await loop.run_in_executor(None, sys.stdin.read)  # ends with whoever started it
+    await loop.run_in_executor(None, sys.stdin.read)  # the server ends with the process that started it
 
 
 def main() -> None:
