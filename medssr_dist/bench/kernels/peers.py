@@ -156,9 +156,8 @@ def _trl() -> LogProb:
 
     def logp(hidden: torch.Tensor, weight: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         logits = hidden @ weight.T
-        logits = (
-            logits if logits.is_cuda else logits.float()
-        )  # its Triton form computes in fp32, its torch form does not
+        # TRL's Triton form computes in fp32, its torch form does not.
+        logits = logits if logits.is_cuda else logits.float()
         shape = _count_sequences(target), -1  # its torch form loops over sequences
         return selective_log_softmax(logits.unflatten(0, shape), target.unflatten(0, shape)).flatten()
 
