@@ -11,13 +11,17 @@ from pydantic import ValidationError
 from medssr_dist.config.schema import Config
 from medssr_dist.config.training import Stage
 from medssr_dist.data.jsonl import read_json, read_jsonl
+from medssr_dist.data.records import parse_record
 from medssr_dist.errors import InputError
 from medssr_dist.evaluation.scores import read_scores
+from medssr_dist.inference.event_log import EngineEvent
 from medssr_dist.run.clock import read_clock
 from medssr_dist.run.directory import RunDir
 from medssr_dist.run.paths import STAGES, SynthesisPaths, VotingPaths
-from medssr_dist.run.stream import follow
 from medssr_dist.runtime.cluster import count_slots
+from medssr_dist.synthesis.synthesis_summary import read_synthesis_progress, read_synthesis_summary
+from medssr_dist.training.step_metrics import read_metrics
+from medssr_dist.voting.quality_records import VoteSummary
 
 
 @dataclass(frozen=True)
@@ -133,47 +137,51 @@ def _synthesis_rate(paths: SynthesisPaths) -> float | None:
     The rate is that of the attempt that finished the step, or of the last seconds of a step that is still running.
     """
     if paths.summary.exists():
-        found = read_json(paths.summary)
-        seconds = found["seconds"] - found["held_s"]
-        if found["requests_sent"] and seconds > 0:
-            return found["requests_sent"] / seconds * found["accepted"] / found["requested"]
+        summary = read_synthesis_summary(paths.summary)
+        seconds = summary.seconds - summary.held_s
+        if summary.requests_sent and seconds > 0:
+            return summary.requests_sent / seconds * summary.accepted / summary.requested
     if paths.progress.exists():
-        found = read_json(paths.progress)
-        return float((found["replies_per_s"] or 0) * (found["accepted_share"] or 0)) or None
+        progress = read_synthesis_progress(paths.progress)
+        return (progress.replies_per_s or 0) * (progress.accepted_share or 0) or None
     return None
 
 
 def _vote_rate(paths: VotingPaths, samples: int, clock: dict[str, float]) -> VoteRate | None:
     if not paths.summary.exists():
         return None
-    found = read_json(paths.summary)
-    start = _engine_start(paths.engine_events)
-    seconds = clock.get("vote", found["seconds"]) - start
-    labels = found["quality"]
-    if not labels["questions"] or not labels["tokens"] or seconds <= 0:
+    summary = parse_record(VoteSummary, read_json(paths.summary), str(paths.summary))
+    start = _measure_engine_start(paths.engine_events)
+    seconds = clock.get("vote", summary.seconds) - start
+    labels = summary.quality
+    if not labels.questions or not labels.tokens or seconds <= 0:
         return None
-    each = labels["tokens"] / labels["questions"]
-    return VoteRate(labels["tokens"] / seconds, each, labels["kept"] / labels["questions"], samples, start)
+    return VoteRate(
+        tokens_per_s=labels.tokens / seconds,
+        tokens_per_question=labels.tokens / labels.questions,
+        kept_share=labels.kept / labels.questions,
+        samples=samples,
+        start_s=start,
+    )
 
 
-def _engine_start(events: Path) -> float:
+def _measure_engine_start(file: Path) -> float:
     """Return the seconds from the start of the first engine until some engine was ready."""
-    rows = list(read_jsonl(events)) if events.exists() else []
-    began = next((row["time"] for row in rows if row["event"] == "start"), 0.0)
-    return next((row["time"] - began for row in rows if row["event"] == "ready"), 0.0)
+    events = [EngineEvent(**row) for row in read_jsonl(file)] if file.exists() else []
+    began = next((event.time for event in events if event.event == "start"), 0.0)
+    return next((event.time - began for event in events if event.event == "ready"), 0.0)
 
 
 def _stage_rate(run: RunDir, name: str, stage: Stage, clock: dict[str, float]) -> StageRate | None:
-    rows = list(follow(run.stage(name).metrics, ended=lambda: True))
-    if not rows:
+    steps = read_metrics(run.stage(name).metrics)
+    if not steps:
         return None
-    waited = sum(row["seconds_wait"] for row in rows)
     return StageRate(
-        generate_s=(sum(row["seconds_generate"] for row in rows) - waited) / len(rows),
-        learn_s=sum(row["seconds_experience"] + row["seconds_update"] for row in rows) / len(rows),
-        sync_s=sum(row["seconds_sync"] for row in rows) / len(rows),
+        generate_s=sum(step.seconds_generate - step.seconds_wait for step in steps) / len(steps),
+        learn_s=sum(step.seconds_experience + step.seconds_update for step in steps) / len(steps),
+        sync_s=sum(step.seconds_sync for step in steps) / len(steps),
         sequences=stage.prompts_per_step * stage.samples_per_prompt,
-        start_s=max(0.0, clock.get(name, 0.0) - sum(row["seconds"] for row in rows)),
+        start_s=max(0.0, clock.get(name, 0.0) - sum(step.seconds for step in steps)),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +19,8 @@ from medssr_dist.launch.attempts import list_attempts
 from medssr_dist.run.clock import read_clock
 from medssr_dist.run.directory import RunDir, StepRecord
 from medssr_dist.run.stream import follow, read_kept_count
+from medssr_dist.synthesis.synthesis_summary import SynthesisProgress, read_synthesis_progress
+from medssr_dist.training.step_metrics import read_metrics
 from medssr_dist.voting.ledger import read_ledger_counts
 
 _CHUNK = 2**20  # bytes
@@ -58,8 +60,8 @@ def read_progress(run: RunDir) -> dict[str, StepProgress]:
 
 def read_newest_metrics(run: RunDir, stage: str) -> dict[str, Any] | None:
     """Return the metrics of the newest training step of a stage, by name; None before the first step."""
-    rows = _read_metrics(run, stage)
-    return rows[-1] if rows else None
+    newest = deque(_read_rows(run.stage(stage).metrics), maxlen=1)
+    return newest[0] if newest else None
 
 
 def read_startup_seconds(run: RunDir) -> float:
@@ -89,22 +91,22 @@ def _read_synthesis(run: RunDir, config: dict[str, Any], begun: StepRecord) -> S
     note = f"{replies:,} replies, {rejected:,} rejected"
     live = run.synthesis.progress
     if live.exists():
-        note += _describe_client(read_json(live), running=not begun.finished)
+        note += _describe_client(read_synthesis_progress(live), running=not begun.finished)
     return StepProgress(accepted, config["synthesis"]["accepted"], "accepted questions", note)
 
 
-def _describe_client(live: dict[str, Any], running: bool) -> str:
+def _describe_client(live: SynthesisProgress, running: bool) -> str:
     """Describe the last state that the chat client wrote.
 
     The state holds tokens and cost; while the step is running also the rate, the requests in flight, and the endpoints
     that are paused after failures.
     """
-    text = f", {live['tokens']:,} tokens, ${live['usd']:.2f}"
+    text = f", {live.tokens:,} tokens, ${live.usd:.2f}"
     if not running:
         return text
-    rate = "" if live["replies_per_s"] is None else f", {live['replies_per_s']:.1f} replies/s"
-    troubled = [f"{each['name']} {each['breaker']} ({each['reason']})" for each in live["endpoints"] if each["reason"]]
-    return text + f"{rate}, {live['in_flight']} in flight" + "".join(f", {trouble}" for trouble in troubled)
+    rate = "" if live.replies_per_s is None else f", {live.replies_per_s:.1f} replies/s"
+    problems = [f", {each.name} {each.in_words} ({each.reason})" for each in live.endpoints if each.reason]
+    return text + f"{rate}, {live.in_flight} in flight" + "".join(problems)
 
 
 def _read_vote(run: RunDir, config: dict[str, Any], begun: StepRecord) -> StepProgress:
@@ -127,9 +129,9 @@ def _read_stage2(run: RunDir, config: dict[str, Any], begun: StepRecord) -> Step
 
 
 def _read_stage(run: RunDir, stage: str, total: int | None) -> StepProgress:
-    rows = _read_metrics(run, stage)
-    each = sum(row["seconds"] for row in rows) / len(rows) if rows else None
-    return StepProgress(len(rows), total, "steps", seconds_per_unit=each)
+    steps = read_metrics(run.stage(stage).metrics)
+    each = sum(step.seconds for step in steps) / len(steps) if steps else None
+    return StepProgress(len(steps), total, "steps", seconds_per_unit=each)
 
 
 def _read_evaluation(run: RunDir, config: dict[str, Any], begun: StepRecord) -> StepProgress:
@@ -168,7 +170,3 @@ _READERS: dict[str, Callable[[RunDir, dict[str, Any], dict[str, Any]], StepProgr
 def _read_rows(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the whole lines of a JSONL file that another process may be writing."""
     return follow(path, ended=lambda: True)
-
-
-def _read_metrics(run: RunDir, stage: str) -> list[dict[str, Any]]:
-    return list(_read_rows(run.stage(stage).metrics))

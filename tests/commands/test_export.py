@@ -244,7 +244,7 @@ def test_unknown_choices_are_refused(run, tmp_path, form, labels):
 
 
 def test_parquet_is_written_in_bounded_memory(run, tmp_path):
-    """Ten times the questions take no more memory; measured in processes of their own."""
+    """Ten times the questions take no more memory; measured in subprocesses."""
     code = (
         "import sys; from pathlib import Path; from medssr_dist.commands.export import export_run; "
         "export_run(Path(sys.argv[1]), Path(sys.argv[2]), 'parquet', 'none'); "

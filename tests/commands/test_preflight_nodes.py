@@ -29,7 +29,7 @@ check_node(load_config(config_file), out.parent, out, wait_s, {})
 
 @pytest.fixture
 def node(tmp_path):
-    """Start the preflight of a node of that name, at an address of its own on loopback."""
+    """Return a function that starts the preflight of a node, each at another loopback address."""
     file = write_config(tmp_path / "config.yaml", **EIGHT_GPUS)
 
     def start(name: str, number: int, wait_s: float = 60, **env: str) -> subprocess.Popen:

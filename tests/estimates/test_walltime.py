@@ -1,9 +1,13 @@
 """The forecast of the wall time, compared with numbers calculated by hand; rates of a run."""
 
 import json
+from dataclasses import asdict
+from typing import Any
 
 import pytest
 from config_builder import make_config
+from step_rows import append_steps, make_metrics
+from synthesis_examples import summary
 
 from medssr_dist.commands.dry_run import dry_run
 from medssr_dist.commands.plan_rows import describe_forecast
@@ -17,8 +21,12 @@ from medssr_dist.estimates.walltime import DataCounts, forecast_walltime
 from medssr_dist.evaluation.protocol import Answer
 from medssr_dist.evaluation.score_report import write_report
 from medssr_dist.evaluation.scores import build_scores
+from medssr_dist.inference.event_log import EngineEvent
 from medssr_dist.run.directory import open_run
 from medssr_dist.run.paths import STEPS, RunPaths
+from medssr_dist.synthesis.synthesis_summary import SynthesisProgress
+from medssr_dist.voting.quality import measure_quality
+from medssr_dist.voting.quality_records import VoteSummary
 
 SLOTS = {"voting engines": 2, "training ranks": 4, "reference ranks": 0, "rollout engines": 2}
 
@@ -181,17 +189,29 @@ def answer(item: Question) -> Answer:
     return Answer(question_id=item.id, policy="p", sampling="s", generation=0, seed=0, **found)
 
 
+def vote_summary(questions: int, kept: int, tokens: int, seconds: float) -> VoteSummary:
+    nothing = measure_quality([], config("sequential").voting, dict)
+    quality = nothing.model_copy(update={"questions": questions, "kept": kept, "tokens": tokens})
+    return VoteSummary(votes_taken_now=0, seconds=seconds, tokens=tokens, quality=quality)
+
+
+def synthesis_progress(replies_per_s: float, accepted_share: float) -> dict[str, Any]:
+    counts = dict.fromkeys(("accepted", "wanted", "judged", "in_flight", "usd", "tokens", "attempts", "lost"), 0)
+    rates = {"replies_per_s": replies_per_s, "accepted_share": accepted_share, "eta_s": None}
+    return SynthesisProgress(time=0.0, endpoints=(), **counts, **rates).model_dump(mode="json")
+
+
 def test_rates_of_a_run(measured):
     root, write = measured
     write("clock.json", {"synthesize": 99, "vote": 100.0, "stage1": 130.0})
-    write(
-        "synthesis/summary.json", {"seconds": 60, "held_s": 10, "requests_sent": 200, "accepted": 150, "requested": 300}
-    )
-    write("voting/summary.json", {"quality": {"questions": 50, "kept": 20, "tokens": 36000}, "seconds": 7})
+    synthesis = summary(seconds=60, held_s=10, requests_sent=200, accepted=150, requested=300)
+    write("synthesis/summary.json", synthesis.model_dump(mode="json"))
+    write("voting/summary.json", vote_summary(questions=50, kept=20, tokens=36000, seconds=7).model_dump(mode="json"))
     events = [(5.0, "a", "start"), (5.5, "b", "start"), (15.0, "b", "ready"), (17.0, "a", "ready")]
-    write("voting/engines.jsonl", [{"time": t, "engine": e, "event": what, "detail": ""} for t, e, what in events])
-    step = {"seconds_generate": 20.0, "seconds_experience": 3.0, "seconds_update": 6.0, "seconds_sync": 1.0}
-    write("training/stage1/metrics.jsonl", [step | {"seconds": 30.0, "seconds_wait": wait} for wait in (12.0, 0.0)])
+    write("voting/engines.jsonl", [asdict(EngineEvent(*event, detail="")) for event in events])
+    times = {"seconds_generate": 20.0, "seconds_experience": 3.0, "seconds_update": 6.0, "seconds_sync": 1.0}
+    steps = [make_metrics(number, **times, seconds=30.0, seconds_wait=wait) for number, wait in ((1, 12.0), (2, 0.0))]
+    append_steps(RunPaths(root).stage("stage1").metrics, *steps)
     questions = {name: [question(number) for number in numbers] for name, numbers in BENCHMARKS.items()}
     answers = {
         policy: [answer(item) for items in questions.values() for item in items] for policy in ("base", "stage1")
@@ -209,7 +229,7 @@ def test_rates_of_a_run(measured):
 
 def test_rates_of_a_running_synthesis(measured):
     root, write = measured
-    write("synthesis/progress.json", {"replies_per_s": 8.0, "accepted_share": 0.75})
+    write("synthesis/progress.json", synthesis_progress(8.0, 0.75))
     found = read_rates(root)
     assert found.questions_per_s == 6.0 and found.vote is None and found.stages == {}
 
@@ -258,14 +278,14 @@ def test_a_dry_run_without_rates_explains_how_to_get_them(planned, tmp_path, cap
 
 def test_a_dry_run_uses_its_own_rates_or_those_of_a_run(planned, measured, tmp_path, capsys):
     root, write = measured
-    write("synthesis/progress.json", {"replies_per_s": 10.0, "accepted_share": 1.0})
+    write("synthesis/progress.json", synthesis_progress(10.0, 1.0))
     dry_run(planned, tmp_path / "run", STEPS, root)
     out = capsys.readouterr().out
     assert f"of {root.resolve()}" in out
     assert "sequential        2 min on these cores = synthesize 2 min; without vote, stage1, stage2, evaluate" in out
     with open_run(tmp_path / "run", planned):
         pass
-    write_json(tmp_path / "run" / "synthesis" / "progress.json", {"replies_per_s": 50.0, "accepted_share": 1.0})
+    write_json(RunPaths(tmp_path / "run").synthesis.progress, synthesis_progress(50.0, 1.0))
     dry_run(planned, tmp_path / "run", STEPS)
     assert "sequential        20 s on these cores = synthesize 20 s; without" in capsys.readouterr().out
 
