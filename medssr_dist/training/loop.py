@@ -16,7 +16,7 @@ For each step, with the policy pi_theta, the policy that sampled pi_old, and the
 Deviations from the papers' text, each an option of the stage (`config/algorithm.py`, `config/training.py`):
 - the mean over tokens is taken over all answers of the step (`aggregation`), not first within each answer;
 - groups whose rewards are all equal have no gradient; the next prompts replace them (`drop_zero_variance`);
-- with one update a rollout rho = 1 exactly, and the old log-probs need no forward pass of their own (`old_logprobs`).
+- with one update per rollout rho = 1 exactly, and the old log-probs need no separate forward pass (`old_logprobs`).
 
 Shapes, as suffixes of names: B prompts of a step (of a micro-batch: sequences), G samples of a prompt, N = B x G
 samples, T tokens, A = T - 1 actions, R rows that predict an action, H hidden size, V vocabulary: reward_BG, logp_BA.

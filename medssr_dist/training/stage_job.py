@@ -41,7 +41,7 @@ class StageCounts:
     prompts: prompts drawn. skipped_too_long: examples whose prompt left no room for an answer. old_logprobs: where the
     log-probs before the update came from, in words.
 
-    Example: StageCounts(prompts=1280, skipped_too_long=3, old_logprobs="those of the training forward: ...")
+    Example: StageCounts(prompts=1280, skipped_too_long=3, old_logprobs="from the training forward: ...")
     """
 
     prompts: int

@@ -26,9 +26,9 @@ from medssr_dist.runtime.models import publish_folder
 from medssr_dist.training.deadline import end_time
 from medssr_dist.training.rollout.examples import (
     Example,
-    example_of_label,
-    examples_of_labels,
-    examples_of_questions,
+    make_annotated_examples,
+    make_labeled_example,
+    make_labeled_examples,
     shuffle,
 )
 from medssr_dist.training.stage_actor import Examples, StageActor
@@ -210,10 +210,10 @@ def plan_stage2(
         labels: kept pseudo-labels, used too when `stage2.mix_pseudo_labels` is set.
     """
     stage = config.training.stage2
-    examples = examples_of_questions(questions)
+    examples = make_annotated_examples(questions)
     data = f"{len(examples):,} human-annotated questions: {', '.join(map(name_source, stage.data)) or 'none'}."
     if stage.mix_pseudo_labels:
-        examples += examples_of_labels(read_kept_labels(labels))
+        examples += make_labeled_examples(read_kept_labels(labels))
         data += f" Mixed with {_pseudo_labels(config)}"
     examples = shuffle(examples, config.runtime.random_seed)
     job = _job("stage2", config, model, reference, folder, data, _expected_steps(stage, len(examples)))
@@ -248,7 +248,7 @@ def _pseudo_labels(config: Config) -> str:
 
 def _label_examples(labels: Path, start: int, watch: Callable[[], object]) -> Iterable[tuple[int, Example]]:
     """Yield (place, Example) of the kept labels; a place is a number of lines of the ledger."""
-    return ((place, example_of_label(label)) for place, label in follow_kept_labels(labels, start, watch))
+    return ((place, make_labeled_example(label)) for place, label in follow_kept_labels(labels, start, watch))
 
 
 def _list_examples(examples: list[Example], start: int, watch: Callable[[], object]) -> Iterable[tuple[int, Example]]:

@@ -1,12 +1,13 @@
-"""Training ranks and rollout engines alone, without a training loop; run as a process by test_rollout_stack.py.
+"""Training ranks and rollout engines without a training loop; run as a process by test_rollout_stack.py.
 
     python rollout_program.py CASE.json
 
-CASE: config (a file), overrides, engine_model and rank_model (folders), syncs (how many), prompts (token ids, one group
-each), kill (kill engine 0 while the prompts are sampled), hang (stop its processes at the end), logs, out.
+CASE: config (a file), overrides, engine_model and rank_model (folders), syncs (their number), prompts (token ids, one
+group for each), kill (whether to kill engine 0 while the prompts are sampled), hang (whether to stop its processes at
+the end), logs, out.
 
-Writes to `out` seconds of each sync, the groups that the engines sampled before and after them, and what a sync with
-hung engines says.
+Writes to `out` the seconds of each sync, the groups that the engines sampled before and after the syncs, and the error
+of a sync while an engine hangs.
 """
 
 from __future__ import annotations
@@ -35,45 +36,51 @@ from medssr_dist.training.stall_watch import start_board  # noqa: E402
 def main(case: dict) -> None:
     config = load_config(Path(case["config"]), case["overrides"])
     with open_ray_cluster(config, Path(case["logs"])):
-        side = start(config, Path(case["engine_model"]), Path(case["rank_model"]))
-        before = sample(side, case["prompts"])
+        workers = start(config, Path(case["engine_model"]), Path(case["rank_model"]))
+        before = sample(workers, case["prompts"])
         seconds = []
         for version in range(1, case["syncs"] + 1):
-            side.sampler.given = version
+            workers.sampler.returned = version
             since = time.monotonic()
-            side.sync_weights()
+            workers.sync_weights()
             seconds.append(time.monotonic() - since)
-        after = sample(side, case["prompts"], case["kill"])
-        hung = hang(side) if case["hang"] else ""
-        found = {"hung": hung, "seconds": seconds, "before": before, "after": after, "restarts": side.engines.restarts}
+        after = sample(workers, case["prompts"], case["kill"])
+        hung = hang(workers) if case["hang"] else ""
+        found = {
+            "hung": hung,
+            "seconds": seconds,
+            "before": before,
+            "after": after,
+            "restarts": workers.engines.restarts,
+        }
         Path(case["out"]).write_text(json.dumps(found))
 
 
 def start(config, engine_model: Path, rank_model: Path) -> RolloutWorkers:
-    """Engines with the weights of one model and ranks with those of another, connected."""
+    """Start engines with the weights of one model, and ranks with those of another, that send to these engines."""
     from medssr_dist.training.backend.strategy import Strategy
     from medssr_dist.training.ranks import PolicyRank
 
     stage, board = config.training.stage1, start_board()
     strategy = Strategy(config, stage, engine_model / "stage")
     ranks, _ = stages.start_ranks(config, PolicyRank, None)
-    side = RolloutWorkers(config, stage, engine_model, board, ranks)
+    workers = RolloutWorkers(config, stage, engine_model, board, ranks)
     refs = ranks.async_init_model_from_pretrained(strategy, str(rank_model), 10)
     refs += ranks.async_run_method("report_to", board)
-    side.engines.wait_ready()
+    workers.engines.wait_ready()
     ray.get(refs)
-    side.make_sampler(PromptLoader(lambda start: (), None, 0), None)
-    return side
+    workers.make_sampler(PromptLoader(lambda start: (), None, 0), None)
+    return workers
 
 
-def hang(side: RolloutWorkers) -> str:
-    """What a sync says with an engine whose processes are stopped."""
-    engine = psutil.Process(ray.get(side.engines.handles[0].ready.remote()))
+def hang(workers: RolloutWorkers) -> str:
+    """Return the error of a sync with an engine whose processes are stopped."""
+    engine = psutil.Process(ray.get(workers.engines.handles[0].ready.remote()))
     stopped = [child for child in engine.children(recursive=True) if child.name().startswith("VLLM")]
     for child in stopped:
         child.suspend()
     try:
-        side.sync_weights()
+        workers.sync_weights()
     except Exception as error:
         return str(error)
     finally:
@@ -82,14 +89,15 @@ def hang(side: RolloutWorkers) -> str:
     return f"no error, with {len(stopped)} processes stopped"
 
 
-def sample(side: RolloutWorkers, prompts: list[list[int]], kill: bool = False) -> list[dict]:
+def sample(workers: RolloutWorkers, prompts: list[list[int]], kill: bool = False) -> list[dict]:
+    """Sample one group for each prompt; with `kill`, engine 0 is killed meanwhile."""
     sampling = Sampling(n=3, temperature=1.0, top_p=1.0, max_tokens=6, logprobs=True, random_seed=5)
     label = json.dumps({"answer": "A", "options": {"A": "yes", "B": "no"}})
     for number, ids in enumerate(prompts):
-        side.engines.give(GroupRequest(number, "", ids, label, sampling))
+        workers.engines.submit(GroupRequest(number, "", ids, label, sampling))
     if kill:
-        os.kill(ray.get(side.engines.handles[0].ready.remote()), signal.SIGKILL)
-    groups: list[Group] = [side.engines.take() for _ in prompts]
+        os.kill(ray.get(workers.engines.handles[0].ready.remote()), signal.SIGKILL)
+    groups: list[Group] = [workers.engines.next_group() for _ in prompts]
     return [group.as_dict() for group in sorted(groups, key=lambda group: group.number)]
 
 

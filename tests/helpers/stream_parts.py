@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 
 from medssr_dist.data.records import Label, Question
-from medssr_dist.training.rollout.examples import Example, PromptLoader
+from medssr_dist.training.rollout.examples import DrawnPrompt, Example, PromptLoader
 
 TIMEOUT_S = 60
 
@@ -60,7 +60,7 @@ def until(condition):
         time.sleep(0.001)
 
 
-def draw_steps(loader: PromptLoader, per_step: int, steps: int = 0) -> Iterator[list[tuple[str, str]]]:
+def draw_steps(loader: PromptLoader, per_step: int, steps: int = 0) -> Iterator[list[DrawnPrompt]]:
     """Draw the prompts of each step as the Sampler does: one pass, or `steps` steps."""
     while not steps or loader.taken < steps * per_step:
         first = loader.draw(wrap=bool(steps))

@@ -1,4 +1,4 @@
-"""From samples to micro-batches, without ranks: padding, advantages, KL in the reward, what is derived and logged."""
+"""From samples to micro-batches, without ranks: padding, advantages, KL in the reward, options and metrics."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from medssr_dist.training.update.experience import make_micro_batch, subtract_kl
 from medssr_dist.training.update.grpo_terms import (
     compute_advantages,
     describe_old_logprobs,
-    grpo_options,
-    why_old_logprobs,
+    find_old_logprobs_reason,
+    make_grpo_options,
 )
 
 
-def sample(prompt: int, answer: int, reward: float, confidence: float | None = None) -> Experience:
-    """A sequence of `prompt` tokens 5 and `answer` tokens 7, in the form of the rollout's."""
+def make_sample(prompt: int, answer: int, reward: float, confidence: float | None = None) -> Experience:
+    """Return a sequence of `prompt` tokens 5 and `answer` tokens 7, as the rollout makes it."""
     actions = torch.zeros(1, prompt + answer, dtype=torch.long)
     actions[:, prompt:] = 1
     return Experience(
@@ -35,10 +35,10 @@ def sample(prompt: int, answer: int, reward: float, confidence: float | None = N
     )
 
 
-SAMPLES = [sample(3, 1, 1.0, 0.5), sample(2, 4, 0.0, 0.75)]
+SAMPLES = [make_sample(3, 1, 1.0, 0.5), make_sample(2, 4, 0.0, 0.75)]
 
 
-def test_a_micro_batch_is_padded_on_the_right_alone():
+def test_a_micro_batch_is_padded_on_the_right():
     batch = make_micro_batch(SAMPLES, torch.tensor([0.5, -2.0]), [0, 1], pad_token=9)
     assert batch.sequences.tolist() == [[5, 5, 5, 7, 9, 9], [5, 5, 7, 7, 7, 7]]
     assert batch.attention_mask.tolist() == [[1, 1, 1, 1, 0, 0], [1] * 6]
@@ -51,13 +51,13 @@ def test_a_short_micro_batch_is_not_padded():
     assert make_micro_batch(SAMPLES, torch.zeros(2), [0], 9).sequences.shape == (1, 4)
 
 
-def test_an_idle_micro_batch_counts_for_nothing():
+def test_an_idle_micro_batch_has_no_actions():
     batch = make_micro_batch(SAMPLES, torch.ones(2), [], 9)
     assert batch.sequences.shape == (1, 4)
     assert not batch.action_mask.any() and not batch.advantages.any()
 
 
-def test_kl_in_reward_subtracts_a_tokens_kl_and_all_after_it():
+def test_kl_in_reward_subtracts_kl_of_this_and_later_tokens():
     batch = make_micro_batch(SAMPLES, torch.tensor([1.0, 1.0]), [0, 1], 9)
     batch.base_action_log_probs = torch.zeros(2, 5)
     batch.action_log_probs = torch.tensor([[0.0, 0, 0.3, 9, 9], [9, 0.1, 0.2, 0.0, 0.4]]) * batch.action_mask
@@ -67,7 +67,7 @@ def test_kl_in_reward_subtracts_a_tokens_kl_and_all_after_it():
     torch.testing.assert_close(batch.advantages, torch.tensor(expected))
 
 
-def test_rollout_means_are_over_samples_and_known_confidences():
+def test_rollout_means_are_over_samples():
     found = rollout_means(SAMPLES)
     assert found.pop("reward_std") == pytest.approx(0.5**0.5)
     assert found == {
@@ -78,7 +78,7 @@ def test_rollout_means_are_over_samples_and_known_confidences():
         "invalid_answer": 0.5,
         "label_confidence": 0.625,
     }
-    assert "label_confidence" not in rollout_means([sample(1, 1, 1.0)])
+    assert "label_confidence" not in rollout_means([make_sample(1, 1, 1.0)])
 
 
 @pytest.mark.parametrize(
@@ -102,16 +102,16 @@ def test_advantages_compare_within_each_group(mode, expected):
         ({}, {}, ""),
         ({}, {"importance": "token"}, ""),
         ({}, {"kl_coef": 0}, ""),
-        ({}, {"updates_per_rollout": 2}, "2 updates a rollout"),
+        ({}, {"updates_per_rollout": 2}, "2 updates per rollout"),
         ({}, {"kl_in": "reward"}, "kl_in=reward"),
         ({"old_logprobs": "always"}, {}, "training.old_logprobs=always"),
     ],
 )
-def test_old_logprobs_get_a_forward_pass_only_where_needed(training, stage, reason):
+def test_old_logprobs_get_a_forward_pass_if_needed(training, stage, reason):
     settings = Training(stage2={"enabled": False}, **training), Stage(**stage)
-    assert why_old_logprobs(*settings) == reason
+    assert find_old_logprobs_reason(*settings) == reason
     assert reason in describe_old_logprobs(*settings)
-    assert ("of the training forward" in describe_old_logprobs(*settings)) == (reason == "")
+    assert ("from the training forward" in describe_old_logprobs(*settings)) == (reason == "")
 
 
 def test_the_kernels_get_every_setting():
@@ -130,7 +130,7 @@ def test_the_kernels_get_every_setting():
         aggregation="fixed_length",
         max_new_tokens=77,
     )
-    found = vars(grpo_options(stage))
+    found = vars(make_grpo_options(stage))
     assert found == {
         "clip_low": 0.1,
         "clip_high": 0.3,
@@ -149,5 +149,5 @@ def test_the_kernels_get_every_setting():
         "importance_low": 0.2,
         "importance_high": 2.0,
     }
-    assert grpo_options(Stage(kl_in="reward")).kl_coef == 0
-    assert grpo_options(Stage(aggregation="sequence_mean")).penalty_aggregation == "token_mean"
+    assert make_grpo_options(Stage(kl_in="reward")).kl_coef == 0
+    assert make_grpo_options(Stage(aggregation="sequence_mean")).penalty_aggregation == "token_mean"

@@ -44,7 +44,7 @@ def trained(medssr, tiny_config, tmp_path):
 
 
 def test_off_policy_with_everything_on(trained):
-    """Dr. GRPO in two updates a rollout, packed by a token budget, corrected for the engine, and all offloaded."""
+    """Dr. GRPO with two updates per rollout, packed by a token budget, with importance correction and offloading."""
     stage = {
         "advantage": "mean_only",
         "aggregation": "fixed_length",
@@ -77,7 +77,7 @@ def test_off_policy_with_everything_on(trained):
         assert 0 <= row["zero_variance"] < 1 and row["advantage_abs"] > 0 and row["entropy"] > 0
     assert rows[0]["kl"] == pytest.approx(0, abs=1e-3)  # the reference is where it began
     assert any(row["clip_ratio"] > 0 or row["old_kl"] != 0 for row in rows)  # the second update is off-policy
-    assert "by a forward pass of their own: 2 updates a rollout" in read_json(folder / "summary.json")["old_logprobs"]
+    assert "from a separate forward pass: 2 updates per rollout" in read_json(folder / "summary.json")["old_logprobs"]
 
 
 def test_adapters_reach_engines_and_checkpoint_merged(trained, tiny_model):

@@ -1,4 +1,4 @@
-"""Two real ZeRO-3 ranks and a real vLLM engine: weights arrive whole, by either path, and outlive an engine."""
+"""Two real ZeRO-3 ranks and a real vLLM engine: weights arrive complete, also at a restarted engine."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PROMPTS = [[3, 4, 5, 6], [3, 4, 5, 6, 7, 8, 9], [10, 11, 12], [5, 5, 5, 5, 5]]
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory) -> tuple[Path, Path]:
-    """The same tiny model with two sets of random weights."""
+    """Two models of the same tiny shape with different random weights."""
     folders = []
     tokenizer = tiny_tokenizer()
     for index in range(2):
@@ -65,7 +65,7 @@ def run(models, tmp_path, repo, *overrides: str, **options) -> dict:
 
 
 def logp_error(folder: Path, groups: list[dict]) -> float:
-    """Largest difference of the engines' log-probs to those of the model in `folder`."""
+    """Return the largest difference between the engines' log-probs and those of the model in `folder`."""
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
@@ -79,7 +79,7 @@ def logp_error(folder: Path, groups: list[dict]) -> float:
     return worst
 
 
-def test_engines_sample_from_the_ranks_weights_after_a_sync(models, tmp_path, repo):
+def test_engines_sample_from_synced_weights(models, tmp_path, repo):
     found = run(models, tmp_path, repo)
     assert logp_error(models[0], found["before"]) < 0.1 < logp_error(models[1], found["before"])
     assert logp_error(models[1], found["after"]) < 0.1 < logp_error(models[0], found["after"])
@@ -91,8 +91,8 @@ def test_engines_sample_from_the_ranks_weights_after_a_sync(models, tmp_path, re
     assert versions == [{0}, {2}]
 
 
-def test_an_engine_that_dies_in_a_rollout_comes_back_with_the_current_weights(models, tmp_path, repo):
-    """And one that hangs is named by the next sync."""
+def test_a_dead_engine_is_restarted_with_current_weights(models, tmp_path, repo):
+    """And the next sync names an engine that hangs."""
     found = run(models, tmp_path, repo, "training.sync_timeout_s=20", kill=True, hang=True)
     assert found["restarts"] == 1
     assert [group["number"] for group in found["after"]] == [0, 1, 2, 3]

@@ -1,4 +1,4 @@
-"""`medssr train` on the real stack: the next batch made beside the training, an engine killed, an engine that hangs."""
+"""`medssr train` on the real stack: batches made during training, a killed engine, an engine that hangs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ import psutil
 import pytest
 from tiny_policy import LETTERS, letter_question
 
-from medssr_dist.data.jsonl import JsonlLedger, read_jsonl
+from medssr_dist.data.jsonl import JsonlLedger
+from medssr_dist.run.paths import RunPaths
+from medssr_dist.training.step_metrics import StepMetrics, read_metrics
 
 pytestmark = pytest.mark.slow
 GENEROUS_S = 900
@@ -22,7 +24,7 @@ GENEROUS_S = 900
 
 @pytest.fixture
 def arguments(tiny_config, tmp_path) -> list:
-    """Of `medssr`, to train stage 2 alone on questions whose answer is in the question."""
+    """Arguments of `medssr` that train only stage 2, on questions that contain their answer."""
     rng = random.Random(1)
     data = tmp_path / "letters.jsonl"
     with JsonlLedger(data) as ledger:
@@ -39,16 +41,15 @@ def arguments(tiny_config, tmp_path) -> list:
     ]
 
 
-def rows(run: Path) -> list[dict]:
-    file = run / "training" / "stage2" / "metrics.jsonl"
-    return list(read_jsonl(file)) if file.exists() else []
+def read_steps(run: Path) -> list[StepMetrics]:
+    return read_metrics(RunPaths(run).stage("stage2").metrics)
 
 
-def test_the_next_batch_is_made_beside_the_training(medssr, arguments, tmp_path):
+def test_the_next_batch_is_made_during_training(medssr, arguments, tmp_path):
     medssr(*arguments, "training.async_rollout=true", "training.stage2.importance=token")
-    found = rows(tmp_path / "run")
-    assert [row["policy_lag"] for row in found] == [0, 1, 1]
-    assert all("rollout_kl" in row and row["samples"] == 8 and 2 <= row["prompts_drawn"] <= 8 for row in found)
+    steps = read_steps(tmp_path / "run")
+    assert [step.policy_lag for step in steps] == [0, 1, 1]
+    assert all(step.rollout_kl is not None and step.samples == 8 and 2 <= step.prompts_drawn <= 8 for step in steps)
 
 
 def start(arguments, *more: str) -> subprocess.Popen:
@@ -56,11 +57,11 @@ def start(arguments, *more: str) -> subprocess.Popen:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def engine_core(process: subprocess.Popen, run: Path) -> int:
-    """vLLM's own process of the rollout engine, once a step has been taken."""
+def find_engine_core(process: subprocess.Popen, run: Path) -> int:
+    """Wait until a step is finished; return the process id of vLLM's own process in the rollout engine."""
     end = time.monotonic() + GENEROUS_S
     while time.monotonic() < end and process.poll() is None:
-        if rows(run):
+        if read_steps(run):
             found = [each for each in psutil.process_iter(["name", "environ"]) if is_core_of(each, process.pid)]
             if found:
                 return found[0].pid
@@ -69,31 +70,31 @@ def engine_core(process: subprocess.Popen, run: Path) -> int:
 
 
 def is_core_of(each: psutil.Process, driver: int) -> bool:
-    """Ray's processes are children of its daemon, which the driver has started."""
+    """Return whether it is vLLM's process of this driver. Ray's daemon, a child of the driver, is its ancestor."""
     try:
         return each.name().startswith("VLLM") and any(parent.pid == driver for parent in each.parents())
     except psutil.Error:
         return False
 
 
-def test_an_engine_killed_in_training_comes_back(arguments, tmp_path):
+def test_an_engine_killed_in_training_is_restarted(arguments, tmp_path):
     process = start(arguments, "training.stage2.steps=30")
-    os.kill(engine_core(process, tmp_path / "run"), signal.SIGKILL)
+    os.kill(find_engine_core(process, tmp_path / "run"), signal.SIGKILL)
     output, _ = process.communicate(timeout=GENEROUS_S)
     assert process.returncode == 0, output[-4000:]
-    found = rows(tmp_path / "run")
-    assert [row["step"] for row in found] == list(range(1, 31))
-    assert found[-1]["engine_restarts"] == 1
-    assert {row["policy_lag"] for row in found} == {0}
+    steps = read_steps(tmp_path / "run")
+    assert [step.step for step in steps] == list(range(1, 31))
+    assert steps[-1].engine_restarts == 1
+    assert {step.policy_lag for step in steps} == {0}
 
 
-def test_an_engine_that_hangs_ends_the_run_by_name(arguments, tmp_path):
+def test_a_hanging_engine_ends_the_run_and_is_named(arguments, tmp_path):
     process = start(arguments, "training.stage2.steps=10000", "training.stall_s=20")
-    core = engine_core(process, tmp_path / "run")
+    core = find_engine_core(process, tmp_path / "run")
     os.kill(core, signal.SIGSTOP)
     output, _ = process.communicate(timeout=GENEROUS_S)
     assert process.returncode not in (0, 2, 3)
-    told = next((line for line in output.splitlines() if "training stands still" in line), output[-4000:])
-    assert "rollout engine 0" in told
+    error = next((line for line in output.splitlines() if "training is stalled" in line), output[-4000:])
+    assert "rollout engine 0" in error
     logs = "".join(file.read_text(errors="replace") for file in (tmp_path / "run").rglob("*.err"))
     assert "Current thread" in logs or "Thread 0x" in logs  # the stacks

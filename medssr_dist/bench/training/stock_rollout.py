@@ -37,7 +37,7 @@ class StockSampler(SamplesGenerator):
 
     def __init__(self, strategy, prompts: StockPrompts, tokenizer, engines: list, waited: PromptLoader):
         super().__init__(strategy, prompts, None, tokenizer, engines)
-        self.given = 0
+        self.returned = 0
         self.ranks_free = threading.Condition()
         self._waited = waited
 
@@ -47,17 +47,17 @@ class StockSampler(SamplesGenerator):
 
     def next_step(self) -> StepSamples | None:
         samples, _, drawn, _ = self.generate_samples(**generate_options(self.args))
-        self.given += bool(samples)
+        self.returned += bool(samples)
         return StepSamples(samples, drawn) if samples else None
 
-    def finish(self) -> None:
-        """No batch is made ahead."""
+    def finish_batch(self) -> None:
+        """Do nothing: no batch is made ahead."""
 
     def state_dict(self) -> dict[str, Any]:
-        return {"batches": {"given": self.given}, "prompts": self._waited.state_dict()}
+        return {"batches": {"given": self.returned}, "prompts": self._waited.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.given = state["batches"]["given"]
+        self.returned = state["batches"]["given"]
 
 
 def generate_options(args) -> dict[str, Any]:

@@ -64,9 +64,9 @@ class StockWorkers(RolloutWorkers):
         if "weight_sync" not in self._pieces:
             super().sync_weights()
             return
-        self.sampler.finish()
+        self.sampler.finish_batch()
         ray.get(self._ranks.async_run_method("broadcast_to_vllm"))
-        ray.get([engine.stamp.remote(self.sampler.given) for engine in self.engines.handles])
+        ray.get([engine.set_version.remote(self.sampler.returned) for engine in self.engines.handles])
 
 
 class StockStage(StageActor):

@@ -291,12 +291,12 @@ def _as_stock_takes(stage: Stage, samples: list, advantage_N: torch.Tensor) -> l
 
 def measure_speed(policy, config: Config, samples: list, seconds: float) -> dict[str, float]:
     """Prompt and answer tokens a second over the whole step, and the share of the device's peak."""
-    from medssr_dist.training.update.flops import compute_mfu, count_model_work, peak_flops
+    from medssr_dist.training.update.flops import compute_mfu, count_model_work, find_peak_flops
 
     lengths = torch.tensor([sample.sequences.shape[1] for sample in samples])
     actions = int(sum(sample.action_mask.sum() for sample in samples))
-    peak = peak_flops(config.training.peak_tflops, config.policy.dtype)
-    flops = count_model_work(policy.actor.model.module).update_flops(lengths, actions)
+    peak = find_peak_flops(config.training.peak_tflops, config.policy.dtype)
+    flops = count_model_work(policy.actor.model.module).count_update_flops(lengths, actions)
     return {"tokens_per_s": lengths.sum().item() / seconds} | (
         {"mfu": compute_mfu(flops, seconds, 1, peak)} if peak else {}
     )

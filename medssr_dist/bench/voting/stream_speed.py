@@ -32,7 +32,7 @@ from medssr_dist.bench.voting.voting_figures import StreamSpeed
 from medssr_dist.inference.pool import EnginePool
 from medssr_dist.run.paths import VotingPaths
 from medssr_dist.run.stream import QuestionFeed, follow_kept_labels, has_room, mark_end, publish_taken
-from medssr_dist.training.rollout.examples import PromptLoader, example_of_label
+from medssr_dist.training.rollout.examples import PromptLoader, make_labeled_example
 from medssr_dist.voting.ledger import VoteLedger
 from medssr_dist.voting.vote_scheduler import VoteScheduler, collect_votes
 
@@ -144,7 +144,7 @@ def train(labels: Path, step_s: float) -> int:
     """Load prompts as stage 1 does, sleep `step_s` for each step, and return the number of prompts."""
 
     def examples(start: int):
-        return ((place, example_of_label(label)) for place, label in follow_kept_labels(labels, start))
+        return ((place, make_labeled_example(label)) for place, label in follow_kept_labels(labels, start))
 
     loader = PromptLoader(examples, _Words(), 4096, lambda taken: publish_taken(labels, taken))
     while loader.draw(wrap=loader.taken % _STEP != 0):  # the last step is filled up from the beginning

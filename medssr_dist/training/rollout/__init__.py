@@ -1,1 +1,1 @@
-"""Rollout of a GRPO step: prompts to groups of rewarded samples."""
+"""The rollout of a GRPO step: prompts become groups of rewarded samples."""

@@ -1,4 +1,4 @@
-"""The rollout engines of a stage: work goes to the least busy, and one that dies comes back with current weights."""
+"""The rollout engines of a stage: requests go to the least busy engine, and an engine that dies is restarted."""
 
 from __future__ import annotations
 
@@ -11,57 +11,61 @@ import ray
 if TYPE_CHECKING:
     from medssr_dist.training.rollout.groups import Group, GroupRequest
 
-_DEATHS = 3  # of one engine, without a group that it has finished between them
-_END_S = 30.0
+_MOST_DEATHS = 3  # of one engine, without a finished group in between
 
 
 class EngineLostError(Exception):
-    """Engines die again and again, or one has died that cannot be brought back."""
+    """One engine has died again and again; the message names it."""
 
 
 class RolloutEngines:
-    """Requests in, groups out, whatever becomes of the engines between.
+    """Takes requests and returns groups, even if engines die in between.
+
+    A request that an engine had in flight when it died is sent again.
 
     Args:
-        start: starts engine number i and returns its actor at once, before it can be asked.
-        count: of engines.
-        admit: sends the policy's current weights to these engines, by name.
+        start: start(i) starts engine number i and returns its actor at once, before the engine is ready.
+        count: number of engines.
+        send_weights: sends the policy's current weights to these engines, by name.
 
     Attributes:
-        restarts: engines started again so far.
+        restarts: how often an engine was restarted.
     """
 
     def __init__(
         self,
         start: Callable[[int], ray.actor.ActorHandle],
         count: int,
-        admit: Callable[[dict[str, ray.actor.ActorHandle]], None],
+        send_weights: Callable[[dict[str, ray.actor.ActorHandle]], None],
     ):
-        self._start, self._admit = start, admit
+        self._start, self._send_weights = start, send_weights
         self._engines = [start(index) for index in range(count)]
         self._ready: set[int] = set()
         self._starting: dict[ray.ObjectRef, int] = {}
-        self._asked: dict[ray.ObjectRef, tuple[GroupRequest, int, ray.actor.ActorHandle]] = {}
+        self._in_flight: dict[ray.ObjectRef, tuple[GroupRequest, int, ray.actor.ActorHandle]] = {}
         self._waiting: deque[GroupRequest] = deque()
         self._deaths: Counter[int] = Counter()
         self.restarts = 0
 
     @property
     def handles(self) -> list[ray.actor.ActorHandle]:
+        """The engines' actors, in the order of their numbers."""
         return list(self._engines)
 
-    def named(self) -> dict[str, ray.actor.ActorHandle]:
+    @property
+    def by_name(self) -> dict[str, ray.actor.ActorHandle]:
+        """The engines' actors by name."""
         return {engine_name(index): engine for index, engine in enumerate(self._engines)}
 
     def wait_ready(self) -> None:
-        """Wait until every engine can be asked. Raises what one raises at its start."""
+        """Wait until every engine takes requests. Raises the error of an engine that fails to start."""
         ray.get([engine.ready.remote() for engine in self._engines])
         self._ready = set(range(len(self._engines)))
 
-    def revive(self) -> None:
-        """Start again, and wait for, engines that have died since they were last asked.
+    def restart_dead(self) -> None:
+        """Restart engines that have died unnoticed, and wait for all that are starting.
 
-        They still have the weights they began with: a sync of all engines is to follow.
+        A restarted engine has the weights of the stage's beginning: send weights to all engines afterwards.
         """
         for index in range(len(self._engines)):
             if index in self._ready:
@@ -73,34 +77,35 @@ class RolloutEngines:
                     self._restart(index, error)
         while self._starting:
             done, _ = ray.wait(list(self._starting))
-            self._started(done[0], admit=False)
+            self._finish_start(done[0], needs_weights=False)
 
-    def give(self, request: GroupRequest) -> None:
+    def submit(self, request: GroupRequest) -> None:
+        """Send the request to the least busy engine, at once or as soon as one is ready."""
         self._waiting.append(request)
-        self._hand_out()
+        self._dispatch()
 
-    def take(self) -> Group:
-        """The next group that is done, waited for. Raises RewardError, and EngineLostError."""
+    def next_group(self) -> Group:
+        """Wait for the next finished group, of any request, and return it. Raises RewardError, EngineLostError."""
         while True:
-            self._hand_out()
-            done, _ = ray.wait([*self._asked, *self._starting])
+            self._dispatch()
+            done, _ = ray.wait([*self._in_flight, *self._starting])
             if done[0] in self._starting:
-                self._started(done[0], admit=True)
-            elif group := self._finished(done[0]):
+                self._finish_start(done[0], needs_weights=True)
+            elif group := self._receive(done[0]):
                 return group
 
-    def _hand_out(self) -> None:
+    def _dispatch(self) -> None:
         load = Counter(dict.fromkeys(self._ready, 0))
-        load.update(index for _, index, engine in self._asked.values() if engine is self._engines[index])
+        load.update(index for _, index, engine in self._in_flight.values() if engine is self._engines[index])
         while self._waiting and self._ready:
             index = min(self._ready, key=lambda index: (load[index], index))
             request, engine = self._waiting.popleft(), self._engines[index]
             load[index] += 1
-            self._asked[engine.sample_group.remote(request)] = (request, index, engine)
+            self._in_flight[engine.sample_group.remote(request)] = (request, index, engine)
 
-    def _finished(self, ref: ray.ObjectRef) -> Group | None:
-        """The group; None where its engine has died, and then it is asked for again."""
-        request, index, engine = self._asked.pop(ref)
+    def _receive(self, ref: ray.ObjectRef) -> Group | None:
+        """Return the finished group; None if its engine has died: the request then waits to be sent again."""
+        request, index, engine = self._in_flight.pop(ref)
         try:
             group = ray.get(ref)
         except ray.exceptions.RayError as error:
@@ -115,21 +120,22 @@ class RolloutEngines:
 
     def _restart(self, index: int, error: Exception) -> None:
         self._deaths[index] += 1
-        told = f"{engine_name(index)} died ({type(error).__name__}: {str(error).strip().splitlines()[-1][:300]})"
-        if self._deaths[index] > _DEATHS:
-            raise EngineLostError(f"{told}, for the {self._deaths[index]}th time without a prompt that it has finished")
+        deaths = self._deaths[index]
+        if deaths > _MOST_DEATHS:
+            cause = f"{type(error).__name__}: {str(error).strip().splitlines()[-1][:300]}"
+            raise EngineLostError(f"{engine_name(index)} died {deaths} times without finishing a prompt ({cause})")
         self._ready.discard(index)
         ray.kill(self._engines[index])
         self.restarts += 1
         self._engines[index] = self._start(index)
         self._starting[self._engines[index].ready.remote()] = index
 
-    def _started(self, ref: ray.ObjectRef, admit: bool) -> None:
+    def _finish_start(self, ref: ray.ObjectRef, needs_weights: bool) -> None:
         index = self._starting.pop(ref)
         try:
             ray.get(ref)
-            if admit:
-                self._admit({engine_name(index): self._engines[index]})
+            if needs_weights:
+                self._send_weights({engine_name(index): self._engines[index]})
         except Exception as error:
             if not _is_death(error):
                 raise
@@ -139,12 +145,12 @@ class RolloutEngines:
 
 
 def engine_name(index: int) -> str:
-    """As in messages and on the board."""
+    """Return the engine's name in messages and heartbeats."""
     return f"rollout engine {index}"
 
 
 def _is_death(error: Exception) -> bool:
-    """Whether an engine's actor, or vLLM's process behind it, is gone."""
+    """Return whether the error means that an engine's actor, or vLLM's process behind it, has died."""
     from vllm.v1.engine.exceptions import EngineDeadError
 
     died = (ray.exceptions.RayActorError, EngineDeadError)

@@ -1,4 +1,4 @@
-"""Questions with answers become the prompts that the sampler draws, in an order that survives a restart."""
+"""Questions with answers become the prompts that the sampler draws; after a restart the order continues."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from medssr_dist.data.answers import render_prompt
 from medssr_dist.data.records import Label, Question
@@ -18,7 +19,9 @@ from medssr_dist.run.stream import ALL_TAKEN
 class Example:
     """One question to train on, and the answer that earns the reward.
 
-    confidence: lower bound of the share of valid votes for a pseudo-label; None for an answer given by a human.
+    confidence: lower bound of the share of valid votes for a pseudo-label; None for a human answer.
+
+    Example: Example(Question.make("Which?", ["yes", "no"], source="medqa"), "B", confidence=0.71)
     """
 
     question: Question
@@ -26,18 +29,28 @@ class Example:
     confidence: float | None = None
 
 
-def example_of_label(label: Label) -> Example:
-    """Make a pseudo-labelled example."""
+class DrawnPrompt(NamedTuple):
+    """A prompt for the rollout engines, and its label for the reward.
+
+    text: the rendered chat prompt. label: JSON object with `answer`, `options`, `id` and `confidence` of the example.
+    """
+
+    text: str
+    label: str
+
+
+def make_labeled_example(label: Label) -> Example:
+    """Return the example of a question with its pseudo-label."""
     return Example(label.question, label.answer, label.confidence_valid[0])
 
 
-def examples_of_labels(labels: Iterable[Label]) -> Iterator[Example]:
-    """Make pseudo-labelled examples, in ledger order."""
-    return map(example_of_label, labels)
+def make_labeled_examples(labels: Iterable[Label]) -> Iterator[Example]:
+    """Yield the examples of questions with pseudo-labels, in the order of the ledger."""
+    return map(make_labeled_example, labels)
 
 
-def examples_of_questions(questions: Iterable[Question]) -> list[Example]:
-    """Make human-annotated examples. Raises InputError for a question without an answer."""
+def make_annotated_examples(questions: Iterable[Question]) -> list[Example]:
+    """Return the examples of human-annotated questions. Raises InputError for a question without an answer."""
     examples = []
     for question in questions:
         if question.truth is None:
@@ -47,21 +60,22 @@ def examples_of_questions(questions: Iterable[Question]) -> list[Example]:
 
 
 def shuffle(examples: list[Example], random_seed: int) -> list[Example]:
-    """Return the same examples in a seeded order."""
+    """Return the same examples in a random order that depends on the seed alone."""
     return random.Random(random_seed).sample(examples, len(examples))
 
 
 class PromptLoader:
     """Draws prompts, one at a time, and skips examples whose prompt leaves no room for an answer.
 
-    The state is the place in the stream of examples after the last prompt drawn. It is saved with each checkpoint; a
-    restart resumes from there and reads nothing before it.
+    Its state is the place in the stream of examples after the last prompt drawn. The state is saved with each
+    checkpoint. After a restart the loader resumes at this place and does not read earlier examples.
 
     Args:
-        examples: examples(start) yields (place after it, Example) in order, from place `start` on, 0 being the
-            beginning; it may wait for examples that do not exist yet.
-        on_taken: called during the first pass with the number of examples taken so far, and with ALL_TAKEN once no more
-            will be taken.
+        examples: examples(start) yields (place after the example, Example) in order, from place `start` on; 0 is the
+            beginning. It may wait for examples that do not exist yet.
+        max_prompt_tokens: examples with longer prompts are skipped.
+        on_taken: called during the first pass with the number of examples taken so far, and with ALL_TAKEN when no
+            more will be taken.
 
     Attributes:
         taken: prompts drawn so far.
@@ -72,7 +86,7 @@ class PromptLoader:
     def __init__(
         self,
         examples: Callable[[int], Iterable[tuple[int, Example]]],
-        tokenizer,
+        tokenizer: Any,
         max_prompt_tokens: int,
         on_taken: Callable[[int], None] = lambda taken: None,
     ):
@@ -82,16 +96,16 @@ class PromptLoader:
         self._on_taken = on_taken
         self._place = 0
         self._first_pass = True
-        self._pass: Iterator[tuple[str, str]] | None = None
+        self._pass: Iterator[DrawnPrompt] | None = None
         self.taken = 0
         self.skipped = 0
         self.waited_s = 0.0
 
-    def draw(self, wrap: bool) -> tuple[str, str] | None:
-        """Return the next prompt and its label.
+    def draw(self, wrap: bool) -> DrawnPrompt | None:
+        """Return the next prompt; None after the first pass, if `wrap` is false.
 
         Args:
-            wrap: start again after the last example; otherwise return None once the first pass is over.
+            wrap: start again from the beginning after the last example.
 
         Raises:
             InputError: there is no example, or every prompt is too long.
@@ -100,30 +114,31 @@ class PromptLoader:
             if self._pass is None:
                 self._report_taken()
                 self._pass = self._one_pass()
-            if item := next(self._pass, None):
-                return item
+            if prompt := next(self._pass, None):
+                return prompt
             self._pass = None
         return None
 
     def finish(self) -> None:
-        """No more prompts will be drawn."""
+        """Report that no more prompts will be drawn."""
         self._on_taken(ALL_TAKEN)
 
-    def _one_pass(self) -> Iterator[tuple[str, str]]:
-        """Yield (prompt, label) from the current place to the end of the examples."""
-        for place, example in self._timed(self._examples(self._place)):
+    def _one_pass(self) -> Iterator[DrawnPrompt]:
+        """Yield prompts from the current place to the end of the examples."""
+        for place, example in self._measure_waiting(self._examples(self._place)):
             self._place = place
-            item = self._render(example)
-            self.taken += item is not None
-            self.skipped += item is None and self._first_pass
+            prompt = self._render(example)
+            self.taken += prompt is not None
+            self.skipped += prompt is None and self._first_pass
             self._report_taken()
-            if item:
-                yield item
+            if prompt:
+                yield prompt
         if not self.taken:
             raise InputError("no example to train on: every label was rejected, or every prompt is too long")
         self._place, self._first_pass = 0, False
 
     def state_dict(self) -> dict[str, int]:
+        """Return the state as plain values, for a checkpoint."""
         return {
             "place": self._place,
             "first_pass": self._first_pass,
@@ -132,6 +147,7 @@ class PromptLoader:
         }
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Resume from a state returned by `state_dict`."""
         self._pass = None
         self._place, self._first_pass = state["place"], bool(state["first_pass"])
         self.taken, self.skipped = state["taken"], state["skipped"]
@@ -140,8 +156,8 @@ class PromptLoader:
         if self._first_pass:
             self._on_taken(self.taken + self.skipped)
 
-    def _timed(self, examples: Iterable[tuple[int, Example]]) -> Iterator[tuple[int, Example]]:
-        """Yield the examples; the time spent waiting for them is added to `waited_s`."""
+    def _measure_waiting(self, examples: Iterable[tuple[int, Example]]) -> Iterator[tuple[int, Example]]:
+        """Yield the examples, and add the time spent waiting for each to `waited_s`."""
         iterator = iter(examples)
         while True:
             since = time.monotonic()
@@ -151,7 +167,7 @@ class PromptLoader:
                 return
             yield found
 
-    def _render(self, example: Example) -> tuple[str, str] | None:
+    def _render(self, example: Example) -> DrawnPrompt | None:
         prompt = render_prompt(self._tokenizer, example.question)
         if len(self._tokenizer(prompt, add_special_tokens=False)["input_ids"]) > self._max_prompt_tokens:
             return None
@@ -161,4 +177,4 @@ class PromptLoader:
             "id": example.question.id,
             "confidence": example.confidence,
         }
-        return prompt, json.dumps(label)
+        return DrawnPrompt(prompt, json.dumps(label))

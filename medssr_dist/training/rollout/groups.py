@@ -1,12 +1,14 @@
-"""A prompt and its n samples: as asked of an engine, as it answers, and as OpenRLHF's Experience."""
+"""A group: a prompt and its n samples, as a request to an engine, as its answer, and as OpenRLHF's Experience."""
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import torch
+
     from medssr_dist.training.backend.openrlhf import Experience
 
 
@@ -14,8 +16,10 @@ if TYPE_CHECKING:
 class Sampling:
     """How a stage samples.
 
-    n: samples a prompt. max_tokens: of a sample. logprobs: keep the engine's log-prob of each generated token.
-    random_seed: of the run.
+    n: samples for each prompt. max_tokens: limit of generated tokens for each sample. logprobs: keep the engine's
+    log-prob of each generated token. random_seed: seed of the run.
+
+    Example: Sampling(n=8, temperature=1.0, top_p=1.0, max_tokens=2048, logprobs=False, random_seed=42)
     """
 
     n: int
@@ -28,7 +32,10 @@ class Sampling:
 
 @dataclass(frozen=True)
 class GroupRequest:
-    """`number` counts the prompts given in the stage, from 0; `label` is what the reward reads."""
+    """A request for the n samples of one prompt.
+
+    number: of the prompt in the stage, from 0. prompt_ids: tokens of `prompt`. label: read by the reward.
+    """
 
     number: int
     prompt: str
@@ -38,7 +45,7 @@ class GroupRequest:
 
     @property
     def seed(self) -> int:
-        """Of sample 0; sample i draws with `seed + i`, whichever engine it is given to, and again after a restart."""
+        """Seed of sample 0; sample i uses `seed + i`, on any engine, and again after a restart."""
         name = f"{self.sampling.random_seed}/{self.number}".encode()
         return int.from_bytes(hashlib.sha256(name).digest()[:6], "big")
 
@@ -47,8 +54,11 @@ class GroupRequest:
 class Sample:
     """One generation.
 
-    token_ids: generated tokens, the end token among them. logprobs: one a token, or None where not asked for.
-    invalid: the text names no option. truncated: cut off at max_tokens. version: of the weights that drew it.
+    token_ids: generated tokens, including the end token. logprobs: one for each token, or None if not requested.
+    invalid: the text names no option. truncated: it was cut off at max_tokens. version: of the weights that it was
+    sampled from.
+
+    Example: Sample([9, 2], None, reward=1.0, invalid=False, truncated=False, version=3)
     """
 
     token_ids: list[int]
@@ -71,26 +81,30 @@ class Group:
 
     @property
     def has_variance(self) -> bool:
-        """Whether the rewards differ: else every advantage is 0 and the group has no policy gradient."""
+        """Whether the rewards differ; if not, every advantage is 0 and the group has no policy gradient."""
         return len({sample.reward for sample in self.samples}) > 1
 
-    def as_dict(self) -> dict:
-        """Plain values, for a checkpoint."""
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values, for a checkpoint."""
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: dict) -> Group:
+    def from_dict(cls, values: dict[str, Any]) -> Group:
+        """Read what `as_dict` has returned."""
         return cls(**values | {"samples": [Sample(**sample) for sample in values["samples"]]})
 
-    def experiences(self, version: int) -> list[Experience]:
-        """One Experience a sample, as OpenRLHF's generator makes them: [1, T] tokens and [1, T - 1] action mask.
+    def make_experiences(self, version: int) -> list[Experience]:
+        """Return one Experience for each sample, as OpenRLHF's generator makes them.
+
+        Its shapes are those of one sequence: sequences [1, T], action_mask [1, A] with A = T - 1.
 
         Args:
-            version: of the weights that are trained; `policy_lag` in the info is how far a sample's own are behind.
+            version: version of the weights that are trained. `policy_lag` in the info is this minus the version that
+                the sample was drawn from.
         """
-        return [self._experience(sample, version) for sample in self.samples]
+        return [self._make_experience(sample, version) for sample in self.samples]
 
-    def _experience(self, sample: Sample, version: int) -> Experience:
+    def _make_experience(self, sample: Sample, version: int) -> Experience:
         import torch
 
         from medssr_dist.training.backend.openrlhf import Experience
@@ -109,7 +123,7 @@ class Group:
             sequences=torch.tensor([self.prompt_ids + sample.token_ids]),
             attention_mask=torch.ones(1, total, dtype=torch.long),
             action_mask=action_mask,
-            rollout_log_probs=_after_prompt(sample.logprobs, prompt),
+            rollout_log_probs=_pad_prompt(sample.logprobs, prompt),
             prompts=[self.prompt],
             labels=[self.label],
             images=[None],
@@ -123,8 +137,8 @@ class Group:
         )
 
 
-def _after_prompt(logprobs: list[float] | None, prompt_tokens: int):
-    """[1, T - 1] of log-probs, 0 over the prompt; None where there are none."""
+def _pad_prompt(logprobs: list[float] | None, prompt_tokens: int) -> torch.Tensor | None:
+    """Return the log-probs [1, A], with 0 for tokens of the prompt; None if there are none."""
     import torch
 
     return None if logprobs is None else torch.tensor([[0.0] * (prompt_tokens - 1) + logprobs])

@@ -3,27 +3,38 @@
 from __future__ import annotations
 
 import json
+from typing import NamedTuple
 
 from medssr_dist.data.answers import extract_answer, grade
 
 
 class RewardError(Exception):
-    """The reward of a sample could not be told; the message shows the sample. Ends the run."""
+    """The reward of a sample could not be computed; the message shows the sample. Ends the run."""
 
 
-def score(text: str, label: str) -> tuple[float, bool]:
-    """(reward, whether the text names no option): reward 1.0 if the answer extracted from `text` equals the label.
+class Reward(NamedTuple):
+    """value: 1.0 or 0.0. is_invalid: the text names no option.
+
+    Example: Reward(0.0, is_invalid=True)
+    """
+
+    value: float
+    is_invalid: bool
+
+
+def score(text: str, label: str) -> Reward:
+    """Return the reward of a generated text: 1.0 if the answer extracted from it equals the label, else 0.0.
 
     Args:
-        label: JSON object with the right letter `answer` and the question's `options` (letter -> text).
+        label: JSON object with the correct letter `answer` and the question's `options` (letter -> text).
 
     Raises:
-        RewardError: for whatever was raised, with the sample.
+        RewardError: grading has failed, for any reason; the message shows the sample.
     """
     try:
         target = json.loads(label)
-        invalid = extract_answer(text, target["options"]).letter is None
-        return grade(text, target["options"], target["answer"]), invalid
+        is_invalid = extract_answer(text, target["options"]).letter is None
+        return Reward(grade(text, target["options"], target["answer"]), is_invalid)
     except Exception as error:
-        found = f"{type(error).__name__}: {error}"
-        raise RewardError(f"the reward raised {found}; generated text: {text!r}; label: {label}") from error
+        cause = f"{type(error).__name__}: {error}"
+        raise RewardError(f"the reward raised {cause}; generated text: {text!r}; label: {label}") from error

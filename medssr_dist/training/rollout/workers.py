@@ -1,14 +1,12 @@
-"""The rollout workers of a stage: their engines, the weights that they get and the sampler that they serve."""
+"""The rollout workers of a stage: engines, the sync of their weights, and the sampler that uses them."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from medssr_dist.inference.vllm_args import build_engine_env, build_engine_kwargs
@@ -28,16 +26,20 @@ if TYPE_CHECKING:
 
 
 class RankSync:
-    """The controller's end of the weight sync: the ranks send to the engines that it names."""
+    """The controller's end of the weight sync: it makes the ranks send their weights to engines."""
 
     def __init__(self, ranks: RayActorGroup, settings: SyncSettings):
         self._ranks, self._settings = ranks, settings
         self._connected: dict[str, ray.actor.ActorHandle] = {}
 
     def send(self, engines: dict[str, ray.actor.ActorHandle], version: int) -> None:
-        """Send the policy's current weights, as `version`. Raises SyncError, which names who is missing."""
+        """Send the policy's current weights, as version number `version`, to these engines, by name.
+
+        Raises:
+            SyncError: a rank or an engine did not take part; the message names it.
+        """
         if engines != self._connected:
-            self._connected = {}  # in case connecting fails
+            self._connected = {}  # if connecting fails, the next call connects again
             self._all("connect_engines", engines, self._settings)
             self._connected = engines
         self._all("send_weights", version)
@@ -53,7 +55,7 @@ class RolloutWorkers:
     """Starts the rollout engines, sends them the weights of `ranks`, and makes the sampler that uses them.
 
     Attributes:
-        engines: the engines, restarted when they die.
+        engines: the engines; they are restarted when they die.
         sampler: set by `make_sampler`.
         bundles: placement group of the engines.
     """
@@ -61,17 +63,18 @@ class RolloutWorkers:
     def __init__(self, config: Config, stage: Stage, model: Path, board: HeartbeatBoard, ranks: RayActorGroup):
         self._config, self._stage, self._board = config, stage, board
         self._sync = self.make_sync(ranks)
-        start, self.bundles = engine_starter(config, stage, board, self.engine_options(model))
-        self.engines = RolloutEngines(start, config.training.engines, self._admit)
+        starter = EngineStarter(config, board, self.engine_options(model))
+        self.bundles = starter.bundles
+        self.engines = RolloutEngines(starter.start, config.training.engines, self._send_meanwhile)
         self.sampler: Sampler | None = None
 
     def engine_options(self, model: Path) -> dict[str, Any]:
-        """Return vLLM's arguments for one engine."""
+        """Return vLLM's arguments, which are the same for all engines."""
         training = self._config.training
         options = build_engine_kwargs(model, self._config.policy, self._config.runtime, training.tensor_parallel_size)
         options["weight_transfer_config"] = {"backend": "nccl" if on_gpu() else "gloo"}
         if self._stage.importance != "off":
-            options["logprobs_mode"] = "processed_logprobs"  # of the distribution that was sampled from
+            options["logprobs_mode"] = "processed_logprobs"  # after temperature and top-p
         return options
 
     def make_sync(self, ranks: RayActorGroup) -> RankSync:
@@ -82,28 +85,33 @@ class RolloutWorkers:
         settings = SyncSettings(training.sync_bucket_mb * 2**20, training.sync_timeout_s, training.tensor_parallel_size)
         return RankSync(ranks, settings)
 
-    def make_sampler(self, prompts: PromptLoader, tokenizer) -> Sampler:
+    def make_sampler(self, prompts: PromptLoader, tokenizer: Any) -> Sampler:
         """Make the sampler of the stage."""
-        plan, sampling = plan_batches(self._config, self._stage)
+        plan, sampling = make_batch_plan(self._config, self._stage), make_sampling(self._config, self._stage)
         report = Heartbeat(self._board, "controller").beat
         self.sampler = Sampler(plan, sampling, prompts, tokenizer, self.engines, report)
         return self.sampler
 
     def sync_weights(self) -> None:
-        """Send all engines the policy's weights, once no sample is being drawn with the weights before."""
-        self.sampler.finish()
-        self.engines.revive()
-        self._sync.send(self.engines.named(), self.sampler.given)
+        """Send the policy's weights to all engines, after no sample is being drawn with the previous weights."""
+        self.sampler.finish_batch()
+        self.engines.restart_dead()
+        self._sync.send(self.engines.by_name, self.sampler.returned)
 
-    def _admit(self, engines: dict[str, ray.actor.ActorHandle]) -> None:
+    def _send_meanwhile(self, engines: dict[str, ray.actor.ActorHandle]) -> None:
+        """Send the current weights to restarted engines, while no step is trained."""
         with self.sampler.ranks_free:
-            self._sync.send(engines, self.sampler.given)
+            self._sync.send(engines, self.sampler.returned)
 
 
-def plan_batches(config: Config, stage: Stage) -> tuple[BatchPlan, Sampling]:
-    """Return how batches of the stage are made, and how they are sampled."""
-    plan = BatchPlan(stage.prompts_per_step, stage.steps, stage.drop_zero_variance, config.training.async_rollout)
-    return plan, Sampling(
+def make_batch_plan(config: Config, stage: Stage) -> BatchPlan:
+    """Return how the batches of the stage are made."""
+    return BatchPlan(stage.prompts_per_step, stage.steps, stage.drop_zero_variance, config.training.async_rollout)
+
+
+def make_sampling(config: Config, stage: Stage) -> Sampling:
+    """Return how the stage samples."""
+    return Sampling(
         n=stage.samples_per_prompt,
         temperature=stage.temperature,
         top_p=stage.top_p,
@@ -113,32 +121,34 @@ def plan_batches(config: Config, stage: Stage) -> tuple[BatchPlan, Sampling]:
     )
 
 
-def engine_starter(
-    config: Config, stage: Stage, board: HeartbeatBoard, options: dict[str, Any]
-) -> tuple[Callable[[int], ray.actor.ActorHandle], PlacementGroup]:
-    """Return a function that starts engine number i in its place, and the placement group of all engines.
+class EngineStarter:
+    """Starts rollout engines, each in its own bundle of a placement group.
 
     Args:
+        board: receives the engines' heartbeats.
         options: vLLM's arguments, the same for all engines.
+
+    Attributes:
+        bundles: placement group of all engines.
     """
-    from medssr_dist.training.rollout.rollout_engine import RolloutEngine
 
-    training = config.training
-    size = training.tensor_parallel_size
-    bundles = reserve_bundles([{"GPU": size, "CPU": 1}] * training.engines, "the rollout engines")
-    env = build_engine_env(config.runtime, max(1, (os.cpu_count() or 1) // training.engines))
-    env["GOMP_SPINCOUNT"] = "0"  # its threads wait asleep: the ranks that send weights need the cores
-    actor = ray.remote(RolloutEngine)
+    def __init__(self, config: Config, board: HeartbeatBoard, options: dict[str, Any]):
+        from medssr_dist.training.rollout.rollout_engine import RolloutEngine
 
-    def start(index: int) -> ray.actor.ActorHandle:
-        place = PlacementGroupSchedulingStrategy(bundles, index)
-        actor_options = {
-            "num_gpus": size,
-            "num_cpus": 1,
-            "scheduling_strategy": place,
-            "runtime_env": {"env_vars": env},
-        }
-        own = {"name": engine_name(index), "seed": options["seed"] + index, "num_gpus": 1, "board": board}
-        return actor.options(**actor_options).remote(**(options | own))
+        training = config.training
+        self._board, self._options, self._gpus = board, options, training.tensor_parallel_size
+        self.bundles = reserve_bundles([{"GPU": self._gpus, "CPU": 1}] * training.engines, "the rollout engines")
+        self._env = build_engine_env(config.runtime, max(1, (os.cpu_count() or 1) // training.engines))
+        self._env["GOMP_SPINCOUNT"] = "0"  # waiting threads sleep: the ranks that send weights need the cores
+        self._actor = ray.remote(RolloutEngine)
 
-    return start, bundles
+    def start(self, index: int) -> ray.actor.ActorHandle:
+        """Start engine number `index` and return its actor, before the engine is ready."""
+        actor = self._actor.options(
+            num_gpus=self._gpus,
+            num_cpus=1,
+            scheduling_strategy=PlacementGroupSchedulingStrategy(self.bundles, index),
+            runtime_env={"env_vars": self._env},
+        )
+        own = {"name": engine_name(index), "seed": self._options["seed"] + index, "num_gpus": 1, "board": self._board}
+        return actor.remote(**(self._options | own))

@@ -1,1 +1,1 @@
-"""Update of a GRPO step: groups to micro-batches to optimizer steps."""
+"""The update of a GRPO step: groups become micro-batches, and micro-batches become optimizer steps."""

@@ -1,6 +1,6 @@
-"""The policy network of a rank: OpenRLHF's Actor whose output layer computes log-probs or loss in place of logits.
+"""The policy network of a rank: OpenRLHF's Actor, whose output layer computes log-probs or the loss, not logits.
 
-Only rows that predict an unmasked action reach the output layer: rows of prompt and padding are dropped before it.
+Only rows that predict an unmasked action reach the output layer; rows of prompt and padding are dropped before it.
 Options of OpenRLHF's Actor that this class does not read (images, ring attention, mixture-of-experts loss) are fixed to
 off in `backend/options.py`.
 
@@ -20,9 +20,9 @@ from medssr_dist.kernels import linear_logprob
 from medssr_dist.training.backend.openrlhf import Actor
 from medssr_dist.training.backend.strategy import Strategy
 from medssr_dist.training.update.lm_head import KernelHead, install_head
-from medssr_dist.training.update.sequence_layout import Layout, packed, padded, shared
+from medssr_dist.training.update.sequence_layout import Layout, lay_out_packed, lay_out_padded, lay_out_shared
 
-# (tokens_BT, attention_BT, actions_BA) -> the tensors that the model reads
+# (token_BT, attention_BT, action_BA) -> the model's input
 LayOut = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], Layout]
 # (hidden_RH, weight_VH, target_R) -> one tensor
 OverRows = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -32,10 +32,10 @@ class KernelActor(Actor):
     """OpenRLHF's Actor with the kernels in its output layer.
 
     Args:
-        lay_out: how sequences become the model's input, one of `sequence_layout.py`.
+        lay_out: turns sequences into the model's input; a function of `sequence_layout.py`.
     """
 
-    def __init__(self, *args: Any, lay_out: LayOut = padded, **kwargs: Any):
+    def __init__(self, *args: Any, lay_out: LayOut = lay_out_padded, **kwargs: Any):
         super().__init__(*args, **kwargs)
         install_head(self.model)
         self._lay_out = lay_out
@@ -71,15 +71,15 @@ class KernelActor(Actor):
         layout = self._lay_out(sequences_BT, attention_BT, actions_BA)
 
         def compute_rows(hidden: torch.Tensor, weight_VH: torch.Tensor) -> torch.Tensor:
-            return compute(hidden.flatten(0, 1).index_select(0, layout.rows), weight_VH, layout.target)
+            return compute(hidden.flatten(0, 1).index_select(0, layout.row_R), weight_VH, layout.target_R)
 
         with self.head.computing(compute_rows):
-            output = self.model(layout.tokens, attention_mask=layout.attention, position_ids=layout.positions)
+            output = self.model(layout.token_SL, attention_mask=layout.attention, position_ids=layout.position_SL)
         return output["logits"]
 
 
 def load_actor(strategy: Strategy, folder: str, ds_config: dict[str, Any], lora_rank: int = 0) -> KernelActor:
-    """Load the model in `folder` for this rank, in shards where `ds_config` asks for ZeRO-3."""
+    """Load the model in `folder` for this rank, in shards if `ds_config` is for ZeRO-3."""
     args, training = strategy.args, strategy.config.training
     return KernelActor(
         folder,
@@ -98,7 +98,7 @@ def load_actor(strategy: Strategy, folder: str, ds_config: dict[str, Any], lora_
 
 
 def choose_layout(training: Training) -> LayOut:
-    """Return the layout of `sequence_layout.py` that the config asks for."""
+    """Return the function of `sequence_layout.py` that the config chooses."""
     if training.share_prompts:
-        return shared
-    return packed if training.packing else padded
+        return lay_out_shared
+    return lay_out_packed if training.packing else lay_out_padded

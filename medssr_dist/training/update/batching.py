@@ -1,8 +1,9 @@
-"""Which sample goes to which rank, update and micro-batch: all planned in one place, from the lengths alone.
+"""Which sample goes to which rank, optimizer step and micro-batch: planned in one place, from the lengths alone.
 
-Under ZeRO-3 the ranks gather every weight together, so they take the same number of micro-batches and wait for each
-other in each: the k-th micro-batches of all ranks are a row of the plan, and a row takes as long as its slowest. Rows
-are therefore made of like work. A plan is indices, so that it can be tested without a model.
+Under ZeRO-3 all ranks gather every weight together. They therefore process the same number of micro-batches and wait
+for each other in each of them. A row of the plan holds the micro-batches that the ranks process at the same time, and
+takes as long as its slowest micro-batch, so the micro-batches of a row get similar work. A plan consists of indices of
+samples and can be tested without a model.
 """
 
 from __future__ import annotations
@@ -12,17 +13,21 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-Bins = list[list[int]]  # micro-batches, of indices of samples
-Rows = list[Bins]  # what the ranks do at the same time, a micro-batch each
-Plan = list[list[Bins]]  # [rank][update][micro-batch]; an empty micro-batch is an idle one
+Bins = list[list[int]]  # micro-batches, as indices of samples
+Rows = list[Bins]  # each row: what the ranks process at the same time, one micro-batch for each rank
+MicroBatchPlan = list[list[Bins]]  # [rank][optimizer step][micro-batch]; an empty micro-batch keeps a rank in step
+Cut = Callable[[list[int]], Rows]  # splits the samples of one optimizer step into rows
 
 
-def plan(lengths: Sequence[int], ranks: int, updates: int, seed: int, cut: Callable[[list[int]], Rows]) -> Plan:
-    """Share samples of these `lengths` (tokens) among the updates of a step, then each update's among the ranks.
+def plan_micro_batches(lengths: Sequence[int], ranks: int, updates: int, seed: int, cut: Cut) -> MicroBatchPlan:
+    """Split samples of these `lengths` (tokens) into optimizer steps, and each step into micro-batches of the ranks.
 
     Args:
-        updates: optimizer steps; with more than one, samples are shared in an order drawn from `seed`.
-        cut: an update's samples -> its rows: `balanced`, `budgeted` or `fixed`.
+        updates: number of optimizer steps; with more than one, the samples are split in an order drawn from `seed`.
+        cut: made by `make_balanced_cut`, `make_budget_cut` or `make_fixed_cut`.
+
+    Example: plan_micro_batches([3, 9, 4, 8], 2, 1, 0, make_balanced_cut([3, 9, 4, 8], 2, 1)) is
+        [[[[1], [0]]], [[[3], [2]]]]: the ranks process samples 1 and 3 together, then 0 and 2.
     """
     order = np.arange(len(lengths))
     if updates > 1:
@@ -31,63 +36,70 @@ def plan(lengths: Sequence[int], ranks: int, updates: int, seed: int, cut: Calla
     return [[[row[rank] for row in update] for update in rows] for rank in range(ranks)]
 
 
-def _there_and_back(bins: Bins, ranks: int) -> Rows:
-    """Rows of neighbours; every other one is turned round, so that no rank has all the larger micro-batches."""
-    rows = [bins[start : start + ranks] for start in range(0, len(bins), ranks)]
-    return [row[::-1] if index % 2 else row for index, row in enumerate(rows)]
+def make_balanced_cut(lengths: Sequence[int], ranks: int, size: int) -> Cut:
+    """Return a cut into micro-batches of at most `size` sequences of similar lengths, longest first.
 
+    Similar lengths need little padding.
+    """
 
-def balanced(lengths: Sequence[int], ranks: int, size: int) -> Callable[[list[int]], Rows]:
-    """At most `size` sequences of like lengths a micro-batch, so that little of it is padding; longest first."""
-
-    def cut(samples: list[int]) -> Bins:
+    def cut(samples: list[int]) -> Rows:
         ordered = sorted(samples, key=lambda index: -lengths[index])
-        return _there_and_back(_runs(ordered, _multiple(len(samples) / size, ranks)), ranks)
+        return _make_rows(_split_evenly(ordered, _round_up(len(samples) / size, ranks)), ranks)
 
     return cut
 
 
-def budgeted(lengths: Sequence[int], ranks: int, tokens: int) -> Callable[[list[int]], Rows]:
-    """Sequences of at most `tokens` tokens in all a micro-batch, for packing; the fewest rows that were found.
+def make_budget_cut(lengths: Sequence[int], ranks: int, tokens: int) -> Cut:
+    """Return a cut into micro-batches of at most `tokens` tokens in total, for packing, with few rows.
 
-    No length may be above `tokens`. Longest first into the emptiest bin, with one row more until they fit.
+    No length may exceed `tokens`. Each sample, longest first, goes into the bin with the fewest tokens; if a bin
+    overflows, this is repeated with one more row.
     """
 
-    def cut(samples: list[int]) -> Bins:
+    def cut(samples: list[int]) -> Rows:
         ordered = sorted(samples, key=lambda index: -lengths[index])
-        count = _multiple(sum(lengths[index] for index in samples) / tokens, ranks)
+        count = _round_up(sum(lengths[index] for index in samples) / tokens, ranks)
         while True:
-            bins, fullest = _emptiest_first(ordered, lengths, count)
+            bins, fullest = _fill_bins(ordered, lengths, count)
             if fullest <= tokens:
-                return _there_and_back(bins, ranks)
+                return _make_rows(bins, ranks)
             count += ranks
 
     return cut
 
 
-def fixed(ranks: int, size: int) -> Callable[[list[int]], Rows]:
-    """`size` sequences a micro-batch as they come, a share of neighbours a rank: OpenRLHF's way without its shuffle."""
+def make_fixed_cut(ranks: int, size: int) -> Cut:
+    """Return a cut into micro-batches of `size` sequences in the order of the samples.
 
-    def cut(samples: list[int]) -> Bins:
-        shares = _runs(samples, ranks)
-        rows = _multiple(len(shares[0]) / size, 1)
-        return [list(row) for row in zip(*(_runs(share, rows) for share in shares), strict=True)]
+    Each rank gets adjacent samples: OpenRLHF's way, without its shuffle.
+    """
+
+    def cut(samples: list[int]) -> Rows:
+        shares = _split_evenly(samples, ranks)
+        rows = _round_up(len(shares[0]) / size, 1)
+        return [list(row) for row in zip(*(_split_evenly(share, rows) for share in shares), strict=True)]
 
     return cut
 
 
-def _multiple(needed: float, of: int) -> int:
-    """The least multiple of `of` that is not below `needed`, and at least one."""
-    return max(1, -(-int(np.ceil(needed)) // of)) * of
+def _make_rows(bins: Bins, ranks: int) -> Rows:
+    """Group adjacent bins into rows; every second row is reversed, so that no rank gets the largest bin of each row."""
+    rows = [bins[start : start + ranks] for start in range(0, len(bins), ranks)]
+    return [row[::-1] if index % 2 else row for index, row in enumerate(rows)]
 
 
-def _runs(samples: list[int], count: int) -> Bins:
-    """`samples` cut into `count` runs whose sizes differ by one at most, the larger first."""
+def _round_up(needed: float, multiple: int) -> int:
+    """Return the smallest positive multiple of `multiple` that is at least `needed`."""
+    return max(1, -(-int(np.ceil(needed)) // multiple)) * multiple
+
+
+def _split_evenly(samples: list[int], count: int) -> Bins:
+    """Split into `count` runs of adjacent samples, whose sizes differ by at most one, larger ones first."""
     return [part.tolist() for part in np.array_split(np.asarray(samples, dtype=int), count)]
 
 
-def _emptiest_first(ordered: list[int], lengths: Sequence[int], count: int) -> tuple[Bins, int]:
-    """Each sample into the bin with the fewest tokens so far; the bins, fullest first, and the tokens of that one."""
+def _fill_bins(ordered: list[int], lengths: Sequence[int], count: int) -> tuple[Bins, int]:
+    """Put each sample into the bin with the fewest tokens; return the bins, fullest first, and the fullest's tokens."""
     bins: Bins = [[] for _ in range(count)]
     heap = [(0, number) for number in range(count)]
     for index in ordered:

@@ -1,7 +1,7 @@
-"""From the samples of a step to what each rank trains on: a plan of micro-batches, and the log-probs that they need.
+"""Prepares the samples of a step for the ranks: a plan of micro-batches, and the log-probs that they need.
 
-This takes the place of OpenRLHF's RemoteExperienceMaker, which always computes the policy's log-probs and cuts samples
-in the order in which they arrive.
+It replaces OpenRLHF's RemoteExperienceMaker, which always computes the policy's log-probs and splits samples in the
+order in which they arrive.
 
 Shapes: N samples of a step, B sequences of a micro-batch, T tokens, A = T - 1 actions; padding is on the right.
 """
@@ -20,17 +20,21 @@ from medssr_dist.config.training import Stage
 from medssr_dist.errors import InputError
 from medssr_dist.training.backend.openrlhf import Experience, RayActorGroup, compute_approx_kl, zero_pad_sequences
 from medssr_dist.training.update import batching
-from medssr_dist.training.update.grpo_terms import why_old_logprobs
+from medssr_dist.training.update.grpo_terms import find_old_logprobs_reason
 
 
 @dataclass(frozen=True)
 class UpdateWork:
-    """Micro-batches of one rollout: `shares` is [rank][optimizer step][micro-batch], as many steps on every rank."""
+    """The micro-batches of one rollout.
+
+    shares: [rank][optimizer step][micro-batch]; all ranks have the same numbers of steps and micro-batches.
+    """
 
     shares: list[list[list[Experience]]]
 
     @property
     def batches(self) -> list[Experience]:
+        """All micro-batches of all ranks."""
         return [batch for rank in self.shares for update in rank for batch in update]
 
 
@@ -38,7 +42,7 @@ class ExperienceMaker:
     """Prepares the samples of a step for the ranks.
 
     Args:
-        policy, reference: the ranks that compute log-probs; reference is None where no KL is measured.
+        policy, reference: the ranks that compute log-probs; reference is None if no KL is measured.
         pad_token: id of the padding token.
     """
 
@@ -50,29 +54,30 @@ class ExperienceMaker:
         self._policy, self._reference, self._pad_token = policy, reference, pad_token
 
     def plan(self, samples: list[Experience], advantage_N: torch.Tensor, step: int) -> UpdateWork:
-        """Share the samples out among the ranks, as micro-batches with balanced work.
+        """Split the samples into micro-batches of all ranks, with balanced work.
 
         Args:
-            samples: one sequence each, those of a group one after the other.
-            advantage_N: one advantage a sample.
-            step: number of the step, from 0; the seed of the order of its optimizer steps.
+            samples: one sequence each; those of a group are adjacent.
+            advantage_N: advantage of each sample.
+            step: number of the step, from 0; the seed of the order in which samples are split into optimizer steps.
 
         Raises:
-            InputError: the samples are not whole groups.
+            InputError: the samples do not form whole groups.
         """
         training, stage = self._training, self._stage
         if len(samples) % stage.samples_per_prompt:
-            raise InputError(f"{len(samples)} samples are no whole groups of {stage.samples_per_prompt}")
+            raise InputError(f"{len(samples)} samples are not whole groups of {stage.samples_per_prompt}")
         size = stage.samples_per_prompt if training.share_prompts else 1
         units = [range(start, start + size) for start in range(0, len(samples), size)]
         lengths = [_count_tokens([samples[index] for index in unit]) for unit in units]
         if stage.micro_batch_tokens:
-            cut = batching.budgeted(lengths, training.ranks, stage.micro_batch_tokens)
+            cut = batching.make_budget_cut(lengths, training.ranks, stage.micro_batch_tokens)
         elif training.batching == "balanced":
-            cut = batching.balanced(lengths, training.ranks, stage.micro_batch_size // size)
+            cut = batching.make_balanced_cut(lengths, training.ranks, stage.micro_batch_size // size)
         else:
-            cut = batching.fixed(training.ranks, stage.micro_batch_size)
-        plan = batching.plan(lengths, training.ranks, stage.updates_per_rollout, self._seed + step, cut)
+            cut = batching.make_fixed_cut(training.ranks, stage.micro_batch_size)
+        seed = self._seed + step
+        plan = batching.plan_micro_batches(lengths, training.ranks, stage.updates_per_rollout, seed, cut)
         make = partial(make_micro_batch, samples, advantage_N, pad_token=self._pad_token)
 
         def make_bin(bin_: list[int]) -> Experience:
@@ -81,14 +86,14 @@ class ExperienceMaker:
         return UpdateWork([[[make_bin(bin_) for bin_ in update] for update in rank] for rank in plan])
 
     def add_log_probs(self, work: UpdateWork) -> None:
-        """Fill in the reference's log-probs, and the policy's before the update where the update needs them."""
+        """Fill in the reference's log-probs and, if the update needs them, the policy's before the update."""
         if self._reference is not None:
             self._compute(self._reference, work.batches, "base_action_log_probs")
-        if why_old_logprobs(self._training, self._stage):
+        if find_old_logprobs_reason(self._training, self._stage):
             self._compute(self._policy, work.batches, "action_log_probs")
 
     def subtract_kl(self, work: UpdateWork) -> float | None:
-        """With `kl_in: reward`, subtract the KL to the reference from the advantages; return its mean a token."""
+        """With `kl_in: reward`, subtract the KL to the reference from the advantages; return the mean KL of a token."""
         if not self._stage.kl_in_reward:
             return None
         return subtract_kl(work.batches, self._stage.kl_coef, self._stage.kl_estimator)
@@ -105,7 +110,7 @@ class ExperienceMaker:
 
 
 def _count_tokens(samples: list[Experience]) -> int:
-    """Tokens of samples that share their prompt, or of one."""
+    """Return the tokens of one sample, or of samples that share their prompt, which counts once."""
     answers = sum(int(sample.action_mask.sum()) for sample in samples)
     return samples[0].sequences.shape[1] - int(samples[0].action_mask.sum()) + answers
 
@@ -113,9 +118,9 @@ def _count_tokens(samples: list[Experience]) -> int:
 def make_micro_batch(
     samples: list[Experience], advantage_N: torch.Tensor, indices: list[int], pad_token: int
 ) -> Experience:
-    """Pad the samples of `indices` into one Experience of B sequences.
+    """Return the samples of `indices` as one Experience of B sequences, padded on the right.
 
-    Without any index: one sequence none of whose tokens counts.
+    Without any index, it is one sequence whose tokens are all masked.
     """
     chosen = [samples[index] for index in indices] or samples[:1]
 
@@ -139,7 +144,7 @@ def make_micro_batch(
 def subtract_kl(batches: list[Experience], kl_coef: float, estimator: str) -> float:
     """Subtract from each token's advantage the KL to the reference of this token and all after it.
 
-    Returns the mean KL a token.
+    Returns the mean KL of a token.
     """
     total, tokens = 0.0, 0
     for batch in batches:

@@ -22,8 +22,8 @@ def compute_advantages(reward_BG: torch.Tensor, stage: Stage) -> GroupAdvantage:
     return group_advantage(reward_BG.flatten(), bounds, mode=stage.advantage)
 
 
-def grpo_options(stage: Stage) -> GrpoOptions:
-    """Return the kernels' options for `stage`. Entropy is always computed, at least for the metrics."""
+def make_grpo_options(stage: Stage) -> GrpoOptions:
+    """Return the loss options of the kernels for `stage`. Entropy is always computed, if only for the metrics."""
     fixed = stage.aggregation == "fixed_length"
     return GrpoOptions(
         clip_low=stage.clip_low,
@@ -45,24 +45,24 @@ def grpo_options(stage: Stage) -> GrpoOptions:
     )
 
 
-def why_old_logprobs(training: Training, stage: Stage) -> str:
-    """Return why the policy's log-probs before the update need a forward pass of their own; '' if they do not.
+def find_old_logprobs_reason(training: Training, stage: Stage) -> str:
+    """Return why the policy's log-probs before the update need a separate forward pass; '' if they need none.
 
-    With one optimizer step per rollout, the policy before the update is the one in the training forward: its log-probs,
-    detached, are the old ones, and the ones that an importance correction compares with the rollout engine's.
+    With one optimizer step per rollout, the policy before the update is the policy of the training forward. Its
+    log-probs, detached, are the old log-probs, also for the importance correction against the rollout engine.
     """
     if training.old_logprobs == "always":
         return "training.old_logprobs=always"
     if stage.updates_per_rollout > 1:
-        return f"{stage.updates_per_rollout} updates a rollout"
+        return f"{stage.updates_per_rollout} updates per rollout"
     if stage.kl_in_reward:
         return "kl_in=reward"
     return ""
 
 
 def describe_old_logprobs(training: Training, stage: Stage) -> str:
-    """Describe in words where the old log-probs come from, for the log and the stage's summary."""
-    reason = why_old_logprobs(training, stage)
+    """Describe where the old log-probs come from, for the log and the stage's summary."""
+    reason = find_old_logprobs_reason(training, stage)
     if reason:
-        return f"by a forward pass of their own: {reason}"
-    return "those of the training forward: one update a rollout is exactly on-policy"
+        return f"from a separate forward pass: {reason}"
+    return "from the training forward: one update per rollout is exactly on-policy"

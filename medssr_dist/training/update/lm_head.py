@@ -1,8 +1,10 @@
-"""The policy's output layer, with the work that needs its weight done inside its own forward.
+"""The policy's output layer, which can compute log-probs or the loss in its forward instead of logits.
 
-Under ZeRO-3 `lm_head.weight` has no elements outside the forward of its module: DeepSpeed's hooks gather it there,
-gather it again before the backward of what that forward returned, and reduce its gradient after. So log-probs and
-loss are computed where the logits would have been, and take their place as the model's output.
+Under ZeRO-3, `lm_head.weight` has no elements outside the forward of its module: DeepSpeed's hooks gather it for the
+forward, gather it again for the backward, and then reduce its gradient. So log-probs and loss are computed in this
+forward, and the model returns them in place of the logits.
+
+Shapes: R rows that predict an action, H hidden size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -15,23 +17,23 @@ from torch import nn
 
 from medssr_dist.errors import InputError
 
-# Settings of models that change the logits after the output layer, where the kernels do not see them.
+# Settings of models that change the logits after the output layer; the kernels do not support them.
 _LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
 
 class KernelHead(nn.Linear):
-    """A linear output layer, sharing the weight of `linear`, whose forward can be lent to a computation."""
+    """A linear output layer with the weight of `linear`, whose forward can run another computation."""
 
     def __init__(self, linear: nn.Linear):
         nn.Module.__init__(self)
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.weight = linear.weight  # the same Parameter: a tied embedding stays tied
+        self.weight = linear.weight  # the same Parameter, so that a tied embedding stays tied
         self.register_parameter("bias", None)
         self._compute: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
 
     @contextmanager
     def computing(self, compute: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Iterator[None]:
-        """Within, forward gives `compute(hidden, weight)`, one tensor, in place of the logits."""
+        """While the context is open, forward returns `compute(hidden, weight_VH)`, one tensor, in place of logits."""
         self._compute = compute
         try:
             yield
@@ -43,9 +45,10 @@ class KernelHead(nn.Linear):
 
 
 def install_head(model: nn.Module) -> None:
-    """Give a Hugging Face model a KernelHead, before DeepSpeed hooks its modules.
+    """Replace the output layer of a Hugging Face model by a KernelHead, before DeepSpeed hooks its modules.
 
-    Raises InputError for a model whose logits are more than hidden states times a matrix.
+    Raises:
+        InputError: the model's logits are not just hidden states times a matrix.
     """
     head = model.get_output_embeddings()
     changes = [name for name in _LOGIT_CHANGES if getattr(model.config, name, None) not in (None, 1.0)]
@@ -53,7 +56,7 @@ def install_head(model: nn.Module) -> None:
     if changes or not isinstance(head, nn.Linear):
         found = ", ".join(changes) or type(head).__name__
         raise InputError(
-            f"{type(model).__name__} has {found} at its output, which the training kernels do not compute; choose a "
+            f"{type(model).__name__} has {found} at its output, which the training kernels do not support; choose a "
             "policy.model whose logits are its hidden states times a matrix, such as Qwen3 or Llama"
         )
     model.set_output_embeddings(KernelHead(head))

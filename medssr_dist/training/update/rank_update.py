@@ -1,14 +1,14 @@
 """The update on one ZeRO-3 rank: optimizer steps over the micro-batches that the controller planned for it.
 
-For each optimizer step, the loss of a micro-batch is its share of the mean over all tokens (or sequences) of all ranks,
-so that gradients simply add up (arXiv 2402.03300 eq. 3, with the options of `kernels.GrpoOptions`):
+In each optimizer step, the loss of a micro-batch is its share of the mean over all tokens (or sequences) of all ranks,
+so that gradients are summed (arXiv 2402.03300 eq. 3, with the options of `kernels.GrpoOptions`):
 
     forward    hidden_RH of the rows that predict an action
     loss       linear_grpo_loss(hidden_RH, weight_VH, target_R, advantage_R, ...), with its gradients: three GEMMs
-    backward   DeepSpeed adds the gradients up and reduces them over the ranks
+    backward   DeepSpeed sums the gradients and reduces them over the ranks
     step       AdamW, once after the last micro-batch
 
-Counts are reduced over the ranks once an optimizer step, metrics once a rollout.
+Counts are reduced over the ranks once per optimizer step, metrics once per rollout.
 Shapes: R rows that predict an unmasked action, H hidden size, V vocabulary, B sequences of a micro-batch, A actions.
 """
 
@@ -25,8 +25,8 @@ from torch.nn import functional as F
 
 from medssr_dist.kernels import GrpoMetrics, linear_grpo_loss
 from medssr_dist.training.backend.openrlhf import Experience
-from medssr_dist.training.update.flops import compute_mfu, count_model_work, peak_flops
-from medssr_dist.training.update.grpo_terms import grpo_options
+from medssr_dist.training.update.flops import compute_mfu, count_model_work, find_peak_flops
+from medssr_dist.training.update.grpo_terms import make_grpo_options
 
 if TYPE_CHECKING:
     from medssr_dist.training.backend.strategy import Strategy
@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StepCounts:
-    """What the loss of one optimizer step is divided by, over all ranks and micro-batches; 0-d tensors, at least 1.
+    """The divisors of the loss in one optimizer step, over all ranks and micro-batches; 0-d tensors, at least 1.
 
-    tokens: unmasked actions. sequences: those with at least one. ranks: number of data-parallel ranks.
+    tokens: unmasked actions. sequences: sequences with at least one action. ranks: number of data-parallel ranks.
     """
 
     tokens: torch.Tensor
@@ -55,18 +55,19 @@ class RankUpdate:
     def __init__(self, strategy: Strategy, actor: KernelActor, optimizer, scheduler):
         self.strategy, self.actor = strategy, actor
         self._optimizer, self._scheduler = optimizer, scheduler
-        self._options = grpo_options(strategy.grpo)
+        self._options = make_grpo_options(strategy.grpo)
         self._work = count_model_work(strategy._unwrap_model(actor))
 
     def run(self, updates: list[list[Experience]], on_progress: Callable[[], None]) -> dict[str, float]:
         """Take one optimizer step for each list of micro-batches.
 
         Args:
-            updates: as many on every rank; a micro-batch without any unmasked action keeps a rank in step.
+            updates: equally many on every rank; a micro-batch without unmasked actions keeps a rank in step.
             on_progress: called before each micro-batch.
 
         Returns:
-            Metric name (see StepMetrics) -> mean over all tokens of all ranks, last gradient norm and rate, speeds.
+            Field name of StepMetrics -> mean over all tokens of all ranks; gradient norm and learning rate are the
+            last ones.
         """
         device = torch.device(torch.cuda.current_device())
         means, started = _TokenMeans(device), time.monotonic()
@@ -79,16 +80,16 @@ class RankUpdate:
                 self.strategy.update_ends = number == len(micro_batches)
                 tokens_and_flops += self._count_work(experience)
                 means.add(self.train_micro_batch(experience.to_device(device), counts), experience.action_mask.sum())
-        values = means.reduce()  # waits for the device
+        values = means.reduce()  # this waits for the device
         last = {"learning_rate": self._scheduler.get_last_lr()[0], "grad_norm": self.strategy.get_grad_norm(self.actor)}
         return values | last | self._measure_speed(tokens_and_flops, time.monotonic() - started, device)
 
     def train_micro_batch(self, experience: Experience, counts: StepCounts) -> dict[str, torch.Tensor]:
-        """Forward, backward and, where `strategy.update_ends`, the optimizer's step; return means over its tokens."""
+        """Run forward, backward and, if `strategy.update_ends`, the optimizer; return means over its tokens."""
         loss, metrics = self._compute_loss(experience, counts)
         self.strategy.backward(loss, self.actor, self._optimizer)
         self.strategy.optimizer_step(self._optimizer, self.actor, self._scheduler, name="actor")
-        # The loss is this micro-batch's share of the step's mean; its own mean is what can be averaged over tokens.
+        # The loss is the share of this micro-batch in the mean of the step; its own mean can be averaged over tokens.
         own_mean = counts.tokens / (counts.ranks * experience.action_mask.sum().clamp(min=1))
         found = {
             "loss": loss.detach() * own_mean,
@@ -132,10 +133,10 @@ class RankUpdate:
         return loss, metrics[-1]
 
     def _count_work(self, experience: Experience) -> torch.Tensor:
-        """(tokens, floating-point operations) of a micro-batch; sequences without an action do not count."""
+        """Return [tokens, floating-point operations] of a micro-batch; sequences without actions are not counted."""
         busy = experience.action_mask.any(1)
         lengths = experience.attention_mask.sum(1)[busy]
-        flops = self._work.update_flops(lengths, int(experience.action_mask.sum()))
+        flops = self._work.count_update_flops(lengths, int(experience.action_mask.sum()))
         return torch.tensor([int(lengths.sum()), flops], dtype=torch.float64)
 
     def _measure_speed(self, tokens_and_flops: torch.Tensor, seconds: float, device: torch.device) -> dict[str, float]:
@@ -143,7 +144,7 @@ class RankUpdate:
         dist.all_reduce(total)
         tokens, flops = total.tolist()
         ranks, config = dist.get_world_size(), self.strategy.config
-        peak = peak_flops(config.training.peak_tflops, config.policy.dtype)
+        peak = find_peak_flops(config.training.peak_tflops, config.policy.dtype)
         speed = {"tokens_per_s_per_gpu": tokens / seconds / ranks}
         return speed if peak is None else speed | {"mfu": compute_mfu(flops, seconds, ranks, peak)}
 
@@ -158,7 +159,7 @@ def count_step(micro_batches: list[Experience], device: torch.device) -> StepCou
 
 
 class _TokenMeans:
-    """Metrics of micro-batches, each weighted by its number of tokens."""
+    """Means of metrics over micro-batches, weighted by their numbers of tokens."""
 
     def __init__(self, device: torch.device):
         self._tokens = torch.zeros((), device=device)
