@@ -99,8 +99,9 @@ class FileCorpus(Corpus):
         return self._count
 
     def __getitem__(self, item: int | slice) -> Any:
-        rows = range(self._count)[item]
-        return list(self._read(rows)) if isinstance(item, slice) else next(self._read([rows]))
+        if isinstance(item, slice):
+            return list(self._read(range(self._count)[item]))
+        return next(self._read([range(self._count)[item]]))
 
     def __iter__(self) -> Iterator[Passage]:
         return self._read(range(self._count))
@@ -108,7 +109,7 @@ class FileCorpus(Corpus):
     def by_id(self, passage_id: str) -> Passage:
         key = _hash_id(passage_id)
         for place in range(*(self._id_hashes.searchsorted(key, side) for side in ("left", "right"))):
-            passage = self[int(self._rows[place])]
+            passage: Passage = self[int(self._rows[place])]
             if passage.id == passage_id:
                 return passage
         raise KeyError(passage_id)
@@ -246,14 +247,15 @@ def _hash_id(passage_id: str) -> int:
 
 
 def _refuse_duplicates(
-    files: list[_ScannedFile], first_rows: list[int], offsets, id_hashes: np.ndarray, rows: np.ndarray
-):
+    files: list[_ScannedFile], first_rows: list[int], offsets: array[int], id_hashes: np.ndarray, rows: np.ndarray
+) -> None:
     """Raise InputError, with both places, if an id occurs twice. Only ids with equal hashes are compared."""
     for place in np.flatnonzero(id_hashes[1:] == id_hashes[:-1]):
-        found = []
+        ids, places = [], []
         for row in rows[place : place + 2]:
             file = files[int(np.searchsorted(first_rows, row, "right")) - 1]
             number, _, line = next(entry for entry in _read_lines(file) if entry[1] == offsets[row])
-            found.append((_parse(line, file.path, number).id, _locate(file.path, number)))
-        if found[0][0] == found[1][0]:
-            raise InputError(f"{found[1][1]}: id {found[1][0]!r} occurs twice, first at {found[0][1]}; make ids unique")
+            ids.append(_parse(line, file.path, number).id)
+            places.append(_locate(file.path, number))
+        if ids[0] == ids[1]:
+            raise InputError(f"{places[1]}: id {ids[0]!r} occurs twice, first at {places[0]}; make ids unique")

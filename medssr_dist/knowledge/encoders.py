@@ -157,7 +157,7 @@ class _BertEncoder:
         self._network = network.to(self._device).eval()
         self._pool, self._max_tokens, self._batch_size = pool, max_tokens, batch_size
 
-    def encode(self, texts: list[str] | list[tuple[str, str]]) -> np.ndarray:
+    def encode(self, texts: Sequence[str | tuple[str, str]]) -> np.ndarray:
         """Return the vectors of the texts, float32 [n, d], in the given order.
 
         Batches are made of texts of similar length, so that they contain little padding.
@@ -175,7 +175,7 @@ class _BertEncoder:
                 progress.update(len(rows))
         return vectors
 
-    def _encode_batch(self, texts: list[str] | list[tuple[str, str]]) -> np.ndarray:
+    def _encode_batch(self, texts: list[str | tuple[str, str]]) -> np.ndarray:
         inputs = self._tokenizer(
             texts, padding=True, truncation=True, max_length=self._max_tokens, return_tensors="pt"
         ).to(self._device)

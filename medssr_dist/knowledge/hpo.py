@@ -134,7 +134,7 @@ def load_terms() -> Terms:
     children: dict[str, list[str]] = defaultdict(list)
     for block in (_find_data() / "hp.obo").read_text(encoding="utf-8").split("\n[Term]\n")[1:]:
         term = block[4 : block.index("\n")]
-        names[term] = re.search(r"^name: (.*)$", block, re.MULTILINE).group(1)
+        names[term] = re.findall(r"^name: (.*)$", block, re.MULTILINE)[0]
         parents[term] = tuple(re.findall(r"^is_a: (HP:\d+)", block, re.MULTILINE))
         for parent in parents[term]:
             children[parent].append(term)

@@ -12,8 +12,8 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -45,7 +45,7 @@ FACTS_FILE = "index.json"
 _RECALL_QUERIES = 200
 _FLOAT = 4  # bytes of a float32
 _SEARCH_BYTES = 150_000_000  # FAISS's blocks, one batch of queries and its results
-_RESIDUALS = 2**16  # the most vectors that FAISS trains the codes on; held in memory twice
+_RESIDUALS = 2**16  # the most vectors that FAISS trains the codes on; two copies are in memory
 
 
 class _Frozen(BaseModel):
@@ -93,7 +93,10 @@ class IndexFacts(IndexSource):
     recall: Recall
 
 
-class _Cached(NamedTuple):
+@dataclass(frozen=True)
+class _Cached:
+    """An index from the cache, with its index.json."""
+
     index: Index
     facts: IndexFacts
 

@@ -134,7 +134,7 @@ class Retriever:
 
     @cached_property
     def _settings(self) -> str:
-        """Hash of everything that the result depends on, except corpus and encoder, which the folder stands for."""
+        """Hash of everything that the result depends on, except corpus and encoder, which determine the folder."""
         knowledge = self._knowledge
         settings: list[str | int] = [knowledge.index, knowledge.top_k]
         if knowledge.index == "ivfpq":

@@ -163,7 +163,7 @@ def build_ivfpq(vectors: Vectors, knowledge: Knowledge, file: Path) -> None:
 
 
 def _split_shards(vectors: Vectors, size: int = 2**15) -> Iterator[np.ndarray]:
-    """Yield slices of the shards, because FAISS holds the residuals of all vectors that are added in one call."""
+    """Yield slices of the shards, because FAISS computes the residuals of all vectors of one call at once."""
     for _, shard in vectors:
         for start in range(0, len(shard), size):
             yield shard[start : start + size]

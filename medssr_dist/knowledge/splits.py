@@ -22,5 +22,5 @@ def assign_split(disease: Disease) -> str:
 
 
 def is_evaluation(disease: Disease) -> bool:
-    """Return whether `disease` is held out for evaluation, so that it is never a synthesis entity."""
+    """Return whether `disease` is reserved for evaluation. Such a disease is never a synthesis entity."""
     return assign_split(disease) == "hpo:evaluation"

@@ -39,7 +39,7 @@ def detect_format(row: Mapping[str, Any]) -> Format:
     """Return the format of `row`. Raises InputError with the keys of `row` and the known formats."""
     for kind, keys in _NOT_QUESTIONS.items():
         if keys <= row.keys():
-            raise InputError(f"holds {kind}, not questions; name the file of the questions themselves")
+            raise InputError(f"contains {kind}, not questions; give the file of the questions")
     for known in FORMATS:
         if known.matches(row):
             return known
@@ -75,7 +75,7 @@ def _make_pubmedqa_parser(rows: list[Row], source: str) -> Parse:
 def _make_medmcqa_parser(rows: list[Row], source: str) -> Parse:
     """MedMCQA: options in `opa` to `opd`, topic in `subject_name`, number of the answer in `cop`.
 
-    `cop` is absent or -1 where the answer is not published.
+    `cop` is absent or -1 if the answer is not published.
     """
     first = _find_first_cop(rows)
 

@@ -43,7 +43,7 @@ def read_questions(source: DataSource, random_seed: int = 42) -> list[Question]:
     path = Path(source.path)
     rows = _read_rows(path)
     if not rows:
-        raise InputError(f"{path} holds no questions; it is empty")
+        raise InputError(f"{path} has no questions; it is empty")
     try:
         parse = detect_format(rows[0]).parser(rows, name_source(source))
     except InputError as error:
