@@ -22,7 +22,7 @@ from medssr_dist.config.base import Section
 
 
 class Objective(Section):
-    """The loss of a stage."""
+    """What a stage optimizes."""
 
     advantage: Literal["group_norm", "mean_only", "rloo"] = Field(
         "group_norm",
@@ -79,7 +79,7 @@ class Objective(Section):
         return self.kl_in == "reward" and self.kl_coef > 0
 
     @model_validator(mode="after")
-    def _kl_has_a_gradient(self) -> Objective:
+    def _refuse_unfit_kl(self) -> Objective:
         if self.kl_in == "reward" and not self.kl_coef:
             raise ValueError("kl_in=reward has no effect with kl_coef = 0; set kl_coef, or leave kl_in out")
         if self.kl_in == "reward" and self.kl_unbiased:
@@ -92,7 +92,7 @@ class Objective(Section):
         return self
 
     @model_validator(mode="after")
-    def _importance_fits(self) -> Objective:
+    def _refuse_unfit_importance(self) -> Objective:
         settings = ("importance_mode", "importance_gate", "importance_low", "importance_high")
         changed = [name for name in settings if getattr(self, name) != type(self).model_fields[name].default]
         if self.importance == "off" and changed:

@@ -84,7 +84,7 @@ class Voting(Section):
     )
 
     @model_validator(mode="after")
-    def _check(self) -> Voting:
+    def _refuse_unfit(self) -> Voting:
         if not self.engines and not self.servers:
             raise ValueError("engines is 0 and servers is empty, so nothing can vote; set engines=1 or name a server")
         if self.max_engines and self.max_engines < self.engines:
@@ -107,7 +107,7 @@ class Evaluation(Section):
     )
 
     @model_validator(mode="after")
-    def _check(self) -> Evaluation:
+    def _refuse_equal_generations(self) -> Evaluation:
         if self.temperature == 0 and self.generations > 1:
             raise ValueError(f"temperature 0 gives {self.generations} equal generations; set generations=1")
         return self
@@ -156,7 +156,7 @@ class Config(Section):
         )
 
     @model_validator(mode="after")
-    def _dtype_trains(self) -> Config:
+    def _refuse_untrainable_dtype(self) -> Config:
         training = self.training
         trained = training.stage1.enabled or training.stage2.enabled
         if self.policy.dtype == "float32" and trained and training.attention == "flash_attention_2":
@@ -167,7 +167,7 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
-    def _micro_batches_hold_a_sequence(self) -> Config:
+    def _refuse_small_micro_batches(self) -> Config:
         for name in STAGES:
             tokens = getattr(self.training, name).micro_batch_tokens
             if 0 < tokens < self.policy.max_model_len:
@@ -178,7 +178,7 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
-    def _lengths_fit(self) -> Config:
+    def _refuse_long_answers(self) -> Config:
         limits = {
             "voting.max_tokens": self.voting.max_tokens,
             "training.stage1.max_new_tokens": self.training.stage1.max_new_tokens,

@@ -44,7 +44,7 @@ class Knowledge(Section):
     rerank_depth: int = Field(20, ge=1, description="passages that the cross-encoder ranks again; at least top_k")
 
     @model_validator(mode="after")
-    def _check(self) -> Knowledge:
+    def _refuse_unfit(self) -> Knowledge:
         if self.index == "ivfpq" and self.candidates < self.top_k:
             raise ValueError(f"candidates = {self.candidates} is below top_k = {self.top_k}")
         if self.reranker and self.rerank_depth < self.top_k:
@@ -182,7 +182,7 @@ class Synthesis(Section):
         return sorted({endpoint.model for endpoint in self.endpoints})
 
     @model_validator(mode="after")
-    def _check(self) -> Synthesis:
+    def _refuse_unfit(self) -> Synthesis:
         if self.most_candidates < self.accepted:
             raise ValueError(f"candidates = {self.candidates} is below accepted = {self.accepted}")
         unpriced = [model for model in self.models if model not in self.prices]
