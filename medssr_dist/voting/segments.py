@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from sys import intern
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import msgspec
 
@@ -98,8 +98,8 @@ def remove_partial(folder: Path) -> None:
         file.unlink()
 
 
-class _KnownVote(NamedTuple):
-    """What is kept in memory of a vote."""
+class _KnownVote(msgspec.Struct, frozen=True, gc=False):
+    """What is kept in memory of a vote. There are millions of them, so the garbage collector does not track them."""
 
     answer: str | None
     method: str | None
