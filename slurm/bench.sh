@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Voting throughput at 1, 2, 4, ... nodes: one job a number of nodes, each voting on the same questions in a run
-# directory of its own; run on the login node, after `medssr synthesize` in the run directory QUESTIONS:
+# Voting throughput on 1, 2, 4, ... nodes: one job for each number of nodes. Each votes on the same questions in a new
+# run directory. Run it on the login node, after `medssr synthesize` in the run directory QUESTIONS:
 #     CONFIG=configs/qwen3_8b.yaml QUESTIONS=runs/qwen3_8b COUNTS="1 2 4" slurm/bench.sh
-#     slurm/bench.sh table runs/bench      # when they have ended
-# Options of sbatch in SBATCH_GPU, the folder in BENCH (default runs/bench). The same command goes on with stopped ones.
+#     slurm/bench.sh table runs/bench      # after the jobs have ended
+# Options of sbatch are in SBATCH_GPU, the folder is BENCH (default runs/bench). The same command resumes stopped jobs.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bench=("${MEDSSR_PYTHON:-${VENV:-.venv}/bin/python}" -m medssr_dist.bench.nodes)

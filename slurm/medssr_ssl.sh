@@ -9,9 +9,9 @@
 #SBATCH --no-kill
 #SBATCH --open-mode=append
 #SBATCH --output=medssr-%j.out
-# The whole method in one job, on as many nodes as it is given; resumed by the same command.
+# The whole method in one job, on any number of nodes. The same command resumes it.
 #     CONFIG=configs/qwen3_8b.yaml sbatch --nodes=4 --gpus-per-node=8 slurm/medssr_ssl.sh voting.samples=32
-# Nodes, GPUs, CPUs, memory and time are sbatch's own options; nothing here is edited between one node and many.
+# Nodes, GPUs, CPUs, memory and time are options of sbatch; the same script runs on one node and on many.
 source "${MEDSSR_HOME:-$SLURM_SUBMIT_DIR}/slurm/common.sh"
-export HF_HUB_OFFLINE=1 # `medssr prefetch` has brought everything
+export HF_HUB_OFFLINE=1 # `medssr prefetch` has downloaded everything
 medssr_launch medssr_ssl.sh run "$@"

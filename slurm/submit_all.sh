@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# The method as four jobs in a chain, each waiting for the one before to succeed; run on the login node:
+# The method as a chain of four jobs; each starts when the one before has succeeded. Run it on the login node:
 #     CONFIG=configs/qwen3_8b.yaml NODES=4 slurm/submit_all.sh voting.samples=32
-# Options of sbatch: for all jobs in SBATCH_ALL, for step 1 (a CPU partition with internet) in SBATCH_SYNTHESIZE, for
-# the others in SBATCH_GPU. FROM=vote (train, evaluate) begins the chain later, e.g. after `medssr synthesize` here.
+# Options of sbatch: SBATCH_ALL for all jobs, SBATCH_SYNTHESIZE for step 1 (a CPU partition with internet), SBATCH_GPU for
+# the others. FROM=vote (or train, evaluate) starts the chain there, e.g. after `medssr synthesize` on the login node.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 : "${CONFIG:?name a config: CONFIG=configs/qwen3_8b.yaml slurm/submit_all.sh}"
@@ -10,7 +10,7 @@ read -ra all <<<"${SBATCH_ALL:-}"
 read -ra cpu <<<"${SBATCH_SYNTHESIZE:-}"
 read -ra gpu <<<"${SBATCH_GPU:-}"
 case "${FROM:-synthesize}" in synthesize | vote | train | evaluate) ;; *)
-    echo "submit_all.sh: FROM='$FROM' is no step; give synthesize, vote, train or evaluate" >&2
+    echo "submit_all.sh: FROM='$FROM' is not a step; give synthesize, vote, train or evaluate" >&2
     exit 2 ;;
 esac
 

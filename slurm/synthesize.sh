@@ -7,8 +7,8 @@
 #SBATCH --no-kill
 #SBATCH --open-mode=append
 #SBATCH --output=medssr-synthesize-%j.out
-# Step 1 alone: on one CPU node, in a partition that reaches the API.
+# Step 1 only, on one CPU node in a partition with access to the API.
 #     CONFIG=... sbatch --partition=cpu slurm/synthesize.sh
-# Nodes, GPUs, CPUs, memory and time are sbatch's own options; nothing here is edited between one node and many.
+# Nodes, GPUs, CPUs, memory and time are options of sbatch; the same script runs on one node and on many.
 source "${MEDSSR_HOME:-$SLURM_SUBMIT_DIR}/slurm/common.sh"
 medssr_launch synthesize.sh synthesize "$@"

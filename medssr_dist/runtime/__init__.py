@@ -1,0 +1,1 @@
+"""What a run stands on: device, Ray cluster, models, network address, cache and log lines."""

@@ -1,4 +1,4 @@
-"""The key of an HTTP API: into the header, and out of everything that is shown or stored."""
+"""The key of an HTTP API: it goes into the header, and is removed from everything that is shown or stored."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from pydantic import SecretStr
 
 from medssr_dist.errors import InputError
 
-ERROR_CHARS = 300  # of a far end's words
+ERROR_CHARS = 300  # of a server's error message
 
 
 def build_auth_header(api_key: SecretStr | None, where: str) -> dict[str, str]:
-    """The header that carries the key; none when there is no key.
+    """Return the header that carries the key; {} if there is no key.
 
     Args:
-        where: names its place in the config and the far end, for the error.
+        where: the key's place in the config and the server, for the error message.
 
-    Raises InputError when no header can carry it.
+    Raises:
+        InputError: the key is empty or has characters that a header cannot carry.
     """
     if api_key is None:
         return {}
@@ -30,13 +31,16 @@ def build_auth_header(api_key: SecretStr | None, where: str) -> dict[str, str]:
 
 
 def scrub(text: str, api_key: SecretStr | None) -> str:
-    """`text` without the key."""
+    """Return `text` with every occurrence of the key replaced by ***."""
     key = api_key.get_secret_value() if api_key else ""
     return text.replace(key, "***") if key else text
 
 
 def read_error_text(answer: bytes, api_key: SecretStr | None) -> str:
-    """What an error answer says, on one line, without the key; the error message alone where there is one."""
+    """Return the error message of a server's answer on one line, without the key; the whole answer if it has none.
+
+    Example: b'{"error": {"message": "no such model"}}' gives "no such model".
+    """
     try:
         error = msgspec.json.decode(answer)["error"]
         text = str(error["message"] if isinstance(error, dict) else error)

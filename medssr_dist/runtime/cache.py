@@ -1,4 +1,4 @@
-"""The user's cache directory: what can be made again, and is costly to make (indexes, converted models)."""
+"""The user's cache directory, for what is costly to make but can be made again: indexes and converted models."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from medssr_dist.errors import InputError
 
 
 def make_cache_dir() -> Path:
-    """$MEDSSR_CACHE, or ~/.cache/medssr_dist; made on first use, readable by its owner only.
+    """Return $MEDSSR_CACHE, or ~/.cache/medssr_dist; create it on first use, readable by its owner only.
 
     Raises:
-        InputError: the directory cannot be made.
+        InputError: the directory cannot be created.
     """
     path = Path(os.environ.get("MEDSSR_CACHE") or "~/.cache/medssr_dist").expanduser()
     try:

@@ -1,24 +1,32 @@
-"""The Ray cluster of a run: joins the one RAY_ADDRESS names, else starts one on this machine."""
+"""The Ray cluster of a run: the one at $RAY_ADDRESS, else a new one on this machine."""
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from medssr_dist.config.schema import Config
 from medssr_dist.errors import InputError
 from medssr_dist.runtime.device import on_gpu
 from medssr_dist.runtime.temp_dir import open_ray_temp_dir
 
-_PLACEMENT_S = 120.0  # engines of the step before may still be on their way out
+if TYPE_CHECKING:
+    from ray.util.placement_group import PlacementGroup
+
+_PLACEMENT_S = 120.0  # engines of the step before may need a while to end
 
 
 def count_slots(config: Config) -> dict[str, int]:
-    """GPUs (on CPU: process slots) each part asks for: voting, training ranks, rollout, reference."""
+    """Return how many slots each part of a run needs. A slot is a GPU, or on CPU a logical GPU for one process.
+
+    Example: {"voting engines": 2, "training ranks": 4, "reference ranks": 0, "rollout engines": 2}
+    """
     training, voting = config.training, config.voting
     ranks = training.nodes * training.ranks_per_node
     return {
@@ -30,7 +38,7 @@ def count_slots(config: Config) -> dict[str, int]:
 
 
 def count_slots_at_once(config: Config) -> int:
-    """The most slots held at once: in stream mode voters and trainer stand side by side."""
+    """Return how many slots a run needs at the same time; in stream mode voting and training run concurrently."""
     needed = count_slots(config)
     voting = needed.pop("voting engines")
     training = sum(needed.values())
@@ -39,9 +47,12 @@ def count_slots_at_once(config: Config) -> int:
 
 @contextmanager
 def open_ray_cluster(config: Config, logs: Path) -> Iterator[None]:
-    """Connect to Ray for the duration of the block; a cluster started here is taken down after it.
+    """Connect to Ray for the duration of the block; a cluster started here ends with it.
 
-    Worker logs go to `logs`. Raises InputError when the cluster has fewer GPUs than asked.
+    Args:
+        logs: folder that gets the logs of the workers.
+    Raises:
+        InputError: the cluster has fewer GPUs than the config needs.
     """
     import ray
 
@@ -53,16 +64,16 @@ def open_ray_cluster(config: Config, logs: Path) -> Iterator[None]:
         else:
             _start(slots, stack.enter_context(open_ray_temp_dir(logs)))
         stack.callback(ray.shutdown)
-        signal.signal(signal.SIGTERM, on_sigterm)  # ray.init puts in its own, which exits on the spot
+        signal.signal(signal.SIGTERM, on_sigterm)  # ray.init sets a handler that exits at once
         _check_slots(slots)
         yield
 
 
 def _join(address: str) -> None:
-    """Join a running cluster; whether it has real GPUs is its own nodes' word, not this machine's."""
+    """Join a running cluster. Its nodes, not this machine, decide whether the run uses GPUs."""
     import ray
 
-    own_ip = os.environ.get("MEDSSR_NODE_IP")  # set by the launcher; Ray's own guess may be another network
+    own_ip = os.environ.get("MEDSSR_NODE_IP")  # set by the launcher; Ray might choose an address of another network
     ray.init(address=address, log_to_driver=False, _node_ip_address=own_ip)
     real_gpus = any(name.startswith("accelerator_type:") for name in ray.cluster_resources())
     os.environ.setdefault("MEDSSR_DEVICE", "cuda" if real_gpus else "cpu")
@@ -70,29 +81,33 @@ def _join(address: str) -> None:
 
 
 def _start(slots: int, temp_dir: Path) -> None:
-    """Start a cluster on this machine; on CPU its GPUs are logical, one a slot."""
+    """Start a cluster on this machine; without real GPUs it gets one logical GPU for each slot."""
     import ray
 
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    # Else vLLM's processes outlive a worker that is killed, and hold its GPU's memory.
+    # Otherwise vLLM's processes survive a killed worker and hold its GPU's memory.
     os.environ.setdefault("RAY_process_group_cleanup_enabled", "true")
-    os.environ.setdefault("RAY_worker_niceness", "0")  # the workers are the work; Ray's own 15 makes them yield to all
+    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's default of 15 would slow the workers down
     ray.init(
         address="local",
         num_cpus=max(os.cpu_count() or 1, 2 * slots + 2),
         num_gpus=None if on_gpu() else slots,
         include_dashboard=False,
         log_to_driver=False,
-        logging_level="WARNING",
+        logging_level=logging.WARNING,
         _temp_dir=str(temp_dir),
     )
 
 
-def reserve_bundles(bundles: list[dict[str, float]], what: str, per_node: int | None = None):
-    """A placement group of `bundles`, waited for. Raises InputError, with asked and available, if it cannot be had.
+def reserve_bundles(bundles: list[dict[str, float]], what: str, per_node: int | None = None) -> PlacementGroup:
+    """Reserve a placement group of `bundles`, and wait at most 120 s for it.
 
     Args:
-        per_node: put this many bundles on each node that is used, in order; None: on as few nodes as hold them.
+        bundles: resources of each bundle. Example: [{"GPU": 1, "CPU": 1}] * 4
+        what: who needs them, for the error message.
+        per_node: number of bundles on each node that is used, in order; None: Ray uses as few nodes as possible.
+    Raises:
+        InputError: the cluster cannot place them; the message gives what was asked for and what is free.
     """
     import ray
     from ray.util.placement_group import placement_group, remove_placement_group
@@ -100,7 +115,7 @@ def reserve_bundles(bundles: list[dict[str, float]], what: str, per_node: int | 
     nodes = _nodes_with_room(per_node * bundles[0]["GPU"]) if per_node else []
     places = [index // per_node for index in range(len(bundles))] if per_node else []
     selectors = [{"ray.io/node-id": nodes[place]} if place < len(nodes) else {} for place in places]
-    group = placement_group(bundles, bundle_label_selector=selectors or None)
+    group: PlacementGroup = placement_group(bundles, bundle_label_selector=selectors or None)
     ready, _ = ray.wait([group.ready()], timeout=_PLACEMENT_S)
     if ready:
         return group
@@ -108,11 +123,11 @@ def reserve_bundles(bundles: list[dict[str, float]], what: str, per_node: int | 
     raise _no_room(bundles[0], len(bundles), what, _free_gpus())
 
 
-def reserve_each(bundle: dict[str, float], count: int, what: str) -> list:
-    """`count` placement groups of one bundle each, on the nodes with most room; all, or InputError as `reserve`.
+def reserve_each(bundle: dict[str, float], count: int, what: str) -> list[PlacementGroup]:
+    """Reserve `count` placement groups of one bundle each. Raises InputError like `reserve_bundles` if one cannot be.
 
-    For what lives on when a node is lost: the part of a larger group that was on it Ray seeks a place for without
-    pause, which takes its control service a whole core until there is one (seen with 2.55).
+    Use it for actors that continue when a node is lost. For a larger group, Ray would search without pause for a new
+    place for the lost part, and keep its control service busy with a whole core (seen with Ray 2.55).
     """
     from ray.util.placement_group import placement_group, remove_placement_group
 
@@ -129,7 +144,7 @@ def reserve_each(bundle: dict[str, float], count: int, what: str) -> list:
 def _free_gpus() -> float:
     import ray
 
-    return ray.available_resources().get("GPU", 0)
+    return float(ray.available_resources().get("GPU", 0))
 
 
 def _no_room(bundle: dict[str, float], count: int, what: str, free: float) -> InputError:
@@ -143,7 +158,7 @@ def _no_room(bundle: dict[str, float], count: int, what: str, free: float) -> In
 
 
 def _nodes_with_room(gpus: float) -> list[str]:
-    """Ids of the nodes with `gpus` free GPUs, those with most of them free first."""
+    """Return the ids of the nodes with `gpus` free GPUs, those with the most free GPUs first."""
     import ray
 
     free = {id: node.get("GPU", 0) for id, node in ray._private.state.available_resources_per_node().items()}

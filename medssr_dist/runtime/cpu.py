@@ -1,4 +1,4 @@
-"""The CPU: its name, and what it has for the arithmetic of vectors and matrices."""
+"""The CPU: its name and its vector and matrix instructions."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import os
 import platform
 from pathlib import Path
 
-ISA_LIMIT = "ONEDNN_MAX_CPU_ISA"  # holds oneDNN, which computes torch's GEMMs in 16 bits, to fewer instructions
+ISA_LIMIT = "ONEDNN_MAX_CPU_ISA"  # restricts the instructions of oneDNN, which computes torch's 16-bit matrix products
 _FAMILIES = ("avx", "amx", "neon", "sve", "sme", "bf16", "fp16", "i8mm")
 
 
 def read_cpu_name() -> str:
-    """The model, as Linux tells it."""
+    """Return the model name that Linux reports. Example: "AMD EPYC 9654 96-Core Processor"."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -19,7 +19,10 @@ def read_cpu_name() -> str:
 
 
 def list_instruction_sets() -> list[str]:
-    """Those for vectors and matrices, by torch's names, sorted. Example: ["amx_bf16", "amx_tile", "avx2"]."""
+    """Return the names of the vector and matrix instruction sets, as torch has them, sorted.
+
+    Example: ["amx_bf16", "amx_tile", "avx2"]
+    """
     import torch
 
     able = torch.cpu.get_capabilities()
@@ -27,11 +30,11 @@ def list_instruction_sets() -> list[str]:
 
 
 def read_isa_limit() -> str | None:
-    """Value of ONEDNN_MAX_CPU_ISA where it is set."""
+    """Return the value of ONEDNN_MAX_CPU_ISA; None if it is not set."""
     return os.environ.get(ISA_LIMIT)
 
 
 def describe_cpu() -> str:
-    """The instruction sets in one line, and the limit where there is one."""
+    """Describe the instruction sets, and the limit if there is one, in one line."""
     limit = f"; {ISA_LIMIT}={read_isa_limit()}" if read_isa_limit() else ""
     return f"{', '.join(list_instruction_sets()) or 'no vector instructions known'}{limit}"

@@ -1,4 +1,4 @@
-"""GPU or CPU: the only place that asks, and what differs in vLLM's arguments and environment."""
+"""Whether the run uses GPUs or the CPU; no other module asks torch for it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ from medssr_dist.errors import InputError
 
 @lru_cache(maxsize=1)
 def on_gpu() -> bool:
-    """True where torch sees a CUDA device. MEDSSR_DEVICE=cpu keeps a GPU machine on its CPU.
+    """Return whether the run uses GPUs: whether torch sees a CUDA device, unless MEDSSR_DEVICE says cpu or cuda.
 
-    Ray actors are told by the driver, through the same variable (`build_device_env`).
+    The driver passes its decision to Ray actors in the same variable (`build_device_env`).
+
+    Raises:
+        InputError: MEDSSR_DEVICE has another value.
     """
     chosen = os.environ.get("MEDSSR_DEVICE", "")
     if chosen not in ("", "cpu", "cuda"):
@@ -26,12 +29,12 @@ def on_gpu() -> bool:
 
 
 def build_device_env() -> dict[str, str]:
-    """What tells a Ray actor the run's device, also where it holds no GPU itself."""
+    """Return the environment that passes the run's device to a Ray actor, even to one without a GPU."""
     return {"MEDSSR_DEVICE": "cuda" if on_gpu() else "cpu", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 
 
 def read_available_memory() -> int:
-    """Bytes that may still be used: the machine's, or the control group's where that is less."""
+    """Return the bytes of memory that are available: on the machine, or in the control group if that is less."""
     lines = Path("/proc/meminfo").read_text().splitlines()
     machine = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
     limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))

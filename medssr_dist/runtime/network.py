@@ -1,4 +1,4 @@
-"""Which of its addresses a node is reached at by the others: the one rule for Ray, gloo, NCCL and the preflight."""
+"""The address at which other nodes reach this one: one rule for Ray, gloo, NCCL and the preflight."""
 
 from __future__ import annotations
 
@@ -12,28 +12,33 @@ from collections.abc import Sequence
 from medssr_dist.errors import InputError
 
 _SIOCGIFADDR = 0x8915  # linux/sockios.h: the IPv4 address of an interface
-_ANY_PORT = 9  # nothing is sent
+_ANY_PORT = 9  # connecting a UDP socket sends nothing
 
 
 def list_interfaces() -> dict[str, str]:
-    """Interface -> its IPv4 address, of those that have one. Example: {"lo": "127.0.0.1", "eth0": "10.0.0.3"}."""
+    """Return interface -> IPv4 address, for the interfaces that have one.
+
+    Example: {"lo": "127.0.0.1", "eth0": "10.0.0.3"}
+    """
     found = {}
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         for _, name in socket.if_nameindex():
             try:
                 answer = fcntl.ioctl(probe, _SIOCGIFADDR, struct.pack("256s", name.encode()))
-            except OSError:  # it has none
+            except OSError:  # it has no address
                 continue
             found[name] = socket.inet_ntoa(answer[20:24])
     return found
 
 
 def find_node_address(peers: Sequence[str] = ()) -> str:
-    """This node's IPv4 address: $MEDSSR_NODE_IP, else that of interface $MEDSSR_IFNAME, else the one that routes to
-    one of `peers` (host names), else that of the first interface beside loopback.
+    """Return this node's IPv4 address.
+
+    The first of these that exists: $MEDSSR_NODE_IP; the address of interface $MEDSSR_IFNAME; the address from which
+    one of `peers` (host names) is reached; the address of the first interface except loopback; 127.0.0.1.
 
     Raises:
-        InputError: MEDSSR_IFNAME names no interface that has an address.
+        InputError: MEDSSR_IFNAME names no interface with an IPv4 address.
     """
     if given := os.environ.get("MEDSSR_NODE_IP"):
         return given
@@ -51,16 +56,16 @@ def find_node_address(peers: Sequence[str] = ()) -> str:
 
 
 def describe(addresses: dict[str, str]) -> str:
-    """Example: "lo 127.0.0.1, eth0 10.0.0.3"."""
+    """Format interfaces and addresses in one line. Example: "lo 127.0.0.1, eth0 10.0.0.3"."""
     return ", ".join(f"{name} {address}" for name, address in addresses.items()) or "none"
 
 
 def _address_towards(peer: str) -> str | None:
-    """The address that packets to `peer` would leave from; None where there is no way, or it stays on this machine."""
+    """Return the source address of packets to `peer`; None if there is no route, or if `peer` is this machine."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect((peer, _ANY_PORT))
         except OSError:
             return None
         address = probe.getsockname()[0]
-    return None if address.startswith("127.") else address
+    return None if address.startswith("127.") else str(address)

@@ -1,4 +1,4 @@
-"""Ray's temporary directory: a run's own, removed at its end, and short: socket paths may have 107 bytes."""
+"""Ray's temporary directory: one for each run, deleted at its end, with a short path, since Ray puts sockets in it."""
 
 from __future__ import annotations
 
@@ -9,45 +9,48 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
-_LONGEST = 107 - 64  # Ray adds up to 64 bytes
+_LONGEST = 107 - 64  # a socket's path has at most 107 bytes, of which Ray adds up to 64
 _PREFIX = "medssr-"
 _KEPT = ("worker-*.out", "worker-*.err", "raylet.*", "gcs_server.*", "ray_process_exit.log")
 
 
 @contextmanager
 def open_ray_temp_dir(logs: Path, parent: Path | None = None, log_prefix: str = "") -> Iterator[Path]:
-    """A folder in `parent` (default: the system's); its logs are kept in `logs`. Those of killed runs are removed.
+    """Create a temporary folder in `parent` (default: the system's) for the duration of the block.
 
-    A lock tells the living from the dead: process ids mean nothing across containers that share /tmp.
+    At the end its logs are copied to `logs`, with `log_prefix` before their names. Folders of killed runs are deleted:
+    nobody holds their lock. (Process ids would not do: containers may share /tmp.)
     """
     parent = _short_enough(parent or Path(tempfile.gettempdir()))
     for stale in parent.glob(f"{_PREFIX}*"):
         if lock := _try_lock(stale):
             shutil.rmtree(stale, ignore_errors=True)
             lock.close()
-    unlocked = Path(tempfile.mkdtemp(prefix=f".{_PREFIX}", dir=parent))  # under a name that nobody clears
+    unlocked = Path(tempfile.mkdtemp(prefix=f".{_PREFIX}", dir=parent))  # under a name that no other run deletes
     lock = _try_lock(unlocked)
     folder = unlocked.rename(parent / unlocked.name[1:])
     try:
         yield folder
     finally:
         _keep_logs(folder, logs, log_prefix)
-        lock.close()
+        if lock:
+            lock.close()
 
 
 def _short_enough(parent: Path) -> Path:
-    """`parent`, or /tmp where Ray's sockets would not fit below it."""
+    """Return `parent`, or /tmp if its path is too long for Ray's sockets."""
     return parent if len(str(parent)) + len(f"/{_PREFIX}") + 8 <= _LONGEST else Path("/tmp")
 
 
-def _try_lock(folder: Path):
-    """The locked file of a run's temporary directory; None while another process holds it, or where it is not ours."""
+def _try_lock(folder: Path) -> TextIO | None:
+    """Lock a run's temporary folder; None if another process holds it, or if another user owns the folder."""
     try:
         if folder.lstat().st_uid != os.getuid():
             return None
         file = open(folder / "lock", "w")  # noqa: SIM115
-    except FileNotFoundError:  # another run of ours has just cleared it
+    except FileNotFoundError:  # another run of this user has just deleted it
         return None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -187,7 +187,7 @@ def _save(run: Path, step: int, complete: bool = True) -> None:
             raise KeyboardInterrupt  # a kill: nothing is cleaned up
         return [{"rank0": 1}]
 
-    keeper = CheckpointKeeper(RunPaths(run).stage("stage1").checkpoints, keep=1, bytes_needed=lambda: 1, write=write)
+    keeper = CheckpointKeeper(RunPaths(run).stage("stage1").checkpoints, 1, lambda: 1, write)
     with suppress(KeyboardInterrupt):
         keeper.save(step, {}, reward=step)
 
