@@ -1,6 +1,6 @@
-"""The offline teacher: an OpenAI-compatible endpoint on loopback that writes questions by rule.
+"""The offline teacher: an OpenAI-compatible endpoint on loopback that composes questions by rules.
 
-It is a stand-in for a paid API in the demo and the tests. It is not a language model and says so.
+It replaces a paid API in the demo and the tests. It is not a language model, and its answers state that.
 """
 
 from medssr_dist.offline_teacher.server import open_endpoints, start_teacher

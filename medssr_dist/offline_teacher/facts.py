@@ -1,7 +1,7 @@
-"""Facts about a disease, taken out of passages by rule: findings, genes, inheritance, onset.
+"""Facts about a disease, extracted from passages by rules: findings, genes, inheritance, onset.
 
-Three forms of passage are read: the sentences that `knowledge.corpus` writes from HPO, the symptom
-tables inside GARD answers ("Depressed nasal bridge 90% ..."), and free prose ("characterized by ...").
+Three kinds of text are understood: the sentences that `knowledge.corpus` writes from HPO, the symptom tables in GARD
+answers ("Depressed nasal bridge 90% ..."), and free prose ("characterized by ...").
 """
 
 from __future__ import annotations
@@ -35,7 +35,14 @@ _MAX_WORDS = 9
 
 @dataclass(frozen=True)
 class Facts:
-    """What passages tell of one disease. `text` is all of them, for checking what they do not tell."""
+    """The facts that passages state about one disease.
+
+    Attributes:
+        modes: modes of inheritance.
+        text: all passages, to check what they do not state.
+
+    Example: Facts(("Dark urine",), ("HGD",), ("Autosomal recessive",), "adult", "Alkaptonuria is ...")
+    """
 
     findings: tuple[str, ...]
     genes: tuple[str, ...]
@@ -50,19 +57,19 @@ def read_facts(contents: Iterable[str]) -> Facts:
     text = " ".join(contents)
     onset = _HPO_ONSET.search(text)
     return Facts(
-        findings=_unique(finding for content in contents for finding in _findings(content)),
-        genes=_unique(gene for content in contents for gene in _genes(content)),
-        modes=_general_mode_last(_unique(_spell_mode(mode) for mode in _MODES.findall(text))),
+        findings=_unique(finding for content in contents for finding in _find_findings(content)),
+        genes=_unique(gene for content in contents for gene in _find_genes(content)),
+        modes=_drop_general_mode(_unique(_spell_mode(mode) for mode in _MODES.findall(text))),
         onset=onset.group(1) if onset else "",
         text=text,
     )
 
 
-def _findings(content: str) -> Iterator[str]:
+def _find_findings(content: str) -> Iterator[str]:
     for group in _HPO_FEATURES.findall(content):
         yield from group.split("; ")
     for table in _GARD_TABLE.findall(content):
-        cells = _GARD_CELL_END.split(table)[:-1]  # after the last mark stands nothing, or a cut-off cell
+        cells = _GARD_CELL_END.split(table)[:-1]  # after the last mark there is nothing, or a truncated cell
         yield from filter(_is_finding, map(_lower_first, cells))
     for group in _PROSE_LIST.findall(re.sub(r"\s*\([^)]*\)", "", content)):
         yield from filter(_is_finding, _PROSE_ITEM_END.split(group))
@@ -72,7 +79,7 @@ def _is_finding(text: str) -> bool:
     return 1 <= len(text.split()) <= _MAX_WORDS and len(text) > 3 and not _NOT_A_FINDING.match(text)
 
 
-def _genes(content: str) -> Iterator[str]:
+def _find_genes(content: str) -> Iterator[str]:
     for group in _HPO_GENES.findall(content) + _GENE_LIST.findall(content):
         yield from (symbol for symbol in _SYMBOL.findall(group) if symbol not in _NOT_A_GENE)
 
@@ -81,8 +88,8 @@ def _spell_mode(mode: str) -> str:
     return mode[:1].upper() + mode[1:].lower()
 
 
-def _general_mode_last(modes: tuple[str, ...]) -> tuple[str, ...]:
-    """Drop a bare 'X-linked' where the recessive or dominant form is told as well."""
+def _drop_general_mode(modes: tuple[str, ...]) -> tuple[str, ...]:
+    """Drop a bare 'X-linked' if the recessive or dominant form is stated too."""
     if any(mode.startswith("X-linked ") for mode in modes):
         return tuple(mode for mode in modes if mode != "X-linked")
     return modes

@@ -1,4 +1,4 @@
-"""Questions with injected knowledge: a vignette about the entity, from what the passages tell of it."""
+"""Questions with injected knowledge: a vignette about the rare disease, composed from the passages about it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from medssr_dist.offline_teacher.facts import Facts, read_facts
 from medssr_dist.offline_teacher.patients import draw_patient
 from medssr_dist.offline_teacher.reading import PromptParts
 
-# Used only when passages and seeds name too few alternatives.
+# Used only if passages and seeds name too few alternatives.
 _SPARE_DISEASES = (
     "Marfan syndrome",
     "Wilson disease",
@@ -25,7 +25,7 @@ _SPARE_DISEASES = (
 )
 _SPARE_GENES = ("FBN1", "CFTR", "ATP7B", "GLA", "PTPN11", "COL4A5", "TSC2", "DMD")
 _MASK = "this condition"
-_OTHER_SHARE = 0.3  # of questions that ask something else than the diagnosis
+_OTHER_SHARE = 0.3  # share of questions that do not ask for the diagnosis
 _TOP_FINDINGS = 12  # passages list the most frequent first
 _ALL_MODES = (
     "Autosomal dominant",
@@ -54,7 +54,7 @@ _VIGNETTES = (
 
 @dataclass(frozen=True)
 class Subject:
-    """The disease asked about, its facts, and the facts of the other diseases among the passages."""
+    """The disease that the question is about, its facts, and the facts of the other diseases in the passages."""
 
     name: str
     facts: Facts
@@ -64,67 +64,70 @@ class Subject:
 
 @dataclass(frozen=True)
 class RareDraft:
-    """A question before its options are shuffled."""
+    """A question before its options are shuffled.
+
+    Example: RareDraft("A 30-year-old man ... most likely diagnosis?", "Alkaptonuria", ["Wilson disease", ...])
+    """
 
     stem: str
     correct: str
     wrong: list[str]
 
 
-def compose_rare(prompt: PromptParts, rng: random.Random) -> RareDraft:
-    """A question about the prompt's entity; diagnosis mostly, else gene, inheritance or expected finding."""
-    subject = _read_subject(prompt)
-    makers: list[Callable[[Subject, random.Random], RareDraft | None]] = [_diagnosis]
+def compose_rare(prompt: PromptParts, entity: str, rng: random.Random) -> RareDraft:
+    """Compose a question about `entity`: mostly the diagnosis, else gene, inheritance or expected finding."""
+    subject = _read_subject(prompt, entity)
+    makers: list[Callable[[Subject, random.Random], RareDraft | None]] = [_ask_diagnosis]
     if rng.random() < _OTHER_SHARE:
-        makers = rng.sample([_gene, _inheritance, _expected_finding], 3) + makers
-    for make in (*makers, _inheritance, _gene):
+        makers = rng.sample([_ask_gene, _ask_inheritance, _ask_expected_finding], 3) + makers
+    for make in (*makers, _ask_inheritance, _ask_gene):
         draft = make(subject, rng)
         if draft:
             return draft
     return _description(subject, rng)
 
 
-def _read_subject(prompt: PromptParts) -> Subject:
-    """Passages are sorted by disease. Where none is about the entity, the nearest passage's disease is asked."""
+def _read_subject(prompt: PromptParts, entity: str) -> Subject:
+    """Group the passages by disease. If none is about the entity, take the disease with the closest name."""
     by_family: dict[str, list[tuple[str, str]]] = {}
     for title, content in prompt.passages:
         by_family.setdefault(derive_family(title), []).append((title, content))
-    name = prompt.entity
+    name = entity
     if derive_family(name) not in by_family:
-        name = next((title for title, content in prompt.passages if _names(title, name)), prompt.passages[0][0])
+        name = next((title for title, content in prompt.passages if _share_name(title, name)), prompt.passages[0][0])
     own = by_family.pop(derive_family(name))
     others = {group[0][0]: read_facts(content for _, content in group) for group in by_family.values()}
-    if name != prompt.entity and not _names(name, prompt.entity):
-        others = {prompt.entity: read_facts([]), **others}
+    if name != entity and not _share_name(name, entity):
+        others = {entity: read_facts([]), **others}
     options = tuple(option for seed in prompt.seeds for option in seed.options if seed.asks_diagnosis)
     return Subject(name, read_facts(content for _, content in own), others, options)
 
 
-def _names(one: str, other: str) -> bool:
-    """Whether one name's words are all in the other's."""
+def _share_name(one: str, other: str) -> bool:
+    """Return whether all words of one name are in the other."""
     left, right = set(split_words(one)), set(split_words(other))
     return left <= right or right <= left
 
 
-def _diagnosis(subject: Subject, rng: random.Random) -> RareDraft | None:
+def _ask_diagnosis(subject: Subject, rng: random.Random) -> RareDraft | None:
     findings = _pick_findings(subject, rng)
     if not findings:
         return None
-    stem = " ".join([_vignette(subject, findings, rng), *_clues(subject, rng), rng.choice(_DIAGNOSIS_ASKS)])
+    stem = " ".join([_write_vignette(subject, findings, rng), *_clues(subject, rng), rng.choice(_DIAGNOSIS_ASKS)])
     return RareDraft(stem, subject.name, _other_diseases(subject, findings, rng))
 
 
-def _gene(subject: Subject, rng: random.Random) -> RareDraft | None:
+def _ask_gene(subject: Subject, rng: random.Random) -> RareDraft | None:
     genes, findings = subject.facts.genes, _pick_findings(subject, rng)
     if not genes or not findings:
         return None
     pool = [gene for facts in subject.others.values() for gene in facts.genes] + rng.sample(_SPARE_GENES, 4)
     ask = f"The diagnosis of {subject.name} is made. A variant in which of the following genes is the likely cause?"
     wrong = [gene for gene in dict.fromkeys(pool) if gene not in genes]
-    return RareDraft(f"{_vignette(subject, findings, rng)} {ask}", genes[0], wrong[:4])
+    return RareDraft(f"{_write_vignette(subject, findings, rng)} {ask}", genes[0], wrong[:4])
 
 
-def _inheritance(subject: Subject, rng: random.Random) -> RareDraft | None:
+def _ask_inheritance(subject: Subject, rng: random.Random) -> RareDraft | None:
     mode = _only_mode(subject)
     if mode is None:
         return None
@@ -132,14 +135,14 @@ def _inheritance(subject: Subject, rng: random.Random) -> RareDraft | None:
     findings = _pick_findings(subject, rng)
     patient = draw_patient(rng, subject.facts.onset, subject.facts.modes)
     opening = (
-        f"{_vignette(subject, findings, rng)} The diagnosis of {subject.name} is made."
+        f"{_write_vignette(subject, findings, rng)} The diagnosis of {subject.name} is made."
         if findings
         else f"The parents of {patient.article_noun} with newly diagnosed {subject.name} come for genetic counseling."
     )
     return RareDraft(f"{opening} Which pattern of inheritance is typical of this disorder?", mode, wrong)
 
 
-def _expected_finding(subject: Subject, rng: random.Random) -> RareDraft | None:
+def _ask_expected_finding(subject: Subject, rng: random.Random) -> RareDraft | None:
     findings = _pick_findings(subject, rng)
     told = subject.facts.text.casefold()
     pool = [finding for facts in subject.others.values() for finding in facts.findings]
@@ -148,7 +151,7 @@ def _expected_finding(subject: Subject, rng: random.Random) -> RareDraft | None:
         return None
     *shown, correct = findings
     ask = f"The diagnosis of {subject.name} is made. Which of the following further findings belongs to this disorder?"
-    return RareDraft(f"{_vignette(subject, shown, rng)} {ask}", correct, rng.sample(wrong, min(4, len(wrong))))
+    return RareDraft(f"{_write_vignette(subject, shown, rng)} {ask}", correct, rng.sample(wrong, min(4, len(wrong))))
 
 
 def _description(subject: Subject, rng: random.Random) -> RareDraft:
@@ -167,23 +170,23 @@ def _description(subject: Subject, rng: random.Random) -> RareDraft:
 
 
 def _pick_findings(subject: Subject, rng: random.Random) -> list[str]:
-    """4-6 findings, telling ones first, none giving the name away; [] when the passages tell too few."""
+    """Pick 4-6 findings, specific ones first, none of which gives the name away; [] if the passages state too few."""
     name = {word for word in split_words(subject.name) if len(word) > 3}
     clean = [finding for finding in subject.facts.findings if not name & set(split_words(finding))]
-    if len(clean) < 3:  # a name such as 'distal myopathy' shares words with what it is made of
-        clean = [finding for finding in subject.facts.findings if not _names(finding, subject.name)]
+    if len(clean) < 3:  # a name such as 'distal myopathy' contains words of its findings
+        clean = [finding for finding in subject.facts.findings if not _share_name(finding, subject.name)]
     if len(clean) < 3:
         return []
     elsewhere = " ".join(facts.text for facts in subject.others.values()).casefold()
     top = clean[:_TOP_FINDINGS]
-    telling = [finding for finding in top if finding.casefold() not in elsewhere]
+    specific = [finding for finding in top if finding.casefold() not in elsewhere]
     count = min(rng.randint(4, 6), len(top))
-    first = rng.sample(telling, min(len(telling), count - 1))
+    first = rng.sample(specific, min(len(specific), count - 1))
     others = [finding for finding in top if finding not in first]
     return first + rng.sample(others, count - len(first))
 
 
-def _vignette(subject: Subject, findings: list[str], rng: random.Random) -> str:
+def _write_vignette(subject: Subject, findings: list[str], rng: random.Random) -> str:
     patient = draw_patient(rng, subject.facts.onset, subject.facts.modes)
     return rng.choice(_VIGNETTES).format(
         Patient=patient.article_noun.capitalize(),
@@ -204,9 +207,9 @@ def _clues(subject: Subject, rng: random.Random) -> Iterable[str]:
 
 
 def _other_diseases(subject: Subject, findings: list[str], rng: random.Random) -> list[str]:
-    """3 or 4 alternatives from the other passages, the seeds' options and the spares, of distinct families.
+    """Pick 3 or 4 wrong diseases from the other passages, the seeds' options and the spares, of distinct families.
 
-    A disease whose own passage tells every finding shown would be right as well, so it is left out.
+    A disease whose passage states every finding shown would be correct too, so it is left out.
     """
     near = [
         title
@@ -216,13 +219,13 @@ def _other_diseases(subject: Subject, findings: list[str], rng: random.Random) -
     pool = near + rng.sample(subject.seed_options, len(subject.seed_options)) + rng.sample(_SPARE_DISEASES, 8)
     chosen: dict[str, str] = {}
     for title in pool:
-        if not _names(title, subject.name) and derive_family(title) != derive_family(subject.name):
+        if not _share_name(title, subject.name) and derive_family(title) != derive_family(subject.name):
             chosen.setdefault(derive_family(title), title)
     return list(chosen.values())[: rng.choice((3, 4))]
 
 
 def _only_mode(subject: Subject) -> str | None:
-    """The mode of inheritance, when the passages tell exactly one and the name does not tell it already."""
+    """Return the mode of inheritance if the passages state exactly one and the name does not contain it."""
     modes = subject.facts.modes
     return modes[0] if len(modes) == 1 and modes[0].casefold() not in subject.name.casefold() else None
 

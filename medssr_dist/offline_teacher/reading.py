@@ -1,9 +1,10 @@
-"""Reads a synthesis prompt back into its parts, by the headings of `synthesis.prompts`."""
+"""Parses a synthesis prompt into its parts, by the headings of `synthesis.prompts`."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from medssr_dist.synthesis.prompts import ENTITY_HEADING, PASSAGE_HEADING, SEED_HEADING, TASK_HEADING
 
@@ -20,29 +21,31 @@ _ASKS_DIAGNOSIS = re.compile(
 
 @dataclass(frozen=True)
 class Seed:
-    """A seed question as the prompt shows it: no answer."""
+    """A seed question as the prompt shows it, without its answer."""
 
     stem: str
     options: tuple[str, ...]
 
     @property
     def asks_diagnosis(self) -> bool:
-        """Whether the last sentence asks for a disease, so that the options are diseases."""
-        return _ASKS_DIAGNOSIS.search(sentences(self.stem)[-1]) is not None
+        """Whether the last sentence asks for a disease; then the options are diseases."""
+        return _ASKS_DIAGNOSIS.search(split_sentences(self.stem)[-1]) is not None
 
 
 @dataclass(frozen=True)
 class PromptParts:
-    """What a prompt holds; `passages` are (title, content) pairs."""
+    """The parts of a prompt; `passages` are (title, content) pairs."""
 
     seeds: tuple[Seed, ...]
     entity: str | None
     passages: tuple[tuple[str, str], ...]
 
 
-def read_prompt(messages: list[dict]) -> PromptParts | None:
-    """The parts of a synthesis prompt; None when it is some other conversation."""
-    seeds, passages, entity = [], [], None
+def read_prompt(messages: list[dict[str, Any]]) -> PromptParts | None:
+    """Return the parts of a synthesis prompt, or None if the messages are another conversation."""
+    seeds: list[Seed] = []
+    passages: list[tuple[str, str]] = []
+    entity = None
     for heading, body in _SECTION.findall(str(messages[-1].get("content", ""))):
         first, *rest = body.split("\n")
         if heading == ENTITY_HEADING:
@@ -54,6 +57,6 @@ def read_prompt(messages: list[dict]) -> PromptParts | None:
     return PromptParts(tuple(seeds), entity, tuple(passages)) if len(seeds) == 2 else None
 
 
-def sentences(text: str) -> list[str]:
-    """`text` cut after sentence ends; at least one item."""
+def split_sentences(text: str) -> list[str]:
+    """Split `text` into sentences; the list has at least one item."""
     return re.split(r"(?<=[.?!])\s+(?=[A-Z(])", text.strip())

@@ -1,4 +1,4 @@
-"""From the body of a chat request to the body of a chat completion."""
+"""Turns the body of a chat request into the body of a chat completion."""
 
 from __future__ import annotations
 
@@ -17,18 +17,23 @@ from medssr_dist.offline_teacher.reading import PromptParts, read_prompt
 
 MODEL = "offline-teacher"
 NOTICE = "offline rule-based stand-in for a synthesis API; not a language model"
-_MOST_OPTIONS = 5
+_MAX_OPTIONS = 5
 
 
 class BadRequest(Exception):
-    """A request that no retry makes good: status 400."""
+    """A request that fails at every retry; it is answered with status 400."""
 
 
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
-    """A chat request that can be answered. `key` is the hash of its messages."""
+    """A chat request that can be answered.
 
-    messages: list[dict]
+    Attributes:
+        schema: the JSON schema that the reply must follow, None for none.
+        key: the hash of the messages.
+    """
+
+    messages: list[dict[str, Any]]
     model: str
     prompt: PromptParts
     schema: Mapping[str, Any] | None
@@ -36,7 +41,7 @@ class ChatRequest:
 
 
 def read_request(body: Any, knows_schemas: bool) -> ChatRequest:
-    """Read a request body. Raises BadRequest if it is none, or asks for what is not on offer."""
+    """Parse a request body. Raises BadRequest if it is no chat request or asks for something unsupported."""
     try:
         messages, model = body["messages"], str(body.get("model") or MODEL)
         prompt = read_prompt(messages)
@@ -44,10 +49,10 @@ def read_request(body: Any, knows_schemas: bool) -> ChatRequest:
         raise BadRequest("the body is not a chat completion request") from None
     if prompt is None:
         raise BadRequest(f"{NOTICE}: it answers the prompts of `medssr synthesize` only")
-    return ChatRequest(messages, model, prompt, _schema(body, knows_schemas), hash_content(messages))
+    return ChatRequest(messages, model, prompt, _read_schema(body, knows_schemas), hash_content(messages))
 
 
-def _schema(body: Mapping[str, Any], supported: bool) -> Mapping[str, Any] | None:
+def _read_schema(body: Mapping[str, Any], supported: bool) -> Mapping[str, Any] | None:
     asked = body.get("response_format") or {"type": "text"}
     kind = asked.get("type") if isinstance(asked, dict) else None
     if kind == "text":
@@ -62,13 +67,13 @@ def _schema(body: Mapping[str, Any], supported: bool) -> Mapping[str, Any] | Non
     raise BadRequest("response_format.json_schema needs a name, and a schema with properties")
 
 
-def complete(asked: ChatRequest, random_seed: int, draws: FaultDraws) -> dict:
-    """The chat completion. Usage is counted at four characters a token."""
-    text = compose_reply(asked.prompt, f"{random_seed} {asked.key}", _most_options(asked.schema))
-    flaw = draws.flaw(asked.messages, structured=asked.schema is not None)
+def complete(asked: ChatRequest, random_seed: int, draws: FaultDraws) -> dict[str, Any]:
+    """Return the chat completion. Its usage assumes four characters per token."""
+    text = compose_reply(asked.prompt, f"{random_seed} {asked.key}", _max_options(asked.schema))
+    flaw = draws.draw_flaw(asked.messages, structured=asked.schema is not None)
     text = spoil(text, flaw) if flaw else text
     if asked.schema is not None:
-        text = _in_form(text, asked.schema)
+        text = _apply_schema(text, asked.schema)
     prompt_tokens = sum(len(str(message.get("content", ""))) for message in asked.messages) // 4
     completion_tokens = len(text) // 4
     return {
@@ -85,13 +90,13 @@ def complete(asked: ChatRequest, random_seed: int, draws: FaultDraws) -> dict:
     }
 
 
-def _most_options(schema: Mapping[str, Any] | None) -> int:
+def _max_options(schema: Mapping[str, Any] | None) -> int:
     letters = schema["properties"].get("options", {}).get("properties") if schema else None
-    return len(letters) if letters else _MOST_OPTIONS
+    return len(letters) if letters else _MAX_OPTIONS
 
 
-def _in_form(text: str, schema: Mapping[str, Any]) -> str:
-    """The reply in the form that the schema gives: its properties, in its order, options as list or as object."""
+def _apply_schema(text: str, schema: Mapping[str, Any]) -> str:
+    """Return the reply in the form of the schema: its properties in its order, options as a list or an object."""
     question = json.loads(text)
     properties = schema["properties"]
     if properties.get("options", {}).get("type") == "array":
@@ -100,12 +105,13 @@ def _in_form(text: str, schema: Mapping[str, Any]) -> str:
 
 
 def compose_reply(prompt: PromptParts, seed: str, most_options: int = 5) -> str:
-    """The reply's text: JSON in the form that the prompt asks for, without an answer."""
+    """Return the text of the reply: JSON in the form that the prompt asks for, without the answer."""
     rng = random.Random(seed)
     if prompt.entity and prompt.passages:
-        draft = compose_rare(prompt, rng)
+        draft = compose_rare(prompt, prompt.entity, rng)
         stem, options = draft.stem, [draft.correct, *draft.wrong[: most_options - 1]]
         rng.shuffle(options)
     else:
-        stem, options = compose_common(prompt, rng, most_options)
+        common = compose_common(prompt, rng, most_options)
+        stem, options = common.stem, common.options
     return json.dumps({"question": stem, "options": dict(zip(LETTERS, options, strict=False))}, ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""`medssr teacher`, also `python -m medssr_dist.offline_teacher.serve`: arguments and the serving loop."""
+"""`medssr teacher`, also `python -m medssr_dist.offline_teacher.serve`: its options and the server process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from medssr_dist.offline_teacher.replies import NOTICE
 from medssr_dist.offline_teacher.server import make_app
 
 DESCRIPTION = (
-    f"Serve an OpenAI-compatible endpoint on loopback: an {NOTICE}. It composes multiple-choice questions by rule "
+    f"Serve an OpenAI-compatible endpoint on loopback: an {NOTICE}. It composes multiple-choice questions by rules "
     "from the seeds and passages in the prompt, for the demo and for tests. "
     "Example: medssr teacher --port 8000, then base_url: http://127.0.0.1:8000/v1 under synthesis.endpoints"
 )
@@ -26,11 +26,11 @@ _PARENT_CHECK_S = 0.5
 
 
 def add_teacher_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the teacher's options: address, seed, and the faults it shows on request."""
+    """Add the teacher's options: address, seed, and the faults that it shows on request."""
     parser.add_argument("--host", default="127.0.0.1", help="address to serve on (default: loopback)")
     parser.add_argument("--port", type=int, default=8000, help="0 = any free port (default: 8000)")
     parser.add_argument("--random-seed", type=int, default=42, help="seed of the replies (default: 42)")
-    parser.add_argument("--exit-with-parent", type=int, metavar="PID", help="end when this parent process is gone")
+    parser.add_argument("--exit-with-parent", type=int, metavar="PID", help="exit when this parent process has ended")
     group = parser.add_argument_group("faults", "misbehave on request; rates are shares of tries, 0 to 1")
     for field in fields(Faults):
         name = "--" + field.name.replace("_", "-") if field.name != "seed" else "--fault-seed"
@@ -43,10 +43,10 @@ def add_teacher_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_teacher(args: argparse.Namespace) -> int:
-    """Serve until SIGINT or SIGTERM; print the base URL on one line once requests are taken.
+    """Serve until SIGINT or SIGTERM. Prints the base URL on one line as soon as requests are accepted.
 
     Raises:
-        InputError: a rate outside 0..1, or the port cannot be used.
+        InputError: a rate is outside 0..1, or the port cannot be used.
     """
     names = [field.name for field in fields(Faults) if field.name != "seed"]
     faults = Faults(seed=args.fault_seed, **{name: getattr(args, name) for name in names})
@@ -60,7 +60,7 @@ def run_teacher(args: argparse.Namespace) -> int:
 
 
 async def serve(host: str, port: int, random_seed: int, faults: Faults, parent: int | None = None) -> None:
-    """Serve until a signal comes, or until process `parent`, if given, is not our parent any more."""
+    """Serve until a signal arrives, or until process `parent`, if given, is no longer the parent of this one."""
     runner = web.AppRunner(make_app(random_seed, faults), access_log=None, shutdown_timeout=1)
     await runner.setup()
     try:
@@ -68,15 +68,15 @@ async def serve(host: str, port: int, random_seed: int, faults: Faults, parent: 
         try:
             await site.start()
         except OSError as error:
-            raise _port_error(host, port, error) from None
+            raise _explain_port_error(host, port, error) from None
         bound = runner.addresses[0][1]
         print(f"http://{host}:{bound}/v1", flush=True)
-        await _until_told_to_end(parent)
+        await _wait_for_end(parent)
     finally:
         await runner.cleanup()
 
 
-async def _until_told_to_end(parent: int | None) -> None:
+async def _wait_for_end(parent: int | None) -> None:
     ended = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, ended.set)
@@ -87,7 +87,7 @@ async def _until_told_to_end(parent: int | None) -> None:
             continue
 
 
-def _port_error(host: str, port: int, error: OSError) -> Exception:
+def _explain_port_error(host: str, port: int, error: OSError) -> Exception:
     if error.errno == errno.EADDRINUSE:
         return InputError(f"port {port} on {host} is taken; choose another with --port, or --port 0 for any free one")
     if error.errno == errno.EACCES:
@@ -96,6 +96,7 @@ def _port_error(host: str, port: int, error: OSError) -> Exception:
 
 
 def main() -> int:
+    """Run the command; return its exit code."""
     parser = argparse.ArgumentParser(prog="medssr teacher", description=DESCRIPTION)
     add_teacher_arguments(parser)
     try:

@@ -1,4 +1,4 @@
-"""The HTTP side of the offline teacher: chat completions, models, files and batches, /healthz and /stats."""
+"""The HTTP server of the offline teacher: chat completions, models, files and batches, /healthz and /stats."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from medssr_dist.offline_teacher.replies import MODEL, NOTICE, BadRequest, compl
 
 
 def make_app(random_seed: int, faults: Faults) -> web.Application:
-    """The teacher as an aiohttp application."""
+    """Return the teacher as an aiohttp application."""
     stats, draws = Stats(), FaultDraws(faults)
     gate = Gate(faults, draws, stats)
     chat = _Chat(random_seed, faults, draws, gate, stats)
@@ -29,8 +29,8 @@ def make_app(random_seed: int, faults: Faults) -> web.Application:
             web.post("/v1/chat/completions", chat.complete),
             web.get("/v1/models", _models),
             web.get("/healthz", _health),
-            web.get("/stats", chat.tell_stats),
-            *Batches(random_seed, faults, draws, gate, stats).routes(),
+            web.get("/stats", chat.report_stats),
+            *Batches(random_seed, faults, draws, gate, stats).list_routes(),
         ]
     )
     return app
@@ -45,6 +45,8 @@ async def _health(_: web.Request) -> web.Response:
 
 
 class _Chat:
+    """Answers chat requests and reports the counts."""
+
     def __init__(self, random_seed: int, faults: Faults, draws: FaultDraws, gate: Gate, stats: Stats):
         self._random_seed = random_seed
         self._faults = faults
@@ -52,41 +54,41 @@ class _Chat:
         self._gate = gate
         self._stats = stats
 
-    async def tell_stats(self, _: web.Request) -> web.Response:
+    async def report_stats(self, _: web.Request) -> web.Response:
         return web.json_response(vars(self._stats))
 
     async def complete(self, request: web.Request) -> web.StreamResponse:
-        with self._stats.answering():
+        with self._stats.count_in_flight():
             try:
                 asked = read_request(await request.json(), not self._faults.no_json_schema)
             except (BadRequest, ValueError) as error:
                 return error_response(400, str(error))
-            fault = self._gate.refusal()
+            fault = self._gate.draw_refusal()
             if fault is None:
                 await asyncio.sleep(self._faults.latency_s)
-                fault = self._gate.fault(asked.messages)
+                fault = self._gate.draw_fault(asked.messages)
             self._stats.count(asked.key, fault or "reply")
             if fault:
                 return await misbehave(fault, request, self._faults)
             return web.json_response(complete(asked, self._random_seed, self._draws))
 
 
-OFFLINE_TEACHER = "offline-teacher"  # the base_url that asks for it
+OFFLINE_TEACHER = "offline-teacher"  # the base_url that stands for this server
 _END_S = 5
 
 
 @contextmanager
 def start_teacher(log_path: Path, random_seed: int = 42, options: Sequence[str] = ()) -> Iterator[str]:
-    """Serve on a free loopback port for the length of the block; yields the base URL.
+    """Run the teacher on a free loopback port during the block; yield its base URL.
 
-    The process ends with the block, and by itself when this process is gone, even by SIGKILL.
+    The process ends with the block, and also when this process ends, even by SIGKILL.
 
     Args:
-        log_path: where its stderr goes.
+        log_path: file for its stderr.
         options: further command-line options, such as ("--rate-429", "0.3").
 
     Raises:
-        RuntimeError: it ended before it served; the message holds the end of its log.
+        RuntimeError: it ended before it was ready; the message contains the end of its log.
     """
     log_path = Path(log_path)
     log_path.parent.mkdir(parents=True, exist_ok=True)
@@ -96,7 +98,7 @@ def start_teacher(log_path: Path, random_seed: int = 42, options: Sequence[str] 
     with open(log_path, "a", encoding="utf-8") as log:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, text=True)
     try:
-        base_url = process.stdout.readline().strip()  # printed once it takes requests; '' when it has ended
+        base_url = process.stdout.readline().strip()  # printed when it is ready; '' if it has ended
         if not base_url:
             raise RuntimeError(f"the offline teacher did not start: {log_path.read_text(encoding='utf-8')[-500:]}")
         yield base_url
@@ -106,7 +108,7 @@ def start_teacher(log_path: Path, random_seed: int = 42, options: Sequence[str] 
 
 @contextmanager
 def open_endpoints(endpoints: list[Endpoint], *, log_path: Path, random_seed: int) -> Iterator[list[Endpoint]]:
-    """`endpoints`, where each 'offline-teacher' is one that is served for the length of the block."""
+    """Yield `endpoints`; an endpoint 'offline-teacher' is replaced by a server that runs during the block."""
     if all(endpoint.base_url != OFFLINE_TEACHER for endpoint in endpoints):
         yield endpoints
         return
@@ -117,7 +119,7 @@ def open_endpoints(endpoints: list[Endpoint], *, log_path: Path, random_seed: in
         ]
 
 
-def _end(process: subprocess.Popen) -> None:
+def _end(process: subprocess.Popen[str]) -> None:
     process.terminate()
     try:
         process.wait(_END_S)

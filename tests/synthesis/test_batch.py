@@ -178,7 +178,7 @@ def test_a_full_account_is_waited_for_with_patience(tmp_path):
         queue = FileQueue(tmp_path, 24, "full")
         run(both, tmp_path, queue)
         assert times_served(url, "full", 24) == [1] * 24 and queue.counts["returned"] > 0
-        with pytest.raises(InputError, match="failed a batch .the limit of what.*smaller synthesis.batch_size"):
+        with pytest.raises(InputError, match="failed a batch .the limit of lines.*smaller synthesis.batch_size"):
             run(settings(url, batch_size=9, retry={"patience_s": 0.1}), tmp_path, FileQueue(tmp_path, 33))
     assert delivered(tmp_path) == list(range(24))
 

@@ -219,7 +219,7 @@ def test_decontamination_names_the_item_and_the_coverage():
     item = Question.make(STEM, OPTIONS, source="bench", source_id="b1")
     half = reply(" ".join(STEM.split()[:25]) + " What should be done first in this man with such a joint?")
     rejected = judge_one(on(decontamination=0.5), half, benchmarks=[item])
-    assert rejected.reason == "decontamination" and "bench:b1 holds 0.5" in rejected.detail
+    assert rejected.reason == "decontamination" and "bench:b1 contains 0.5" in rejected.detail
     assert reason(on(decontamination=0.6), half, benchmarks=[item]) is None
     assert reason(OFF, half, benchmarks=[item]) is None
     short = Question.make("Cause of scurvy?", ["Vitamin C", "Iron"], source="bench")
