@@ -58,7 +58,8 @@ def dry_run(config: Config, run_dir: Path, steps: tuple[str, ...], rates_of: Pat
     folder = run.dry_run
     shutil.rmtree(folder, ignore_errors=True)
     write_json(resolved_config(folder), dump_config(config))
-    model, problem = _locate_policy(config) if steps != ("synthesize",) else (None, None)
+    policy = _locate_policy(config) if steps != ("synthesize",) else None
+    model = policy.folder if policy else Path(config.policy.model)
     if steps == STEPS and not config.training.uses_pseudo_labels:
         steps = ("train", "evaluate")
     print(f"dry run of {', '.join(steps)} in {run.root}; nothing is started")
@@ -67,11 +68,12 @@ def dry_run(config: Config, run_dir: Path, steps: tuple[str, ...], rates_of: Pat
         print_rows(step, [PlanRow("state", _describe_state(run, step)), *_PLANS[step](config, run, folder, model)])
     if steps == STEPS:
         print_rows("wall time", _plan_walltime(config, run, rates_of))
-    if model or problem:
-        print_rows("policy", [PlanRow("model", config.policy.model), PlanRow("directory", problem or str(model))])
+    if policy:
+        directory = policy.problem or str(policy.folder)
+        print_rows("policy", [PlanRow("model", config.policy.model), PlanRow("directory", directory)])
     print_rows("rendered", [PlanRow("", str(file)) for file in sorted(folder.iterdir())])
-    if problem:
-        raise InputError(problem)
+    if policy and policy.problem:
+        raise InputError(policy.problem)
 
 
 def _plan_walltime(config: Config, run: RunDir, rates_of: Path | None) -> list[PlanRow]:
@@ -119,7 +121,7 @@ def _plan_slots(config: Config) -> list[PlanRow]:
     return [*needed, PlanRow("at once", f"{count_slots_at_once(config)} {kind} (runtime.mode={config.runtime.mode})")]
 
 
-def _plan_synthesis(config: Config, run: RunDir, folder: Path, model: Path | None) -> list[PlanRow]:
+def _plan_synthesis(config: Config, run: RunDir, folder: Path, model: Path) -> list[PlanRow]:
     from medssr_dist.knowledge.retrieval import draw_entities
 
     synthesis, random_seed = config.synthesis, config.runtime.random_seed

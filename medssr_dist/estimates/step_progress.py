@@ -158,7 +158,7 @@ def _count_questions(config: dict[str, Any]) -> int | None:
 
 
 # Step -> reader(run, resolved config, the step's entry in the manifest).
-_READERS: dict[str, Callable[[RunDir, dict[str, Any], dict[str, Any]], StepProgress]] = {
+_READERS: dict[str, Callable[[RunDir, dict[str, Any], StepRecord], StepProgress]] = {
     "synthesize": _read_synthesis,
     "vote": _read_vote,
     "stage1": _read_stage1,

@@ -1,4 +1,4 @@
-"""doctor, status, prefetch and --dry-run, on real files; no model, no network."""
+"""doctor, status, prefetch and --dry-run on real files, without a model and without a network."""
 
 import fcntl
 import json
@@ -44,7 +44,7 @@ def questions_file(path, first, count):
 
 @pytest.fixture
 def tree(tmp_path, monkeypatch):
-    """A config tree whose data sets and corpus are small files and whose policy is the embedded model, unconverted."""
+    """A config tree with small files as data sets and corpus; the policy is the embedded model, not converted yet."""
     monkeypatch.setenv("MEDSSR_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("MEDSSR_DEVICE", "cpu")
     corpus = tmp_path / "corpus.jsonl"
@@ -183,7 +183,7 @@ def test_status_of_an_interrupted_run(tree, tmp_path, capsys):
     assert "not running; 1 attempts" in text
     assert "synthesize  finished at 20" in text
     assert "vote        interrupted at 3 of 4 questions; 16 votes, 1 labels kept; 20.0 s each" in text
-    assert "stage1      interrupted at 1 steps; 50.0 s each" in text  # the vote has not ended: total unknown
+    assert "stage1      interrupted at 1 steps; 50.0 s each" in text  # the vote has not ended, so the total is unknown
     assert "stage2      not begun" in text
     assert "evaluate    interrupted at 2 of 14 answers; base 2" in text
     assert 'newest metrics of stage1: {"step": 1, "reward": 0.25' in text

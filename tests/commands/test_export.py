@@ -1,4 +1,4 @@
-"""Exports of a run: they load where they are meant to, say what the vote said, and leave nothing half done."""
+"""Exports of a run: they load in the programs that they are for, have the labels of the vote, and are never partial."""
 
 import json
 import subprocess
@@ -129,7 +129,7 @@ def test_columns_match_the_records():
 
 
 def test_jsonl_types_do_not_depend_on_the_first_lines(run, tmp_path):
-    """The loader looks at 10 MB; the only label stands behind them."""
+    """The loader guesses types from the first 10 MB; the only label comes after them."""
     many = [QUESTIONS[0].model_copy(update={"id": f"{number:016x}", "stem": "x" * 9_000}) for number in range(1_200)]
     write_lines(run / "synthesis" / "questions.jsonl", many)
     write_lines(run / "voting" / "labeled.jsonl", [])
@@ -244,7 +244,7 @@ def test_unknown_choices_are_refused(run, tmp_path, form, labels):
 
 
 def test_parquet_is_written_in_bounded_memory(run, tmp_path):
-    """Ten times the questions take no more memory; measured in subprocesses."""
+    """Ten times as many questions take no more memory. The memory is measured in subprocesses."""
     code = (
         "import sys; from pathlib import Path; from medssr_dist.commands.export import export_run; "
         "export_run(Path(sys.argv[1]), Path(sys.argv[2]), 'parquet', 'none'); "

@@ -1,4 +1,4 @@
-"""What `medssr prefetch` brings is all that a machine without a network needs: shown in a network namespace."""
+"""After `medssr prefetch` a machine without a network has everything. The test runs in a network namespace."""
 
 import json
 import os
@@ -17,11 +17,11 @@ from medssr_dist.commands.prefetch import refuse_incomplete_model
 from medssr_dist.data.records import hash_content
 from medssr_dist.errors import InputError
 
-OFFLINE = ["unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"]  # loopback is the teacher's
+OFFLINE = ["unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"]  # the offline teacher needs loopback
 
 
 class Hub(SimpleHTTPRequestHandler):
-    """As much of the Hugging Face hub as a download needs: one model, `lab/tiny`, one revision."""
+    """The part of the Hugging Face hub that a download needs: one model, `lab/tiny`, with one revision."""
 
     commit = "0" * 40
 
@@ -57,12 +57,12 @@ class Hub(SimpleHTTPRequestHandler):
         return None
 
     def log_message(self, *arguments: object) -> None:
-        """Quiet."""
+        """Print nothing."""
 
 
 @pytest.fixture
 def hub(tiny_model):
-    """Address of a hub on loopback that has the tiny model."""
+    """The address of a hub on loopback that has the tiny model."""
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Hub, directory=str(tiny_model))) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_address[1]}"
@@ -98,7 +98,7 @@ def without_a_network() -> bool:
 
 
 def run(*arguments: object, offline: bool, env: dict[str, str]) -> str:
-    """Run Python so; returns its output."""
+    """Run Python with `arguments` and return its output; without a network if `offline`."""
     command = [sys.executable, *map(str, arguments)]
     env = os.environ | env | ({"HF_HUB_OFFLINE": "1"} if offline else {})
     done = subprocess.run([*OFFLINE, *command] if offline else command, capture_output=True, text=True, env=env)

@@ -1,4 +1,4 @@
-"""`medssr doctor` as preflight: what Slurm says, arithmetic, devices, storage, time. Nodes: test_preflight_nodes.py."""
+"""The checks of `medssr doctor`: Slurm, number of GPUs, devices, storage, time. Nodes: test_preflight_nodes.py."""
 
 import socket
 import time
@@ -28,7 +28,7 @@ from medssr_dist.errors import EXIT_BAD_INPUT
 from medssr_dist.launch.attempts import FIRST_ANSWER, Attempt
 from medssr_dist.run.directory import open_run
 
-# --- what Slurm says
+# --- facts from Slurm
 
 
 def test_slurm_times():
@@ -54,7 +54,7 @@ def test_the_time_limit_comes_from_the_job(monkeypatch):
     assert 3000 < read_seconds_left() <= 3600
 
 
-# --- GPU arithmetic
+# --- number of GPUs
 
 
 @pytest.mark.parametrize(
@@ -226,7 +226,7 @@ def test_endpoint_behind_a_proxy_and_after_synthesis(monkeypatch, tmp_path):
 
 @pytest.fixture
 def voted(tmp_path):
-    """A run that has voted on 10 of 40 questions in 100 s, and whose only attempt took 30 s to start."""
+    """A run that has labels of 10 of 40 questions after 100 s, with one attempt that took 30 s to start."""
     settings = eight_gpu_config()
     with open_run(tmp_path / "run", settings) as run:
         for step in ("synthesize", "vote"):

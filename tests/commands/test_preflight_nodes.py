@@ -1,4 +1,4 @@
-"""The preflight of a job's nodes: they meet over real sockets, and the head makes one table of their reports."""
+"""The preflight of the nodes of a job: they connect over real sockets; the head prints one table of reports."""
 
 import os
 import socket
@@ -15,7 +15,7 @@ from medssr_dist.commands.doctor.gather import gather_reports, merge_reports
 from medssr_dist.commands.doctor.node_report import NodeAddress, NodeReport, read_reports
 from medssr_dist.errors import EXIT_BAD_INPUT, InputError
 
-# --- nodes that meet
+# --- nodes that connect to each other
 
 NODE = """
 import sys
@@ -82,7 +82,7 @@ def test_a_node_that_cannot_be_reached_is_named_with_its_address(node, tmp_path)
 
 
 def test_a_wrong_machine_at_the_address_of_a_node_is_detected(node, tmp_path):
-    """As where all nodes have a bridge 172.17.0.1."""
+    """This happens if all nodes have a bridge with the address 172.17.0.1."""
     n2 = node("n2", 1, wait_s=5)
     ended(n2)
     here = node("n1", 1, wait_s=5)

@@ -32,7 +32,7 @@ SLOTS = {"voting engines": 2, "training ranks": 4, "reference ranks": 0, "rollou
 
 
 def config(mode="stream", **changes) -> Config:
-    """1,000 questions, 16 votes; one pass of stage 1, 10 steps of stage 2; 2 + 6 GPUs."""
+    """Make a config: 1,000 questions, 16 votes; one pass of stage 1, 10 steps of stage 2; 2 + 6 GPUs."""
     training = {
         "ranks_per_node": 4,
         "engines": 1,
@@ -88,7 +88,7 @@ def test_forecast_on_the_measured_gpus():
 
 
 def test_sequential_uses_all_gpus_of_a_stream_config():
-    """8 GPUs in place of 2 for the vote (x 4), in place of 6 for training (x 4/3)."""
+    """The vote gets 8 GPUs instead of 2 (x 4), training 8 instead of 6 (x 4/3)."""
     found = forecast_walltime(config("stream"), rates(), TODO, on_gpu=True)
     assert found.stream.seconds == 90 + 800 + (90 + 380) + 300
     step = (12 + 24) / (8 / 6) + 2

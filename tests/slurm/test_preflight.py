@@ -1,6 +1,6 @@
-"""The preflight on a real Slurm of two hosts: what Slurm says is read, and the hosts meet over their own network.
+"""The preflight on a real Slurm of two hosts: it reads facts from Slurm, and the hosts connect over their own network.
 
-And a planted key: Slurm is one more place that could show it.
+Also a planted API key: Slurm is one more place that could show it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from medssr_dist.commands.doctor.node_report import read_reports
 from medssr_dist.config.load import merge_sections
 
 pytestmark = [pytest.mark.slurm, pytest.mark.skipif(bool(why_not()), reason=str(why_not()))]
-# A job that only writes questions: what the other steps need (GPUs, imports of a minute) is left out.
+# A job that only writes questions needs neither GPUs nor imports that take a minute.
 JOB = """#!/bin/bash
 doctor=({python} -m medssr_dist.cli doctor --step synthesize --config {config} --run-dir {folder}/run)
 cd {repo}
@@ -33,7 +33,7 @@ srun --ntasks-per-node=1 "${{doctor[@]}}" --node --wait 60 --out {folder}/out
 @pytest.fixture(scope="module")
 def cluster(repo, tmp_path_factory) -> Iterator[SlurmCluster]:
     with SlurmCluster(nodes=2, kept=[repo, Path(sys.prefix), tmp_path_factory.getbasetemp()]) as cluster:
-        for number, node in enumerate(cluster.nodes.values(), start=1):  # an interface that leads nowhere
+        for number, node in enumerate(cluster.nodes.values(), start=1):  # an interface that reaches no node
             for command in (
                 "link add ib0 type veth peer name nowhere",
                 f"addr add 10.99.{number}.1/16 dev ib0",
@@ -89,7 +89,7 @@ def test_what_to_ask_for_is_read_from_sinfo(cluster):
 
 @pytest.mark.parametrize("source", [pytest.param("environment", marks=pytest.mark.slow), "file"])
 def test_a_planted_key_is_in_no_output_of_slurm_and_no_file(cluster, repo, tmp_path, source):
-    """The job of step one pays with it; what the job leaves is its user's alone."""
+    """The job of the first step uses the key; only the user may read the files of the job."""
     key_file, key, run = tmp_path / "api_key", "sk-planted-0123456789abcdef", tmp_path / "run"
     key_file.touch(mode=0o600)
     key_file.write_text(key)
