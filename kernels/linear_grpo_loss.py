@@ -75,12 +75,8 @@ def linear_grpo_loss(
     The token tensors (target, advantages, log-probabilities, mask) are all [N] or all [B, T]. hidden has their shape
     with [H] appended; weight [V, H]. The other arguments, and the result, are those of grpo_loss on linear_logprob.
 
-    Args:
-        workspace_bytes: bound on the logits held at a time.
-
     Raises:
-        ValueError: as grpo_loss and linear_logprob; also in the second backward pass through one result, because the
-            first one hands out the gradients.
+        ValueError: as grpo_loss and linear_logprob; and in a second backward pass: the first hands out the gradients.
     """
     options = options or GrpoOptions()
     checks.require(hidden.dim() == target.dim() + 1, f"{checks.describe('hidden', hidden)}: must be target's + [H]")

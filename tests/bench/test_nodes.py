@@ -1,4 +1,4 @@
-"""slurm/bench.sh's table, from run directories made here; the jobs themselves run in test_slurm.py."""
+"""The table of slurm/bench.sh, from run directories made here; test_slurm.py runs the jobs."""
 
 import json
 from dataclasses import asdict

@@ -1,4 +1,4 @@
-"""The simulated parts of the voting benchmark: the clock that does not wait, the engines, the answers. No timings."""
+"""The simulated parts of the voting benchmark: virtual clock, engines and answers. No timings are asserted."""
 
 import asyncio
 
@@ -77,12 +77,12 @@ async def all_of(engine: SimulatedEngine, count: int) -> list[tuple[float, int, 
     return found
 
 
-def test_an_engine_decodes_a_token_a_step_for_each_seat():
+def test_an_engine_decodes_a_token_a_step_for_each_place():
     async def work():
         engine = SimulatedEngine("e", SECOND_A_TOKEN, exactly({0: 10, 1: 4, 2: 3}), linger_s=0.0)
         await engine.start()
         engine.submit([(5, request(n=3))], [])
-        assert engine.running == 2  # the third waits for a seat
+        assert engine.running == 2  # the third waits for a place
         found = await all_of(engine, 3)
         await engine.stop()
         return found, engine
@@ -91,7 +91,7 @@ def test_an_engine_decodes_a_token_a_step_for_each_seat():
     assert [(round(time, 6), seed) for time, _, seed in found] == [(4, 1), (7, 2), (10, 0)]
     assert {lease for _, lease, _ in found} == {5}
     assert engine.generated == pytest.approx(17) and engine.up_s == pytest.approx(10)
-    assert engine.capacity(99.0) == pytest.approx(20)  # 2 seats x 10 s, whatever the time is after its stop
+    assert engine.capacity(99.0) == pytest.approx(20)  # 2 places x 10 s, whatever the time is after its stop
 
 
 def test_a_slow_engine_and_a_full_batch_take_longer():
@@ -107,7 +107,7 @@ def test_a_slow_engine_and_a_full_batch_take_longer():
     assert [round(time, 6) for time, _, _ in run(work())[0]] == [36, 36]
 
 
-def test_what_is_aborted_is_not_handed_over_and_frees_its_seat():
+def test_aborted_samples_are_not_returned_and_free_their_place():
     async def work():
         engine = SimulatedEngine("e", SECOND_A_TOKEN, exactly({0: 50, 1: 50, 9: 5}), linger_s=0.0)
         await engine.start()
@@ -119,17 +119,17 @@ def test_what_is_aborted_is_not_handed_over_and_frees_its_seat():
     assert [(round(time, 6), lease, seed) for time, lease, seed in run(work())[0]] == [(15, 2, 9)]
 
 
-def test_tokens_are_told_before_a_sample_is_done_and_each_once():
+def test_tokens_are_reported_early_and_each_once():
     async def work():
         engine = SimulatedEngine("e", SECOND_A_TOKEN, exactly({0: 30}), linger_s=0.0)
         await engine.start()
         engine.submit([(1, request())], [])
-        told = 0
+        reported = 0
         while True:
             taken = await engine.collect()
-            told += taken.tokens
+            reported += taken.tokens
             if taken.samples:
-                return told
+                return reported
 
     assert run(work())[0] == 30
 
@@ -154,7 +154,7 @@ def test_an_engine_dies_and_lives_again():
     assert engine.failures == [(65.0, "died")] and now >= 134
 
 
-def test_a_hanging_engine_says_nothing():
+def test_a_hanging_engine_is_silent():
     async def work():
         engine = SimulatedEngine("e", SECOND_A_TOKEN, exactly({0: 9}), life=lambda: Failure(3.0, wedges=True))
         await engine.start()
@@ -178,7 +178,7 @@ def test_drawn_answers_depend_on_question_and_seed_alone():
 
 
 @pytest.mark.parametrize("accuracy", [0.3, 0.9])
-def test_drawn_answers_have_the_accuracy_lengths_and_invalid_share_asked_for(accuracy):
+def test_drawn_answers_have_the_configured_statistics(accuracy):
     answers = DrawnAnswers(least=accuracy, best=accuracy, invalid=0.1, tokens=100, max_tokens=300)
     share = []
     for question in range(200):

@@ -1,4 +1,4 @@
-"""The synthesis benchmark: its server, its meter, and a run of all of it on very little. Never a timing."""
+"""`medssr bench synthesis`: its server, its meter, and a complete run on small sizes. No timings are asserted."""
 
 import json
 import subprocess
@@ -81,7 +81,7 @@ def test_the_server_refuses_at_random_and_over_its_limit():
         assert 1 <= found.count(200) <= 10 * (time.perf_counter() - begun) + 2
 
 
-def test_the_server_ends_with_whoever_started_it():
+def test_the_server_ends_with_the_process_that_started_it():
     code = (
         "from medssr_dist.bench.synthesis.reply_server import run_reply_server; import os\n"
         "with run_reply_server() as url: print(url, flush=True); os._exit(1)"
@@ -94,7 +94,7 @@ def test_the_server_ends_with_whoever_started_it():
         except OSError:
             return
         time.sleep(0.05)
-    pytest.fail("it still serves")
+    pytest.fail("the server still runs")
 
 
 def test_the_meter_counts_the_window_only(monkeypatch):
@@ -139,7 +139,7 @@ def test_the_prompts_are_of_one_size():
     assert all(0.9 * theirs < chars < 1.1 * theirs for chars in mine), mine
 
 
-def test_ratios_are_taken_within_a_round_and_the_worse_concurrency_counts():
+def test_ratios_are_within_a_round_at_the_worse_concurrency():
     rates = {
         ("ours", 0, 64): (700, 90),
         ("bare_uvloop", 0, 64): (1000, 100),

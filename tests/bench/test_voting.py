@@ -1,4 +1,4 @@
-"""The voting benchmark: its arithmetic, its audit, and little runs of all that needs no vLLM. Never a timing."""
+"""`medssr bench voting`: its arithmetic, its audit, and small runs of the parts without vLLM. No timings."""
 
 import itertools
 import json
@@ -80,7 +80,7 @@ def test_utilisation_is_of_what_full_batches_would_have_given():
 
 @pytest.fixture
 def voted(tmp_path):
-    """A folder with a whole vote of 40 questions, its config and its answers."""
+    """A folder with a complete vote on 40 questions, its config and its answers."""
     write_questions(tmp_path / "questions.jsonl", 40)
     config, answers = make_simulated_config(samples=8), DrawnAnswers()
     with (
@@ -120,11 +120,11 @@ def test_the_audit_counts_lost_doubled_and_wrong(voted):
     assert found.labels_unlike_full_voting == 2 and found.lost == 8 - last.taken
 
 
-# --- little runs ---------------------------------------------------------------------------------------------------
+# --- small runs ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("adaptive", ["never", "lossless"])
-def test_a_cluster_that_dies_hangs_and_lags_loses_and_doubles_nothing(tmp_path, adaptive):
+def test_a_failing_cluster_loses_and_doubles_no_vote(tmp_path, adaptive):
     cluster = Cluster(
         engines=6,
         questions=600,
@@ -243,7 +243,7 @@ def list_keys(value, path: str = "") -> set[str]:
 
 
 def test_adaptive_is_set_against_full_voting_by_the_same_votes(tmp_path):
-    """On engines that answer at once, in place of vLLM."""
+    """With engines that answer at once, in place of vLLM."""
     file, answers = tmp_path / "questions.jsonl", DrawnAnswers(least=0.8, best=0.8)
     write_questions(file, 20)
     (tmp_path / "model").mkdir()

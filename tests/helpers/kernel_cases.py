@@ -1,6 +1,6 @@
-"""Cases that the kernels meet on the CPU and, unchanged, on a GPU; and the measure they are held to.
+"""Cases for the kernels, the same on the CPU and on a GPU, and the bound on their errors.
 
-Without a GPU, Triton is imported here with its interpreter on, in this process alone.
+Without a GPU, this module imports Triton with its interpreter enabled, in this process alone.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def _interpret_triton() -> None:
     import triton
 
     del os.environ["TRITON_INTERPRET"]
-    triton.knobs.propagate_env = False  # processes started from here on are not to inherit it
+    triton.knobs.propagate_env = False  # child processes must not inherit it
     triton.knobs.runtime.interpret = True
 
 
@@ -32,7 +32,7 @@ BACKENDS = ("torch", "triton")
 
 
 class Case(NamedTuple):
-    """Shapes and settings of one comparison; `masked` drops a ragged third of the rows."""
+    """Shapes and settings of one comparison; `masked` drops about a third of the rows."""
 
     tokens: int
     hidden: int
@@ -60,7 +60,7 @@ class Inputs(NamedTuple):
 
 
 def inputs(case: Case, dtype: torch.dtype, device: str = "cpu") -> Inputs:
-    """Logits of standard deviation 3, as a trained model's; upstream gradients as of a mean over tokens."""
+    """Logits have standard deviation 3, as of a trained model; upstream gradients are as of a mean over tokens."""
     make = torch.Generator().manual_seed(case.tokens + case.vocabulary)
     hidden = torch.randn(case.tokens, case.hidden, generator=make)
     weight = torch.randn(case.vocabulary, case.hidden, generator=make) * 3 / case.hidden**0.5
@@ -72,7 +72,7 @@ def inputs(case: Case, dtype: torch.dtype, device: str = "cpu") -> Inputs:
 
 
 def outputs_of(function, given: Inputs, entropy: bool, dtype: torch.dtype) -> list[torch.Tensor]:
-    """[logp, entropy, d hidden, d weight] of `function(hidden, weight)` in the dtype; the entropy only where asked."""
+    """[logp, entropy, d hidden, d weight] of `function(hidden, weight)` in the dtype; entropy only if `entropy`."""
     hidden = given.hidden.to(dtype, copy=True).requires_grad_()
     weight = given.weight.to(dtype, copy=True).requires_grad_()
     results = function(hidden, weight)[: 2 if entropy else 1]
@@ -81,9 +81,9 @@ def outputs_of(function, given: Inputs, entropy: bool, dtype: torch.dtype) -> li
 
 
 def assert_within_twice(exact: list, own: list, ours: list, *, rounds: bool = True) -> None:
-    """Error of `ours` against `exact` at most twice that of torch's `own`, in norm and, where it rounds, at worst.
+    """Assert that the error of `ours` is at most twice that of torch's `own`, in norm, and with `rounds` at its worst.
 
-    Triton's interpreter truncates to bf16 where the hardware rounds: its worst element is not held to this.
+    Triton's interpreter truncates to bf16 where hardware rounds to nearest, so its worst element is not checked.
     """
     for place, (truth, torch_s, kernel_s) in enumerate(zip(exact, own, ours, strict=True)):
         assert kernel_s.shape == truth.shape
@@ -125,7 +125,7 @@ def check_linear_logprob(case: Case, dtype: torch.dtype, backend: str, device: s
 
 
 class Rollout(NamedTuple):
-    """What a GRPO step has besides log-probabilities: [B, T] each."""
+    """The inputs of a GRPO step other than log-probabilities, [B, T] each."""
 
     advantages: torch.Tensor
     mask: torch.Tensor
@@ -135,7 +135,7 @@ class Rollout(NamedTuple):
 
 
 def rollout(logp: torch.Tensor, seed: int = 0) -> Rollout:
-    """Drawn around log-probabilities [B, T] so that each clip and gate has tokens on both sides."""
+    """Return inputs drawn around log-probabilities [B, T], so that each clip and gate has tokens on both sides."""
     make = torch.Generator().manual_seed(seed)
 
     def noise(scale: float) -> torch.Tensor:
@@ -177,7 +177,7 @@ FULL = GrpoOptions(dual_clip=1.5, kl_coef=0.2, entropy_coef=0.05, importance_lev
 
 
 def grpo_grid(device: str = "cpu") -> tuple[torch.Tensor, torch.Tensor, Rollout]:
-    """(logp, entropy, rollout) of 6 sequences of at most 9 tokens."""
+    """Return (logp, entropy, rollout) of 6 sequences of at most 9 tokens."""
     make = torch.Generator().manual_seed(5)
     logp = (-3 * torch.rand(6, 9, generator=make) - 0.05).to(device)
     entropy = (3 * torch.rand(6, 9, generator=make)).to(device)
@@ -185,7 +185,7 @@ def grpo_grid(device: str = "cpu") -> tuple[torch.Tensor, torch.Tensor, Rollout]
 
 
 def check_grpo_loss(options: GrpoOptions, backend: str, device: str = "cpu") -> None:
-    """Loss and slopes equal those of the reference in fp64, to fp32 rounding."""
+    """Assert that loss and slopes equal those of the reference in fp64, up to fp32 rounding."""
     logp, entropy, given = grpo_grid(device)
 
     def run(loss_of, dtype):
@@ -213,7 +213,7 @@ def extras(data: Rollout) -> dict[str, torch.Tensor]:
 def check_linear_grpo_loss(
     case: Case, options: GrpoOptions, dtype: torch.dtype, backend: str, device: str = "cpu", **settings
 ) -> None:
-    """[loss, d hidden, d weight] within twice torch's own error; 3 sequences, or one where tokens do not divide."""
+    """Assert that [loss, d hidden, d weight] are within twice torch's error; 3 sequences, or else one."""
     given = inputs(case, dtype, device)
     sequences = 3 if case.tokens % 3 == 0 else 1
     shape = (sequences, case.tokens // sequences)
@@ -250,6 +250,6 @@ def check_linear_grpo_loss(
         )[0]
 
     exact, own, found = run(oracle, torch.float64), run(oracle, dtype), run(ours, dtype)
-    # The loss is a sum of signed terms: torch's own error of it may be nothing by chance.
+    # The loss is a sum of signed terms: torch's own error of it can be zero by chance.
     assert abs(found[0] - exact[0]) <= 2 * abs(own[0] - exact[0]) + torch.finfo(dtype).eps
     assert_within_twice(exact[1:], own[1:], found[1:], rounds=rounds(backend, dtype, device))

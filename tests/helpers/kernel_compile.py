@@ -1,4 +1,4 @@
-"""Compile the kernels for Hopper, with no GPU and no interpreter; a line of JSON each, read by test_kernels_input.py.
+"""Compile the kernels for Hopper, without a GPU or the interpreter, and print a line of JSON each for test_input.py.
 
 python kernel_compile.py
 """
@@ -24,8 +24,8 @@ TOKENS = {"KL": 3, "UNBIASED": False, "KL_LIMIT": 10.0, "RATIO_LIMIT": 20.0, "BL
 OPTIONAL = {"SEQUENCE": "log_ratio_ptr", "IMPORTANCE": "importance_ptr", "REFERENCE": "ref_ptr", "DUAL": None}
 
 
-def kernels():
-    """(name, kernel, type of the logits, constants, warps) of each."""
+def list_kernels():
+    """Yield (name, kernel, type of the logits, constants, warps) of each."""
     block = {"BLOCK": triton_ops.LARGEST_BLOCK}
     for logits in ("*bf16", "*fp32"):
         for entropy in (False, True):
@@ -40,8 +40,8 @@ def kernels():
     yield "group_advantage", triton_ops._group_advantage_kernel, "", constants, 1
 
 
-def compiled(kernel, logits: str, constants: dict, warps: int) -> str:
-    """PTX for compute capability 9.0; pointers and rows are aligned as in the workspace, `columns` is anything."""
+def compile_kernel(kernel, logits: str, constants: dict, warps: int) -> str:
+    """Return PTX for compute capability 9.0. Pointers and rows are aligned as in the workspace, `columns` is not."""
     names = kernel.arg_names
     kinds = {
         name: POINTERS.get(name, "*fp32") if name.endswith("_ptr") else NUMBERS.get(name, "fp32") for name in names
@@ -64,8 +64,8 @@ def main() -> None:
     except RuntimeError:
         sys.exit("no ptxas")
     with tempfile.TemporaryDirectory() as folder:
-        for name, kernel, logits, constants, warps in kernels():
-            ptx = compiled(kernel, logits, constants, warps)
+        for name, kernel, logits, constants, warps in list_kernels():
+            ptx = compile_kernel(kernel, logits, constants, warps)
             file = Path(folder) / "kernel.ptx"
             file.write_text(ptx)
             command = [ptxas, "-arch=sm_90a", "-v", file, "-o", file.with_suffix(".cubin")]

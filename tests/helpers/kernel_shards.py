@@ -1,4 +1,4 @@
-"""One rank of linear_logprob with the vocabulary over two processes; started by test_kernels_tensor_parallel.py."""
+"""One rank of linear_logprob with the vocabulary split over two processes; test_tensor_parallel.py starts it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from kernel_cases import Case, inputs, outputs_of
 from medssr_dist.kernels import GrpoOptions, linear_grpo_loss, linear_logprob
 
 CASE = Case(9, 12, 1000, temperature=0.6, masked=True)
-SIZE = 971  # the real vocabulary
-VOCABULARIES = (1000, 2000)  # padded: the second shard holds some padding, or nothing else
+SIZE = 971  # of the vocabulary without padding
+VOCABULARIES = (1000, 2000)  # with padding: the second shard has some, or nothing else
 RANKS = 2
 
 
@@ -21,7 +21,7 @@ def whole(vocabulary: int):
 
 
 def losses(given, weight, **settings):
-    """(logp, entropy, d hidden, d weight), then (loss, d hidden, d weight)."""
+    """Return [logp, entropy, d hidden, d weight, loss, d hidden, d weight]."""
     settings |= {"temperature": CASE.temperature, "mask": given.mask, "vocab_size": SIZE}
     results = outputs_of(
         lambda hidden, weight: linear_logprob(
@@ -40,7 +40,7 @@ def losses(given, weight, **settings):
 
 
 def shard_run(rank: int, folder: str) -> None:
-    """Process `rank`: its results for each vocabulary, in a file a rank."""
+    """Compute the results of process `rank` for each vocabulary and save them in a file of that rank."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=RANKS)
     results = {}

@@ -1,4 +1,4 @@
-"""The CPU tests' own cases on CUDA, Triton compiled; and what only a GPU can show."""
+"""The cases of the CPU tests on CUDA with compiled Triton, and tests that need a GPU."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_peak_memory_is_the_gradients_and_1_3_gb(name):
 
 
 def test_offsets_past_two_to_the_31():
-    """A workspace of 20,000 x 151,936 logits, in one slice, against rows of it done alone."""
+    """A workspace of 20,000 x 151,936 logits in one slice, compared with its last rows computed alone."""
     hidden, weight, target = at_qwen_s_size(20_000)
     with torch.no_grad():
         together = linear_logprob(hidden, weight, target, workspace_bytes=2**34)

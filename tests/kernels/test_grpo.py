@@ -1,4 +1,4 @@
-"""The GRPO loss, on given log-probabilities and from hidden states, against the reference and OpenRLHF's own."""
+"""The GRPO loss, from log-probabilities and from hidden states, against the reference and OpenRLHF's loss."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def test_linear_grpo_loss_on_vocabularies_of_real_models(vocabulary, dtype):
 
 @pytest.mark.parametrize("runs", [1, 2, 8])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_d_weight_summed_over_runs_of_rows_stays_within_the_bound(dtype, runs):
-    """Under a budget too small for a sum in fp32, so that it is kept in the dtype of the weight."""
+def test_d_weight_summed_over_runs_is_within_the_bound(dtype, runs):
+    """With a budget too small for a sum in fp32, so that the sum is kept in the dtype of the weight."""
     check_linear_grpo_loss(Case(128 * runs, 24, 900), FULL, dtype, "torch", workspace_bytes=1)
 
 
@@ -73,7 +73,7 @@ def test_gradients_are_the_differences_in_float64():
 
 
 def openrlhf_losses() -> types.ModuleType:
-    """openrlhf.models.loss alone; importing its package would ask for flash-attn."""
+    """The modules openrlhf.models.loss and .utils alone: importing their package would require flash-attn."""
     spec = importlib.util.find_spec("openrlhf")
     if spec is None:
         pytest.skip("openrlhf is not installed")

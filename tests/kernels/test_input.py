@@ -1,4 +1,4 @@
-"""Bad input to the kernels is a ValueError that names the tensor; which path runs; where the package is."""
+"""Bad input to the kernels is a ValueError that names the tensor; choice of the backend; the package itself."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def test_without_gpu_or_interpreter_triton_is_refused(tmp_path):
 
 
 def test_kernels_compile_for_hopper_without_spills():
-    """Row kernels in 16-byte accesses and few enough registers for 5 blocks on a multiprocessor of 65,536."""
+    """Row kernels have 16-byte accesses, and few enough registers for 5 blocks on a multiprocessor with 65,536."""
     done = subprocess.run([sys.executable, HELPERS / "kernel_compile.py"], capture_output=True, text=True, check=False)
     if "no ptxas" in done.stderr:
         pytest.skip("this Triton carries no ptxas")
@@ -157,7 +157,7 @@ def test_kernels_compile_for_hopper_without_spills():
 
 
 def test_the_folder_is_not_importable_by_its_own_name(tmp_path):
-    """Transformers probes for another package called kernels."""
+    """Transformers looks for another package called kernels."""
     code = "import importlib.util as u\nprint(u.find_spec('kernels'), u.find_spec('medssr_dist.kernels').origin)"
     done = run_python(code, tmp_path)
     assert done.stdout.split()[0] == "None", done.stdout + done.stderr

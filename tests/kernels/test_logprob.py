@@ -1,4 +1,4 @@
-"""linear_logprob on the CPU: in torch, and in Triton under its interpreter."""
+"""linear_logprob on the CPU, in torch and in Triton under its interpreter."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_vocabularies_of_real_models(case, dtype, backend):
 
 
 def run(given, backend, *, slopes=None, **settings):
-    """(logp, entropy, d hidden, d weight) with both outputs used."""
+    """[logp, entropy, d hidden, d weight], with gradients through both outputs."""
     if slopes is not None:
         given = given._replace(slopes=slopes)
     return outputs_of(
@@ -82,7 +82,7 @@ def test_any_shape_and_mask(tokens, hidden, vocabulary, seed, data):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_slices_do_not_show(backend):
+def test_the_number_of_slices_does_not_change_results(backend):
     given = inputs(Case(6, 16, 1500), torch.float32)
     assert_same(run(given, backend, workspace_bytes=1), run(given, backend))
 
@@ -154,7 +154,7 @@ def test_strides_are_followed(backend):
 
 
 @pytest.mark.parametrize("wanted", ["hidden", "weight", "neither"])
-def test_only_what_is_asked_for_gets_a_gradient(wanted):
+def test_only_inputs_that_require_it_get_a_gradient(wanted):
     given = inputs(Case(4, 6, 300), torch.float32)
     hidden = given.hidden.requires_grad_(wanted == "hidden")
     weight = given.weight.requires_grad_(wanted == "weight")
@@ -178,7 +178,7 @@ def test_either_output_alone_gives_its_own_gradient():
 
 @pytest.mark.parametrize("columns", [700, 701, 704])
 def test_row_kernels_touch_their_own_columns_alone(columns):
-    """On a view whose rows go on: reads and writes are wider than the slice, results are not."""
+    """On a view of longer rows: reads and writes are wider than the slice, results are not."""
     wide = torch.randn(3, 960)
     wide[:, columns:] = torch.nan
     target = torch.tensor([0, columns - 1, columns + 5])
@@ -198,7 +198,7 @@ def test_row_kernels_touch_their_own_columns_alone(columns):
 
 
 class LargestTensor(TorchDispatchMode):
-    """Elements of the largest tensor that any operation returned; views are of what another one made."""
+    """Records the elements of the largest storage that any operation returned."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""linear_logprob with the vocabulary over two processes: what each holds adds up to the whole."""
+"""linear_logprob with the vocabulary split over two processes gives the results of one process."""
 
 from __future__ import annotations
 
