@@ -1,4 +1,4 @@
-"""Fixtures of every test: the tiny policy, its config, and `medssr` as a user runs it."""
+"""Fixtures for all tests: the tiny policy, its config, and the `medssr` command."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import pytest
 import yaml
 from hypothesis import settings
 from places import REPO, SHARED_DATA
-from tiny_policy import answers_with_a_letter, tiny_llama, tiny_tokenizer
+from tiny_policy import teach_answer_format, tiny_llama, tiny_tokenizer
 
 from medssr_dist.runtime.logs import PACKAGE_LOGGER
 
-settings.register_profile("untimed", deadline=None)  # a busy machine is no failure
+settings.register_profile("untimed", deadline=None)  # a test may be slow on a busy machine
 settings.load_profile("untimed")
 
 
@@ -36,7 +36,7 @@ def repo() -> Path:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """Real public data beside the checkout; tests that need it are skipped where it is absent."""
+    """Real public data in a folder next to the checkout; without it, the tests that need it are skipped."""
     if not SHARED_DATA.is_dir():
         pytest.skip(f"{SHARED_DATA} is absent; set MEDSSR_SHARED_DATA")
     return SHARED_DATA
@@ -44,10 +44,10 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory) -> Path:
-    """A two-layer Llama over whole words that has learnt to answer with one letter, any letter."""
+    """A Llama with two layers and a vocabulary of whole words, trained to answer with one letter at random."""
     folder = tmp_path_factory.mktemp("tiny_model")
     tokenizer = tiny_tokenizer()
-    model = answers_with_a_letter(tiny_llama(len(tokenizer)).float(), tokenizer).bfloat16()
+    model = teach_answer_format(tiny_llama(len(tokenizer)).float(), tokenizer).bfloat16()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -55,7 +55,7 @@ def tiny_model(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def tiny_config(tmp_path: Path, repo: Path, tiny_model: Path) -> Path:
-    """The demo's config on the tiny model, with less of everything."""
+    """The config of the demo with the tiny model and fewer questions, votes and steps."""
     training = {"prompts_per_step": 2, "samples_per_prompt": 4, "micro_batch_size": 4, "max_new_tokens": 1}
     tree = {
         "extends": str(repo / "configs" / "demo_cpu.yaml"),
@@ -73,7 +73,7 @@ def tiny_config(tmp_path: Path, repo: Path, tiny_model: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def medssr():
-    """Run `medssr ARGUMENTS` as a user does; returns the finished process."""
+    """Return a function that runs `medssr ARGUMENTS` in a process and returns the finished process."""
 
     def run(*arguments: object, check: bool = True, **options) -> subprocess.CompletedProcess:
         command = [sys.executable, "-m", "medssr_dist.cli", *map(str, arguments)]

@@ -1,4 +1,4 @@
-"""Each shipped ablation end to end on the real stack: its own file, over the tiny model's config in place of Qwen's."""
+"""Each shipped ablation end to end on the real stack, on the config of the tiny model in place of Qwen's."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def questions(run: Path) -> list[dict]:
 
 
 def trained(run: Path) -> list[str]:
-    """The stages that took their steps and left a model with its card."""
+    """Return the stages that ran; each has two steps and a model with its card."""
     stages = []
     for folder in sorted((run / "training").iterdir()):
         assert [row["step"] for row in read_jsonl(folder / "metrics.jsonl")] == [1, 2]

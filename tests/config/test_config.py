@@ -1,4 +1,4 @@
-"""Loading a config: overrides, ${ENV}, and messages that name key, value and fix."""
+"""Loading a config: overrides, ${ENV}, and error messages with key, value and fix."""
 
 import json
 
@@ -105,7 +105,7 @@ def test_stage2_reference_needs_stage1(config_file):
 @pytest.mark.parametrize("key", ["rollout=grouped", "weight_sync=packed", "logprob=kernels"])
 def test_a_removed_key_says_what_to_do(config_file, key):
     message = refused(config_file, f"training.{key}")
-    assert f"training.{key.partition('=')[0]} was removed" in message and "take the key out" in message
+    assert f"training.{key.partition('=')[0]} was removed" in message and "remove the key" in message
 
 
 def test_missing_value_is_named(config_file):

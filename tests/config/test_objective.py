@@ -1,4 +1,4 @@
-"""Settings of the GRPO update that cannot be together are refused at load, with the key, the value and the fix."""
+"""GRPO settings that do not fit together are refused on loading; the message has the key, the value and the fix."""
 
 import pytest
 from config_builder import make_config
@@ -38,7 +38,7 @@ def refused(make, *args, **settings) -> str:
         ({"ratio": "sequence", "importance": "sequence", "importance_high": 2.0}, "leave importance_high out"),
     ],
 )
-def test_settings_that_clash_are_refused(settings, needle):
+def test_conflicting_settings_are_refused(settings, needle):
     assert needle in refused(Objective, **settings)
 
 
@@ -57,7 +57,7 @@ def test_settings_that_clash_are_refused(settings, needle):
         {"ratio": "sequence", "importance": "sequence"},
     ],
 )
-def test_settings_that_fit_are_taken(settings):
+def test_settings_that_fit_are_accepted(settings):
     assert Objective(**settings).model_dump() == Objective().model_dump() | settings
 
 
@@ -69,7 +69,7 @@ def test_settings_that_fit_are_taken(settings):
         ({"updates_per_rollout": 65}, {}, "512 is fewer than ranks x updates_per_rollout = 8 x 65"),
     ],
 )
-def test_what_a_path_cannot_do_is_refused(stage, training, needle):
+def test_impossible_combinations_are_refused(stage, training, needle):
     message = refused(config, stage=stage, **training)
     assert needle in message and "stage1" in message
 

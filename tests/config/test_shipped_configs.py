@@ -1,4 +1,4 @@
-"""Every shipped config loads, the ablations differ from their base as their names say, no field is unread."""
+"""Each shipped config loads, each ablation differs from its base in one way, and the package reads every key."""
 
 import ast
 import re
@@ -34,7 +34,7 @@ def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 @pytest.fixture
 def load(monkeypatch):
-    """Loads a config with a value for every environment variable that any shipped one names."""
+    """Return a function that loads a config; each environment variable in a shipped config has a value."""
     for file in CONFIGS:
         for name in re.findall(r"\$\{(\w+)\}", file.read_text(encoding="utf-8")):
             monkeypatch.setenv(name, f"value-of-{name}")
@@ -66,12 +66,12 @@ def test_it_holds_no_secret_and_no_machine_path(load, file):
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
-def test_it_says_what_it_is(file):
+def test_it_starts_with_a_description(file):
     assert file.read_text(encoding="utf-8").startswith("# ")
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
-def test_training_questions_are_no_evaluation_files(load, file):
+def test_no_evaluation_file_is_trained_on(load, file):
     config = load(file)
     evaluation = {source.path for source in config.evaluation.benchmarks}
     assert evaluation
@@ -79,13 +79,13 @@ def test_training_questions_are_no_evaluation_files(load, file):
 
 
 @pytest.mark.parametrize("name", ABLATIONS)
-def test_an_ablation_differs_from_its_base_as_its_name_says(load, name):
+def test_an_ablation_changes_only_what_its_name_says(load, name):
     base, ablation = flat(dump_config(load("qwen3_8b.yaml"))), flat(dump_config(load(f"ablations/{name}.yaml")))
     assert base.keys() == ablation.keys()
     assert {key: (base[key], ablation[key]) for key in base if base[key] != ablation[key]} == ABLATIONS[name]
 
 
-def test_llama_differs_in_the_policy_alone(load):
+def test_llama_differs_from_qwen_only_in_the_policy(load):
     qwen, llama = flat(dump_config(load("qwen3_8b.yaml"))), flat(dump_config(load("llama31_8b.yaml")))
     assert {key for key in qwen if qwen[key] != llama[key]} == {"policy.model"}
     assert llama["policy.model"] == "meta-llama/Llama-3.1-8B-Instruct"
@@ -101,7 +101,7 @@ def test_the_papers_figures(load, name):
     assert config.training.stage1.kl_coef > 0
 
 
-def test_the_demo_needs_nothing_from_outside(monkeypatch):
+def test_the_demo_needs_no_download(monkeypatch):
     monkeypatch.delenv("MEDSSR_DATA", raising=False)
     config = load_config(REPO / "configs" / "demo_cpu.yaml")
     assert (config.policy.model, config.policy.dtype) == ("embedded:smollm2-135m", "float32")
@@ -114,7 +114,7 @@ def test_the_demo_needs_nothing_from_outside(monkeypatch):
 
 # --- every field is read ----------------------------------------------------------------------------
 
-# What a section's object is called where its fields are read, when not by the section's own name.
+# Names of variables that hold a section, where they are not the section's own name.
 ALIASES = {"stage1": {"stage"}, "stage2": {"stage"}, "corpus": {"source"}, "seeds": {"source"}, "data": {"source"}}
 ALIASES |= {"benchmarks": {"source"}, "endpoints": {"endpoint"}, "knowledge": {"_knowledge"}, "": {"config", "found"}}
 ALIASES |= {"synthesis": {"_synthesis"}, "retry": {"_retry"}, "budget": {"_budget"}, "prices": {"price"}}
@@ -128,7 +128,7 @@ def section_in(annotation: Any) -> type[BaseModel] | None:
 
 
 def fields(section: type[BaseModel], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """Paths of all fields of the config: the leaves and the sections."""
+    """Yield the path of each field of the config, sections included."""
     for name, field in section.model_fields.items():
         yield (*path, name)
         if below := section_in(field.annotation):
@@ -136,7 +136,7 @@ def fields(section: type[BaseModel], path: tuple[str, ...] = ()) -> Iterator[tup
 
 
 def names_read() -> set[tuple[str, str]]:
-    """(object, attribute) of every attribute read in the package outside config/, and model_dump(include=...)."""
+    """Return (object, attribute) of each attribute that the package reads outside config/."""
     found = set()
     for file in (REPO / "medssr_dist").rglob("*.py"):
         if file.parent.name == "config":
@@ -152,7 +152,7 @@ def names_read() -> set[tuple[str, str]]:
     return found
 
 
-def test_no_field_is_unread():
+def test_every_key_is_read():
     read = names_read() | {("synthesis", "candidates")}  # through Synthesis.most_candidates
     read |= {("checks", name) for name, check in vars(flaws).items() if callable(check)}  # Screen asks by name
     unread = []
@@ -163,8 +163,8 @@ def test_no_field_is_unread():
     assert unread == []
 
 
-def test_every_field_says_what_it_is():
-    """A field's meaning is in its description, or plain from its name and type."""
+def test_every_key_is_documented():
+    """Each field has a description, unless its meaning is clear from its name and type."""
     plain = {
         "enabled",
         "learning_rate",

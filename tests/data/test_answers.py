@@ -1,4 +1,4 @@
-"""The extractor: every form, precedence, the question's own letters only, and never a guess."""
+"""Answer extraction: every form, their order, only letters of the question's options, and no guesses."""
 
 from types import SimpleNamespace
 
@@ -71,7 +71,7 @@ def test_last_match_of_the_strongest_form_wins(text, letter):
     assert extract_answer(text, OPTIONS).letter == letter
 
 
-def test_options_of_one_text_are_not_told_apart():
+def test_equal_option_texts_name_no_letter():
     options = {"A": "36 hours", "B": "36 hours", "C": "72 hours"}
     assert extract_answer("36 hours", options).letter is None
     assert extract_answer("72 hours", options).letter == "C"
@@ -81,8 +81,8 @@ def test_options_of_one_text_are_not_told_apart():
 @pytest.mark.parametrize(
     "filler", [" ", "\n", " \n", "\t", "(", "( ", "* ", ":", " :", "answer is ", r"\boxed{", "**A. "]
 )
-def test_degenerate_replies_are_read_to_their_end(filler):
-    """Long enough that an extractor of more than linear time would hang here."""
+def test_degenerate_replies_take_linear_time(filler):
+    """The reply is so long that extraction in more than linear time would not finish."""
     text = "The answer is" + filler * (8000 // len(filler)) + "\nThe answer is (D)."
     assert extract_answer(text, OPTIONS).letter == "D"
 
@@ -105,7 +105,7 @@ def test_a_final_statement_is_found_after_any_reasoning(reasoning, letter, form)
 
 
 @given(st.text("\\boxedanswer is:()[]*AaBb.\n ", max_size=60))
-def test_text_made_of_the_forms_own_parts(text):
+def test_text_made_of_parts_of_the_forms(text):
     assert extract_answer(text, {"A": "x1", "B": "x2"}).letter in (None, "A", "B")
 
 

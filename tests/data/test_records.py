@@ -1,4 +1,4 @@
-"""Records and the JSONL ledger: identity, validation, and what a crash leaves behind."""
+"""Records and JSONL files: ids, validation, and files after a crash."""
 
 import errno
 import json
@@ -27,7 +27,7 @@ TEXT = st.text(max_size=40)
 ROWS = st.lists(st.dictionaries(TEXT, st.one_of(TEXT, st.integers(), st.none(), st.lists(TEXT))), max_size=6)
 
 
-def test_id_is_the_content_and_nothing_else():
+def test_the_id_depends_on_the_content_alone():
     first = Question.make("Stem", ["x", "y"], source="one", truth="A")
     assert first.id == Question.make("Stem", ["x", "y"], source="two", source_id="9").id
     assert first.id != Question.make("Stem", ["y", "x"], source="one").id
@@ -67,7 +67,7 @@ def test_two_to_ten_options(count):
         ({"colour": "red"}, "colour"),
     ],
 )
-def test_invalid_questions_say_where_and_why(change, needle):
+def test_an_invalid_question_is_refused_with_the_reason(change, needle):
     row = Question.make("Stem", ["x", "y"], source="synthetic").model_dump() | change
     with pytest.raises(InputError, match=needle) as error:
         parse_record(Question, row, "file line 3")
@@ -97,7 +97,7 @@ def test_records_are_frozen_and_votes_have_a_key():
 
 @given(ROWS)
 @settings(max_examples=60, deadline=None)
-def test_ledger_gives_back_what_was_appended(tmp_path_factory, rows):
+def test_appended_rows_are_read_back(tmp_path_factory, rows):
     path = tmp_path_factory.mktemp("ledger") / "a.jsonl"
     with JsonlLedger(path) as ledger:
         for row in rows:
@@ -108,7 +108,7 @@ def test_ledger_gives_back_what_was_appended(tmp_path_factory, rows):
 @given(ROWS, st.data())
 @settings(max_examples=120, deadline=None)
 def test_torn_tail_loses_only_the_torn_row(tmp_path_factory, rows, data):
-    """Whatever byte the writer died at, whole lines stay, the rest is cut, and the next row is readable."""
+    """At whatever byte the writer dies, complete lines stay, the rest is removed, and the next row is readable."""
     path = tmp_path_factory.mktemp("ledger") / "a.jsonl"
     with JsonlLedger(path) as ledger:
         ledger.append(*rows)

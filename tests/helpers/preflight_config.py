@@ -1,4 +1,4 @@
-"""A config for eight GPUs whose files are nowhere, and a machine outside Slurm, for the tests of the preflight."""
+"""For the tests of the preflight: a config for eight GPUs whose files do not exist, and an environment without Slurm."""
 
 from __future__ import annotations
 
@@ -33,6 +33,6 @@ def eight_gpu_config(**sections) -> Config:
 
 @pytest.fixture(autouse=True)
 def outside_slurm(monkeypatch):
-    """No job, and none of our own variables, whatever this test runs in."""
+    """Remove the variables of Slurm and of this project from the environment."""
     for name in [name for name in os.environ if name.startswith(("SLURM", "MEDSSR_", "RAY_ADDRESS"))]:
         monkeypatch.delenv(name)

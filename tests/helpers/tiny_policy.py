@@ -1,4 +1,4 @@
-"""A policy so small that the whole real stack runs on it in a minute or two, and the questions that it can answer."""
+"""A tiny policy, on which the whole real stack runs in a minute or two, and the questions that it can answer."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def tiny_llama(vocabulary: int):
     )
 
 
-def answers_with_a_letter(model, tokenizer):
-    """Supervised steps, in the model's dtype, to a uniformly random letter: the form of an answer, no knowledge."""
+def teach_answer_format(model, tokenizer):
+    """Train the model to answer with a uniformly random letter: the format of an answer, but no knowledge."""
     import torch
 
     from medssr_dist.data.answers import render_prompt
@@ -65,7 +65,7 @@ def answers_with_a_letter(model, tokenizer):
 
 
 def letter_question(letter: str, nonce: float):
-    """A question whose stem names the right letter; `nonce` makes its id unique."""
+    """Return a question whose stem names the right letter; `nonce` makes its id unique."""
     from medssr_dist.data.records import Question
 
     options = [f"Option {letter}" for letter in LETTERS]

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny_policy import LETTERS, answers_with_a_letter, letter_question, tiny_llama, tiny_tokenizer
+from tiny_policy import LETTERS, letter_question, teach_answer_format, tiny_llama, tiny_tokenizer
 
 from medssr_dist.data.jsonl import JsonlLedger, read_json, read_jsonl
 from medssr_dist.run.paths import RunPaths
@@ -31,7 +31,7 @@ def model(tmp_path_factory) -> Path:
     """The tiny model trained in fp64, so that its fp32 weights are the same on every machine."""
     folder = tmp_path_factory.mktemp("golden_model")
     tokenizer = tiny_tokenizer()
-    model = answers_with_a_letter(tiny_llama(len(tokenizer)).double(), tokenizer)
+    model = teach_answer_format(tiny_llama(len(tokenizer)).double(), tokenizer)
     model.float().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
