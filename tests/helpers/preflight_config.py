@@ -1,4 +1,4 @@
-"""For the tests of the preflight: a config for eight GPUs whose files do not exist, and an environment without Slurm."""
+"""For the tests of the preflight: a config for eight GPUs without its files, and an environment without Slurm."""
 
 from __future__ import annotations
 
