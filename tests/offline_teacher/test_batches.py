@@ -62,7 +62,7 @@ def content(url, file_id):
         return [json.loads(line) for line in response.read().splitlines()]
 
 
-def test_batch_goes_its_way_and_answers_in_another_order(tmp_path):
+def test_a_batch_completes_with_answers_in_another_order(tmp_path):
     with start_teacher(tmp_path / "log", options=["--batch-delay-s", "0.3", "--rate-429", "0.2"]) as url:
         batch = create(url, upload(url, batch_lines(40)), run="a")
         told, seen = ended(url, batch["id"])

@@ -149,7 +149,7 @@ def post(base_url, body):
         return json.load(response)
 
 
-def test_server_speaks_the_protocol_and_says_what_it_is(tmp_path):
+def test_server_follows_the_protocol_and_states_what_it_is(tmp_path):
     with start_teacher(tmp_path / "logs" / "teacher.log") as url:
         root = url.removesuffix("/v1")
         assert "not a language model" in get(root + "/healthz")["notice"]
@@ -226,7 +226,7 @@ def test_structured_output_keeps_to_the_schema(tmp_path):
         assert post(url, chat_body(response_format={"type": "text"}))["usage"]
 
 
-def test_rate_limit_holds_and_tells_when_to_come_again(tmp_path):
+def test_rate_limit_holds_and_states_retry_after(tmp_path):
     with start_teacher(tmp_path / "log", options=["--limit-rps", "40", "--retry-after", "0.5"]) as url:
         started, replies, tries = time.monotonic(), 0, 0
         while time.monotonic() - started < 1.0:
@@ -243,7 +243,7 @@ def test_rate_limit_holds_and_tells_when_to_come_again(tmp_path):
     assert list(seen["tries"].values()) == [tries] and list(seen["replies"].values()) == [replies]
 
 
-def test_stats_tell_the_most_requests_at_once(tmp_path):
+def test_stats_report_the_most_requests_in_flight(tmp_path):
     with start_teacher(tmp_path / "log", options=["--latency-s", "0.3"]) as url, ThreadPoolExecutor(5) as pool:
         list(pool.map(lambda _: post(url, chat_body()), range(5)))
         assert (stats(url)["peak_in_flight"], stats(url)["in_flight"]) == (5, 0)

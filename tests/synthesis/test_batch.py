@@ -48,7 +48,7 @@ def test_each_request_gets_its_own_reply_whatever_the_order(teacher, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {SynthesisPaths(tmp_path).batches.name, "outcomes.jsonl"}
 
 
-def test_batches_are_smaller_when_the_supply_gives_less(teacher, tmp_path):
+def test_batches_are_smaller_when_the_queue_gives_less(teacher, tmp_path):
     queue = FileQueue(tmp_path, 12, "less", at_once=5)
     run(settings(teacher), tmp_path, queue)
     sizes = [len(row["jobs"]) for row in read_jsonl(SynthesisPaths(tmp_path).batches) if row["event"] == "creating"]
@@ -98,7 +98,7 @@ def test_a_prompt_refused_for_good_is_given_up_alone(teacher, tmp_path):
     assert gave_up == {3: "refused_by_api"} and queue.counts["reply"] == 9
 
 
-def test_settings_that_every_request_is_refused_for_end_the_run_and_give_nothing_up(tmp_path):
+def test_settings_that_refuse_every_request_end_the_run(tmp_path):
     with start_teacher(tmp_path / "log", options=["--no-json-schema"]) as url:
         queue = FileQueue(tmp_path, 8, "schema")
         with pytest.raises(InputError, match="refuses every request of a batch .*not supported.*json_schema"):
@@ -108,7 +108,7 @@ def test_settings_that_every_request_is_refused_for_end_the_run_and_give_nothing
         assert times_served(url, "schema", 8) == [1] * 8
 
 
-def test_expired_batches_deliver_what_they_have_and_the_rest_is_asked_again(tmp_path):
+def test_expired_batches_deliver_replies_and_retry_the_rest(tmp_path):
     with start_teacher(tmp_path / "log", options=["--rate-batch-expired", "1"]) as url:
         queue = FileQueue(tmp_path, 16, "expired")
         run(settings(url, retry={"tries": 10}), tmp_path, queue)
@@ -141,7 +141,7 @@ def test_several_endpoints_share_the_batches(tmp_path):
     assert [state.replies for state in runner.read_states()] == served and delivered(tmp_path) == list(range(60))
 
 
-def test_a_refused_key_ends_the_run_at_once_and_is_told_to_nobody(tmp_path):
+def test_a_refused_key_ends_the_run_and_is_not_shown(tmp_path):
     key = "sk-very-secret-0123456789"
     with start_teacher(tmp_path / "log", options=["--expire-key-after", "0"]) as url:
         with pytest.raises(InputError, match="refuses the key") as error:
@@ -158,7 +158,7 @@ def test_patience_ends(tmp_path):
         assert sum(stats(url)["calls"].values()) > 3
 
 
-def test_no_batch_api_is_told(tmp_path, teacher):
+def test_a_server_without_the_batch_api_is_reported(tmp_path, teacher):
     with pytest.raises(InputError, match="offers the Batch API"):
         run(settings(teacher + "/none"), tmp_path, FileQueue(tmp_path, 5))
 
@@ -214,7 +214,7 @@ class _Nothing(BaseHTTPRequestHandler):
         pass
 
 
-def test_a_proxy_that_knows_nothing_does_not_make_a_batch_be_bought_again(tmp_path):
+def test_a_proxy_that_answers_404_causes_no_second_batch(tmp_path):
     with start_teacher(tmp_path / "log", options=["--batch-delay-s", "9"]) as url:
         run(settings(url), tmp_path, FileQueue(tmp_path, 5), lambda runner: "0 of 5" in runner.read_states()[0].reason)
     port = int(url.split(":")[-1].removesuffix("/v1"))

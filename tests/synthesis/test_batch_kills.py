@@ -76,7 +76,7 @@ def slow_teacher(tmp_path_factory):
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_kill_9_at_any_moment_loses_nothing_and_pays_nothing_twice(slow_teacher, tmp_path, moment):
+def test_kill_9_at_any_moment_loses_and_repeats_nothing(slow_teacher, tmp_path, moment):
     child = multiprocessing.get_context("fork").Process(
         target=_run_to_death, args=(slow_teacher, tmp_path, moment, moment)
     )
@@ -92,7 +92,7 @@ def test_kill_9_at_any_moment_loses_nothing_and_pays_nothing_twice(slow_teacher,
     assert not list(tmp_path.glob("batch-*.jsonl"))
 
 
-def test_two_lanes_at_one_endpoint_take_up_their_batches(slow_teacher, tmp_path):
+def test_two_workers_at_one_endpoint_resume_their_batches(slow_teacher, tmp_path):
     synthesis = settings(slow_teacher, batch_size=8)
     synthesis = synthesis.model_copy(update={"endpoints": [synthesis.endpoints[0]] * 2})
     waiting = lambda runner: all(" of 8" in state.reason for state in runner.read_states())  # noqa: E731

@@ -94,7 +94,7 @@ def test_every_check_is_named_with_its_threshold(tmp_path):
     assert "| `grounding` | off |" in body and "| `missing_figure` | on |" in body
 
 
-def test_sources_are_named_with_their_terms_and_no_place_or_host_leaks(tmp_path):
+def test_sources_are_named_with_terms_but_without_folder_or_host(tmp_path):
     _, body = split(write_card(tmp_path, config(), summary()))
     assert "| seeds | `hpo:seeds` | HPO, see below |" in body
     assert "`my_seeds.jsonl`, first 40 | user's file; licence to be stated by the user" in body

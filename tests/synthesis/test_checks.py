@@ -195,14 +195,14 @@ def test_grounding_counts_content_words_of_the_passages_alone():
     assert reason(OFF, loose, about) is None
 
 
-def test_duplicates_are_told_whatever_the_order_of_options_and_always():
+def test_duplicates_are_rejected_in_any_order_of_options():
     texts = [reply(), reply(options=OPTIONS[::-1]), reply(STEM.upper())]
     outcomes = list(screen().judge((text, provenance(index)) for index, text in enumerate(texts)))
     assert [getattr(outcome, "reason", None) for outcome in outcomes] == [None, "duplicate", "duplicate"]
     assert reason(OFF, reply(SEED.stem, SEED.options.values())) == "duplicate"
 
 
-def test_near_duplicates_of_accepted_seeds_and_benchmarks_are_named():
+def test_near_duplicates_are_rejected_with_the_question_named():
     held = Question.make(STEM, OPTIONS, source="set", source_id="s7")
     near, far = reply(STEM.replace("two days", "three days")), reply(STEM.replace("big toe", "knee") + " Why this one?")
     check = on(near_duplicate=0.7)

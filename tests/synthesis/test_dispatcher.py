@@ -40,7 +40,7 @@ async def test_every_job_is_asked_once_and_gets_its_own_reply():
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
-async def test_a_share_of_failures_is_survived_without_asking_twice_what_was_answered(status):
+async def test_a_share_of_failures_costs_no_second_reply(status):
     server, jobs = Server(at_random(0.3, lambda *_: status)), Jobs(150)
     dispatcher = await run([server], jobs, retry={"tries": 12})
     assert len(jobs.replies) == 150 and set(server.replied.values()) == {1} and jobs.balanced()
@@ -56,7 +56,7 @@ async def test_hangs_and_nonsense_are_counted_as_lost():
     assert len(jobs.replies) == 60 and jobs.balanced() and jobs.counts["lost"] > 3
 
 
-async def test_refusals_by_load_are_not_held_against_a_job_but_its_own_failures_are():
+async def test_refusals_by_load_do_not_count_against_a_job_failures_do():
     def behave(prompt, number):
         return {"3": 500, "4": 429 if number < 150 else None}.get(prompt)
 
@@ -99,7 +99,7 @@ async def test_an_address_that_is_no_api_ends_the_run(status):
     assert not jobs.outcomes and server.asked.total() < 12
 
 
-async def test_an_endpoint_that_cannot_be_reached_at_first_ends_the_run():
+async def test_an_unreachable_endpoint_ends_the_run():
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))  # bound but not listening: connections are refused
         url = f"http://127.0.0.1:{held.getsockname()[1]}/v1"
@@ -127,7 +127,7 @@ async def test_a_refused_key_leaves_the_work_to_the_other_endpoint():
     assert "refuses the key" in dispatcher.read_states()[1].reason
 
 
-async def test_everything_refused_ends_by_patience_with_nothing_given_up():
+async def test_patience_ends_a_run_in_which_everything_is_refused():
     server, jobs = Server(lambda *_: 429), Jobs(100)
     dispatcher, told = None, r"no endpoint has replied for patience_s = 0.6; .*HTTP 429.*same command resumes"
     async with serving(server) as urls:
@@ -173,7 +173,7 @@ async def test_a_dying_endpoint_moves_its_work_and_nothing_is_lost():
 
 
 @pytest.mark.parametrize("date_form", [False, True])
-async def test_retry_after_is_honoured_while_new_work_goes_on(date_form, monkeypatch):
+async def test_retry_after_is_kept_while_new_jobs_are_sent(date_form, monkeypatch):
     wait = {"Retry-After": "1"}
     if date_form:
         wait = {"Retry-After": "Sun, 06 Nov 1994 08:49:38 GMT", "Date": "Sun, 06 Nov 1994 08:49:37 GMT"}
@@ -195,7 +195,7 @@ async def test_retry_after_is_honoured_while_new_work_goes_on(date_form, monkeyp
     assert sum(times[0] < other < times[1] for other in server.times) > 1  # others went meanwhile
 
 
-async def test_hedging_takes_the_first_reply_and_counts_the_other_as_lost():
+async def test_hedging_uses_the_first_reply_and_counts_the_other_lost():
     slow, fast, jobs = Server(lambda *_: hang()), Server(), Jobs(6)
     dispatcher = await run([slow, fast], jobs, retry={"hedge_after_s": 0.05}, concurrency=3)
     assert len(jobs.replies) == 6 and jobs.balanced()
@@ -204,7 +204,7 @@ async def test_hedging_takes_the_first_reply_and_counts_the_other_as_lost():
     assert [state.in_flight for state in dispatcher.read_states()] == [0, 0]
 
 
-async def test_stop_delivers_what_is_on_the_wire_and_drops_waiting_retries():
+async def test_stop_delivers_replies_in_flight_and_drops_retries():
     def behave(prompt, _):
         return web.Response(status=429, headers={"Retry-After": "60"}) if prompt == "0" else None
 
@@ -217,7 +217,7 @@ async def test_stop_delivers_what_is_on_the_wire_and_drops_waiting_retries():
     assert 0 not in jobs.outcomes and jobs.balanced()
 
 
-async def test_what_the_supply_raises_ends_the_run():
+async def test_an_error_of_the_queue_ends_the_run():
     def full(_):
         raise InputError("the disk is full")
 
@@ -225,7 +225,7 @@ async def test_what_the_supply_raises_ends_the_run():
         await run([Server(latency=0.01)], Jobs(100, when_done=full), concurrency=4)
 
 
-async def test_cancelling_counts_what_was_on_the_wire_as_lost():
+async def test_cancelling_counts_tries_in_flight_as_lost():
     jobs = Jobs(4)
     async with serving(Server(latency=2)) as urls:
         running = asyncio.create_task(make(urls).run(jobs))
@@ -236,7 +236,7 @@ async def test_cancelling_counts_what_was_on_the_wire_as_lost():
     assert jobs.counts == {"sent": 4, "lost": 4}
 
 
-async def test_a_supply_that_has_nothing_yet_is_waited_for():
+async def test_an_empty_queue_is_waited_for():
     jobs = Jobs(2)
     later, jobs.waiting = jobs.waiting, []
     closed = False

@@ -148,7 +148,7 @@ PASSING = {
 @pytest.mark.parametrize(
     "name, transport", [*((name, "chat") for name in PASSING), ("30% 429", "batch"), ("7% of each", "batch")]
 )
-def test_faults_that_pass_lose_nothing_pay_nothing_twice_change_nothing(undisturbed, tmp_path, name, transport):
+def test_temporary_faults_lose_nothing_and_pay_nothing_twice(undisturbed, tmp_path, name, transport):
     options = [f"--rate-{kind.replace('_', '-')}={rate}" for kind, rate in PASSING[name].items()]
     with start_teacher(tmp_path / "log", options=options) as url:
         summary = run(settings(url, **(BATCH if transport == "batch" else {})), tmp_path / "run")
@@ -309,7 +309,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def test_full_disk_ends_the_run_and_the_same_command_has_more_to_do(undisturbed, tmp_path, small_disk):
+def test_a_full_disk_ends_the_run_and_the_same_command_resumes(undisturbed, tmp_path, small_disk):
     folder, enlarge = small_disk
     with start_teacher(tmp_path / "log", options=["--latency-s", "0.02"]) as url:
         with pytest.raises(InputError, match="no space left"):

@@ -96,7 +96,7 @@ def test_what_only_looks_like_a_fault_is_read(near_miss):
         ).map(json.dumps),
     )
 )
-def test_any_text_is_a_draft_or_a_refusal_that_can_be_written(text):
+def test_any_text_is_a_draft_or_a_rejection_that_can_be_written(text):
     outcome = read_reply(text)
     assert isinstance(outcome, Draft | Rejection)
     json.dumps(outcome, ensure_ascii=False).encode("utf-8")

@@ -19,14 +19,14 @@ class HeldBack(Jobs):
         return super().next_job() if probe or len(self.waiting) > 3 else None
 
 
-async def test_poisoned_prompts_at_the_end_are_told_from_a_dead_endpoint_by_a_probe():
+async def test_a_probe_tells_failing_prompts_from_a_dead_endpoint():
     """Nothing else is left to ask: a new job shows that the endpoint still answers."""
     jobs = HeldBack(8)
     await run([Server(lambda prompt, number: 500 if prompt in "34" else None)], jobs, {"tries": 2, "patience_s": 12})
     assert set(jobs.given_up) == {3, 4} and len(jobs.replies) == 6 and jobs.balanced()
 
 
-async def test_probes_do_not_empty_the_supply_while_the_endpoint_is_down():
+async def test_probes_do_not_empty_the_queue_of_a_dead_endpoint():
     jobs = HeldBack(40)
     with pytest.raises(InputError, match="patience_s"):
         await run([Server(lambda prompt, number: 500)], jobs, {"patience_s": 6}, concurrency=2)

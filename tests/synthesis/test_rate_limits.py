@@ -91,7 +91,7 @@ def test_a_server_with_few_slots_is_used_to_its_limit(slots):
 
 @pytest.mark.parametrize("refusal_latency", [0.001, 0.05])
 @pytest.mark.parametrize(("share", "most"), [(0.01, 64), (0.1, 64), (0.3, 64), (0.3, 256)])
-def test_refusals_that_do_not_come_from_the_load_do_not_slow_down(share, most, refusal_latency):
+def test_refusals_without_load_do_not_slow_down(share, most, refusal_latency):
     goodput, limit, _ = simulate(refusing(share, 0.05, refusal_latency), most, seconds=20)
     assert goodput > 0.85 * most / (0.05 + share / (1 - share) * refusal_latency)
     assert limit.limit > 0.6 * most
@@ -170,7 +170,7 @@ def test_bucket_of_less_than_one_a_second_passes_one():
     assert bucket.ready_at(1, 0.0) == pytest.approx(10)
 
 
-def test_a_cost_above_the_capacity_waits_for_a_full_bucket_and_leaves_a_debt():
+def test_a_cost_above_the_capacity_leaves_a_debt():
     bucket = TokenBucket(6000)  # 100/s
     assert bucket.ready_at(1000, 0.0) <= 0
     bucket.take(1000, 0.0)
@@ -205,7 +205,7 @@ def test_breaker_opens_after_sustained_failures_and_says_why():
     assert breaker.ready_at(now) == now + FIRST_COOLDOWN_S
 
 
-def test_breaker_stays_closed_while_replies_come_and_in_a_short_burst():
+def test_breaker_stays_closed_during_replies_and_short_bursts():
     breaker = CircuitBreaker()
     for n in range(100):
         breaker.record_failure(n, "x")
@@ -218,7 +218,7 @@ def test_breaker_stays_closed_while_replies_come_and_in_a_short_burst():
     assert breaker.state == "closed"
 
 
-def test_breaker_half_open_lets_one_probe_pass_and_cools_down_longer_each_time():
+def test_half_open_breaker_sends_one_probe_and_cools_down_longer():
     breaker, now = opened()
     cooldowns = []
     for _ in range(10):
@@ -234,7 +234,7 @@ def test_breaker_half_open_lets_one_probe_pass_and_cools_down_longer_each_time()
     assert (breaker.state, breaker.reason, breaker.ready_at(now)) == ("closed", "", now)
 
 
-def test_breaker_waits_as_long_as_the_server_asks_and_sends_another_probe_for_one_called_off():
+def test_breaker_keeps_retry_after_and_replaces_cancelled_probe():
     breaker, now = opened()
     breaker.record_sent()
     breaker.record_cancelled()

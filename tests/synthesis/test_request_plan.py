@@ -81,7 +81,7 @@ def test_pairs_are_two_seeds_and_every_pair_comes():
     assert all_pairs.draw(0).topic == ""
 
 
-def test_by_topic_both_seeds_share_one_chosen_by_its_number_of_seeds():
+def test_seed_pairs_share_a_topic_drawn_by_its_number_of_seeds():
     seeds = [seed(n, "common") for n in range(6)] + [seed(n, "small") for n in range(6, 9)] + [seed(9, "alone")]
     by_topic = draws(seeds=seeds, seed_pairs="topic")
     drawn = [by_topic.draw(index) for index in range(3000)]
@@ -90,7 +90,7 @@ def test_by_topic_both_seeds_share_one_chosen_by_its_number_of_seeds():
     assert set(topics) == {"common", "small"} and 0.62 < topics["common"] / 3000 < 0.71
 
 
-def test_seeds_without_topic_are_refused_with_their_number_and_the_fix():
+def test_seeds_without_topic_are_refused_with_the_fix():
     with pytest.raises(InputError, match=r"2 of 5 seeds have no topic.*seed_pairs: uniform"):
         draws(seeds=[*SEEDS[:3], seed(98), seed(99)], seed_pairs="topic")
     with pytest.raises(InputError, match="no two seeds share a topic"):

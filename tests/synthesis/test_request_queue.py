@@ -71,7 +71,7 @@ def answer(queue, jobs, accepted):
     queue._judged.accepted += accepted
 
 
-def test_asks_for_as_many_as_are_missing_at_the_share_accepted_so_far(make):
+def test_sends_as_many_as_are_missing_at_the_accepted_share(make):
     queue = make(10)
     jobs = take_all(queue)
     assert [job.index for job in jobs] == list(range(10))
@@ -111,7 +111,7 @@ def test_stop_asks_for_nothing_more(make):
     assert queue.next_job() is None and queue.is_finished
 
 
-def test_a_left_journal_is_not_asked_for_again(make, tmp_path):
+def test_an_existing_journal_is_not_requested_again(make, tmp_path):
     queue = make(4)
     jobs = take_all(queue)
     for job in (jobs[0], jobs[2]):
@@ -126,7 +126,7 @@ def test_a_left_journal_is_not_asked_for_again(make, tmp_path):
     assert again.parts[2].lost_tokens == jobs[1].tokens
 
 
-def test_a_request_given_up_is_not_asked_for_again(make):
+def test_a_request_given_up_is_not_sent_again(make):
     queue = make(2)
     job = queue.next_job()
     queue.record_sent(job)
@@ -174,7 +174,7 @@ def test_the_estimate_follows_the_usage_of_the_replies(make):
     assert queue.parts[2]._reserved_tokens == pytest.approx(3 * job.prompt_tokens + 1, rel=0.02)
 
 
-def test_token_counts_are_those_of_the_whole_text_within_a_token_a_block():
+def test_token_counts_differ_by_at_most_one_token_per_block():
     import tiktoken
 
     text = "\n\n".join(f"[Part {n}]\nA 45-year-old woman with alkaptonuria and dark urine." for n in range(6))
@@ -183,7 +183,7 @@ def test_token_counts_are_those_of_the_whole_text_within_a_token_a_block():
     assert whole <= counted <= whole + 4 + 6
 
 
-def test_exposure_outlives_its_process_and_grows(tmp_path):
+def test_the_reservation_ledger_survives_its_process_and_grows(tmp_path):
     reservations = ReservationLedger(tmp_path / "e.bin", 10)
     reservations.add(3, 700)
     reservations.add(9, 200)
@@ -195,7 +195,7 @@ def test_exposure_outlives_its_process_and_grows(tmp_path):
     assert ReservationLedger(tmp_path / "e.bin", 20).total == 705
 
 
-def test_a_batch_taken_up_again_is_in_flight_and_not_lost(make):
+def test_a_resumed_batch_is_in_flight_and_not_lost(make):
     queue = make(3)
     for job in take_all(queue):
         queue.record_sent(job)
@@ -213,7 +213,7 @@ def test_a_batch_taken_up_again_is_in_flight_and_not_lost(make):
     assert again.in_flight == 0 and len(again.parts[0]) == 3
 
 
-def test_while_held_nothing_new_is_asked_and_what_is_out_goes_on(make):
+def test_back_pressure_stops_new_requests_only(make):
     given = []
     queue = make(20, should_hold=lambda accepted: accepted > 3 + len(given))
     jobs = [queue.next_job() for _ in range(6)]  # nothing is there yet, so nothing holds
@@ -229,12 +229,12 @@ def test_while_held_nothing_new_is_asked_and_what_is_out_goes_on(make):
     assert queue.next_job().index == 7
 
 
-def test_a_probe_is_asked_also_while_held(make):
+def test_a_probe_is_sent_despite_back_pressure(make):
     queue = make(20, should_hold=lambda accepted: True)
     assert queue.next_job() is None and queue.next_job(probe=True).index == 0
 
 
-def test_a_request_that_others_wait_for_is_not_held(make):
+def test_a_gap_in_the_journal_is_filled_despite_back_pressure(make):
     """A kill left a gap: what came after it cannot be judged before it, so holding it would last for ever."""
     queue = make(20)
     for job in take_all(queue):
@@ -251,7 +251,7 @@ def test_a_request_that_others_wait_for_is_not_held(make):
     assert again.next_job().index == 5
 
 
-def test_the_time_held_is_known(make, monkeypatch):
+def test_the_time_under_back_pressure_is_measured(make, monkeypatch):
     clock, held = [0.0], [True]
     monkeypatch.setattr("medssr_dist.synthesis.request_queue.time.monotonic", lambda: clock[0])
     queue = make(20, should_hold=lambda accepted: held[0])

@@ -63,7 +63,7 @@ def test_a_cell_never_outgrows_a_spreadsheet(tmp_path):
     assert len(row["stem"]) < 32_767 and row["stem"].endswith("(cut)")
 
 
-def test_fewer_questions_than_asked_for_gives_all_and_none_gives_the_header(tmp_path):
+def test_a_sheet_of_few_or_no_questions(tmp_path):
     assert len(rows_of(sheet_of(tmp_path, [question(n) for n in range(3)], count=5))) == 3
     assert rows_of(sheet_of(tmp_path, [])) == []
     assert rows_of(sheet_of(tmp_path, [question(1)], count=0)) == []
@@ -98,7 +98,7 @@ def test_wilson_against_published_values(successes, trials, low, high):
     assert wilson_interval(successes, trials) == pytest.approx((low, high), abs=5e-5)
 
 
-def test_wilson_without_a_trial_knows_nothing_and_refuses_nonsense():
+def test_wilson_without_a_trial_and_with_bad_counts():
     assert wilson_interval(0, 0) == (0.0, 1.0)
     with pytest.raises(ValueError):
         wilson_interval(3, 2)

@@ -170,7 +170,7 @@ def test_torn_journal_tail_is_asked_again_only_for_that_request(plain, tmp_path)
     assert files(tmp_path) == files(folder)
 
 
-def test_stop_keeps_what_is_on_the_wire_and_has_more_to_do_later(plain, tmp_path):
+def test_a_stop_keeps_replies_in_flight_and_the_run_resumes(plain, tmp_path):
     journal = tmp_path / "run" / "journal.jsonl"
     with start_teacher(tmp_path / "log", options=["--latency-s", "0.1"]) as url:
         with pytest.raises(Stopped):
@@ -220,7 +220,7 @@ def test_kill_9_loses_no_reply_and_pays_none_twice(plain, tmp_path):
     assert files(folder) == files(plain[1])
 
 
-def test_outputs_grow_as_complete_prefixes(tmp_path):
+def test_files_grow_as_complete_prefixes(tmp_path):
     cfg = config(alpha=0)
     plan = RequestPlan(cfg, SEEDS, [], retrieve, "c")
     replies = [json.dumps({"question": f"Which of these is number {n}?", "options": ["x", "y"]}) for n in range(3)]
@@ -259,7 +259,7 @@ def test_what_is_judged_is_on_disk_before(tmp_path, monkeypatch):
     assert read_json(tmp_path / "run" / "questions.end.json") == {"count": 30}
 
 
-def test_dead_endpoint_mid_run_ends_with_the_reason_and_keeps_replies(tmp_path):
+def test_a_dead_endpoint_ends_the_run_and_keeps_the_replies(tmp_path):
     with start_teacher(tmp_path / "log") as url:
         run(config(url, accepted=5), tmp_path / "run")
     paid = len(journaled(tmp_path / "run"))
