@@ -14,11 +14,13 @@ from pathlib import Path
 
 from medssr_dist.bench.result_file import write_result
 from medssr_dist.data.jsonl import read_json
+from medssr_dist.data.records import parse_record
 from medssr_dist.errors import EXIT_BAD_INPUT, InputError
 from medssr_dist.estimates.rates import read_rates
 from medssr_dist.launch.attempts import FIRST_TOKEN, list_attempts
 from medssr_dist.run.directory import Manifest, RunDir
 from medssr_dist.run.paths import RunPaths
+from medssr_dist.voting.quality_records import VoteSummary
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,9 @@ def read_node_rates(folder: Path) -> list[NodeRates]:
         rates = read_rates(run) if RunPaths(run).voting.summary.exists() else None
         if rates is None or rates.vote is None:
             continue
-        quality = read_json(RunPaths(run).voting.summary)["quality"]
-        votes_per_s = rates.vote.tokens_per_s * quality["votes"] / quality["tokens"]
+        summary = RunPaths(run).voting.summary
+        quality = parse_record(VoteSummary, read_json(summary), str(summary)).quality
+        votes_per_s = rates.vote.tokens_per_s * quality.votes / quality.tokens
         first = [attempt.timings.get(FIRST_TOKEN) for attempt in list_attempts(run)]
         found.append(
             NodeRates(

@@ -1,6 +1,5 @@
 """The table of slurm/bench.sh, from run directories made here; test_slurm.py runs the jobs."""
 
-import json
 from dataclasses import asdict
 
 import pytest
@@ -9,8 +8,13 @@ from config_builder import make_config
 from medssr_dist.bench.nodes import NodeRates, begin_nodes_run, main, read_node_rates
 from medssr_dist.data.jsonl import read_json, write_json
 from medssr_dist.errors import InputError
+from medssr_dist.inference import event_log
+from medssr_dist.inference.event_log import EventLog
 from medssr_dist.launch.attempts import FIRST_TOKEN, Attempt
+from medssr_dist.launch.timings import Timings
 from medssr_dist.run.directory import RunDir, open_run
+from medssr_dist.voting.quality import measure_quality
+from medssr_dist.voting.quality_records import VoteSummary
 
 
 @pytest.fixture
@@ -43,16 +47,22 @@ def test_runs_without_finished_questions_are_refused(tmp_path, capsys):
     assert "holds no finished nodes-N/voting" in capsys.readouterr().err
 
 
-def test_rates_do_not_include_the_start_of_the_engines(questions, tmp_path, capsys):
+def test_rates_do_not_include_the_start_of_the_engines(questions, tmp_path, capsys, monkeypatch):
     folder = tmp_path / "bench"
     for nodes, seconds in ((2, 150), (10, 110)):  # of them 100 until an engine is ready
         run = RunDir(folder / f"nodes-{nodes}")
         begin_nodes_run(questions, run.root)
-        quality = {"questions": 4, "kept": 2, "votes": 50, "tokens": 1000}
-        write_json(run.voting.summary, {"seconds": seconds, "tokens": 1000, "quality": quality})
-        events = [{"time": 0.0, "event": "start"}, {"time": 100.0, "event": "ready"}]
-        run.voting.engine_events.write_text("".join(json.dumps(event) + "\n" for event in events))
-        write_json(Attempt.begin(run.root).folder / "timings.json", {FIRST_TOKEN: 7.5})
+        counts = {"questions": 4, "kept": 2, "votes": 50, "tokens": 1000}
+        quality = measure_quality([], make_config().voting, dict).model_copy(update=counts)
+        summary = VoteSummary(votes_taken_now=50, seconds=seconds, tokens=1000, quality=quality)
+        write_json(run.voting.summary, summary.model_dump(mode="json"))
+        with EventLog(run.voting.engine_events) as log:
+            for clock, event in ((0.0, "start"), (100.0, "ready")):
+                monkeypatch.setattr(event_log.time, "time", lambda clock=clock: clock)
+                log("engine 0", event, "")
+        timings = Timings(Attempt.begin(run.root), started=0.0)
+        timings.record(FIRST_TOKEN, at=7.5)
+        timings.write()
     begin_nodes_run(questions, folder / "nodes-4")  # still waiting
     assert read_node_rates(folder) == [
         NodeRates(nodes=2, votes_per_s=1.0, tokens_per_s=20.0, first_token_s=7.5),
