@@ -7,7 +7,7 @@
 : "${WORK:=$HOME}" # the project's space on the parallel file system
 
 if command -v module >/dev/null; then
-    set +u # the module command of many sites reads variables that are not set
+    set +u # at many sites the module command reads unset variables
     module purge
     module load gcc/13.2.0 cuda/13.0 python/3.11
     set -u
@@ -17,7 +17,7 @@ export VENV=${VENV:-$WORK/medssr/venv}
 export MEDSSR_CACHE=$WORK/medssr/cache HF_HOME=$WORK/medssr/huggingface
 export MEDSSR_SCRATCH=${SLURM_TMPDIR:-/tmp}
 
-# IP over InfiniBand for Ray, gloo and NCCL's bootstrap; NCCL's own traffic goes over the HCAs.
+# IP over InfiniBand for Ray, gloo and NCCL's bootstrap; NCCL's data goes through the InfiniBand adapters.
 export MEDSSR_IFNAME=ib0 NCCL_IB_HCA=mlx5
 
 export https_proxy=http://proxy.example.org:3128 no_proxy=localhost,127.0.0.1,.example.org

@@ -1,4 +1,4 @@
-"""What `ps` shows."""
+"""The command lines that `ps` shows."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def command_lines() -> str:
-    """The command line of every process that can be seen now, one a line."""
+    """Return the command line of every visible process, one per line."""
     lines = []
     for file in Path("/proc").glob("[0-9]*/cmdline"):
         try:

@@ -1,7 +1,7 @@
-"""A real Slurm on one machine: a login host and nodes, each with processes, mounts, network and name of its own.
+"""A real Slurm on one machine: a login host and nodes, each with its own processes, mounts, network and host name.
 
-A host is a set of Linux namespaces; when its first process is killed the kernel ends every other process in it and
-its network disappears, so nothing stays behind, and a node's crash is one signal. Needs root.
+A host is a set of Linux namespaces. When its first process is killed, the kernel ends every other process of the host
+and deletes its network. So nothing stays behind, and one signal simulates the crash of a node. It needs root.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE
 
 
 class Host:
-    """One namespaced host. `pid` is its first process, as seen from outside."""
+    """One host. `pid` is the id of its first process, as seen from outside."""
 
     def __init__(self, name: str, ip: str, folder: Path, kept: list[Path]):
         self.name, self.ip, self._folder, self._kept = name, ip, folder, kept
@@ -101,7 +101,7 @@ class Host:
         self.pid = int(children.split()[0])
 
     def command(self, *command: object, user: int = 0) -> list[str]:
-        """`command` as run on this host by `user`."""
+        """Return the command that runs `command` on this host as `user`."""
         enter = ["nsenter", f"--target={self.pid}", "--net", "--uts", "--ipc", "--mount", "--pid"]
         who = [f"--setuid={user}", f"--setgid={user}"] if user else []
         return [*enter, *who, f"--wd={Path.cwd()}", "--", *map(str, command)]
@@ -110,13 +110,13 @@ class Host:
         return subprocess.run(self.command(*command, user=user), capture_output=True, text=True, check=False, **options)
 
     def crash(self) -> None:
-        """Every process of the host dies at once."""
+        """Kill every process of the host at once."""
         self._unshare.kill()
         self._unshare.wait()
         self._unshare.stdout.close()
 
     def processes(self, text: str) -> list[int]:
-        """Processes of this host, as seen from outside, with `text` in their command line."""
+        """Return the ids, as seen from outside, of this host's processes with `text` in their command line."""
         mine = str(Path(f"/proc/{self.pid}/ns/pid").readlink())
         return [int(folder.name) for folder in Path("/proc").glob("[0-9]*") if _matches(folder, mine, text)]
 
@@ -133,14 +133,14 @@ def _command_line(folder: Path) -> str:
 
 
 class SlurmCluster:
-    """Use as a context manager. `login` is the host that users submit from."""
+    """A Slurm cluster; use it as a context manager. `login` is the host from which users submit jobs."""
 
     def __init__(self, nodes: int, kept: list[Path], cpus: int = 8):
         self.folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/var/tmp"))
         self.folder.chmod(0o755)
         cache = Path.home() / ".cache"
         cache.mkdir(exist_ok=True)
-        # Python itself may lie in a home that only its owner may enter: of that, too, only what is needed is there.
+        # Python may be in a home directory that only its owner may enter; the hosts see only this part of it.
         kept = [*kept, cache, Path(sys.base_prefix), *_own_cache()]
         self._kept = [path for path in kept if path.is_relative_to("/tmp") or path.is_relative_to(Path.home())]
         self._daemons: dict[str, subprocess.Popen] = {}
@@ -199,13 +199,13 @@ class SlurmCluster:
         self.until(lambda: self.node_states() == dict.fromkeys(self.nodes, "idle"), "every node is idle")
 
     def boot_node(self, name: str) -> None:
-        """Boot a node, also after its crash."""
+        """Boot a node, for the first time or after a crash."""
         host = self.nodes[name]
         host.boot()
         self.login.run("ip", "link", "delete", name)
         added = self.login.run("ip", "link", "add", name, "type", "veth", "peer", "name", "eth0")
         assert added.returncode == 0, added.stderr
-        # The peer's namespace is named by a process that both sides can see: this one, outside.
+        # The namespace of the peer is named by a process that both sides see, hence from outside.
         moved = subprocess.run(
             ["nsenter", f"--target={self.login.pid}", "--net", "ip", "link", "set", "eth0", "netns", str(host.pid)],
             capture_output=True,
@@ -229,12 +229,12 @@ class SlurmCluster:
         return dict(row.split() for row in rows if row)
 
     def slurm(self, *command: object, user: int = 0, env: dict[str, str] | None = None) -> str:
-        """Output of a Slurm command on the login host; "" where it fails for want of a controller."""
+        """Return the output of a Slurm command on the login host; "" if it fails because no controller answers."""
         done = self.login.run(*command, user=user, env=self.env | (env or {}))
         return done.stdout.strip()
 
     def sbatch(self, *arguments: object, user: int = 0, **env: str) -> int:
-        """Submit; `env` joins the environment. Returns the job id."""
+        """Submit a job with `env` added to the environment; return its id."""
         done = self.login.run("sbatch", "--parsable", *arguments, user=user, env=self.env | env)
         assert done.returncode == 0, done.stderr
         return int(done.stdout)
@@ -278,7 +278,7 @@ def _own_cache() -> list[Path]:
 
 
 def why_not() -> str | None:
-    """Why a cluster cannot be started here; None where it can."""
+    """Return why a cluster cannot be started here; None if it can."""
     missing = [name for name in NEEDED if not shutil.which(name, path=f"{os.environ['PATH']}:{_DAEMONS}:/sbin")]
     if missing:
         return f"{', '.join(missing)} not found; install slurm-wlm, munge and iproute2"

@@ -1,4 +1,4 @@
-"""What the tests of the streams share: questions, labels, a tokenizer of words, and patience."""
+"""Shared by the tests of the streams: questions, labels, a tokenizer of words, and a wait with a time limit."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def never() -> bool:
 
 
 class Tokenizer:
-    """One token a word."""
+    """Splits a text into one token for each word."""
 
     chat_template = None
 

@@ -1,4 +1,4 @@
-"""The files that make a site: env.d is sourced as the batch scripts do; both images are built from the same things."""
+"""The files of a site: env.d is sourced as in the batch scripts; both images are built from the same parts."""
 
 import re
 import shlex
@@ -10,7 +10,7 @@ EXPORTED = ("MEDSSR_CACHE", "HF_HOME", "MEDSSR_SCRATCH", "MEDSSR_IFNAME")
 
 
 def sourced(file, tmp_path) -> dict[str, str]:
-    """What bash has after sourcing `file` with `set -euo pipefail`, in the checkout of a user without modules."""
+    """Return bash's variables after it has sourced `file` with `set -euo pipefail`, for a user without modules."""
     shown = "; ".join(f'echo "{name}=${{{name}-}}"' for name in (*EXPORTED, "VENV", "MEDSSR_PYTHON"))
     script = f"set -euo pipefail; MEDSSR_SRUN=() MEDSSR_PREFIX=(); source {shlex.quote(str(file))}; {shown}; "
     script += 'echo "PREFIX=${MEDSSR_PREFIX[*]-}"; echo "SRUN=${MEDSSR_SRUN[*]-}"'
@@ -34,7 +34,7 @@ def test_every_file_of_env_d_is_tested(repo):
     assert names == {"template", "example_modules", "example_apptainer"}
 
 
-def test_the_container_is_put_before_each_command_with_what_it_needs(repo, tmp_path):
+def test_the_container_is_the_prefix_of_each_command(repo, tmp_path):
     found = sourced(repo / "launch" / "env.d" / "example_apptainer.sh", tmp_path)
     words = shlex.split(found["PREFIX"])
     assert words[:3] == ["apptainer", "exec", "--nv"] and words[-1] == "/project/ada/medssr.sif"
@@ -42,7 +42,7 @@ def test_the_container_is_put_before_each_command_with_what_it_needs(repo, tmp_p
     assert found["MEDSSR_PYTHON"] == "/opt/medssr/bin/python"
 
 
-def test_both_images_are_built_from_the_same_base_packages_and_pins(repo):
+def test_both_images_are_built_from_the_same_parts(repo):
     folder = repo / "launch" / "containers"
     docker, apptainer = (folder / "Dockerfile").read_text(), (folder / "medssr.def").read_text()
     packages = [re.search(r"--no-install-recommends \\\n([^\n&\\]*)", text)[1].split() for text in (docker, apptainer)]

@@ -1,9 +1,10 @@
-"""Synthesis, vote and trainer side by side: none outlives another's failure, and the same command goes on."""
+"""Synthesis, vote and trainer run concurrently: a failure of one ends the others, and the same command resumes."""
 
 import json
 import sys
 import threading
 import time
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -30,10 +31,10 @@ def quick_polls(monkeypatch):
     monkeypatch.setattr(background, "_POLL_S", 0.01)
 
 
-# --- sides ------------------------------------------------------------------------------------------
+# --- background steps ------------------------------------------------------------------------------------------
 
 
-def test_a_thread_that_is_killed_has_ended():
+def test_a_killed_thread_has_ended():
     ended = []
 
     def work(should_stop):
@@ -46,7 +47,7 @@ def test_a_thread_that_is_killed_has_ended():
     assert side.check() and ended == [True]
 
 
-def test_a_thread_stops_with_the_run_and_tells_what_it_raised():
+def test_a_thread_stops_with_the_run_and_raises_its_error():
     asked = threading.Event()
 
     def work(should_stop):
@@ -62,7 +63,7 @@ def test_a_thread_stops_with_the_run_and_tells_what_it_raised():
 
 
 class Recorded:
-    """A side that is done, fails or goes on, as it is told."""
+    """A background step that is done, fails or keeps running, as its arguments say."""
 
     def __init__(self, log, name, error=None, done=False):
         self.log, self.name, self.error, self.done = log, name, error, done
@@ -85,7 +86,7 @@ def session_of(tmp_path):
     return build
 
 
-def test_a_side_that_is_done_is_a_finished_step_and_is_not_killed(session_of):
+def test_a_step_that_is_done_is_finished_and_not_killed(session_of):
     log = []
     with BackgroundSteps(session_of(log)) as background:
         background.add("synthesize", Recorded(log, "kill synthesize", done=True))
@@ -95,7 +96,7 @@ def test_a_side_that_is_done_is_a_finished_step_and_is_not_killed(session_of):
     assert log == ["finished synthesize", "finished stage1"]
 
 
-def test_the_failure_of_a_side_is_raised_and_ends_the_others(session_of):
+def test_a_failed_step_raises_and_ends_the_others(session_of):
     log = []
     with pytest.raises(InputError, match="no credit"), BackgroundSteps(session_of(log)) as background:
         background.add("synthesize", Recorded(log, "kill synthesize", error=InputError("no credit")))
@@ -104,7 +105,7 @@ def test_the_failure_of_a_side_is_raised_and_ends_the_others(session_of):
     assert log == ["kill stage1", "kill synthesize"]
 
 
-def test_a_failure_beside_ends_the_sides_and_is_not_covered_by_theirs(session_of):
+def test_a_failure_in_the_main_thread_ends_the_steps(session_of):
     log = []
     with pytest.raises(RuntimeError, match="no engine"), BackgroundSteps(session_of(log)) as background:
         background.add("synthesize", Recorded(log, "kill synthesize", error=Stopped("stopped")))
@@ -112,7 +113,7 @@ def test_a_failure_beside_ends_the_sides_and_is_not_covered_by_theirs(session_of
     assert log == ["kill synthesize"]
 
 
-def test_waiting_for_the_sides_ends_when_the_run_is_stopped(session_of):
+def test_waiting_ends_when_the_run_is_stopped(session_of):
     log = []
     with pytest.raises(Stopped, match="stage1 stopped"), BackgroundSteps(session_of(log, lambda: True)) as background:
         background.add("stage1", Recorded(log, "kill stage1"))
@@ -120,7 +121,7 @@ def test_waiting_for_the_sides_ends_when_the_run_is_stopped(session_of):
     assert log == ["kill stage1"]
 
 
-def test_a_second_interrupt_waits_for_nothing(session_of):
+def test_a_second_ctrl_c_does_not_wait(session_of):
     log = []
     with pytest.raises(KeyboardInterrupt), BackgroundSteps(session_of(log)) as background:
         background.add("synthesize", Recorded(log, "kill synthesize"))
@@ -138,7 +139,7 @@ def teacher(tmp_path_factory):
 
 
 class World:
-    """A run in stream mode whose engines and GPUs are missing: vote and stage 1 keep the rules of the real ones."""
+    """A run in stream mode without engines and GPUs. Its vote and stage 1 follow the rules of the real ones."""
 
     def __init__(self, folder, base_url, monkeypatch):
         seeds = folder / "seeds.jsonl"
@@ -219,7 +220,7 @@ class World:
         assert most_examples == 60
         publish_taken(labels, 0)
         side = ThreadStep(lambda should_stop: self.train(config.training.stage1, labels, folder, should_stop), never)
-        side.wait = None  # side by side nobody waits for it alone
+        side.wait = None  # in stream mode nothing waits for stage 1 alone
         return side
 
     def train(self, stage, labels, folder, should_stop):
@@ -231,11 +232,8 @@ class World:
                 if row["kept"]:
                     yield place, Example(Question.model_validate(row["question"]), row["answer"])
 
-        def tell(taken):
-            publish_taken(labels, taken)
-
         checkpoint = folder / "checkpoint.json"
-        loader = PromptLoader(examples, Tokenizer(), 10**6, tell)
+        loader = PromptLoader(examples, Tokenizer(), 10**6, partial(publish_taken, labels))
         if checkpoint.exists():
             loader.load_state_dict(read_json(checkpoint))
         del self.trained[loader.taken :]
@@ -269,11 +267,11 @@ def world(tmp_path, teacher, monkeypatch):
 def test_questions_flow_to_the_trainer_while_they_are_written(world):
     world.run()
     world.assert_complete()
-    assert world.question_lag <= 6 + 4 + 1  # the buffer, and what was on the wire
+    assert world.question_lag <= 6 + 4 + 1  # the buffer, and the requests in flight
     assert read_json(world.root / "synthesis" / "summary.json")["accepted"] == 60
 
 
-def test_a_finished_stream_is_recognised(world, caplog):
+def test_finished_steps_are_not_run_again(world, caplog):
     world.run()
     with caplog.at_level("INFO", logger="medssr_dist.run.session"):
         world.run()
@@ -281,7 +279,7 @@ def test_a_finished_stream_is_recognised(world, caplog):
     world.assert_complete()
 
 
-def test_a_failing_trainer_ends_vote_and_synthesis_and_the_same_command_goes_on(world):
+def test_a_failed_trainer_ends_the_others_and_the_run_resumes(world):
     world.trainer_fails_at, before = 16, threading.active_count()
     with pytest.raises(RuntimeError, match="out of memory"):
         world.run()
@@ -292,7 +290,7 @@ def test_a_failing_trainer_ends_vote_and_synthesis_and_the_same_command_goes_on(
     world.assert_complete()
 
 
-def test_a_failing_vote_ends_synthesis_and_trainer_and_the_same_command_goes_on(world):
+def test_a_failed_vote_ends_the_others_and_the_run_resumes(world):
     world.vote_fails_at = 20
     with pytest.raises(RuntimeError, match="no engine survived"):
         world.run()
@@ -302,7 +300,7 @@ def test_a_failing_vote_ends_synthesis_and_trainer_and_the_same_command_goes_on(
     world.assert_complete()
 
 
-def test_a_failing_synthesis_ends_vote_and_trainer_and_the_same_command_goes_on(world, teacher):
+def test_a_failed_synthesis_ends_the_others_and_it_resumes(world, teacher):
     (endpoint,) = world.sections["synthesis"]["endpoints"]
     endpoint["base_url"] = "http://127.0.0.1:9/v1"
     with pytest.raises(InputError, match="no endpoint has replied"):
@@ -312,7 +310,7 @@ def test_a_failing_synthesis_ends_vote_and_trainer_and_the_same_command_goes_on(
     world.assert_complete()
 
 
-def test_a_stop_ends_all_three_and_the_same_command_goes_on(world):
+def test_a_stop_ends_all_steps_and_the_run_resumes(world):
     for world.stop_at in (1, 13, 47):
         with pytest.raises(Stopped):
             world.run()
@@ -321,21 +319,21 @@ def test_a_stop_ends_all_three_and_the_same_command_goes_on(world):
     world.assert_complete()
 
 
-def test_fixed_steps_end_the_trainer_early_and_the_vote_goes_on(world):
+def test_the_vote_continues_after_a_trainer_with_fixed_steps(world):
     world.sections["training"]["stage1"]["steps"] = 2
     world.run()
     rows = list(read_jsonl(world.root / "voting" / "labeled.jsonl"))
     assert len(rows) == 60 and world.trained == [row["question"]["id"] for row in rows if row["kept"]][:16]
 
 
-def test_an_end_mark_of_an_unfinished_synthesis_is_not_believed(world):
-    """It may be of a smaller synthesis.accepted."""
+def test_the_end_mark_of_an_unfinished_synthesis_is_ignored(world):
+    """It may come from an attempt with a smaller synthesis.accepted."""
     mark_end(world.root / "synthesis" / "questions.jsonl", 0)
     world.run()
     world.assert_complete()
 
 
-def test_without_stage_1_the_vote_is_not_held(world):
+def test_without_stage_1_the_vote_is_not_held_back(world):
     world.sections["training"]["stage1"]["enabled"] = False
     world.run()
     assert not (world.root / "voting" / "labeled.taken.json").exists() and world.votes == 60

@@ -1,4 +1,4 @@
-"""The run directory: one process at a time, one set of settings, nothing secret, nothing half-written."""
+"""The run directory: one process at a time, one set of settings, no secrets, no half-written files."""
 
 import os
 import stat
@@ -75,7 +75,7 @@ def refused(root, config, **options) -> str:
 # --- opening ----------------------------------------------------------------------------------------
 
 
-def test_a_second_process_is_refused_and_the_first_one_goes_on(root, config_file, configured):
+def test_a_second_process_is_refused_while_the_first_runs(root, config_file, configured):
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLD_THE_LOCK, str(root), str(config_file)],
         stdin=subprocess.PIPE,
@@ -95,7 +95,7 @@ def test_a_second_process_is_refused_and_the_first_one_goes_on(root, config_file
         assert len(run.read_manifest().attempts) == 2
 
 
-def test_the_manifest_says_what_ran(root, configured):
+def test_the_manifest_records_code_and_settings(root, configured):
     with open_run(root, configured()) as run:
         run.begin_step("vote", configured(), INPUTS)
         run.finish_step("vote")
@@ -113,14 +113,14 @@ def test_the_manifest_says_what_ran(root, configured):
     assert {key.split(".")[0] for key in step["settings"]} == {"policy", "voting", "runtime"}
 
 
-def test_every_opening_is_an_attempt_and_the_newest_config_is_kept(root, configured):
+def test_each_opening_is_recorded_with_the_newest_config(root, configured):
     begin(root, configured("voting.buffer=3"))
     begin(root, configured("voting.buffer=4"))
     assert len(read_json(root / "manifest.json")["attempts"]) == 2
     assert read_json(root / "config.resolved.json")["voting"]["buffer"] == 4
 
 
-def test_the_resolved_config_holds_every_section_with_its_defaults(root, configured):
+def test_the_resolved_config_holds_sections_and_defaults(root, configured):
     begin(root, configured())
     resolved = read_json(root / "config.resolved.json")
     assert set(resolved) == {"policy", "knowledge", "synthesis", "voting", "training", "evaluation", "runtime"}
@@ -146,7 +146,7 @@ def test_only_the_owner_can_read_a_run(root, configured):
         assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
 
 
-def test_a_run_directory_that_cannot_be_one(tmp_path, configured):
+def test_a_path_that_cannot_be_a_directory_is_refused(tmp_path, configured):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="choose another with --run-dir"), open_run(tmp_path / "file", configured()):
         pass
@@ -215,7 +215,7 @@ def test_changed_settings_are_refused_by_key_old_and_new(root, configured, step,
         ("stage1", "training.stage2.learning_rate=0.5"),
     ],
 )
-def test_how_a_step_is_run_may_change_and_it_stays_finished(root, configured, step, override):
+def test_settings_of_how_a_step_runs_may_change(root, configured, step, override):
     with open_run(root, configured()) as run:
         run.begin_step(step, configured(), INPUTS)
         run.finish_step(step)
@@ -234,7 +234,7 @@ def test_the_steps_sections_are_config_keys(configured):
         assert any(key == section or key.startswith(section + ".") for key in flat), section
 
 
-def test_another_model_or_form_is_refused(root, configured):
+def test_another_model_or_reply_format_is_refused(root, configured):
     with open_run(root, configured()) as run:
         run.begin_step("synthesize", configured(), INPUTS)
     for override, name in (("model=x", "synthesis.models"), ("json_schema=true", "synthesis.json_schema")):
@@ -242,7 +242,7 @@ def test_another_model_or_form_is_refused(root, configured):
             pass
 
 
-def test_a_step_is_reopened_only_while_nothing_was_made_of_it(root, configured):
+def test_a_step_is_reopened_only_before_the_next_begins(root, configured):
     with open_run(root, configured()) as run:
         run.begin_step("synthesize", configured(), INPUTS)
         run.finish_step("synthesize")
@@ -262,7 +262,7 @@ def test_changed_inputs_are_refused(root, configured):
     assert "None -> 'x'" in refused(root, configured(), inputs=INPUTS | {"new": "x"})
 
 
-def test_evaluation_may_change_and_is_then_to_be_done_again(root, configured):
+def test_a_changed_evaluation_has_to_run_again(root, configured):
     with open_run(root, configured()) as run:
         run.begin_step("evaluate", configured(), INPUTS)
         run.finish_step("evaluate")
@@ -272,7 +272,7 @@ def test_evaluation_may_change_and_is_then_to_be_done_again(root, configured):
     assert run.read_manifest().steps["evaluate"].settings["evaluation.generations"] == 2
 
 
-def test_beginning_again_keeps_the_first_start(root, configured, monkeypatch):
+def test_resuming_a_step_keeps_its_start_time(root, configured, monkeypatch):
     begin(root, configured())
     first = read_json(root / "manifest.json")["steps"]["vote"]
     monkeypatch.setattr(directory, "_timestamp", lambda: "later")
@@ -310,7 +310,7 @@ def test_a_crash_while_writing_leaves_the_old_manifest(root, configured, monkeyp
         assert run.is_finished("vote")
 
 
-def test_a_damaged_manifest_is_named(root, configured):
+def test_the_error_names_a_damaged_manifest(root, configured):
     begin(root, configured())
     (root / "manifest.json").write_text('{"attempts": [')
     assert "manifest.json is not valid JSON" in refused(root, configured())
@@ -326,17 +326,17 @@ def fresh_commit():
     find_commit.cache_clear()
 
 
-def test_without_git_the_version_stands_for_the_commit(fresh_commit, monkeypatch, tmp_path):
+def test_without_git_the_commit_is_the_version(fresh_commit, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert fresh_commit() == __version__
 
 
-def test_outside_a_checkout_the_version_stands_for_the_commit(fresh_commit, monkeypatch, tmp_path):
+def test_outside_a_checkout_the_commit_is_the_version(fresh_commit, monkeypatch, tmp_path):
     monkeypatch.setenv("GIT_DIR", str(tmp_path / "none"))
     assert fresh_commit() == __version__
 
 
-def test_a_model_changed_anywhere_has_another_fingerprint(tmp_path):
+def test_a_changed_model_has_another_fingerprint(tmp_path):
     weights = bytearray(2**25)
     (tmp_path / "model.safetensors").write_bytes(weights)
     before = fingerprint_model(tmp_path)

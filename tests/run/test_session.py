@@ -1,4 +1,4 @@
-"""What asks a run to stop."""
+"""The signals that stop a run."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ from medssr_dist.run.session import _stop_on_signal
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
-def test_a_signal_asks_and_ends_nothing(number):
+def test_a_signal_asks_the_run_to_stop(number):
     before = signal.getsignal(number)
     with _stop_on_signal() as should_stop:
         assert not should_stop()
@@ -20,7 +20,7 @@ def test_a_signal_asks_and_ends_nothing(number):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_warnings_may_come_more_than_once(number):
+def test_a_signal_may_come_more_than_once(number):
     with _stop_on_signal() as should_stop:
         for _ in range(3):
             os.kill(os.getpid(), number)
@@ -33,7 +33,7 @@ def test_a_second_ctrl_c_ends_at_once():
         os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_what_fails_because_of_the_stop_is_the_stop_and_bad_input_stays_that():
+def test_an_error_after_a_stop_becomes_stopped_except_bad_input():
     with pytest.raises(Stopped), _stop_on_signal():
         os.kill(os.getpid(), signal.SIGUSR1)
         raise RuntimeError("an engine died")

@@ -1,4 +1,4 @@
-"""The streams: a follower sees whole lines in order, ends when told to, and holds the writer back."""
+"""The streams: a follower reads whole lines in order, stops at the end mark, and holds its writer back."""
 
 import itertools
 import json
@@ -72,7 +72,7 @@ def eventually(condition):
 
 
 class Followed:
-    """What a follower has seen so far, read in a thread of its own."""
+    """The rows that a follower has read so far, in a separate thread."""
 
     def __init__(self, rows):
         self.rows, self.error = [], None
@@ -105,7 +105,7 @@ def test_an_absent_file_is_an_empty_stream_once_ended(tmp_path):
     assert list(follow(tmp_path / "none.jsonl", lambda: True)) == []
 
 
-def test_rows_come_as_they_are_written_even_to_a_file_not_there_yet(tmp_path):
+def test_rows_are_read_as_they_are_written(tmp_path):
     file, ended = tmp_path / "rows.jsonl", threading.Event()
     seen = Followed(follow(file, ended.is_set))
     with JsonlLedger(file) as ledger:
@@ -119,7 +119,7 @@ def test_rows_come_as_they_are_written_even_to_a_file_not_there_yet(tmp_path):
 
 
 def test_a_row_written_just_before_the_end_is_not_missed(tmp_path):
-    """The end is looked at before the file: what was written before the end was marked is always read."""
+    """The end mark is read before the file, so every row written before the mark is read."""
     file, calls = tmp_path / "rows.jsonl", itertools.count()
 
     def ended():
@@ -133,7 +133,7 @@ def test_a_row_written_just_before_the_end_is_not_missed(tmp_path):
 
 @pytest.mark.parametrize("cut", [1, 8, 9, 11])
 def test_a_torn_last_line_waits_until_it_is_whole(tmp_path, cut):
-    """Also when the tear goes through a character: byte 9 is the first of é's two."""
+    """Even if it is torn within a character: byte 9 is the first of the two bytes of é."""
     file, ended = tmp_path / "rows.jsonl", threading.Event()
     line = '{"t": "né"}\n'.encode()
     with open(file, "wb", buffering=0) as handle:
@@ -148,7 +148,7 @@ def test_a_torn_last_line_waits_until_it_is_whole(tmp_path, cut):
     assert seen.end() == [{"t": "one"}, {"t": "né"}]
 
 
-def test_a_torn_tail_cut_off_by_the_writers_restart(tmp_path):
+def test_a_torn_line_that_its_restarted_writer_cuts_off(tmp_path):
     file, ended = tmp_path / "rows.jsonl", threading.Event()
     file.write_bytes(b'{"n": 0}\n{"n": 1')
     seen = Followed(follow(file, ended.is_set))
@@ -214,7 +214,7 @@ def test_a_row_that_is_no_label_names_the_file(labels_file):
 
 
 @pytest.mark.parametrize("start", range(8))
-def test_a_reader_that_begins_after_some_lines_sees_the_rest(labels_file, start):
+def test_a_reader_that_starts_after_some_lines_reads_the_rest(labels_file, start):
     with JsonlLedger(labels_file) as ledger:
         ledger.append(*(label(n, kept=n % 3 != 1).model_dump() for n in range(7)))
     mark_end(labels_file, 5)
@@ -222,8 +222,8 @@ def test_a_reader_that_begins_after_some_lines_sees_the_rest(labels_file, start)
     assert list(follow_kept_labels(labels_file, start)) == expected
 
 
-def test_a_reader_whose_place_is_not_there_yet_waits_for_it(labels_file):
-    """A power cut may take labels that the trainer has seen: the vote writes them anew."""
+def test_a_reader_waits_until_its_position_is_written(labels_file):
+    """A power failure may lose labels that the trainer has read; the vote then writes them again."""
     with JsonlLedger(labels_file) as ledger:
         ledger.append(label(0).model_dump())
         seen = Followed(follow_kept_labels(labels_file, 3))
@@ -232,7 +232,7 @@ def test_a_reader_whose_place_is_not_there_yet_waits_for_it(labels_file):
     assert seen.end() == [(4, label(3)), (5, label(4))]
 
 
-def test_an_end_can_be_taken_back(labels_file):
+def test_an_end_mark_can_be_removed(labels_file):
     mark_end(labels_file, 3)
     assert has_ended(labels_file)
     clear_end(labels_file)
@@ -260,7 +260,7 @@ def drained(feed: QuestionFeed) -> list[Question]:
     return list(iter(feed.next, None))
 
 
-def test_a_feed_gives_what_there_is_and_never_waits(questions_file):
+def test_a_feed_never_waits(questions_file):
     feed = QuestionFeed(questions_file, lambda: has_ended(questions_file))
     assert feed.next() is None and not feed.ended
     with JsonlLedger(questions_file) as ledger:
@@ -282,7 +282,7 @@ def test_a_feed_of_a_finished_file_ends_with_it(questions_file):
     assert feed.next() is None and feed.given == 200
 
 
-def test_a_feed_looks_at_the_disk_now_and_then_only(questions_file, monkeypatch):
+def test_a_feed_reads_the_disk_only_now_and_then(questions_file, monkeypatch):
     monkeypatch.setattr(stream, "_POLL_S", 1000)
     looks = []
     feed = QuestionFeed(questions_file, lambda: looks.append(1))
@@ -290,7 +290,7 @@ def test_a_feed_looks_at_the_disk_now_and_then_only(questions_file, monkeypatch)
     assert len(looks) == 1
 
 
-def test_a_feed_holds_no_more_than_a_look(questions_file, monkeypatch):
+def test_a_feed_holds_one_chunk_of_lines_at_most(questions_file, monkeypatch):
     monkeypatch.setattr(stream, "_CHUNK", 1000)
     with JsonlLedger(questions_file) as ledger:
         ledger.append(*rows(*range(500)))
@@ -300,8 +300,8 @@ def test_a_feed_holds_no_more_than_a_look(questions_file, monkeypatch):
     assert feed.given == 500 and most <= 10
 
 
-def test_a_feed_goes_on_when_its_file_is_built_anew(questions_file):
-    """A restarted synthesis writes the file anew from its journal, and puts it in the place of the old one."""
+def test_a_feed_continues_when_its_file_is_replaced(questions_file):
+    """A restarted synthesis writes the file again from its journal, and replaces the old one."""
     with JsonlLedger(questions_file) as ledger:
         ledger.append(*rows(0, 1, 2))
     feed = QuestionFeed(questions_file, lambda: has_ended(questions_file))
@@ -315,7 +315,7 @@ def test_a_feed_goes_on_when_its_file_is_built_anew(questions_file):
     assert drained(feed) == [question(3), question(4)] and feed.ended
 
 
-def test_a_question_that_is_being_written_waits(questions_file):
+def test_a_half_written_question_waits(questions_file):
     line = json.dumps(rows(0)[0], ensure_ascii=False).encode() + b"\n"
     feed = QuestionFeed(questions_file, lambda: False)
     with open(questions_file, "wb", buffering=0) as file:
@@ -332,7 +332,7 @@ def test_a_row_that_is_no_question_names_the_file(questions_file):
         QuestionFeed(questions_file).next()
 
 
-# --- back pressure ----------------------------------------------------------------------------------
+# --- back-pressure ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -353,7 +353,7 @@ def test_there_is_room_up_to_the_buffer(labels_file, kept, taken, expected):
     assert has_room(labels_file, kept, 4) is expected
 
 
-def test_what_is_published_is_seen_at_once(labels_file):
+def test_a_published_number_is_read_at_once(labels_file):
     for taken in (0, 3, 5, 6, 0):
         publish_taken(labels_file, taken)
         assert has_room(labels_file, 10, 4) is (taken == 6)

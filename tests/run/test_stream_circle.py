@@ -1,4 +1,4 @@
-"""Synthesis, vote and trainer side by side: however small the buffers, none waits for another in a circle."""
+"""Synthesis, vote and trainer run concurrently: however small the buffers are, they never deadlock."""
 
 import itertools
 import json
@@ -31,7 +31,7 @@ def quick_polls(monkeypatch):
 
 
 class Streams:
-    """The three sides by their own rules, each as small as can be, and the most that one has lagged."""
+    """The three steps, each by the rules of the real one, and the largest lag of each follower."""
 
     def __init__(self, folder, buffer, question_buffer, window, kept, seed):
         self.questions, self.labels = folder / "questions.jsonl", folder / "labeled.jsonl"
@@ -52,7 +52,7 @@ class Streams:
         mark_end(self.questions, self.accepted)
 
     def vote(self, should_stop):
-        """As the ballots do: begin in order where there is room, decide in any order, label in order."""
+        """Like the vote: start in order if there is room, decide in any order, label in order."""
         begun, decided, done = [], set(), 0
         with JsonlLedger(self.labels) as ledger:
             while not (self.feed.ended and not begun) and not should_stop():
@@ -92,7 +92,7 @@ class Streams:
     kept=st.lists(st.booleans(), max_size=20),
     seed=st.integers(0, 99),
 )
-def test_small_buffers_never_stop_all_three(
+def test_small_buffers_never_cause_a_deadlock(
     tmp_path_factory, buffer, question_buffer, window, per_step, steps, kept, seed
 ):
     kept = [True, *kept]
@@ -102,10 +102,10 @@ def test_small_buffers_never_stop_all_three(
         ThreadStep(streams.vote, never),
         ThreadStep(lambda stop: streams.train(stop, per_step, steps), never),
     ]
-    until(lambda: all(side.check() for side in running))
+    until(lambda: all(step.check() for step in running))
     ids = [question(number).id for number, keep in enumerate(kept) if keep]
     total = steps * per_step or -(-len(ids) // per_step) * per_step
     assert streams.trained == list(itertools.islice(itertools.cycle(ids), total))
     assert len(list(read_jsonl(streams.labels))) == len(kept)
     assert streams.question_lag <= question_buffer + 1
-    assert streams.label_lag <= buffer + window  # what was begun is finished
+    assert streams.label_lag <= buffer + window  # questions that were started are finished

@@ -1,4 +1,4 @@
-"""`sbatch slurm/medssr_ssl.sh` on a real Slurm of two hosts: the whole method with the real stack and a tiny model."""
+"""`sbatch slurm/medssr_ssl.sh` on a real Slurm of two nodes: the whole method with the real stack and a tiny model."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from pathlib import Path
 
 import pytest
 import yaml
-from moments import MOMENTS, lines
+from moments import MOMENTS, count_lines
 from slurm_cluster import SlurmCluster, why_not
 from stored_votes import stored_labels, stored_votes
 
 from medssr_dist.data.jsonl import read_json, read_jsonl
 from medssr_dist.launch.attempts import FIRST_ANSWER, FIRST_ENGINE, FIRST_STEP, FIRST_TOKEN
+from medssr_dist.run.paths import RECORDED_STEPS
 
 pytestmark = [pytest.mark.slurm, pytest.mark.skipif(bool(why_not()), reason=str(why_not()))]
 _SLOW_VOTE = ("voting.samples=40", "voting.in_flight=1")  # slow enough to be stopped in
 _WITHOUT_STAGE_2 = ("training.stage2.enabled=false", "evaluation.policies=[stage1]")  # for the minute it takes
-_STEPS = ("synthesize", "vote", "stage1", "stage2", "evaluate")
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def _reason(run: Path, attempt: int) -> str:
 
 
 def _counts(run: Path) -> dict:
-    """What a run holds, by number: the same for an undisturbed run and for one that was stopped in each step."""
+    """Count what a run holds: the same for an undisturbed run and for one that was stopped in each step."""
     asked = [row["provenance"]["index"] for row in read_jsonl(run / "synthesis" / "journal.jsonl")]
     votes = [(vote.question_id, vote.seed) for vote in stored_votes(run / "voting")]
     rows = [row for row in read_jsonl(run / "evaluation" / "answers.jsonl") if not row["second_pass"]]
@@ -69,9 +69,9 @@ def _counts(run: Path) -> dict:
     for keys in (asked, votes, answers):
         assert len(set(keys)) == len(keys)
     return {
-        "questions": lines(run / "synthesis" / "questions.jsonl"),
+        "questions": count_lines(run / "synthesis" / "questions.jsonl"),
         "votes a question": Counter(Counter(question for question, _ in votes).values()),
-        "labels": lines(run / "voting" / "labeled.jsonl"),
+        "labels": count_lines(run / "voting" / "labeled.jsonl"),
         "steps": steps,
         "answers": len(answers),
         "finished": _finished(run),
@@ -80,7 +80,7 @@ def _counts(run: Path) -> dict:
 
 def _finished(run: Path) -> list[str]:
     steps = read_json(run / "manifest.json")["steps"]
-    return [step for step in _STEPS if steps.get(step, {}).get("finished")]
+    return [step for step in RECORDED_STEPS if steps.get(step, {}).get("finished")]
 
 
 def _metrics(run: Path, stage: int) -> list[dict]:
@@ -95,17 +95,20 @@ def _expected(votes: int = 5, steps: int = 2, policies: int = 3) -> dict:
         "labels": 8,
         "steps": [(step, 2 * step) for step in range(1, steps + 1)] * 2,
         "answers": policies * 4 * 2,
-        "finished": list(_STEPS),
+        "finished": list(RECORDED_STEPS),
     }
 
 
 def _without_stage_2(expected: dict) -> dict:
     steps = expected["steps"]
-    return expected | {"steps": steps[: len(steps) // 2], "finished": [step for step in _STEPS if step != "stage2"]}
+    return expected | {
+        "steps": steps[: len(steps) // 2],
+        "finished": [step for step in RECORDED_STEPS if step != "stage2"],
+    }
 
 
 def test_one_node_with_a_requeue(cluster, repo, slurm_config, finished, tmp_path):
-    """USR1, as before the time limit, in the vote: the job saves, requeues itself and completes.
+    """USR1 in the vote, as before the time limit: the job saves, is requeued and completes.
 
     test_stopped_in_each_step is the whole method on one node.
     """
@@ -187,7 +190,7 @@ def _submit_all(cluster: SlurmCluster, repo: Path, config: Path, folder: Path, *
 @pytest.mark.slow
 @pytest.mark.parametrize("first", ["USR1", "requeue"])
 def test_stopped_in_each_step(cluster, repo, longer_config, tmp_path, first):
-    """By USR1 and by scontrol requeue in turn; the finished run equals an undisturbed one in counts."""
+    """By USR1 and by `scontrol requeue` in turn; the finished run has the counts of an undisturbed run."""
     run = tmp_path / "run"
     job = _submit(cluster, repo, longer_config, run, *_SLOW_VOTE)
     commands = [("scancel", "--batch", "--signal=USR1"), ("scontrol", "requeue")]
@@ -215,9 +218,11 @@ def longer_config(slurm_config) -> Path:
 
 
 @pytest.mark.slow
-def test_throughput_by_nodes_and_the_same_votes_as_locally(cluster, medssr, repo, slurm_config, tmp_path):
-    """slurm/bench.sh: one and two nodes vote on the questions of a local run, and in float32, whose sums do not hang on
-    the batch, get its votes."""
+def test_bench_on_more_nodes_takes_the_same_votes(cluster, medssr, repo, slurm_config, tmp_path):
+    """slurm/bench.sh: jobs of one and two nodes vote on the questions of a local run, and take the same votes.
+
+    In float32, whose sums do not depend on the batch.
+    """
     untrained = ["training.stage1.enabled=false", "training.stage2.enabled=false", "policy.dtype=float32"]
     local, bench = tmp_path / "local", tmp_path / "bench"
     for step in ("synthesize", "vote"):
