@@ -106,11 +106,11 @@ def refuse_bad_inputs(session: Session, steps: tuple[str, ...]) -> None:
 
 
 def _refuse_bad_training(config: Config) -> None:
-    from medssr_dist.training.deadline import end_time
+    from medssr_dist.training.deadline import find_end_time
     from medssr_dist.training.trackers import check_trackers
 
     check_trackers(config.training)
-    end_time(config.runtime)
+    find_end_time(config.runtime)
     if config.training.stage2.enabled:
         _read_supervised_questions(config)
 

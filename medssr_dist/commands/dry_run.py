@@ -244,7 +244,7 @@ def _engine_options(config: Config, model: Path) -> dict[str, dict[str, Any]]:
 
 
 def _plan_training(config: Config, run: RunDir, folder: Path, model: Path) -> list[PlanRow]:
-    from medssr_dist.training.backend.options import openrlhf_options
+    from medssr_dist.training.backend.options import make_openrlhf_options
     from medssr_dist.training.trackers import check_trackers
 
     training = config.training
@@ -263,7 +263,7 @@ def _plan_training(config: Config, run: RunDir, folder: Path, model: Path) -> li
             stage_rows.append(PlanRow(name, "off"))
             continue
         stage_rows.append(PlanRow(name, _describe_stage(stage, examples[name], starts[name])))
-        options = openrlhf_options(config, stage, run.stage(name).folder)
+        options = make_openrlhf_options(config, stage, run.stage(name).folder)
         write_json(folder / f"openrlhf_{name}.json", {key: _to_json(value) for key, value in options.items()})
     return stage_rows + source_rows
 

@@ -99,7 +99,7 @@ class AfterStep:
             ledger.append(metrics.as_row())
         self._step, self._state = state.step, state
         self._rewards.append(metrics.reward)
-        self._stop.took_step(metrics.seconds - metrics.seconds_wait)
+        self._stop.record_step(metrics.seconds - metrics.seconds_wait)
         if state.step % self._job.stage.save_steps == 0:
             self._save()
         if self._job.stage.export_steps and state.step % self._job.stage.export_steps == 0:
@@ -138,7 +138,7 @@ class AfterStep:
     def _save(self) -> None:
         reward = sum(self._rewards) / len(self._rewards)
         checkpoint = self._keeper.save(self._step, self._state.as_dict(), reward)
-        self._stop.took_save(checkpoint.seconds)
+        self._stop.record_save(checkpoint.seconds)
         self._saved, self._rewards = self._step, []
 
     def _count_bytes(self) -> int:

@@ -1,4 +1,4 @@
-"""When a stage has to stop at its next step boundary: it was asked to, or another step would not end in time."""
+"""When a stage must stop after a step: it was asked to stop, or another step would not finish in time."""
 
 from __future__ import annotations
 
@@ -12,56 +12,62 @@ from medssr_dist.config.schema import Runtime
 from medssr_dist.errors import InputError, Stopped
 
 VARIABLE = "MEDSSR_DEADLINE"
-_STEPS = 5  # the longest of so many steps is what the next is expected to take
-_MARGIN = 1.5  # steps and saves vary
+_STEPS = 5  # the next step is expected to take as long as the longest of this many
+_MARGIN = 1.5  # because the times of steps and saves vary
 
 
-def end_time(runtime: Runtime) -> float | None:
-    """Seconds since the epoch at which the run will be ended from outside: the earlier of config and environment.
+def find_end_time(runtime: Runtime) -> float | None:
+    """Return when the run will be ended from outside, in seconds since the epoch; None if no end is known.
 
-    Raises InputError for a $MEDSSR_DEADLINE that is neither seconds since the epoch nor an ISO 8601 time.
+    It is the earlier one of `runtime.deadline` and $MEDSSR_DEADLINE.
+
+    Raises:
+        InputError: $MEDSSR_DEADLINE is neither seconds since the epoch nor an ISO 8601 time.
     """
     text = os.environ.get(VARIABLE, "")
     known = [runtime.deadline.timestamp()] if runtime.deadline else []
-    return min([*known, *([_seconds(text)] if text else [])], default=None)
+    return min([*known, *([_parse_time(text)] if text else [])], default=None)
 
 
-def _seconds(text: str) -> float:
+def _parse_time(text: str) -> float:
     try:
         return float(text) if text.replace(".", "", 1).isdigit() else datetime.fromisoformat(text).timestamp()
     except ValueError:
         raise InputError(
-            f"{VARIABLE} = {text!r} is no time; give seconds since the epoch or, as 2026-01-31T18:00, ISO 8601"
+            f"{VARIABLE} = {text!r} is not a time; give seconds since the epoch, or ISO 8601 such as 2026-01-31T18:00"
         ) from None
 
 
 class StopSign:
-    """Says to a stage whether to stop. One object in the stage's own process; the asking is done through a file.
+    """Decides whether a stage must stop. It lives in the stage's process; others request a stop through a file.
 
     Args:
-        file: is there once the stage is asked to stop.
-        end: when it will be ended from outside, seconds since the epoch; None: never.
-        save_s: what a save took in an earlier attempt, seconds; 0: not known, then a save is taken to last a step.
+        file: exists when the stage was asked to stop.
+        end: when the stage will be ended from outside, seconds since the epoch; None: never.
+        save_s: time of a save in an earlier attempt, seconds; 0: unknown, then a save is expected to take as long as a
+            step.
     """
 
     def __init__(self, file: Path, end: float | None = None, save_s: float = 0.0):
         self._file, self._end, self._save_s = file, end, save_s
         self._steps_s: deque[float] = deque(maxlen=_STEPS)
 
-    def took_step(self, seconds: float) -> None:
+    def record_step(self, seconds: float) -> None:
+        """Record the time of a step."""
         self._steps_s.append(seconds)
 
-    def took_save(self, seconds: float) -> None:
+    def record_save(self, seconds: float) -> None:
+        """Record the time of a save."""
         self._save_s = max(self._save_s, seconds)
 
     def check(self, before_step: bool = True) -> None:
-        """Raise Stopped where the stage has to save and end.
+        """Raise Stopped if the stage must save and end.
 
         Args:
-            before_step: a whole step would come next; False while one waits for its examples.
+            before_step: a whole step comes next; False while a step waits for its examples.
         """
         if self._file.exists():
-            raise Stopped("asked to")
+            raise Stopped("as requested")
         step_s = max(self._steps_s, default=0.0)
         save_s = self._save_s or step_s
         needed = _MARGIN * (save_s + (step_s if before_step else 0.0))

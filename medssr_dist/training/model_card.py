@@ -1,48 +1,49 @@
-"""README.md of a trained checkpoint: what it is, what it was trained on and how, how it went, what it is not for."""
+"""README.md of a trained checkpoint: training data, method, metrics, settings, versions, and what it is not for."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from medssr_dist.config.schema import Policy
 from medssr_dist.data.cards import CARD, render_header
 from medssr_dist.data.jsonl import write_atomic
 from medssr_dist.run.directory import find_commit, list_versions
-from medssr_dist.run.stream import follow
 from medssr_dist.training.stage_job import StageJob
+from medssr_dist.training.step_metrics import StepMetrics, read_metrics
 
 _NOTICE = """\
 > **For research only. Not for clinical use.** The model was trained to choose the letter of an option in medical
 > multiple-choice questions, on labels that may be wrong. It must not be used for diagnosis, treatment, triage or
-> medical advice, and what it says has been judged by no physician."""
+> medical advice, and no physician has reviewed its answers."""
 _TITLES = {"stage1": "stage 1 (self-supervised GRPO)", "stage2": "stage 2 (supervised GRPO)"}
 _SHOWN = ("reward", "kl", "entropy", "response_length", "truncated", "grad_norm")
 _LIMITS = """\
-- Reward is the agreement of the chosen letter with the label alone: nothing rewards a sound explanation.
-- Pseudo-labels are a majority vote of the base policy. Where it is wrong with confidence, its error is learnt.
-- Biases of the base model, of the questions and of their sources carry over.
-- Terms of the base model and of the training data apply to the weights."""
+- The reward is only the agreement of the chosen letter with the label; correct explanations are not rewarded.
+- Pseudo-labels are majority votes of the base policy. If it is confidently wrong, the error is learnt.
+- The model may have the biases of the base model, of the questions and of their sources.
+- The terms of the base model and of the training data apply to the weights."""
 
 
 def write_model_card(folder: Path, job: StageJob, step: int) -> None:
-    """Write `folder`/README.md for the checkpoint of `step` that lies in it."""
-    rows = [row for row in follow(job.paths.metrics, ended=lambda: True) if row["step"] <= step]
+    """Write `folder`/README.md for the checkpoint of `step` in this folder."""
+    steps = [metrics for metrics in read_metrics(job.paths.metrics) if metrics.step <= step]
     sections = {
         "Training data": job.data,
-        "Training": _training(job, step),
-        "Metrics": _metrics(rows),
-        "Settings": _table(["setting", "value"], job.stage.model_dump(mode="json", exclude={"data"}).items()),
-        "Versions": _table(["package", "version"], (list_versions() | {"commit": find_commit()}).items()),
+        "Training": _describe_training(job, step),
+        "Metrics": _describe_metrics(steps),
+        "Settings": _render_table(["setting", "value"], job.stage.model_dump(mode="json", exclude={"data"}).items()),
+        "Versions": _render_table(["package", "version"], (list_versions() | {"commit": find_commit()}).items()),
         "Known limits": _LIMITS,
     }
-    text = (
-        render_header(_header(job.config.policy)) + f"\n# {_name(job.config.policy)}, {_TITLES[job.name]}\n\n{_NOTICE}"
-    )
+    policy = job.config.policy
+    text = f"{render_header(_make_header(policy))}\n# {_get_base_name(policy)}, {_TITLES[job.name]}\n\n{_NOTICE}"
     text += "".join(f"\n\n## {title}\n\n{body}" for title, body in sections.items())
     write_atomic(folder / CARD, text + "\n")
 
 
-def _header(policy: Policy) -> dict:
+def _make_header(policy: Policy) -> dict[str, object]:
     header = {
         "license": "other",
         "license_name": "depends-on-base-model-and-data",
@@ -55,12 +56,12 @@ def _header(policy: Policy) -> dict:
     return header | ({"base_model": policy.model} if is_hub_id else {})
 
 
-def _name(policy: Policy) -> str:
-    """The base model's name without the folders above it, which are the user's own."""
+def _get_base_name(policy: Policy) -> str:
+    """Return the base model's name without its folders, which are private to the user."""
     return policy.model.rstrip("/").rpartition("/")[2]
 
 
-def _training(job: StageJob, step: int) -> str:
+def _describe_training(job: StageJob, step: int) -> str:
     start = "stage 1's weights" if job.model.parent.name == "stage1" else "the base model"
     against = "stage 1" if job.reference.parent.name == "stage1" else "the base model"
     kl = f"KL to {against} with weight {job.stage.kl_coef:g}" if job.stage.kl_coef else "no KL term"
@@ -71,18 +72,19 @@ def _training(job: StageJob, step: int) -> str:
     )
 
 
-def _metrics(rows: list[dict]) -> str:
-    if not rows:
+def _describe_metrics(steps: list[StepMetrics]) -> str:
+    if not steps:
         return "No step was taken."
-    points = {"first step": rows[:1], "last step": rows[-1:], "last 10 steps, mean": rows[-10:]}
-    names = [name for name in _SHOWN if name in rows[-1]]
+    parts = {"first step": steps[:1], "last step": steps[-1:], "last 10 steps, mean": steps[-10:]}
+    names = [name for name in _SHOWN if math.isfinite(getattr(steps[-1], name))]
     table = [
-        (title, *(f"{sum(row[name] for row in part) / len(part):.4g}" for name in names))
-        for title, part in points.items()
+        (title, *(f"{sum(getattr(step, name) for step in part) / len(part):.4g}" for name in names))
+        for title, part in parts.items()
     ]
-    return _table(["", *names], table) + "\n\nOn training questions, at the rollout temperature; no evaluation result."
+    note = "Measured on training questions at the rollout temperature; not an evaluation result."
+    return f"{_render_table(['', *names], table)}\n\n{note}"
 
 
-def _table(head: list[str], rows) -> str:
+def _render_table(head: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)

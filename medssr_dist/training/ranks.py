@@ -62,7 +62,7 @@ class PolicyRank(ReportingRank, PolicyActor):
             actor.gradient_checkpointing_enable(
                 gradient_checkpointing_kwargs={"use_reentrant": args.actor.gradient_checkpointing_reentrant}
             )
-        self.actor, optimizer, scheduler = strategy.prepare((actor, strategy.optimizer_settings(optimizer_steps)))
+        self.actor, optimizer, scheduler = strategy.prepare((actor, strategy.make_optimizer_settings(optimizer_steps)))
         self.checkpoint_states = self._load_checkpoint()
         self.updater = self.make_update(strategy, optimizer, scheduler)
         self._updates: list[list[Experience]] = []

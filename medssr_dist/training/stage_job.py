@@ -1,4 +1,4 @@
-"""What one GRPO stage is to do, and what it did."""
+"""The task of one GRPO stage, and its results."""
 
 from __future__ import annotations
 
@@ -15,18 +15,25 @@ from medssr_dist.training.weights.checkpoints import Checkpoint
 
 @dataclass(frozen=True)
 class StageJob:
-    """One stage: from `model`, against `reference`, on `data`, into `folder`."""
+    """The task of one stage.
 
-    name: str  # stage1 or stage2
-    config: Config  # without secrets
+    name: stage1 or stage2. config: config of the run, without secrets. stage: config of the stage. model: folder of the
+    model that it starts from. reference: folder of the model that the KL is measured against. folder: where it writes.
+    data: description of the training data for the model card, one sentence. expected_steps: for the learning-rate
+    schedule; exact unless the stage is one pass over a stream. checkpoint: the one that it resumes from. end: when it
+    will be ended from outside, seconds since the epoch.
+    """
+
+    name: str
+    config: Config
     stage: Stage
     model: Path
     reference: Path
     folder: Path
-    data: str  # what it trains on, in a sentence of the model card
-    expected_steps: int  # for the learning-rate schedule; exact unless it is one pass over a stream
-    checkpoint: Checkpoint | None  # that it resumes from
-    end: float | None  # when it will be ended from outside, seconds since the epoch
+    data: str
+    expected_steps: int
+    checkpoint: Checkpoint | None
+    end: float | None
 
     @property
     def paths(self) -> StagePaths:
@@ -36,10 +43,10 @@ class StageJob:
 
 @dataclass(frozen=True)
 class StageCounts:
-    """What a stage counted.
+    """The counts of a stage.
 
     prompts: prompts drawn. skipped_too_long: examples whose prompt left no room for an answer. old_logprobs: where the
-    log-probs before the update came from, in words.
+    log-probs before the update came from, for readers.
 
     Example: StageCounts(prompts=1280, skipped_too_long=3, old_logprobs="from the training forward: ...")
     """
@@ -51,9 +58,9 @@ class StageCounts:
 
 @dataclass(frozen=True)
 class StageSummary(StageCounts):
-    """A finished stage, as its summary.json holds it.
+    """A finished stage: the content of its summary.json.
 
-    seconds: of the last attempt, start-up included. tokens: generated in all steps.
+    seconds: time of the last attempt, including start-up. tokens: generated in all steps.
 
     Example: StageSummary(prompts=8, skipped_too_long=0, old_logprobs="...", seconds=61.5, steps=2,
         reward_by_step=[0.25, 0.5], tokens=512)

@@ -1,4 +1,4 @@
-"""Ends a stalled stage, and names what stalls.
+"""Ends a stalled stage, and names the component that stalls.
 
 Each component (rollout engine, training rank, the stage's controller) sends heartbeats to a board: that it made
 progress, and what it is doing. Components are never queried, because one that hangs does not answer. The stage is
@@ -18,20 +18,21 @@ from dataclasses import dataclass
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-_BEAT_S = 1.0  # a component sends at most one heartbeat in this time, unless what it does changes
+_BEAT_S = 1.0  # minimum time between two heartbeats of a component, unless its activity changes
 _READ_S = 5.0
 _DUMP_S = 10.0
 
 
 class StalledError(Exception):
-    """No part of a stage makes progress any more; the message names the component."""
+    """A stage no longer makes progress; the message names the component that stalls."""
 
 
 @dataclass(frozen=True)
 class LastBeat:
     """The last heartbeat of a component.
 
-    doing: what it does; "" = nothing. beats: how often it made progress. age_s: seconds ago. node, pid: where it runs.
+    doing: its activity; "" = none. beats: how often it made progress. age_s: seconds since the heartbeat. node, pid:
+    where it runs.
 
     Example: LastBeat("training rank 0", "update", beats=12, age_s=3.1, node="8f2c...", pid=4242)
     """
@@ -51,9 +52,11 @@ class HeartbeatBoard:
         self._last: dict[str, tuple[str, int, float, str, int]] = {}
 
     def beat(self, component: str, doing: str, beats: int, node: str, pid: int) -> None:
+        """Store a heartbeat; see LastBeat."""
         self._last[component] = (doing, beats, time.monotonic(), node, pid)
 
     def read(self) -> list[LastBeat]:
+        """Return the last heartbeat of each component."""
         now = time.monotonic()
         return [
             LastBeat(component, doing, beats, now - at, node, pid)
@@ -67,7 +70,10 @@ def start_board() -> HeartbeatBoard:
 
 
 class Heartbeat:
-    """A component's heartbeat, cheap enough to call for every token; its process can also dump its stacks."""
+    """Sends a component's heartbeats; it is cheap enough to call for every token.
+
+    It also lets the process dump its stacks on a signal.
+    """
 
     def __init__(self, board: HeartbeatBoard, component: str):
         self._board, self._component = board, component
@@ -76,7 +82,7 @@ class Heartbeat:
         dump_stacks_on_signal()
 
     def beat(self, doing: str) -> None:
-        """Report progress, and what the component does from now on; "" = nothing, until the next call."""
+        """Report progress, and the component's activity until the next call; "" = none."""
         self._beats += 1
         now = time.monotonic()
         if doing != self._doing or now - self._sent_at >= _BEAT_S:
@@ -84,7 +90,7 @@ class Heartbeat:
             self._board.beat.remote(self._component, doing, self._beats, *self._place)
 
     def during(self, doing: str, function: Callable) -> Callable:
-        """Wrap `function` so that the component is `doing` this while it runs."""
+        """Return `function`, wrapped so that the component's activity is `doing` while it runs."""
 
         def reporting(*args, **kwargs):
             before = self._doing
@@ -98,7 +104,7 @@ class Heartbeat:
 
 
 def find_stalled(beats: list[LastBeat], limit_s: float) -> list[LastBeat]:
-    """Return the components that stall the stage; none if a busy one has made progress within `limit_s`.
+    """Return the components that stall the stage; [] if a busy one has made progress within `limit_s`.
 
     In a collective a component waits for the others, and the controller waits for all of them. So the components with
     the fewest heartbeats of their kind are returned; the controller only if nothing else is busy.
@@ -113,13 +119,13 @@ def find_stalled(beats: list[LastBeat], limit_s: float) -> list[LastBeat]:
 
 
 class StallWatch:
-    """Reads a board every few seconds, on behalf of the process that waits for the stage."""
+    """Reads a board every few seconds, for the process that waits for the stage."""
 
     def __init__(self, board: HeartbeatBoard, limit_s: float):
         self._board, self._limit_s, self._read = board, limit_s, time.monotonic()
 
     def check(self) -> None:
-        """Raise StalledError if the stage stalls, after every process has written its stacks to its log."""
+        """Raise StalledError if the stage is stalled, after every process has written its stacks to its log."""
         if time.monotonic() - self._read < _READ_S:
             return
         self._read = time.monotonic()
@@ -135,9 +141,9 @@ class StallWatch:
 
 
 def dump_stacks_on_signal() -> None:
-    """On SIGUSR2, write the stacks of all threads of this process to its stderr, even while it hangs.
+    """Make this process write the stacks of all its threads to stderr on SIGUSR2, even while it hangs.
 
-    vLLM's own processes do so too (entry point `vllm.general_plugins` in pyproject.toml).
+    vLLM's own processes call it too (entry point `vllm.general_plugins` in pyproject.toml).
     """
     faulthandler.register(signal.SIGUSR2, all_threads=True)
 
@@ -147,12 +153,12 @@ def _dump_stacks(beats: list[LastBeat]) -> None:
     for last in beats:
         there = NodeAffinitySchedulingStrategy(last.node, soft=False)
         refs.append(_signal_with_children.options(scheduling_strategy=there).remote(last.pid))
-    ray.wait(refs, num_returns=len(refs), timeout=_DUMP_S)  # a node that is lost cannot answer
+    ray.wait(refs, num_returns=len(refs), timeout=_DUMP_S)  # a lost node cannot answer
 
 
 @ray.remote(num_cpus=0, max_retries=0)
 def _signal_with_children(pid: int) -> None:
-    """Send SIGUSR2 to a process and to its vLLM children; it would kill any other child."""
+    """Send SIGUSR2 to a process and to its vLLM children; other children would be killed by it."""
     import psutil
 
     with suppress(psutil.NoSuchProcess):

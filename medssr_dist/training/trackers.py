@@ -1,20 +1,21 @@
 """TensorBoard, W&B and MLflow: each follows a stage's metrics.jsonl, in a thread of the driver.
 
-The driver is the one process that has the user's environment, so keys reach no worker and no log, and a tracker that
-cannot be reached holds no step up. Keys: WANDB_API_KEY (WANDB_MODE=offline needs none), MLFLOW_TRACKING_URI and its
-MLFLOW_TRACKING_TOKEN or _USERNAME and _PASSWORD. The config that is logged has no secrets in it.
+Only the driver has the user's environment, so keys reach neither workers nor logs, and a tracker that cannot be reached
+does not delay a step. Keys: WANDB_API_KEY (not needed with WANDB_MODE=offline); MLFLOW_TRACKING_URI with
+MLFLOW_TRACKING_TOKEN, or with MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD. The config that is logged contains
+no secrets.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Protocol
-
-from tqdm import tqdm
 
 from medssr_dist.config.load import dump_config
 from medssr_dist.config.training import Training
@@ -22,21 +23,26 @@ from medssr_dist.data.jsonl import read_json, write_json
 from medssr_dist.errors import InputError
 from medssr_dist.run.stream import follow
 from medssr_dist.training.stage_job import StageJob
+from medssr_dist.training.step_metrics import StepMetrics
 
 _NOT_METRICS = ("step", "time")
-_CLOSE_S = 30.0  # what the last rows may take to be sent
+_CLOSE_S = 30.0  # time limit for sending the last rows
+
+logger = logging.getLogger(__name__)
 
 
 class Tracker(Protocol):
-    """One place that a stage's metrics go to."""
+    """A service that stores a stage's metrics."""
 
-    def log(self, step: int, metrics: dict[str, float]) -> None: ...
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Store the metrics of a step, by name."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """End the service's run."""
 
 
 class TensorBoard:
-    """Event files in the stage's folder; what an earlier attempt wrote after `job.checkpoint` is overruled."""
+    """Event files in the stage's folder; steps after `job.checkpoint` of an earlier attempt are replaced."""
 
     def __init__(self, job: StageJob):
         from torch.utils.tensorboard import SummaryWriter
@@ -54,22 +60,22 @@ class TensorBoard:
 
 
 class Wandb:
-    """One W&B run a stage, gone on with after a restart."""
+    """One W&B run for each stage, resumed after a restart."""
 
     def __init__(self, job: StageJob):
         import wandb
 
-        known = _stored(job, "wandb")
+        known = _read_run_id(job, "wandb")
         self._run = wandb.init(
             project=job.config.training.tracker_project,
-            name=_run_name(job),
+            name=_make_run_name(job),
             dir=job.folder,
             id=known,
             resume="allow",
             config=dump_config(job.config),
             settings=wandb.Settings(console="off", silent=True, save_code=False),
         )
-        _store(job, "wandb", self._run.id)
+        _write_run_id(job, "wandb", self._run.id)
         self._run.define_metric("train/step")
         self._run.define_metric("train/*", step_metric="train/step")
 
@@ -81,17 +87,17 @@ class Wandb:
 
 
 class MLflow:
-    """One MLflow run a stage, gone on with after a restart."""
+    """One MLflow run for each stage, resumed after a restart."""
 
     def __init__(self, job: StageJob):
         import mlflow
 
         mlflow.set_experiment(job.config.training.tracker_project)
-        known = _stored(job, "mlflow")
+        known = _read_run_id(job, "mlflow")
         self._mlflow = mlflow
-        self._run = mlflow.start_run(run_id=known, run_name=None if known else _run_name(job))
+        self._run = mlflow.start_run(run_id=known, run_name=None if known else _make_run_name(job))
         if known is None:
-            _store(job, "mlflow", self._run.info.run_id)
+            _write_run_id(job, "mlflow", self._run.info.run_id)
             mlflow.log_dict(dump_config(job.config), "config.json")
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
@@ -105,7 +111,7 @@ _TRACKERS: dict[str, Callable[[StageJob], Tracker]] = {"tensorboard": TensorBoar
 
 
 def check_trackers(training: Training) -> None:
-    """Raise InputError for a tracker that is not installed or has no key."""
+    """Raise InputError if a tracker is not installed or has no key."""
     for name in training.trackers:
         if importlib.util.find_spec(name) is None:
             raise InputError(
@@ -121,7 +127,10 @@ def check_trackers(training: Training) -> None:
 
 
 class Trackers:
-    """The stage's trackers, fed by a thread until `close`. One that fails is told of and left; training goes on."""
+    """Sends a stage's metrics to its trackers, in a thread, until `close`.
+
+    A tracker that fails gets no more metrics, with a warning; training continues.
+    """
 
     def __init__(self, job: StageJob):
         self._job, self._ended = job, threading.Event()
@@ -130,7 +139,7 @@ class Trackers:
         self._thread.start()
 
     def close(self) -> None:
-        """Send what is left, and wait for it a while."""
+        """Send the remaining metrics, and wait up to 30 seconds for it."""
         self._ended.set()
         self._thread.join(_CLOSE_S)
 
@@ -138,11 +147,11 @@ class Trackers:
         job = self._job
         for name in job.config.training.trackers:
             self._try(name, lambda name=name: self._open.update({name: _TRACKERS[name](job)}))
-        before = job.checkpoint.step if job.checkpoint else 0  # rows of these steps have been logged
+        before = job.checkpoint.step if job.checkpoint else 0  # these steps have been logged
         for row in follow(job.paths.metrics, self._ended.is_set):
-            if row["step"] > before:
-                metrics = {name: value for name, value in row.items() if name not in _NOT_METRICS}
-                self._each(lambda tracker, row=row, metrics=metrics: tracker.log(row["step"], metrics))
+            metrics = StepMetrics.from_row(row)
+            if metrics.step > before:
+                self._each(partial(_log_step, metrics=metrics))
         self._each(lambda tracker: tracker.close())
 
     def _each(self, act: Callable[[Tracker], object]) -> None:
@@ -152,21 +161,26 @@ class Trackers:
     def _try(self, name: str, act: Callable[[], object]) -> None:
         try:
             act()
-        except Exception as error:  # of a service that is none of the run's own: the run goes on without it
+        except Exception as error:  # an external service must not end the run
             self._open.pop(name, None)
-            tqdm.write(f"warning: {name} gets no more metrics of {self._job.name}: {type(error).__name__}: {error}")
+            logger.warning("%s gets no more metrics of %s: %s: %s", name, self._job.name, type(error).__name__, error)
 
 
-def _run_name(job: StageJob) -> str:
-    """<run directory>/<stage>: the folder is RUN/training/stageN."""
+def _log_step(tracker: Tracker, metrics: StepMetrics) -> None:
+    values = {name: value for name, value in metrics.as_row().items() if name not in _NOT_METRICS}
+    tracker.log(metrics.step, values)
+
+
+def _make_run_name(job: StageJob) -> str:
+    """Return <run directory>/<stage>; the folder is RUN/training/stageN."""
     return f"{job.folder.parents[1].name}/{job.name}"
 
 
-def _stored(job: StageJob, tracker: str) -> str | None:
+def _read_run_id(job: StageJob, tracker: str) -> str | None:
     file = job.paths.trackers
     return read_json(file).get(tracker) if file.exists() else None
 
 
-def _store(job: StageJob, tracker: str, run_id: str) -> None:
+def _write_run_id(job: StageJob, tracker: str, run_id: str) -> None:
     file: Path = job.paths.trackers
     write_json(file, (read_json(file) if file.exists() else {}) | {tracker: run_id})

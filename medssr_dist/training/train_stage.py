@@ -1,14 +1,16 @@
-"""Step 3: start a GRPO stage on Ray, show its progress, publish its checkpoint."""
+"""Step 3 of the pipeline: start a GRPO stage on Ray, show its progress, publish its checkpoint."""
 
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 from tqdm import tqdm
 
@@ -23,7 +25,7 @@ from medssr_dist.run.paths import StagePaths
 from medssr_dist.run.stream import follow, follow_kept_labels, publish_taken, read_kept_count, read_kept_labels
 from medssr_dist.runtime.device import build_device_env
 from medssr_dist.runtime.models import publish_folder
-from medssr_dist.training.deadline import end_time
+from medssr_dist.training.deadline import find_end_time
 from medssr_dist.training.rollout.examples import (
     Example,
     make_annotated_examples,
@@ -38,16 +40,21 @@ from medssr_dist.training.step_metrics import StepMetrics, read_metrics
 from medssr_dist.training.trackers import Trackers
 from medssr_dist.training.weights.checkpoints import recover_checkpoint
 
-_FULL_DISK_BYTES = 2**28
+if TYPE_CHECKING:
+    from ray.exceptions import RayTaskError
+
+_FULL_DISK_BYTES = 2**28  # with less free space, the disk counts as full
 _BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} steps [{elapsed}{postfix}]"
-_PACE_STEPS = 5
+_PACE_STEPS = 5  # the time left is estimated from this many last steps
+
+logger = logging.getLogger(__name__)
 
 
 class RunningStage:
     """A stage that trains in its own Ray actors while the caller does other work.
 
     Args:
-        job: the stage; its `checkpoint` is found here.
+        job: the stage; its `checkpoint` is set here.
         examples, on_taken: see StageActor.run; both are called inside the stage's actor.
         should_stop: whether the run was asked to stop; the stage then saves and ends after its current step.
     """
@@ -62,7 +69,7 @@ class RunningStage:
         _clear_partial(job.paths)
         checkpoint = recover_checkpoint(job.paths.checkpoints)
         done = checkpoint.step if checkpoint else 0
-        if job.end is not None and time.time() > job.end:  # before minutes are spent on starting it
+        if job.end is not None and time.time() > job.end:  # check this before the start, which takes minutes
             raise Stopped(f"{job.name} stopped after step {done}, its end time is over; the same command resumes")
         _drop_steps_after(job.paths, done)
         self._job, self._should_stop, self._started = replace(job, checkpoint=checkpoint), should_stop, time.monotonic()
@@ -74,9 +81,9 @@ class RunningStage:
         self._bar = tqdm(total=job.expected_steps, desc=job.name, initial=done, bar_format=_BAR)
 
     def check(self) -> bool:
-        """Return whether the stage is done, with `folder`/hf and its summary published. Raises what the stage raised.
+        """Return whether the stage is done; then `folder`/hf and its summary are published.
 
-        When the run was asked to stop, this asks the stage to stop.
+        If the run was asked to stop, the stage is asked to stop. Errors of the stage are raised.
         """
         import ray
 
@@ -97,12 +104,12 @@ class RunningStage:
         return True
 
     def wait(self) -> None:
-        """Wait for the end. Raises what ended the stage early, for instance Stopped."""
+        """Wait for the end of the stage. Raises the error that ended it early, for instance Stopped."""
         while not self.check():
             time.sleep(1)
 
     def kill(self) -> None:
-        """End the stage: saved after its current step if the run was asked to stop, otherwise at once."""
+        """End the stage: after its current step, with a save, if the run was asked to stop; otherwise at once."""
         import ray
 
         if self._should_stop():
@@ -111,16 +118,16 @@ class RunningStage:
         ray.kill(self._actor)
 
     def _end_in_order(self) -> None:
-        """Wait for the end that was requested; show how it ended, as another error has already ended the run."""
+        """Wait for the requested end; only show its error, because another error has already ended the run."""
         try:
             self.wait()
         except Exception as error:
-            tqdm.write(str(error))
+            logger.info("%s", error)
 
     def _ask_to_stop(self) -> None:
         file = self._job.paths.stop_request
         if not file.exists():
-            tqdm.write(f"{self._job.name}: will stop after this step, once it is saved")
+            logger.info("%s: will stop after this step, once it is saved", self._job.name)
             file.touch()
 
     def _close(self) -> None:
@@ -132,19 +139,21 @@ class RunningStage:
         steps = read_metrics(self._job.paths.metrics)
         if steps and steps[-1].step > self._bar.n:
             self._bar.n = steps[-1].step
-            self._bar.set_postfix(_bar_text(steps, self._job.expected_steps))
+            self._bar.set_postfix(_make_bar_text(steps, self._job.expected_steps))
 
 
-def _bar_text(steps: list[StepMetrics], total: int) -> dict[str, str]:
-    """Describe the newest step; the time left follows the pace of the last steps, not of the start-up."""
+def _make_bar_text(steps: list[StepMetrics], total: int) -> dict[str, str]:
+    """Describe the newest step; the time left is estimated from the pace of the last steps, without the start-up."""
     recent = steps[-_PACE_STEPS:]
     pace = sum(step.seconds for step in recent) / len(recent)
     time_left = format_duration(pace * max(0, total - steps[-1].step))
     return {"reward": f"{steps[-1].reward:.2f}", "kl": f"{steps[-1].kl:.1e}", "ETA": time_left}
 
 
-def _explain(error, folder: Path) -> Exception:
-    """Return what ended a stage: its own Stopped, Diverged or InputError; InputError too if memory or disk is full.
+def _explain(error: RayTaskError, folder: Path) -> Exception:
+    """Return the error to raise for a failed stage: its own Stopped, Diverged or InputError, if it raised one.
+
+    If memory or disk is full, it is an InputError, otherwise the error itself.
 
     torch and DeepSpeed report a full disk in several ways, so the disk itself is checked.
     """
@@ -176,14 +185,14 @@ def start_stage1(
 
     Args:
         labels: the label stream, `labeled.jsonl`.
-        most_examples: upper bound of the number of labels, for the learning-rate schedule.
+        most_examples: upper limit of the number of labels, for the learning-rate schedule.
     """
     stage = config.training.stage1
     known = read_kept_count(labels)
     publish_taken(labels, 0)  # an earlier attempt's count is no longer valid
-    steps = _expected_steps(stage, most_examples if known is None else known)
-    job = _job("stage1", config, model, model, folder, _pseudo_labels(config), steps)
-    return RunningStage(job, partial(_label_examples, labels), partial(publish_taken, labels), should_stop)
+    steps = _count_expected_steps(stage, most_examples if known is None else known)
+    job = _make_job("stage1", config, model, model, folder, _describe_pseudo_labels(config), steps)
+    return RunningStage(job, partial(_iter_label_examples, labels), partial(publish_taken, labels), should_stop)
 
 
 def start_stage2(
@@ -196,14 +205,21 @@ def start_stage2(
     should_stop: Callable[[], bool],
 ) -> RunningStage:
     """Start stage 2: supervised GRPO on human-annotated questions (paper section 3.4); see `plan_stage2`."""
-    job, examples = plan_stage2(config, model, reference, questions, labels, folder)
-    return RunningStage(job, examples, ignore_taken, should_stop)
+    plan = plan_stage2(config, model, reference, questions, labels, folder)
+    return RunningStage(plan.job, plan.examples, ignore_taken, should_stop)
+
+
+class Stage2Plan(NamedTuple):
+    """The task of stage 2, and its examples (see StageActor.run)."""
+
+    job: StageJob
+    examples: Examples
 
 
 def plan_stage2(
     config: Config, model: Path, reference: Path, questions: list[Question], labels: Path, folder: Path
-) -> tuple[StageJob, Examples]:
-    """Return what stage 2 is to do, and the examples that it trains on.
+) -> Stage2Plan:
+    """Return the task of stage 2, and the examples that it trains on.
 
     Args:
         model: stage 1's checkpoint, or the base model if stage 1 is off.
@@ -214,13 +230,13 @@ def plan_stage2(
     data = f"{len(examples):,} human-annotated questions: {', '.join(map(name_source, stage.data)) or 'none'}."
     if stage.mix_pseudo_labels:
         examples += make_labeled_examples(read_kept_labels(labels))
-        data += f" Mixed with {_pseudo_labels(config)}"
+        data += f" Mixed with {_describe_pseudo_labels(config)}"
     examples = shuffle(examples, config.runtime.random_seed)
-    job = _job("stage2", config, model, reference, folder, data, _expected_steps(stage, len(examples)))
-    return job, partial(_list_examples, examples)
+    job = _make_job("stage2", config, model, reference, folder, data, _count_expected_steps(stage, len(examples)))
+    return Stage2Plan(job, partial(_iter_examples, examples))
 
 
-def _job(
+def _make_job(
     name: str, config: Config, model: Path, reference: Path, folder: Path, data: str, expected_steps: int
 ) -> StageJob:
     return StageJob(
@@ -233,34 +249,34 @@ def _job(
         data,
         expected_steps,
         checkpoint=None,
-        end=end_time(config.runtime),
+        end=find_end_time(config.runtime),
     )
 
 
-def _pseudo_labels(config: Config) -> str:
+def _describe_pseudo_labels(config: Config) -> str:
     voting, synthesis = config.voting, config.synthesis
     return (
         f"synthetic questions (alpha = {synthesis.alpha:g} of the requests with a rare disease and its passages), each "
-        f"labelled by the majority of up to {voting.samples} answers of the base model and kept with a share of "
-        f"{voting.threshold:g} of the {voting.confidence} votes or more."
+        f"labelled by the majority of up to {voting.samples} answers of the base model and kept if its share of the "
+        f"{voting.confidence} votes is at least {voting.threshold:g}."
     )
 
 
-def _label_examples(labels: Path, start: int, watch: Callable[[], object]) -> Iterable[tuple[int, Example]]:
-    """Yield (place, Example) of the kept labels; a place is a number of lines of the ledger."""
+def _iter_label_examples(labels: Path, start: int, watch: Callable[[], object]) -> Iterable[tuple[int, Example]]:
+    """Yield (place, Example) of the kept labels; a place is the number of ledger lines up to here."""
     return ((place, make_labeled_example(label)) for place, label in follow_kept_labels(labels, start, watch))
 
 
-def _list_examples(examples: list[Example], start: int, watch: Callable[[], object]) -> Iterable[tuple[int, Example]]:
+def _iter_examples(examples: list[Example], start: int, watch: Callable[[], object]) -> Iterable[tuple[int, Example]]:
     """Yield (place, Example) of a list; it never waits, so `watch` is not called."""
     return enumerate(examples[start:], start=start + 1)
 
 
 def ignore_taken(taken: int) -> None:
-    """No other step waits for stage 2 to take its examples."""
+    """Do nothing with the number of taken examples: no other step waits for stage 2."""
 
 
-def _expected_steps(stage: Stage, examples: int) -> int:
+def _count_expected_steps(stage: Stage, examples: int) -> int:
     return stage.steps or max(1, -(-examples // stage.prompts_per_step))
 
 
@@ -272,7 +288,7 @@ def _clear_partial(paths: StagePaths) -> None:
 
 
 def _drop_steps_after(paths: StagePaths, step: int) -> None:
-    """Remove the rows of steps that will be taken again."""
+    """Remove the rows of steps after `step`, which will be taken again."""
     for file in (paths.metrics, paths.samples):
         rows = list(follow(file, ended=lambda: True))
         kept = [row for row in rows if row["step"] <= step]

@@ -1,30 +1,39 @@
-"""`medssr bench update`: every variant's config loads, and real ranks of ZeRO-3 take its steps."""
+"""`medssr bench update`: the config of every variant loads, and a real ZeRO-3 rank takes its steps."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 import pytest
-from zero_cases import tiny_llama
+from zero_cases import save_tiny_llama
 
-from medssr_dist.bench.training.update import SCALES, VARIANTS, alone, config_of, measure, table
+from medssr_dist.bench.training.update import (
+    SCALES,
+    VARIANTS,
+    UpdateRow,
+    UpdateSpeed,
+    make_config,
+    measure,
+    render_table,
+    run_in_process,
+)
 
 TINY = replace(SCALES["cpu quick"], prompt=12, answers=(2, 8))
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_variants_load_and_differ_in_their_keys_alone(tiny_model, name):
-    ours, config = (config_of(str(tiny_model), keys, TINY).training for keys in ({}, VARIANTS[name].keys))
+def test_variants_differ_only_in_their_keys(tiny_model, name):
+    ours, config = (make_config(str(tiny_model), keys, TINY).training for keys in ({}, VARIANTS[name].keys))
     differ = {key for key, value in config.model_dump().items() if value != ours.model_dump()[key]}
     assert differ == set(VARIANTS[name].keys) | ({"stage2"} if name == "packed" else set())
 
 
-def test_the_table_has_a_line_a_variant_and_says_why_one_is_missing():
+def test_the_table_shows_speeds_and_failures():
     rows = [
-        {"shape": "Qwen3-8B", "variant": "ours", "seconds": 2.0, "tokens_per_s": 1000.0, "mfu": 0.41, "peak_gb": 70.5},
-        {"shape": "Qwen3-8B", "variant": "stock", "failed": "OutOfMemoryError: CUDA out of memory"},
+        UpdateRow("Qwen3-8B", "ours", UpdateSpeed(seconds=2.0, tokens_per_s=1000.0, mfu=0.41, peak_gb=70.5)),
+        UpdateRow("Qwen3-8B", "stock", failed="OutOfMemoryError: CUDA out of memory"),
     ]
-    lines = table(rows).splitlines()
+    lines = render_table(rows).splitlines()
     assert lines[1].split() == ["Qwen3-8B", "ours", "2.000", "1000", "0.410", "70.50"]
     assert lines[2].endswith("stock                         OutOfMemoryError: CUDA out of memory")
 
@@ -32,5 +41,5 @@ def test_the_table_has_a_line_a_variant_and_says_why_one_is_missing():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_rank_takes_the_steps_of_every_variant(tmp_path, name):
-    found = alone(measure, str(tiny_llama(tmp_path, tied=True)), VARIANTS[name], TINY)
-    assert found["seconds"] > 0 and found["tokens_per_s"] > 0 and found["peak_gb"] > 0
+    speed = run_in_process(measure, str(save_tiny_llama(tmp_path, tied=True)), VARIANTS[name], TINY)
+    assert speed.seconds > 0 and speed.tokens_per_s > 0 and speed.peak_gb > 0

@@ -20,7 +20,7 @@ import torch  # noqa: E402
 
 torch.set_num_threads(1)
 
-from zero_ranks import CONFIG, part, shard, whole  # noqa: E402
+from zero_ranks import CONFIG, gather_values, make_micro_batch, take_share  # noqa: E402
 
 from medssr_dist.config.load import load_config  # noqa: E402
 from medssr_dist.run.paths import CheckpointPaths, StagePaths  # noqa: E402
@@ -37,14 +37,14 @@ def main() -> None:
     policy = ranks.PolicyRank(world, rank, "127.0.0.1", port)
     policy.init_model_from_pretrained(strategy, job["model"], 10)
     result = {"state": policy.get_checkpoint_states(), "status": [], "files": {}}
-    result["status"] += [step(policy, job["batch"], rank, world) for _ in range(job["steps"])]
+    result["status"] += [take_step(policy, job["batch"], rank, world) for _ in range(job["steps"])]
     if job["tag"]:
         result["bytes"] = policy.count_checkpoint_bytes()
         state = {"global_step": job["steps"], "left": torch.arange(3)}
         checkpoints = CheckpointPaths(StagePaths(Path(job["folder"])).checkpoints)
         result["files"] = policy.write_checkpoint(checkpoints.ranks, job["tag"], state)
-        result["status"].append(step(policy, job["batch"], rank, world))
-    torch.save(result | {"weights": whole(policy, "weight")}, f"{job_file}.{rank}")
+        result["status"].append(take_step(policy, job["batch"], rank, world))
+    torch.save(result | {"weights": gather_values(policy, "weight")}, f"{job_file}.{rank}")
 
 
 def make_strategy(job: dict, world: int):
@@ -67,10 +67,10 @@ def make_strategy(job: dict, world: int):
     return strategy
 
 
-def step(policy, batch: dict, rank: int, world: int) -> dict:
-    own = shard(batch, rank, world)
+def take_step(policy, batch: dict, rank: int, world: int) -> dict:
+    own = take_share(batch, rank, world)
     rows = list(range(len(own.sequences)))
-    policy.load_update([[part(own, rows[start : start + 2]) for start in rows[::2]]])
+    policy.load_update([[make_micro_batch(own, rows[start : start + 2]) for start in rows[::2]]])
     status = policy.update()
     return {name: value for name, value in status.items() if name not in SPEEDS}
 

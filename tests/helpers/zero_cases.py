@@ -1,4 +1,4 @@
-"""A batch, a model, the step in fp64 by plain torch, and real ZeRO-3 ranks that take the same step (zero_ranks.py)."""
+"""A batch, a model, a GRPO step in fp64 by plain torch, and real ZeRO-3 ranks that take the same step."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tiny_policy import tiny_tokenizer
 
 SEQUENCES, TOKENS, PROMPT, VOCABULARY = 8, 24, 9, 251
 CLIP, KL_COEF, LEARNING_RATE = 0.2, 0.1, 0.1
-# A case, without its batch, model and learning rate. `updates`: by number of ranks, see PolicyRank.load_update.
+# A case without its batch, model and learning rate. `updates`: number of ranks -> updates (see PolicyRank.load_update).
 BF16 = {
     "dtype": "bfloat16",
     "checkpointing": False,
@@ -25,7 +25,8 @@ BF16 = {
 }
 
 
-def tiny_llama(folder: Path, tied: bool) -> Path:
+def save_tiny_llama(folder: Path, tied: bool) -> Path:
+    """Write a two-layer Llama with random weights and a tokenizer into `folder`; return it."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
@@ -49,7 +50,11 @@ def tiny_llama(folder: Path, tied: bool) -> Path:
 
 
 def make_batch(idle: bool) -> dict[str, torch.Tensor]:
-    """Left padding, right padding and neither. `idle`: one rank of two has a micro-batch without any action."""
+    """Make a batch of sequences with left padding, right padding and none.
+
+    Args:
+        idle: one of two ranks has a micro-batch without actions.
+    """
     rng = torch.Generator().manual_seed(1)
     attention = torch.ones(SEQUENCES, TOKENS, dtype=torch.long)
     attention[1, :3] = attention[2, :5] = 0
@@ -67,15 +72,15 @@ def make_batch(idle: bool) -> dict[str, torch.Tensor]:
     }
 
 
-def drifts() -> tuple[torch.Tensor, torch.Tensor]:
-    """Of the old and of the reference log-probs; ratios of 1, 0.6 and 1.65 are clear of where the clip begins."""
+def make_drifts() -> tuple[torch.Tensor, torch.Tensor]:
+    """Return differences of the old and the reference log-probs; the ratios 1, 0.6 and 1.65 are far from the clip."""
     rng = torch.Generator().manual_seed(2)
     shape = SEQUENCES, TOKENS - 1
     return torch.randint(-1, 2, shape, generator=rng) / 2, torch.randn(shape, generator=rng) / 5
 
 
-def plain_step(model_folder: Path, batch: dict, temperature: float, on_policy: bool = False) -> dict:
-    """The step in fp64 by plain torch; fills in the batch's reference and, unless `on_policy`, its old log-probs."""
+def take_plain_step(model_folder: Path, batch: dict, temperature: float, on_policy: bool = False) -> dict:
+    """Take a step in fp64 with plain torch; set the batch's reference and, unless `on_policy`, its old log-probs."""
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float64, attn_implementation="sdpa")
@@ -83,7 +88,7 @@ def plain_step(model_folder: Path, batch: dict, temperature: float, on_policy: b
     positions = (attention.cumsum(1) - 1).masked_fill(attention == 0, 1)
     logits = model(sequences, attention_mask=attention, position_ids=positions).logits[:, :-1] / temperature
     logp = torch.log_softmax(logits, -1).gather(-1, sequences[:, 1:, None]).squeeze(-1) * mask
-    old, reference = (((logp.detach() + drift) * mask).float() for drift in drifts())
+    old, reference = (((logp.detach() + drift) * mask).float() for drift in make_drifts())
     batch |= {"action_log_probs": None if on_policy else old, "base_action_log_probs": reference}
     old = logp.detach() if on_policy else old
     ratio, gap = (logp - old).exp(), reference - logp
@@ -92,7 +97,7 @@ def plain_step(model_folder: Path, batch: dict, temperature: float, on_policy: b
     loss = ((policy + KL_COEF * (gap.exp() - gap - 1)) * mask).sum() / mask.sum()
     loss.backward()
     weights = dict(model.named_parameters())
-    terms = {"policy_loss": policy, "kl": gap.exp() - gap - 1, "entropy": entropy_of(logits)}
+    terms = {"policy_loss": policy, "kl": gap.exp() - gap - 1, "entropy": compute_entropy(logits)}
     return {
         "logp": logp.detach(),
         "loss": loss.detach(),
@@ -102,13 +107,13 @@ def plain_step(model_folder: Path, batch: dict, temperature: float, on_policy: b
     }
 
 
-def entropy_of(logits: torch.Tensor) -> torch.Tensor:
+def compute_entropy(logits: torch.Tensor) -> torch.Tensor:
     log_p = torch.log_softmax(logits, -1)
     return -(log_p.exp() * log_p).sum(-1)
 
 
 def run_ranks(job: Path, world: int) -> dict:
-    """Run the job's cases on `world` ranks, a process each; returns their results."""
+    """Run the job's cases on `world` ranks, each in a process (zero_ranks.py); return their results."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
@@ -128,7 +133,7 @@ def run_ranks(job: Path, world: int) -> dict:
 
 
 def error(found, expected) -> float:
-    """Relative error, of a tensor or of a dict of tensors taken as one."""
+    """Return the relative error of a tensor, or of a dict of tensors as one vector."""
     if isinstance(expected, dict):
         assert found.keys() == expected.keys()
         found, expected = (torch.cat([each[name].flatten() for name in sorted(each)]) for each in (found, expected))

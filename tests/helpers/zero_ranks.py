@@ -1,10 +1,10 @@
-"""One rank of a real DeepSpeed ZeRO-3 group that takes GRPO steps; run as a process by training/test_kernels.py.
+"""One rank of a real DeepSpeed ZeRO-3 group that takes GRPO steps; run as a process by run_ranks of zero_cases.py.
 
     python zero_ranks.py JOB RANK WORLD PORT
 
-JOB is a torch file, name -> case with its batch; rank 0 writes JOB.out.WORLD: for each case a dict of log-probs, loss,
+JOB is a torch file: name -> case with its batch. Rank 0 writes JOB.out.WORLD: for each case a dict of log-probs, loss,
 gradients and updated weights, all gathered. The ranks are the product's own classes (path "kernels"), OpenRLHF's
-("stock"), or ours with OpenRLHF's loss ("stock loss"). The optimizer is SGD in place of DeepSpeed's Adam, which would
+("stock"), or ours with OpenRLHF's loss ("stock loss"). The optimizer is SGD instead of DeepSpeed's Adam, which would
 have to be compiled first.
 """
 
@@ -34,7 +34,7 @@ from medssr_dist.training.backend.openrlhf import Experience  # noqa: E402
 from medssr_dist.training.backend.strategy import Strategy  # noqa: E402
 from medssr_dist.training.ranks import PolicyRank, ReferenceRank  # noqa: E402
 
-# Path -> classes of the strategy, the policy's rank and the reference's.
+# Path -> classes of the strategy, of the policy's rank and of the reference's rank.
 CLASSES = {
     "kernels": (Strategy, PolicyRank, ReferenceRank),
     "stock": (StockStrategy, StockPolicyRank, StockReferenceRank),
@@ -61,6 +61,7 @@ def main() -> None:
 
 
 def run(case: SimpleNamespace, rank: int, world: int, port: int) -> dict:
+    """Take the step of a case; return its results."""
     batch, stock = case.batch, case.path == "stock"
     _, policy_class, reference_class = CLASSES[case.path]
     strategy = make_strategy(case, len(batch["sequences"]), world)
@@ -70,27 +71,27 @@ def run(case: SimpleNamespace, rank: int, world: int, port: int) -> dict:
     reference.init_model_from_pretrained(strategy, case.model)
     policy = policy_class(*place)
     policy.init_model_from_pretrained(strategy, case.model, 10, *([None] if stock else []))
-    seen = watch(strategy, policy, stock)
+    get_seen = observe(strategy, policy, stock)
     result = {"reference_logp": reference.forward(*tokens), "logp": policy.forward(*tokens)}
     heads = [actor.model.get_output_embeddings() for actor in (reference.model, policy.actor)]
     result["released"] = [head.weight.numel() == 0 for head in heads]
-    own = shard(batch, rank, world)
+    own = take_share(batch, rank, world)
     if stock:
         policy.append(own)
         status = policy.fit(batch["kl_coef"])
     else:
-        updates = case.updates.get(str(world)) or in_pairs(len(own.sequences))
-        policy.load_update([[part(own, rows) for rows in micro_batches] for micro_batches in updates])
+        updates = case.updates.get(str(world)) or split_in_pairs(len(own.sequences))
+        policy.load_update([[make_micro_batch(own, rows) for rows in micro_batches] for micro_batches in updates])
         status = policy.update()
-    result |= seen() | {"status": status, "weights": whole(policy, "weight")}
+    result |= get_seen() | {"status": status, "weights": gather_values(policy, "weight")}
     if case.lora_rank:
         policy.save_model()
         result["logp_after"] = policy.forward(*tokens)
     return result
 
 
-def in_pairs(sequences: int) -> list[list[list[int]]]:
-    """One optimizer step over micro-batches of two sequences, as OpenRLHF cuts them."""
+def split_in_pairs(sequences: int) -> list[list[list[int]]]:
+    """Return one optimizer step with micro-batches of two sequences, as OpenRLHF splits them."""
     return [[[start, start + 1] for start in range(0, sequences, 2)]]
 
 
@@ -119,18 +120,19 @@ def make_strategy(case: SimpleNamespace, sequences: int, world: int):
     strategy.args.vllm.sync_backend = "gloo"
     train_config, eval_config = strategy.get_ds_train_config, strategy.get_ds_eval_config
     optimizer = {"type": "SGD", "params": {"lr": case.learning_rate}}
-    strategy.get_ds_train_config = lambda **kwargs: release_all(train_config(**kwargs)) | {"optimizer": optimizer}
-    strategy.get_ds_eval_config = lambda **kwargs: release_all(eval_config(**kwargs))
+    strategy.get_ds_train_config = lambda **kwargs: shard_all(train_config(**kwargs)) | {"optimizer": optimizer}
+    strategy.get_ds_eval_config = lambda **kwargs: shard_all(eval_config(**kwargs))
     return strategy
 
 
-def release_all(ds_config: dict) -> dict:
-    """ZeRO-3 keeps small weights whole by itself; a large model's head is none, so here none is."""
+def shard_all(ds_config: dict) -> dict:
+    """Change the config so that ZeRO-3 shards also small weights, because the head of a large model is sharded."""
     ds_config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
     return ds_config | {"zero_allow_untested_optimizer": True}
 
 
-def shard(batch: dict, rank: int, world: int) -> Experience:
+def take_share(batch: dict, rank: int, world: int) -> Experience:
+    """Return the rank's sequences of the batch."""
     count = len(batch["sequences"])
     rows = slice(rank * count // world, (rank + 1) * count // world)
     names = [name for name in STEP_FIELDS if batch.get(name) is not None]
@@ -139,8 +141,8 @@ def shard(batch: dict, rank: int, world: int) -> Experience:
     return Experience(**fields, response_length=lengths, info={"reward": torch.ones(len(lengths))})
 
 
-def part(own: Experience, rows: list[int]) -> Experience:
-    """These rows of the rank's, as ExperienceMaker gives them; without any, one none of whose tokens counts."""
+def make_micro_batch(own: Experience, rows: list[int]) -> Experience:
+    """Return these rows as ExperienceMaker does; without any row, one sequence whose tokens are all masked."""
     fields = {name: getattr(own, name) for name in STEP_FIELDS}
     chosen = {name: None if value is None else value[rows or [0]].clone() for name, value in fields.items()}
     if not rows:
@@ -148,27 +150,27 @@ def part(own: Experience, rows: list[int]) -> Experience:
     return Experience(**chosen)
 
 
-def watch(strategy, policy, stock: bool):
-    """Note the loss of every micro-batch, and the whole gradients before the optimizer's step."""
+def observe(strategy, policy, stock: bool):
+    """Record the loss of every micro-batch, and the whole gradients before the optimizer step; return a reader."""
     backward, step, seen = strategy.backward, strategy.optimizer_step, {"loss": torch.zeros(())}
 
-    def noting_loss(loss, *args, **kwargs):
+    def record_loss(loss, *args, **kwargs):
         seen["loss"] += loss.detach() / (strategy.accumulated_gradient if stock else 1)
         return backward(loss, *args, **kwargs)
 
-    def noting_gradients(*args, **kwargs):
+    def record_gradients(*args, **kwargs):
         ends = policy.actor.model.is_gradient_accumulation_boundary() if stock else strategy.update_ends
         if ends:
-            seen["gradients"] = whole(policy, "gradient")
+            seen["gradients"] = gather_values(policy, "gradient")
             seen["steps"] = seen.get("steps", 0) + 1
         return step(*args, **kwargs)
 
-    strategy.backward, strategy.optimizer_step = noting_loss, noting_gradients
+    strategy.backward, strategy.optimizer_step = record_loss, record_gradients
     return lambda: seen | {"loss": strategy.all_reduce(seen["loss"])}
 
 
-def whole(policy, what: str) -> dict[str, torch.Tensor]:
-    """fp32 master weights or gradients of what is trained, by name, gathered from all ranks."""
+def gather_values(policy, what: str) -> dict[str, torch.Tensor]:
+    """Return fp32 master weights or gradients of all trained weights, by name, gathered from all ranks."""
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_grad
 
     get = {"weight": safe_get_full_fp32_param, "gradient": safe_get_full_grad}[what]

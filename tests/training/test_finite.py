@@ -1,4 +1,4 @@
-"""A NaN or an infinity in loss, gradient norm or weights ends a stage by name, and nothing of that step is kept."""
+"""A NaN or an infinity in loss, gradient norm or weights ends a stage; nothing of that step is kept."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from medssr_dist import cli
 from medssr_dist.config.schema import Config
 from medssr_dist.data.jsonl import JsonlLedger
 from medssr_dist.errors import EXIT_FAILED, Diverged
+from medssr_dist.run.paths import CheckpointPaths, RunPaths
 from medssr_dist.training.after_step import AfterStep
 from medssr_dist.training.finite import describe_bad, find_bad_metrics, find_bad_weights
 from medssr_dist.training.stage_job import StageJob
@@ -24,9 +25,9 @@ from medssr_dist.training.train_stage import _explain
 from medssr_dist.training.weights.checkpoints import list_checkpoints
 
 SOUND = {"loss": 0.5, "policy_loss": 0.5, "kl": 0.0, "grad_norm": 3.47, "mfu": math.nan}
-OF_NAN_GRADIENTS = math.sqrt(2)  # what DeepSpeed calls their norm
+OF_NAN_GRADIENTS = math.sqrt(2)  # DeepSpeed returns this as their norm
 
-# --- what is looked at
+# --- checks of metrics and weights
 
 
 @pytest.mark.parametrize(
@@ -44,7 +45,7 @@ def test_metrics_that_must_be_finite(status, found):
 
 
 class Weights:
-    """A ZeRO-3 module as one rank of `world` holds it; what lies behind the last weight is NaN."""
+    """A ZeRO-3 module as one rank of `world` has it; the padding of its shards is NaN."""
 
     def __init__(self, rank: int, world: int, **weights: list[float]):
         self._parts = {name: self._part(torch.tensor(each), rank, world) for name, each in weights.items()}
@@ -61,19 +62,19 @@ class Weights:
         return self._parts.items()
 
 
-def test_a_rank_finds_what_its_own_shards_hold():
+def test_a_rank_checks_its_own_shards():
     weights = {"a": [1.0, 2.0, 3.0], "b": [1.0, -math.inf, 3.0], "c": [1.0, 2.0, 3.0, 4.0, math.inf]}
     found = [find_bad_weights(Weights(rank, 2, **weights)) for rank in range(2)]
     assert found == [{"b": -math.inf}, {"c": math.inf}]
     assert math.isnan(find_bad_weights(Weights(0, 1, a=[1.0, math.nan]))["a"])
 
 
-def test_padding_of_shards_is_no_weight():
+def test_padding_of_shards_is_not_checked():
     for world in range(1, 6):
         assert [find_bad_weights(Weights(rank, world, a=[1.0, 2.0, 3.0])) for rank in range(world)] == [{}] * world
 
 
-def test_the_description_is_short():
+def test_a_description_names_at_most_three_weights():
     weights = {f"w{number}": math.nan for number in range(5)}
     expected = "loss is inf, weight w0 holds nan, weight w1 holds nan, weight w2 holds nan (and 2 more weights)"
     assert describe_bad({"loss": math.inf}, weights) == expected
@@ -84,13 +85,13 @@ def test_the_description_is_short():
 
 
 class Policy:
-    """Ranks with these bad weights; `done` lists the methods that were called."""
+    """Ranks with these bad weights; `calls` lists the methods that were called."""
 
     def __init__(self, *weights: dict[str, float]):
-        self.weights, self.done = weights, []
+        self.weights, self.calls = weights, []
 
     def async_run_method(self, method: str, *args) -> list:
-        self.done.append(method)
+        self.calls.append(method)
         return list(self.weights) if method == "find_bad_weights" else []
 
 
@@ -111,17 +112,17 @@ def test_a_finite_update_passes(after_step):
 
 
 @pytest.mark.parametrize(
-    ("status", "weights", "said"),
+    ("status", "weights", "expected"),
     [
         ({"loss": math.nan}, {}, "stage2 step 3: loss is nan; nothing of this step is saved or exported"),
         ({"grad_norm": OF_NAN_GRADIENTS}, {"head": math.nan}, "stage2 step 3: weight head holds nan; "),
     ],
 )
-def test_a_bad_update_says_what_and_where(after_step, status, weights, said):
+def test_a_bad_update_is_reported_with_its_step(after_step, status, weights, expected):
     with pytest.raises(Diverged) as error:
         after_step(Policy({}, weights)).check_finite(3, SOUND | status)
     message = str(error.value)
-    assert message.startswith(said) and "there is no checkpoint yet" in message and "\n" not in message
+    assert message.startswith(expected) and "there is no checkpoint yet" in message and "\n" not in message
     assert "lower training.stage2.learning_rate (0.5) or clip gradients more (max_grad_norm = 0, 0 is off)" in message
 
 
@@ -129,10 +130,10 @@ def test_bad_weights_are_not_exported(after_step, tmp_path):
     policy = Policy({"head": math.inf})
     with pytest.raises(Diverged, match="stage2 step 0: weight head holds inf"):
         after_step(policy).export(tmp_path / "hf.partial")
-    assert "export" not in policy.done
+    assert "export" not in policy.calls
 
 
-def test_the_command_ends_with_one_line_and_exit_code_1(monkeypatch, capsys):
+def test_divergence_ends_the_command_with_exit_code_1(monkeypatch, capsys):
     class Failed(Exception):
         cause = Diverged("stage2 step 3: loss is nan")
 
@@ -143,8 +144,8 @@ def test_the_command_ends_with_one_line_and_exit_code_1(monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_divergence_ends_the_stage_and_keeps_the_checkpoint(medssr, tiny_config, tmp_path):
-    """The first step's rate is 0; the same command then comes to the same end from the checkpoint."""
+def test_divergence_keeps_the_last_checkpoint(medssr, tiny_config, tmp_path):
+    """The first step's learning rate is 0. The same command then diverges again, from the checkpoint."""
     rng, run, data = random.Random(1), tmp_path / "run", tmp_path / "letters.jsonl"
     with JsonlLedger(data) as ledger:
         ledger.append(*(letter_question(rng.choice(LETTERS), rng.random()).model_dump() for _ in range(20)))
@@ -158,7 +159,8 @@ def test_divergence_ends_the_stage_and_keeps_the_checkpoint(medssr, tiny_config,
     }
     arguments = ["train", "--config", tiny_config, "--run-dir", run, "training.stage1.enabled=false"]
     arguments += [f"training.stage2.{name}={value}" for name, value in settings.items()]
-    folder = run / "training" / "stage2"
+    folder = RunPaths(run).stage("stage2").folder
+    paths = CheckpointPaths(RunPaths(run).stage("stage2").checkpoints)
     rows = []
     for _ in range(2):
         done = medssr(*arguments, check=False)
@@ -168,7 +170,7 @@ def test_divergence_ends_the_stage_and_keeps_the_checkpoint(medssr, tiny_config,
         assert last.startswith(f"medssr: stage2 step {checkpoint.step + 1}: ") and "learning_rate (1e+38)" in last, last
         assert " is nan" in last or " holds " in last or " is inf" in last
         assert f"resumes from the checkpoint of step {checkpoint.step}, which is complete" in last
-        assert checkpoint.step >= 1 and checkpoint.is_sound(folder / "checkpoints" / "_actor")
+        assert checkpoint.step >= 1 and checkpoint.is_intact(paths.at(checkpoint.step))
         assert not list(folder.glob("hf*")) and not list((folder / "checkpoints").rglob("*.partial"))
         text = (folder / "metrics.jsonl").read_text()
         assert "NaN" not in text and "Infinity" not in text

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from zero_cases import VOCABULARY, tiny_llama
+from zero_cases import VOCABULARY, save_tiny_llama
 
 from medssr_dist.training.update.flops import ModelWork, compute_mfu, count_model_work, find_peak_flops
 from medssr_dist.training.weights.lora import list_weights
@@ -14,7 +14,7 @@ from medssr_dist.training.weights.lora import list_weights
 def model(request, tmp_path_factory):
     from transformers import AutoModelForCausalLM
 
-    folder = tiny_llama(tmp_path_factory.mktemp("model"), request.param)
+    folder = save_tiny_llama(tmp_path_factory.mktemp("model"), request.param)
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
 
 
@@ -57,7 +57,7 @@ def test_frozen_weights_cost_no_weight_gradient():
 def test_model_work_counts_adapters_as_trained(tmp_path):
     from transformers import AutoModelForCausalLM
 
-    model = add_adapters(AutoModelForCausalLM.from_pretrained(tiny_llama(tmp_path, tied=True)))
+    model = add_adapters(AutoModelForCausalLM.from_pretrained(save_tiny_llama(tmp_path, tied=True)))
     work = count_model_work(model)
     adapters = sum(weight.numel() for name, weight in model.named_parameters() if "lora_" in name)
     assert (work.body_trained, work.head_trained) == (adapters, 0)
@@ -86,7 +86,7 @@ def test_weights_of_a_plain_model_are_its_parameters(model):
 def test_adapters_are_merged_under_the_checkpoints_names(tmp_path):
     from transformers import AutoModelForCausalLM
 
-    folder = tiny_llama(tmp_path, tied=False)
+    folder = save_tiny_llama(tmp_path, tied=False)
     plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     names = [name for name, _ in plain.named_parameters()]
     adapted = add_adapters(plain)

@@ -1,6 +1,6 @@
-"""The golden run: 4 GRPO steps on the real stack, CPU, fp32, fixed seed; the committed sequence, number for number.
+"""The golden run: 4 GRPO steps on the real stack (CPU, fp32, fixed seed) against a committed sequence of metrics.
 
-A change that is not meant to change numbers leaves tests/golden/grpo_fp32.json as it is. One that is writes it anew:
+A change that is not meant to change numbers must pass with golden/grpo_fp32.json as it is. Other changes write it anew:
 
     MEDSSR_WRITE_GOLDEN=1 python -m pytest tests/training/test_golden.py -k ours
 """
@@ -17,12 +17,13 @@ from pathlib import Path
 import pytest
 from tiny_policy import LETTERS, letter_question, teach_answer_format, tiny_llama, tiny_tokenizer
 
-from medssr_dist.data.jsonl import JsonlLedger, read_json, read_jsonl
+from medssr_dist.data.jsonl import JsonlLedger, read_json
 from medssr_dist.run.paths import RunPaths
+from medssr_dist.training.step_metrics import read_metrics
 
 GOLDEN = Path(__file__).with_name("golden") / "grpo_fp32.json"
 COMPARED = ("loss", "policy_loss", "kl", "reward", "grad_norm", "entropy", "response_length", "learning_rate")
-# Of the committed sequence: fp32 sums in another order, on another CPU, differ in the last digits.
+# On another CPU, fp32 sums are computed in another order and differ in the last digits.
 RELATIVE, ABSOLUTE = 1e-4, 1e-6
 
 
@@ -46,8 +47,8 @@ def data(tmp_path_factory) -> Path:
     return file
 
 
-def settings(model: Path, data: Path, **training: str) -> list[str]:
-    """Overrides of the tiny config for 4 steps of stage 2 on one rank."""
+def make_overrides(model: Path, data: Path, **training: str) -> list[str]:
+    """Return overrides of the tiny config for 4 steps of stage 2 on one rank."""
     stage = {
         "steps": 4,
         "prompts_per_step": 4,
@@ -65,19 +66,19 @@ def settings(model: Path, data: Path, **training: str) -> list[str]:
     return [f"policy.model={model}", "policy.dtype=float32", *overrides]
 
 
-def rows_of(run: Path) -> list[dict]:
-    """What is compared of each step."""
-    rows = read_jsonl(RunPaths(run).stage("stage2").metrics)
+def read_compared(run: Path) -> list[dict[str, float]]:
+    """Return the compared metrics of each step."""
+    rows = [step.as_row() for step in read_metrics(RunPaths(run).stage("stage2").metrics)]
     return [{name: row[name] for name in COMPARED if name in row} for row in rows]
 
 
 def test_ours(medssr, tiny_config, tmp_path, model, data):
-    medssr("train", "--config", tiny_config, "--run-dir", tmp_path / "run", *settings(model, data))
-    found = rows_of(tmp_path / "run")
+    medssr("train", "--config", tiny_config, "--run-dir", tmp_path / "run", *make_overrides(model, data))
+    found = read_compared(tmp_path / "run")
     if os.environ.get("MEDSSR_WRITE_GOLDEN"):
         GOLDEN.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     expected = read_json(GOLDEN)
-    assert all(row["grad_norm"] > 0 and 0 < row["reward"] < 1 for row in expected)  # it is learnt from something
+    assert all(row["grad_norm"] > 0 and 0 < row["reward"] < 1 for row in expected)  # the steps do train
     assert len(found) == len(expected) == 4
     for step, (row, golden) in enumerate(zip(found, expected, strict=True), start=1):
         assert row == pytest.approx(golden, rel=RELATIVE, abs=ABSOLUTE), f"step {step}"
@@ -88,10 +89,10 @@ def test_openrlhfs_loss_gives_the_same_sequence(tiny_config, tmp_path, model, da
     """OpenRLHF's network and loss in our loop, on the same seeded samples."""
     program = [sys.executable, "-m", "medssr_dist.bench.training.stock_stage", "--config", tiny_config]
     options = ["--run-dir", tmp_path / "run", "--pieces", "loss", "--set"]
-    overrides = settings(model, data, share_prompts="false")
+    overrides = make_overrides(model, data, share_prompts="false")
     done = subprocess.run([*program, *options, *overrides], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
-    found = rows_of(tmp_path / "run")
+    found = read_compared(tmp_path / "run")
     assert len(found) == 4
     for row, golden in zip(found, read_json(GOLDEN), strict=True):
         assert row == pytest.approx({name: golden[name] for name in row}, rel=RELATIVE, abs=ABSOLUTE)

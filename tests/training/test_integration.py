@@ -1,24 +1,25 @@
-"""Options of the update together on the real stack: that they run, and what they report."""
+"""Options of the update on the real stack, several at once: they run and report their metrics."""
 
 from __future__ import annotations
 
 import math
 import random
-from pathlib import Path
 
 import pytest
 from tiny_policy import LETTERS, letter_question
 
-from medssr_dist.data.jsonl import JsonlLedger, read_json, read_jsonl
+from medssr_dist.data.jsonl import JsonlLedger, read_json
+from medssr_dist.run.paths import RunPaths, StagePaths
+from medssr_dist.training.step_metrics import read_metrics
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
 def trained(medssr, tiny_config, tmp_path):
-    """Trains stage 2 alone on letters, for 2 steps; returns its folder."""
+    """Return a function that trains stage 2 alone for 2 steps and returns the stage's paths."""
 
-    def run(**settings) -> Path:
+    def run(**settings) -> StagePaths:
         rng = random.Random(1)
         data = tmp_path / "letters.jsonl"
         with JsonlLedger(data) as ledger:
@@ -38,12 +39,12 @@ def trained(medssr, tiny_config, tmp_path):
             "training.stage2.save_steps=500",
             *overrides,
         )
-        return tmp_path / "run" / "training" / "stage2"
+        return RunPaths(tmp_path / "run").stage("stage2")
 
     return run
 
 
-def test_off_policy_with_everything_on(trained):
+def test_many_options_together_off_policy(trained):
     """Dr. GRPO with two updates per rollout, packed by a token budget, with importance correction and offloading."""
     stage = {
         "advantage": "mean_only",
@@ -58,7 +59,7 @@ def test_off_policy_with_everything_on(trained):
         "updates_per_rollout": 2,
         "micro_batch_tokens": 256,
     }
-    folder = trained(
+    paths = trained(
         packing="true",
         share_prompts="false",
         gradient_checkpointing="true",
@@ -67,28 +68,27 @@ def test_off_policy_with_everything_on(trained):
         peak_tflops=1,
         **{f"stage2.{name}": value for name, value in stage.items()},
     )
-    rows = list(read_jsonl(folder / "metrics.jsonl"))
-    assert [row["step"] for row in rows] == [1, 2]
-    for row in rows:
-        assert all(math.isfinite(value) for value in row.values())
-        assert row["samples"] == 16
-        assert 0 < row["mfu"] < 1 and row["tokens_per_s_per_gpu"] > 0
-        assert 0 <= row["importance_dropped"] < 0.5 and abs(row["rollout_kl"]) < 0.1
-        assert 0 <= row["zero_variance"] < 1 and row["advantage_abs"] > 0 and row["entropy"] > 0
-    assert rows[0]["kl"] == pytest.approx(0, abs=1e-3)  # the reference is where it began
-    assert any(row["clip_ratio"] > 0 or row["old_kl"] != 0 for row in rows)  # the second update is off-policy
-    assert "from a separate forward pass: 2 updates per rollout" in read_json(folder / "summary.json")["old_logprobs"]
+    steps = read_metrics(paths.metrics)
+    assert [step.step for step in steps] == [1, 2]
+    for step in steps:
+        assert all(math.isfinite(value) for value in vars(step).values() if value is not None)
+        assert step.samples == 16
+        assert 0 < step.mfu < 1 and step.tokens_per_s_per_gpu > 0
+        assert 0 <= step.importance_dropped < 0.5 and abs(step.rollout_kl) < 0.1
+        assert 0 <= step.zero_variance < 1 and step.advantage_abs > 0 and step.entropy > 0
+    assert steps[0].kl == pytest.approx(0, abs=1e-3)  # the policy still equals the reference
+    assert any(step.clip_ratio > 0 or step.old_kl != 0 for step in steps)  # the second update is off-policy
+    assert "from a separate forward pass: 2 updates per rollout" in read_json(paths.summary)["old_logprobs"]
 
 
-def test_adapters_reach_engines_and_checkpoint_merged(trained, tiny_model):
+def test_the_exported_model_has_merged_adapters(trained, tiny_model):
     import torch
     from transformers import AutoModelForCausalLM
 
-    folder = trained(lora_rank=4, **{"stage2.learning_rate": 1e-2, "stage2.kl_coef": 0})
-    rows = list(read_jsonl(folder / "metrics.jsonl"))
-    assert all(row["grad_norm"] > 0 for row in rows)
+    paths = trained(lora_rank=4, **{"stage2.learning_rate": 1e-2, "stage2.kl_coef": 0})
+    assert all(step.grad_norm > 0 for step in read_metrics(paths.metrics))
     base, trained_model = (
-        dict(AutoModelForCausalLM.from_pretrained(path).named_parameters()) for path in (tiny_model, folder / "hf")
+        dict(AutoModelForCausalLM.from_pretrained(path).named_parameters()) for path in (tiny_model, paths.hf)
     )
     changed = {name for name, weight in trained_model.items() if not torch.equal(weight, base[name])}
     assert changed and all("_proj" in name for name in changed)

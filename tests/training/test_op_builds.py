@@ -1,4 +1,4 @@
-"""A build of DeepSpeed's ops that was killed holds nobody up."""
+"""A build of DeepSpeed's ops that was killed does not block later processes."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ time.sleep(60)
 SOURCE = "#include <torch/extension.h>\nint answer() { return 42; }\n"
 
 
-def test_the_lock_of_a_killed_build_is_free(tmp_path):
+def test_the_lock_of_a_killed_build_is_released(tmp_path):
     path = str(tmp_path / "lock")
     with subprocess.Popen([sys.executable, "-c", HOLD, path], stdout=subprocess.PIPE, text=True) as builder:
         assert builder.stdout.readline() == "held\n"
-        mine, got = op_builds.BuildLock(path), threading.Event()
-        threading.Thread(target=lambda: (mine.try_acquire(), got.set()), daemon=True).start()
-        assert not got.wait(0.5)  # the other builds
+        lock, acquired = op_builds.BuildLock(path), threading.Event()
+        threading.Thread(target=lambda: (lock.try_acquire(), acquired.set()), daemon=True).start()
+        assert not acquired.wait(0.5)  # the other process builds
         builder.kill()
-    assert got.wait(60)
-    mine.release()
+    assert acquired.wait(60)
+    lock.release()
 
 
 @pytest.mark.slow
-def test_torch_builds_past_a_file_that_a_killed_build_left(tmp_path, monkeypatch):
+def test_a_leftover_file_of_torchs_guard_is_ignored(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
     monkeypatch.setattr(cpp_extension, "FileBaton", cpp_extension.FileBaton)
     op_builds.guard_op_builds()
@@ -47,7 +47,7 @@ def test_torch_builds_past_a_file_that_a_killed_build_left(tmp_path, monkeypatch
     assert tiny.answer() == 42
 
 
-def test_each_environment_has_a_folder_of_its_own(tmp_path, monkeypatch):
+def test_each_environment_builds_in_another_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("MEDSSR_CACHE", str(tmp_path))
     monkeypatch.delenv("TORCH_EXTENSIONS_DIR", raising=False)
     monkeypatch.setattr(cpp_extension, "FileBaton", cpp_extension.FileBaton)

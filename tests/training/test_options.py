@@ -1,4 +1,6 @@
-"""Our options against OpenRLHF's own source, read and never imported: names, choices, and all that GRPO reads."""
+"""Our options against OpenRLHF's source, which is parsed and not imported: names, choices, options that GRPO reads."""
+
+from __future__ import annotations
 
 import ast
 import importlib.util
@@ -10,9 +12,9 @@ from config_builder import make_config
 
 from medssr_dist.config.schema import Config
 from medssr_dist.config.training import Stage
-from medssr_dist.training.backend.options import _FIXED, openrlhf_options
+from medssr_dist.training.backend.options import _FIXED, make_openrlhf_options
 
-# The files that a GRPO run without critic and reward model goes through.
+# The files that a GRPO run without critic and reward model executes.
 READERS = (
     "trainer/ppo_trainer.py",
     "trainer/ray/ppo_actor.py",
@@ -69,7 +71,7 @@ def openrlhf() -> Path:
     return Path(spec.origin).parent
 
 
-def config(**training) -> Config:
+def build_config(**training) -> Config:
     stages = {"stage1": {"max_new_tokens": 99}, "stage2": {"enabled": True, "data": ["d"], "max_new_tokens": 98}}
     return make_config(
         policy={"max_model_len": 777},
@@ -79,13 +81,13 @@ def config(**training) -> Config:
     )
 
 
-def options(stage="stage1", **training) -> dict:
-    found = config(**training)
-    return openrlhf_options(found, getattr(found.training, stage), Path("/run/stage"))
+def make_options(stage="stage1", **training) -> dict:
+    config = build_config(**training)
+    return make_openrlhf_options(config, getattr(config.training, stage), Path("/run/stage"))
 
 
-def declared(openrlhf: Path) -> dict[str, dict]:
-    """Option -> the constant keyword arguments of its add_argument in train_ppo_ray.py."""
+def find_declarations(openrlhf: Path) -> dict[str, dict]:
+    """Return option -> the constant keyword arguments of its add_argument in train_ppo_ray.py."""
     found = {}
     for node in ast.walk(ast.parse((openrlhf / "cli" / "train_ppo_ray.py").read_text(encoding="utf-8"))):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "add_argument":
@@ -100,14 +102,14 @@ def declared(openrlhf: Path) -> dict[str, dict]:
 
 
 def _flag(node: ast.AST) -> str:
-    """The option's name; those of a loop over (actor, critic) are written f"--{prefix}.name"."""
+    """Return the option's name; in a loop over (actor, critic) it is written f"--{prefix}.name"."""
     if isinstance(node, ast.JoinedStr):
         return "actor" + node.values[-1].value
     return node.value.removeprefix("--")
 
 
-def chain(node: ast.AST) -> list[str]:
-    """`self.args.actor.adam` -> ["self", "args", "actor", "adam"]; [] for anything else than a chain of names."""
+def list_names(node: ast.AST) -> list[str]:
+    """`self.args.actor.adam` -> ["self", "args", "actor", "adam"]; [] for other expressions."""
     parts: list[str] = []
     while isinstance(node, ast.Attribute):
         parts.append(node.attr)
@@ -115,95 +117,98 @@ def chain(node: ast.AST) -> list[str]:
     return [node.id, *reversed(parts)] if isinstance(node, ast.Name) else []
 
 
-def option_of(parts: list[str]) -> str:
-    """The dotted name below `args`; '' if there is none."""
+def make_option_name(parts: list[str]) -> str:
+    """Return the dotted name below `args`; '' if there is none."""
     return ".".join(parts[parts.index("args") + 1 :]) if "args" in parts else ""
 
 
-def options_read(file: Path) -> set[str]:
-    """Dotted names of args.x.y, self.args.x.y, strategy.args.x.y and getattr(args.x, "y") in `file`."""
+def find_options_read(file: Path) -> set[str]:
+    """Return the dotted names of args.x.y, self.args.x.y, strategy.args.x.y and getattr(args.x, "y") in `file`."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
     inner = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and id(node) not in inner and not node.attr.startswith("__"):
-            found.add(option_of(chain(node)))
+            found.add(make_option_name(list_names(node)))
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "getattr":
-            owner = chain(node.args[0])
+            owner = list_names(node.args[0])
             if "args" in owner and isinstance(node.args[1], ast.Constant):
-                found.add(option_of([*owner, node.args[1].value]))
+                found.add(make_option_name([*owner, node.args[1].value]))
     return found - {""}
 
 
 def is_set(name: str, ours: set[str]) -> bool:
-    """Whether `name` is one of our options or a section that holds some."""
+    """Return whether `name` is one of our options, or a section that contains some."""
     return name in ours or any(option.startswith(name + ".") for option in ours)
 
 
 def test_every_name_is_an_option_of_openrlhf(openrlhf):
-    assert set(options()) - set(declared(openrlhf)) == set()
+    assert set(make_options()) - set(find_declarations(openrlhf)) == set()
 
 
-def test_every_value_is_among_openrlhfs_choices(openrlhf):
-    declarations = declared(openrlhf)
-    limited = {name: declarations[name]["choices"] for name in options() if declarations[name].get("choices")}
+def test_every_value_is_one_of_openrlhfs_choices(openrlhf):
+    declarations = find_declarations(openrlhf)
+    limited = {name: declarations[name]["choices"] for name in make_options() if declarations[name].get("choices")}
     assert len(limited) >= 5
     for name, choices in limited.items():
-        assert options()[name] in choices or options()[name] == declarations[name].get("default"), name
+        assert make_options()[name] in choices or make_options()[name] == declarations[name].get("default"), name
 
 
 def test_switches_are_booleans(openrlhf):
-    switches = {name for name, keywords in declared(openrlhf).items() if keywords.get("action") == "store_true"}
-    ours = options()
+    switches = {
+        name for name, keywords in find_declarations(openrlhf).items() if keywords.get("action") == "store_true"
+    }
+    ours = make_options()
     assert {name for name in switches & set(ours) if not isinstance(ours[name], bool)} == set()
 
 
 def test_every_option_that_grpo_reads_is_set(openrlhf):
-    ours = set(options())
-    read = {name: file for file in READERS for name in options_read(openrlhf / file)}
-    assert len(read) > 80  # else the reading is broken
+    ours = set(make_options())
+    read = {name: file for file in READERS for name in find_options_read(openrlhf / file)}
+    assert len(read) > 80  # otherwise the parsing is broken
     missing = {name: file for name, file in read.items() if not is_set(name, ours) and name not in NEVER_REACHED}
     assert missing == {}
 
 
 def test_the_list_of_never_reached_options_is_exact(openrlhf):
-    read = set().union(*(options_read(openrlhf / file) for file in READERS))
+    read = set().union(*(find_options_read(openrlhf / file) for file in READERS))
     assert read >= NEVER_REACHED
-    assert {name for name in NEVER_REACHED if is_set(name, set(options()))} == set()
+    assert {name for name in NEVER_REACHED if is_set(name, set(make_options()))} == set()
 
 
-def test_nothing_is_set_that_nothing_reads(openrlhf):
+def test_every_option_that_is_set_is_read(openrlhf):
     here = Path(importlib.util.find_spec("medssr_dist").origin).parent
-    files = [openrlhf / file for file in READERS] + sorted((here / "training").glob("*.py"))
-    read = set().union(*map(options_read, files))
-    sections = tuple(name + "." for name in read if "." in name)  # `vars(args.actor.adam)` reads all below it
-    assert {name for name in options() if name not in read and not name.startswith(sections)} == set()
+    files = [openrlhf / file for file in READERS]
+    files += [file for folder in ("training", "bench/training") for file in sorted((here / folder).rglob("*.py"))]
+    read = set().union(*map(find_options_read, files))
+    sections = tuple(name + "." for name in read if "." in name)  # `vars(args.actor.adam)` reads the whole section
+    assert {name for name in make_options() if name not in read and not name.startswith(sections)} == set()
 
 
-def test_names_nest_without_conflict():
-    names = set(options())
+def test_no_option_is_also_a_section():
+    names = set(make_options())
     sections = {name.rsplit(".", depth)[0] for name in names for depth in range(1, name.count(".") + 1)}
     assert names & sections == set()
 
 
-def test_grpo_without_critic_is_what_is_fixed():
+def test_fixed_options_are_those_of_grpo_without_critic():
     assert (_FIXED["train.max_epochs"], _FIXED["train.num_episodes"], _FIXED["ds.zero_stage"]) == (1, 1, 3)
     assert _FIXED["logger.wandb.key"] is _FIXED["logger.tensorboard_dir"] is None and _FIXED["ckpt.load_enable"]
     assert _FIXED["algo.dynamic_filtering_enable"] is _FIXED["train.async_enable"] is False
 
 
 def test_grpo_is_the_default():
-    found = options()
+    found = make_options()
     assert (found["algo.advantage.estimator"], found["actor.policy_loss_type"]) == ("group_norm", "ppo")
     assert (found["algo.kl.use_loss"], found["algo.kl.estimator"], found["actor.dual_clip"]) == (True, "k3", None)
     assert (found["actor.loss_agg_mode"], found["algo.advantage.is_correction_level"]) == ("token-mean", "off")
 
 
 def test_no_fixed_option_is_also_set_by_the_config():
-    """Every option that the config sets differs from the fixed ones, so neither hides the other."""
-    set_by_config = set(options()) - set(_FIXED)
-    assert len(set_by_config) + len(_FIXED) == len(options())
-    assert all(options()[name] == value for name, value in _FIXED.items())
+    """So neither hides the other."""
+    set_by_config = set(make_options()) - set(_FIXED)
+    assert len(set_by_config) + len(_FIXED) == len(make_options())
+    assert all(make_options()[name] == value for name, value in _FIXED.items())
 
 
 @pytest.mark.parametrize(
@@ -252,7 +257,7 @@ def test_no_fixed_option_is_also_set_by_the_config():
                 "rollout.batch_size": 6,
                 "rollout.vllm_generate_batch_size": 6,
                 "rollout.n_samples_per_prompt": 3,
-                "train.batch_size": 18,  # one optimizer step a rollout: exactly on-policy
+                "train.batch_size": 18,  # one optimizer step per rollout: exactly on-policy
             },
         ),
     ],
@@ -260,7 +265,7 @@ def test_no_fixed_option_is_also_set_by_the_config():
 @pytest.mark.parametrize("stage", ["stage1", "stage2"])
 def test_values_follow_the_stage(stage, setting, expected):
     base = {"max_new_tokens": 90, "data": ["d"]} if stage == "stage2" else {"max_new_tokens": 90}
-    changed, unchanged = options(stage, **{stage: base | setting}), options(stage, **{stage: base})
+    changed, unchanged = make_options(stage, **{stage: base | setting}), make_options(stage, **{stage: base})
     assert {name: changed[name] for name in expected} == expected
     assert {name for name in changed if changed[name] != unchanged[name]} == set(expected)
 
@@ -282,25 +287,25 @@ def test_values_follow_the_stage(stage, setting, expected):
     ],
 )
 def test_values_follow_the_training_section(setting, expected):
-    changed = options(**setting)
+    changed = make_options(**setting)
     assert {name: changed[name] for name in expected} == expected
-    assert all(options()[name] != value for name, value in expected.items())
+    assert all(make_options()[name] != value for name, value in expected.items())
 
 
-def test_values_follow_the_rest():
-    found = options()
+def test_values_follow_the_rest_of_the_config():
+    found = make_options()
     assert found["data.max_len"] == 777
     assert found["train.seed"] == 42
     assert found["ds.param_dtype"] == "bf16"
     assert Path(found["ckpt.path"]) == Path("/run/stage/checkpoints")
     assert Path(found["ckpt.output_dir"]) == Path("/run/stage/hf.partial")
     for dtype, name in (("float16", "fp16"), ("float32", "fp32")):
-        other = config().model_copy(update={"policy": config().policy.model_copy(update={"dtype": dtype})})
-        assert openrlhf_options(other, other.training.stage1, Path("f"))["ds.param_dtype"] == name
+        other = build_config().model_copy(update={"policy": build_config().policy.model_copy(update={"dtype": dtype})})
+        assert make_openrlhf_options(other, other.training.stage1, Path("f"))["ds.param_dtype"] == name
 
 
-def test_every_scheduler_of_the_config_is_one_of_transformers(openrlhf):
-    """OpenRLHF hands the name to transformers' get_scheduler."""
+def test_every_scheduler_exists_in_transformers(openrlhf):
+    """OpenRLHF passes the name to transformers' get_scheduler."""
     tree = ast.parse((openrlhf.parent / "transformers" / "trainer_utils.py").read_text(encoding="utf-8"))
     (kinds,) = (n for n in ast.walk(tree) if isinstance(n, ast.ClassDef) and n.name == "SchedulerType")
     known = {node.value.value for node in kinds.body if isinstance(node, ast.Assign)}

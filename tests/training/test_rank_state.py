@@ -13,7 +13,7 @@ import numpy
 import pytest
 import torch
 from places import HELPERS
-from zero_cases import VOCABULARY, make_batch, tiny_llama
+from zero_cases import VOCABULARY, make_batch, save_tiny_llama
 
 from medssr_dist.errors import InputError
 from medssr_dist.run.paths import CheckpointPaths
@@ -73,7 +73,11 @@ class Ranks:
         flat = torch.full(batch["action_mask"].shape, -math.log(VOCABULARY)) * batch["action_mask"]
         batch |= {"action_log_probs": flat, "base_action_log_probs": flat.clone()}
         self.folder, self._runs = folder / "stage", 0
-        self._job = {"model": str(tiny_llama(folder / "model", tied=True)), "folder": str(self.folder), "batch": batch}
+        self._job = {
+            "model": str(save_tiny_llama(folder / "model", tied=True)),
+            "folder": str(self.folder),
+            "batch": batch,
+        }
 
     def run(self, world: int, steps: int, tag: str = "", universal: bool = False) -> list[dict]:
         self._runs += 1

@@ -1,7 +1,7 @@
-"""Our update loop on 1 and 2 real ZeRO-3 ranks: any micro-batches, any algorithm, adapters; against fp64 or OpenRLHF.
+"""Our update on 1 and 2 real ZeRO-3 ranks against fp64 or OpenRLHF: micro-batches, algorithms, adapters.
 
-OpenRLHF's loss runs in our update (`StockLossRank`), so the two can be compared setting by setting; test_kernels.py
-compares OpenRLHF's own update with ours.
+OpenRLHF's loss runs in our update (`StockLossRank`), so both are compared for each setting. test_kernels.py compares
+OpenRLHF's own update with ours.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from zero_cases import BF16, LEARNING_RATE, error, make_batch, plain_step, run_ranks, tiny_llama
+from zero_cases import BF16, LEARNING_RATE, error, make_batch, run_ranks, save_tiny_llama, take_plain_step
 
 from medssr_dist.kernels import linear_logprob
 
-# Micro-batches of 1 to 4 sequences, in three rows on one rank and two on the other; then an idle one.
+# Micro-batches of 1 to 4 sequences; three on one rank, or two on each of two ranks. IDLE has an empty one.
 UNEVEN = {"1": [[[0, 1, 2], [3], [4, 5, 6, 7]]], "2": [[[0], [1, 2, 3]]]}
 IDLE = {"1": [[[0, 1, 2, 3], [], [4, 5, 6, 7]]], "2": [[[0, 1, 2, 3], []]]}
 TWICE = {"1": [[[0, 1], [2, 3]], [[4, 5, 6, 7]]], "2": [[[0, 1]], [[2], [3]]]}
@@ -25,7 +25,7 @@ CASES = {
     "idle": OURS | {"updates": IDLE},
     "on-policy": OURS | {"on_policy": True},
 }
-# Settings of the algorithm, with two updates so that the second is off-policy.
+# Settings of the algorithm, with two updates, so that the second one is off-policy.
 ALGORITHMS = {
     "sequence_mean": {"aggregation": "sequence_mean"},
     "gspo": {"ratio": "sequence", "aggregation": "sequence_mean", "clip_low": 0.05, "clip_high": 0.05},
@@ -44,23 +44,23 @@ ON_POLICY = ("sequence_mean", "gspo", "k1_unbiased", "importance_mask", "importa
 LORA = OURS | {"lora_rank": 4, "updates": TWICE}
 
 
-def with_rollout(batch: dict) -> dict:
-    """The rollout engine's log-probs, a little off the policy's."""
+def add_rollout_logprobs(batch: dict) -> dict:
+    """Return the batch with log-probs of a rollout engine that differ a little from the policy's."""
     drift = torch.randn(batch["action_mask"].shape, generator=torch.Generator().manual_seed(3)) / 5
     return batch | {"rollout_log_probs": (batch["exact_logp"].float() + drift) * batch["action_mask"]}
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory) -> dict:
-    """By (case, logprob, ranks), and in fp64 by (case, "fp64")."""
+    """Results by (case, path, number of ranks), and in fp64 by (case, "fp64")."""
     folder = tmp_path_factory.mktemp("update")
-    models = {tied: str(tiny_llama(folder / f"tied_{tied}", tied)) for tied in (True, False)}
+    models = {tied: str(save_tiny_llama(folder / f"tied_{tied}", tied)) for tied in (True, False)}
     found, job = {"models": models}, {}
 
     def add(name: str, case: dict, on_policy: bool = False) -> None:
         batch = make_batch(idle=False)
-        exact = plain_step(Path(models[case["tied"]]), batch, case["temperature"], on_policy)
-        batch = with_rollout(batch | {"exact_logp": exact["logp"]})
+        exact = take_plain_step(Path(models[case["tied"]]), batch, case["temperature"], on_policy)
+        batch = add_rollout_logprobs(batch | {"exact_logp": exact["logp"]})
         found[name, "fp64"] = exact
         whole = case | {"batch": batch, "model": models[case["tied"]], "learning_rate": LEARNING_RATE}
         for path in ("kernels", "stock loss"):
@@ -83,7 +83,7 @@ def results(tmp_path_factory) -> dict:
 @pytest.mark.parametrize("world", [1, 2])
 @pytest.mark.parametrize("path", ["kernels", "stock loss"])
 @pytest.mark.parametrize("case", CASES)
-def test_any_micro_batches_make_the_same_step(results, case, path, world):
+def test_all_micro_batches_give_the_same_step(results, case, path, world):
     exact, found = results[case, "fp64"], results[case, path, world]
     for what in ("loss", "gradients", "weights"):
         assert error(found[what], exact[what]) <= 1e-5, what
@@ -96,20 +96,20 @@ def test_any_micro_batches_make_the_same_step(results, case, path, world):
 
 @pytest.mark.parametrize("world", [1, 2])
 @pytest.mark.parametrize("case", [*ALGORITHMS, *(f"{name}-on-policy" for name in ON_POLICY)])
-def test_every_algorithm_is_openrlhfs(results, case, world):
+def test_every_algorithm_agrees_with_openrlhf(results, case, world):
     ours, theirs = results[case, "kernels", world], results[case, "stock loss", world]
     assert ours["steps"] == theirs["steps"] == (1 if case.endswith("on-policy") else 2)
     for what in ("gradients", "weights"):
         assert error(ours[what], theirs[what]) <= 2e-5, what
     plain = results["uneven", "kernels", world]["gradients"]
-    assert error(ours["gradients"], plain) > 1e-3  # the setting took part
+    assert error(ours["gradients"], plain) > 1e-3  # the setting had an effect
     shared = ("policy_loss", "old_kl", "grad_norm")
     assert {name: ours["status"][name] for name in shared} == pytest.approx(
         {name: theirs["status"][name] for name in shared}, rel=1e-4, abs=1e-6
     )
 
 
-def test_adapters_are_trained_alone_and_saved_merged(results):
+def test_only_adapters_are_trained_and_saved_merged(results):
     from transformers import AutoModelForCausalLM
 
     for world in (1, 2):

@@ -1,4 +1,4 @@
-"""What a stage leaves to be seen: samples, model cards, trackers; and what of it a restart takes back."""
+"""What a stage writes for readers: samples, model cards, trackers; and what a restart removes from it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from medssr_dist.training.after_step import SampleLog
 from medssr_dist.training.model_card import write_model_card
 from medssr_dist.training.stage_job import StageJob
 from medssr_dist.training.trackers import Trackers, check_trackers
-from medssr_dist.training.train_stage import RunningStage, _bar_text, _drop_steps_after
+from medssr_dist.training.train_stage import RunningStage, _drop_steps_after, _make_bar_text
 from medssr_dist.training.weights.checkpoints import Checkpoint
 
 SECRET = "sk-this-is-a-secret"
@@ -29,7 +29,7 @@ SECRET = "sk-this-is-a-secret"
 
 @pytest.fixture
 def job(tmp_path) -> StageJob:
-    """Stage 1 of a run whose config names a secret, on the way to 4 steps."""
+    """Stage 1 with 4 steps, of a run whose config contains a secret."""
     config = make_config(
         policy={"model": "Qwen/Qwen3-8B"},
         synthesis={"endpoints": [{"base_url": "http://u/v1", "model": "m", "api_key": SECRET}]},
@@ -42,11 +42,11 @@ def job(tmp_path) -> StageJob:
     )
 
 
-def record(job: StageJob, *steps: int) -> None:
+def append_rows(job: StageJob, *steps: int) -> None:
     append_steps(job.paths.metrics, *(make_metrics(step, time=1.0, reward=step / 10, kl=0.5) for step in steps))
 
 
-def with_trackers(job: StageJob, *names: str, step: int = 0) -> StageJob:
+def set_trackers(job: StageJob, *names: str, step: int = 0) -> StageJob:
     training = job.config.training.model_copy(update={"trackers": list(names)})
     checkpoint = Checkpoint(step, 2, 0.0, 1.0, {}) if step else None
     config = job.config.model_copy(update={"training": training})
@@ -56,7 +56,7 @@ def with_trackers(job: StageJob, *names: str, step: int = 0) -> StageJob:
 # --- samples
 
 
-def rollout(index: int) -> SimpleNamespace:
+def make_rollout(index: int) -> SimpleNamespace:
     tokenizer = tiny_tokenizer()
     sequence = torch.tensor([tokenizer.convert_tokens_to_ids(["Pick", "the", "letter", "B", "<eos>"])])
     return SimpleNamespace(
@@ -71,8 +71,8 @@ def rollout(index: int) -> SimpleNamespace:
 
 
 def test_samples_are_spread_over_the_step(tmp_path):
-    book = SampleLog(tmp_path / "samples.jsonl", tiny_tokenizer(), count=3)
-    book.keep([rollout(index) for index in range(8)], step=5)
+    log = SampleLog(tmp_path / "samples.jsonl", tiny_tokenizer(), count=3)
+    log.keep([make_rollout(index) for index in range(8)], step=5)
     rows = list(read_jsonl(tmp_path / "samples.jsonl"))
     assert [row["question_id"] for row in rows] == ["q0", "q2", "q4"]
     assert rows[0] == {
@@ -88,8 +88,8 @@ def test_samples_are_spread_over_the_step(tmp_path):
 
 
 @pytest.mark.parametrize(("count", "rollouts", "kept"), [(0, 8, 0), (4, 2, 2), (4, 0, 0), (4, 4, 4), (3, 4, 3)])
-def test_no_more_samples_are_kept_than_there_are(tmp_path, count, rollouts, kept):
-    SampleLog(tmp_path / "s", tiny_tokenizer(), count).keep([rollout(index) for index in range(rollouts)], 1)
+def test_at_most_all_samples_are_kept(tmp_path, count, rollouts, kept):
+    SampleLog(tmp_path / "s", tiny_tokenizer(), count).keep([make_rollout(index) for index in range(rollouts)], 1)
     assert (len(list(read_jsonl(tmp_path / "s"))) if kept else (tmp_path / "s").exists()) == kept
 
 
@@ -99,15 +99,15 @@ def test_no_more_samples_are_kept_than_there_are(tmp_path, count, rollouts, kept
 def test_the_bar_shows_reward_and_time_left():
     seconds = [1000.0] * 5 + [60.0] * 5
     rows = [make_metrics(n, reward=n / 100, kl=2e-4, seconds=each) for n, each in enumerate(seconds, start=1)]
-    assert _bar_text(rows, total=40) == {"reward": "0.10", "kl": "2.0e-04", "ETA": "30 min"}
-    assert _bar_text(rows[:1], total=1)["ETA"] == "0 s"
+    assert _make_bar_text(rows, total=40) == {"reward": "0.10", "kl": "2.0e-04", "ETA": "30 min"}
+    assert _make_bar_text(rows[:1], total=1)["ETA"] == "0 s"
 
 
-# --- what a restart takes back
+# --- restart
 
 
-def test_rows_of_steps_to_be_taken_again_are_removed(job):
-    record(job, 1, 2, 3)
+def test_rows_after_the_checkpoint_are_removed(job):
+    append_rows(job, 1, 2, 3)
     with JsonlLedger(job.paths.samples) as ledger:
         ledger.append({"step": 2, "response": "é"}, {"step": 3, "response": "x"})
     untouched = (job.paths.metrics).stat().st_mtime_ns
@@ -118,11 +118,11 @@ def test_rows_of_steps_to_be_taken_again_are_removed(job):
     assert list(read_jsonl(job.paths.samples)) == [{"step": 2, "response": "é"}]
 
 
-# --- a stage that is not begun
+# --- a stage that is not started
 
 
 def test_a_stage_without_time_is_not_started(job):
-    record(job, 1)
+    append_rows(job, 1)
     late = StageJob(**{**vars(job), "end": time.time() - 1})
     with pytest.raises(Stopped, match="stage1 stopped after step 0, its end time is over"):
         RunningStage(late, None, None, should_stop=lambda: False)
@@ -134,8 +134,8 @@ def test_a_stage_without_time_is_not_started(job):
 # --- model card
 
 
-def test_a_card_states_what_the_model_is_for(job, tmp_path):
-    record(job, 1, 2, 3)
+def test_a_card_describes_training_and_limits(job, tmp_path):
+    append_rows(job, 1, 2, 3)
     folder = tmp_path / "hf"
     folder.mkdir()
     write_model_card(folder, job, step=2)
@@ -149,7 +149,7 @@ def test_a_card_states_what_the_model_is_for(job, tmp_path):
     assert str(tmp_path) not in text and SECRET not in text
 
 
-def test_a_card_names_no_folder_of_the_user(job, tmp_path):
+def test_a_card_contains_no_folder_of_the_user(job, tmp_path):
     policy = job.config.policy.model_copy(update={"model": "/home/someone/models/tiny"})
     config = job.config.model_copy(update={"policy": policy})
     write_model_card(tmp_path, StageJob(**{**vars(job), "config": config}), step=0)
@@ -170,11 +170,11 @@ def scalars(folder: Path) -> dict[str, dict[int, float]]:
 
 
 def test_tensorboard_follows_the_metrics_while_they_grow(job):
-    job = with_trackers(job, "tensorboard")
+    job = set_trackers(job, "tensorboard")
     trackers = Trackers(job)
-    record(job, 1)
+    append_rows(job, 1)
     time.sleep(0.3)
-    record(job, 2)
+    append_rows(job, 2)
     trackers.close()
     found = scalars(job.paths.tensorboard)
     assert found["train/reward"] == {1: pytest.approx(0.1), 2: pytest.approx(0.2)}
@@ -182,50 +182,50 @@ def test_tensorboard_follows_the_metrics_while_they_grow(job):
 
 
 def test_after_a_restart_repeated_steps_are_overwritten(job):
-    first = Trackers(with_trackers(job, "tensorboard"))
-    record(job, 1, 2, 3)
+    first = Trackers(set_trackers(job, "tensorboard"))
+    append_rows(job, 1, 2, 3)
     first.close()
     _drop_steps_after(job.paths, 2)
-    time.sleep(1.1)  # event files are named and read by the second
-    second = Trackers(with_trackers(job, "tensorboard", step=2))
+    time.sleep(1.1)  # event files are named after the second in which they are created
+    second = Trackers(set_trackers(job, "tensorboard", step=2))
     append_steps(job.paths.metrics, make_metrics(3, time=2.0, reward=0.9, kl=0.5))
     second.close()
     found = scalars(job.paths.tensorboard)["train/reward"]
     assert found == {1: pytest.approx(0.1), 2: pytest.approx(0.2), 3: pytest.approx(0.9)}
 
 
-def test_a_tracker_that_fails_is_reported_and_dropped(job, capsys):
-    (job.paths.tensorboard).write_text("no folder")
-    trackers = Trackers(with_trackers(job, "tensorboard"))
-    record(job, 1)
+def test_a_failing_tracker_is_reported_and_dropped(job, caplog):
+    (job.paths.tensorboard).write_text("not a folder")
+    trackers = Trackers(set_trackers(job, "tensorboard"))
+    append_rows(job, 1)
     trackers.close()
-    assert "tensorboard gets no more metrics of stage1" in capsys.readouterr().out
+    assert "tensorboard gets no more metrics of stage1" in caplog.text
 
 
-def test_wandb_gets_metrics_and_config_and_no_key(job, monkeypatch):
+def test_wandb_gets_metrics_and_config_but_no_secret(job, monkeypatch):
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_API_KEY", "0" * 32 + "deadbeef")
-    record(job, 1)
+    append_rows(job, 1)
     for step in (0, 1):
-        trackers = Trackers(with_trackers(job, "wandb", step=step))
-        record(job, step + 2)
+        trackers = Trackers(set_trackers(job, "wandb", step=step))
+        append_rows(job, step + 2)
         trackers._thread.join(timeout=0.1)
         trackers.close()
     (first, second) = sorted((job.folder / "wandb").glob("offline-run-*"))
     run_id = read_json(job.paths.trackers)["wandb"]
-    assert first.name.endswith(run_id) and second.name.endswith(run_id)  # one run of W&B, gone on with
+    assert first.name.endswith(run_id) and second.name.endswith(run_id)  # one W&B run, resumed
     stored = b"".join(file.read_bytes() for file in (job.folder / "wandb").rglob("*") if file.is_file())
     assert b"train/reward" in stored and b"Qwen/Qwen3-8B" in stored
     assert SECRET.encode() not in stored and b"deadbeef" not in stored
 
 
-def test_mlflow_gets_metrics_of_one_run(job, tmp_path, monkeypatch):
+def test_mlflow_metrics_are_one_run(job, tmp_path, monkeypatch):
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     for step in (0, 1):
-        trackers = Trackers(with_trackers(job, "mlflow", step=step))
-        record(job, step + 1)
+        trackers = Trackers(set_trackers(job, "mlflow", step=step))
+        append_rows(job, step + 1)
         trackers.close()
     run_id = read_json(job.paths.trackers)["mlflow"]
     history = mlflow.MlflowClient().get_metric_history(run_id, "reward")
@@ -233,7 +233,7 @@ def test_mlflow_gets_metrics_of_one_run(job, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "variables", "said"),
+    ("name", "variables", "expected"),
     [
         ("wandb", {}, "export WANDB_API_KEY, or WANDB_MODE=offline"),
         ("wandb", {"WANDB_API_KEY": "k"}, None),
@@ -241,17 +241,17 @@ def test_mlflow_gets_metrics_of_one_run(job, tmp_path, monkeypatch):
         ("tensorboard", {}, None),
     ],
 )
-def test_a_tracker_without_its_key_is_refused(monkeypatch, name, variables, said):
+def test_a_tracker_without_its_key_is_refused(monkeypatch, name, variables, expected):
     pytest.importorskip(name)
     for variable in ("WANDB_API_KEY", "WANDB_MODE"):
         monkeypatch.delenv(variable, raising=False)
     for variable, value in variables.items():
         monkeypatch.setenv(variable, value)
     training = Training.model_construct(trackers=[name])
-    if said is None:
+    if expected is None:
         check_trackers(training)
     else:
-        with pytest.raises(InputError, match=said):
+        with pytest.raises(InputError, match=expected):
             check_trackers(training)
 
 

@@ -1,1 +1,1 @@
-"""medssr bench training and update: a step beside stock OpenRLHF's."""
+"""`medssr bench training` and `medssr bench update`: a GRPO step of ours compared with stock OpenRLHF."""

@@ -1,17 +1,18 @@
-"""`medssr bench training`: a GRPO step of ours against stock OpenRLHF, and the share of each piece.
+"""`medssr bench training`: a GRPO step of ours compared with stock OpenRLHF, and the effect of each part.
 
-Every variant is stage 2 on the demo's policy and human-annotated questions, in a separate process, with the same model,
-prompts, seeds and number of samples; it differs only in what `VARIANTS` states. "stock" is OpenRLHF's own PPO trainer
+Each variant trains stage 2 with the demo's policy on human-annotated questions, in a separate process, with the same
+model, prompts, seeds and number of samples; `VARIANTS` states the differences. "stock" is OpenRLHF's own PPO trainer
 with its generator, experience maker, update, loss and weight sync (`stock_trainer.py`), with our CPU patches. Times are
-medians over the steps after the first, from `metrics.jsonl`, without start-up and waiting for examples. A piece's share
-is the time of a step with the piece in stock form, divided by the time with ours.
+medians over the steps after the first, from `metrics.jsonl`, without start-up and without waiting for examples. The
+share of a part is the time of a step with the part replaced by OpenRLHF's, divided by the time with ours.
 
-Loss: one rank in fp32, on the same samples (seeded requests), stock loss against ours, step by step.
+Loss: with one rank in fp32 and the same samples (seeded requests), OpenRLHF's loss is compared with ours in each step.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -23,16 +24,22 @@ from pathlib import Path
 from tqdm import tqdm
 
 from medssr_dist.bench.result_file import write_result
-from medssr_dist.data.jsonl import read_jsonl
 from medssr_dist.run.paths import RunPaths
+from medssr_dist.training.step_metrics import StepMetrics, read_metrics
 
 _KL = 0.05  # weight of the KL in these runs: high, so that it shows in the loss
+_FP32 = "policy.dtype=float32"
 PHASES = ("seconds_generate", "seconds_experience", "seconds_update", "seconds_sync")
 
 
 @dataclass(frozen=True)
 class Variant:
-    """How a variant differs from the demo: keys of `training`, and pieces in stock form (see stock_stage.PIECES)."""
+    """How a variant differs from the demo.
+
+    keys: keys of `training` with their values. pieces: parts replaced by OpenRLHF's (see stock_stage.PIECES).
+
+    Example: Variant({"batching": "fixed"}, ("loss",))
+    """
 
     keys: dict[str, str] = field(default_factory=dict)
     pieces: tuple[str, ...] = ()
@@ -52,15 +59,18 @@ VARIANTS = {
     "next rollout during training": Variant({"async_rollout": "true", "stage2.importance": "token"}),
     "zero-variance groups dropped": Variant({"stage2.drop_zero_variance": "true"}),
 }
-# Stock vLLM spins while it waits for its workers; the plugin that lets it sleep is ours.
+# Stock vLLM waits for its workers in a busy loop; with our plugin it sleeps, so "stock" runs without that plugin.
 ENVIRONMENTS = {"stock": {"VLLM_PLUGINS": "medssr_stacks"}}
-# What a variant is compared with, if not with "ours": the one that differs in that piece alone.
+# The variant to compare with, if it is not "ours": the one that differs only in that part.
 BASELINES = {"stock loss": "prompts not shared", "micro-batches as they come": "prompts not shared"}
 
 
 @dataclass(frozen=True)
 class TrainingScale:
-    """How much is measured."""
+    """How much is measured.
+
+    steps: of each variant. loss_steps: of the comparison of losses. max_new_tokens: of each sample.
+    """
 
     variants: tuple[str, ...] = tuple(VARIANTS)
     steps: int = 4
@@ -75,72 +85,109 @@ FULL = TrainingScale()
 QUICK = TrainingScale(variants=("ours", "stock"), steps=2, loss_steps=2)
 
 
-def bench_training(json_path: Path, quick: bool = False) -> None:
-    """Measure, write `json_path` and a plot beside it, print a table."""
+@dataclass(frozen=True)
+class VariantTimes:
+    """Times of a variant, in seconds, and what its steps processed.
 
+    step: median time of a step, without waiting for examples. seconds_*: medians of its phases. zero_variance: mean
+    share of groups whose rewards are all equal. tokens: mean number of generated tokens in a step.
+
+    Example: VariantTimes(14.15, 6.2, 2.1, 5.3, 0.59, zero_variance=0.42, tokens=412.0)
+    """
+
+    step: float
+    seconds_generate: float
+    seconds_experience: float
+    seconds_update: float
+    seconds_sync: float
+    zero_variance: float
+    tokens: float
+
+
+@dataclass(frozen=True)
+class TimeRatios:
+    """How the times of variants compare.
+
+    step_time_ratio, weight_sync_ratio: ours / stock. shares: variant -> time of its step / time of the step that it is
+    compared with. variants: variant -> its times.
+    """
+
+    step_time_ratio: float
+    weight_sync_ratio: float
+    shares: dict[str, float]
+    variants: dict[str, VariantTimes]
+
+
+@dataclass(frozen=True)
+class LossComparison:
+    """Loss of our update and of OpenRLHF's, in fp32 on one rank.
+
+    loss_max_abs_diff: largest absolute difference. losses_fp32: "ours" or "stock" -> loss of each step.
+    """
+
+    loss_max_abs_diff: float
+    losses_fp32: dict[str, list[float]]
+
+
+def bench_training(json_path: Path, quick: bool = False) -> None:
+    """Measure, write `json_path` and a plot next to it, print a table."""
     json_path, scale = Path(json_path), QUICK if quick else FULL
     json_path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=json_path.parent, prefix=".bench") as scratch:
-        found = {
+        steps = {
             name: _run(Path(scratch), name, VARIANTS[name], scale)
             for name in tqdm(scale.variants, desc="variants", unit="run")
         }
-        loss = loss_difference(Path(scratch), scale)
-    figures = ratios(found) | loss | {"quick": quick, "scale": asdict(scale)}
-    write_result(json_path, figures)
-    draw(figures, json_path)
-    print(table(figures))
+        losses = compare_losses(Path(scratch), scale)
+    ratios = compute_ratios(steps)
+    write_result(json_path, asdict(ratios) | asdict(losses) | {"quick": quick, "scale": asdict(scale)})
+    draw(ratios.variants, json_path)
+    print(render_table(ratios, losses))
 
 
-def ratios(found: dict[str, list[dict]]) -> dict:
-    """Figures from the variants' metrics, name -> rows of its steps; the first step of each is left out."""
-    variants = {name: _medians(rows[1:]) for name, rows in found.items()}
+def compute_ratios(steps: dict[str, list[StepMetrics]]) -> TimeRatios:
+    """Compare the variants by the metrics of their steps; the first step of each variant is left out."""
+    variants = {name: _measure(metrics[1:]) for name, metrics in steps.items()}
     ours, stock = variants["ours"], variants["stock"]
-    shares = {
-        name: round(variants[name]["step"] / variants[BASELINES.get(name, "ours")]["step"], 3)
-        for name in variants
-        if name not in ("ours", "stock")
-    }
-    return {
-        "step_time_ratio": round(ours["step"] / stock["step"], 3),
-        "weight_sync_ratio": round(ours["seconds_sync"] / stock["seconds_sync"], 3),
-        "shares": shares,
-        "variants": variants,
-    }
+    return TimeRatios(
+        step_time_ratio=round(ours.step / stock.step, 3),
+        weight_sync_ratio=round(ours.seconds_sync / stock.seconds_sync, 3),
+        shares={
+            name: round(times.step / variants[BASELINES.get(name, "ours")].step, 3)
+            for name, times in variants.items()
+            if name not in ("ours", "stock")
+        },
+        variants=variants,
+    )
 
 
-def _medians(rows: list[dict]) -> dict[str, float]:
-    """Median seconds of a step, waiting left out, and of its phases; tokens/s and groups that taught something."""
-    steps = [row["seconds"] - row["seconds_wait"] for row in rows]
-    found = {"step": statistics.median(steps)}
-    found |= {name: statistics.median(row[name] for row in rows) for name in PHASES}
-    found["zero_variance"] = statistics.mean(row.get("zero_variance", 0.0) for row in rows)
-    found["tokens"] = statistics.mean(row["tokens"] for row in rows)
-    return {name: round(value, 3) for name, value in found.items()}
+def _measure(steps: list[StepMetrics]) -> VariantTimes:
+    values = {"step": statistics.median(step.seconds - step.seconds_wait for step in steps)}
+    values |= {name: statistics.median(getattr(step, name) for step in steps) for name in PHASES}
+    shares = [step.zero_variance for step in steps]  # NaN in stock steps, which do not measure it
+    values["zero_variance"] = statistics.mean(0.0 if math.isnan(share) else share for share in shares)
+    values["tokens"] = statistics.mean(step.tokens for step in steps)
+    return VariantTimes(**{name: round(value, 3) for name, value in values.items()})
 
 
-def loss_difference(folder: Path, scale: TrainingScale) -> dict:
-    """Loss by step of our update and of the stock one, in fp32 on one rank, and the largest difference."""
-    alike = {"ranks_per_node": "1", "stage2.steps": scale.loss_steps, "stage2.micro_batch_size": _sequences(scale)}
-    variants = {"ours": Variant(alike), "stock": Variant(alike | _STOCK_LOSS.keys, _STOCK_LOSS.pieces)}
+def compare_losses(folder: Path, scale: TrainingScale) -> LossComparison:
+    """Train a few steps in fp32 on one rank with our loss and with OpenRLHF's."""
+    shared = {"ranks_per_node": "1", "stage2.steps": scale.loss_steps, "stage2.micro_batch_size": _sequences(scale)}
+    variants = {"ours": Variant(shared), "stock": Variant(shared | _STOCK_LOSS.keys, _STOCK_LOSS.pieces)}
     losses = {
-        name: [_loss(row) for row in _run(folder, f"{name} fp32", variant, scale, "policy.dtype=float32")]
+        name: [step.policy_loss + _KL * step.kl for step in _run(folder, f"{name} fp32", variant, scale, _FP32)]
         for name, variant in variants.items()
     }
     difference = max(abs(one - other) for one, other in zip(losses["ours"], losses["stock"], strict=True))
-    return {"loss_max_abs_diff": difference, "losses_fp32": losses}
+    return LossComparison(difference, losses)
 
 
 def _sequences(scale: TrainingScale) -> int:
     return scale.prompts_per_step * scale.samples_per_prompt
 
 
-def _loss(row: dict) -> float:
-    return row["policy_loss"] + _KL * row["kl"]
-
-
-def _run(folder: Path, name: str, variant: Variant, scale: TrainingScale, *others: str) -> list[dict]:
-    """Run a variant; return the lines of its metrics.jsonl. Raises RuntimeError with its log when it fails."""
+def _run(folder: Path, name: str, variant: Variant, scale: TrainingScale, *others: str) -> list[StepMetrics]:
+    """Run a variant; return the metrics of its steps. Raises RuntimeError, with the end of its log, if it fails."""
     run = folder / name.replace(" ", "_")
     stage = {
         "steps": scale.steps,
@@ -163,7 +210,7 @@ def _run(folder: Path, name: str, variant: Variant, scale: TrainingScale, *other
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"the run {name!r} of {json.dumps(keys)} failed:\n{done.stderr[-3000:]}")
-    return list(read_jsonl(RunPaths(run).stage("stage2").metrics))
+    return read_metrics(RunPaths(run).stage("stage2").metrics)
 
 
 _AIMS = (
@@ -174,32 +221,34 @@ _AIMS = (
 _COLUMNS = ("step", *PHASES)
 
 
-def table(figures: dict) -> str:
-    """Aims with what was seen, then seconds by variant and phase, each with its share."""
+def render_table(ratios: TimeRatios, losses: LossComparison) -> str:
+    """Return the aims with the measured values, then seconds by variant and phase, each variant with its share."""
     lines = [f"{'':<34}{'seen':>12}{'aim':>10}"]
-    for title, key, aim in _AIMS:
-        lines.append(f"{title:<34}{figures[key]:>12.3g}{aim:>10g}  {'met' if figures[key] <= aim else 'NOT MET'}")
+    measured = vars(ratios) | vars(losses)
+    for title, name, aim in _AIMS:
+        value = measured[name]
+        lines.append(f"{title:<34}{value:>12.3g}{aim:>10g}  {'met' if value <= aim else 'NOT MET'}")
     heads = "".join(f"{name.removeprefix('seconds_'):>12}" for name in _COLUMNS)
     lines += ["", f"{'seconds a step':<34}{heads}{'share':>8}"]
-    for name, found in figures["variants"].items():
-        share = figures["shares"].get(name)
-        values = "".join(f"{found[column]:>12.2f}" for column in _COLUMNS)
+    for name, times in ratios.variants.items():
+        share = ratios.shares.get(name)
+        values = "".join(f"{getattr(times, column):>12.2f}" for column in _COLUMNS)
         lines.append(f"{name:<34}{values}{'' if share is None else f'{share:.2f}':>8}")
     return "\n".join(lines)
 
 
-def draw(figures: dict, json_path: Path) -> None:
-    """Phases of a step, a bar a variant, as PNG beside `json_path`."""
+def draw(variants: dict[str, VariantTimes], json_path: Path) -> None:
+    """Draw the phases of a step, one bar for each variant, as a PNG next to `json_path`."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    names = list(figures["variants"])[::-1]
+    names = list(variants)[::-1]
     figure, axes = pyplot.subplots(figsize=(8, 0.5 * len(names) + 1.5), layout="constrained")
     left = [0.0] * len(names)
     for phase in PHASES:
-        widths = [figures["variants"][name][phase] for name in names]
+        widths = [getattr(variants[name], phase) for name in names]
         axes.barh(names, widths, left=left, label=phase.removeprefix("seconds_"))
         left = [start + width for start, width in zip(left, widths, strict=True)]
     axes.set_xlabel("seconds a step")

@@ -1,6 +1,6 @@
-"""The reward for OpenRLHF's own sample generator, which loads this file into each engine (its `agent_func_path`).
+"""The reward for OpenRLHF's own sample generator, which loads this file into each engine (`agent_func_path`).
 
-A reward that raises ends the run; OpenRLHF's own reward functions log it and continue.
+An error in the reward ends the run. OpenRLHF's own reward functions log it and continue.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from medssr_dist.training.rollout.reward import score
 
 
 class AgentExecutor(SingleTurnAgentExecutor):
-    """One generation a prompt, graded by the same extractor as vote and evaluation."""
+    """One generation for each prompt, graded by the extractor and grader of vote and evaluation."""
 
     async def execute(self, prompt, label, sampling_params, max_length, hf_tokenizer, llm_engine, images=None):
         output = await super().execute(prompt, label, sampling_params, max_length, hf_tokenizer, llm_engine, images)

@@ -1,4 +1,4 @@
-"""OpenRLHF's own network and loss, over whole logits, in our update: for `medssr bench training` and tests."""
+"""OpenRLHF's own network and loss, on whole logits, in our update: for `medssr bench training` and tests."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from medssr_dist.training.update.rank_update import RankUpdate, StepCounts
 
 
 class StockLossUpdate(RankUpdate):
-    """Our update with the loss of OpenRLHF's trainer; on-policy where old log-probs are missing."""
+    """Our update with the loss of OpenRLHF's trainer. Without old log-probs the update is on-policy."""
 
     def __init__(self, rank: PolicyRank, strategy, optimizer, scheduler):
         super().__init__(strategy, rank.actor, optimizer, scheduler)
         self._stock = make_stock_trainer(rank, strategy, optimizer, scheduler, None)
-        self._stock.actor_loss_fn = partial(_on_policy, self._stock.actor_loss_fn)
+        self._stock.actor_loss_fn = partial(_use_own_logprobs, self._stock.actor_loss_fn)
 
     def train_micro_batch(self, experience: Experience, counts: StepCounts) -> dict[str, torch.Tensor]:
-        """See RankUpdate. OpenRLHF's aggregates are shares of the optimizer step's mean: here they are own means."""
+        """See RankUpdate. OpenRLHF returns shares in the mean of the optimizer step; they become means over tokens."""
         stage = self.strategy.grpo
         kl_coef = stage.kl_coef if stage.kl_in == "loss" else 0.0
         info = {"batch_num_tokens": counts.tokens, "global_batch_size": counts.sequences, "dp_size": counts.ranks}
         found = self._stock.training_step(experience, kl_coef, 0, info)["metrics"]
         own_mean = counts.tokens / (counts.ranks * experience.action_mask.sum().clamp(min=1))
-        nothing = torch.tensor(math.nan)
+        unknown = torch.tensor(math.nan)
         policy_loss, kl = found["policy_loss"] * own_mean, found.get("kl", torch.zeros(())) * own_mean
         metrics = {
             "loss": policy_loss + kl_coef * kl,
             "policy_loss": policy_loss,
             "kl": kl,
-            "entropy": found["entropy_loss"] * own_mean if "entropy_loss" in found else nothing,
+            "entropy": found["entropy_loss"] * own_mean if "entropy_loss" in found else unknown,
             "clip_ratio": found["ppo_clip_ratio"],
             "old_kl": found["ppo_kl"],
         }
@@ -67,6 +67,6 @@ class StockLossRank(PolicyRank):
         return StockLossUpdate(self, strategy, optimizer, scheduler)
 
 
-def _on_policy(loss, log_probs, old_log_probs, *args, **kwargs):
-    """OpenRLHF's loss; where there are no old log-probs the update is on-policy, and its own, detached, are used."""
+def _use_own_logprobs(loss, log_probs, old_log_probs, *args, **kwargs):
+    """Return OpenRLHF's loss; without old log-probs the update is on-policy, and the new ones are used, detached."""
     return loss(log_probs, log_probs.detach() if old_log_probs is None else old_log_probs, *args, **kwargs)

@@ -1,4 +1,4 @@
-"""OpenRLHF's own sample generator, in the form that our loop uses: for `medssr bench training`."""
+"""OpenRLHF's own sample generator with the methods that our loop calls, for `medssr bench training`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from medssr_dist.config.training import Stage
-from medssr_dist.training.backend import openrlhf  # noqa: F401 - its patches come before OpenRLHF's own modules
+from medssr_dist.training.backend import openrlhf  # noqa: F401 - applies its patches before OpenRLHF is imported
 from medssr_dist.training.rollout.examples import PromptLoader
 from medssr_dist.training.rollout.sampler import StepSamples
 
@@ -15,7 +15,7 @@ from openrlhf.trainer.ppo_utils.samples_generator import SamplesGenerator  # iso
 
 
 class StockPrompts:
-    """The prompts of a stage with fixed steps, as OpenRLHF iterates them: (sources, prompts, labels, images)."""
+    """The prompts of a stage with a fixed number of steps, for OpenRLHF: (sources, prompts, labels, images)."""
 
     def __init__(self, loader: PromptLoader, stage: Stage):
         self._loader, self._total = loader, stage.steps * stage.prompts_per_step
@@ -33,20 +33,20 @@ class StockPrompts:
 
 
 class StockSampler(SamplesGenerator):
-    """One request a sample, without seeds. Attributes as of Sampler."""
+    """Samples with one request per sample and without seeds; the attributes are those of Sampler."""
 
-    def __init__(self, strategy, prompts: StockPrompts, tokenizer, engines: list, waited: PromptLoader):
+    def __init__(self, strategy, prompts: StockPrompts, tokenizer, engines: list, loader: PromptLoader):
         super().__init__(strategy, prompts, None, tokenizer, engines)
         self.returned = 0
         self.ranks_free = threading.Condition()
-        self._waited = waited
+        self._loader = loader
 
     @property
     def waited_s(self) -> float:
-        return self._waited.waited_s
+        return self._loader.waited_s
 
     def next_step(self) -> StepSamples | None:
-        samples, _, drawn, _ = self.generate_samples(**generate_options(self.args))
+        samples, _, drawn, _ = self.generate_samples(**make_generate_options(self.args))
         self.returned += bool(samples)
         return StepSamples(samples, drawn) if samples else None
 
@@ -54,14 +54,14 @@ class StockSampler(SamplesGenerator):
         """Do nothing: no batch is made ahead."""
 
     def state_dict(self) -> dict[str, Any]:
-        return {"batches": {"given": self.returned}, "prompts": self._waited.state_dict()}
+        return {"batches": {"given": self.returned}, "prompts": self._loader.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.returned = state["batches"]["given"]
 
 
-def generate_options(args) -> dict[str, Any]:
-    """Return how OpenRLHF's generator is to sample."""
+def make_generate_options(args) -> dict[str, Any]:
+    """Return the sampling options of OpenRLHF's generator."""
     return {
         "do_sample": True,
         "max_len": args.data.max_len,

@@ -1,9 +1,9 @@
-"""A stage 2 with single pieces, or all of it, in OpenRLHF's own form; one run of `medssr bench training`.
+"""Stage 2 with some parts, or all parts, replaced by OpenRLHF's own; one run of `medssr bench training`.
 
     python -m medssr_dist.bench.training.stock_stage --run-dir RUN --pieces weight_sync --set training.stage2.steps=4
 
-Pieces: `trainer` (OpenRLHF's loop with all that belongs to it), or some of `rollout`, `weight_sync` and `loss` in our
-loop. Nothing is exported; the run directory holds metrics.jsonl alone.
+Parts: `trainer` (OpenRLHF's loop with everything that it uses), or some of `rollout`, `weight_sync` and `loss` in our
+loop. Nothing is exported; the run directory contains only metrics.jsonl and logs.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ DEMO = Path(__file__).parents[3] / "configs" / "demo_cpu.yaml"
 
 
 class StockWorkers(RolloutWorkers):
-    """Our engines, with OpenRLHF's sample generator or weight sync."""
+    """Our rollout workers with OpenRLHF's sample generator or weight sync."""
 
     def __init__(self, job: StageJob, strategy, board: HeartbeatBoard, ranks, pieces: frozenset[str]):
         self._pieces, self._ranks, self._strategy = pieces, ranks, strategy
         super().__init__(job.config, job.stage, job.model, board, ranks)
 
     def engine_options(self, model: Path) -> dict[str, Any]:
-        from medssr_dist.bench.training.stock_sync import worker_extension
+        from medssr_dist.bench.training.stock_sync import find_worker_extension
 
         options = super().engine_options(model)
         if {"weight_sync", "trainer"} & self._pieces:
             options.pop("weight_transfer_config")
-            options["worker_extension_cls"] = worker_extension()
+            options["worker_extension_cls"] = find_worker_extension()
         if {"rollout", "trainer"} & self._pieces:
             options["agent_func_path"] = str(Path(__file__).with_name("stock_agent.py"))
         return options
@@ -70,7 +70,7 @@ class StockWorkers(RolloutWorkers):
 
 
 class StockStage(StageActor):
-    """Ray actor: a stage with some of its pieces in OpenRLHF's own form."""
+    """Ray actor: a stage with some parts replaced by OpenRLHF's own."""
 
     def __init__(self, pieces: frozenset[str]):
         self._pieces = pieces
@@ -111,22 +111,23 @@ class StockStage(StageActor):
         StockTrainer(job, strategy, processes.policy, processes.reference, engines, prompts, tokenizer).fit()
 
     def export(self, job: StageJob, after_step) -> None:
-        """Export nothing: only the times count."""
+        """Export nothing, because only times are measured."""
 
 
 def run_stage(config: Config, run_dir: Path, pieces: frozenset[str]) -> None:
-    """Train stage 2 of `config` in `run_dir` with these pieces in OpenRLHF's form."""
+    """Train stage 2 of `config` in `run_dir`, with these parts replaced by OpenRLHF's own."""
     model, paths = resolve_model(config.policy), RunPaths(run_dir)
     folder = paths.stage("stage2").folder
     folder.mkdir(parents=True)
     questions = read_all(config.training.stage2.data, config.runtime.random_seed)
-    job, examples = plan_stage2(config, model, model, questions, paths.voting.labels, folder)
+    plan = plan_stage2(config, model, model, questions, paths.voting.labels, folder)
     with open_ray_cluster(config, paths.logs):
         actor = ray.remote(num_cpus=1, runtime_env={"env_vars": build_device_env()})(StockStage).remote(pieces)
-        ray.get(actor.run.remote(job, examples, ignore_taken, start_board()))
+        ray.get(actor.run.remote(plan.job, plan.examples, ignore_taken, start_board()))
 
 
 def main() -> int:
+    """Run the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m medssr_dist.bench.training.stock_stage",
         description=__doc__,
@@ -134,7 +135,7 @@ def main() -> int:
     )
     parser.add_argument("--run-dir", type=Path, required=True, help="a new folder for metrics.jsonl and logs")
     parser.add_argument("--config", type=Path, default=DEMO, help="default: the demo's")
-    parser.add_argument("--pieces", nargs="*", choices=PIECES, default=[], help="what is in OpenRLHF's own form")
+    parser.add_argument("--pieces", nargs="*", choices=PIECES, default=[], help="parts that OpenRLHF's own replace")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides of the config")
     args = parser.parse_args()
     run_stage(load_config(args.config, args.set), args.run_dir, frozenset(args.pieces))

@@ -1,4 +1,4 @@
-"""OpenRLHF's own weight sync, one broadcast a parameter: for `medssr bench training`. On a CPU gloo replaces PyNccl."""
+"""OpenRLHF's own weight sync, one broadcast per parameter, for `medssr bench training`; on CPU, over gloo."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import ray
 import torch
 
 from medssr_dist.runtime.device import on_gpu
-from medssr_dist.training.backend import openrlhf  # noqa: F401 - its patches come before OpenRLHF's own modules
+from medssr_dist.training.backend import openrlhf  # noqa: F401 - applies its patches before OpenRLHF is imported
 from medssr_dist.training.ranks import PolicyRank
 
 from openrlhf.trainer.ppo_utils import replay_buffer  # isort: skip
@@ -16,7 +16,7 @@ from openrlhf.trainer.ray import ppo_actor  # isort: skip
 
 
 class GlooBroadcaster:
-    """The broadcast of vLLM's PyNcclCommunicator over gloo, outside torch's default group."""
+    """Replaces vLLM's PyNcclCommunicator: broadcasts over gloo, outside torch's default group."""
 
     def __init__(self, master_address: str, master_port: int, rank: int, world_size: int, device=None):
         from vllm.distributed.utils import stateless_init_torch_distributed_process_group
@@ -26,7 +26,7 @@ class GlooBroadcaster:
         )
 
     def broadcast(self, tensor: torch.Tensor, src: int, stream=None) -> None:
-        """Send `tensor` in place from rank `src`; as bytes, because gloo does not know bfloat16."""
+        """Broadcast `tensor` in place from rank `src`; as bytes, because gloo does not support bfloat16."""
         options = torch.distributed.BroadcastOptions()
         options.rootRank = src
         self._group.broadcast([tensor.contiguous().view(-1).view(torch.uint8)], options).wait()
@@ -35,8 +35,8 @@ class GlooBroadcaster:
 class GlooWorkerExtension:
     """vLLM's end of the weight sync on CPU (`worker_extension_cls`), with the methods of OpenRLHF's WorkerWrap.
 
-    vLLM repacks linear weights for the CPU, after which single weights cannot be loaded any more: they are collected
-    here and loaded as one set when the last has arrived.
+    vLLM repacks linear weights for the CPU. After that, single weights cannot be loaded, so all weights are collected
+    here and loaded together when the last one has arrived.
     """
 
     def init_process_group(self, master_address, master_port, rank_offset, world_size, group_name, backend, use_ray):
@@ -45,7 +45,7 @@ class GlooWorkerExtension:
         self._received: list[tuple[str, torch.Tensor]] = []
 
     def update_weight(self, name, dtype, shape, empty_cache=False):
-        """Receive one weight; `empty_cache` is how OpenRLHF marks the last one."""
+        """Receive one weight; OpenRLHF sets `empty_cache` for the last one."""
         weight = torch.empty(shape, dtype=dtype)
         self._sync_group.broadcast(weight, src=0)
         self._received.append((name, weight))
@@ -55,7 +55,7 @@ class GlooWorkerExtension:
 
 
 class _TorchWithCpuDevice:
-    """`torch`, except that `device("cuda:...")` is the CPU: NaiveReplayBuffer names "cuda"."""
+    """The module `torch`, except that `device("cuda:...")` is the CPU: NaiveReplayBuffer uses "cuda"."""
 
     def __init__(self, module):
         self._module = module
@@ -68,9 +68,9 @@ class _TorchWithCpuDevice:
 
 
 def patch_for_cpu() -> None:
-    """On a CPU, patch in this process what OpenRLHF's trainer of a rank needs beyond `backend/cpu_patches.py`.
+    """On a machine without GPU, apply the patches that OpenRLHF's trainer needs besides `backend/cpu_patches.py`.
 
-    Its replay buffer names "cuda", and its rank 0 sends weights over PyNccl, which has no CPU form.
+    Its replay buffer uses the device "cuda", and its rank 0 sends weights over PyNccl, which needs GPUs.
     """
     if on_gpu() or isinstance(replay_buffer.torch, _TorchWithCpuDevice):
         return
@@ -78,8 +78,8 @@ def patch_for_cpu() -> None:
     replay_buffer.torch = _TorchWithCpuDevice(replay_buffer.torch)
 
 
-def worker_extension() -> str:
-    """Return the name of vLLM's end of the sync."""
+def find_worker_extension() -> str:
+    """Return the class name of vLLM's end of the sync, for `worker_extension_cls`."""
     if on_gpu():
         return "openrlhf.trainer.ray.vllm_worker_wrap.WorkerWrap"
     return "medssr_dist.bench.training.stock_sync.GlooWorkerExtension"
@@ -100,7 +100,7 @@ class StockSyncRank(PolicyRank):
 
 
 def make_stock_trainer(rank: PolicyRank, strategy, optimizer, scheduler, engines: list | None) -> Any:
-    """Make OpenRLHF's trainer of a rank, connected to the engines where there are any."""
+    """Make OpenRLHF's trainer of a rank, connected to the engines, if there are any."""
     patch_for_cpu()
     return ppo_actor.ActorPPOTrainer(
         strategy,

@@ -1,12 +1,12 @@
-"""The GRPO update alone, on one device: tokens/s, MFU and peak memory, with and without each piece.
+"""The GRPO update alone, on one device: tokens/s, MFU and peak memory, with and without each part.
 
     medssr bench update --json FILE [--quick]
 
-One ZeRO-3 rank takes steps on made-up samples (`SCALES`: lengths drawn once) with a model of random weights in the
-shapes of `SHAPES`; shapes that do not fit are listed with the reason. It needs no engine, so one GPU is enough. Every
-variant runs in a separate process and differs only in what `VARIANTS` states; figures are medians over the steps after
-the first. Attention is torch's own (sdpa) in all of them. MFU counts the model's own arithmetic
-(`training/update/flops.py`), the same for all variants; peak memory is torch's on a GPU, the process's on a CPU.
+One ZeRO-3 rank takes steps on random samples (`SCALES` states their lengths) with random weights in the shapes of
+`SHAPES`. Shapes that do not fit into memory are listed with the reason. No engine is needed, so one GPU suffices. Each
+variant runs in a separate process; `VARIANTS` states the differences. The results are medians over the steps after the
+first. Attention is always torch's own (sdpa). MFU counts the operations of the model (`training/update/flops.py`),
+which are the same for all variants. Peak memory is torch's on GPU, and that of the process on CPU.
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ import socket
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from tqdm import tqdm
@@ -33,8 +35,13 @@ from medssr_dist.config.schema import Config
 from medssr_dist.config.training import Stage
 from medssr_dist.runtime.models import resolve_model
 
+if TYPE_CHECKING:
+    from medssr_dist.training.backend.openrlhf import Experience
+
+Result = TypeVar("Result")
+
 _QWEN3 = {"model_type": "qwen3", "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936}
-# Hugging Face config of each shape, as its maker published it.
+# Hugging Face config of each shape, as published with the model.
 SHAPES = {
     "SmolLM2-135M": {
         "model_type": "llama",
@@ -75,10 +82,12 @@ SHAPES = {
 
 @dataclass(frozen=True)
 class UpdateVariant:
-    """How a variant differs.
+    """How a variant differs from ours.
 
-    keys: of the config's `training`. path: "ours", "stock" (OpenRLHF's rank) or "stock loss" (its loss in our update).
-    old_logprobs: compute the log-probs before the update.
+    keys: keys of `training` with their values. path: "ours", "stock" (OpenRLHF's rank) or "stock loss" (its loss in our
+    update). old_logprobs: compute the log-probs before the update.
+
+    Example: UpdateVariant({"batching": "fixed"})
     """
 
     keys: dict[str, str] = field(default_factory=dict)
@@ -96,12 +105,16 @@ VARIANTS = {
     "packed": UpdateVariant({"packing": "true"}),
     "no gradient checkpointing": UpdateVariant({"gradient_checkpointing": "false"}),
 }
-_OFFLOADED = {"Qwen3-8B": {"offload_optimizer": "true"}}  # else 16 bytes a weight on the GPU
+_OFFLOADED = {"Qwen3-8B": {"offload_optimizer": "true"}}  # otherwise 16 bytes per weight on the GPU
 
 
 @dataclass(frozen=True)
 class UpdateScale:
-    """What a step is made of; lengths in tokens, those of answers drawn between the two."""
+    """The size of a step.
+
+    shapes: names in SHAPES. prompts: number of prompts. samples: answers per prompt. prompt: tokens of a prompt.
+    answers: bounds of the random length of an answer, tokens.
+    """
 
     shapes: tuple[str, ...]
     prompts: int
@@ -120,38 +133,74 @@ SCALES = {
 }
 
 
+@dataclass(frozen=True)
+class UpdateSpeed:
+    """Speed of a step: seconds, prompt and answer tokens per second, and MFU where the peak of the device is known.
+
+    peak_gb: peak memory, 10^9 bytes; None for a single step.
+
+    Example: UpdateSpeed(seconds=2.0, tokens_per_s=1000.0, mfu=0.41, peak_gb=70.5)
+    """
+
+    seconds: float
+    tokens_per_s: float
+    mfu: float | None = None
+    peak_gb: float | None = None
+
+
+@dataclass(frozen=True)
+class UpdateRow:
+    """The result of one shape and variant: its speed, or why it failed.
+
+    Example: UpdateRow("Qwen3-8B", "stock", failed="OutOfMemoryError: CUDA out of memory")
+    """
+
+    shape: str
+    variant: str
+    speed: UpdateSpeed | None = None
+    failed: str = ""
+
+    def as_row(self) -> dict[str, str | float]:
+        """Return the row of the result file: numbers that are unknown are left out."""
+        names = {"shape": self.shape, "variant": self.variant}
+        if self.speed is None:
+            return names | {"failed": self.failed}
+        return names | {name: value for name, value in asdict(self.speed).items() if value is not None}
+
+
 def bench_update(json_path: Path, quick: bool = False) -> None:
-    """Measure, and print a table; each variant rewrites `json_path`, so an interrupted run keeps its rows."""
+    """Measure, and print a table; `json_path` is written after each variant, so an interrupted run keeps its rows."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     scale, rows = SCALES[device + " quick" * quick], []
     tokenizer = resolve_model(load_config(DEMO).policy)
     for shape in scale.shapes:
         with tempfile.TemporaryDirectory() as folder:
-            alone(make_model, SHAPES[shape], tokenizer, folder)
+            run_in_process(make_model, SHAPES[shape], tokenizer, folder)
             for name in tqdm(VARIANTS, desc=f"{shape} on {device}", unit="variant"):
                 variant = replace(VARIANTS[name], keys=_OFFLOADED.get(shape, {}) | VARIANTS[name].keys)
-                rows.append({"shape": shape, "variant": name} | _measured(folder, variant, scale))
-                write_result(json_path, {"device": device, "quick": quick, "scale": asdict(scale), "rows": rows})
-    print(table(rows))
+                rows.append(_measure_row(shape, name, folder, variant, scale))
+                result = {"device": device, "quick": quick, "scale": asdict(scale)}
+                write_result(json_path, result | {"rows": [row.as_row() for row in rows]})
+    print(render_table(rows))
 
 
-def alone(function, *args):
-    """Run `function` in a separate process, whose memory ends with it."""
+def run_in_process(function: Callable[..., Result], *args: object) -> Result:
+    """Run `function` in a separate process, which frees its memory at its end."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(function, *args).result()
 
 
-def _measured(folder: str, variant: UpdateVariant, scale: UpdateScale) -> dict:
+def _measure_row(shape: str, name: str, folder: str, variant: UpdateVariant, scale: UpdateScale) -> UpdateRow:
     try:
-        return alone(measure, folder, variant, scale)
-    except Exception as error:  # one that does not fit is a result; the others go on
-        words = str(error).strip().splitlines() or [""]
-        return {"failed": f"{type(error).__name__}: {words[0]}"[:200]}
+        return UpdateRow(shape, name, run_in_process(measure, folder, variant, scale))
+    except Exception as error:  # a variant that does not fit into memory is a result; the others continue
+        lines = str(error).strip().splitlines() or [""]
+        return UpdateRow(shape, name, failed=f"{type(error).__name__}: {lines[0]}"[:200])
 
 
 def make_model(shape: dict, tokenizer: Path, folder: str) -> None:
-    """A model directory of this shape with random weights; the tokenizer is the demo's, whose ids it knows."""
+    """Write a model of this shape with random weights into `folder`, with the demo's tokenizer, whose ids it has."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     torch.manual_seed(0)
@@ -160,19 +209,27 @@ def make_model(shape: dict, tokenizer: Path, folder: str) -> None:
     AutoTokenizer.from_pretrained(tokenizer).save_pretrained(folder)
 
 
-def measure(folder: str, variant: UpdateVariant, scale: UpdateScale) -> dict[str, float]:
-    """Return medians over the steps of one variant; called in a separate process."""
-    config = config_of(folder, variant.keys, scale)
+def measure(folder: str, variant: UpdateVariant, scale: UpdateScale) -> UpdateSpeed:
+    """Return the medians over the steps of a variant after the first; call it in a separate process."""
+    config = make_config(folder, variant.keys, scale)
     policy = load_rank(config, folder, scale.steps, variant.path)
     samples = make_samples(scale, policy.actor.model.module.config.vocab_size)
     steps = [take_step(policy, config, samples, number, variant) for number in range(scale.steps)][1:]
-    found = {name: statistics.median(each[name] for each in steps) for name in steps[0]}
-    return {name: float(f"{value:.4g}") for name, value in found.items()} | {"peak_gb": round(_peak_bytes() / 1e9, 2)}
+    return UpdateSpeed(
+        seconds=_find_median([step.seconds for step in steps]),
+        tokens_per_s=_find_median([step.tokens_per_s for step in steps]),
+        mfu=None if steps[0].mfu is None else _find_median([step.mfu for step in steps]),
+        peak_gb=round(_measure_peak_bytes() / 1e9, 2),
+    )
 
 
-def config_of(folder: str, keys: dict[str, str], scale: UpdateScale) -> Config:
-    """The demo's config with one rank, on the model in `folder`, with `keys`."""
-    longest = max(64, scale.prompt + scale.answers[1])  # tokens; the least that a config takes
+def _find_median(values: list[float]) -> float:
+    return float(f"{statistics.median(values):.4g}")
+
+
+def make_config(folder: str, keys: dict[str, str], scale: UpdateScale) -> Config:
+    """Return the demo's config with one rank, the model in `folder`, and `keys` of `training`."""
+    longest = max(64, scale.prompt + scale.answers[1])  # tokens; a config needs at least 64
     stage = {
         "steps": scale.steps,
         "prompts_per_step": scale.prompts,
@@ -215,7 +272,7 @@ def load_rank(config: Config, folder: str, steps: int, path: str):
     return policy
 
 
-def make_samples(scale: UpdateScale, vocabulary: int) -> list:
+def make_samples(scale: UpdateScale, vocabulary: int) -> list[Experience]:
     """Make the samples of one step: random tokens, lengths and rewards, the same for every variant."""
     from medssr_dist.training.backend.openrlhf import Experience
 
@@ -241,12 +298,14 @@ def make_samples(scale: UpdateScale, vocabulary: int) -> list:
     return samples
 
 
-def take_step(policy, config: Config, samples: list, number: int, variant: UpdateVariant) -> dict[str, float]:
-    """Take one update; return its seconds, tokens/s and, where the peak of the device is known, MFU."""
+def take_step(
+    policy: Any, config: Config, samples: list[Experience], number: int, variant: UpdateVariant
+) -> UpdateSpeed:
+    """Train on the samples as step `number`; return its speed."""
     started = time.perf_counter()
     stage = config.training.stage2
     advantage_N = _compute_advantages(stage, samples)
-    updates = [_as_stock_takes(stage, samples, advantage_N)] if variant.path == "stock" else None
+    updates = [_make_stock_batches(stage, samples, advantage_N)] if variant.path == "stock" else None
     updates = updates or _plan_updates(config, samples, advantage_N, number)
     if variant.old_logprobs:
         for batch in itertools.chain.from_iterable(updates):
@@ -258,26 +317,27 @@ def take_step(policy, config: Config, samples: list, number: int, variant: Updat
     else:
         policy.load_update(updates)
         policy.update()
-    seconds = time.perf_counter() - started
-    return measure_speed(policy, config, samples, seconds) | {"seconds": seconds}
+    return compute_speed(policy, config, samples, time.perf_counter() - started)
 
 
-def _compute_advantages(stage: Stage, samples: list) -> torch.Tensor:
+def _compute_advantages(stage: Stage, samples: list[Experience]) -> torch.Tensor:
     from medssr_dist.training.update.grpo_terms import compute_advantages
 
     reward_BG = torch.cat([sample.rewards for sample in samples]).view(-1, stage.samples_per_prompt)
     return compute_advantages(reward_BG, stage).advantage
 
 
-def _plan_updates(config: Config, samples: list, advantage_N: torch.Tensor, number: int) -> list[list]:
+def _plan_updates(
+    config: Config, samples: list[Experience], advantage_N: torch.Tensor, number: int
+) -> list[list[Experience]]:
     from medssr_dist.training.update.experience import ExperienceMaker
 
     maker = ExperienceMaker(config, config.training.stage2, None, None, pad_token=0)
     return maker.plan(samples, advantage_N, number).shares[0]
 
 
-def _as_stock_takes(stage: Stage, samples: list, advantage_N: torch.Tensor) -> list:
-    """Make micro-batches of samples as they come, with what OpenRLHF's replay buffer reads of them."""
+def _make_stock_batches(stage: Stage, samples: list[Experience], advantage_N: torch.Tensor) -> list[Experience]:
+    """Make micro-batches in the order of the samples, with the fields that OpenRLHF's replay buffer reads."""
     from medssr_dist.training.update.experience import make_micro_batch
 
     batches, size = [], stage.micro_batch_size
@@ -289,33 +349,32 @@ def _as_stock_takes(stage: Stage, samples: list, advantage_N: torch.Tensor) -> l
     return batches
 
 
-def measure_speed(policy, config: Config, samples: list, seconds: float) -> dict[str, float]:
-    """Prompt and answer tokens a second over the whole step, and the share of the device's peak."""
+def compute_speed(policy: Any, config: Config, samples: list[Experience], seconds: float) -> UpdateSpeed:
+    """Return the speed of a step that took `seconds`; tokens are those of prompts and answers."""
     from medssr_dist.training.update.flops import compute_mfu, count_model_work, find_peak_flops
 
-    lengths = torch.tensor([sample.sequences.shape[1] for sample in samples])
+    length_N = torch.tensor([sample.sequences.shape[1] for sample in samples])
     actions = int(sum(sample.action_mask.sum() for sample in samples))
     peak = find_peak_flops(config.training.peak_tflops, config.policy.dtype)
-    flops = count_model_work(policy.actor.model.module).count_update_flops(lengths, actions)
-    return {"tokens_per_s": lengths.sum().item() / seconds} | (
-        {"mfu": compute_mfu(flops, seconds, 1, peak)} if peak else {}
-    )
+    flops = count_model_work(policy.actor.model.module).count_update_flops(length_N, actions)
+    mfu = compute_mfu(flops, seconds, 1, peak) if peak else None
+    return UpdateSpeed(seconds, length_N.sum().item() / seconds, mfu)
 
 
-def _peak_bytes() -> int:
+def _measure_peak_bytes() -> int:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def table(rows: list[dict]) -> str:
-    """A line a shape and variant."""
+def render_table(rows: list[UpdateRow]) -> str:
+    """Return a table with a line for each shape and variant."""
     lines = [f"{'shape':<14}{'variant':<30}{'s a step':>10}{'tokens/s':>10}{'MFU':>7}{'peak GB':>9}"]
     for row in rows:
-        start = f"{row['shape']:<14}{row['variant']:<30}"
-        if "failed" in row:
-            lines.append(start + row["failed"])
+        start, speed = f"{row.shape:<14}{row.variant:<30}", row.speed
+        if speed is None:
+            lines.append(start + row.failed)
             continue
-        share = f"{row['mfu']:.3f}" if "mfu" in row else "-"
-        lines.append(f"{start}{row['seconds']:>10.3f}{row['tokens_per_s']:>10.0f}{share:>7}{row['peak_gb']:>9.2f}")
+        share = "-" if speed.mfu is None else f"{speed.mfu:.3f}"
+        lines.append(f"{start}{speed.seconds:>10.3f}{speed.tokens_per_s:>10.0f}{share:>7}{speed.peak_gb:>9.2f}")
     return "\n".join(lines)

@@ -1,1 +1,1 @@
-"""All that is used of OpenRLHF and DeepSpeed, and what they need on a CPU."""
+"""OpenRLHF and DeepSpeed: everything that training uses of them, and the patches that they need."""

@@ -1,15 +1,15 @@
-"""What OpenRLHF and DeepSpeed need on a machine without GPU, in one place.
+"""The patches that OpenRLHF and DeepSpeed need on a machine without GPU.
 
-On GPU only the version is checked, and builds of DeepSpeed's ops are guarded (`op_builds.py`).
+On GPU, only the version is checked, and a lock guards the builds of DeepSpeed's ops (`op_builds.py`).
 
-Importing `backend/openrlhf.py` applies the patches, so they are in force in every process before OpenRLHF is imported.
-Each patch, and what in OpenRLHF 0.11.2 or DeepSpeed 0.19.6 makes it necessary:
+Importing `backend/openrlhf.py` applies the patches in every process before OpenRLHF is imported. Each patch, and what
+in OpenRLHF 0.11.2 or DeepSpeed 0.19.6 makes it necessary:
 
-- `torch.cuda.current_device` and four more are called without a check, for instance in `ppo_actor.py::fit`;
-- `openrlhf/models/ring_attn_utils.py` imports flash-attn at its top, for packing and ring attention alone;
-- `deepspeed.py::setup_distributed` names "cuda" for its device mesh;
-- DeepSpeed's `_allgather_params_coalesced` waits for the last of several gathers only. That is enough in the order of
-  an NCCL stream; gloo has several threads, and a weight might be read before it is complete.
+- `torch.cuda.current_device` and four other functions are called without a check, for example in `ppo_actor.py::fit`.
+- `openrlhf/models/ring_attn_utils.py` imports flash-attn at its top, although only packing and ring attention use it.
+- `deepspeed.py::setup_distributed` passes "cuda" to its device mesh.
+- DeepSpeed's `_allgather_params_coalesced` waits only for the last of several gathers. This suffices in an NCCL stream,
+  which is ordered. Gloo uses several threads, so a weight might be read before it is complete.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ _applied = False
 
 
 def apply() -> None:
-    """Apply the patches, once a process. Raises RuntimeError for another OpenRLHF version."""
+    """Apply the patches once in this process. Raises RuntimeError for another version of OpenRLHF."""
     global _applied
     version = importlib.metadata.version("openrlhf")
     if version != SUPPORTED_OPENRLHF:
-        raise RuntimeError(f"training is written for openrlhf {SUPPORTED_OPENRLHF}, found {version}")
+        raise RuntimeError(f"training needs openrlhf {SUPPORTED_OPENRLHF}, found {version}")
     guard_op_builds()
     if _applied or on_gpu():
         return
@@ -57,9 +57,9 @@ def _replace_cuda_calls() -> None:
 
 
 def _import_without_flash_attn() -> None:
-    """Import OpenRLHF's user of flash-attn with empty modules in its place, then remove them.
+    """Import OpenRLHF's module that uses flash-attn while empty modules stand in for flash-attn, then remove those.
 
-    If they stayed, transformers would believe that flash-attn is installed.
+    If they stayed, transformers would assume that flash-attn is installed.
     """
     names = {
         "flash_attn": (),

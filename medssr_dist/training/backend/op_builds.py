@@ -1,8 +1,8 @@
-"""DeepSpeed compiles its optimizer at first use: by one process at a time, and waited for by none in vain.
+"""A lock for the builds of DeepSpeed's ops (its optimizer, for example), which are compiled at first use.
 
-torch guards such a build by a file that says, by being there, that someone builds. A process that is killed meanwhile
-leaves it behind, and every later one waits for ever. Here the guard is a lock that ends with its process. Each Python
-environment builds in a folder of its own, for two of them would build over each other.
+torch guards such a build with a file that exists during the build. If the process is killed, the file stays, and all
+later processes wait for ever. Here the guard is a file lock, which the system releases when its process ends. Each
+Python environment builds in a separate folder, because two environments would overwrite each other's builds.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from medssr_dist.runtime.cache import make_cache_dir
 
 
 def guard_op_builds() -> None:
-    """For this process, before DeepSpeed loads an op. TORCH_EXTENSIONS_DIR is left as it is where it is set."""
+    """Use BuildLock in this process. Call it before DeepSpeed loads an op; a given TORCH_EXTENSIONS_DIR is kept."""
     environment = hashlib.sha256(sys.prefix.encode()).hexdigest()[:12]
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(make_cache_dir() / "torch_extensions" / environment))
     cpp_extension.FileBaton = BuildLock
 
 
 class BuildLock:
-    """In torch's FileBaton's place. Whoever comes second builds too, once it has the lock: there is nothing left to do.
+    """Replaces torch's FileBaton. A second process builds too, after it gets the lock, and finds everything built.
 
     Args:
-        path: where FileBaton would put its file; the lock's has the ending .flock, and stays.
+        path: file of FileBaton; the lock's file is this with .flock added, and is never deleted.
     """
 
     def __init__(self, path: str, *args, **kwargs):
         self._path = Path(f"{path}.flock")
 
     def try_acquire(self) -> bool:
-        """Wait for the lock; always true."""
+        """Wait for the lock; return True."""
         self._file = self._path.open("w")
         fcntl.flock(self._file, fcntl.LOCK_EX)
         return True

@@ -1,10 +1,10 @@
-"""All that training uses of OpenRLHF: this module imports it, everything else imports this module.
+"""All that training uses of OpenRLHF. This module imports it, and everything else imports this module.
 
-OpenRLHF's actors, DeepSpeed strategy and checkpoint code are what training builds on; its PPO trainer is not used (see
-`loop.py`). Importing this module first applies the CPU patches, in every process that does: without them OpenRLHF
-cannot be imported on a machine without GPU. The patch made here is needed on GPU too:
+Training builds on OpenRLHF's actors, DeepSpeed strategy and checkpoint code, but not on its PPO trainer (see
+`loop.py`). Importing this module first applies the CPU patches: without them OpenRLHF cannot be imported on a machine
+without GPU. The patch made here is needed on GPU too:
 
-- `openrlhf.utils.utils.convert_to_torch_dtype` (0.11.2) knows 16-bit types alone; `policy.dtype: float32` needs fp32.
+- `openrlhf.utils.utils.convert_to_torch_dtype` (0.11.2) knows only 16-bit types; `policy.dtype: float32` needs fp32.
 """
 
 from __future__ import annotations
@@ -36,22 +36,22 @@ __all__ = [
     "ReferenceActor",
     "RolloutActor",
     "compute_approx_kl",
+    "get_plain_class",
     "get_tokenizer",
     "hierarchize",
-    "plain_class",
     "zero_pad_sequences",
 ]
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
-def plain_class(actor_class: ray.actor.ActorClass) -> type:
-    """The class that `@ray.remote` was applied to; unlike Ray's wrapper it can be subclassed."""
+def get_plain_class(actor_class: ray.actor.ActorClass) -> type:
+    """Return the class that `@ray.remote` was applied to; unlike Ray's wrapper, it can be subclassed."""
     return actor_class.__ray_metadata__.modified_class.__bases__[0]
 
 
-PolicyActor = plain_class(PolicyModelActor)
-ReferenceActor = plain_class(ReferenceModelActor)
-RolloutActor = plain_class(RolloutRayActor)
+PolicyActor = get_plain_class(PolicyModelActor)
+ReferenceActor = get_plain_class(ReferenceModelActor)
+RolloutActor = get_plain_class(RolloutRayActor)
 
 utils.convert_to_torch_dtype = _DTYPES.__getitem__

@@ -1,16 +1,17 @@
-"""Our config -> OpenRLHF's options: one pure function, so that what a run sets can be read and tested."""
+"""Translates the config into OpenRLHF's options, in one pure function that can be tested without OpenRLHF."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 from medssr_dist.config.schema import Config
 from medssr_dist.config.training import Stage
 from medssr_dist.run.paths import StagePaths
 
-# Options that are the same in every run: GRPO has no critic and no reward model, and the ways of running that we do
-# not offer are off, as are OpenRLHF's own loggers and saving (see after_step.py). Names are OpenRLHF 0.11.2's.
+# Options that are the same in every run. GRPO has no critic and no reward model. Features that we do not offer are off,
+# and so are OpenRLHF's own logging and saving (see after_step.py). The names are those of OpenRLHF 0.11.2.
 _FIXED = {
     "local_rank": -1,
     "actor.aux_loss_coef": 0.0,
@@ -72,21 +73,23 @@ _FIXED = {
     "vllm.sync_backend": "nccl",
     "vllm.sync_with_ray": False,
 }
-# policy.dtype -> OpenRLHF's name; "fp32" is ours, see openrlhf.py.
+# policy.dtype -> OpenRLHF's name; "fp32" is added by openrlhf.py.
 _DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 
 
-def openrlhf_options(config: Config, stage: Stage, folder: Path) -> dict:
-    """OpenRLHF's options for one stage, by dotted name.
+def make_openrlhf_options(config: Config, stage: Stage, folder: Path) -> dict[str, Any]:
+    """Return the values of OpenRLHF's options for one stage, by dotted name.
 
     Args:
         stage: config.training.stage1 or stage2.
-        folder: the stage's folder; checkpoints go below it.
+        folder: the stage's folder, which will contain its checkpoints.
+
+    Example: make_openrlhf_options(config, stage, folder)["actor.adam.lr"] == stage.learning_rate
     """
     training = config.training
     return (
         _FIXED
-        | _algorithm(stage)
+        | _make_algorithm_options(stage)
         | {
             "actor.adam.lr": stage.learning_rate,
             "actor.gradient_checkpointing_enable": training.gradient_checkpointing,
@@ -124,8 +127,8 @@ def openrlhf_options(config: Config, stage: Stage, folder: Path) -> dict:
     )
 
 
-def _algorithm(stage: Stage) -> dict:
-    """The loss in OpenRLHF's words. What it has no word for, only our own loss reads."""
+def _make_algorithm_options(stage: Stage) -> dict[str, Any]:
+    """Return the options of OpenRLHF's loss. Settings that OpenRLHF does not have are read only by our own loss."""
     sequences = stage.aggregation == "sequence_mean"
     return {
         "actor.dual_clip": stage.dual_clip,
@@ -146,8 +149,8 @@ def _algorithm(stage: Stage) -> dict:
     }
 
 
-def as_namespace(options: dict) -> SimpleNamespace:
-    """Dotted names -> the nested namespace that OpenRLHF reads (`args.actor.adam.lr`)."""
+def make_namespace(options: dict[str, Any]) -> SimpleNamespace:
+    """Return the nested namespace that OpenRLHF reads (`args.actor.adam.lr`), from values by dotted name."""
     from medssr_dist.training.backend.openrlhf import hierarchize
 
     return hierarchize(SimpleNamespace(**options))

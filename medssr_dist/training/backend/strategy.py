@@ -1,4 +1,4 @@
-"""OpenRLHF's DeepSpeed strategy with the run's config, and with optimizer steps of any number of micro-batches."""
+"""OpenRLHF's DeepSpeed strategy with the run's config; an optimizer step has any number of micro-batches."""
 
 from __future__ import annotations
 
@@ -8,26 +8,28 @@ from typing import Any
 from medssr_dist.config.schema import Config
 from medssr_dist.config.training import Stage
 from medssr_dist.training.backend.openrlhf import DeepspeedStrategy
-from medssr_dist.training.backend.options import as_namespace, openrlhf_options
+from medssr_dist.training.backend.options import make_namespace, make_openrlhf_options
 
 
 class Strategy(DeepspeedStrategy):
-    """What the controller sends to every rank; it is pickled together with the config.
+    """How ranks train; the controller pickles it and sends it to every rank.
 
-    DeepSpeed does not count micro-batches here: gradients add up until `optimizer_step` is called with `update_ends`
-    set, whatever their number on this rank (`managed_gradient_accumulation` is false).
+    DeepSpeed does not count micro-batches here (`managed_gradient_accumulation` is false): gradients are summed until
+    `optimizer_step` is called while `update_ends` is true.
 
     Attributes:
-        grpo: the config of the stage (`stage` is OpenRLHF's name for ZeRO's stage).
-        update_ends: whether the micro-batch in training is the last of its optimizer step.
+        config: config of the run.
+        grpo: config of the stage (OpenRLHF uses the name `stage` for ZeRO's stage).
+        update_ends: whether the current micro-batch is the last of its optimizer step.
     """
 
     def __init__(self, config: Config, stage: Stage, folder: Path, universal: bool = False):
         """
         Args:
-            universal: the checkpoint to resume from is in DeepSpeed's universal form.
+            folder: the stage's folder.
+            universal: whether the checkpoint to resume from has DeepSpeed's universal form.
         """
-        args = as_namespace(openrlhf_options(config, stage, folder) | {"ds.use_universal_ckpt": universal})
+        args = make_namespace(make_openrlhf_options(config, stage, folder) | {"ds.use_universal_ckpt": universal})
         super().__init__(
             seed=args.train.seed,
             full_determinism=args.train.full_determinism_enable,
@@ -40,11 +42,11 @@ class Strategy(DeepspeedStrategy):
         self.config, self.grpo = config, stage
         self.update_ends = True
 
-    def optimizer_settings(self, optimizer_steps: int) -> dict[str, Any]:
-        """Return optimizer and learning-rate schedule, as `prepare` takes them.
+    def make_optimizer_settings(self, optimizer_steps: int) -> dict[str, Any]:
+        """Return the settings of optimizer and learning-rate schedule for `prepare`.
 
         Args:
-            optimizer_steps: length of the schedule.
+            optimizer_steps: length of the schedule, in optimizer steps.
         """
         actor = self.args.actor
         return {
