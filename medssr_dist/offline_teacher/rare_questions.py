@@ -84,7 +84,7 @@ def compose_rare(prompt: PromptParts, entity: str, rng: random.Random) -> RareDr
         draft = make(subject, rng)
         if draft:
             return draft
-    return _description(subject, rng)
+    return _ask_by_quote(subject, rng)
 
 
 def _read_subject(prompt: PromptParts, entity: str) -> Subject:
@@ -113,8 +113,8 @@ def _ask_diagnosis(subject: Subject, rng: random.Random) -> RareDraft | None:
     findings = _pick_findings(subject, rng)
     if not findings:
         return None
-    stem = " ".join([_write_vignette(subject, findings, rng), *_clues(subject, rng), rng.choice(_DIAGNOSIS_ASKS)])
-    return RareDraft(stem, subject.name, _other_diseases(subject, findings, rng))
+    stem = " ".join([_write_vignette(subject, findings, rng), *_write_clues(subject, rng), rng.choice(_DIAGNOSIS_ASKS)])
+    return RareDraft(stem, subject.name, _pick_other_diseases(subject, findings, rng))
 
 
 def _ask_gene(subject: Subject, rng: random.Random) -> RareDraft | None:
@@ -128,7 +128,7 @@ def _ask_gene(subject: Subject, rng: random.Random) -> RareDraft | None:
 
 
 def _ask_inheritance(subject: Subject, rng: random.Random) -> RareDraft | None:
-    mode = _only_mode(subject)
+    mode = _find_single_mode(subject)
     if mode is None:
         return None
     wrong = [other for other in _ALL_MODES if other != mode and not (mode == "X-linked" and other.startswith(mode))]
@@ -144,9 +144,9 @@ def _ask_inheritance(subject: Subject, rng: random.Random) -> RareDraft | None:
 
 def _ask_expected_finding(subject: Subject, rng: random.Random) -> RareDraft | None:
     findings = _pick_findings(subject, rng)
-    told = subject.facts.text.casefold()
+    stated = subject.facts.text.casefold()
     pool = [finding for facts in subject.others.values() for finding in facts.findings]
-    wrong = [finding for finding in dict.fromkeys(pool) if finding.casefold() not in told]
+    wrong = [finding for finding in dict.fromkeys(pool) if finding.casefold() not in stated]
     if len(findings) < 4 or len(wrong) < 3:
         return None
     *shown, correct = findings
@@ -154,19 +154,19 @@ def _ask_expected_finding(subject: Subject, rng: random.Random) -> RareDraft | N
     return RareDraft(f"{_write_vignette(subject, shown, rng)} {ask}", correct, rng.sample(wrong, min(4, len(wrong))))
 
 
-def _description(subject: Subject, rng: random.Random) -> RareDraft:
-    """The last resort: a sentence of the passage with the name masked."""
+def _ask_by_quote(subject: Subject, rng: random.Random) -> RareDraft:
+    """Quote a sentence of a passage with the name masked; used if no other question can be composed."""
     masked = re.sub(re.escape(subject.name), _MASK, subject.facts.text, flags=re.IGNORECASE)
     masked = re.sub(r"\s*\([^)]*\)", "", masked)
     sentences = [part for part in re.split(r"(?<=[.?!])\s+", masked) if 8 <= len(part.split()) <= 40]
-    told = sorted(sentences or [masked[:200]], key=lambda part: (part.endswith("?"), _MASK not in part.casefold()))
-    quoted = told[0][:1].upper() + told[0][1:]
+    ordered = sorted(sentences or [masked[:200]], key=lambda part: (part.endswith("?"), _MASK not in part.casefold()))
+    quoted = ordered[0][:1].upper() + ordered[0][1:]
     patient = draw_patient(rng, subject.facts.onset, subject.facts.modes)
     stem = (
         f"The family of {patient.article_noun} asks about a rare disorder that a specialist has mentioned. A reference "
         f'text says of it: "{quoted}" {rng.choice(("Which disorder is meant?", "Which disorder does it describe?"))}'
     )
-    return RareDraft(stem, subject.name, _other_diseases(subject, [], rng))
+    return RareDraft(stem, subject.name, _pick_other_diseases(subject, [], rng))
 
 
 def _pick_findings(subject: Subject, rng: random.Random) -> list[str]:
@@ -198,15 +198,15 @@ def _write_vignette(subject: Subject, findings: list[str], rng: random.Random) -
     )
 
 
-def _clues(subject: Subject, rng: random.Random) -> Iterable[str]:
-    mode = _only_mode(subject)
+def _write_clues(subject: Subject, rng: random.Random) -> Iterable[str]:
+    mode = _find_single_mode(subject)
     if mode and rng.random() < 0.4:
         yield f"The family history fits {mode if mode.startswith('X-') else mode.lower()} inheritance."
     if subject.facts.genes and subject.facts.genes[0] not in subject.name and rng.random() < 0.25:
         yield f"Sequencing reports a pathogenic variant in {subject.facts.genes[0]}."
 
 
-def _other_diseases(subject: Subject, findings: list[str], rng: random.Random) -> list[str]:
+def _pick_other_diseases(subject: Subject, findings: list[str], rng: random.Random) -> list[str]:
     """Pick 3 or 4 wrong diseases from the other passages, the seeds' options and the spares, of distinct families.
 
     A disease whose passage states every finding shown would be correct too, so it is left out.
@@ -224,7 +224,7 @@ def _other_diseases(subject: Subject, findings: list[str], rng: random.Random) -
     return list(chosen.values())[: rng.choice((3, 4))]
 
 
-def _only_mode(subject: Subject) -> str | None:
+def _find_single_mode(subject: Subject) -> str | None:
     """Return the mode of inheritance if the passages state exactly one and the name does not contain it."""
     modes = subject.facts.modes
     return modes[0] if len(modes) == 1 and modes[0].casefold() not in subject.name.casefold() else None

@@ -28,7 +28,7 @@ def messages(salt, index):
 
 
 class FileQueue:
-    """Gives `count` requests and writes each outcome to a file, like the journal: what is there is not given again."""
+    """Gives `count` jobs and writes each outcome to a file, like the journal: a job in the file is not given again."""
 
     def __init__(self, folder, count, salt="", at_once=10**9):
         self.wake = asyncio.Event()
@@ -95,7 +95,7 @@ def settings(url, batch_size=20, retry=None, urls=(), **endpoint):
 
 
 def run(synthesis, folder, queue, stop_when=None):
-    """Run to the end, or until `stop_when(runner)`. Returns the runner."""
+    """Run to the end, or until `stop_when(runner)`. Return the runner."""
 
     async def go():
         runner = BatchRunner(synthesis, synthesis.endpoints, folder)
@@ -120,7 +120,7 @@ def stats(url):
 
 
 def times_served(url, salt, count):
-    """How often each request was served whole."""
+    """Return how often each request was served completely."""
     replies = stats(url)["replies"]
     return [replies.get(hash_content(messages(salt, index)), 0) for index in range(count)]
 

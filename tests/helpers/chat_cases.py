@@ -1,4 +1,4 @@
-"""A chat server that behaves as a test says, and requests for it."""
+"""A chat server whose behaviour a test defines, and jobs for it."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Jobs:
 
 
 class Server:
-    """Answers with `behave(prompt, number of the request)`: a status, a response, or None for a reply."""
+    """Answers with `behave(prompt, number of the request)`: a status, a response, or None for a normal reply."""
 
     def __init__(self, behave=lambda prompt, number: None, latency=0.0):
         self.behave, self.latency = behave, latency

@@ -41,7 +41,7 @@ def get(url):
 
 
 def refused(call, *args):
-    """The status, headers and body that a call is refused with."""
+    """Return the status, headers and body of a refused call."""
     with pytest.raises(urllib.error.HTTPError) as error:
         call(*args)
     with error.value as answer:

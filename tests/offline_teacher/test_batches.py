@@ -49,10 +49,10 @@ def ended(url, batch_id):
     deadline = time.monotonic() + 10
     seen = []
     while time.monotonic() < deadline:
-        told = call(f"{url}/batches/{batch_id}")
-        seen.append(told["status"])
-        if told["status"] in ("completed", "failed", "expired", "cancelled"):
-            return told, seen
+        state = call(f"{url}/batches/{batch_id}")
+        seen.append(state["status"])
+        if state["status"] in ("completed", "failed", "expired", "cancelled"):
+            return state, seen
         time.sleep(0.01)
     pytest.fail(f"the batch did not end: {seen}")
 
@@ -65,10 +65,10 @@ def content(url, file_id):
 def test_a_batch_completes_with_answers_in_another_order(tmp_path):
     with start_teacher(tmp_path / "log", options=["--batch-delay-s", "0.3", "--rate-429", "0.2"]) as url:
         batch = create(url, upload(url, batch_lines(40)), run="a")
-        told, seen = ended(url, batch["id"])
-        good, bad = content(url, told["output_file_id"]), content(url, told["error_file_id"])
+        state, seen = ended(url, batch["id"])
+        good, bad = content(url, state["output_file_id"]), content(url, state["error_file_id"])
         assert list(dict.fromkeys(seen)) == ["validating", "in_progress", "completed"]
-        assert told["request_counts"] == {"total": 40, "completed": len(good), "failed": len(bad)} and bad
+        assert state["request_counts"] == {"total": 40, "completed": len(good), "failed": len(bad)} and bad
         order = [int(line["custom_id"]) for line in good]
         assert sorted(order + [int(line["custom_id"]) for line in bad]) == list(range(40)) and order != sorted(order)
         assert {line["response"]["status_code"] for line in bad} == {429}
@@ -93,19 +93,19 @@ def test_cancelled_and_expired_batches_hand_out_what_is_done(tmp_path):
         while call(f"{url}/batches/{batch['id']}")["request_counts"]["completed"] < 4:
             time.sleep(0.01)
         assert call(f"{url}/batches/{batch['id']}/cancel", {})["status"] == "cancelling"
-        told, _ = ended(url, batch["id"])
-        assert told["status"] == "cancelled" and 4 <= len(content(url, told["output_file_id"])) < 20
+        state, _ = ended(url, batch["id"])
+        assert state["status"] == "cancelled" and 4 <= len(content(url, state["output_file_id"])) < 20
     with start_teacher(tmp_path / "log", options=["--rate-batch-expired", "1"]) as url:
-        told, _ = ended(url, create(url, upload(url, batch_lines(20)))["id"])
-        assert told["status"] == "expired" and len(content(url, told["output_file_id"])) == 10
-        assert {line["error"]["code"] for line in content(url, told["error_file_id"])} == {"batch_expired"}
+        state, _ = ended(url, create(url, upload(url, batch_lines(20)))["id"])
+        assert state["status"] == "expired" and len(content(url, state["output_file_id"])) == 10
+        assert {line["error"]["code"] for line in content(url, state["error_file_id"])} == {"batch_expired"}
 
 
 def test_broken_batches_are_refused(tmp_path):
     with start_teacher(tmp_path / "log") as url:
         twice = batch_lines(1) * 2
-        told, _ = ended(url, create(url, upload(url, twice))["id"])
-        assert told["status"] == "failed" and told["errors"]["data"][0]["line"] == 2
+        state, _ = ended(url, create(url, upload(url, twice))["id"])
+        assert state["status"] == "failed" and state["errors"]["data"][0]["line"] == 2
         assert refused(call, url + "/batches", {"input_file_id": "none"})[0] == 400
         assert refused(create, url, "none")[0] == 400
         assert refused(call, url + "/files", {})[0] == 400

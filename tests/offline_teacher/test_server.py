@@ -42,7 +42,7 @@ def compose(entity=None, passages=(), seeds=SEEDS, seed="1"):
 
 
 def check(reply, entity=None):
-    """The question that a sound reply holds; a Rejection of one that is not."""
+    """Return the question in a sound reply, or the Rejection of any other reply."""
     draft = read_reply(json.dumps(reply))
     if not isinstance(draft, Draft):
         return draft

@@ -89,7 +89,7 @@ def test_a_prompt_refused_for_good_is_given_up_alone(teacher, tmp_path):
     def spoilt(index):
         job = give(index)
         if index == 3:
-            job.messages[-1] = {"role": "user", "content": "Hello"}  # which the teacher answers with 400
+            job.messages[-1] = {"role": "user", "content": "Hello"}  # the teacher answers it with 400
         return job
 
     queue._give = spoilt
@@ -112,7 +112,7 @@ def test_expired_batches_deliver_replies_and_retry_the_rest(tmp_path):
     with start_teacher(tmp_path / "log", options=["--rate-batch-expired", "1"]) as url:
         queue = FileQueue(tmp_path, 16, "expired")
         run(settings(url, retry={"tries": 10}), tmp_path, queue)
-        assert sorted(times_served(url, "expired", 16)) == [0] + [1] * 15  # of the last one alone, half is none
+        assert sorted(times_served(url, "expired", 16)) == [0] + [1] * 15  # half of a batch of one request is zero
     ended = [row["why"] for row in read_jsonl(SynthesisPaths(tmp_path).batches) if row["event"] == "closed"]
     assert set(ended) == {"expired"} and len(ended) > 4
     assert queue.counts["reply"] == 15 and queue.counts["no_reply"] == 1
@@ -233,7 +233,7 @@ def test_a_batch_at_an_endpoint_that_is_gone(teacher, tmp_path):
     ledger.write_text(
         json.dumps({"event": "run", "run": "r"}) + "\n" + json.dumps(row | {"base_url": "http://127.0.0.1:1/v1"}) + "\n"
     )
-    run(settings(teacher), tmp_path, FileQueue(tmp_path, 3, "gone"))  # the offline teacher ends with its run
+    run(settings(teacher), tmp_path, FileQueue(tmp_path, 3, "gone"))  # the offline teacher of the earlier run has ended
     assert times_served(teacher, "gone", 3) == [1] * 3
     with open(ledger, "a") as file:
         file.write(json.dumps(row | {"base_url": "https://paid.example/v1", "part": "9"}) + "\n")

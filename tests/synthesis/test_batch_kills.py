@@ -1,4 +1,4 @@
-"""kill -9 of a run over the Batch API at chosen moments: nothing is lost, nothing bought twice."""
+"""kill -9 of a run over the Batch API at chosen moments: nothing is lost, and nothing is bought twice."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from medssr_dist.run.paths import SynthesisPaths
 from medssr_dist.synthesis.client.batch_api import BatchApi
 from medssr_dist.synthesis.client.batch_ledger import BatchLedger
 
-# Where the process is killed: what is patched, before or after which call of it.
+# Where the process is killed: (class, method, before or after the call, number of the call).
 MOMENTS = {
     "before the upload": (BatchApi, "upload", "before", 1),
     "after the upload": (BatchApi, "upload", "after", 1),
@@ -39,7 +39,7 @@ MOMENTS = {
 
 
 def _killing(method, when, number):
-    """`method`, with a kill -9 of this process before or after its call of that number."""
+    """Return `method` with a kill -9 of this process before or after its call of this number."""
     calls = Counter()
 
     def kill(at):

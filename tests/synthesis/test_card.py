@@ -1,4 +1,4 @@
-"""The dataset card: its header loads the questions, its text holds every figure and every source."""
+"""The dataset card: the questions load by its header; its text contains every figure and every source."""
 
 import pytest
 import yaml
@@ -123,7 +123,7 @@ def test_an_empty_run_has_a_card_too(tmp_path):
 
 
 def test_the_run_folder_loads_as_a_data_set(tmp_path):
-    """Types come from the header: at first no entity and few options, far beyond the first block both."""
+    """Types come from the header: the first entity and the further options appear far behind the first block."""
     import datasets
 
     def question(number):
@@ -145,7 +145,7 @@ def test_the_run_folder_loads_as_a_data_set(tmp_path):
     write_card(folder, config(), summary())
     lines = "".join(question(number).model_dump_json() + "\n" for number in range(9_001))
     (folder / "questions.jsonl").write_text(lines, encoding="utf-8")
-    assert len(lines) > 10 << 20  # more than the loader looks at for types
+    assert len(lines) > 10 << 20  # more than the loader reads to guess types
     loaded = datasets.load_dataset(str(folder), cache_dir=str(tmp_path / "cache"))["train"]
     assert loaded.num_rows == 9_001
     assert loaded[0]["options"]["D"] == "option d" and loaded[0]["options"]["J"] is None

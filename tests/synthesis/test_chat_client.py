@@ -52,7 +52,7 @@ async def ask(base_url, retry=None, **fields):
 
 
 async def ask_server_that(answers, **fields):
-    """Ask a server that answers what `answers(request)` gives."""
+    """Ask a server that answers with `answers(request)`."""
 
     async def handler(request):
         return answers(request)

@@ -22,7 +22,7 @@ def screen(checks=OFF, seeds=(SEED,), benchmarks=(), random_seed=42) -> Screen:
 
 
 def on(**checks) -> Checks:
-    """Only these checks."""
+    """Return settings with only these checks on."""
     return OFF.model_copy(update=checks)
 
 
@@ -190,7 +190,7 @@ def test_grounding_counts_content_words_of_the_passages_alone():
     assert reason(on(grounding=2), grounded, about) is None
     assert reason(on(grounding=4), grounded, about) == "grounding"
     assert "(dark, features)" in judge_one(on(grounding=3), loose, about).detail
-    assert reason(on(grounding=2), loose) is None  # a common question rests on no passage
+    assert reason(on(grounding=2), loose) is None  # a common question has no passages
     assert reason(on(grounding=1), grounded, provenance(entity="Alkaptonuria")) == "grounding"
     assert reason(OFF, loose, about) is None
 

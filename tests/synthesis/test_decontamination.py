@@ -23,7 +23,7 @@ def check(items, *texts, threshold=0.5):
 
 
 def brute_force(items, text, threshold):
-    """Number of the best item and its coverage, by definition."""
+    """Return the number of the best item and its coverage, computed by the definition."""
     words = fold(text).split()
     held = [fold(join_text(one.stem, one.options.values())).split() for one in items]
     if len(words) < 8:
@@ -115,7 +115,7 @@ def test_words_are_folded():
 
 
 def test_real_medqa_dev_against_the_official_test(shared_data):
-    """One vignette of the 1,272 stands in both: a newborn with jaundice."""
+    """One of the 1,272 vignettes is in both sets: a newborn with jaundice."""
     dev = read_questions(DataSource(path=str(shared_data / "medqa_dev_mediq.jsonl")))
     test = read_questions(DataSource(path=str(shared_data / "medssr_eval_format" / "test_short_medqa.json")))
     matches = Decontaminator(test, 0.5).check([join_text(one.stem, one.options.values()) for one in dev])

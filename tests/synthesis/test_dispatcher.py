@@ -115,7 +115,7 @@ async def test_a_key_that_expires_midway_stops_at_once(caplog):
     with pytest.raises(InputError, match="synthesis.endpoints can be used: .* refuses the key .*HTTP 401") as error:
         await run([server], jobs, concurrency=8)
     assert "Every reply so far is kept" in str(error.value) and KEY not in str(error.value) + caplog.text
-    assert server.asked.total() <= 50 + 8 + 1  # no storm
+    assert server.asked.total() <= 50 + 8 + 1  # no flood of requests
     assert len(jobs.replies) == 50 and not jobs.given_up and jobs.balanced()
 
 
@@ -129,14 +129,15 @@ async def test_a_refused_key_leaves_the_work_to_the_other_endpoint():
 
 async def test_patience_ends_a_run_in_which_everything_is_refused():
     server, jobs = Server(lambda *_: 429), Jobs(100)
-    dispatcher, told = None, r"no endpoint has replied for patience_s = 0.6; .*HTTP 429.*same command resumes"
+    reason = r"no endpoint has replied for patience_s = 0.6; .*HTTP 429.*same command resumes"
     async with serving(server) as urls:
         dispatcher = make(urls, {"patience_s": 0.6, "tries": 1})
-        with pytest.raises(InputError, match=told):
+        with pytest.raises(InputError, match=reason):
             await asyncio.wait_for(dispatcher.run(jobs), 5)
     assert not jobs.outcomes and jobs.balanced()
     (state,) = dispatcher.read_states()
     assert (state.breaker, state.limit) == ("open", 1) and "HTTP 429" in state.reason
+    assert state.in_words == "paused after failures"
 
 
 async def test_an_outage_uses_up_nobodys_tries():
@@ -151,7 +152,7 @@ async def test_an_outage_uses_up_nobodys_tries():
     server, jobs = Server(behave), Jobs(150)
     dispatcher = await run([server], jobs, retry={"tries": 2}, concurrency=8)
     assert len(jobs.replies) == 150 and not jobs.given_up
-    assert dispatcher.attempts < 250  # the breaker kept it from hammering
+    assert dispatcher.attempts < 250  # the circuit breaker paused the endpoint
 
 
 async def test_work_goes_where_it_is_sustained():
@@ -192,7 +193,7 @@ async def test_retry_after_is_kept_while_new_jobs_are_sent(date_form, monkeypatc
     server, jobs = Server(behave), Jobs(30)
     await run([server], jobs, concurrency=1)
     assert times[1] - times[0] >= 1.0 and len(server.times) == 31
-    assert sum(times[0] < other < times[1] for other in server.times) > 1  # others went meanwhile
+    assert sum(times[0] < other < times[1] for other in server.times) > 1  # other jobs were sent meanwhile
 
 
 async def test_hedging_uses_the_first_reply_and_counts_the_other_lost():
@@ -255,7 +256,7 @@ async def test_an_empty_queue_is_waited_for():
 
 async def test_limits_of_requests_and_tokens_are_kept_and_corrected():
     server, jobs = Server(), Jobs(40)
-    await run([server], jobs, requests_per_minute=1200)  # 20/s, of which 20 are there at once
+    await run([server], jobs, requests_per_minute=1200)  # 20/s; the first 20 may be sent at once
     assert server.times[-1] - server.times[0] > 0.9
     server, jobs = Server(), Jobs(40, tokens=1000)
     await run([server], jobs, tokens_per_minute=300_000)  # 5/s as estimated, 2,500/s as used

@@ -1,7 +1,7 @@
-"""The synthesize step against faults, each counted: replies lost, and replies paid twice.
+"""The synthesize step under faults: lost replies and replies that are paid twice are counted.
 
-The teacher runs in a process of its own and counts the whole replies that it served for each request. A reply
-that it served and the journal does not hold is lost; each served beyond the first for a request is paid twice.
+The teacher runs in a separate process and counts the whole replies that it served for each request. A served reply
+that is not in the journal is lost; each reply after the first one to a request is paid twice.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from medssr_dist.synthesis.synthesize import SynthesisInputs, synthesize
 
 ACCEPTED = 60
 CONCURRENCY = 8
-BILLED_UNSEEN = ("hang", "reset", "truncated", "wrong_schema")  # faults that come after the request was read
+BILLED_UNSEEN = ("hang", "reset", "truncated", "wrong_schema")  # faults after the request was received
 BATCH = {"transport": "batch", "batch_size": 25, "poll_s": 0.02}
 PATIENT = {"first_byte_s": 0.3, "whole_s": 0.5, "tries": 20, "patience_s": 30}
 
@@ -47,7 +47,7 @@ SEEDS = [
         [f"Disease {chr(65 + (n + m) % 26)}{m}" for m in range(4)],
         source="t",
     )
-    for n in range(400)  # so many that no two requests are alike: a request is known by the hash of its messages
+    for n in range(400)  # so many that no two requests are equal: a request is identified by the hash of its messages
 ]
 
 
@@ -59,7 +59,7 @@ def quick_waits(monkeypatch):
 
 
 def settings(url, retry=PATIENT, accepted=ACCEPTED, more_urls=(), **more):
-    """The made-up seeds are near-duplicates of each other: that check is off."""
+    """Return a config. The invented seeds are near-duplicates of each other, so that check is off."""
     endpoints = [{"base_url": each, "model": "teacher", "concurrency": CONCURRENCY} for each in (url, *more_urls)]
     synthesis = {"accepted": accepted, "endpoints": endpoints, "retry": retry, "checks": {"near_duplicate": 0}}
     return make_config(synthesis=synthesis | more)
@@ -86,7 +86,7 @@ def stats(base_url):
 
 @dataclass(frozen=True)
 class Counts:
-    """What servers and journal say together."""
+    """Counts from the servers and the journal together."""
 
     served: int
     lost: int
@@ -99,7 +99,7 @@ def key_of(index, plan=[]):  # noqa: B006 - built once
 
 
 def held(folder):
-    """The requests whose reply is in the journal; what follows its last newline is torn."""
+    """Return the requests whose reply is in the journal; text after its last newline is torn."""
     whole = (folder / "journal.jsonl").read_bytes().rpartition(b"\n")[0]
     (folder / "whole.jsonl").write_bytes(whole + b"\n")
     indices = [row["provenance"]["index"] for row in read_jsonl(folder / "whole.jsonl") if row["reply"] is not None]
@@ -108,7 +108,7 @@ def held(folder):
 
 
 def count(name, folder, *seen):
-    """Counts of a run, by the /stats of its servers."""
+    """Return the counts of a run, from the /stats of its servers."""
     served = sum((Counter(each["replies"]) for each in seen), Counter())
     known = {key_of(index) for index in held(folder)}
     result = Counts(served.total(), len(served.keys() - known), sum(times - 1 for times in served.values()))
@@ -125,7 +125,7 @@ def accepted(folder):
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    """The accepted questions of a run that nothing happens to."""
+    """The accepted questions of a run without faults."""
     folder = tmp_path_factory.mktemp("undisturbed")
     with start_teacher(folder / "log") as url:
         run(settings(url), folder / "run")
@@ -185,7 +185,7 @@ def test_faults_that_do_not_pass_end_the_run_with_the_reason(undisturbed, tmp_pa
             run(settings(ill, retry=PATIENT | retry), tmp_path / "run")
         run(settings(well), tmp_path / "run")
         counts = count(name, tmp_path / "run", stats(well), stats(ill))
-        assert sum(stats(ill)["tries"].values()) < 600  # no storm, though the waits are shortened here
+        assert sum(stats(ill)["tries"].values()) < 600  # no flood of requests, although the waits are shortened here
     assert (counts.lost, counts.twice) == (0, 0) and accepted(tmp_path / "run") == undisturbed
 
 
@@ -197,8 +197,8 @@ def test_key_that_expires_midway_stops_at_once_with_the_reason(undisturbed, tmp_
         with pytest.raises(InputError, match="refuses the key"):
             run(settings(expiring, **more), tmp_path / "run")
         seen = stats(expiring)
-        assert seen["outcomes"].get("401", 0) + seen["calls"].get("poll 401", 0) <= CONCURRENCY  # no storm
-        if transport == "batch":  # its batch can be fetched only with a valid key for the same account
+        assert seen["outcomes"].get("401", 0) + seen["calls"].get("poll 401", 0) <= CONCURRENCY  # no flood of requests
+        if transport == "batch":  # its batch can be fetched only with a valid key of the same account
             return
         run(settings(valid), tmp_path / "run")
         counts = count("key expires after 25", tmp_path / "run", seen, stats(valid))
@@ -211,9 +211,9 @@ def test_work_of_a_server_that_dies_moves_to_another(undisturbed, tmp_path):
     with start_teacher(tmp_path / "a", options=options) as dying, start_teacher(tmp_path / "b", options=slow) as living:
         summary = run(settings(dying, more_urls=[living]), tmp_path / "run")
         seen = stats(living)
-    counts = count("server dies after 15, another goes on", tmp_path / "run", seen)
+    counts = count("server dies after 15, another continues", tmp_path / "run", seen)
     assert (counts.lost, counts.twice) == (0, 0) and accepted(tmp_path / "run") == undisturbed
-    by_the_dead = len(held(tmp_path / "run")) - counts.served  # it ends at a try that comes after its 15th reply
+    by_the_dead = len(held(tmp_path / "run")) - counts.served  # it exits at a try after its 15th reply
     assert 15 - CONCURRENCY <= by_the_dead <= 15 + CONCURRENCY and summary.lost <= CONCURRENCY
 
 
@@ -221,14 +221,14 @@ def test_work_of_a_server_that_dies_moves_to_another(undisturbed, tmp_path):
 
 
 def _run_in_child(url, folder, more):
-    tqdm.set_lock(threading.RLock())  # the inherited one is shared with the parent, and a kill would leave it held
+    tqdm.set_lock(threading.RLock())  # the inherited lock is shared with the parent, and a kill would leave it locked
     with open(os.devnull, "w") as null:
         os.dup2(null.fileno(), 2)
     run(settings(url, accepted=120, **more), folder)
 
 
 def _kill_at_random(url, folder, more, rng):
-    """Start the run in a process of its own and kill it with -9 at a random moment. Whether it had not ended."""
+    """Start the run in a separate process and kill it with -9 at a random moment. Return whether it was killed."""
     moment = _seen(url) + rng.randint(0, 15)
     child = multiprocessing.get_context("fork").Process(target=_run_in_child, args=(url, folder, more))
     child.start()
@@ -242,20 +242,20 @@ def _kill_at_random(url, folder, more, rng):
 
 
 def _seen(url):
-    """How much the server has been asked."""
-    told = stats(url)
-    return sum(told["tries"].values()) + sum(told["calls"].values())
+    """Return the number of tries and calls that the server has received."""
+    seen = stats(url)
+    return sum(seen["tries"].values()) + sum(seen["calls"].values())
 
 
 def _settled(url):
-    """/stats once nothing is being answered any more."""
+    """Return /stats as soon as nothing is in flight."""
     while (seen := stats(url))["in_flight"]:
         time.sleep(0.01)
     return seen
 
 
 def exposed(folder):
-    """The requests that the run itself counts as possibly billed without a reply."""
+    """Return the requests that the run itself counts as possibly billed without a reply."""
     path = folder / "exposure.bin"
     return set(np.flatnonzero(np.fromfile(path, np.int32) > 0).tolist()) if path.exists() else set()
 
@@ -275,14 +275,14 @@ def test_ten_kills_at_random_moments(tmp_path, transport):
         seen = _settled(url)
     counts = count(f"10 x SIGKILL, {transport} ({unseen} in flight)", folder, seen)
     assert kills == 10 and counts.lost == 0 and summary.accepted == 120
-    assert counts.twice == unseen  # each reply on the wire at a kill was asked again once, and nothing else
+    assert counts.twice == unseen  # only replies in flight at a kill were requested again, each once
     with start_teacher(tmp_path / "log2") as url:
         run(settings(url, accepted=120), tmp_path / "whole")
     assert accepted(folder) == accepted(tmp_path / "whole")
 
 
 def _check_kill(url, folder, known={}):  # noqa: B006 - replies already seen without a journal line, by folder
-    """The replies that this kill cost: served, and not in the journal. The run's own count holds each."""
+    """Return the number of replies that this kill cost: served, but not in the journal. The run counts each of them."""
     served = Counter(_settled(url)["replies"])
     journal = held(folder) if (folder / "journal.jsonl").exists() else set()
     keys = {key_of(index): index for index in range(300)}
@@ -299,7 +299,7 @@ def _check_kill(url, folder, known={}):  # noqa: B006 - replies already seen wit
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 96 KiB, and a function that makes it large."""
+    """A file system of 96 KiB, and a function that enlarges it."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=96k", "tmpfs", str(folder)]
@@ -326,8 +326,8 @@ def test_a_full_disk_ends_the_run_and_the_same_command_resumes(undisturbed, tmp_
 @pytest.mark.parametrize("jump_s", [86_400, -86_400])
 def test_a_jump_of_the_clock_changes_nothing(undisturbed, tmp_path, monkeypatch, jump_s):
     options = ["--latency-s", "0.03", "--rate-429", "0.1", "--retry-after", "1", "--retry-after-date"]
-    began, told = time.monotonic(), time.time
-    monkeypatch.setattr(time, "time", lambda: told() + (jump_s if time.monotonic() - began > 1.0 else 0))
+    began, real = time.monotonic(), time.time
+    monkeypatch.setattr(time, "time", lambda: real() + (jump_s if time.monotonic() - began > 1.0 else 0))
     with start_teacher(tmp_path / "log", options=options) as url:
         run(settings(url), tmp_path / "run")
         counts = count(f"clock jumps {jump_s:+} s", tmp_path / "run", stats(url))

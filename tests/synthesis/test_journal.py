@@ -32,8 +32,8 @@ def test_a_request_given_up_is_an_outcome_too(tmp_path):
     seen = []
     with Journal(tmp_path / "journal.jsonl", seen.append) as journal:
         assert 0 in journal and len(journal) == 1
-    told = [(entry.reply, entry.gave_up, entry.detail) for entry in seen]
-    assert told == [(None, "refused_by_api", "content filter")]
+    outcomes = [(entry.reply, entry.gave_up, entry.detail) for entry in seen]
+    assert outcomes == [(None, "refused_by_api", "content filter")]
     assert b"sk-not" not in (tmp_path / "journal.jsonl").read_bytes()
 
 

@@ -51,7 +51,7 @@ def test_near_questions_are_found_and_others_are_not():
     held = NearDuplicates(0.8)
     originals = [text(rng) for _ in range(3000)]
     held.add(held.sketch([folded(words) for words in originals[:2000]]))
-    for words in originals[2000:]:  # one at a time, through growth
+    for words in originals[2000:]:  # one at a time, while the table grows
         assert held.find(held.sketch([folded(words)])) is None
         held.add(held.sketch([folded(words)]))
     for number in range(0, 3000, 17):
@@ -88,9 +88,9 @@ def test_bands_catch_99_percent_at_the_threshold():
 
 
 def test_memory_a_question_is_at_most_250_bytes():
-    """Held in arrays, so 20,000 are as good as a million."""
+    """They are stored in arrays, so 20,000 show the same as a million."""
     held, exact = NearDuplicates(0.8), HashSet()
-    held.sketch([b"a text of so many words as the ones below"] * 1000)  # makes the tables that all texts share
+    held.sketch([b"a text of so many words as the ones below"] * 1000)  # creates the tables that all texts share
     tracemalloc.start()
     for start in range(0, 20_000, 1000):
         texts = [b"q%d a%d b%d c%d d%d e%d" % ((start + number,) * 6) for number in range(1000)]

@@ -1,4 +1,4 @@
-"""New jobs as probes: when only failing ones are left, is it they or the endpoint?"""
+"""New jobs as probes: if only failing jobs are left, they show whether the jobs or the endpoint fail."""
 
 import pytest
 from chat_cases import (
@@ -13,14 +13,14 @@ from medssr_dist.synthesis.client import dispatcher
 
 
 class HeldBack(Jobs):
-    """Gives all but the last jobs freely, and those only as probes."""
+    """Gives the last three jobs only as probes."""
 
     def next_job(self, probe=False):
         return super().next_job() if probe or len(self.waiting) > 3 else None
 
 
 async def test_a_probe_tells_failing_prompts_from_a_dead_endpoint():
-    """Nothing else is left to ask: a new job shows that the endpoint still answers."""
+    """Only failing jobs are left: a new job shows that the endpoint still answers."""
     jobs = HeldBack(8)
     await run([Server(lambda prompt, number: 500 if prompt in "34" else None)], jobs, {"tries": 2, "patience_s": 12})
     assert set(jobs.given_up) == {3, 4} and len(jobs.replies) == 6 and jobs.balanced()

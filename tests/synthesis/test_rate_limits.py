@@ -22,7 +22,7 @@ def seeded():
 
 
 def simulate(serve, most, seconds):
-    """Keep the limit busy against `serve(now) -> (replied, latency)`. Returns replies a second, limit and its past."""
+    """Use the limit fully against `serve(now) -> (replied, latency)`. Return replies/s, limit, its history."""
     limit, events, number, now, taken, replies, past = AdaptiveLimit(most), [], 0, 0.0, 0, 0, []
     sent_last = -1.0
     while now < seconds:
@@ -120,7 +120,7 @@ def test_one_burst_of_refusals_cuts_once():
     for n in range(32):
         limit.record_reply(0.0, 0.1 + n / 1e4, 32)
     before = limit.limit
-    for n in range(100):  # all sent before any came back
+    for n in range(100):  # all sent before any was answered
         limit.record_refusal(0.2, 0.3 + n / 1e4)
     assert limit.limit == before // 2
 
@@ -130,7 +130,7 @@ def test_the_limit_starts_slowly_and_stays_in_its_bounds():
     assert limit.limit == 32
     for _ in range(32):
         limit.record_reply(0.0, 0.1, 32)
-    assert limit.limit == 64  # twice a round trip
+    assert limit.limit == 64  # doubles each round trip
     for _ in range(10_000):
         limit.record_reply(0.0, 0.1, 500)
     assert limit.limit == 500
@@ -160,7 +160,7 @@ def test_bucket_holds_the_rate():
         else:
             bucket.take(1, now)
             passed += 1
-    assert 100 <= passed <= 111  # the rate, and a second's worth that was there
+    assert 100 <= passed <= 111  # the rate, and the full bucket at the start
 
 
 def test_bucket_of_less_than_one_a_second_passes_one():

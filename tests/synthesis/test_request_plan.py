@@ -106,7 +106,7 @@ def test_coverage_draws_all_entities_nearly_equally_often():
 
 
 def test_coverage_has_the_weights_it_states():
-    """Second of two draws over 3 entities: weight 1/2 for the one drawn, 1 for each other: 1/5 comes again."""
+    """The second of two draws over 3 entities has weight 1/2 for the first, 1 for the others: 1/5 are repeated."""
     again = 0
     for random_seed in range(4000):
         policy = draws(1.0, random_seed, entities=ENTITIES[:3], entity_choice="coverage")

@@ -1,4 +1,4 @@
-"""What is asked next and when no more is, the budget, and what may have been billed unseen."""
+"""Which request is sent next, when the queue ends, the budget, and tokens that may be billed without a reply."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MESSAGES = [{"role": "user", "content": "one two three"}]
 
 
 class FakePlan:
-    """Request number -> always the same messages; a provenance with its number."""
+    """Builds requests with the same messages and a provenance of their number."""
 
     def __init__(self, provenance):
         self._provenance = provenance
@@ -34,7 +34,7 @@ def provenance():
 
 @pytest.fixture
 def make(tmp_path, provenance):
-    """A queue of N accepted questions over a new or left journal."""
+    """Return a function that builds a queue over a new or existing journal."""
 
     def build(accepted, should_stop=lambda: False, should_hold=lambda accepted: False, **settings):
         synthesis = make_config(synthesis={"accepted": accepted, **settings}).synthesis
@@ -117,7 +117,7 @@ def test_an_existing_journal_is_not_requested_again(make, tmp_path):
     for job in (jobs[0], jobs[2]):
         queue.record_sent(job)
         queue.finish(job, reply(queue))
-    queue.record_sent(jobs[1])  # on the wire at the kill
+    queue.record_sent(jobs[1])  # in flight at the kill
     for part in queue.parts[:2]:
         part.close()
     again = make(4)
@@ -216,7 +216,7 @@ def test_a_resumed_batch_is_in_flight_and_not_lost(make):
 def test_back_pressure_stops_new_requests_only(make):
     given = []
     queue = make(20, should_hold=lambda accepted: accepted > 3 + len(given))
-    jobs = [queue.next_job() for _ in range(6)]  # nothing is there yet, so nothing holds
+    jobs = [queue.next_job() for _ in range(6)]  # no reply yet, so no back-pressure
     for job in jobs[:5]:
         queue.record_sent(job)
         queue.finish(job, reply(queue))
@@ -235,7 +235,7 @@ def test_a_probe_is_sent_despite_back_pressure(make):
 
 
 def test_a_gap_in_the_journal_is_filled_despite_back_pressure(make):
-    """A kill left a gap: what came after it cannot be judged before it, so holding it would last for ever."""
+    """A kill left a gap. Later replies are judged after it, so back-pressure on it would never end."""
     queue = make(20)
     for job in take_all(queue):
         if job.index not in (2, 5):

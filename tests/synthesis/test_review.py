@@ -1,4 +1,4 @@
-"""The physician's review sheet: what stands in it, that it opens as a sheet, and that the sample is fair."""
+"""The physician's review sheet: its content, its format, and that the sample is fair."""
 
 import csv
 import io

@@ -49,7 +49,7 @@ def passage_text(passage_id):
 
 
 def config(base_url="offline-teacher", accepted=40, alpha=0.5, endpoint=None, retry=None, **settings):
-    """The made-up seeds are near-duplicates of each other: that check is off."""
+    """Return a config. The invented seeds are near-duplicates of each other, so that check is off."""
     endpoint = {"base_url": base_url, "model": "teacher", "concurrency": 8} | (endpoint or {})
     synthesis = {
         "accepted": accepted,
@@ -73,7 +73,7 @@ def stats(base_url):
 
 
 def journaled(folder):
-    lines = (folder / "journal.jsonl").read_bytes().split(b"\n")[:-1]  # what follows the last newline is torn
+    lines = (folder / "journal.jsonl").read_bytes().split(b"\n")[:-1]  # text after the last newline is torn
     return [json.loads(line)["provenance"]["index"] for line in lines]
 
 
@@ -83,7 +83,7 @@ def files(folder):
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
-    """An undisturbed run and its folder."""
+    """The summary and the folder of a run without faults."""
     folder = tmp_path_factory.mktemp("plain")
     return run(config(), folder), folder
 
@@ -125,7 +125,7 @@ def test_run_writes_questions_in_order_with_provenance(plain):
 def test_finished_folder_asks_nothing_and_changes_nothing(plain):
     summary, folder = plain
     before = files(folder)
-    again = run(config(base_url="http://127.0.0.1:1/v1"), folder)  # nobody answers there
+    again = run(config(base_url="http://127.0.0.1:1/v1"), folder)  # no server answers there
     assert again == summary and files(folder) == before
 
 
@@ -160,7 +160,7 @@ def test_bad_questions_are_rejected_with_reasons(tmp_path):
 def test_torn_journal_tail_is_asked_again_only_for_that_request(plain, tmp_path):
     _, folder = plain
     lines = (folder / "journal.jsonl").read_bytes().splitlines(keepends=True)
-    lines.append(lines.pop(0))  # one that is needed
+    lines.append(lines.pop(0))  # a reply that is needed
     torn = json.loads(lines[-1])["provenance"]["index"]
     paid = len(lines)
     (tmp_path / "journal.jsonl").write_bytes(b"".join(lines)[:-30])
@@ -179,7 +179,7 @@ def test_a_stop_keeps_replies_in_flight_and_the_run_resumes(plain, tmp_path):
         assert kept > 0 and not (tmp_path / "run" / "summary.json").exists()
         summary = run(config(url), tmp_path / "run")
         assert summary.requests_replayed == kept
-        assert set(stats(url)["replies"].values()) == {1}  # none was paid for twice, not even those in flight
+        assert set(stats(url)["replies"].values()) == {1}  # no reply was paid twice, not even those in flight
     assert files(tmp_path / "run") == files(plain[1])
 
 
@@ -212,11 +212,11 @@ def test_kill_9_loses_no_reply_and_pays_none_twice(plain, tmp_path):
         after = stats(url)["replies"]
     assert summary.requests_replayed == len(kept)
     assert sorted(journaled(folder)) == list(range(summary.requested + summary.surplus))
-    for index in kept:  # what was on disk was never asked for again
+    for index in kept:  # replies on the disk were never requested again
         key = hash_content(plan.build_request(index).messages)
         assert after[key] == before[key]
     again = sum(count - 1 for count in after.values())
-    assert again <= 2 * 8  # only what was in flight at the two kills
+    assert again <= 2 * 8  # only requests in flight at the two kills
     assert files(folder) == files(plain[1])
 
 
@@ -237,7 +237,7 @@ def test_files_grow_as_complete_prefixes(tmp_path):
 
 
 def test_what_is_judged_is_on_disk_before(tmp_path, monkeypatch):
-    """The vote may have used a question by the time of a power cut: its reply must not be asked for again."""
+    """The vote may use a question before a power cut: its reply must be on the disk by then."""
     synced, judged = [0], []
     sync, advance = Journal.sync, QuestionWriter.advance
 
@@ -321,11 +321,11 @@ def test_too_many_refused_replies_raise_the_alarm(tmp_path):
         assert 200 <= paid < 700
         with pytest.raises(InputError, match="of the last 200"):
             run(config(url, accepted=400), tmp_path / "run")
-    assert len(journaled(tmp_path / "run")) == paid  # nothing was bought to find that out again
+    assert len(journaled(tmp_path / "run")) == paid  # nothing was bought before the alarm was raised again
 
 
 def test_a_poisoned_prompt_is_given_up_and_the_run_ends(tmp_path):
-    """Prompts that the server never answers do not keep the others."""
+    """Prompts that the server never answers do not block the others."""
     with start_teacher(tmp_path / "log", options=["--rate-poison", "0.15"]) as url:
         summary = run(config(url, accepted=20, retry={"tries": 2, "patience_s": 20}), tmp_path / "run")
         poisoned = sum(1 for replies in stats(url)["tries"].values() if replies >= 2)

@@ -42,7 +42,7 @@ from medssr_dist.synthesis.client.job import ChatJob, JobQueue
 from medssr_dist.synthesis.client.request_body import build_request_body
 
 _MIN_REFUSED = 3  # if so many lines are refused, and no line is not, the settings are wrong and not the requests
-_QUEUE_POLL_S = 0.2  # time between two looks at a queue that has no job now
+_QUEUE_POLL_S = 0.2  # seconds between two checks of a queue that has no job now
 _YIELD_EVERY = 256  # jobs after which the event loop may do other work
 _OVER_LIMIT = "token_limit_exceeded"  # OpenAI's code: the account has too many tokens in batches already
 _REFUSALS = (KeyRefused, NotAnEndpoint, PromptRefused)
