@@ -1,4 +1,4 @@
-"""What follows each step of a stage: a check for NaN, the metrics line, checkpoint, export, and whether to stop."""
+"""What follows each step of a stage: check for NaN, metrics line, checkpoint, export, and the decision to stop."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from medssr_dist.training.weights.checkpoints import CheckpointKeeper
 
 @dataclass(frozen=True)
 class LoopState:
-    """What the loop needs, besides weights and optimizer, to resume after a step.
+    """The state that the loop resumes from, besides weights and optimizer.
 
-    step: finished steps. prompts: prompts drawn. sampler: Sampler.state_dict(); None before the first step.
+    step: number of finished steps. prompts: number of prompts drawn. sampler: Sampler.state_dict(); None at the start.
 
     Example: LoopState(step=20, prompts=1280, sampler={"batches": {...}, "prompts": {...}})
     """
@@ -36,7 +36,7 @@ class LoopState:
     sampler: dict[str, Any] | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the form in a checkpoint."""
+        """Return the state as it is stored in a checkpoint."""
         sampler = self.sampler or {}
         return {
             "global_step": self.step,
@@ -47,7 +47,7 @@ class LoopState:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> LoopState:
-        """Read a checkpoint's state; {} is the beginning."""
+        """Read the state of a checkpoint; {} is the state at the beginning."""
         if not values:
             return cls()
         sampler = {"batches": values["samples"], "prompts": values["data_loader_state_dict"]}
@@ -58,9 +58,9 @@ class AfterStep:
     """Records each finished step. The state that is saved is always the state after a finished step.
 
     Args:
-        job: the stage, and its folder.
+        job: the stage.
         policy: group of PolicyRanks.
-        stop: asked after every step.
+        stop: checked after every step.
     """
 
     def __init__(self, job: StageJob, policy: RayActorGroup, stop: StopSign):
@@ -77,7 +77,7 @@ class AfterStep:
         return LoopState.from_dict(self._all("get_checkpoint_states")[0])
 
     def check_stop(self) -> None:
-        """Raise Stopped where no other step is to begin."""
+        """Raise Stopped if no other step may begin."""
         self._stop.check()
 
     def check_finite(self, step: int, update: dict[str, float]) -> None:
@@ -89,12 +89,12 @@ class AfterStep:
         self._refuse(step, find_bad_metrics(update), self._find_bad_weights())
 
     def finish_step(self, metrics: StepMetrics, state: LoopState) -> None:
-        """Write the step's line of metrics.jsonl; save and export where they are due.
+        """Write the step's line of metrics.jsonl; save and export if they are due.
 
         Raises:
-            Stopped: the stage has to end; what it did since the last checkpoint is not saved yet.
+            Stopped: the stage must end; steps since the last checkpoint are not saved yet.
         """
-        # First: a restart drops the rows of steps after the checkpoint, but cannot make one that is missing.
+        # First the metrics: a restart deletes rows after the checkpoint, but it cannot restore a missing row.
         with JsonlLedger(self._job.paths.metrics) as ledger:
             ledger.append(metrics.as_row())
         self._step, self._state = state.step, state
@@ -108,14 +108,14 @@ class AfterStep:
         self.check_stop()
 
     def save_and_stop(self, reason: Stopped) -> Stopped:
-        """Save what was done since the last checkpoint; return the error to raise."""
+        """Save the steps since the last checkpoint; return the error to raise."""
         if self._step > self._saved:
             self._save()
         return Stopped(f"stopped after step {self._step}, {reason}; the same command resumes from there")
 
     def export(self, folder: Path) -> Path:
         """Write the policy as a Hugging Face checkpoint with its model card into `folder`. Raises Diverged."""
-        self._refuse(self._step, {}, self._find_bad_weights())  # a resumed stage may have had no step left to take
+        self._refuse(self._step, {}, self._find_bad_weights())  # a resumed stage may have no step left
         self._all("export", str(folder))
         write_model_card(folder, self._job, self._step)
         return folder
@@ -152,17 +152,17 @@ class AfterStep:
 
 
 class SampleLog:
-    """Keeps a few samples of every step for reading: samples.jsonl in the stage's folder.
+    """Writes a few samples of every step to the stage's samples.jsonl, for readers.
 
     Args:
-        count: samples kept a step, evenly spread over its prompts; 0 = none.
+        count: number of samples per step, evenly spread over its prompts; 0 = none.
     """
 
     def __init__(self, file: Path, tokenizer, count: int):
         self._file, self._tokenizer, self._count = file, tokenizer, count
 
     def keep(self, samples: list[Experience], step: int) -> None:
-        """Append some of the step's samples, each of one sequence [1, T] and its action mask [1, T - 1]."""
+        """Append some of the step's samples; each has sequences [1, T] and action_mask [1, A], A = T - 1."""
         kept = samples[:: max(1, len(samples) // self._count)][: self._count] if self._count else []
         if kept:
             with JsonlLedger(self._file) as ledger:

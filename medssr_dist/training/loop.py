@@ -6,20 +6,21 @@ For each step, with the policy pi_theta, the policy that sampled pi_old, and the
        r = 1 if the answer extracted from o equals the label, else 0 (MedSSR, arXiv 2604.11547, sections 3.3 and 3.4).
     2. Advantage within a group (GRPO, arXiv 2402.03300, section 4.1.2), the same for all tokens of an answer:
            A_i = (r_i - mean(r_1..r_G)) / (std(r_1..r_G) + epsilon)
-    3. Update: minimise, over the T generated tokens of all N = B x G answers,
-           L = -1/T sum_t min(rho_t A_t, clip(rho_t, 1 - clip_low, 1 + clip_high) A_t) + kl_coef KL(pi_theta || pi_ref)
+    3. Update: minimise, over the n generated tokens of all N = B x G answers,
+           L = -1/n sum_t min(rho_t A_t, clip(rho_t, 1 - clip_low, 1 + clip_high) A_t) + kl_coef KL(pi_theta || pi_ref)
            rho_t = pi_theta(o_t | q, o_<t) / pi_old(o_t | q, o_<t)
        in `updates_per_rollout` optimizer steps (AdamW, ZeRO-3), micro-batch by micro-batch.
     4. Send the new weights to the rollout engines.
     5. After the step: metrics line, checkpoint, export, and whether to stop.
 
-Deviations from the papers' text, each an option of the stage (`config/algorithm.py`, `config/training.py`):
+Deviations from the papers, each an option of the stage (`config/objective.py`, `config/training.py`):
 - the mean over tokens is taken over all answers of the step (`aggregation`), not first within each answer;
 - groups whose rewards are all equal have no gradient; the next prompts replace them (`drop_zero_variance`);
 - with one update per rollout rho = 1 exactly, and the old log-probs need no separate forward pass (`old_logprobs`).
 
 Shapes, as suffixes of names: B prompts of a step (of a micro-batch: sequences), G samples of a prompt, N = B x G
-samples, T tokens, A = T - 1 actions, R rows that predict an action, H hidden size, V vocabulary: reward_BG, logp_BA.
+samples, T tokens of a sequence, A = T - 1 actions, R rows that predict an action, H hidden size, V vocabulary. For
+example: reward_BG, logp_BA.
 
     medssr train --config configs/qwen3_8b.yaml --run-dir runs/first
 """
@@ -44,7 +45,7 @@ from medssr_dist.training.update.grpo_terms import compute_advantages
 
 
 class SampleSource(Protocol):
-    """What the loop needs of a Sampler."""
+    """The methods of a Sampler that the loop calls."""
 
     waited_s: float
 
@@ -54,14 +55,14 @@ class SampleSource(Protocol):
 
 
 class WeightSender(Protocol):
-    """What the loop needs of the RolloutWorkers."""
+    """The method of RolloutWorkers that the loop calls."""
 
     def sync_weights(self) -> None: ...
 
 
 @dataclass(frozen=True)
 class LoopParts:
-    """What the loop works with; `StageActor` builds it."""
+    """The objects that the loop uses; `StageActor` makes them."""
 
     stage: Stage
     sampler: SampleSource
@@ -76,8 +77,8 @@ def run_grpo(parts: LoopParts) -> None:
     """Train until the sampler has no more samples.
 
     Raises:
-        Stopped: the stage has to end early; all finished steps are saved.
-        Diverged: a step gave NaN or an infinity.
+        Stopped: the stage must end early; all finished steps are saved.
+        Diverged: a step has produced NaN or an infinity.
     """
     state = parts.after_step.resume()
     try:
@@ -95,7 +96,7 @@ def run_grpo(parts: LoopParts) -> None:
 
 
 def take_step(parts: LoopParts, rollout: StepSamples, state: LoopState, clock: StepClock) -> LoopState:
-    """Train on the samples of one step; return the state after it."""
+    """Train on the samples of one step; return the state after the step."""
     stage, samples, step = parts.stage, rollout.samples, state.step + 1
     parts.sample_log.keep(samples, step)
 
@@ -131,7 +132,7 @@ def take_step(parts: LoopParts, rollout: StepSamples, state: LoopState, clock: S
 
 
 class StepClock:
-    """Seconds of the phases of one step, and those spent waiting for examples."""
+    """Measures the seconds of each phase of one step, and the seconds spent waiting for examples."""
 
     def __init__(self, sampler: SampleSource):
         self._sampler, self._waited_s = sampler, sampler.waited_s
@@ -139,7 +140,7 @@ class StepClock:
         self._seconds: dict[str, float] = {}
 
     def lap(self, phase: str) -> None:
-        """The phase that has just ended is `phase`."""
+        """Record the time since the previous lap as the time of `phase`."""
         now = time.monotonic()
         self._seconds[f"seconds_{phase}"] = now - self._last
         self._last = now

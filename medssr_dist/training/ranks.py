@@ -23,16 +23,17 @@ if TYPE_CHECKING:
 
 
 class ReportingRank:
-    """A rank that sends heartbeats once it has a board."""
+    """A rank that sends heartbeats after `report_to` was called."""
 
     component = "training rank"
     _heartbeat: Heartbeat | None = None
 
     def report_to(self, board: HeartbeatBoard) -> None:
+        """Send heartbeats to this board from now on."""
         self._heartbeat = Heartbeat(board, f"{self.component} {self._rank}")
 
     def beat(self, doing: str) -> None:
-        """Report progress in what the rank is doing."""
+        """Report progress, and what the rank is doing."""
         if self._heartbeat:
             self._heartbeat.beat(doing)
 
@@ -49,10 +50,10 @@ class PolicyRank(ReportingRank, PolicyActor):
     _weights: WeightSync | None = None
 
     def init_model_from_pretrained(self, strategy: Strategy, folder: str, optimizer_steps: int) -> None:
-        """Load the model in `folder` and, where the stage has one, the checkpoint to resume from.
+        """Load the model in `folder` and, if there is one, the checkpoint to resume from.
 
         Args:
-            optimizer_steps: length of the learning-rate schedule.
+            optimizer_steps: length of the learning-rate schedule, in optimizer steps.
         """
         args = strategy.args
         self._setup_distributed(strategy)
@@ -72,7 +73,7 @@ class PolicyRank(ReportingRank, PolicyActor):
         return load_actor(strategy, folder, strategy.get_ds_train_config(), strategy.args.ds.lora.rank)
 
     def make_update(self, strategy: Strategy, optimizer, scheduler) -> RankUpdate:
-        """Make what trains the network."""
+        """Make the object that trains the network."""
         return RankUpdate(strategy, self.actor, optimizer, scheduler)
 
     def _load_checkpoint(self) -> dict[str, Any]:
@@ -85,11 +86,11 @@ class PolicyRank(ReportingRank, PolicyActor):
         return states
 
     def load_update(self, updates: list[list[Experience]]) -> None:
-        """Receive the micro-batches of a rollout, one list an optimizer step; as many lists on every rank."""
+        """Store the micro-batches of a rollout: one list for each optimizer step, equally many on every rank."""
         self._updates = updates
 
     def update(self) -> dict[str, float]:
-        """Train on what was loaded; return RankUpdate.run's metrics."""
+        """Train on the stored micro-batches; return the metrics of RankUpdate.run."""
         torch.cuda.empty_cache()
         found = self._reporting("update", self.updater.run)(self._updates, lambda: self.beat("update"))
         self._updates = []
@@ -98,7 +99,7 @@ class PolicyRank(ReportingRank, PolicyActor):
         return found
 
     def save_model(self) -> None:
-        """Write the whole model as a Hugging Face checkpoint; adapters are merged."""
+        """Write the whole model as a Hugging Face checkpoint, with adapters merged."""
         if not self.strategy.config.training.lora_rank:
             super().save_model()
             return
@@ -111,7 +112,7 @@ class PolicyRank(ReportingRank, PolicyActor):
         self.save_model()
 
     def get_checkpoint_states(self) -> dict[str, Any]:
-        """Return the loop's state in the checkpoint that was loaded; {} if none was."""
+        """Return the loop's state of the loaded checkpoint; {} if none was loaded."""
         return self.checkpoint_states.get("trainer", {})
 
     def find_bad_weights(self) -> dict[str, float]:
@@ -123,30 +124,30 @@ class PolicyRank(ReportingRank, PolicyActor):
         return count_shard_bytes(self.actor.model.module)
 
     def write_checkpoint(self, folder: Path, tag: str, state: dict[str, Any]) -> dict[str, int]:
-        """Write this rank's part below `folder`/`tag` and read it back; return name -> bytes of its files."""
+        """Write this rank's part of a checkpoint below `folder`/`tag` and verify it; return file name -> bytes."""
         states = {"trainer": state, "rng": get_rng_states()}
         self.actor.model.save_checkpoint(str(folder), tag=tag, client_state=states, save_latest=False)
         return verify_files(folder / tag, self._rank)
 
     def connect_engines(self, engines: dict, settings: SyncSettings) -> None:
-        """WeightSync.connect, on every rank."""
+        """Run WeightSync.connect; all ranks take part."""
         from medssr_dist.training.weights.sync import WeightSync
 
         self._weights = self._weights or WeightSync(self.actor.model.module, settings)
         self._reporting("weight sync", self._weights.connect)(engines)
 
     def send_weights(self, version: int) -> None:
-        """WeightSync.send, on every rank."""
+        """Run WeightSync.send; all ranks take part."""
         self._reporting("weight sync", self._weights.send)(version)
 
 
 class ReferenceRank(ReportingRank, ReferenceActor):
-    """One ZeRO-3 rank of the reference, whose log-probs are computed as the policy's are."""
+    """One ZeRO-3 rank of the reference, which computes log-probs in the same way as the policy."""
 
     component = "reference rank"
 
     def init_model_from_pretrained(self, strategy: Strategy, folder: str) -> None:
-        """Load the model in `folder`, for log-probs alone."""
+        """Load the model in `folder`, without an optimizer."""
         self._setup_distributed(strategy)
         offload = strategy.args.ref.offload
         model = load_actor(strategy, folder, strategy.get_ds_eval_config(offload=offload))

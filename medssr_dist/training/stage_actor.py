@@ -1,4 +1,4 @@
-"""One GRPO stage inside a Ray actor: it starts ranks and engines, runs the loop, and exports the policy."""
+"""The controller of a GRPO stage, a Ray actor: it starts ranks and engines, runs the loop, and exports the policy."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from medssr_dist.training.backend.strategy import Strategy
 
 _log = logging.getLogger(__name__)
-# examples(start, watch) yields (place, Example) from place `start` on, and calls `watch` while it waits
+# examples(start, watch) yields (place, Example) from place `start` on, and calls `watch` while it waits for more
 Examples = Callable[..., Iterable[tuple[int, Example]]]
 
 
@@ -54,13 +54,13 @@ class StageActor:
         """Train, and write `folder`/hf.partial.
 
         Args:
-            examples: yields the Examples in order from a place; may wait for more, and calls its `watch` meanwhile.
+            examples: see Examples.
             on_taken: called with the number of examples taken so far.
-            board: gets the heartbeats of every process of the stage.
+            board: receives the heartbeats of all processes of the stage.
 
         Raises:
             Stopped: the stage was asked to stop or its end time is near; all finished steps are saved.
-            Diverged: training gave NaN or an infinity.
+            Diverged: training has produced NaN or an infinity.
         """
         from medssr_dist.training.after_step import AfterStep
         from medssr_dist.training.update.grpo_terms import describe_old_logprobs
@@ -118,7 +118,9 @@ class StageActor:
     def start_processes(self, job: StageJob, strategy: Strategy, board: HeartbeatBoard) -> Processes:
         """Start engines, policy and reference in parallel, and wait for all of them."""
         policy_class, reference_class = self.rank_classes()
-        policy, bundles = start_ranks(job.config, policy_class, None)  # first: the ranks are tied to whole nodes
+        policy, bundles = start_ranks(
+            job.config, policy_class, None
+        )  # first, because each node must hold `ranks_per_node` ranks
         rollout = self.make_workers(job, strategy, board, policy)
         reference, reference_bundles = None, bundles
         if job.stage.kl_coef > 0:
@@ -128,7 +130,7 @@ class StageActor:
         if reference is not None:
             pending += reference.async_init_model_from_pretrained(strategy, str(job.reference))
             pending += reference.async_run_method("report_to", board)
-        rollout.engines.wait_ready()  # first: the policy waits in its weight-sync group for an engine that has died
+        rollout.engines.wait_ready()  # first, so that the error of an engine that fails to start is raised at once
         ray.get(pending)
         return Processes(policy, reference, rollout, frozenset({rollout.bundles, bundles, reference_bundles}))
 
@@ -139,19 +141,19 @@ class StageActor:
         return RolloutWorkers(job.config, job.stage, job.model, board, policy)
 
     def load_policy(self, job: StageJob, strategy: Strategy, policy: RayActorGroup, rollout, board) -> list:
-        """Have the ranks load the policy; return what to wait for."""
+        """Make the ranks load the policy; return the Ray references to wait for."""
         optimizer_steps = job.expected_steps * job.stage.updates_per_rollout
         pending = policy.async_init_model_from_pretrained(strategy, str(job.model), optimizer_steps)
         return pending + policy.async_run_method("report_to", board)
 
     def rank_classes(self) -> tuple[type, type]:
-        """Return the classes of the policy's and of the reference's ranks."""
+        """Return the class of the policy's ranks and that of the reference's ranks."""
         from medssr_dist.training.ranks import PolicyRank, ReferenceRank
 
         return PolicyRank, ReferenceRank
 
     def make_strategy(self, job: StageJob) -> Strategy:
-        """Make OpenRLHF's strategy with the stage's options, and fit the checkpoint to its number of ranks."""
+        """Make the strategy with the stage's options; convert the checkpoint if the number of ranks has changed."""
         from medssr_dist.training.backend.strategy import Strategy
         from medssr_dist.training.weights.rank_state import convert_to_ranks
 
@@ -164,7 +166,7 @@ class StageActor:
 def start_ranks(
     config: Config, rank_class: type, bundles: PlacementGroup | None
 ) -> tuple[RayActorGroup, PlacementGroup]:
-    """Start a group of ZeRO-3 ranks, on `bundles` or on new ones; return it and its placement group."""
+    """Start a group of ZeRO-3 ranks on `bundles`, or on new ones if it is None; return the group and its bundles."""
     from medssr_dist.training.backend.openrlhf import RayActorGroup
 
     training = config.training
@@ -172,7 +174,7 @@ def start_ranks(
         bundles = reserve_bundles(
             [{"GPU": 1, "CPU": 1}] * training.ranks, "the training ranks", training.ranks_per_node
         )
-    # Policy and reference share a GPU where the reference is colocated.
+    # A colocated reference shares the GPUs of the policy.
     share = 0.4 if training.colocate_reference else 1
     actor = ray.remote(num_gpus=1, runtime_env={"env_vars": _rank_env(training.ranks_per_node)})(rank_class)
     return RayActorGroup(training.nodes, training.ranks_per_node, actor, pg=bundles, num_gpus_per_actor=share), bundles
