@@ -171,14 +171,21 @@ def _minima(grams: np.ndarray) -> np.ndarray:
     return (values.min(axis=0) * np.uint32(0x9E3779B1) >> np.uint32(24)).astype(np.uint8)
 
 
-def choose_bands(threshold: float) -> tuple[int, int]:
-    """Return (bands, rows per band): the widest and fewest bands that 99% of the pairs at the threshold share."""
+class Bands(NamedTuple):
+    """How a signature is cut into bands. Example: Bands(count=16, rows=6)"""
+
+    count: int
+    rows: int
+
+
+def choose_bands(threshold: float) -> Bands:
+    """Return the widest and fewest bands that 99% of the pairs at the threshold share."""
     for rows in range(HASHES // 8, 0, -1):
         caught = min(threshold**rows, 0.99)
         bands = math.ceil(math.log(1 - _RECALL) / math.log1p(-caught)) if caught else HASHES + 1
         if bands * rows <= HASHES:
-            return bands, rows
-    return HASHES, 1
+            return Bands(bands, rows)
+    return Bands(HASHES, 1)
 
 
 _FACTORS, _ADDENDS = draw_random_words("minhash", 2 * HASHES).astype(np.uint32).reshape(2, HASHES)

@@ -13,6 +13,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from functools import cache, lru_cache
 from hashlib import blake2b, shake_256
+from typing import NamedTuple
 
 import numpy as np
 
@@ -49,8 +50,15 @@ def hash_text(folded: bytes) -> int:
     return int.from_bytes(blake2b(b" ".join(folded.split()), digest_size=8).digest(), "little")
 
 
-def hash_words(texts: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the hashes of all words of folded `texts`, uint64 (words,), and the number of words of each, (texts,)."""
+class WordHashes(NamedTuple):
+    """Hashes of all words of some texts, uint64 (words,), and the number of words of each text, (texts,)."""
+
+    hashes: np.ndarray
+    counts: np.ndarray
+
+
+def hash_words(texts: Sequence[bytes]) -> WordHashes:
+    """Hash all words of folded `texts`, one text after the other."""
     joined = np.frombuffer(b" ".join([b"", *texts, b""]), np.uint8)
     in_word = joined != ord(" ")
     edges = np.flatnonzero(in_word[1:] != in_word[:-1])
@@ -59,7 +67,7 @@ def hash_words(texts: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
     sums = np.cumsum(_byte_values()[joined] * powers[: len(joined)])
     hashes = (sums[last] - sums[before]) * inverses[before]
     ends = np.cumsum(np.fromiter(map(len, texts), np.int64, len(texts)) + 1)
-    return hashes, np.diff(np.searchsorted(before, ends), prepend=0)
+    return WordHashes(hashes, np.diff(np.searchsorted(before, ends), prepend=0))
 
 
 def hash_ngrams(words: np.ndarray, n: int) -> np.ndarray:
