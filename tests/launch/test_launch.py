@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import select
 import stat
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from attempt_files import write_timings
+from ledger_writer import fill
 
 from medssr_dist.data.jsonl import JsonlLedger, read_json
 from medssr_dist.errors import InputError
+from medssr_dist.inference.event_log import EventLog
 from medssr_dist.launch import channel, ports
 from medssr_dist.launch.attempts import (
     FIRST_ANSWER,
@@ -156,10 +158,14 @@ def test_resources_come_from_slurms_environment(monkeypatch):
     assert NodeResources.from_slurm() == NodeResources(12, 4, 1000)
 
 
+def _vote_on(run: Path, questions: int) -> None:
+    """Have the vote's own ledger write votes on the first questions; votes that it has are not written again."""
+    fill(RunPaths(run).voting.folder, questions, labels=0)
+
+
 def _attempt_with(run: Path, votes: int, end: bool = True) -> Attempt:
     attempt = Attempt.begin(run)
-    (run / "voting" / "votes").mkdir(parents=True, exist_ok=True)
-    (run / "voting" / "votes" / "00000.jsonl").write_text("x" * votes)
+    _vote_on(run, votes)
     if end:
         attempt.finish(AttemptExit(4, "node n2 is lost"))
     return attempt
@@ -227,11 +233,11 @@ def test_the_token_is_private_and_ends_with_the_attempt(tmp_path):
 def test_timings_show_the_first_answer_of_this_attempt(tmp_path):
     attempt = _attempt_with(tmp_path, 3, end=False)
     timings = Timings(attempt, started=0.0)
-    (tmp_path / "evaluation").mkdir()
-    (tmp_path / "evaluation" / "answers.jsonl").touch()
+    with JsonlLedger(RunPaths(tmp_path).evaluation.answers):
+        pass
     timings.record_from_files()
     assert FIRST_ANSWER not in timings.reached
-    (tmp_path / "voting" / "votes" / "00000.jsonl").write_text("x" * 4)
+    _vote_on(tmp_path, 4)
     timings.record_from_files()
     timings.write()
     assert set(read_json(attempt.folder / "timings.json")) == {FIRST_ANSWER, "end of the attempt"}
@@ -245,12 +251,16 @@ def test_the_end_of_the_job_is_read_from_slurm(monkeypatch, end_time, end):
     assert SlurmJob(7, ("n1",), "n1").read_end() == end
 
 
-def test_timings_show_the_first_engine_and_token_of_this_job(tmp_path):
-    attempt = Attempt.begin(tmp_path)
-    (tmp_path / "voting").mkdir()
-    rows = [(90.0, "ready"), (91.0, "first token"), (130.0, "ready"), (131.5, "first token"), (140.0, "ready")]
-    lines = [json.dumps({"time": time, "engine": "engine 0", "event": event, "detail": ""}) for time, event in rows]
-    (tmp_path / "voting" / "engines.jsonl").write_text("\n".join(lines) + '\n{"time": 14')
+def test_timings_show_the_first_engine_and_token_of_this_job(tmp_path, monkeypatch):
+    attempt, file = Attempt.begin(tmp_path), RunPaths(tmp_path).voting.engine_events
+    events = [(90.0, "ready"), (91.0, "first token"), (130.0, "ready"), (131.5, "first token"), (140.0, "ready")]
+    with EventLog(file) as log:
+        for now, event in events:
+            with monkeypatch.context() as patch:
+                patch.setattr(time, "time", lambda now=now: now)
+                log("engine 0", event, "")
+    with open(file, "a") as torn:
+        torn.write('{"time": 14')
     timings = Timings(attempt, started=100.0)
     timings.record("Ray on every node", 120.0)
     timings.write()
