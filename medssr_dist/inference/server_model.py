@@ -37,7 +37,7 @@ def find_policy(cards: list[ModelCard], server: Server, policy: Policy, folder: 
 
     Args:
         folder: the policy's directory on this machine.
-        fingerprint: of that directory (`model_fingerprint`).
+        fingerprint: of that directory (`fingerprint_model`).
 
     Raises:
         InputError: none of the models is the policy, several may be, or the context length is too short.
