@@ -260,12 +260,13 @@ def planned(tmp_path, monkeypatch):
         path.write_text("".join(question(number).model_dump_json() + "\n" for number in range(first, first + 6)))
         return str(path)
 
-    base = config("sequential").model_dump()
-    base["policy"]["model"] = "embedded:smollm2-135m"
-    base["synthesis"] |= {"seeds": [file("seeds.jsonl", 0)], "alpha": 0.0}
-    base["training"]["stage2"]["data"] = [file("gold.jsonl", 10)]
-    base["evaluation"]["benchmarks"] = [file("bench.jsonl", 20)]
-    return Config.model_validate(base)
+    return config(
+        "sequential",
+        policy={"model": "embedded:smollm2-135m"},
+        synthesis={"seeds": [file("seeds.jsonl", 0)], "alpha": 0.0},
+        training={"stage2": {"data": [file("gold.jsonl", 10)]}},
+        evaluation={"benchmarks": [file("bench.jsonl", 20)]},
+    )
 
 
 def test_a_dry_run_without_rates_explains_how_to_get_them(planned, tmp_path, capsys):

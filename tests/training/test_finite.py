@@ -11,10 +11,10 @@ from types import SimpleNamespace
 import pytest
 import ray
 import torch
+from config_builder import make_config
 from tiny_policy import LETTERS, letter_question
 
 from medssr_dist import cli
-from medssr_dist.config.schema import Config
 from medssr_dist.data.jsonl import JsonlLedger
 from medssr_dist.errors import EXIT_FAILED, Diverged
 from medssr_dist.run.paths import CheckpointPaths, RunPaths
@@ -99,10 +99,8 @@ class Policy:
 def after_step(tmp_path, monkeypatch):
     """Make the AfterStep of stage 2 for a policy."""
     monkeypatch.setattr(ray, "get", lambda found: found)
-    settings = {"data": ["d"], "learning_rate": 0.5, "max_grad_norm": 0}
-    synthesis = {"accepted": 1, "seeds": ["s"], "endpoints": [{"base_url": "http://u/v1", "model": "m"}]}
-    tree = {"policy": {"model": "m"}, "synthesis": synthesis, "training": {"stage2": settings}}
-    config = Config.model_validate(tree)
+    stage2 = {"enabled": True, "data": ["d"], "learning_rate": 0.5, "max_grad_norm": 0}
+    config = make_config(training={"stage2": stage2})
     job = StageJob("stage2", config, config.training.stage2, Path(), Path(), tmp_path, "", 4, None, None)
     return lambda policy: AfterStep(job, policy, None)
 
