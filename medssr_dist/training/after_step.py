@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 
@@ -20,6 +20,9 @@ from medssr_dist.training.model_card import write_model_card
 from medssr_dist.training.stage_job import StageJob
 from medssr_dist.training.step_metrics import StepMetrics
 from medssr_dist.training.weights.checkpoints import CheckpointKeeper
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -158,7 +161,7 @@ class SampleLog:
         count: number of samples per step, evenly spread over its prompts; 0 = none.
     """
 
-    def __init__(self, file: Path, tokenizer, count: int):
+    def __init__(self, file: Path, tokenizer: PreTrainedTokenizerBase, count: int):
         self._file, self._tokenizer, self._count = file, tokenizer, count
 
     def keep(self, samples: list[Experience], step: int) -> None:

@@ -19,6 +19,8 @@ from medssr_dist.training.weights.lora import save_merged
 from medssr_dist.training.weights.rank_state import count_shard_bytes, get_rng_states, restore_rng_states, verify_files
 
 if TYPE_CHECKING:
+    from ray.actor import ActorHandle
+
     from medssr_dist.training.weights.sync import SyncSettings, WeightSync
 
 
@@ -72,7 +74,7 @@ class PolicyRank(ReportingRank, PolicyActor):
         """Load this rank's shards of the model in `folder`."""
         return load_actor(strategy, folder, strategy.get_ds_train_config(), strategy.args.ds.lora.rank)
 
-    def make_update(self, strategy: Strategy, optimizer, scheduler) -> RankUpdate:
+    def make_update(self, strategy: Strategy, optimizer: Any, scheduler: Any) -> RankUpdate:
         """Make the object that trains the network."""
         return RankUpdate(strategy, self.actor, optimizer, scheduler)
 
@@ -129,7 +131,7 @@ class PolicyRank(ReportingRank, PolicyActor):
         self.actor.model.save_checkpoint(str(folder), tag=tag, client_state=states, save_latest=False)
         return verify_files(folder / tag, self._rank)
 
-    def connect_engines(self, engines: dict, settings: SyncSettings) -> None:
+    def connect_engines(self, engines: dict[str, ActorHandle], settings: SyncSettings) -> None:
         """Run WeightSync.connect; all ranks take part."""
         from medssr_dist.training.weights.sync import WeightSync
 

@@ -140,7 +140,9 @@ class StageActor:
         """Start the rollout engines, and set up the weight sync from `policy`."""
         return RolloutWorkers(job.config, job.stage, job.model, board, policy)
 
-    def load_policy(self, job: StageJob, strategy: Strategy, policy: RayActorGroup, rollout, board) -> list:
+    def load_policy(
+        self, job: StageJob, strategy: Strategy, policy: RayActorGroup, rollout: RolloutWorkers, board: HeartbeatBoard
+    ) -> list[ray.ObjectRef]:
         """Make the ranks load the policy; return the Ray references to wait for."""
         optimizer_steps = job.expected_steps * job.stage.updates_per_rollout
         pending = policy.async_init_model_from_pretrained(strategy, str(job.model), optimizer_steps)

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -48,7 +49,7 @@ class LastBeat:
 class HeartbeatBoard:
     """Ray actor: the last heartbeat of each component."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._last: dict[str, tuple[str, int, float, str, int]] = {}
 
     def beat(self, component: str, doing: str, beats: int, node: str, pid: int) -> None:
@@ -89,10 +90,10 @@ class Heartbeat:
             self._doing, self._sent_at = doing, now
             self._board.beat.remote(self._component, doing, self._beats, *self._place)
 
-    def during(self, doing: str, function: Callable) -> Callable:
+    def during(self, doing: str, function: Callable[..., Any]) -> Callable[..., Any]:
         """Return `function`, wrapped so that the component's activity is `doing` while it runs."""
 
-        def reporting(*args, **kwargs):
+        def reporting(*args: Any, **kwargs: Any) -> Any:
             before = self._doing
             self.beat(doing)
             try:

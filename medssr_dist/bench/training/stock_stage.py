@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 
@@ -29,6 +29,11 @@ from medssr_dist.training.stage_job import StageJob
 from medssr_dist.training.stall_watch import HeartbeatBoard, start_board
 from medssr_dist.training.train_stage import ignore_taken, plan_stage2
 
+if TYPE_CHECKING:
+    from medssr_dist.training.after_step import AfterStep
+    from medssr_dist.training.backend.openrlhf import RayActorGroup
+    from medssr_dist.training.backend.strategy import Strategy
+
 PIECES = ("trainer", "rollout", "weight_sync", "loss")
 DEMO = Path(__file__).parents[3] / "configs" / "demo_cpu.yaml"
 
@@ -36,7 +41,9 @@ DEMO = Path(__file__).parents[3] / "configs" / "demo_cpu.yaml"
 class StockWorkers(RolloutWorkers):
     """Our rollout workers with OpenRLHF's sample generator or weight sync."""
 
-    def __init__(self, job: StageJob, strategy, board: HeartbeatBoard, ranks, pieces: frozenset[str]):
+    def __init__(
+        self, job: StageJob, strategy: Strategy, board: HeartbeatBoard, ranks: RayActorGroup, pieces: frozenset[str]
+    ):
         self._pieces, self._ranks, self._strategy = pieces, ranks, strategy
         super().__init__(job.config, job.stage, job.model, board, ranks)
 
@@ -51,7 +58,7 @@ class StockWorkers(RolloutWorkers):
             options["agent_func_path"] = str(Path(__file__).with_name("stock_agent.py"))
         return options
 
-    def make_sampler(self, prompts: PromptLoader, tokenizer):
+    def make_sampler(self, prompts: PromptLoader, tokenizer: Any) -> Any:
         if "rollout" not in self._pieces:
             return super().make_sampler(prompts, tokenizer)
         from medssr_dist.bench.training.stock_rollout import StockPrompts, StockSampler
@@ -75,7 +82,9 @@ class StockStage(StageActor):
     def __init__(self, pieces: frozenset[str]):
         self._pieces = pieces
 
-    def make_workers(self, job: StageJob, strategy, board: HeartbeatBoard, policy) -> StockWorkers:
+    def make_workers(
+        self, job: StageJob, strategy: Strategy, board: HeartbeatBoard, policy: RayActorGroup
+    ) -> StockWorkers:
         return StockWorkers(job, strategy, board, policy, self._pieces)
 
     def rank_classes(self) -> tuple[type, type]:
@@ -88,20 +97,30 @@ class StockStage(StageActor):
             return stock_loss.StockLossRank, reference
         return (stock_sync.StockSyncRank if "weight_sync" in self._pieces else policy), reference
 
-    def load_policy(self, job: StageJob, strategy, policy, rollout: StockWorkers, board: HeartbeatBoard) -> list:
+    def load_policy(
+        self, job: StageJob, strategy: Strategy, policy: RayActorGroup, rollout: StockWorkers, board: HeartbeatBoard
+    ) -> list[ray.ObjectRef]:
         if not {"weight_sync", "trainer"} & self._pieces:
             return super().load_policy(job, strategy, policy, rollout, board)
         steps = job.expected_steps * job.stage.updates_per_rollout
         pending = policy.async_init_model_from_pretrained(strategy, str(job.model), steps, rollout.engines.handles)
         return pending + policy.async_run_method("report_to", board)
 
-    def make_strategy(self, job: StageJob):
+    def make_strategy(self, job: StageJob) -> Strategy:
         from medssr_dist.bench.training.stock_trainer import StockStrategy
 
         stock = "trainer" in self._pieces
         return StockStrategy(job.config, job.stage, job.folder) if stock else super().make_strategy(job)
 
-    def run_loop(self, job: StageJob, strategy, processes: Processes, prompts, tokenizer, after_step) -> None:
+    def run_loop(
+        self,
+        job: StageJob,
+        strategy: Strategy,
+        processes: Processes,
+        prompts: PromptLoader,
+        tokenizer: Any,
+        after_step: AfterStep,
+    ) -> None:
         if "trainer" not in self._pieces:
             super().run_loop(job, strategy, processes, prompts, tokenizer, after_step)
             return
@@ -110,7 +129,7 @@ class StockStage(StageActor):
         engines = processes.rollout.engines.handles
         StockTrainer(job, strategy, processes.policy, processes.reference, engines, prompts, tokenizer).fit()
 
-    def export(self, job: StageJob, after_step) -> None:
+    def export(self, job: StageJob, after_step: AfterStep) -> None:
         """Export nothing, because only times are measured."""
 
 

@@ -162,7 +162,7 @@ class UpdateRow:
 
     def as_row(self) -> dict[str, str | float]:
         """Return the row of the result file: numbers that are unknown are left out."""
-        names = {"shape": self.shape, "variant": self.variant}
+        names: dict[str, str | float] = {"shape": self.shape, "variant": self.variant}
         if self.speed is None:
             return names | {"failed": self.failed}
         return names | {name: value for name, value in asdict(self.speed).items() if value is not None}
@@ -199,7 +199,7 @@ def _measure_row(shape: str, name: str, folder: str, variant: UpdateVariant, sca
         return UpdateRow(shape, name, failed=f"{type(error).__name__}: {lines[0]}"[:200])
 
 
-def make_model(shape: dict, tokenizer: Path, folder: str) -> None:
+def make_model(shape: dict[str, Any], tokenizer: Path, folder: str) -> None:
     """Write a model of this shape with random weights into `folder`, with the demo's tokenizer, whose ids it has."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -254,7 +254,7 @@ def make_config(folder: str, keys: dict[str, str], scale: UpdateScale) -> Config
     return load_config(DEMO, overrides)
 
 
-def load_rank(config: Config, folder: str, steps: int, path: str):
+def load_rank(config: Config, folder: str, steps: int, path: str) -> Any:
     """Load the only rank of a ZeRO-3 group, with its model and optimizer."""
     from medssr_dist.bench.training.stock_loss import StockLossRank
     from medssr_dist.bench.training.stock_trainer import StockPolicyRank, StockStrategy

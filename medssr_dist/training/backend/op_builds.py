@@ -32,7 +32,7 @@ class BuildLock:
         path: file of FileBaton; the lock's file is this with .flock added, and is never deleted.
     """
 
-    def __init__(self, path: str, *args, **kwargs):
+    def __init__(self, path: str, *args: object, **kwargs: object):
         self._path = Path(f"{path}.flock")
 
     def try_acquire(self) -> bool:

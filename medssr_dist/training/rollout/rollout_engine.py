@@ -26,7 +26,7 @@ class RolloutEngine(RolloutActor):
         args, kwargs: arguments of OpenRLHF's actor and of vLLM.
     """
 
-    async def __init__(self, *args, name: str, board: HeartbeatBoard, **kwargs):
+    async def __init__(self, *args: Any, name: str, board: HeartbeatBoard, **kwargs: Any):
         self._guard = end_children_with_this_process()
         self._heartbeat = Heartbeat(board, name)
         self._version = self._open = 0

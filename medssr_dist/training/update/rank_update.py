@@ -17,7 +17,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -52,7 +52,7 @@ class RankUpdate:
         optimizer, scheduler: as `strategy.prepare` returns them for `actor`.
     """
 
-    def __init__(self, strategy: Strategy, actor: KernelActor, optimizer, scheduler):
+    def __init__(self, strategy: Strategy, actor: KernelActor, optimizer: Any, scheduler: Any):
         self.strategy, self.actor = strategy, actor
         self._optimizer, self._scheduler = optimizer, scheduler
         self._options = make_grpo_options(strategy.grpo)

@@ -8,9 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
+
+if TYPE_CHECKING:
+    from peft.tuners.lora import LoraLayer
+    from transformers import PreTrainedTokenizerBase
 
 _BASE, _ADAPTED = "base_model.model.", ".base_layer"
 
@@ -55,7 +60,7 @@ def list_weights(model: nn.Module) -> list[PlainWeight]:
     return [each for each in found if ".lora_" not in each.name]
 
 
-def _merge_adapter(name: str, layer) -> PlainWeight:
+def _merge_adapter(name: str, layer: LoraLayer) -> PlainWeight:
     (adapter,) = layer.active_adapters
     weight = layer.base_layer.weight
 
@@ -66,7 +71,7 @@ def _merge_adapter(name: str, layer) -> PlainWeight:
     return PlainWeight(name, [weight, layer.lora_A[adapter].weight, layer.lora_B[adapter].weight], value)
 
 
-def save_merged(model: nn.Module, tokenizer, folder: Path, is_writer: bool) -> None:
+def save_merged(model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Path, is_writer: bool) -> None:
     """Write a PEFT model in ZeRO-3 shards as a plain Hugging Face checkpoint into `folder`.
 
     A collective: all ranks call it, and one of them, the writer, writes the files.

@@ -11,10 +11,11 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import ray
 import torch
-from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
+from vllm.distributed.weight_transfer.base import ParamMeta, TrainerInitInfo, WeightSource
 from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
 
 from medssr_dist.runtime.device import on_gpu
@@ -128,20 +129,20 @@ class EngineClient:
         self._engines, self._settings = engines, settings
         self.version = 0
 
-    def init_weight_transfer_engine(self, init_info: dict) -> None:
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
         offsets = [init_info["rank_offset"] + self._settings.workers * index for index in range(len(self._engines))]
         self._all("init_weight_transfer_engine", [(init_info | {"rank_offset": offset},) for offset in offsets])
 
     def start_weight_update(self) -> None:
         self._all("start_weight_update")
 
-    def update_weights(self, update_info: dict) -> None:
+    def update_weights(self, update_info: dict[str, Any]) -> None:
         self._all("update_weights", [(update_info,)] * len(self._engines))
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
         self._all("finish_weight_update", [(self.version,)] * len(self._engines))
 
-    def _all(self, method: str, arguments: list[tuple] | None = None) -> None:
+    def _all(self, method: str, arguments: list[tuple[Any, ...]] | None = None) -> None:
         """Call `method` of every engine and wait for all. Raises SyncError, which names engines that do not answer."""
         arguments = arguments or [()] * len(self._engines)
         refs = {
@@ -187,7 +188,7 @@ class WeightSync:
         except RuntimeError as error:
             raise SyncError(f"weight sync: interrupted while sending version {version}: {error}") from error
 
-    def _init_info(self, address: str, world_size: int):
+    def _init_info(self, address: str, world_size: int) -> TrainerInitInfo:
         if not on_gpu():
             return GlooTrainerInitInfo(address, world_size, self._settings.timeout_s, rank=self._rank)
         from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
