@@ -2,7 +2,8 @@
 
 1. `synthesize`: a chat API writes multiple-choice questions from seed questions, rare diseases and passages.
 2. `vote`: the base model answers each question several times; a clear majority becomes the pseudo-label.
-3. `train_stage1`: GRPO on the questions with a kept pseudo-label. `train_stage2`: GRPO on human-annotated questions.
+3. Train. 3a. `train_stage1`: GRPO on the questions with a kept pseudo-label. 3b. `train_stage2`: GRPO on
+   human-annotated questions.
 4. `evaluate`: the base model and the two stages answer the benchmarks.
 
 Each step reads what the step before left in the run directory. A finished step is skipped and an interrupted one is

@@ -42,10 +42,8 @@ def print_status(run_dir: Path) -> None:
         return
     held = is_held(run)
     attempts = run.read_manifest().attempts
-    print(
-        f"run {run.root}: {'running' if held else 'not running'}; {len(attempts)} attempts, newest "
-        f"{attempts[-1].started} on {attempts[-1].host}, commit {attempts[-1].commit}"
-    )
+    newest = f", newest {attempts[-1].started} on {attempts[-1].host}, commit {attempts[-1].commit}" if attempts else ""
+    print(f"run {run.root}: {'running' if held else 'not running'}; {len(attempts)} attempts{newest}")
     stages, progress = read_json(run.config_file)["training"], read_progress(run)
     for step in RECORDED_STEPS:
         off = step in stages and not stages[step]["enabled"]

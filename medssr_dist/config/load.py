@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from medssr_dist.config.schema import Config
-from medssr_dist.config.training import REMOVED_KEYS
+from medssr_dist.config.training import REMOVED_ADVICE, REMOVED_KEYS
 from medssr_dist.data.jsonl import read_text
 from medssr_dist.errors import InputError
 
@@ -161,7 +161,7 @@ def _read_secret(file: Path, key: str) -> str:
 def _explain(item: ErrorDetails) -> str:
     key = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden" and item["loc"][0] == "training" and item["loc"][-1] in REMOVED_KEYS:
-        return f"{key} {REMOVED_KEYS[item['loc'][-1]]}"
+        return f"{key} {REMOVED_ADVICE}"
     if item["type"] == "extra_forbidden":
         return f"unknown key {key!r}{_suggest_key(item['loc'])}"
     if item["type"] == "missing":

@@ -7,6 +7,7 @@ The loss is equation 3 of arXiv 2402.03300. Related algorithms are other values 
 | GRPO, loss over tokens (the default) | `advantage: group_norm`, `aggregation: token_mean` |
 | GRPO as in its paper | `aggregation: sequence_mean` |
 | Dr. GRPO (arXiv 2503.20783) | `advantage: mean_only`, `aggregation: fixed_length`, `kl_coef: 0` |
+| RLOO (arXiv 2402.14740) | `advantage: rloo` |
 | DAPO's clip-higher (arXiv 2503.14476) | `clip_high: 0.28` |
 | GSPO (arXiv 2507.18071) | `ratio: sequence`, `aggregation: sequence_mean`, `clip_low: 3.0e-4`, `clip_high: 4.0e-4` |
 | dual clip (arXiv 1912.09729) | `dual_clip: 3.0` |

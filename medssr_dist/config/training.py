@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from medssr_dist.config.base import Section, Source
 from medssr_dist.config.objective import Objective
 
-# Keys of earlier versions, and what to do about them.
-REMOVED_KEYS = dict.fromkeys(
-    ("rollout", "weight_sync", "logprob"),
+# Keys of earlier versions, with the value that training now always has.
+REMOVED_KEYS = {"rollout": "grouped", "weight_sync": "packed", "logprob": "kernels"}
+REMOVED_ADVICE = (
     "was removed: training always uses this project's own implementation (`medssr bench training` compares it with "
-    "OpenRLHF's); remove the key",
+    "OpenRLHF's); remove the key or the override"
 )
+
+
+def drop_removed_keys(training: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the section `training` of an earlier version without the removed keys; other values of them stay.
+
+    Example: drop_removed_keys({"nodes": 1, "logprob": "kernels"}) == {"nodes": 1}
+    """
+    return {key: value for key, value in training.items() if key not in REMOVED_KEYS or REMOVED_KEYS[key] != value}
 
 
 class RolloutOptions(Section):

@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from medssr_dist.config.schema import Config
-from medssr_dist.config.training import Stage
+from medssr_dist.config.training import Stage, drop_removed_keys
 from medssr_dist.data.jsonl import read_json, read_jsonl
 from medssr_dist.data.records import parse_record
 from medssr_dist.errors import InputError
@@ -112,7 +112,8 @@ def read_rates(run_dir: Path) -> Rates | None:
     if not run.config_file.exists():
         return None
     try:
-        config = Config.model_validate(read_json(run.config_file))
+        tree = read_json(run.config_file)
+        config = Config.model_validate(tree | {"training": drop_removed_keys(tree["training"])})
     except ValidationError:
         what = "its config was written by another version of medssr"
         raise InputError(f"the rates of {run.root} cannot be read: {what}") from None

@@ -1,4 +1,4 @@
-"""The GRPO loop of a stage, written out: sample, reward and advantage, update, weights to the engines, after-step.
+"""The GRPO loop of a stage, written out: sample, reward and advantage, update, weights to the engines, save or stop.
 
 For each step, with the policy pi_theta, the policy that sampled pi_old, and the reference pi_ref:
 
@@ -20,7 +20,7 @@ Deviations from the papers, each an option of the stage (`config/objective.py`, 
 
 Shapes, as suffixes of names: B prompts of a step (of a micro-batch: sequences), G samples of a prompt, N = B x G
 samples, T tokens of a sequence, A = T - 1 actions, R rows that predict an action, H hidden size, V vocabulary. For
-example: reward_BG, logp_BA.
+example: reward_BG, logp_BA. As a suffix, A, R and N are these sizes, not the advantage, the reward or a token count.
 
     medssr train --config configs/qwen3_8b.yaml --run-dir runs/first
 """

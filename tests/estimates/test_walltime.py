@@ -13,6 +13,7 @@ from medssr_dist.commands.dry_run import dry_run
 from medssr_dist.commands.plan_rows import describe_forecast
 from medssr_dist.config.load import merge_sections
 from medssr_dist.config.schema import Config, Evaluation
+from medssr_dist.config.training import REMOVED_KEYS
 from medssr_dist.data.jsonl import JsonlLedger, write_json
 from medssr_dist.data.records import Question
 from medssr_dist.errors import InputError
@@ -237,6 +238,15 @@ def test_rates_of_a_running_synthesis(measured):
 def test_no_rates(measured, tmp_path):
     assert read_rates(tmp_path / "nothing") is None
     assert read_rates(measured[0]) is None
+
+
+def test_removed_keys_of_an_earlier_version_are_ignored(measured):
+    root, _ = measured
+    file = root / "config.resolved.json"
+    expected, tree = read_rates(root), json.loads(file.read_text())
+    tree["training"] |= REMOVED_KEYS
+    file.write_text(json.dumps(tree))
+    assert read_rates(root) == expected
 
 
 def test_settings_of_another_version_are_refused(measured):

@@ -10,7 +10,8 @@ from config_builder import write_config
 
 from medssr_dist import __version__
 from medssr_dist.config.load import load_config
-from medssr_dist.data.jsonl import read_json
+from medssr_dist.config.training import REMOVED_KEYS
+from medssr_dist.data.jsonl import read_json, write_json
 from medssr_dist.errors import InputError
 from medssr_dist.run import directory
 from medssr_dist.run.directory import STEP_SECTIONS, find_commit, open_run
@@ -111,6 +112,23 @@ def test_the_manifest_records_code_and_settings(root, configured):
     assert step["settings"]["voting.samples"] == 16
     assert step["started"] <= step["finished"]
     assert {key.split(".")[0] for key in step["settings"]} == {"policy", "voting", "runtime"}
+
+
+def test_a_run_of_an_earlier_version_is_resumed(root, configured):
+    """It recorded keys that are removed now. Where their value is what training always does, nothing has changed."""
+    with open_run(root, configured()) as run:
+        run.begin_step("stage1", configured(), INPUTS)
+    file = root / "manifest.json"
+    manifest = read_json(file)
+    settings = manifest["steps"]["stage1"]["settings"]
+    settings |= {f"training.{key}": value for key, value in REMOVED_KEYS.items()}
+    write_json(file, manifest)
+    with open_run(root, configured()) as run:
+        run.begin_step("stage1", configured(), INPUTS)
+    settings["training.rollout"] = "openrlhf"
+    write_json(file, manifest)
+    with pytest.raises(InputError, match="training.rollout: 'openrlhf' -> None"), open_run(root, configured()) as run:
+        run.begin_step("stage1", configured(), INPUTS)
 
 
 def test_each_opening_is_recorded_with_the_newest_config(root, configured):
