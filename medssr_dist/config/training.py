@@ -18,12 +18,16 @@ REMOVED_ADVICE = (
 )
 
 
-def drop_removed_keys(training: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the section `training` of an earlier version without the removed keys; other values of them stay.
+def drop_removed_keys(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the settings of an earlier version without the removed keys; other values of them stay.
+
+    Args:
+        prefix: of the keys of the section `training`: "" for the section itself, "training." for dotted keys.
 
     Example: drop_removed_keys({"nodes": 1, "logprob": "kernels"}) == {"nodes": 1}
     """
-    return {key: value for key, value in training.items() if key not in REMOVED_KEYS or REMOVED_KEYS[key] != value}
+    removed = {prefix + key: value for key, value in REMOVED_KEYS.items()}
+    return {key: value for key, value in settings.items() if key not in removed or removed[key] != value}
 
 
 class RolloutOptions(Section):

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict
 from medssr_dist import __version__
 from medssr_dist.config.load import dump_config
 from medssr_dist.config.schema import Config
-from medssr_dist.config.training import REMOVED_KEYS
+from medssr_dist.config.training import drop_removed_keys
 from medssr_dist.data.jsonl import read_json, write_json
 from medssr_dist.data.records import parse_record
 from medssr_dist.errors import InputError
@@ -258,15 +258,8 @@ def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-_NOTHING = object()  # equal to no setting
-
-
 def _refuse_changes(step: str, before: StepRecord, now: StepRecord, root: Path) -> None:
-    settings = {  # those of an earlier version, as this one names them
-        key: value
-        for key, value in before.settings.items()
-        if REMOVED_KEYS.get(key.removeprefix("training."), _NOTHING) != value
-    }
+    settings = drop_removed_keys(before.settings, "training.")
     changed = [
         f"{key}: {old.get(key)!r} -> {new.get(key)!r}"
         for old, new in ((settings, now.settings), (before.inputs, now.inputs))

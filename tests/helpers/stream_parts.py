@@ -34,7 +34,7 @@ def question(number: int) -> Question:
     return Question.make(f"Question {number}?", ["yes", "no"], source="set")
 
 
-def label(found: Question, kept: bool) -> Label:
+def label(found: Question, kept: bool = True) -> Label:
     return Label(
         question=found,
         outcome="labeled",

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 from places import SHARED_DATA
+from stream_parts import label
 
 from medssr_dist.config.base import DataSource
-from medssr_dist.data.records import Label, Question
+from medssr_dist.data.records import Question
 from medssr_dist.errors import InputError
 from medssr_dist.readers import read_questions, refuse_evaluation_items, refuse_unlabelled
 from medssr_dist.readers.formats import split_options
@@ -182,23 +183,8 @@ def test_duplicate_ids_are_refused(tmp_path):
 
 
 def test_label_file_is_refused(tmp_path):
-    label = Label(
-        question=Question.make("S", ["x", "y"], source="synthetic"),
-        outcome="labeled",
-        answer="A",
-        counts={"A": 1},
-        requested=1,
-        taken=1,
-        valid=1,
-        truncated=0,
-        tokens=7,
-        confidence_requested=(1, 1),
-        confidence_valid=(1, 1),
-        kept=True,
-        policy="p",
-        sampling="s",
-    )
-    assert "vote labels, not questions" in read_refusal(tmp_path, [label.model_dump()])
+    found = label(Question.make("S", ["x", "y"], source="synthetic"))
+    assert "vote labels, not questions" in read_refusal(tmp_path, [found.model_dump()])
 
 
 def test_unknown_format_lists_its_keys_and_the_known_formats(tmp_path):

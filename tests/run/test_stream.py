@@ -6,6 +6,7 @@ import threading
 import time
 
 import pytest
+from stream_parts import label as label_of
 
 from medssr_dist.data.jsonl import JsonlLedger
 from medssr_dist.data.records import Label, Question
@@ -39,23 +40,7 @@ def labels_file(tmp_path):
 
 
 def label(number: int, kept: bool = True) -> Label:
-    question = Question.make(f"Naïve “question” {number}", ["yes", "no"], source="set")
-    return Label(
-        question=question,
-        outcome="labeled",
-        answer="A",
-        counts={"A": 1},
-        requested=1,
-        taken=1,
-        valid=1,
-        truncated=0,
-        tokens=7,
-        confidence_requested=(1.0, 1.0),
-        confidence_valid=(1.0, 1.0),
-        kept=kept,
-        policy="p",
-        sampling="s",
-    )
+    return label_of(Question.make(f"Naïve “question” {number}", ["yes", "no"], source="set"), kept)
 
 
 def in_thread(work):
