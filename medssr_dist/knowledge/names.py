@@ -25,12 +25,20 @@ _EPONYM = re.compile(
 )
 
 
+def strip_markup(name: str) -> str:
+    """Return `name` without OMIM's marks: braces, brackets, a leading '?', and the '@' that separates a number.
+
+    Example: strip_markup("{3-@methylglutaconic aciduria}") == "3-methylglutaconic aciduria"
+    """
+    return re.sub(r"[{}\[\]@]|(?<!\S)\?", "", name).strip()
+
+
 def tidy_name(disease_id: str, name: str) -> str:
-    """Return `name` for display: without ';ABBREVIATION', and OMIM's all-capital names in sentence case.
+    """Return `name` for display: without ';ABBREVIATION' and OMIM's marks, and not all in capitals.
 
     Example: tidy_name("OMIM:1", "DEAFNESS, Y-LINKED 2; DFNY2") == "Deafness, Y-linked 2"
     """
-    name = " ".join(name.split(";")[0].split())
+    name = strip_markup(" ".join(name.split(";")[0].split()))
     if disease_id.startswith("OMIM:"):
         if name.isupper():
             name = re.sub(r"[A-Z]{2,}", _lower_word, name)
