@@ -72,7 +72,13 @@ class Question(Record):
     source: str = Field(description="'synthetic', or the name of the data set")
     source_id: str = Field("", description="the id in that data set, '' if it has none")
     truth: str | None = Field(None, description="human or ontology answer letter; None if unknown")
-    rare: bool = False
+    rare: bool = Field(False, description="the question is about a rare disease; `rare_by` says who says so")
+    rare_disease: str | None = Field(None, description="rare disease that the question names, as in the rare list")
+    rare_by: Literal["source", "column", "auto"] | None = Field(
+        None,
+        description="what `rare` comes from: 'source' = the data set as a whole, 'column' = a column of the data set, "
+        "'auto' = the names of the rare list, sought in stem and right option; None = synthesis, or nobody has looked",
+    )
     topic: str = Field("", description="subject or specialty as the data set gives it, '' if it gives none")
     provenance: Provenance | None = None
 
