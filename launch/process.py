@@ -14,6 +14,7 @@ from pathlib import Path
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 _LINE_CHARS = 2000  # of a line that are sent to the launcher
+_CHUNK_BYTES = 64 * 1024
 _libc = ctypes.CDLL(None)
 
 
@@ -37,7 +38,6 @@ class Component:
             stderr=STDOUT,
             start_new_session=True,
             preexec_fn=_prepare_child,
-            limit=2**24,
         )
         return cls(name, process, log, on_line)
 
@@ -61,18 +61,68 @@ class Component:
         return code
 
     async def _read(self) -> None:
+        """Copy the output to the log as it comes, and pass on its lines.
+
+        It never stops to read, whatever comes: a process whose output nobody reads blocks in its next write.
+        """
+        lines = LineSplitter()
         with open(self._log, "ab", buffering=0) as file:
-            while line := await self._process.stdout.readline():
-                file.write(line)
-                text = line.decode("utf-8", "replace").rstrip().rsplit("\r", 1)[-1].rstrip()
-                if text:
-                    self.tail.append(text)
-                    self._on_line(self.name, text[:_LINE_CHARS])
+            while chunk := await self._process.stdout.read(_CHUNK_BYTES):
+                with suppress(OSError):  # a full disk costs the log's text, not the run
+                    file.write(chunk)
+                self._pass_on(lines.feed(chunk))
+        self._pass_on(lines.flush())
+
+    def _pass_on(self, lines: list[str]) -> None:
+        for line in lines:
+            self.tail.append(line)
+            self._on_line(self.name, line)
 
     def signal(self, number: int) -> None:
         """Send a signal; does nothing if the process has ended."""
         if self._process.returncode is None:
             self._process.send_signal(number)
+
+
+class LineSplitter:
+    """Splits output that comes in chunks into lines, in bounded memory.
+
+    A carriage return starts a line again, as on a terminal: of the states of a progress bar, the last one before the
+    newline counts. Of a long line, the first 2,000 characters are kept. Empty lines are left out.
+
+    Example: feed(b"50%\\r100%\\nload") == ["100%"], then flush() == ["load"]
+    """
+
+    def __init__(self) -> None:
+        self._state = b""  # of the current line, since its last carriage return that was followed by text
+        self._is_returned = False  # a carriage return came last: the next text replaces the state
+
+    def feed(self, chunk: bytes) -> list[str]:
+        """Return the lines that `chunk` completes."""
+        *ended, rest = chunk.split(b"\n")
+        lines = []
+        for part in ended:
+            self._add(part)
+            lines += self.flush()
+        self._add(rest)
+        return lines
+
+    def flush(self) -> list[str]:
+        """Return the line that has no newline yet, if it has text."""
+        text = self._state.decode("utf-8", "replace").strip()[:_LINE_CHARS]
+        self._state, self._is_returned = b"", False
+        return [text] if text else []
+
+    def _add(self, part: bytes) -> None:
+        text = part.rstrip(b"\r")
+        if text:
+            before, _, last = text.rpartition(b"\r")
+            if self._is_returned or before or text.startswith(b"\r"):
+                self._state = b""
+            self._state += last[: 4 * _LINE_CHARS - len(self._state)]  # UTF-8 has at most 4 bytes a character
+            self._is_returned = False
+        if part.endswith(b"\r"):
+            self._is_returned = True
 
 
 def adopt_orphans() -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import select
 import stat
 import subprocess
 import sys
@@ -32,7 +30,6 @@ from medssr_dist.launch.attempts import (
 )
 from medssr_dist.launch.channel import AuthenticationFailed, ConnectionLost, Hub, NodeInfo, NodeLost
 from medssr_dist.launch.fit_config import FittedConfig, fit_config
-from medssr_dist.launch.process import Component
 from medssr_dist.launch.ray_node import NodeResources, build_node_environment, build_ray_command
 from medssr_dist.launch.ray_watch import describe_missing_nodes
 from medssr_dist.launch.slurm import SlurmJob, list_sbatch_options, parse_job_record
@@ -321,72 +318,6 @@ def test_a_number_of_nodes_that_does_not_fit_is_refused(repo, tmp_path):
 
 def test_missing_nodes_are_named():
     assert describe_missing_nodes({"n1": "10.0.0.1", "n2": "10.0.0.2"}, {"10.0.0.1"}) == "n2 (10.0.0.2)"
-
-
-async def test_output_goes_to_the_log_file_and_to_the_launcher(tmp_path):
-    lines: list[tuple[str, str]] = []
-    command = [sys.executable, "-c", "print('10%\\r90%\\nfull', flush=True); raise SystemExit(3)"]
-    component = await Component.start("driver", command, {}, tmp_path / "log", lambda *line: lines.append(line))
-    assert await component.wait() == 3
-    assert lines == [("driver", "90%"), ("driver", "full")]
-    assert (tmp_path / "log").read_bytes() == b"10%\r90%\nfull\n"
-
-
-_CHILD = """
-import pathlib, signal, sys
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(pathlib.Path(sys.argv[1]).touch()))
-print("up", flush=True)
-signal.pause()
-"""
-_SUPERVISOR = """
-import asyncio, sys
-from pathlib import Path
-from medssr_dist.launch.process import Component
-
-async def main():
-    def on_line(name, text):
-        print(child.pid, flush=True)
-
-    child = await Component.start("child", [sys.executable, *sys.argv[1:]], {}, Path(sys.argv[2] + ".log"), on_line)
-    await child.wait()
-
-asyncio.run(main())
-"""
-
-
-def test_a_component_ends_with_its_supervisor(tmp_path):
-    """After a kill -9 of the supervisor the kernel sends SIGTERM to the child, which still does its last work."""
-    program = tmp_path / "child.py"
-    program.write_text(_CHILD)
-    command = [sys.executable, "-c", _SUPERVISOR, str(program), str(tmp_path / "ended")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as supervisor:
-        child = os.pidfd_open(int(supervisor.stdout.readline()))
-        supervisor.kill()
-    assert select.select([child], [], [], 60)[0]
-    os.close(child)
-    assert (tmp_path / "ended").exists()
-
-
-async def test_slurms_warning_does_not_end_a_component(tmp_path):
-    component = await Component.start("ray", ["sh", "-c", "kill -USR1 $$; exit 3"], {}, tmp_path / "log", print)
-    assert await component.wait() == 3
-
-
-_ORPHANS = """
-import os, subprocess, sys
-from medssr_dist.launch.process import adopt_orphans, kill_descendants
-
-adopt_orphans()
-parent = "import subprocess; print(subprocess.Popen(['sleep', '600'], stdout=subprocess.DEVNULL).pid, flush=True)"
-orphan = int(subprocess.run([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True).stdout.split()[0])
-os.kill(orphan, 0)
-kill_descendants()
-os.waitpid(orphan, 0)
-"""
-
-
-def test_processes_that_a_component_leaves_are_killed():
-    subprocess.run([sys.executable, "-c", _ORPHANS], check=True, timeout=120)
 
 
 def test_outside_a_job_the_launcher_refuses_to_start(tmp_path, monkeypatch, capsys):
