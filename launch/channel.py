@@ -1,7 +1,9 @@
 """JSON messages over TCP between the launcher and the node supervisors.
 
 Each end first proves that it has the job's token, without sending it. Then each end sends a heartbeat every few
-seconds, because TCP alone does not notice a broken network link.
+seconds, because TCP alone does not notice a broken network link. Whoever has no token can do little: connections
+without a proof are few, short and of fixed length. A message that is too long or malformed ends its connection, and
+the node is lost for that reason: no message vanishes.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import hmac
 import json
 import os
 from asyncio import StreamReader, StreamWriter
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -20,6 +23,9 @@ from typing import Any
 HEARTBEAT_S = 5.0
 SILENCE_S = 30.0  # six heartbeats: a busy node may miss some
 MESSAGE_BYTES = 2**20  # the longest message
+_PROOF_S = 10.0  # how long a connection may take to prove that it has the token
+_PROOF_BYTES = 32 + 1 + 64 + 1  # nonce, space, HMAC and newline
+_MOST_UNPROVEN = 64  # connections from one address; the oldest is closed for a new one
 DRIVER = "driver"  # the component that runs `medssr STEP`
 _NOT_LOGGED = ("ray",)  # its output is long and of no use to a reader; its last lines are in the reason if it fails
 
@@ -52,9 +58,12 @@ class Channel:
         return str(self._writer.get_extra_info("sockname")[0])
 
     def send(self, message: dict[str, Any]) -> None:
-        """Queue a message. If the connection is lost, `receive` reports it."""
+        """Queue a message. If the connection is lost, `receive` reports it. Raises ValueError if it is too long."""
+        line = json.dumps(message).encode() + b"\n"
+        if len(line) > MESSAGE_BYTES:
+            raise ValueError(f"a message of {len(line)} bytes; the longest has {MESSAGE_BYTES}: {line[:80]!r} ...")
         if not self._writer.is_closing():
-            self._writer.write(json.dumps(message).encode() + b"\n")
+            self._writer.write(line)
 
     async def receive(self) -> dict[str, Any]:
         """Return the next message that is not a heartbeat. Raises ConnectionLost."""
@@ -66,10 +75,12 @@ class Channel:
                 raise ConnectionLost(silent) from None
             except OSError as error:
                 raise ConnectionLost(f"connection broken ({error.strerror or error})") from None
+            except ValueError:  # of readline: no newline within the limit
+                raise ConnectionLost(f"it sent a message of more than {MESSAGE_BYTES} bytes") from None
             if not line.endswith(b"\n"):
                 raise ConnectionLost("its process has ended")
-            if message := json.loads(line):
-                return dict(message)
+            if message := _parse_message(line):
+                return message
 
     async def send_heartbeats(self) -> None:
         """Send heartbeats until cancelled."""
@@ -93,10 +104,10 @@ async def connect(host: str, port: int, token: str) -> Channel:
     """
     reader, writer = await asyncio.open_connection(host, port, limit=MESSAGE_BYTES)
     challenge = await reader.readline()
-    own = os.urandom(16).hex()
-    _write_line(writer, f"{own} {_prove(token, 'node', challenge.decode().strip())}")
+    own = os.urandom(16).hex().encode()
+    _write_line(writer, own + b" " + _prove(token, "node", challenge.strip()))
     answer = await reader.readline()
-    if not hmac.compare_digest(answer.decode().strip(), _prove(token, "launcher", own)):
+    if not hmac.compare_digest(answer.strip(), _prove(token, "launcher", own)):
         writer.close()
         raise AuthenticationFailed(f"{host}:{port} does not know this job's token")
     return Channel(reader, writer)
@@ -104,25 +115,36 @@ async def connect(host: str, port: int, token: str) -> Channel:
 
 async def accept(reader: StreamReader, writer: StreamWriter, token: str) -> Channel:
     """Do the launcher's side of `connect`. Raises AuthenticationFailed for a wrong token."""
-    own = os.urandom(16).hex()
+    own = os.urandom(16).hex().encode()
     _write_line(writer, own)
     try:
-        theirs, proof = (await asyncio.wait_for(reader.readline(), SILENCE_S)).decode().split()
-    except (ValueError, asyncio.TimeoutError):
-        theirs, proof = "", ""
+        theirs, proof = (await asyncio.wait_for(reader.readexactly(_PROOF_BYTES), _PROOF_S)).split()
+    except (ValueError, asyncio.TimeoutError, asyncio.IncompleteReadError, OSError):
+        theirs = proof = b""
     if not hmac.compare_digest(proof, _prove(token, "node", own)):
-        writer.close()
+        writer.transport.abort()
         raise AuthenticationFailed("a connection without this job's token was closed")
     _write_line(writer, _prove(token, "launcher", theirs))
     return Channel(reader, writer)
 
 
-def _write_line(writer: StreamWriter, text: str) -> None:
-    writer.write(text.encode() + b"\n")
+def _parse_message(line: bytes) -> dict[str, Any]:
+    """Return the message of a line; {} is a heartbeat. Raises ConnectionLost if it is no message of ours."""
+    try:
+        message = json.loads(line)
+    except (ValueError, RecursionError):
+        message = None
+    if not isinstance(message, dict) or (message and not isinstance(message.get("event", message.get("do")), str)):
+        raise ConnectionLost(f"it sent a malformed message: {line[:80]!r}")
+    return message
 
 
-def _prove(token: str, sender: str, nonce: str) -> str:
-    return hmac.new(token.encode(), f"{sender} {nonce}".encode(), hashlib.sha256).hexdigest()
+def _write_line(writer: StreamWriter, text: bytes) -> None:
+    writer.write(text + b"\n")
+
+
+def _prove(token: str, sender: str, nonce: bytes) -> bytes:
+    return hmac.new(token.encode(), sender.encode() + b" " + nonce, hashlib.sha256).hexdigest().encode()
 
 
 @dataclass(frozen=True)
@@ -175,6 +197,7 @@ class Hub:
         self._log = log
         self._queue: asyncio.Queue[Event] = asyncio.Queue()
         self._links: dict[str, Channel] = {}
+        self._unproven: dict[str, deque[StreamWriter]] = {}  # address -> its connections without a proof, oldest first
         self.nodes: dict[str, NodeInfo] = {}
 
     @asynccontextmanager
@@ -191,12 +214,12 @@ class Hub:
 
     async def _serve(self, reader: StreamReader, writer: StreamWriter, token: str) -> None:
         try:
-            link = await accept(reader, writer, token)
+            link = await self._accept(reader, writer, token)
         except AuthenticationFailed as refused:
-            self._log("launcher", f"{refused} (from {writer.get_extra_info('peername')[0]})")
+            self._log("launcher", f"{refused} (from {_address_of(writer)})")
             return
         heartbeats = asyncio.create_task(link.send_heartbeats())
-        name = None
+        name = ""
         try:
             first = await link.receive()
             name = str(first["name"])
@@ -207,11 +230,30 @@ class Hub:
             while True:
                 self._receive(name, await link.receive())
         except ConnectionLost as lost:
-            if name and self._links.pop(name, None):
-                self.put(Event(name, "lost", {"why": str(lost)}))
+            self._lose(name, str(lost))
+        except (KeyError, TypeError) as error:  # an authenticated node, so a bug: its node is lost, by name
+            self._lose(name, f"its message lacks a field or has a wrong one ({error})")
         finally:
             heartbeats.cancel()
             await link.close()
+
+    async def _accept(self, reader: StreamReader, writer: StreamWriter, token: str) -> Channel:
+        """Accept a connection. Of many from one address without a proof, only the newest are kept."""
+        waiting = self._unproven.setdefault(_address_of(writer), deque())
+        if len(waiting) >= _MOST_UNPROVEN:
+            waiting.popleft().transport.abort()
+        waiting.append(writer)
+        try:
+            return await accept(reader, writer, token)
+        finally:
+            with suppress(ValueError):
+                waiting.remove(writer)
+            if not waiting:
+                self._unproven.pop(_address_of(writer), None)
+
+    def _lose(self, name: str, why: str) -> None:
+        if name and self._links.pop(name, None):
+            self.put(Event(name, "lost", {"why": why}))
 
     def _receive(self, name: str, message: dict[str, Any]) -> None:
         if message["event"] == "line" and message["name"] not in _NOT_LOGGED:
@@ -268,3 +310,7 @@ class Hub:
         """Drop events until every supervisor has closed its connection or is lost."""
         links = list(self._links)
         await asyncio.gather(*(self.skip_until(lambda event: False, name, within_s) for name in links))
+
+
+def _address_of(writer: StreamWriter) -> str:
+    return str((writer.get_extra_info("peername") or ("?",))[0])

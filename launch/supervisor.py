@@ -28,6 +28,7 @@ from medssr_dist.runtime.temp_dir import open_ray_temp_dir
 
 _RAY = "ray"
 _END_S = 6.0  # from SIGTERM to SIGKILL of a component; Slurm gives the whole job 30 s (KillWait)
+_TEXT_CHARS = 4000  # of an error that is sent to the launcher
 EXIT_LAUNCHER_LOST = 5
 
 
@@ -63,7 +64,7 @@ class Supervisor:
         try:
             fitted = fit_config(Path(config), overrides, nodes, self.resources.gpus, step)
         except InputError as error:
-            self.link.send({"event": "refused", "text": str(error)})
+            self.link.send({"event": "refused", "text": str(error)[:_TEXT_CHARS]})
         else:
             self.link.send({"event": "layout", "overrides": fitted.overrides, "slots": fitted.slots})
 
@@ -143,7 +144,7 @@ async def supervise(launcher: str, attempt: AttemptPaths, job: int) -> int:
             )
             supervisor = Supervisor(link, name, job, attempt, temp_dir)
         except (InputError, NoPorts, OSError) as error:
-            link.send({"event": "unfit", "name": name, "text": str(error)})
+            link.send({"event": "unfit", "name": name, "text": str(error)[:_TEXT_CHARS]})
             await link.close()
             return 1
         return await _serve(supervisor)

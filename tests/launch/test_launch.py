@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import stat
 import subprocess
 import sys
 import time
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -18,7 +16,7 @@ from ledger_writer import fill
 from medssr_dist.data.jsonl import JsonlLedger, read_json
 from medssr_dist.errors import InputError
 from medssr_dist.inference.event_log import EventLog
-from medssr_dist.launch import channel, ports
+from medssr_dist.launch import ports
 from medssr_dist.launch.attempts import (
     FIRST_ANSWER,
     FIRST_ENGINE,
@@ -28,7 +26,6 @@ from medssr_dist.launch.attempts import (
     count_idle_attempts,
     find_unfinished,
 )
-from medssr_dist.launch.channel import AuthenticationFailed, ConnectionLost, Hub, NodeInfo, NodeLost
 from medssr_dist.launch.fit_config import FittedConfig, fit_config
 from medssr_dist.launch.ray_node import NodeResources, build_node_environment, build_ray_command
 from medssr_dist.launch.ray_watch import describe_missing_nodes
@@ -49,61 +46,6 @@ def test_the_launcher_needs_only_the_standard_library():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
-
-
-@pytest.fixture
-async def hub():
-    """A listening hub, and the lines it has logged."""
-    logged: list[tuple[str, str]] = []
-    hub = Hub(lambda who, text: logged.append((who, text)))
-    async with hub.listen(LOOPBACK, "secret"):
-        yield hub, logged
-
-
-async def _connect(hub: Hub, token: str = "secret") -> channel.Channel:
-    host, port = hub.address.split(":")
-    return await channel.connect(host, int(port), token)
-
-
-async def test_messages_pass_both_ways_and_an_end_is_noticed(hub):
-    hub, logged = hub
-    link = await _connect(hub)
-    node = NodeInfo("n1", "10.0.0.1", gcs="10.0.0.1:10001", cpus=4, gpus=0, memory_mib=8000)
-    link.send({"event": "hello"} | asdict(node))
-    assert (await hub.next(5)).kind == "hello" and hub.nodes == {"n1": node}
-    hub.start("n1", "driver", ["true"], {"KEY": "value"})
-    assert await link.receive() == {"do": "start", "name": "driver", "command": ["true"], "env": {"KEY": "value"}}
-    link.send({"event": "line", "name": "driver", "text": "half done"})
-    assert (await hub.next(5)).is_line("driver", "half")
-    assert ("n1 driver", "half done") in logged
-    await link.close()
-    with pytest.raises(NodeLost, match=r"node n1 \(10.0.0.1\) is lost: its process has ended"):
-        await hub.next(5)
-
-
-async def test_missing_heartbeats_are_a_lost_connection(monkeypatch):
-    """The other end is alive but sends no heartbeat, as when the network link is cut."""
-
-    async def say_nothing(reader, writer):
-        await channel.accept(reader, writer, "secret")
-        await reader.read()
-        writer.close()
-
-    monkeypatch.setattr(channel, "SILENCE_S", 0.05)
-    server = await asyncio.start_server(say_nothing, LOOPBACK, 0)
-    link = await channel.connect(*server.sockets[0].getsockname(), "secret")
-    with pytest.raises(ConnectionLost, match="not heard from"):
-        await link.receive()
-    await link.close()
-    server.close()
-
-
-async def test_a_connection_without_the_token_is_refused(hub):
-    hub, logged = hub
-    with pytest.raises(AuthenticationFailed):
-        await _connect(hub, "guess")
-    assert not hub.nodes
-    assert any("without this job's token" in text for _, text in logged)
 
 
 def test_two_jobs_on_a_node_get_different_ports():
