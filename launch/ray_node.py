@@ -72,13 +72,14 @@ def build_ray_command(
 
 
 def build_node_environment(
-    ip: str, block: PortBlock, slots: int, hosts: list[str], resources: NodeResources, token: Path
+    ip: str, block: PortBlock, slots: int, hosts: list[str], resources: NodeResources, token: Path, temp_dir: Path
 ) -> dict[str, str]:
     """Return the environment of all components of this node: Ray and its workers, the preflight, the driver.
 
     Args:
         hosts: names of the nodes of the job.
         token: the file that holds the token; the token itself is in no environment.
+        temp_dir: Ray's temporary folder; vLLM puts its sockets there, which need a short path too.
     """
     env = {
         "RAY_AUTH_MODE": "token",
@@ -88,6 +89,7 @@ def build_node_environment(
         "RAY_process_group_cleanup_enabled": "true",  # else vLLM's processes survive a killed engine
         "RAY_worker_niceness": "0",  # with Ray's default of 15, other jobs on a shared node would slow the work down
         "VLLM_HOST_IP": ip,
+        "VLLM_RPC_BASE_PATH": str(temp_dir),
         "MEDSSR_NODE_IP": ip,
         "MEDSSR_NODES": " ".join(hosts),
         "MEDSSR_PORTS": f"{block.first + 1}-{block.last}",

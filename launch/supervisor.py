@@ -71,7 +71,9 @@ class Supervisor:
     async def do_prepare(self, hosts: list[str], slots: int) -> None:
         """Set the environment of all components of this node."""
         self.slots = slots
-        self.env = build_node_environment(self.ip, self.block, slots, hosts, self.resources, self.attempt.token)
+        self.env = build_node_environment(
+            self.ip, self.block, slots, hosts, self.resources, self.attempt.token, self.temp_dir
+        )
 
     async def do_ray(self, head: str | None) -> None:
         """Start Ray: the head if `head` is None, else a node that joins the head at this address."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import signal
 import time
 from collections.abc import Iterator
@@ -59,8 +60,8 @@ def open_ray_cluster(config: Config, logs: Path) -> Iterator[None]:
     slots = count_slots_at_once(config)
     on_sigterm = signal.getsignal(signal.SIGTERM)
     with ExitStack() as stack:
-        if "RAY_ADDRESS" in os.environ:
-            _join(os.environ["RAY_ADDRESS"])
+        if address := os.environ.get("RAY_ADDRESS", ""):
+            _join(address)
         else:
             _start(slots, stack.enter_context(open_ray_temp_dir(logs)))
         stack.callback(ray.shutdown)
@@ -74,16 +75,28 @@ def _join(address: str) -> None:
     import ray
 
     own_ip = os.environ.get("MEDSSR_NODE_IP")  # set by the launcher; Ray might choose an address of another network
-    ray.init(address=address, log_to_driver=False, _node_ip_address=own_ip)
+    try:
+        ray.init(address=address, log_to_driver=False, _node_ip_address=own_ip)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError(
+            f"no Ray cluster can be joined at RAY_ADDRESS={address!r} ({reason}); unset RAY_ADDRESS to start one here"
+        ) from error
     real_gpus = any(name.startswith("accelerator_type:") for name in ray.cluster_resources())
     os.environ.setdefault("MEDSSR_DEVICE", "cuda" if real_gpus else "cpu")
     on_gpu.cache_clear()
 
 
 def _start(slots: int, temp_dir: Path) -> None:
-    """Start a cluster on this machine; without real GPUs it gets one logical GPU for each slot."""
+    """Start a cluster on this machine; without real GPUs it gets one logical GPU for each slot.
+
+    It listens on the loopback interface alone, and answers only processes that can read this user's token.
+    """
     import ray
 
+    _require_token(temp_dir)
+    _stay_on_loopback()
+    os.environ["VLLM_RPC_BASE_PATH"] = str(temp_dir)  # of its sockets, whose paths must be short too
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # Otherwise vLLM's processes survive a killed worker and hold its GPU's memory.
     os.environ.setdefault("RAY_process_group_cleanup_enabled", "true")
@@ -97,6 +110,33 @@ def _start(slots: int, temp_dir: Path) -> None:
         logging_level=logging.WARNING,
         _temp_dir=str(temp_dir),
     )
+
+
+def _require_token(folder: Path) -> None:
+    """Make Ray ask for a token, as the launcher does in a Slurm job: a new secret in a file for this user alone.
+
+    Ray reads both variables when it is imported, which may be long ago, so it is made to read them again.
+    """
+    from ray._raylet import AuthenticationTokenLoader
+    from ray._raylet import Config as RayConfig
+
+    file = folder / "token"
+    file.touch(mode=0o600)
+    file.write_text(secrets.token_hex(32))
+    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(file)}
+    AuthenticationTokenLoader.instance().reset_cache()
+    RayConfig.initialize("")
+
+
+def _stay_on_loopback() -> None:
+    """Make Ray use the loopback address, as it does by itself on systems where its clusters have one node.
+
+    `_node_ip_address` would not do: `ray.init` replaces a loopback address by one that other machines reach.
+    """
+    from ray._private import ray_constants
+
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # for the processes that Ray starts
+    ray_constants.ENABLE_RAY_CLUSTER = False
 
 
 def reserve_bundles(bundles: list[dict[str, float]], what: str, per_node: int | None = None) -> PlacementGroup:

@@ -82,11 +82,13 @@ def test_ray_is_started_with_explicit_options(tmp_path):
 
 def test_the_environment_holds_the_path_of_the_token_only(tmp_path):
     block = ports.PortBlock(20_000, None)
-    env = build_node_environment(LOOPBACK, block, 2, ["n1", "n2"], NodeResources(2, 0, 8000), tmp_path / "token")
+    env = build_node_environment(
+        LOOPBACK, block, 2, ["n1", "n2"], NodeResources(2, 0, 8000), tmp_path / "token", tmp_path
+    )
     assert env["RAY_AUTH_MODE"] == "token" and env["RAY_AUTH_TOKEN_PATH"] == str(tmp_path / "token")
     assert env["GLOO_SOCKET_IFNAME"] == "lo" and env["MEDSSR_NODES"] == "n1 n2" and env["MEDSSR_DEVICE"] == "cpu"
     assert "MEDSSR_DEVICE" not in build_node_environment(
-        LOOPBACK, block, 2, ["n1"], NodeResources(2, 8, 8000), tmp_path
+        LOOPBACK, block, 2, ["n1"], NodeResources(2, 8, 8000), tmp_path, tmp_path
     )
 
 

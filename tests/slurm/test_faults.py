@@ -147,7 +147,7 @@ def test_a_fault_is_reported_and_the_job_continues(cluster, submit, tmp_path, fa
 def _assert_nothing_left(cluster: SlurmCluster) -> None:
     for host in cluster.nodes.values():
         cluster.until(lambda host=host: not host.processes("ray"), f"no Ray is left on {host.name}")
-        assert [name for name in host.run("ls", "/tmp").stdout.split() if "medssr-" in name] == []
+        assert host.run("sh", "-c", "ls -A /tmp/medssr-ray-*").stdout == ""
 
 
 def test_the_head_node_crashes(cluster, submit, tmp_path):

@@ -22,7 +22,8 @@ _FEWEST_FILES = 10_000  # free inodes; a run with both stages creates a few thou
 _COMFORTABLE_SHARE = 0.85  # of the free memory
 _COMFORTABLE_TEMP = 10 * 10**9  # Ray writes its logs and spilled objects there
 _COMFORTABLE_SHM = 2**30  # Ray keeps its object store there, and the processes of an engine exchange data there
-_LONGEST_TEMP = 107 - 64 - len("/medssr-12345678")  # longest path of a Unix socket, minus what Ray and the run append
+# Longest path of a Unix socket, minus what Ray and the run append
+_LONGEST_TEMP = 107 - 64 - len(f"/medssr-ray-{os.getuid()}/12345678")
 _CLOCK_WARN_S, _CLOCK_FAIL_S = 2.0, 60.0
 
 
