@@ -45,6 +45,7 @@ from medssr_dist.run.session import Session, open_session
 from medssr_dist.run.stream import QuestionFeed, clear_end, has_ended, read_kept_labels
 from medssr_dist.runtime.models import fingerprint_model, load_tokenizer, resolve_model
 from medssr_dist.summary import build_summary, render_summary
+from medssr_dist.synthesis.prompts import QuestionPrompt, load_question_prompt
 from medssr_dist.synthesis.synthesis_summary import read_synthesis_summary
 from medssr_dist.synthesis.synthesize import SynthesisInputs, has_more_to_do
 from medssr_dist.synthesis.synthesize import synthesize as write_questions
@@ -98,6 +99,8 @@ def refuse_bad_inputs(session: Session, steps: tuple[str, ...]) -> None:
         InputError: an input is missing or cannot be used.
     """
     config = session.config
+    if "synthesize" in steps:
+        load_question_prompt(config.synthesis.prompt_file)
     if set(steps) & {"vote", "train", "evaluate"}:
         _find_base_model(session)
     if "train" in steps:
@@ -121,6 +124,7 @@ def _refuse_bad_training(config: Config) -> None:
 class _Sources:
     """What the questions are written from, and the benchmarks (by name) that they must not repeat."""
 
+    prompt: QuestionPrompt
     seeds: list[Question]
     benchmarks: dict[str, list[Question]]
     entities: list[Entity]
@@ -128,7 +132,7 @@ class _Sources:
 
     @property
     def fingerprints(self) -> dict[str, str]:
-        return {"seeds": _hash_questions(self.seeds)}
+        return {"seeds": _hash_questions(self.seeds), "prompt": self.prompt.hash}
 
 
 def synthesize(session: Session) -> None:
@@ -146,7 +150,8 @@ def _read_sources(session: Session) -> _Sources:
     benchmarks = {name_source(source): read_questions(source, random_seed) for source in config.evaluation.benchmarks}
     refuse_evaluation_items(seeds, [question for items in benchmarks.values() for question in items])
     entities = draw_entities(config.knowledge, random_seed) if config.synthesis.alpha > 0 else []
-    return _Sources(seeds, benchmarks, entities, Retriever(config.knowledge))
+    prompt = load_question_prompt(config.synthesis.prompt_file)
+    return _Sources(prompt, seeds, benchmarks, entities, Retriever(config.knowledge))
 
 
 def _reopen_synthesis(session: Session) -> None:

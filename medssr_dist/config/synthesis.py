@@ -154,6 +154,11 @@ class Synthesis(Section):
     entity_choice: Literal["uniform", "coverage"] = Field(
         "uniform", description="coverage: draw with weight 1 / (1 + times drawn so far)"
     )
+    prompt_file: str | None = Field(
+        None,
+        description="YAML file with the text of the prompt (system, common, rare); null = the one that comes with the "
+        "package, medssr_dist/synthesis/question_prompt.yaml, whose head explains the form",
+    )
     transport: Literal["chat", "batch"] = Field(
         "chat", description="batch: upload files of requests, wait, download; half the price"
     )

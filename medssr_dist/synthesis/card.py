@@ -120,8 +120,16 @@ passages, hash of the prompt, models, random seed and code commit.
 - made between {summary.started} and {summary.ended}; code commit `{find_commit()}`; random seed
   {config.runtime.random_seed}
 - ended because {_STOPPED_BY.get(summary.stopped_by, summary.stopped_by)}
+- prompt: {_describe_prompt(config, summary)}
 - seed pairs: {synthesis.seed_pairs}; choice of the disease: {synthesis.entity_choice}; temperature
   {synthesis.temperature:g}; at most {synthesis.max_tokens:,} tokens a reply"""
+
+
+def _describe_prompt(config: Config, summary: SynthesisSummary) -> str:
+    file = config.synthesis.prompt_file
+    return (
+        f"{f'`{Path(file).name}`' if file else 'the one of the code'}, hash `{summary.prompt_hash or 'not recorded'}`"
+    )
 
 
 def _render_counts(summary: SynthesisSummary) -> str:

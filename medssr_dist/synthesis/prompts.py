@@ -1,20 +1,27 @@
 """The synthesis prompt: two seed questions and, if knowledge is injected, a rare disease with its passages.
 
-The paper (section 3.1) gives no prompt text; this text is ours. Each part has a bracketed heading on a separate line,
-and every inserted text is joined into one line, so that no seed or passage can be mistaken for a heading. The true
-answer of a seed is never part of the prompt: the new question is labelled by a vote, not by the labels of the seeds.
+The text is a template: `question_prompt.yaml`, or the user's own file (`synthesis.prompt_file`). Seeds and passages
+have bracketed headings on separate lines, and every inserted text is joined into one line, so that no seed or passage
+can be mistaken for a heading. The true answer of a seed is never part of the prompt: the new question is labelled by a
+vote, not by the labels of the seeds.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
+from dataclasses import astuple, dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import msgspec
+import yaml
 
 from medssr_dist.config.synthesis import Synthesis
-from medssr_dist.data.records import LETTERS, Question
+from medssr_dist.data.jsonl import read_text
+from medssr_dist.data.records import LETTERS, Question, hash_content
+from medssr_dist.errors import InputError
 
 if TYPE_CHECKING:
     from medssr_dist.knowledge.passages import Passage
@@ -22,31 +29,76 @@ if TYPE_CHECKING:
 SEED_HEADING = "[Seed question {number}]"
 ENTITY_HEADING = "[Entity]"
 PASSAGE_HEADING = "[Passage {number}]"
-TASK_HEADING = "[Task]"
 PASSAGE_CHARS = 2400  # 90% of GARD/GHR passages are shorter; more text costs more than it helps
+DEFAULT_PROMPT = Path(__file__).with_name("question_prompt.yaml")
+_PLACEHOLDERS = {"system": (), "common": ("seeds",), "rare": ("seeds", "entity", "passages")}  # turn -> required
+_PLACEHOLDER = re.compile(r"\{([A-Za-z_]\w*)\}")
 _RENDERED = 16384  # cache of rendered seeds and passages: each is used in many prompts
 _encode = msgspec.json.Encoder().encode
 
-_SYSTEM = "You are a physician who writes multiple-choice questions for medical licensing examinations."
-_COMMON_TASK = (
-    "Take the two seed questions above as inspiration for topic, style and difficulty, and write ONE new medical "
-    "multiple-choice question. It must differ from both seeds in what it tells and what it asks."
-)
-_RARE_TASK = (
-    "Write ONE new medical multiple-choice question about {entity}, in the style and difficulty of the two seed "
-    "questions above. Rest every fact that it tells on the passages above; invent none. If {entity} is one of the "
-    "options, do not name it in the question."
-)
-_FORM = (
-    "The question must be understood without any figure, table or outside text, and exactly one of its 4 or 5 "
-    "options must be correct. Keep the question under 120 words. Do not say which option is correct and do not "
-    "explain.\n"
-    'Reply with JSON only: {"question": "...", "options": {"A": "...", "B": "...", "C": "...", "D": "..."}}'
-)
+
+@dataclass(frozen=True)
+class QuestionPrompt:
+    """The template of the synthesis prompt.
+
+    Attributes:
+        system: the system turn; "" for none.
+        common: the user turn of a question without injected knowledge, with {seeds}.
+        rare: the user turn of a question about a rare disease, with {seeds}, {entity} and {passages}.
+
+    Example: QuestionPrompt("You write questions.", "{seeds} Write one.", "{seeds} {passages} Ask about {entity}.")
+    """
+
+    system: str
+    common: str
+    rare: str
+
+    @property
+    def hash(self) -> str:
+        """The hash of the whole text; it is recorded with the run."""
+        return hash_content(astuple(self))
+
+
+def load_question_prompt(file: str | Path | None = None) -> QuestionPrompt:
+    """Read a template; None = the one that comes with the package.
+
+    Raises:
+        InputError: the file is not such a template, or a placeholder is unknown or missing; the message names it.
+    """
+    path = Path(file or DEFAULT_PROMPT)
+    try:
+        turns = yaml.safe_load(read_text(path))
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(turns, dict):
+        raise InputError(f"{path} is no prompt: it needs the keys {', '.join(_PLACEHOLDERS)}; copy {DEFAULT_PROMPT}")
+    if unknown := [str(key) for key in turns if key not in _PLACEHOLDERS]:
+        raise InputError(f"{path}: unknown key {unknown[0]!r}; the keys of a prompt are {', '.join(_PLACEHOLDERS)}")
+    return QuestionPrompt(**{turn: _check_turn(path, turn, turns.get(turn, "")) for turn in _PLACEHOLDERS})
+
+
+def _check_turn(path: Path, turn: str, text: Any) -> str:
+    """Return the text of one turn. Raises InputError unless it has exactly the placeholders of that turn."""
+    if not isinstance(text, str) or (turn != "system" and not text.strip()):
+        raise InputError(f"{path}: {turn} must be a text; copy the form of {DEFAULT_PROMPT}")
+    found, required = set(_PLACEHOLDER.findall(text)), _PLACEHOLDERS[turn]
+    known = ", ".join(f"{{{name}}}" for name in required) or "none"
+    for name in sorted(found.difference(required)):
+        raise InputError(f"{path}: {turn} has the unknown placeholder {{{name}}}; {turn} may contain: {known}")
+    for name in required:
+        if name not in found:
+            raise InputError(f"{path}: {turn} lacks the placeholder {{{name}}}; {turn} must contain: {known}")
+    return text.strip()
+
+
+_load_default = lru_cache(maxsize=1)(load_question_prompt)
 
 
 def build_messages(
-    seeds: tuple[Question, Question], entity: str | None, passages: list[Passage]
+    seeds: tuple[Question, Question],
+    entity: str | None,
+    passages: list[Passage],
+    prompt: QuestionPrompt | None = None,
 ) -> list[dict[str, str]]:
     """Return chat messages that ask for one new question (paper section 3.1).
 
@@ -54,20 +106,20 @@ def build_messages(
         seeds: the two seed questions of the draw.
         entity: rare disease to ask about; None for a question without injected knowledge.
         passages: retrieved for `entity`; ignored if `entity` is None.
+        prompt: None = the one that comes with the package.
     """
-    parts = [
-        f"{SEED_HEADING.format(number=number)}\n{_render_seed(seed)}" for number, seed in enumerate(seeds, start=1)
-    ]
-    task = _COMMON_TASK
+    prompt = prompt or _load_default()
+    values = {"seeds": _join(SEED_HEADING, [_render_seed(seed) for seed in seeds])}
     if entity is not None:
-        parts.append(f"{ENTITY_HEADING}\n{_one_line(entity)}")
-        parts += [
-            f"{PASSAGE_HEADING.format(number=number)}\n{_render_passage(passage.title, passage.content)}"
-            for number, passage in enumerate(passages, start=1)
-        ]
-        task = _RARE_TASK.format(entity=_one_line(entity))
-    parts.append(f"{TASK_HEADING}\n{task}\n{_FORM}")
-    return [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": "\n\n".join(parts)}]
+        values["entity"] = _one_line(entity)
+        values["passages"] = _join(PASSAGE_HEADING, [_render_passage(each.title, each.content) for each in passages])
+    user = _PLACEHOLDER.sub(lambda match: values[match[1]], prompt.common if entity is None else prompt.rare)
+    system = [{"role": "system", "content": prompt.system}] if prompt.system else []
+    return [*system, {"role": "user", "content": user}]
+
+
+def _join(heading: str, bodies: list[str]) -> str:
+    return "\n\n".join(f"{heading.format(number=number)}\n{body}" for number, body in enumerate(bodies, start=1))
 
 
 def hash_request(messages: list[dict[str, str]], synthesis: Synthesis) -> str:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Literal
 from medssr_dist.config.schema import Config
 from medssr_dist.data.records import Provenance, Question
 from medssr_dist.errors import InputError
-from medssr_dist.synthesis.prompts import build_messages, hash_request
+from medssr_dist.synthesis.prompts import build_messages, hash_request, load_question_prompt
 
 if TYPE_CHECKING:
     from medssr_dist.knowledge.passages import Passage
@@ -198,6 +198,12 @@ class RequestPlan:
     Args:
         retrieve: returns the passages for the name of an entity; it must be fast.
         commit: code commit, for the provenance.
+
+    Attributes:
+        prompt: the template of all prompts.
+
+    Raises:
+        InputError: `synthesis.prompt_file` is not a prompt.
     """
 
     def __init__(
@@ -214,6 +220,7 @@ class RequestPlan:
         self._retrieve = retrieve
         self._commit = commit
         self._teacher = ", ".join(synthesis.models)
+        self.prompt = load_question_prompt(synthesis.prompt_file)
         self._draws = Draws(
             self._random_seed, synthesis.alpha, seeds, entities, synthesis.seed_pairs, synthesis.entity_choice
         )
@@ -223,7 +230,7 @@ class RequestPlan:
         drawn = self._draws.draw(index)
         entity = drawn.entity
         passages = self._retrieve(entity.name) if entity else []
-        messages = build_messages(drawn.seeds, entity.name if entity else None, passages)
+        messages = build_messages(drawn.seeds, entity.name if entity else None, passages, self.prompt)
         provenance = Provenance(
             index=index,
             prompt_hash=hash_request(messages, self._synthesis),

@@ -57,6 +57,7 @@ class SynthesisSummary(_Report):
     Attributes:
         requested: replies judged, including requests that were given up.
         stopped_by: "count", "cap" or "budget".
+        prompt_hash: hash of the prompt's template; "" in a summary of an earlier version.
         surplus: replies that came after the last accepted question: paid for and kept in the journal, but not used.
         tokens: the same as completion_tokens.
         lost, lost_tokens: tries whose reply was lost and may have been billed, and their tokens.
@@ -75,6 +76,7 @@ class SynthesisSummary(_Report):
     rejected_by_reason: dict[str, int]
     stopped_by: str
     budget: Budget
+    prompt_hash: str = ""
     surplus: int
     alpha: AlphaShares
     letter_balance: LetterBalance

@@ -81,6 +81,7 @@ class SynthesisInputs:
 class SynthesisWork:
     """The open files and the counts of the step."""
 
+    plan: RequestPlan
     journal: Journal
     reservations: ReservationLedger
     spending: Spending
@@ -159,7 +160,7 @@ def _open_work(
     writer = QuestionWriter(folder, journal, screen, synthesis.accepted, synthesis.max_reject_share)
     stack.callback(writer.close)
     queue = RequestQueue(synthesis, plan, journal, reservations, spending, writer.judged, should_stop, should_hold)
-    return SynthesisWork(journal, reservations, spending, writer, queue)
+    return SynthesisWork(plan, journal, reservations, spending, writer, queue)
 
 
 def _open_journal(path: Path, plan: RequestPlan, spending: Spending) -> Journal:
@@ -267,6 +268,7 @@ def _summarize(config: Config, inputs: SynthesisInputs, work: SynthesisWork, sta
         rejected_by_reason=dict(sorted(writer.rejected.items())),
         stopped_by=queue.stopped_by,
         budget=config.synthesis.budget,
+        prompt_hash=work.plan.prompt.hash,
         surplus=len(work.journal) - judged,
         alpha=AlphaShares(
             asked=config.synthesis.alpha,

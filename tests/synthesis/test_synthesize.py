@@ -18,6 +18,7 @@ from medssr_dist.offline_teacher import open_endpoints, start_teacher
 from medssr_dist.synthesis.checks import Screen
 from medssr_dist.synthesis.client.chat_client import Reply
 from medssr_dist.synthesis.journal import Journal
+from medssr_dist.synthesis.prompts import DEFAULT_PROMPT
 from medssr_dist.synthesis.question_writer import QuestionWriter
 from medssr_dist.synthesis.request_plan import RequestPlan
 from medssr_dist.synthesis.synthesis_summary import read_synthesis_progress, read_synthesis_summary
@@ -135,6 +136,17 @@ def test_changed_prompts_are_refused_before_anything_is_sent(plain):
         run(config(alpha=1.0), folder)
     with pytest.raises(InputError, match="another --run-dir"):
         run(config(temperature=0.5), folder)
+
+
+def test_an_own_prompt_is_used_and_recorded(plain, tmp_path):
+    own = tmp_path / "own.yaml"
+    own.write_text(DEFAULT_PROMPT.read_text().replace("board examinations", "the wards"))
+    summary = run(config(accepted=10, prompt_file=str(own)), tmp_path / "run")
+    assert summary.accepted == 10 and summary.prompt_hash != plain[0].prompt_hash
+    assert f"`own.yaml`, hash `{summary.prompt_hash}`" in (tmp_path / "run" / "README.md").read_text()
+    own.write_text(own.read_text().replace("the wards", "the ward"))
+    with pytest.raises(InputError, match="replies to other prompts"):
+        run(config(accepted=20, prompt_file=str(own)), tmp_path / "run")
 
 
 def test_faults_change_nothing_but_the_tries(plain, tmp_path):
