@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import signal
 import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from medssr_dist.errors import InputError
 from medssr_dist.run.paths import CheckpointPaths
+from medssr_dist.training.weights import checkpoints
 from medssr_dist.training.weights.checkpoints import CheckpointKeeper, list_checkpoints, recover_checkpoint
 
 
@@ -118,6 +123,68 @@ def test_saving_a_step_again_replaces_it(disk):
     disk.save(3, reward=0.1)
     assert disk.save(3, reward=0.2).reward == 0.2
     assert list_checkpoints(disk.checkpoints)[0].reward == 0.2
+
+
+def test_a_folder_that_cannot_be_deleted_yet_is_no_error(disk, caplog, monkeypatch):
+    """NFS keeps a folder as long as a process has one of its files open."""
+    disk.save(10)
+    rmdir = os.rmdir
+
+    def refuse(path, *args, **kwargs):
+        if "global_step10" in str(path):
+            raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), str(path))
+        rmdir(path, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rmdir", refuse)
+        disk.save(20)
+        assert "cannot be deleted yet (Directory not empty)" in caplog.text
+        assert recover_checkpoint(disk.checkpoints).step == 20
+    disk.save(30)
+    assert disk.found == ["global_step30"]
+
+
+_KILLED = """
+import os, signal, sys
+from pathlib import Path
+from test_checkpoints import Disk
+
+disk = Disk(Path(sys.argv[1]))
+disk.save(10)
+unlink = os.unlink
+
+def kill_after(path, *args, **kwargs):
+    unlink(path, *args, **kwargs)
+    if str(path) == "rank0":
+        os.kill(os.getpid(), signal.SIGKILL)
+
+os.unlink = kill_after
+disk.save(20)
+"""
+
+
+def test_a_kill_while_an_old_checkpoint_is_deleted(disk):
+    command = [sys.executable, "-c", _KILLED, str(disk.checkpoints)]
+    killed = subprocess.run(command, cwd=Path(__file__).parent, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert recover_checkpoint(disk.checkpoints).step == 20
+    assert disk.found == ["global_step20"]
+
+
+@pytest.mark.parametrize(("free", "fits"), [(10**9, True), (100, False)])
+def test_room_where_the_file_system_cannot_allocate(disk, monkeypatch, free, fits):
+    """Lustre, NFS 3 and ZFS: their free space is read, and nothing is written to find out."""
+
+    def refuse(file, size):
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    monkeypatch.setattr(checkpoints, "_allocate", refuse)
+    monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    if fits:
+        disk.save(5)
+    else:
+        with pytest.raises(InputError, match="no room for a checkpoint"):
+            disk.save(5)
 
 
 def test_too_little_space_is_refused_before_writing(tmp_path):

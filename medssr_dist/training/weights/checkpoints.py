@@ -9,6 +9,8 @@ stage resumes.
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import logging
 import os
 import shutil
@@ -23,6 +25,9 @@ from medssr_dist.errors import InputError
 from medssr_dist.run.paths import CheckpointPaths, complete_mark
 
 logger = logging.getLogger(__name__)
+
+_DELETED = ".deleted"  # suffix of a folder that is being deleted
+_NOT_SUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,21 @@ def _delete_others(paths: CheckpointPaths, checkpoints: list[Checkpoint]) -> Non
     kept = {paths.at(checkpoint.step) for checkpoint in checkpoints}
     for found in paths.ranks.iterdir():
         if found.is_dir() and found not in kept:
-            shutil.rmtree(found)
+            _delete(found)
+
+
+def _delete(checkpoint: Path) -> None:
+    """Delete a checkpoint, or as much of it as the file system allows now; the rest is deleted after the next save.
+
+    NFS, for example, keeps a folder as long as a process has one of its files open. The folder is renamed first: what
+    is left of it is no checkpoint.
+    """
+    rest = checkpoint if checkpoint.suffix == _DELETED else checkpoint.with_name(f"{checkpoint.name}{_DELETED}")
+    try:
+        checkpoint.replace(rest)
+        shutil.rmtree(rest)
+    except OSError as error:
+        logger.warning("%s cannot be deleted yet (%s); it is tried again after the next save", rest, error.strerror)
 
 
 class CheckpointKeeper:
@@ -133,13 +152,19 @@ class CheckpointKeeper:
         return checkpoint
 
     def _check_space(self, needed: int) -> None:
-        """Allocate `needed` bytes on the disk and free them: the reported free space does not include quotas."""
+        """Allocate `needed` bytes on the disk and free them: the reported free space does not include quotas.
+
+        A file system that cannot allocate (Lustre, NFS 3, ZFS) is asked for its free space instead.
+        """
         test = self._folder / ".room"
         try:
             with open(test, "wb") as file:
-                os.posix_fallocate(file.fileno(), 0, needed)
+                _allocate(file.fileno(), needed)
         except OSError as error:
-            raise InputError(f"{self._describe_full_disk(needed)} ({error.strerror})") from None
+            if error.errno not in _NOT_SUPPORTED:
+                raise InputError(f"{self._describe_full_disk(needed)} ({error.strerror})") from None
+            if shutil.disk_usage(self._folder).free < needed:
+                raise InputError(self._describe_full_disk(needed)) from None
         finally:
             test.unlink(missing_ok=True)
 
@@ -165,3 +190,15 @@ class CheckpointKeeper:
         complete = list_checkpoints(self._paths.folder)
         best = max(complete, key=lambda checkpoint: (checkpoint.reward, checkpoint.step))
         _delete_others(self._paths, [*complete[-self._keep :], best])
+
+
+def _allocate(file: int, size: int) -> None:
+    """Allocate `size` bytes for the open file `file`. Raises OSError.
+
+    This is the system call itself: `os.posix_fallocate` writes the whole size where the file system cannot allocate.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.fallocate64.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_longlong, ctypes.c_longlong)
+    if libc.fallocate64(file, 0, 0, size):
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
