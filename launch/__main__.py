@@ -20,7 +20,8 @@ from typing import NamedTuple
 
 from medssr_dist.errors import EXIT_BAD_INPUT, InputError
 from medssr_dist.launch.attempts import Attempt, AttemptExit, count_idle_attempts, find_unfinished
-from medssr_dist.launch.launcher import EXIT_FAULT, Launcher, LaunchPlan
+from medssr_dist.launch.launch_plan import LaunchPlan
+from medssr_dist.launch.launcher import EXIT_FAULT, Launcher
 from medssr_dist.launch.slurm import SlurmError, SlurmJob
 from medssr_dist.launch.timings import Timings
 from medssr_dist.run.paths import STEPS
@@ -31,7 +32,11 @@ def main(arguments: list[str] | None = None) -> int:
     args = _build_parser().parse_args(arguments)
     os.umask(0o077)
     run_dir = args.run_dir.resolve()
-    job = SlurmJob.current()
+    try:
+        job = SlurmJob.current()
+    except SlurmError as error:
+        print(f"medssr: {error}", file=sys.stderr)
+        return EXIT_FAULT
     if job is None:
         print("medssr: not in a Slurm job; submit slurm/medssr_ssl.sh with sbatch", file=sys.stderr)
         return EXIT_BAD_INPUT
@@ -48,17 +53,19 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(plan: LaunchPlan, job: SlurmJob, attempt: Attempt) -> AttemptExit:
-    timings = Timings(attempt, job.read_start())
-    attempt.log("launcher", f"attempt {attempt.number} of {plan.run_dir}: job {job.id} on {', '.join(job.nodes)}")
+    attempt.log("launcher", f"attempt {attempt.number} of {plan.run_dir}: job {job.name} on {', '.join(job.nodes)}")
+    timings = None
     try:
+        timings = Timings(attempt, job.read_start())
         return asyncio.run(Launcher(plan, job, attempt, timings).run())
-    except (InputError, OSError) as error:  # no address to listen at, or no srun
+    except (InputError, OSError, SlurmError) as error:  # no address to listen at, no srun, or no answer from Slurm
         return AttemptExit(EXIT_FAULT, str(error))
     except Exception as error:  # a bug of the launcher is reported like any other fault
         traceback.print_exc()
         return AttemptExit(1, f"the launcher failed: {error!r}")
     finally:
-        timings.write()
+        if timings:
+            timings.write()
 
 
 class _Next(NamedTuple):
@@ -71,13 +78,13 @@ class _Next(NamedTuple):
 def _requeue_unless_done(attempt: Attempt, job: SlurmJob, end: AttemptExit, arguments: list[str]) -> None:
     """Log why the attempt ended and what follows, as the log's last line; requeue the job if work is left."""
     line = f"attempt {attempt.number} ended with {end.code}: {end.reason}"
-    then = _decide_next(attempt, job, end.code)
-    attempt.log("launcher", f"{line}{then.text}")
-    if then.requeues:
-        try:
+    try:
+        then = _decide_next(attempt, job, end.code)
+        attempt.log("launcher", f"{line}{then.text}")
+        if then.requeues:
             job.requeue(os.environ.get("MEDSSR_SCRIPT", ""), arguments, str(attempt.run.root))
-        except SlurmError as error:
-            attempt.log("launcher", f"{line}; not requeued: {error}")
+    except SlurmError as error:
+        attempt.log("launcher", f"{line}; not requeued: {error}")
 
 
 def _decide_next(attempt: Attempt, job: SlurmJob, code: int) -> _Next:
@@ -89,7 +96,7 @@ def _decide_next(attempt: Attempt, job: SlurmJob, code: int) -> _Next:
     most = int(os.environ.get("MEDSSR_IDLE_ATTEMPTS", "3"))
     if count_idle_attempts(attempt.run.root) >= most:
         return _Next(f"; not requeued: {most} attempts in a row made no progress (MEDSSR_IDLE_ATTEMPTS)", False)
-    return _Next(f"; job {job.id} continues in another attempt", True)
+    return _Next(f"; job {job.name} continues in another attempt", True)
 
 
 def _build_plan(args: argparse.Namespace, run_dir: Path) -> LaunchPlan:

@@ -10,66 +10,47 @@ submits it again if requeue is off, until the work is done or several attempts i
 from __future__ import annotations
 
 import asyncio
+import math
+import os
 import signal
-import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
 
-from medssr_dist.errors import EXIT_BAD_INPUT, EXIT_STOPPED
+from medssr_dist.errors import EXIT_BAD_INPUT, EXIT_STOPPED, InputError
 from medssr_dist.launch.attempts import Attempt, AttemptExit, read_step_states
 from medssr_dist.launch.channel import DRIVER, Event, Hub, NodeLost
+from medssr_dist.launch.launch_plan import LaunchPlan
 from medssr_dist.launch.ray_watch import READY
 from medssr_dist.launch.slurm import SlurmJob
+from medssr_dist.launch.srun import build_srun_command, clean_for_srun
 from medssr_dist.launch.timings import Timings
 from medssr_dist.run.paths import RunPaths
 from medssr_dist.runtime.network import find_node_address
 
 EXIT_FAULT = 4  # a node or a component was lost; the run can be resumed
-_JOIN_S, _PREFLIGHT_S, _RAY_S = 300.0, 300.0, 300.0
+# Limits of the phases before the driver, seconds, unless these variables set others. A cold shared file system needs
+# minutes to import the libraries.
+JOIN_VARIABLE, PREFLIGHT_VARIABLE, RAY_VARIABLE = "MEDSSR_JOIN_S", "MEDSSR_PREFLIGHT_S", "MEDSSR_RAY_S"
+_LIMITS_S = {JOIN_VARIABLE: 600.0, PREFLIGHT_VARIABLE: 900.0, RAY_VARIABLE: 600.0}
+_ANSWER_S = 300.0  # for an answer of a supervisor that is connected
 # How long the driver has to save and end: after Slurm's warning (300 s before the limit, see slurm/*.sh); after a
 # fault (None), which may block the driver forever; after SIGTERM, since SIGKILL follows KillWait (30 s) later.
 _STOP_S = {signal.SIGUSR1: 240.0, signal.SIGINT: 240.0, None: 60.0, signal.SIGTERM: 5.0}
 _END_S = 20.0  # how long the supervisors have to end everything and to clean up
 _SRUN_S = 10.0  # srun waits for the tasks of a dead node until it gets a signal
 _TICK_S = 1.0
+_LAST_LINES = 50  # of a supervisor's log, in which an error is looked for
 
 
-@dataclass(frozen=True)
-class LaunchPlan:
-    """What the job has to do, from the command line.
-
-    Example: LaunchPlan(run_dir=Path("runs/demo"), step="run", config=Path("demo.yaml"), overrides=["voting.samples=8"])
-
-    Attributes:
-        step: the command of `medssr`: run, synthesize, vote, train or evaluate.
-        command: runs on the head node in place of `medssr STEP`.
-        slots: logical GPUs of a CPU node, for `command`.
-        python: Python on the nodes.
-        prefix: words put before each node's command, for a container.
-        srun_options: further options of srun.
-    """
-
-    run_dir: Path
-    step: str = "run"
-    config: Path | None = None
-    overrides: list[str] = field(default_factory=list)
-    command: list[str] = field(default_factory=list)
-    slots: int = 0
-    python: str = sys.executable
-    prefix: list[str] = field(default_factory=list)
-    srun_options: list[str] = field(default_factory=list)
-
-    @property
-    def needs_ray(self) -> bool:
-        """Whether the driver uses Ray; synthesis alone does not."""
-        return self.step != "synthesize"
-
-    def build_command(self, command: str, *options: str) -> list[str]:
-        """Return `medssr COMMAND` for this plan's config and run directory, without the overrides."""
-        # The console script, not `python -m`, which would put the checkout with its kernels/ on the import path.
-        script = str(Path(self.python).with_name("medssr")) if "/" in self.python else "medssr"
-        return [script, command, *options, "--config", str(self.config), "--run-dir", str(self.run_dir)]
+def _limit(variable: str) -> float:
+    """Return the limit of a phase in seconds. Raises InputError if its variable is set to no positive number."""
+    text = os.environ.get(variable, "")
+    try:
+        seconds = float(text) if text else _LIMITS_S[variable]
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < math.inf:
+        raise InputError(f"{variable} = {text!r} is not a time; give seconds, for example {_LIMITS_S[variable]:.0f}")
+    return seconds
 
 
 class AttemptEnded(Exception):
@@ -115,40 +96,32 @@ class Launcher:
             except AttemptEnded as ended:
                 return ended.exit
             except NodeLost as lost:
-                return AttemptExit(EXIT_FAULT, str(lost))
+                return AttemptExit(EXIT_FAULT, f"{lost}{self._read_last_error(lost.node)}")
             finally:
                 await self._end_supervisors(srun)
 
+    def _read_last_error(self, node: str) -> str:
+        """Return the last error that the node's supervisor has logged, to be appended to a reason; "" if none."""
+        log = self.attempt.paths.component_log(node, "supervisor")
+        lines = log.read_text("utf-8", "replace").splitlines() if log.exists() else []
+        errors = [line.strip() for line in lines[-_LAST_LINES:] if "Error" in line.partition(":")[0]]
+        if not errors:
+            return ""
+        shadow = os.environ.get("PYTHONPATH", "")
+        hint = (
+            f" (PYTHONPATH={shadow} comes before the installed packages)" if shadow and "Import" in errors[-1] else ""
+        )
+        return f": {errors[-1]}{hint}"
+
     async def _start_supervisors(self) -> asyncio.subprocess.Process:
-        plan, count = self.plan, len(self.job.nodes)
-        supervisor = [
-            plan.python,
-            "-m",
-            "medssr_dist.launch.supervisor",
-            "--launcher",
-            self.hub.address,
-            "--attempt",
-            str(self.attempt.folder),
-            "--job",
-            str(self.job.id),
-        ]
+        plan, log = self.plan, self.attempt.paths.component_log("%N", "supervisor")
+        supervisor = [plan.python, "-m", "medssr_dist.launch.supervisor"]
+        supervisor += ["--launcher", self.hub.address, "--attempt", str(self.attempt.folder), "--job", str(self.job.id)]
         srun = await asyncio.create_subprocess_exec(
-            "srun",
-            f"--nodes={count}",
-            f"--ntasks={count}",
-            "--ntasks-per-node=1",
-            "--cpu-bind=none",
-            "--mpi=none",
-            "--no-kill",
-            "--kill-on-bad-exit=0",
-            "--wait=0",
-            "--unbuffered",
-            "--input=none",
-            "--open-mode=append",
-            f"--output={self.attempt.paths.component_log('%N', 'supervisor')}",
-            *plan.srun_options,
+            *build_srun_command(len(self.job.nodes), log, plan.srun_options),
             *plan.prefix,
             *supervisor,
+            env=clean_for_srun(os.environ),
             start_new_session=True,
         )
         self._srun = asyncio.create_task(self._report_srun_end(srun))
@@ -159,7 +132,7 @@ class Launcher:
 
     async def _join(self) -> None:
         self.timings.record("launcher started")
-        await self._gather("hello", self.job.nodes, _JOIN_S, "connected to the launcher")
+        await self._gather("hello", self.job.nodes, _limit(JOIN_VARIABLE), "connected to the launcher")
         self.timings.record("a supervisor on every node")
 
     async def _preflight(self) -> None:
@@ -174,11 +147,11 @@ class Launcher:
         node = self.plan.build_command("doctor", "--node", "--out", folder, *step)
         for name in hosts:
             self.hub.start(name, "preflight", [*node, *self.overrides])
-        await self._wait_for_ends("preflight", hosts, _PREFLIGHT_S)
+        await self._wait_for_ends("preflight", hosts, _limit(PREFLIGHT_VARIABLE))
         self.hub.start(
             self.head, "gather", [*self.plan.build_command("doctor", "--gather", folder, *step), *self.overrides]
         )
-        await self._wait_for_ends("gather", [self.head], _PREFLIGHT_S)
+        await self._wait_for_ends("gather", [self.head], _limit(PREFLIGHT_VARIABLE))
         self.timings.record("preflight passed")
 
     async def _fit_config(self) -> int:
@@ -193,7 +166,7 @@ class Launcher:
                 "step": self.plan.step,
             },
         )
-        (event,) = await self._gather("layout", [self.head], _JOIN_S, "read the config")
+        (event,) = await self._gather("layout", [self.head], _ANSWER_S, "read the config")
         self.overrides = event.data["overrides"]
         return int(event.data["slots"])
 
@@ -204,18 +177,20 @@ class Launcher:
         self.hub.send(self.head, {"do": "ray", "head": None})
         wanted = [f"{name}={node.ip}" for name, node in self.hub.nodes.items()]
         watch = [self.plan.python, "-m", "medssr_dist.launch.ray_watch", "--address", address, "--nodes", *wanted]
-        await self._wait(lambda event: event.is_line("ray", "Ray runtime started"), _RAY_S, "Ray's head did not start")
+        limit = _limit(RAY_VARIABLE)
+        await self._wait(lambda event: event.is_line("ray", "Ray runtime started"), limit, "Ray's head did not start")
         for name in self._others:
             self.hub.send(name, {"do": "ray", "head": address})
         self.hub.start(self.head, "watch", watch)
-        await self._wait(lambda event: event.is_line("watch", READY), _RAY_S, "Ray did not start on every node")
+        await self._wait(lambda event: event.is_line("watch", READY), limit, "Ray did not start on every node")
         self.timings.record("Ray on every node")
 
     async def _drive(self) -> None:
         """Run the driver until it ends; stop it if the job has to stop or a node is lost."""
         command = self.plan.command or [*self.plan.build_command(self.plan.step), *self.overrides]
         env = {"RAY_ADDRESS": self.hub.nodes[self.head].gcs} if self.plan.needs_ray else {}
-        env["MEDSSR_DEADLINE"] = self.job.read_end()
+        end = self.job.read_end()
+        env["MEDSSR_DEADLINE"] = "" if end is None else str(end)  # not a local time: a container may be in another zone
         self.hub.start(self.head, DRIVER, command, env)
         self.is_driver_running = True
         try:
@@ -271,9 +246,15 @@ class Launcher:
     async def _find_cause(self) -> None:
         """Raise NodeLost if a node that is gone, or whose Ray is gone, explains what happened."""
         self.hub.send_all({"do": "probe"})
-        for event in await self._gather("probed", list(self.hub.connected), _JOIN_S, "answered"):
+        for event in await self._gather("probed", list(self.hub.connected), _ANSWER_S, "answered"):
             if not event.data["ray"]:
                 raise NodeLost(event.node, f"Ray on {self.hub.describe(event.node)} is gone")
+
+    def _describe_stranger(self, name: str) -> str:
+        return (
+            f"a node has connected as {name!r}, which is not a node of this job ({', '.join(self.job.nodes)}): its "
+            "container hides Slurm's variables; leave out --cleanenv, or pass SLURMD_NODENAME and the other SLURM_* on"
+        )
 
     async def _gather(self, kind: str, names: Sequence[str], within_s: float, what: str) -> list[Event]:
         """Wait for an event of `kind` from each node of `names`. Raises AttemptEnded naming the nodes that are late."""
@@ -314,11 +295,12 @@ class Launcher:
         if event.kind == "signal":
             self.stopped_by = signal.Signals(event.data["number"])
             raise AttemptEnded(EXIT_STOPPED, f"stopped by {self.stopped_by.name}")
+        if event.kind == "hello" and event.node not in self.job.nodes:
+            raise AttemptEnded(EXIT_BAD_INPUT, self._describe_stranger(event.node))
         if event.kind == "srun":
-            raise AttemptEnded(
-                EXIT_FAULT,
-                f"srun ended with {event.data['code']}; see {self.attempt.paths.component_log('*', 'supervisor')}",
-            )
+            error = next(filter(None, map(self._read_last_error, self.job.nodes)), "")
+            logs = self.attempt.paths.component_log("*", "supervisor")
+            raise AttemptEnded(EXIT_FAULT, f"srun ended with {event.data['code']}{error}; see {logs}")
         if event.kind in ("refused", "unfit"):
             code = EXIT_BAD_INPUT if event.kind == "refused" else EXIT_FAULT
             raise AttemptEnded(code, f"{event.node}: {event.data['text']}")

@@ -7,6 +7,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from medssr_dist.errors import InputError
 from medssr_dist.launch.ports import PortBlock
 from medssr_dist.runtime.network import list_interfaces
 
@@ -29,12 +30,28 @@ class NodeResources:
 
     @classmethod
     def from_slurm(cls) -> NodeResources:
-        """Read the resources from the environment of a Slurm task."""
+        """Read the resources from the environment of a Slurm task.
+
+        Raises:
+            InputError: the node has GPUs, but Slurm gave the job none, and nothing says that this is wanted.
+        """
+        gpus = int(os.environ.get("SLURM_GPUS_ON_NODE") or os.environ.get("MEDSSR_GPUS") or 0)
+        if not gpus and os.environ.get("MEDSSR_DEVICE") != "cpu" and (found := count_nvidia_gpus()):
+            raise InputError(
+                f"this node has {found} GPUs, but Slurm gave the job none; submit with --gpus-per-node={found}; where "
+                f"Slurm does not manage GPUs, set MEDSSR_GPUS={found} in the cluster's file in launch/env.d; to use "
+                "the CPUs alone, set MEDSSR_DEVICE=cpu there"
+            )
         cpus = int(os.environ.get("SLURM_CPUS_ON_NODE") or os.cpu_count() or 1)
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20
         per_cpu = int(os.environ.get("SLURM_MEM_PER_CPU") or 0) * cpus
         asked = int(os.environ.get("SLURM_MEM_PER_NODE") or 0) or per_cpu
-        return cls(cpus, int(os.environ.get("SLURM_GPUS_ON_NODE") or 0), min(asked, total) or total)
+        return cls(cpus, gpus, min(asked, total) or total)
+
+
+def count_nvidia_gpus() -> int:
+    """Return how many GPUs NVIDIA's driver shows on this node; 0 without the driver."""
+    return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
 
 
 def build_ray_command(

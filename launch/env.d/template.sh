@@ -23,3 +23,11 @@
 
 # --- internet, for synthesis: compute nodes usually have none, or a proxy
 # export https_proxy=http://proxy.example:3128 no_proxy=localhost,127.0.0.1
+
+# --- limits, seconds, for file systems that are slow when the libraries are read for the first time
+# export MEDSSR_JOIN_S=600                          # until every node is connected to the launcher
+# export MEDSSR_PREFLIGHT_S=900                     # until the preflight has ended
+# export MEDSSR_RAY_S=600                           # until Ray runs on every node
+
+# --- GPUs that Slurm does not manage (a cluster without GRES)
+# export MEDSSR_GPUS=8                              # GPUs of each node

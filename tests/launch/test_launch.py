@@ -16,7 +16,7 @@ from ledger_writer import fill
 from medssr_dist.data.jsonl import JsonlLedger, read_json
 from medssr_dist.errors import InputError
 from medssr_dist.inference.event_log import EventLog
-from medssr_dist.launch import ports
+from medssr_dist.launch import ports, ray_node
 from medssr_dist.launch.attempts import (
     FIRST_ANSWER,
     FIRST_ENGINE,
@@ -29,7 +29,6 @@ from medssr_dist.launch.attempts import (
 from medssr_dist.launch.fit_config import FittedConfig, fit_config
 from medssr_dist.launch.ray_node import NodeResources, build_node_environment, build_ray_command
 from medssr_dist.launch.ray_watch import describe_missing_nodes
-from medssr_dist.launch.slurm import SlurmJob, list_sbatch_options, parse_job_record
 from medssr_dist.launch.timings import Timings
 from medssr_dist.run.paths import RunPaths
 from medssr_dist.training.weights.checkpoints import CheckpointKeeper, list_checkpoints, recover_checkpoint
@@ -97,6 +96,20 @@ def test_resources_come_from_slurms_environment(monkeypatch):
     monkeypatch.setenv("SLURM_GPUS_ON_NODE", "4")
     monkeypatch.setenv("SLURM_MEM_PER_NODE", "1000")
     assert NodeResources.from_slurm() == NodeResources(12, 4, 1000)
+
+
+def test_gpus_that_slurm_did_not_give_are_named(monkeypatch):
+    """A node with GPUs on a cluster without GRES, or a job that asked for none, must not run on its CPUs unnoticed."""
+    for name in ("SLURM_GPUS_ON_NODE", "MEDSSR_GPUS", "MEDSSR_DEVICE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(ray_node, "count_nvidia_gpus", lambda: 8)
+    with pytest.raises(InputError, match=r"8 GPUs, but Slurm gave the job none.*--gpus-per-node=8.*MEDSSR_GPUS=8"):
+        NodeResources.from_slurm()
+    monkeypatch.setenv("MEDSSR_GPUS", "8")
+    assert NodeResources.from_slurm().gpus == 8
+    monkeypatch.delenv("MEDSSR_GPUS")
+    monkeypatch.setenv("MEDSSR_DEVICE", "cpu")
+    assert NodeResources.from_slurm().gpus == 0
 
 
 def _vote_on(run: Path, questions: int) -> None:
@@ -184,14 +197,6 @@ def test_timings_show_the_first_answer_of_this_attempt(tmp_path):
     assert set(read_json(attempt.folder / "timings.json")) == {FIRST_ANSWER, "end of the attempt"}
 
 
-@pytest.mark.parametrize(("end_time", "end"), [("2026-01-31T18:00:00", "2026-01-31T18:00:00"), ("Unknown", "")])
-def test_the_end_of_the_job_is_read_from_slurm(monkeypatch, end_time, end):
-    monkeypatch.setattr(
-        SlurmJob, "read_record", lambda job: parse_job_record(f"JobId=7 EndTime={end_time} Partition=gpu")
-    )
-    assert SlurmJob(7, ("n1",), "n1").read_end() == end
-
-
 def test_timings_show_the_first_engine_and_token_of_this_job(tmp_path, monkeypatch):
     attempt, file = Attempt.begin(tmp_path), RunPaths(tmp_path).voting.engine_events
     events = [(90.0, "ready"), (91.0, "first token"), (130.0, "ready"), (131.5, "first token"), (140.0, "ready")]
@@ -209,23 +214,6 @@ def test_timings_show_the_first_engine_and_token_of_this_job(tmp_path, monkeypat
     assert list(reached)[:3] == ["Ray on every node", FIRST_ENGINE, FIRST_TOKEN]
     assert (reached[FIRST_ENGINE], reached[FIRST_TOKEN]) == (30.0, 31.5)
     assert "1.5 s, at     31.5 s: first vLLM token" in (attempt.folder / "launch.log").read_text()
-
-
-def test_a_job_record_gives_the_options_to_submit_it_again():
-    record = parse_job_record(
-        "JobId=7 JobName=two words Partition=gpu Account=(null) QOS=normal TimeLimit=1-00:00:00 NumNodes=4 "
-        "CPUs/Task=16 MinMemoryNode=0 TresPerNode=gres:gpu:8 Requeue=0 Command=/x/medssr_ssl.sh voting.samples=3"
-    )
-    assert record["Command"].endswith("medssr_ssl.sh voting.samples=3") and record["JobName"] == "two words"
-    assert list_sbatch_options(record) == [
-        "--partition=gpu",
-        "--qos=normal",
-        "--time=1-00:00:00",
-        "--nodes=4",
-        "--cpus-per-task=16",
-        "--gres=gpu:8",
-        "--job-name=two words",
-    ]
 
 
 @pytest.mark.parametrize(
