@@ -13,9 +13,10 @@ from medssr_dist.config.base import DataSource
 from medssr_dist.data.records import hash_content
 from medssr_dist.errors import InputError
 from medssr_dist.knowledge.corpus_files import FileCorpus
-from medssr_dist.knowledge.hpo import Disease, Phenotype, load_rare_diseases
+from medssr_dist.knowledge.hpo import Disease, Phenotype
 from medssr_dist.knowledge.names import decapitalize
 from medssr_dist.knowledge.passages import Corpus, Passage
+from medssr_dist.knowledge.rare_diseases import load_rare_diseases
 from medssr_dist.knowledge.splits import is_evaluation
 
 HPO_PASSAGES = "hpo:passages"

@@ -15,9 +15,9 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from medssr_dist.data.records import hash_content
 from medssr_dist.errors import InputError
-from medssr_dist.knowledge.names import is_clean, split_words, tidy_name
+from medssr_dist.knowledge.names import tidy_name
+from medssr_dist.knowledge.orphanet import load_word_cases
 
 HPO_CITATION = (
     "Gargano MA et al. The Human Phenotype Ontology in 2024: phenotypes around the world. "
@@ -34,8 +34,6 @@ FREQUENCY_TERMS = {
 }
 # Our choice: an annotation without a frequency is sorted below 'frequent' and above 'occasional'.
 DEFAULT_FREQUENCY = 0.5
-# Our choice: fewer phenotypes make a short passage, and a vignette that fits several diseases.
-MIN_PHENOTYPES = 5
 _TOP_TERMS = frozenset({"HP:0000001", "HP:0000118"})
 
 
@@ -56,7 +54,7 @@ class Phenotype(NamedTuple):
 
 @dataclass(frozen=True)
 class Disease:
-    """A disease with HPO's annotations.
+    """A disease with HPO's annotations. `synonyms` are Orphanet's; entries of HPO have none.
 
     Example: Disease("OMIM:203500", "Alkaptonuria", (Phenotype("HP:...", "Ochronosis", 0.895), ...),
     genes=("HGD",), inheritance=("Autosomal recessive inheritance",), onset=("Congenital onset",))
@@ -68,6 +66,7 @@ class Disease:
     genes: tuple[str, ...]
     inheritance: tuple[str, ...]
     onset: tuple[str, ...]
+    synonyms: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -82,8 +81,7 @@ class Terms:
 @cache
 def load_diseases() -> dict[str, Disease]:
     """Return all diseases of HPO (ORPHA, OMIM, DECIPHER) by id. Takes about 2 s, once per process."""
-    names = load_terms().names
-    genes = _read_genes()
+    names, genes, word_cases = load_terms().names, _read_genes(), load_word_cases()
     titles: dict[str, str] = {}
     found: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     aspects: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
@@ -99,7 +97,7 @@ def load_diseases() -> dict[str, Disease]:
     return {
         disease_id: Disease(
             id=disease_id,
-            name=tidy_name(disease_id, title),
+            name=tidy_name(disease_id, title, word_cases),
             phenotypes=_make_phenotypes(found[disease_id], names),
             genes=tuple(sorted(genes[disease_id])),
             inheritance=tuple(sorted(aspects[disease_id]["I"])),
@@ -107,23 +105,6 @@ def load_diseases() -> dict[str, Disease]:
         )
         for disease_id, title in titles.items()
     }
-
-
-@cache
-def load_rare_diseases() -> tuple[Disease, ...]:
-    """Return the ORPHA and OMIM diseases with at least MIN_PHENOTYPES phenotypes and a clean name.
-
-    Of entries with the same name (ORPHA and OMIM often describe the same disease) the one with the most phenotypes is
-    kept. The order is by a hash of the id: shuffled, and the same on every machine.
-    """
-    best: dict[tuple[str, ...], Disease] = {}
-    for disease in load_diseases().values():
-        if disease.id.startswith(("ORPHA:", "OMIM:")) and is_clean(disease.name):
-            twin = best.setdefault(split_words(disease.name), disease)
-            if len(disease.phenotypes) > len(twin.phenotypes):
-                best[split_words(disease.name)] = disease
-    kept = [disease for disease in best.values() if len(disease.phenotypes) >= MIN_PHENOTYPES]
-    return tuple(sorted(kept, key=lambda disease: hash_content(disease.id)))
 
 
 @cache

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Mapping
 from functools import lru_cache
 
 _ROMAN = re.compile(r"[IVX]+")
+# A word without capitals inside; not the subtype in "type Il".
+_PLAIN_WORD = re.compile(r"(?<!\btype )\b[A-Za-z0-9][a-z0-9]+\b")
 _UNCLEAR = re.compile(r"susceptib|predispos|quantitative trait|modifier|protection against|resistance to|\?", re.I)
 _MAX_LENGTH = 80
 
-# Words that do not distinguish diseases; the other words, sorted, are the family of a disease.
+# Words that do not distinguish diseases; the other words, sorted, are the family of a disease. Numbers do not, but
+# places on a chromosome do: "16p11".
 _COMMON_WORDS = re.compile(
-    r".|.*\d.*|[ivx]+|of|the|with|without|or|and|to|due|by|in|types?|form|syndrome|disease|disorder|"
+    r".|(?![\dx]+[pq]\d).*\d.*|[ivx]+|of|the|with|without|or|and|to|due|by|in|types?|form|syndrome|disease|disorder|"
     r"autosomal|recessive|dominant|linked|susceptibility"
 )
 # Phenotype names that begin with a proper noun keep their capital in prose.
@@ -33,16 +37,20 @@ def strip_markup(name: str) -> str:
     return re.sub(r"[{}\[\]@]|(?<!\S)\?", "", name).strip()
 
 
-def tidy_name(disease_id: str, name: str) -> str:
-    """Return `name` for display: without ';ABBREVIATION' and OMIM's marks, and not all in capitals.
+def tidy_name(disease_id: str, name: str, word_cases: Mapping[str, str]) -> str:
+    """Return `name` for display: without ';ABBREVIATION' and OMIM's marks, not all in capitals, with its acronyms.
 
-    Example: tidy_name("OMIM:1", "DEAFNESS, Y-LINKED 2; DFNY2") == "Deafness, Y-linked 2"
+    Args:
+        word_cases: lower-case word -> its spelling, for words with capitals inside; OMIM's names lack these.
+
+    Example: tidy_name("OMIM:1", "HYPER-IGE SYNDROME, X-LINKED; ABC", {"ige": "IgE"}) == "Hyper-IgE syndrome, X-linked"
     """
     name = strip_markup(" ".join(name.split(";")[0].split()))
     if disease_id.startswith("OMIM:"):
         if name.isupper():
             name = re.sub(r"[A-Z]{2,}", _lower_word, name)
         name = re.sub(r"\b([xy])-linked", lambda match: match.group(1).upper() + "-linked", name)
+        name = _PLAIN_WORD.sub(lambda match: word_cases.get(match.group().lower(), match.group()), name)
     return name[:1].upper() + name[1:]
 
 

@@ -21,10 +21,11 @@ from medssr_dist.knowledge.hpo import (
     find_ancestors,
     find_descendants,
     load_diseases,
-    load_rare_diseases,
     load_terms,
 )
+from medssr_dist.knowledge.identity import find_group
 from medssr_dist.knowledge.names import decapitalize, derive_family, split_words
+from medssr_dist.knowledge.rare_diseases import find_annotations, load_rare_diseases
 from medssr_dist.knowledge.splits import SPLITS, assign_split
 
 DEFAULT_QUESTIONS = 200
@@ -131,10 +132,11 @@ def find_hpo_truth(question: Question) -> str | None:
 
 @cache
 def _index_names() -> dict[tuple[str, ...], frozenset[str]]:
-    """Return disease name (as words) -> phenotype ids of all entries with that name."""
+    """Return disease name (as words) -> phenotype ids of all entries of HPO that have the name or are this disease."""
     annotated: dict[tuple[str, ...], set[str]] = defaultdict(set)
-    for disease in load_diseases().values():
-        annotated[split_words(disease.name)].update(phenotype.id for phenotype in disease.phenotypes)
+    for disease in (*load_diseases().values(), *load_rare_diseases()):
+        for entry in (disease, *find_annotations(disease.id)):
+            annotated[split_words(disease.name)].update(phenotype.id for phenotype in entry.phenotypes)
     return {name: frozenset(terms) for name, terms in annotated.items()}
 
 
@@ -264,13 +266,15 @@ def _choose_distractors(disease: Disease, shown: list[Phenotype], name: str, rng
 
 
 def _count_absent(disease: Disease, shown: list[Phenotype]) -> int:
-    """Return how many of the phenotypes match no HPO entry with the disease's name."""
+    """Return how many of the phenotypes match no HPO entry of the disease."""
     annotated = _index_names()[split_words(disease.name)]
     return sum(annotated.isdisjoint(_find_related(phenotype.id)) for phenotype in shown)
 
 
 def _is_alike(one: Disease, other: Disease) -> bool:
-    return derive_family(one.name) == derive_family(other.name) or not set(one.genes).isdisjoint(other.genes)
+    if find_group(one.id) == find_group(other.id) or derive_family(one.name) == derive_family(other.name):
+        return True
+    return not set(one.genes).isdisjoint(other.genes)
 
 
 def _write_stem(disease: Disease, shown: list[Phenotype], sex: str, rng: random.Random) -> str:

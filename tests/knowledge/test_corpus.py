@@ -9,9 +9,11 @@ from medssr_dist.config.base import DataSource
 from medssr_dist.config.synthesis import Knowledge
 from medssr_dist.errors import InputError
 from medssr_dist.knowledge.corpus import HPO_PASSAGES, MAX_PHENOTYPES, describe_disease, read_corpus
-from medssr_dist.knowledge.hpo import load_diseases, load_rare_diseases
+from medssr_dist.knowledge.hpo import load_diseases
+from medssr_dist.knowledge.identity import find_group
+from medssr_dist.knowledge.rare_diseases import load_rare_diseases
 from medssr_dist.knowledge.retrieval import draw_entities
-from medssr_dist.knowledge.splits import is_evaluation
+from medssr_dist.knowledge.splits import EVALUATION, split_group
 
 ROW = {"id": "a1", "title": "Alkaptonuria", "content": "Dark urine.", "contents": "Alkaptonuria. Dark urine."}
 
@@ -37,7 +39,7 @@ def test_disease_is_described_in_prose():
 def test_hpo_passages_cover_rare_diseases_evaluation_last():
     passages = read_corpus(DataSource(path=HPO_PASSAGES))
     assert len(passages) == len({passage.id for passage in passages}) == len(load_rare_diseases())
-    held_out = [is_evaluation(load_diseases()[passage.id]) for passage in passages]
+    held_out = [split_group(find_group(passage.id)) == EVALUATION for passage in passages]
     assert held_out == sorted(held_out) and any(held_out)
     assert list(read_corpus(DataSource(path=HPO_PASSAGES, limit=7))) == passages[:7]
     assert passages.by_id(passages[3].id) == passages[3]
@@ -95,8 +97,8 @@ def test_entities_are_seeded_and_exclude_evaluation_diseases():
     assert len(drawn) == 10 and drawn == draw_entities(knowledge, 42) != draw_entities(knowledge, 43)
     assert {entity.id for entity in drawn} <= {passage.id for passage in read_corpus(knowledge.corpus)}
     everything = draw_entities(Knowledge(), 0)
-    assert len(everything) > 5000
-    assert not any(is_evaluation(load_diseases()[entity.id]) for entity in everything)
+    assert len(everything) > 3000
+    assert not any(split_group(find_group(entity.id)) == EVALUATION for entity in everything)
 
 
 def test_too_many_entities_are_refused():

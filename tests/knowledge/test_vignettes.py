@@ -9,6 +9,8 @@ from medssr_dist.data.records import Question
 from medssr_dist.errors import InputError
 from medssr_dist.knowledge.hpo import find_ancestors, find_descendants, load_diseases
 from medssr_dist.knowledge.names import derive_family, split_words
+from medssr_dist.knowledge.orphanet import load_orphanet
+from medssr_dist.knowledge.rare_diseases import find_annotations, load_rare_diseases
 from medssr_dist.knowledge.retrieval import draw_entities
 from medssr_dist.knowledge.splits import SPLITS
 from medssr_dist.knowledge.vignettes import (
@@ -27,10 +29,11 @@ def questions():
 
 @pytest.fixture(scope="module")
 def annotated():
-    """Disease name -> phenotypes of all entries with that name."""
+    """Disease name -> phenotypes of all entries that have the name or are this disease."""
     found = defaultdict(set)
-    for disease in load_diseases().values():
-        found[split_words(disease.name)].update(phenotype.id for phenotype in disease.phenotypes)
+    for disease in (*load_diseases().values(), *load_rare_diseases()):
+        for entry in (disease, *find_annotations(disease.id)):
+            found[split_words(disease.name)].update(phenotype.id for phenotype in entry.phenotypes)
     return found
 
 
@@ -38,8 +41,7 @@ def test_each_set_has_well_formed_questions(questions):
     for name, found in questions.items():
         assert len(found) == len({question.id for question in found}) == DEFAULT_QUESTIONS
         for question in found:
-            disease = load_diseases()[question.source_id]
-            assert question.options[question.truth] == disease.name
+            assert question.options[question.truth] == load_orphanet()[question.source_id].name
             assert (len(question.options), question.source, question.rare) == (4, name, True)
             assert question.stem.endswith("Which of the following is the most likely diagnosis?")
             assert 25 <= len(question.stem.split()) <= 70
