@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from medssr_dist import __version__
 from medssr_dist.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_STOPPED, Diverged, InputError, Stopped
+from medssr_dist.runtime.failures import describe_foreseen, to_line, write_traceback
 from medssr_dist.runtime.logs import set_up_logging
 
 if TYPE_CHECKING:
@@ -49,7 +50,8 @@ _TOOLS = {
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line `arguments` (default: sys.argv) and return the exit code.
 
-    The codes: 0 done, 1 training diverged, 2 bad input, 3 stopped and resumable by the same command.
+    The codes: 0 done, 1 training diverged or a bug, 2 bad input or a fault of the machine, 3 stopped and resumable by
+    the same command.
     """
     args = _build_parser().parse_args(arguments)
     os.umask(0o077)  # only the user may read what a command writes
@@ -58,21 +60,39 @@ def main(arguments: list[str] | None = None) -> int:
         call: Call = args.call
         return call(args)
     except InputError as error:
-        print(f"medssr: {error}", file=sys.stderr)
-        return EXIT_BAD_INPUT
+        return _end(error, EXIT_BAD_INPUT)
     except Diverged as error:
-        print(f"medssr: {error}", file=sys.stderr)
-        return EXIT_FAILED
+        return _end(error, EXIT_FAILED)
     except Stopped as error:
-        print(f"medssr: {error}", file=sys.stderr)
-        return EXIT_STOPPED
+        return _end(error, EXIT_STOPPED)
+    except KeyboardInterrupt:
+        return _end("interrupted; the same command resumes the run", EXIT_STOPPED)
+    except Exception as error:
+        return _end_by_failure(error, getattr(args, "run_dir", None))
+
+
+def _end(message: object, code: int) -> int:
+    """Print why the command ends, in one line, and return its exit code."""
+    print(f"medssr: {to_line(str(message))}", file=sys.stderr)
+    return code
+
+
+def _end_by_failure(error: Exception, run_dir: Path | None) -> int:
+    """End for a fault of the machine with the fix, or for a bug with the file that holds its traceback."""
+    if isinstance(error, BrokenPipeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python fails once more as it exits
+    if foreseen := describe_foreseen(error):
+        return _end(foreseen, EXIT_BAD_INPUT)
+    file = write_traceback(error, run_dir)
+    return _end(f"a bug: {type(error).__name__}: {error}; please report it with {file}", EXIT_FAILED)
 
 
 def _build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="medssr",
         description="MedSSR: question synthesis, majority-vote pseudo-labels, two-stage GRPO, evaluation.",
-        epilog="exit codes: 0 done, 1 failed, 2 bad input, 3 stopped and resumable by the same command",
+        epilog="exit codes: 0 done, 1 failed, 2 bad input or a fault of the machine, "
+        "3 stopped and resumable by the same command",
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

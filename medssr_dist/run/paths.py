@@ -21,6 +21,8 @@ STEPS = ("synthesize", "vote", "train", "evaluate")  # the commands
 STAGES = ("stage1", "stage2")  # the two parts of `train`
 RECORDED_STEPS = ("synthesize", "vote", *STAGES, "evaluate")  # as manifest.json, clock.json and summary.json name them
 
+TRACEBACK_PREFIX = "medssr-traceback-"  # of a file below the run directory that a bug leaves
+
 _CHECKPOINT_NAME = re.compile(r"global_step(\d+)$")
 _COMPLETE_MARK = "complete.json"
 
