@@ -42,6 +42,9 @@ class JournalEntry(Record):
     model: str = Field("", description="model asked; provenance.answered_by is the model that the server reports")
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    finish_reason: str = Field(
+        "", description="why the reply ended, as the server reports it; '' if it does not, or in older journals"
+    )
 
 
 class Journal:
@@ -158,6 +161,7 @@ def _build_row(provenance: Provenance, outcome: Reply | GaveUp) -> dict[str, Any
         "model": outcome.endpoint.model,
         "prompt_tokens": outcome.prompt_tokens,
         "completion_tokens": outcome.completion_tokens,
+        "finish_reason": outcome.finish_reason,
     }
 
 

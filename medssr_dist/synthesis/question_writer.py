@@ -18,7 +18,7 @@ from medssr_dist.data.jsonl import JsonlLedger
 from medssr_dist.data.records import LETTERS, Question, Rejected
 from medssr_dist.errors import InputError
 from medssr_dist.run.paths import SynthesisPaths
-from medssr_dist.synthesis.checks import Screen
+from medssr_dist.synthesis.checks import Screen, TeacherReply
 from medssr_dist.synthesis.journal import Journal, JournalEntry
 from medssr_dist.synthesis.request_queue import JudgedCount
 
@@ -100,7 +100,11 @@ class QuestionWriter:
         return [self._journal.read(index) for index in range(first, min(end, first + _CHUNK))]
 
     def _judge(self, entries: list[JournalEntry]) -> Iterator[tuple[JournalEntry, Question | Rejected]]:
-        judged = self._screen.judge((entry.reply, entry.provenance) for entry in entries if entry.reply is not None)
+        judged = self._screen.judge(
+            TeacherReply(entry.reply, entry.provenance, entry.finish_reason)
+            for entry in entries
+            if entry.reply is not None
+        )
         for entry in entries:
             yield entry, next(judged) if entry.reply is not None else _reject_without_reply(entry)
 

@@ -20,7 +20,8 @@ from medssr_dist.offline_teacher import start_teacher
 from medssr_dist.offline_teacher.facts import read_facts
 from medssr_dist.offline_teacher.reading import read_prompt
 from medssr_dist.offline_teacher.replies import compose_reply
-from medssr_dist.synthesis.checks.parse import Draft, read_reply
+from medssr_dist.synthesis.checks.parse import read_reply
+from medssr_dist.synthesis.checks.reply_parts import Draft
 from medssr_dist.synthesis.prompts import build_messages
 
 WILSON = Passage(

@@ -5,7 +5,7 @@ import pytest
 
 from medssr_dist.config.synthesis import Checks
 from medssr_dist.data.records import Provenance, Question, Rejected
-from medssr_dist.synthesis.checks import Screen
+from medssr_dist.synthesis.checks import Screen, TeacherReply
 
 STEM = (
     "A 45-year-old man comes to the physician because of a painful big toe for two days. His temperature is 38 degrees "
@@ -45,7 +45,7 @@ def provenance(index=0, entity=None, passages=(), seeds=(SEED,)) -> Provenance:
 
 
 def judge_one(checks, text, about=None, **inputs):
-    (outcome,) = screen(checks, **inputs).judge([(text, about or provenance())])
+    (outcome,) = screen(checks, **inputs).judge([TeacherReply(text, about or provenance())])
     return outcome
 
 
@@ -197,7 +197,7 @@ def test_grounding_counts_content_words_of_the_passages_alone():
 
 def test_duplicates_are_rejected_in_any_order_of_options():
     texts = [reply(), reply(options=OPTIONS[::-1]), reply(STEM.upper())]
-    outcomes = list(screen().judge((text, provenance(index)) for index, text in enumerate(texts)))
+    outcomes = list(screen().judge(TeacherReply(text, provenance(index)) for index, text in enumerate(texts)))
     assert [getattr(outcome, "reason", None) for outcome in outcomes] == [None, "duplicate", "duplicate"]
     assert reason(OFF, reply(SEED.stem, SEED.options.values())) == "duplicate"
 
@@ -210,7 +210,8 @@ def test_near_duplicates_are_rejected_with_the_question_named():
         rejected = judge_one(check, near, **inputs)
         assert rejected.reason == "near_duplicate" and rejected.detail.endswith(" to set:s7")
         assert reason(OFF, near, **inputs) is None
-    first, second, third = screen(check).judge([(reply(), provenance(5)), (near, provenance(6)), (far, provenance(7))])
+    replies = [TeacherReply(text, provenance(index)) for index, text in enumerate((reply(), near, far), start=5)]
+    first, second, third = screen(check).judge(replies)
     assert isinstance(first, Question) and isinstance(third, Question)
     assert second.reason == "near_duplicate" and second.detail.endswith(" to the question of request 5")
 
@@ -228,14 +229,15 @@ def test_decontamination_names_the_item_and_the_coverage():
 
 def test_questions_are_remembered_only_as_they_are_taken():
     judge = screen(on(near_duplicate=0.8))
-    first = judge.judge([(reply(), provenance(0)), (reply("Quite another question about gout?"), provenance(1))])
+    other = reply("Quite another question about gout?")
+    first = judge.judge([TeacherReply(reply(), provenance(0)), TeacherReply(other, provenance(1))])
     assert isinstance(next(first), Question)
-    assert isinstance(next(judge.judge([(reply("Quite another question about gout?"), provenance(1))])), Question)
+    assert isinstance(next(judge.judge([TeacherReply(other, provenance(1))])), Question)
 
 
 def test_many_replies_are_judged_in_order():
     texts = [reply(f"Question {index} asks for number {index * 7}?") if index % 3 else "?" for index in range(600)]
-    outcomes = list(screen(Checks()).judge((text, provenance(index)) for index, text in enumerate(texts)))
+    outcomes = list(screen(Checks()).judge(TeacherReply(text, provenance(index)) for index, text in enumerate(texts)))
     assert [isinstance(outcome, Question) for outcome in outcomes] == [bool(index % 3) for index in range(600)]
     indices = [one.provenance.index if isinstance(one, Question) else one.index for one in outcomes]
     assert indices == list(range(600))

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medssr_dist.synthesis.checks.parse import OPTION_CHARS, Draft, Rejection, read_reply
+from medssr_dist.synthesis.checks.parse import OPTION_CHARS, read_reply
+from medssr_dist.synthesis.checks.reply_parts import Draft, Rejection
 
 STEM = "A 45-year-old man has a painful big toe. What is the most likely diagnosis?"
 OPTIONS = {"A": "Gout", "B": "Septic arthritis", "C": "Pseudogout", "D": "Cellulitis"}

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from medssr_dist.data.records import Provenance, Question
 from medssr_dist.knowledge.names import derive_family
-from medssr_dist.synthesis.checks.parse import Draft, Rejection
+from medssr_dist.synthesis.checks.reply_parts import Draft, Rejection
 from medssr_dist.synthesis.checks.wording import fold, join_text
 
 # Lower case, like the texts that are searched: a search that ignores case is five times slower.

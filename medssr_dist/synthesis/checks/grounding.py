@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from medssr_dist.data.records import Provenance, Question
-from medssr_dist.synthesis.checks.parse import Draft, Rejection
+from medssr_dist.synthesis.checks.reply_parts import Draft, Rejection
 from medssr_dist.synthesis.checks.wording import fold, join_text
 
 _SHORTEST = 4  # letters of a content word

@@ -1,184 +1,152 @@
 """Parses the text of a reply into a stem and options, or into a rejection with its reason.
 
-Several formats are accepted: JSON alone (as structured output gives it), JSON in a code fence or within other text,
-and a plain stem with lettered options. Reasoning before the reply (`</think>`) is removed. The content is checked by
-the other modules of `checks`.
+1. A reply that is cut, or that the API has refused, is no question, whatever it holds.
+2. The thoughts of a reasoning model are cut off; thoughts that do not end mean that no question was written.
+3. The question is searched for as JSON (alone, in a code fence or within text), then as a plain stem with labelled
+   options. If there are several versions, the last counts; if the last cannot be read, none does.
+4. Labels of options and invisible characters are taken off, and the texts are checked: none empty, none twice, the
+   answer not told. The content is checked by the other modules of `checks`.
 """
 
 from __future__ import annotations
 
-import json
 import re
-from dataclasses import dataclass
-from typing import Any, NamedTuple
 
 from medssr_dist.data.records import LETTERS
+from medssr_dist.data.thoughts import cut_thoughts
+from medssr_dist.synthesis.checks.answer_leaks import find_leak
+from medssr_dist.synthesis.checks.json_questions import read_json_question
+from medssr_dist.synthesis.checks.loose_json import FoundObject, find_objects, mend_escapes
+from medssr_dist.synthesis.checks.option_labels import strip_labels
+from medssr_dist.synthesis.checks.plain_questions import split_lettered, strip_chatter
+from medssr_dist.synthesis.checks.reply_parts import Draft, RawQuestion, RejectedReply, Rejection
+from medssr_dist.synthesis.checks.wording import remove_invisible
 
 OPTION_CHARS = 400
 
-_STEM_KEYS = ("question", "stem")
-_OPTION_KEYS = ("options", "choices")
-_TEXT_KEYS = ("text", "option", "value", "content")
-_ANSWER_KEY = re.compile(r"answer|expla|rationale|reason|correct|solution|justif", re.IGNORECASE)
-# Lower case, and searched only if the text contains a hint: most texts do not, and parse ten times faster.
-_ANSWER_TEXT = re.compile(
-    r"\b(?:correct|right|best)\s+(?:answer|option|choice)\s*(?:is\b|:)|\banswer\s*(?:is\s+\(?[a-j]\b|:)|"
-    r"[(\[]\s*(?:correct|right)(?:\s+answer)?\s*[)\]]|\bexplanation\s*:|\brationale\s*:|[\u2705\u2713\u2714]",
+# How APIs name the end of a reply, in lower case. Other words, such as "stop", are no fault.
+_CUT = frozenset({"length", "max_tokens", "max_output_tokens", "model_length"})
+_REFUSED = frozenset(
+    {"content_filter", "refusal", "safety", "recitation", "blocklist", "prohibited_content", "spii", "sensitive"}
 )
-_ANSWER_HINTS = ("answer", "option", "choice", "correct", "right", "explanation", "rationale", *"\u2705\u2713\u2714")
-_REASONING = re.compile(r"^.*</think>", re.DOTALL)
-_LABEL = re.compile(r"^\s*[(\[]?[A-J][.):\]]\s+")
-_PLAIN_OPTION = re.compile(r"^\s*[-*]?\s*[(\[*]*([A-J])[.):\]]\**\s+(\S.*)$")
-_STEM_LABEL = re.compile(r"^\W*(?:new\s+)?(?:question|stem)\s*(?:\d+\s*)?[:.]\W*", re.IGNORECASE)
+_JSON_STEM = re.compile(r"[\"'“”‘’{,]\s*(?:question|stem)[\"'“”‘’]?\s*:", re.IGNORECASE)
+_REFUSAL = re.compile(
+    r"\W*(?:I['’]?m sorry|I am sorry|sorry|I apologi[sz]e|I can(?:not|['’]t)|I am (?:unable|not able)|I['’]m (?:unable|"
+    r"not able)|unfortunately,? I)\b",
+    re.IGNORECASE,
+)
+_NO_TEXT = re.compile(r"nan|null|undefined|n/a|tbd|[.…_?\s-]*", re.IGNORECASE)
 
 
-class Rejection(NamedTuple):
-    """Why a reply does not become a question.
-
-    `reason` is a short machine-readable word that is counted; `detail` is the evidence.
-
-    Example: Rejection("option_count", "1 options; a question has 2-10")
-    """
-
-    reason: str
-    detail: str
-
-
-class Draft(NamedTuple):
-    """The question in a reply, with the options in the reply's order.
-
-    Example: Draft("Which vitamin prevents scurvy?", ("Vitamin A", "Vitamin C"))
-    """
-
-    stem: str
-    options: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class _Found:
-    """The parts of a reply before any check. `rest` is the text outside the stem and the options."""
-
-    stem: str
-    options: list[str]
-    rest: str
-
-
-class _RejectedReply(Exception):
-    def __init__(self, reason: str, detail: str):
-        super().__init__(reason)
-        self.rejection = Rejection(reason, detail)
-
-
-def read_reply(text: str) -> Draft | Rejection:
+def read_reply(text: str, finish_reason: str = "") -> Draft | Rejection:
     """Parse one reply.
 
+    Args:
+        finish_reason: why the reply ended, as the API says; "" if it does not say.
+
     Returns:
-        The draft, or a rejection whose reason is not_parsable, empty, option_count, duplicate_options,
-        answer_leaked or option_too_long.
+        The draft, or a rejection whose reason is truncated, refused, still_thinking, not_parsable, empty,
+        bare_letters, unclear_labels, options_in_stem, option_count, duplicate_options, answer_leaked or
+        option_too_long.
     """
     try:
-        found = _read(text)
-        _check(found)
-        return Draft(found.stem, tuple(found.options))
-    except _RejectedReply as reject:
+        _check_end(finish_reason)
+        found = _find_question(_cut_thoughts(text))
+        draft = _build_draft(found)
+        _check(draft, found)
+        return draft
+    except RejectedReply as reject:
         return reject.rejection
 
 
-def _read(text: str) -> _Found:
-    text = _REASONING.sub("", text)
-    if not text.strip():
-        raise _RejectedReply("empty", "the reply is empty")
-    found = _read_json(text) or _read_plain(text)
-    if found is None:
-        raise _RejectedReply("not_parsable", "neither JSON with question and options nor a stem with lettered options")
-    return found
+def _check_end(finish_reason: str) -> None:
+    end = finish_reason.casefold()
+    if end in _CUT:
+        raise RejectedReply("truncated", f"the reply reached the limit of tokens (finish_reason {finish_reason!r})")
+    if end in _REFUSED:
+        raise RejectedReply("refused", f"the API withheld the reply (finish_reason {finish_reason!r})")
 
 
-def _check(found: _Found) -> None:
-    count = len(found.options)
-    if not found.stem or not all(found.options):
-        raise _RejectedReply("empty", "the stem or an option is empty")
+def _cut_thoughts(text: str) -> str:
+    said = cut_thoughts(text)
+    if said.is_open:
+        raise RejectedReply("still_thinking", "the reply ends within the thoughts of the model")
+    if not said.text.strip():
+        raise RejectedReply("empty", "the reply is empty")
+    return said.text
+
+
+def _find_question(text: str) -> RawQuestion:
+    """Return the last version of the question in a reply."""
+    mended = mend_escapes(text)
+    found = [(each, question) for each in find_objects(mended) if (question := read_json_question(each.value))]
+    if found:
+        return _add_surroundings(mended, [each for each, _ in found], found[-1][1])
+    if _JSON_STEM.search(text):
+        raise RejectedReply("not_parsable", "the JSON of the question is broken, is cut, or lacks stem or options")
+    question = split_lettered(text)
+    if question is None and _REFUSAL.match(text):
+        raise RejectedReply("refused", f"the model says {text[:80]!r}")
+    if question is None:
+        raise RejectedReply("not_parsable", "neither JSON with question and options nor a stem with labelled options")
+    return question
+
+
+def _add_surroundings(text: str, objects: list[FoundObject], question: RawQuestion) -> RawQuestion:
+    """Return the question of the last object with the text around it. Raises RejectedReply if a version follows it."""
+    begin = objects[-2].end if len(objects) > 1 else 0
+    before, after = text[begin : objects[-1].start], text[objects[-1].end :]
+    if _JSON_STEM.search(after):
+        raise RejectedReply("not_parsable", "the last version of the question is broken or cut")
+    later = split_lettered(after)
+    if later:
+        raise RejectedReply("not_parsable", "labelled lines follow the question: another version, or an explanation")
+    return RawQuestion(question.stem, question.options, question.leak, "\n".join([before, question.rest, after]))
+
+
+def _build_draft(found: RawQuestion) -> Draft:
+    """Return the texts of the question, cleaned and without labels."""
+    options = tuple(_clean(option, " ") for option in found.options)
+    if len(options) > 1:
+        options = strip_labels(options)
+        if all(len(option) > 4 and option[:2] == option[-2:] == "**" for option in options):
+            options = tuple(option[2:-2] for option in options)
+    stem = strip_chatter(_clean(found.stem, "\n"))
+    return Draft(_cut_listed_options(stem, options), options)
+
+
+def _cut_listed_options(stem: str, options: tuple[str, ...]) -> str:
+    """Return `stem` without the options, if it lists them too; their order there would not be the shuffled one."""
+    if "\n" not in stem:
+        return stem
+    listed = split_lettered(stem)
+    if listed is None or listed.rest.strip() or not listed.stem:
+        return stem
+    texts = [_clean(option, " ").casefold() for option in listed.options]
+    if texts == [option.casefold() for option in options]:
+        return listed.stem
+    return stem
+
+
+def _check(draft: Draft, found: RawQuestion) -> None:
+    stem, options = draft
+    count = len(options)
+    if found.leak:
+        raise RejectedReply("answer_leaked", f"the reply has {found.leak}")
+    if _NO_TEXT.fullmatch(stem) or any(map(_NO_TEXT.fullmatch, options)):
+        raise RejectedReply("empty", "the stem or an option is empty")
     if not 2 <= count <= len(LETTERS):
-        raise _RejectedReply("option_count", f"{count} options; a question has 2-{len(LETTERS)}")
-    if len({option.casefold() for option in found.options}) < count:
-        raise _RejectedReply("duplicate_options", f"options are not distinct: {found.options}")
-    whole = "\n|\n".join([found.rest, found.stem, *found.options]).lower()
-    if any(hint in whole for hint in _ANSWER_HINTS) and (leak := _ANSWER_TEXT.search(whole)):
-        raise _RejectedReply("answer_leaked", f"the reply says {leak.group()!r}")
-    if max(map(len, found.options)) > OPTION_CHARS:
-        raise _RejectedReply("option_too_long", f"an option has more than {OPTION_CHARS} characters")
+        raise RejectedReply("option_count", f"{count} options; a question has 2-{len(LETTERS)}")
+    if len({option.casefold() for option in options}) < count:
+        raise RejectedReply("duplicate_options", f"options are not distinct: {list(options)}")
+    if leak := find_leak(stem, options, found.rest):
+        raise RejectedReply("answer_leaked", leak)
+    if max(map(len, options)) > OPTION_CHARS:
+        raise RejectedReply("option_too_long", f"an option has more than {OPTION_CHARS} characters")
 
 
-def _read_json(text: str) -> _Found | None:
-    """Return the first JSON object in `text` that has a stem and options, or None."""
-    decoder = json.JSONDecoder(strict=False)
-    start = text.find("{")
-    while start >= 0:
-        try:
-            value, end = decoder.raw_decode(text, start)
-        except (json.JSONDecodeError, RecursionError):
-            end = start + 1
-        else:
-            found = _from_json(value)
-            if found:
-                return found
-        start = text.find("{", end)
-    return None
-
-
-def _from_json(value: dict[str, Any]) -> _Found | None:
-    fields = {key.strip().casefold(): item for key, item in value.items()}
-    stem = next((fields[key] for key in _STEM_KEYS if key in fields), None)
-    options = next((fields[key] for key in _OPTION_KEYS if key in fields), None)
-    if isinstance(stem, dict):  # {"question": {"stem": ..., "options": ...}}
-        return _from_json(stem)
-    if not isinstance(stem, str) or not isinstance(options, dict | list):
-        return None
-    _reject_answer_keys(fields)
-    return _Found(_clean(stem), _read_options(options), "")
-
-
-def _reject_answer_keys(fields: dict[str, Any]) -> None:
-    leaks = [key for key, item in fields.items() if _ANSWER_KEY.search(key) and item not in (None, "")]
-    if leaks:
-        raise _RejectedReply("answer_leaked", f"the reply has the key {leaks[0]!r}")
-
-
-def _read_options(options: dict[str, Any] | list[Any]) -> list[str]:
-    if isinstance(options, dict):
-        options = [options[key] for key in sorted(options)]
-    texts = [_read_option(item) if isinstance(item, dict) else item for item in options]
-    texts = [item if isinstance(item, str | int | float) else "" for item in texts]
-    return [_clean(_LABEL.sub("", str(item))) for item in texts]
-
-
-def _read_option(item: dict[str, Any]) -> Any:
-    """Return the text in {"A": text} or {"label": "A", "text": text}."""
-    if len(item) == 1:
-        return next(iter(item.values()))
-    texts = [item[key] for key in _TEXT_KEYS if key in item]
-    _reject_answer_keys({key: value for key, value in item.items() if value is not False and value not in texts})
-    return texts[0] if texts else ""
-
-
-def _read_plain(text: str) -> _Found | None:
-    """Parse a stem followed by lines "A. ..", "B) ..", "(C) .." with the letters in order from A, or return None."""
-    stem: list[str] = []
-    options: list[str] = []
-    rest: list[str] = []
-    for line in text.splitlines():
-        match = _PLAIN_OPTION.match(line)
-        if match and match.group(1) == LETTERS[len(options) % len(LETTERS)]:
-            options.append(_clean(match.group(2)))
-        else:
-            (rest if options else stem).append(line)
-    if not options:
-        return None
-    return _Found(_clean(_STEM_LABEL.sub("", "\n".join(stem).strip())), options, "\n".join(rest))
-
-
-def _clean(text: str) -> str:
-    """Return text that can be written as UTF-8, with single spaces and without empty lines."""
-    text = text.encode("utf-8", "replace").decode("utf-8")
+def _clean(text: str, line_break: str) -> str:
+    """Return text that can be written as UTF-8 and shows all its characters, with single spaces, no empty lines."""
+    text = remove_invisible(text.encode("utf-8", "replace").decode("utf-8"))
     lines = (" ".join(line.split()) for line in text.splitlines())
-    return "\n".join(filter(None, lines))
+    return line_break.join(filter(None, lines))

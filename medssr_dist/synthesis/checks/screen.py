@@ -26,12 +26,24 @@ from medssr_dist.synthesis.checks import flaws
 from medssr_dist.synthesis.checks.decontamination import Decontaminator
 from medssr_dist.synthesis.checks.grounding import Grounding
 from medssr_dist.synthesis.checks.near_duplicates import HashSet, NearDuplicates, Sketches
-from medssr_dist.synthesis.checks.parse import Draft, Rejection, read_reply
+from medssr_dist.synthesis.checks.parse import read_reply
+from medssr_dist.synthesis.checks.reply_parts import Draft, Rejection
 from medssr_dist.synthesis.checks.wording import fold, hash_text, join_text
 
 _BATCH = 256  # replies that are parsed and checked ahead
 
 DraftCheck = Callable[[Draft, Provenance], Rejection | None]
+
+
+class TeacherReply(NamedTuple):
+    """The text of a reply, where it is from, and why it ended (see `read_reply`).
+
+    Example: TeacherReply('{"question": ...}', Provenance(index=7, ...), "stop")
+    """
+
+    text: str
+    provenance: Provenance
+    finish_reason: str = ""
 
 
 @dataclass(slots=True)
@@ -69,7 +81,7 @@ class Screen:
         self._decontaminator = Decontaminator(benchmarks, checks.decontamination) if checks.decontamination else None
         self._known = _KnownQuestions(checks.near_duplicate, [*seeds, *benchmarks])
 
-    def judge(self, replies: Iterable[tuple[str, Provenance]]) -> Iterator[Question | Rejected]:
+    def judge(self, replies: Iterable[TeacherReply]) -> Iterator[Question | Rejected]:
         """Yield the question or the rejection of each reply, in order.
 
         A question counts as accepted when it is taken from the iterator. Up to 256 replies are checked ahead by the
@@ -77,14 +89,15 @@ class Screen:
         """
         replies = iter(replies)
         while batch := list(islice(replies, _BATCH)):
-            yield from self._judge_batch([self._read(reply, provenance) for reply, provenance in batch])
+            yield from self._judge_batch([self._read(reply) for reply in batch])
 
-    def _read(self, reply: str, provenance: Provenance) -> _Case:
-        draft = read_reply(reply)
+    def _read(self, reply: TeacherReply) -> _Case:
+        text, provenance, finish_reason = reply
+        draft = read_reply(text, finish_reason)
         if isinstance(draft, Rejection):
-            return _Case(reply, provenance, None, draft)
+            return _Case(text, provenance, None, draft)
         rejection = next(filter(None, (check(draft, provenance) for check in self._draft_checks)), None)
-        return _Case(reply, provenance, draft, rejection, join_text(*draft))
+        return _Case(text, provenance, draft, rejection, join_text(*draft))
 
     def _judge_batch(self, cases: list[_Case]) -> Iterator[Question | Rejected]:
         self._decontaminate([case for case in cases if case.rejection is None])

@@ -1,6 +1,8 @@
 """Texts as words, and words as hashed n-grams, by which questions are compared.
 
-A word is a run of letters and digits, without case, accents and typographic variants. Many texts are hashed at once:
+A word is a run of letters and digits, without case, accents, typographic variants (full-width and mathematical
+letters, ligatures), invisible characters (soft hyphens, zero-width spaces), and with Latin letters for the Cyrillic
+ones that look the same. Many texts are hashed at once:
 the hash of a word is a polynomial over its bytes, so all hashes follow from one cumulative sum (Karp and Rabin, IBM
 J. Res. Dev. 31:249-260, 1987). This is several times faster than a dictionary of words. The hashes are the same in
 every process and on every machine (Python's built-in hashes are not), so a resumed run rejects the same questions as
@@ -9,6 +11,7 @@ an uninterrupted one.
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from functools import cache, lru_cache
@@ -20,12 +23,29 @@ import numpy as np
 # ASCII letters become lower case, other ASCII characters except digits become spaces; other bytes stay.
 _FOLD = bytes(byte if byte > 127 else ord(chr(byte).lower()) if chr(byte).isalnum() else 32 for byte in range(256))
 _ASCII = bytes(range(128))
+# What a reader does not see: soft hyphens, zero-width characters, marks of direction, variation selectors, fillers,
+# tags, and control characters other than white space (most of Unicode's Default_Ignorable_Code_Point).
+_INVISIBLE = re.compile(
+    "[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f"
+    "\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\U0001bca0-\U0001bca3"
+    "\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
+)
+_LOOK_ALIKE = str.maketrans(
+    "\u0410\u0412\u0415\u041a\u041c\u041d\u041e\u0420\u0421\u0422\u0423\u0425\u0406\u0408\u0405"
+    "\u0430\u0435\u043e\u0440\u0441\u0443\u0445\u0456\u0458\u0455",
+    "ABEKMHOPCTYXIJSaeopcyxijs",
+)
 _STEP = 0x9E3779B97F4A7C15  # odd, so that it has an inverse mod 2^64
 
 
 def join_text(stem: str, options: Iterable[str]) -> str:
     """Join stem and options as a reader sees them, but with sorted options: their order does not matter."""
-    return "\n".join([stem, *sorted(options, key=str.casefold)])
+    return "\n".join([stem, *sorted(options, key=fold)])
+
+
+def remove_invisible(text: str) -> str:
+    """Return `text` without characters that a reader does not see. Example: "diag\\u00adnosis" -> "diagnosis"."""
+    return text if text.isascii() and text.isprintable() else _INVISIBLE.sub("", text)
 
 
 def fold(text: str) -> bytes:
@@ -40,9 +60,10 @@ def fold(text: str) -> bytes:
 
 @lru_cache(maxsize=2**14)
 def _fold_character(character: str) -> str:
-    """Return its letters and digits without case and accents; punctuation becomes a space, accents are dropped."""
-    plain = unicodedata.normalize("NFKD", character).casefold()
-    return "".join(part if part.isalnum() else " " for part in plain if not unicodedata.combining(part))
+    """Return its letters and digits without case and accents; punctuation becomes a space, what is unseen vanishes."""
+    plain = unicodedata.normalize("NFKD", character.translate(_LOOK_ALIKE)).casefold()
+    seen = (part for part in _INVISIBLE.sub("", plain) if unicodedata.category(part) not in ("Mn", "Me", "Cf"))
+    return "".join(part if part.isalnum() else " " for part in seen)
 
 
 def hash_text(folded: bytes) -> int:

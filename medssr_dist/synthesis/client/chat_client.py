@@ -32,6 +32,7 @@ _KEY_REFUSED = {401, 402, 403}
 _NO_SUCH_API = {404, 405, 406, 407, 410, 415}
 _RETRY = {408, 409, 425}
 _MAY_BE_BILLED = {408, 504, 524}  # a gateway stopped waiting; the server behind it may have finished the reply
+_BROKEN_OFF = {"abort", "error", "insufficient_system_resource"}  # finish reasons for which another try may pass
 _KEEPALIVE_S = 60.0
 
 
@@ -44,6 +45,7 @@ class Reply:
         prompt_tokens, completion_tokens: its cost in tokens as the server counts them.
         model: the model that answered, as the server reports it.
         endpoint: where it was asked.
+        finish_reason: why the reply ended, as the server reports it, such as "stop" or "length"; '' if it does not.
 
     Example: Reply('{"question": ...}', 812, 140, "gpt-x-2025-01", Endpoint(base_url="https://host/v1", model="gpt-x"))
     """
@@ -53,6 +55,7 @@ class Reply:
     completion_tokens: int
     model: str
     endpoint: Endpoint
+    finish_reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,8 +159,12 @@ class ChatClient:
     def _parse_reply(self, answer: bytes) -> Reply:
         try:
             payload = _decode(answer)
-            text = payload["choices"][0]["message"]["content"] or ""
+            choice = payload["choices"][0]
+            text = choice["message"]["content"] or ""
             usage = payload.get("usage") or {}
+            finish_reason = _read_finish_reason(choice)
+            if finish_reason in _BROKEN_OFF:
+                raise TryFailed(f"the server broke the reply off (finish_reason {finish_reason!r})")
             return Reply(
                 # A lone surrogate (an emoji that the token limit cut in two) cannot be written as UTF-8.
                 text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8"),
@@ -165,6 +172,7 @@ class ChatClient:
                 int(usage.get("completion_tokens") or 0),
                 str(payload.get("model") or self.endpoint.model),
                 self.endpoint,
+                finish_reason,
             )
         except (ValueError, RecursionError):
             if answer.lstrip().startswith(b"<"):
@@ -202,6 +210,14 @@ class ChatClient:
     def _quote(self, answer: bytes) -> str:
         """Return the server's error text, without the key."""
         return read_error_text(answer, self.endpoint.api_key)
+
+
+def _read_finish_reason(choice: dict[str, Any]) -> str:
+    """Return why a reply ended; "refusal" if the model refused in the field that OpenAI's API has for that."""
+    if choice["message"].get("refusal"):
+        return "refusal"
+    reason = choice.get("finish_reason")
+    return reason if isinstance(reason, str) else ""
 
 
 def parse_retry_after(value: str | None, date: str | None = None) -> float | None:
