@@ -10,10 +10,8 @@ from medssr_dist.synthesis.checks.option_labels import read_labels
 from medssr_dist.synthesis.checks.plain_questions import split_lettered
 from medssr_dist.synthesis.checks.reply_parts import RawQuestion, RejectedReply
 
-_VIGNETTE_KEYS = (
-    "vignette clinical_vignette case clinical_case case_presentation scenario clinical_scenario patient presentation "
-    "patient_presentation"
-).split()
+_VIGNETTE_KEYS = ("vignette", "clinical_vignette", "case", "clinical_case", "case_presentation", "scenario")
+_VIGNETTE_KEYS += ("clinical_scenario", "patient", "presentation", "patient_presentation")
 _UNCLEAR_KEYS = ("context", "background", "passage", "information", "clinical_information")  # vignette or knowledge
 _STEM_KEYS = ("stem", "question_stem", "question", "question_text", "lead_in", "leadin")
 _OPTION_KEYS = ("options", "choices", "answer_choices", "answer_options", "alternatives", "answers")

@@ -16,7 +16,7 @@ _MOST_FAILURES = 500  # opening braces of one reply that begin no object
 _MOST_LEVELS = 8  # objects and lists within each other
 _START = re.compile(r"\{(?=\s*(?:[\"'“”„‘’}]|[A-Za-z_]\w*\s*:))")
 _ESCAPE = re.compile(r"\\(?:([\"\\/]|u[0-9A-Fa-f]{4})|(x[0-9A-Fa-f]{2}|[A-Za-z]+)|(.))", re.DOTALL)
-# Commands of LaTeX that begin like an escape of JSON: \n, \r, \t, \b or \f. The last two are never meant before letters.
+# Commands of LaTeX that begin like an escape of JSON. A backspace (\b) or form feed (\f) is never meant.
 _LATEX = re.compile(
     "nabla|natural|neg?|neq|newline|nleq|ngeq|not|notin|nu|rangle|rbrace|rceil|rfloor|rho|right|rightarrow|rm|"
     "rightharpoonup|rightleftharpoons|tanh?|tau|text(?:bf|degree|it|mu|rm|subscript|superscript|up)?|tfrac|therefore|"

@@ -1,4 +1,4 @@
-"""Labels of options: "A.", "(A)", "A:", "Option A:", "A - ", "a)", "1.", "ii)". They are taken off, as options are shuffled.
+"""Labels of options: "A.", "(A)", "A:", "Option A:", "A - ", "a)", "1.", "ii)". Options are shuffled, so they go.
 
 A label is one only where all options carry the labels of one series in order: "C. difficile" and "E. coli" begin with
 the initials of their genus, and stay whole. Where it is unclear which of the two it is, the question is refused.
@@ -22,7 +22,7 @@ _LABEL = re.compile(
     (?:(?i:option|choice|answer)[ ]? (?P<named>))?
     (?P<name> [a-jA-Jａ-ｊＡ-Ｊ] | 10 | [1-9] | [iI]{1,3} | [iI]?[vV] | [vV][iI]{1,3} | [iI]?[xX] ) [ ]?
     (?: \*\* | __ )?
-    (?P<sign> [)\]）】}][.:]? | [.．:：、](?!\d) | [ ]?[-–—](?=[ ]) | (?=[ ]) | $ )
+    (?P<sign> [.:]?[)\]）】}][.:]? | [.．:：、](?!\d) | [ ]?[-–—](?=[ ]) | (?=[ ]) | $ )
     (?: \*\* | __ )? [ ]*
     """,
     re.VERBOSE,

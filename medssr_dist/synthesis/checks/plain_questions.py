@@ -21,6 +21,11 @@ _HEADING = re.compile(
     r"\s{0,3}(?:[*_]{0,3}[:：][*_]{0,3}|[*_]{0,3}$)\s*",
     re.IGNORECASE,
 )
+_ENDING_HEADING = re.compile(
+    r".{0,300}\b(?:new|better|revised|final|improved|corrected|updated|second|third|next) "
+    rf"(?:{_QUESTION_WORDS})[*_]{{0,3}}:[*_]{{0,3}}",
+    re.IGNORECASE,
+)
 _VERSION_WORDS = frozenset({"version", "draft", "attempt", "try"})
 _LEAD_WORDS = frozenset({"question", "stem", "mcq", "item"})
 _OPTIONS_HEADING = re.compile(
@@ -111,8 +116,11 @@ def _finish_options(run: _Run, lines: list[str]) -> list[str]:
             break
     run.end = min(rest_begins, len(lines))
     rest = lines[rest_begins:]
-    if any(label.series == run.series and not label.is_weak for line in rest for label in _read_line(line)):
+    again = [label for line in rest for label in _read_line(line) if label.series == run.series and not label.is_weak]
+    if any(label.place < len(run.options) for label in again):
         raise RejectedReply("answer_leaked", "options are named again below the list of options")
+    if again:
+        raise RejectedReply("not_parsable", "a label is missing in the list of options")
     return rest
 
 
@@ -129,6 +137,9 @@ def _find_stem(text: str, is_later: bool) -> str:
     kept: list[str] = []
     has_heading = False
     for line in lines:
+        if _ENDING_HEADING.fullmatch(line.strip()):
+            kept, has_heading = [], True
+            continue
         heading = _HEADING.match(line)
         kind = heading["kind"].lower() if heading else ""
         if kind in _VERSION_WORDS or (kind in _LEAD_WORDS and is_later and not has_heading):
