@@ -2,8 +2,13 @@
 
 from setuptools import find_packages, setup
 
+DATA = {
+    "medssr_dist.data": ["prompts/*.yaml"],
+    "medssr_dist.knowledge": ["data/*"],
+    "medssr_dist.synthesis": ["*.yaml"],
+}
 setup(
     packages=[*find_packages(include=["medssr_dist", "medssr_dist.*"]), "medssr_dist.kernels", "medssr_dist.launch"],
-    package_data={"medssr_dist.knowledge": ["data/*"], "medssr_dist.synthesis": ["*.yaml"]},
+    package_data=DATA,
     package_dir={"medssr_dist.kernels": "kernels", "medssr_dist.launch": "launch"},
 )

@@ -43,7 +43,13 @@ from medssr_dist.run.directory import RunDir, find_commit
 from medssr_dist.run.paths import STAGES, STEPS
 from medssr_dist.run.session import Session, open_session
 from medssr_dist.run.stream import QuestionFeed, clear_end, has_ended, read_kept_labels
-from medssr_dist.runtime.models import fingerprint_model, load_tokenizer, resolve_model
+from medssr_dist.runtime.models import (
+    find_revision,
+    fingerprint_model,
+    load_tokenizer,
+    make_prompt_renderer,
+    resolve_model,
+)
 from medssr_dist.summary import build_summary, render_summary
 from medssr_dist.synthesis.prompts import QuestionPrompt, load_question_prompt
 from medssr_dist.synthesis.synthesis_summary import read_synthesis_summary
@@ -212,7 +218,7 @@ def vote(
         total = _limit_questions(session)
         label_questions(session.config, feed, total, model, folder, find_hpo_truth, should_stop, trainer_follows)
 
-    session.run_step("vote", {"model": fingerprint_model(model)}, take_votes)
+    session.run_step("vote", _fingerprint_base(session), take_votes)
 
 
 # --- step 3: train ----------------------------------------------------------------------------------
@@ -221,16 +227,12 @@ def train_stage1(session: Session) -> None:
     if not session.config.training.stage1.enabled:
         return
     _require_vote(session)
-    session.run_step("stage1", _fingerprint_stage1(session), lambda: _start_stage1(session).wait())
+    session.run_step("stage1", _fingerprint_base(session), lambda: _start_stage1(session).wait())
 
 
 def _require_vote(session: Session) -> None:
     if not session.run.is_finished("vote"):
         raise InputError(f"{session.run.root} has no finished vote to train on; run `medssr vote` first")
-
-
-def _fingerprint_stage1(session: Session) -> dict[str, str]:
-    return {"model": fingerprint_model(_find_base_model(session))}
 
 
 def _start_stage1(session: Session) -> RunningStage:
@@ -267,6 +269,7 @@ def train_stage2(session: Session) -> None:
         "data": _hash_questions(questions),
         "model": fingerprint_model(model),
         "reference": fingerprint_model(reference),
+        **_name_revision(base),
     }
     if stage.mix_pseudo_labels:
         fingerprints["labels"] = _hash_labels(labels)
@@ -294,7 +297,7 @@ def stream_steps(session: Session) -> None:
             background.add("synthesize", synthesis)
         else:
             feed = _open_finished_questions(session)
-        if session.config.training.stage1.enabled and session.begin_step("stage1", _fingerprint_stage1(session)):
+        if session.config.training.stage1.enabled and session.begin_step("stage1", _fingerprint_base(session)):
             background.add("stage1", _start_stage1(session))
         vote(session, feed, background.poll, trainer_follows="stage1" in background.running)
         background.wait()
@@ -323,6 +326,7 @@ def evaluate(session: Session) -> None:
     policies = _find_policies(session)
     _warn_of_unchecked_benchmarks(session.run, benchmarks)
     fingerprints = {name: fingerprint_model(folder) for name, folder in policies.items()}
+    fingerprints |= _name_revision(_find_base_model(session))
     fingerprints |= {f"benchmark {name}": _hash_questions(questions) for name, questions in benchmarks.items()}
     session.run_step("evaluate", fingerprints, lambda: _score_policies(session, benchmarks, policies))
 
@@ -368,11 +372,11 @@ def _answer_benchmarks(session: Session, model: Path, questions: list[Question])
     from medssr_dist.inference.placement import open_engine_pool
 
     config, paths = session.config, session.run.evaluation
-    tokenizer = load_tokenizer(model, config.policy)
+    prompts = make_prompt_renderer(load_tokenizer(model, config.policy), config.policy)
     with open_engine_pool(config, model, paths.engine_events, with_servers=False) as pool:
         return evaluate_policy(
             pool,
-            tokenizer,
+            prompts,
             questions,
             config.evaluation,
             config.runtime.random_seed,
@@ -392,6 +396,17 @@ def _close_run(session: Session) -> None:
 
 def _find_base_model(session: Session) -> Path:
     return resolve_model(session.config.policy)
+
+
+def _fingerprint_base(session: Session) -> dict[str, str]:
+    model = _find_base_model(session)
+    return {"model": fingerprint_model(model)} | _name_revision(model)
+
+
+def _name_revision(base: Path) -> dict[str, str]:
+    """Return the hub commit of the base model as an input of a step, if it has one."""
+    revision = find_revision(base)
+    return {"revision": revision} if revision else {}
 
 
 def _hash_labels(labels: Path) -> str:

@@ -19,7 +19,6 @@ from medssr_dist.config.load import dump_config
 from medssr_dist.config.schema import Config
 from medssr_dist.config.synthesis import Knowledge, Synthesis
 from medssr_dist.config.training import Stage
-from medssr_dist.data.answers import format_question, render_prompt
 from medssr_dist.data.jsonl import write_atomic, write_json
 from medssr_dist.data.records import Question
 from medssr_dist.errors import InputError
@@ -229,10 +228,10 @@ def _plan_vote(config: Config, run: RunDir, folder: Path, model: Path) -> list[P
 
 def _render_vote_prompt(config: Config, question: Question, model: Path) -> str:
     if not model.is_dir():
-        return format_question(question) + "\n"
-    from medssr_dist.runtime.models import load_tokenizer
+        return config.policy.prompt.fill_in(question) + "\n"
+    from medssr_dist.runtime.models import load_tokenizer, make_prompt_renderer
 
-    return render_prompt(load_tokenizer(model, config.policy), question)
+    return make_prompt_renderer(load_tokenizer(model, config.policy), config.policy).render(question).text
 
 
 def _engine_options(config: Config, model: Path) -> dict[str, dict[str, Any]]:

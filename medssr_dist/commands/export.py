@@ -1,9 +1,9 @@
 """`medssr export`: write the questions of a run, with their pseudo-labels, as a data set for other programs.
 
 There are four forms: `parquet` and `jsonl` for `datasets.load_dataset(FOLDER)`, `openrlhf` (JSONL) and `verl` (Parquet)
-for these trainers. The prompts are the same as in vote, reward and evaluation. Memory is bounded: one question, or one
-block of questions in Parquet, is in memory at a time; `--labels all` also keeps the ids of all labelled questions,
-about 70 bytes each.
+for these trainers. The turns of the prompts are those of vote, reward and evaluation. Memory is bounded: one question,
+or one block of questions in Parquet, is in memory at a time; `--labels all` also keeps the ids of all labelled
+questions, about 70 bytes each.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from tqdm import tqdm
 
 from medssr_dist.commands.export_forms import FORMS, ExportForm
 from medssr_dist.data.cards import CARD, render_header
-from medssr_dist.data.jsonl import raise_if_disk_full, read_text, write_atomic
+from medssr_dist.data.jsonl import raise_if_disk_full, read_json, read_text, write_atomic
+from medssr_dist.data.prompt_forms import PromptForm, load_prompt_form, parse_prompt_form
 from medssr_dist.data.records import Label, Question, Record, parse_record
 from medssr_dist.errors import InputError
 from medssr_dist.run.paths import RunPaths
@@ -55,7 +56,8 @@ def export_run(run_dir: Path, to: Path, form: str, labels: str) -> int:
         items = _read_items(questions, voted, labels)
         if export_form.needs_answer and labels != "none":
             items = (item for item in items if isinstance(item, Label) and item.answer)
-        count = _write(folder / export_form.file, export_form, items)
+        prompt = _read_prompt(run)
+        count = _write(folder / export_form.file, export_form, items, prompt)
         if not count:
             raise InputError(f"{run_dir} has no question that --labels {labels} takes; try --labels all or none")
         write_atomic(folder / CARD, _render_card(card, export_form, count, labels))
@@ -130,8 +132,17 @@ def _read_records(kind: type[_Kind], path: Path) -> Iterator[_Kind]:
             bar.update(len(line))
 
 
-def _write(path: Path, form: ExportForm, items: Iterable[Question | Label]) -> int:
-    rows = (form.row(item, index) for index, item in enumerate(items))
+def _read_prompt(run: RunPaths) -> PromptForm:
+    """Return the run's prompt, with its system turn. Runs from before there were several have the one of `direct`."""
+    policy = read_json(run.config_file)["policy"] if run.config_file.exists() else {}
+    if "prompt" not in policy:
+        return load_prompt_form("direct")
+    form = parse_prompt_form(policy["prompt"], f"{run.config_file}: policy.prompt")
+    return form.model_copy(update={"system": policy.get("system_prompt") or form.system})
+
+
+def _write(path: Path, form: ExportForm, items: Iterable[Question | Label], prompt: PromptForm) -> int:
+    rows = (form.row(item, index, prompt) for index, item in enumerate(items))
     return _write_parquet(path, form.schema(), rows) if path.suffix == ".parquet" else _write_jsonl(path, rows)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from medssr_dist.data.answers import INSTRUCTION, format_question
+from medssr_dist.data.prompt_forms import PromptForm
 from medssr_dist.data.records import Label, Question
 
 if TYPE_CHECKING:
@@ -29,20 +29,20 @@ class ExportForm:
 
     Attributes:
         file: name of the data file.
-        row: `row(item, index)` returns the columns of one row; `item` is a Label, or a Question without label.
+        row: `row(item, index, prompt)` returns the columns of one row; `item` is a Label, or a Question without label.
         schema: returns the pyarrow schema of the file.
         needs_answer: whether questions without a majority letter are left out (unless labels are not exported at all).
         about: a paragraph for the dataset card.
     """
 
     file: str
-    row: Callable[[Question | Label, int], dict[str, Any]]
+    row: Callable[[Question | Label, int, PromptForm], dict[str, Any]]
     schema: Callable[[], pa.Schema]
     needs_answer: bool
     about: str
 
 
-def build_plain_row(item: Question | Label, index: int) -> dict[str, Any]:
+def build_plain_row(item: Question | Label, index: int, prompt: PromptForm) -> dict[str, Any]:
     """Return the question, the columns of its label, and its provenance."""
     question, label = _split_item(item)
     row: dict[str, Any] = {
@@ -80,24 +80,24 @@ def _vote_columns(question: Question, label: Label | None) -> dict[str, Any]:
     }
 
 
-def build_openrlhf_row(item: Question | Label, index: int) -> dict[str, Any]:
+def build_openrlhf_row(item: Question | Label, index: int, prompt: PromptForm) -> dict[str, Any]:
     """Return the columns that OpenRLHF's PromptDataset reads: chat messages, label, reference and data source."""
     question, label = _split_item(item)
     answer = label.answer if label else ""
     return {
-        "input": _build_messages(question),
+        "input": _build_messages(question, prompt),
         "label": answer,
         "reference": json.dumps({"answer": answer, "options": question.options, "id": question.id}, ensure_ascii=False),
         "datasource": _DATA_SOURCE,
     }
 
 
-def build_verl_row(item: Question | Label, index: int) -> dict[str, Any]:
+def build_verl_row(item: Question | Label, index: int, prompt: PromptForm) -> dict[str, Any]:
     """Return the five columns that verl reads."""
     question, label = _split_item(item)
     return {
         "data_source": _DATA_SOURCE,
-        "prompt": _build_messages(question),
+        "prompt": _build_messages(question, prompt),
         "ability": "medicine",
         "reward_model": {"style": "rule", "ground_truth": label.answer if label else ""},
         "extra_info": {
@@ -116,8 +116,9 @@ def _split_item(item: Question | Label) -> tuple[Question, Label | None]:
     return (item.question, item) if isinstance(item, Label) else (item, None)
 
 
-def _build_messages(question: Question) -> list[dict[str, str]]:
-    return [{"role": "user", "content": format_question(question)}]
+def _build_messages(question: Question, prompt: PromptForm) -> list[dict[str, str]]:
+    system = [{"role": "system", "content": prompt.system}] if prompt.system else []
+    return [*system, {"role": "user", "content": prompt.fill_in(question)}]
 
 
 def _plain_schema() -> pa.Schema:
@@ -227,8 +228,7 @@ _OPENRLHF = (
 )
 _VERL = (
     "For verl: `reward_model.ground_truth` is the letter, empty without labels. verl has no reward function for this "
-    "`data_source`; give it one by `custom_reward_function`. The prompt ends with the instruction "
-    f"{INSTRUCTION!r}, and `medssr_dist.data.answers.grade` reads the answer."
+    "`data_source`; give it one by `custom_reward_function`, for example around `medssr_dist.data.answers.grade`."
 )
 FORMS = {
     "parquet": ExportForm("train.parquet", build_plain_row, _plain_schema, False, _PLAIN),

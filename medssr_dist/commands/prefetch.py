@@ -152,7 +152,7 @@ def _fetch_policy(policy: Policy) -> Path:
     from medssr_dist.runtime.models import EMBEDDED_MODEL, resolve_model
 
     if policy.model != EMBEDDED_MODEL and not Path(policy.model).is_dir():
-        _download("policy.model", policy.model)
+        _download("policy.model", policy.model, policy.revision)
     folder = resolve_model(policy)
     refuse_incomplete_model("policy.model", policy.model, folder, policy.trust_remote_code)
     return folder
@@ -168,20 +168,21 @@ def _fetch_model(key: str, model: str) -> Path:
     return folder
 
 
-def _download(key: str, model: str) -> Path:
+def _download(key: str, model: str, revision: str = "") -> Path:
     """Download a model by its id, or raise InputError with the id, the reason and the fix."""
     from httpx import HTTPError
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
     try:
-        return Path(snapshot_download(model, ignore_patterns=_NOT_FETCHED))
+        return Path(snapshot_download(model, revision=revision or None, ignore_patterns=_NOT_FETCHED))
     except HFValidationError:
         raise InputError(f"{key} = {model!r} is neither a directory nor a Hugging Face id such as owner/name") from None
     except (OSError, HTTPError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
+        at = f" at revision {revision!r}" if revision else ""
         raise InputError(
-            f"{key} = {model!r} cannot be downloaded ({reason}); check the id, `hf auth login` if it is gated, run "
+            f"{key} = {model!r}{at} cannot be downloaded ({reason}); check the id, `hf auth login` if it is gated, run "
             "where there is internet, or copy the model here and give its directory"
         ) from None
 

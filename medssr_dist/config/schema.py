@@ -8,25 +8,52 @@ that do not fit together; none changes a value.
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import BeforeValidator, Field, SecretStr, model_validator
 
 from medssr_dist.config.base import Section, Source
 from medssr_dist.config.synthesis import Knowledge, Synthesis
 from medssr_dist.config.training import Training
+from medssr_dist.data.prompt_forms import PromptForm, load_prompt_form
+from medssr_dist.data.prompt_renderer import RESERVED_KWARGS
 from medssr_dist.run.paths import STAGES
+
+
+def _read_prompt(value: Any) -> Any:
+    return load_prompt_form(value) if isinstance(value, str) else value
 
 
 class Policy(Section):
     """The model that is trained; untrained, it also takes the votes."""
 
     model: str = Field(description="model directory, Hugging Face id in the local cache, or embedded:smollm2-135m")
+    revision: str = Field("", description="commit of the Hugging Face id; '' = the one in the local cache")
+    prompt: Annotated[PromptForm, BeforeValidator(_read_prompt)] = Field(
+        default_factory=lambda: load_prompt_form("reason"),
+        description="wording of the prompt in vote, rollout and evaluation: reason (step by step, then one option), "
+        "direct (the option alone; for tiny models), base (a text to continue; for base models), or a YAML file",
+    )
+    system_prompt: str = Field("", description="text of the system turn; '' = that of the prompt, if it has one")
+    chat_template_kwargs: dict[str, bool | int | float | str] = Field(
+        default_factory=dict, description="arguments of the model's chat template, e.g. {enable_thinking: false}"
+    )
     dtype: Literal["bfloat16", "float16", "float32"] = Field(
         "bfloat16", description="of the weights in vLLM and in training's forward pass"
     )
     trust_remote_code: bool = Field(False, description="allow the code that comes with a model to run")
     max_model_len: int = Field(4096, ge=64, description="prompt and answer together, tokens")
+
+    @model_validator(mode="after")
+    def _refuse_unfit_prompt(self) -> Policy:
+        if reserved := sorted(RESERVED_KWARGS & self.chat_template_kwargs.keys()):
+            raise ValueError(f"chat_template_kwargs: {reserved[0]} is set by the program itself; remove it")
+        if self.prompt.form == "completion" and (self.system_prompt or self.chat_template_kwargs):
+            raise ValueError(
+                f"prompt {self.prompt.name} is a completion, which uses no chat template; remove system_prompt and "
+                "chat_template_kwargs, or use a prompt of form chat"
+            )
+        return self
 
 
 class Server(Section):

@@ -1,4 +1,4 @@
-"""Prompt format, answer extraction and grading, used by the vote, the training reward and the evaluation alike.
+"""Answer extraction and grading, used by the vote, the training reward and the evaluation alike.
 
 Extraction tries the forms in which models state an answer one after the other (`_FORMS`, strongest first). Within
 a form the last match wins, because a model that corrects itself means its last answer. Only the letters of the
@@ -10,11 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
-
-from medssr_dist.data.records import Question
-
-INSTRUCTION = "Choose the best option and reply with: The answer is (letter)."
 
 # One letter, possibly wrapped: (B), [B], **B**, \text{B}, "B". A lower-case letter must be followed by
 # punctuation or the end of the text: the article in "the answer is a drug" is not option A.
@@ -52,25 +47,6 @@ class Extraction:
 
     letter: str | None
     method: str | None
-
-
-def format_question(question: Question) -> str:
-    """Return the user message for a question: stem, options with their letters, how to state the answer."""
-    options = "\n".join(f"{letter}. {text}" for letter, text in question.options.items())
-    return f"{question.stem}\n{options}\n\n{INSTRUCTION}"
-
-
-def render_prompt(tokenizer: Any, question: Question) -> str:
-    """Render `format_question` with the model's chat template, ready for generation.
-
-    Args:
-        tokenizer: a Hugging Face tokenizer. Without a chat template, the prompt is the plain text.
-    """
-    content = format_question(question)
-    if not tokenizer.chat_template:
-        return content + "\n"
-    messages = [{"role": "user", "content": content}]
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
 
 
 def extract_answer(text: str, options: Mapping[str, str]) -> Extraction:

@@ -15,20 +15,17 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from pydantic import Field
 from tqdm import tqdm
 
 from medssr_dist.config.schema import Evaluation
-from medssr_dist.data.answers import INSTRUCTION, render_prompt
 from medssr_dist.data.jsonl import JsonlLedger, read_jsonl
+from medssr_dist.data.prompt_renderer import PromptRenderer
 from medssr_dist.data.records import Question, Record, hash_content, parse_record
 from medssr_dist.errors import Stopped
 from medssr_dist.inference.requests import Completion, SampleRequest
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 SECOND_PASS = "\n\nThe answer is ("
 
@@ -63,7 +60,7 @@ class Answer(Record):
 
 def evaluate_policy(
     pool: Pool,
-    tokenizer: PreTrainedTokenizerBase,
+    prompts: PromptRenderer,
     questions: list[Question],
     evaluation: Evaluation,
     random_seed: int,
@@ -76,7 +73,7 @@ def evaluate_policy(
 
     Args:
         pool: engines that serve the policy.
-        tokenizer: the policy's tokenizer; its chat template formats the prompts.
+        prompts: makes the policy's prompts.
         questions: those of all benchmarks; a question that occurs twice is answered once.
         ledger: JSONL file to append to; several policies may share it.
         policy: fingerprint of the policy, a part of the key.
@@ -91,20 +88,20 @@ def evaluate_policy(
     """
     with JsonlLedger(ledger) as opened:
         by_id = {question.id: question for question in questions}
-        session = _Session(pool, tokenizer, by_id, evaluation, random_seed, policy, opened, should_stop)
+        session = _Session(pool, prompts, by_id, evaluation, random_seed, policy, opened, should_stop)
         session.resume()
         session.run_first_pass()
         session.run_second_pass()
     return [session.answers[key] for key in session.list_wanted()]
 
 
-def hash_sampling(evaluation: Evaluation, tokenizer: PreTrainedTokenizerBase, random_seed: int) -> str:
+def hash_sampling(evaluation: Evaluation, prompts: PromptRenderer, random_seed: int) -> str:
     """Return a hash of everything, except policy and question, that an answer depends on.
 
     The number of generations is left out: generation g is the same answer for every n.
     """
     parameters = evaluation.model_dump(include={"temperature", "top_p", "top_k", "max_tokens"})
-    return hash_content([parameters, random_seed, INSTRUCTION, tokenizer.chat_template, SECOND_PASS])
+    return hash_content([parameters, random_seed, prompts.identity, prompts.chat_template, SECOND_PASS])
 
 
 @dataclass
@@ -112,7 +109,7 @@ class _Session:
     """One call of `evaluate_policy`: the answers so far and the two passes that add the missing ones."""
 
     pool: Pool
-    tokenizer: PreTrainedTokenizerBase
+    prompts: PromptRenderer
     questions: dict[str, Question]  # by id
     evaluation: Evaluation
     random_seed: int
@@ -123,7 +120,7 @@ class _Session:
 
     @cached_property
     def sampling(self) -> str:
-        return hash_sampling(self.evaluation, self.tokenizer, self.random_seed)
+        return hash_sampling(self.evaluation, self.prompts, self.random_seed)
 
     def list_wanted(self) -> list[tuple[str, int]]:
         """Return (question id, generation) of every wanted answer."""
@@ -171,7 +168,7 @@ class _Session:
         """
         return SampleRequest(
             key=question.id,
-            prompt=render_prompt(self.tokenizer, question),
+            prompt=self.prompts.render(question).ids,
             options=question.options,
             n=self.evaluation.generations - first,
             seed=self._base_seed(question.id) + first,
@@ -179,12 +176,13 @@ class _Session:
             top_p=self.evaluation.top_p,
             top_k=self.evaluation.top_k,
             max_tokens=self.evaluation.max_tokens,
+            stop=self.prompts.stop,
         )
 
     def _make_second_request(self, key: str, answer: Answer) -> SampleRequest:
         question = self.questions[answer.question_id]
-        prompt = render_prompt(self.tokenizer, question) + answer.text + SECOND_PASS
-        return SampleRequest(key=key, prompt=prompt, temperature=0.0, max_tokens=1, choices=tuple(question.options))
+        prompt = self.prompts.extend(self.prompts.render(question), answer.text, SECOND_PASS)
+        return SampleRequest(key=key, prompt=prompt.ids, temperature=0.0, max_tokens=1, choices=tuple(question.options))
 
     def _make_answer(self, question: Question, completion: Completion) -> Answer:
         return Answer(

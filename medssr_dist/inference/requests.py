@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -13,18 +13,20 @@ from medssr_dist.data.answers import extract_answer
 class SampleRequest:
     """One prompt, to be sampled `n` times. Sample i is drawn with seed `seed + i`.
 
-    Example: SampleRequest(key="ab12", prompt="Which vitamin ...", options={"A": "C", "B": "D"}, n=4, seed=1000)
+    Example: SampleRequest(key="ab12", prompt=(1, 4093, 198), options={"A": "C", "B": "D"}, n=4, seed=1000)
     asks for the samples with seeds 1000 to 1003.
 
     Attributes:
         key: identifies the request; of a vote, the question's id.
+        prompt: token ids (`data.prompt_renderer`).
         options: letter -> option text of the question; the engine extracts the answer with it.
+        stop: strings that end a sample. Its text ends before the string, its tokens with the one that completes it.
         choices: generate exactly one of these texts (each a single token), greedily; () = free text.
         expected_tokens: tokens that a sample is expected to take; 0 = as many as the mean of all samples.
     """
 
     key: str
-    prompt: str
+    prompt: Sequence[int]
     options: Mapping[str, str] = field(default_factory=dict)
     n: int = 1
     seed: int = 0
@@ -32,6 +34,7 @@ class SampleRequest:
     top_p: float = 1.0
     top_k: int = 0
     max_tokens: int = 16
+    stop: tuple[str, ...] = ()
     choices: tuple[str, ...] = ()
     expected_tokens: float = 0.0
 

@@ -30,6 +30,8 @@ def build_engine_kwargs(model: Path, policy: Policy, runtime: Runtime, tensor_pa
         "enable_prefix_caching": True,
         "enforce_eager": runtime.enforce_eager or not on_gpu(),
         "seed": runtime.random_seed,
+        # Not the sampling of the model's generation_config.json; its stop tokens are read all the same.
+        "generation_config": "vllm",
     }
     if on_gpu():
         return kwargs | {"gpu_memory_utilization": runtime.gpu_memory_utilization}

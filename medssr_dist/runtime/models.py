@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from medssr_dist.config.schema import Policy
 from medssr_dist.data.jsonl import read_json
+from medssr_dist.data.prompt_renderer import PromptRenderer
 from medssr_dist.errors import InputError
 from medssr_dist.runtime.cache import make_cache_dir
 
@@ -31,10 +32,17 @@ def resolve_model(policy: Policy) -> Path:
             code.
     """
     if policy.model == EMBEDDED_MODEL:
+        if policy.revision:
+            raise InputError(f"policy.revision = {policy.revision!r}: {EMBEDDED_MODEL} has no revisions; set it to ''")
         return _embedded_smollm2()
     folder = Path(policy.model)
     if not folder.is_dir():
-        folder = _from_hub_cache(policy.model)
+        folder = _from_hub_cache(policy.model, policy.revision)
+    elif policy.revision:
+        raise InputError(
+            f"policy.revision = {policy.revision!r} is a commit of a Hugging Face id, but policy.model = "
+            f"{policy.model!r} is a directory; set policy.revision=''"
+        )
     config_file = folder / "config.json"
     if not config_file.exists():
         raise InputError(f"policy.model = {policy.model!r}: {folder} has no config.json, so it is no model directory")
@@ -45,19 +53,29 @@ def resolve_model(policy: Policy) -> Path:
     return folder
 
 
-def _from_hub_cache(name: str) -> Path:
+def _from_hub_cache(name: str, revision: str) -> Path:
     from huggingface_hub import snapshot_download
 
     looks_like_id = name.count("/") == 1 and not name.startswith((".", "/", "~"))
     if looks_like_id:
         try:
-            return Path(snapshot_download(name, local_files_only=True))
+            return Path(snapshot_download(name, revision=revision or None, local_files_only=True))
         except (OSError, ValueError):
             pass
+    if looks_like_id and revision:
+        raise InputError(
+            f"policy.model = {name!r} is not in the local Hugging Face cache at policy.revision = {revision!r}; run "
+            "`medssr prefetch` where there is internet, or correct the revision"
+        )
     raise InputError(
         f"policy.model = {name!r} is neither a directory nor a model in the local Hugging Face cache; "
         f"give a directory, run `medssr prefetch` where there is internet, or use {EMBEDDED_MODEL}"
     )
+
+
+def find_revision(folder: Path) -> str:
+    """Return the hub commit of a model directory in the Hugging Face cache; "" for other directories."""
+    return folder.name if folder.parent.name == "snapshots" else ""
 
 
 def _embedded_smollm2() -> Path:
@@ -125,6 +143,11 @@ def load_tokenizer(folder: Path, policy: Policy) -> PreTrainedTokenizerBase:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def make_prompt_renderer(tokenizer: PreTrainedTokenizerBase, policy: Policy) -> PromptRenderer:
+    """Return what makes the policy's prompts. Raises InputError where prompt and chat template do not fit."""
+    return PromptRenderer(tokenizer, policy.prompt, policy.system_prompt, policy.chat_template_kwargs)
 
 
 def find_policy_on_disk(policy: Policy) -> Path | None:

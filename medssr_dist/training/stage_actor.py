@@ -16,7 +16,7 @@ from medssr_dist.config.schema import Config
 from medssr_dist.runtime.cluster import reserve_bundles
 from medssr_dist.runtime.device import build_device_env, on_gpu
 from medssr_dist.runtime.logs import set_up_logging
-from medssr_dist.runtime.models import load_tokenizer
+from medssr_dist.runtime.models import load_tokenizer, make_prompt_renderer
 from medssr_dist.training.deadline import StopSign
 from medssr_dist.training.rollout.examples import Example, PromptLoader
 from medssr_dist.training.rollout.workers import RolloutWorkers
@@ -72,7 +72,7 @@ class StageActor:
         tokenizer = load_tokenizer(job.model, config.policy)
         room = config.policy.max_model_len - stage.max_new_tokens
         watched = partial(examples, watch=partial(stop.check, before_step=False))
-        prompts = PromptLoader(watched, tokenizer, room, on_taken)
+        prompts = PromptLoader(watched, make_prompt_renderer(tokenizer, config.policy), room, on_taken)
         processes = self.start_processes(job, strategy, board)
         after_step = AfterStep(job, processes.policy, stop)
         old_logprobs = describe_old_logprobs(config.training, stage)
@@ -100,7 +100,7 @@ class StageActor:
         config, stage = job.config, job.stage
         parts = LoopParts(
             stage=stage,
-            sampler=processes.rollout.make_sampler(prompts, tokenizer),
+            sampler=processes.rollout.make_sampler(prompts),
             experience=ExperienceMaker(
                 config, stage, processes.policy, processes.reference, pad_token=tokenizer.pad_token_id
             ),

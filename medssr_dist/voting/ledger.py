@@ -18,8 +18,8 @@ import msgspec
 from pydantic import BaseModel, ConfigDict
 
 from medssr_dist.config.schema import Config
-from medssr_dist.data.answers import INSTRUCTION
 from medssr_dist.data.jsonl import JsonlLedger, read_json, write_json
+from medssr_dist.data.prompt_renderer import PromptRenderer
 from medssr_dist.data.records import Label, Question, Vote, hash_content
 from medssr_dist.errors import InputError
 from medssr_dist.run.paths import VotingPaths
@@ -28,7 +28,7 @@ from medssr_dist.voting.segments import Segment, count_votes, find_segment, list
 _Row = TypeVar("_Row")
 
 
-def hash_vote_sampling(config: Config, chat_template: str | None) -> str:
+def hash_vote_sampling(config: Config, prompts: PromptRenderer) -> str:
     """Return a hash of everything that affects a sampled answer, apart from the model and the question."""
     voting = config.voting
     return hash_content(
@@ -38,8 +38,8 @@ def hash_vote_sampling(config: Config, chat_template: str | None) -> str:
             "max_tokens": voting.max_tokens,
             "max_model_len": config.policy.max_model_len,
             "dtype": config.policy.dtype,
-            "instruction": INSTRUCTION,
-            "chat_template": chat_template,
+            "instruction": prompts.identity,
+            "chat_template": prompts.chat_template,
         }
     )
 

@@ -20,7 +20,7 @@ from medssr_dist.errors import InputError, Stopped
 from medssr_dist.inference.placement import open_engine_pool
 from medssr_dist.run.paths import VotingPaths
 from medssr_dist.run.stream import QuestionFeed, has_room, mark_end
-from medssr_dist.runtime.models import fingerprint_model, load_tokenizer
+from medssr_dist.runtime.models import fingerprint_model, load_tokenizer, make_prompt_renderer
 from medssr_dist.voting.ledger import VoteLedger, hash_vote_sampling
 from medssr_dist.voting.quality import write_quality
 from medssr_dist.voting.quality_records import VoteSummary
@@ -60,8 +60,9 @@ def vote(
         Stopped: see `should_stop`.
     """
     started = time.monotonic()
-    paths, tokenizer = VotingPaths(folder), load_tokenizer(model, config.policy)
-    sampling = hash_vote_sampling(config, tokenizer.chat_template)
+    paths = VotingPaths(folder)
+    prompts = make_prompt_renderer(load_tokenizer(model, config.policy), config.policy)
+    sampling = hash_vote_sampling(config, prompts)
     with (
         VoteLedger(folder, fingerprint_model(model), sampling, config.voting.keep_text) as ledger,
         open_engine_pool(config, model, paths.engine_events) as pool,
@@ -70,7 +71,7 @@ def vote(
         _skip_labeled(feed, ledger, should_stop)
         trainer_lags = _CachedCheck(lambda: not has_room(paths.labels, ledger.num_kept, config.voting.buffer))
         should_wait = trainer_lags if trainer_follows else lambda: False
-        scheduler = VoteScheduler(config, feed, ledger, tokenizer, should_wait)
+        scheduler = VoteScheduler(config, feed, ledger, prompts, should_wait)
         collect_votes(pool, scheduler, ledger, bar, should_stop)
         mark_end(paths.labels, ledger.num_kept)
     seconds = round(time.monotonic() - started, 1)

@@ -12,14 +12,15 @@ spare votes, which may turn out to be needed.
 from __future__ import annotations
 
 import heapq
+from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tqdm import tqdm
 
 from medssr_dist.config.schema import Config
-from medssr_dist.data.answers import render_prompt
+from medssr_dist.data.prompt_renderer import PromptRenderer
 from medssr_dist.data.records import Label, Question, Vote
 from medssr_dist.errors import InputError, Stopped
 from medssr_dist.inference.leases import QuarantinedRequest, split_into_runs
@@ -31,9 +32,6 @@ from medssr_dist.voting.labels import label_question, quarantine_question
 from medssr_dist.voting.ledger import VoteLedger, derive_seeds
 from medssr_dist.voting.tally import Tally
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
 
 @dataclass(slots=True, eq=False)
 class QuestionState:
@@ -42,7 +40,7 @@ class QuestionState:
     position: int
     question: Question
     all_seeds: range  # of its K votes
-    prompt: str
+    prompt: array[int]  # token ids
     tally: Tally = field(default_factory=Tally)
     taken: set[int] = field(default_factory=set)  # seeds of the votes taken
     in_flight: set[int] = field(default_factory=set)  # seeds that were requested and have not arrived
@@ -77,11 +75,11 @@ class VoteScheduler:
         config: Config,
         feed: QuestionFeed,
         ledger: VoteLedger,
-        tokenizer: PreTrainedTokenizerBase,
+        prompts: PromptRenderer,
         should_wait: Callable[[], bool] = lambda: False,
     ):
         self._config, self._voting = config, config.voting
-        self._feed, self._ledger, self._tokenizer, self._should_wait = feed, ledger, tokenizer, should_wait
+        self._feed, self._ledger, self._prompts, self._should_wait = feed, ledger, prompts, should_wait
         self._open: dict[int, QuestionState] = {}  # by position, ascending, from `ledger.num_labels` on
         self._by_id: dict[str, QuestionState] = {}
         self._requesting: list[int] = []  # heap of the positions with votes to request
@@ -178,7 +176,8 @@ class VoteScheduler:
         if question.id in self._by_id:
             raise InputError(f"question {question.id} comes twice ({question.stem[:60]!r}); drop one of the two")
         seeds = derive_seeds(question.id, self._config.runtime.random_seed, self._voting.samples)
-        state = QuestionState(self._next_position, question, seeds, render_prompt(self._tokenizer, question))
+        prompt = array("I", self._prompts.render(question).ids)  # a quarter of the memory of a tuple
+        state = QuestionState(self._next_position, question, seeds, prompt)
         for seed, vote in self._ledger.known_votes(self._next_position, question).items():
             if seed in seeds:
                 state.add(vote)
@@ -247,6 +246,7 @@ class VoteScheduler:
             temperature=self._voting.temperature,
             top_p=self._voting.top_p,
             max_tokens=self._voting.max_tokens,
+            stop=self._prompts.stop,
             expected_tokens=state.tokens / len(state.taken) if state.taken else 0.0,
         )
 

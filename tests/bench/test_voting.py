@@ -17,7 +17,7 @@ from medssr_dist.bench.voting.run import QUICK
 from medssr_dist.bench.voting.simulated_vote import (
     POLICY,
     SAMPLING,
-    PlainTokenizer,
+    PlainPrompts,
     make_simulated_config,
     write_questions,
 )
@@ -89,7 +89,7 @@ def voted(tmp_path):
     ):
         collect_votes(
             pool,
-            VoteScheduler(config, QuestionFeed(tmp_path / "questions.jsonl"), ledger, PlainTokenizer()),
+            VoteScheduler(config, QuestionFeed(tmp_path / "questions.jsonl"), ledger, PlainPrompts()),
             ledger,
             NO_BAR,
             lambda: False,
@@ -253,7 +253,7 @@ def test_adaptive_is_set_against_full_voting_by_the_same_votes(tmp_path):
         def vote(mode: str, confidence: str) -> tuple[VoteRun, Voting]:
             case = with_voting(config, mode, confidence)
             folder = tmp_path / f"{mode}_{confidence}"
-            return run_vote(case, file, folder, pool, PlainTokenizer(), tmp_path / "model"), case.voting
+            return run_vote(case, file, folder, pool, PlainPrompts(), tmp_path / "model"), case.voting
 
         full, _ = vote("never", "requested")
         assert len(full.votes) == 160 == len(full.requested)

@@ -12,7 +12,8 @@ import yaml
 
 from medssr_dist.commands.export import export_run
 from medssr_dist.commands.export_forms import FORMS
-from medssr_dist.data.answers import format_question, grade
+from medssr_dist.data.answers import grade
+from medssr_dist.data.prompt_forms import load_prompt_form
 from medssr_dist.data.records import Label, Provenance, Question
 from medssr_dist.errors import InputError
 
@@ -63,6 +64,7 @@ def label(item: Question, answer="B", kept=True) -> Label:
     )
 
 
+DIRECT = load_prompt_form("direct")
 QUESTIONS = [question(number) for number in range(8)]
 LABELS = [
     label(QUESTIONS[1]),
@@ -125,7 +127,7 @@ def test_columns_match_the_records():
     assert columns == [name for name in Provenance.model_fields if name != "schema_version"]
     for form in FORMS.values():
         for item in (QUESTIONS[0], LABELS[0]):
-            assert list(form.row(item, 3)) == form.schema().names
+            assert list(form.row(item, 3, DIRECT)) == form.schema().names
 
 
 def test_jsonl_types_do_not_depend_on_the_first_lines(run, tmp_path):
@@ -135,7 +137,7 @@ def test_jsonl_types_do_not_depend_on_the_first_lines(run, tmp_path):
     write_lines(run / "voting" / "labeled.jsonl", [])
     export_run(run, tmp_path / "out", "jsonl", "all")
     with open(tmp_path / "out" / "train.jsonl", "a", encoding="utf-8") as file:
-        file.write(json.dumps(FORMS["jsonl"].row(LABELS[0], 0)) + "\n")
+        file.write(json.dumps(FORMS["jsonl"].row(LABELS[0], 0, DIRECT)) + "\n")
     assert load(tmp_path / "out", tmp_path)[1_200]["answer"] == "B"
 
 
@@ -159,7 +161,7 @@ def test_openrlhf_reads_prompts_and_labels(run, tmp_path):
     data = blending_datasets(str(tmp_path / "out" / "train.jsonl"), None, strategy)
     found = prompts_dataset.PromptDataset(data, SimpleNamespace(apply_chat_template=template), strategy)
     assert [found[number][2] for number in range(2)] == ["B", "C"]
-    assert found[0][:2] == ("medssr", f"<user>{format_question(QUESTIONS[1])}<assistant>")
+    assert found[0][:2] == ("medssr", f"<user>{load_prompt_form('direct').fill_in(QUESTIONS[1])}<assistant>")
     reference = json.loads(data[1]["reference"])
     assert grade("The answer is (C).", reference["options"], data[1]["label"]) == 1.0
     assert reference == {"answer": "C", "options": QUESTIONS[0].options, "id": QUESTIONS[0].id}
@@ -169,7 +171,7 @@ def test_verl_rows_have_the_columns_of_verl(run, tmp_path):
     assert export_run(run, tmp_path / "out", "verl", "all") == 3  # those with a letter, kept or not; not the tie
     rows = list(load(tmp_path / "out", tmp_path))
     assert list(rows[0]) == ["data_source", "prompt", "ability", "reward_model", "extra_info"]
-    assert rows[0]["prompt"] == [{"role": "user", "content": format_question(QUESTIONS[1])}]
+    assert rows[0]["prompt"] == [{"role": "user", "content": DIRECT.fill_in(QUESTIONS[1])}]
     assert rows[1]["reward_model"] == {"style": "rule", "ground_truth": "C"}
     assert [row["extra_info"]["index"] for row in rows] == [0, 1, 2]
     assert rows[0]["extra_info"]["confidence"] == 0.625

@@ -118,6 +118,7 @@ def test_the_demo_needs_no_download(monkeypatch):
 ALIASES = {"stage1": {"stage"}, "stage2": {"stage"}, "corpus": {"source"}, "seeds": {"source"}, "data": {"source"}}
 ALIASES |= {"benchmarks": {"source"}, "endpoints": {"endpoint"}, "knowledge": {"_knowledge"}, "": {"config", "found"}}
 ALIASES |= {"synthesis": {"_synthesis"}, "retry": {"_retry"}, "budget": {"_budget"}, "prices": {"price"}}
+ALIASES |= {"prompt": {"form", "self", "_system", "prompts"}}
 ALIASES |= {"checks": {"_checks"}, "voting": {"_voting"}, "servers": {"server", "_server"}}
 
 

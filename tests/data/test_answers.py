@@ -1,12 +1,11 @@
 """Answer extraction: every form, their order, only letters of the question's options, and no guesses."""
 
-from types import SimpleNamespace
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medssr_dist.data.answers import INSTRUCTION, extract_answer, format_question, grade, render_prompt
+from medssr_dist.data.answers import extract_answer, grade
+from medssr_dist.data.prompt_forms import PRESETS, load_prompt_form
 from medssr_dist.data.records import LETTERS, Question
 
 OPTIONS = {"A": "Anemia", "B": "Aplastic anemia", "C": "Iron deficiency", "D": "Hemophilia (type A)"}
@@ -115,18 +114,8 @@ def test_grade():
     assert grade("no idea", OPTIONS, "B") == 0.0
 
 
-def test_prompt():
-    question = Question.make("Which?", ["x", "y"], source="test")
-    assert format_question(question) == f"Which?\nA. x\nB. y\n\n{INSTRUCTION}"
-    assert render_prompt(SimpleNamespace(chat_template=None), question) == format_question(question) + "\n"
-
-    def template(messages, tokenize, add_generation_prompt):
-        assert (tokenize, add_generation_prompt) == (False, True)
-        return f"<user>{messages[0]['content']}<assistant>"
-
-    tokenizer = SimpleNamespace(chat_template="t", apply_chat_template=template)
-    assert render_prompt(tokenizer, question) == f"<user>{format_question(question)}<assistant>"
-
-
-def test_instruction_itself_answers_nothing():
-    assert extract_answer(INSTRUCTION, OPTIONS).letter is None
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_prompt_itself_answers_nothing(preset):
+    question = Question.make("Which?", list(OPTIONS.values()), source="test")
+    instruction = load_prompt_form(preset).fill(question.stem, "", "A, B, C or D")
+    assert extract_answer(instruction, OPTIONS).letter is None

@@ -2,9 +2,9 @@
 
 import json
 import random
-from types import SimpleNamespace
 
 import pytest
+from stream_parts import make_prompts
 
 from medssr_dist.config.schema import Evaluation
 from medssr_dist.data.jsonl import read_jsonl
@@ -16,7 +16,7 @@ from medssr_dist.evaluation.score_report import render_table, write_report
 from medssr_dist.evaluation.scores import BenchmarkFacts, Score, build_scores, read_scores, score_policy
 from medssr_dist.inference.requests import Completion
 
-TOKENIZER = SimpleNamespace(chat_template=None)
+PROMPTS = make_prompts()
 EVALUATION = Evaluation(generations=3, max_tokens=32)
 QUESTIONS = [
     Question.make(f"Question {i}", ["one", "two", "three", "four"][: 2 + i % 3], source="set", truth="A", rare=i == 0)
@@ -50,7 +50,7 @@ def answer_second_pass_only(request, seed):
 
 
 def run(tmp_path, pool, questions=QUESTIONS, evaluation=EVALUATION, random_seed=1, policy="p1"):
-    return evaluate_policy(pool, TOKENIZER, questions, evaluation, random_seed, tmp_path / "a.jsonl", policy=policy)
+    return evaluate_policy(pool, PROMPTS, questions, evaluation, random_seed, tmp_path / "a.jsonl", policy=policy)
 
 
 def test_first_pass_sends_one_request_per_question(tmp_path):
@@ -72,7 +72,9 @@ def test_second_pass_is_greedy_over_the_letters_of_the_question(tmp_path):
     assert len(second) == 15
     assert {request.choices for request in second} == {("A", "B"), ("A", "B", "C"), ("A", "B", "C", "D")}
     assert all((r.temperature, r.max_tokens, r.n) == (0.0, 1, 1) for r in second)
-    assert all(r.prompt.endswith("I do not know" + SECOND_PASS) for r in second)
+    continued = PROMPTS.extend(PROMPTS.render(QUESTIONS[0]), "I do not know", SECOND_PASS)
+    assert continued.text.endswith("I do not know" + SECOND_PASS)
+    assert continued.ids in {tuple(request.prompt) for request in second}
     by_id = {q.id: q for q in QUESTIONS}
     assert all(a.letter == list(by_id[a.question_id].options)[-1] for a in answers)
     assert all(a.method == "second_pass" and a.second_pass and a.tokens == 8 for a in answers)
@@ -133,8 +135,7 @@ def test_other_policy_seed_or_sampling_is_evaluated_again(tmp_path, change):
 
 
 def test_sampling_hash_depends_on_the_chat_template():
-    templated = SimpleNamespace(chat_template="x")
-    assert hash_sampling(EVALUATION, TOKENIZER, 1) != hash_sampling(EVALUATION, templated, 1)
+    assert hash_sampling(EVALUATION, PROMPTS, 1) != hash_sampling(EVALUATION, make_prompts("x"), 1)
 
 
 def test_repeated_question_is_answered_once(tmp_path):
@@ -146,7 +147,7 @@ def test_repeated_question_is_answered_once(tmp_path):
 def answer_mixed(request, seed):
     """Return A, B and no letter for generations 0, 1 and 2; in the second pass A, but nothing for question 1."""
     if request.choices:
-        return "" if "Question 1" in request.prompt else "A"
+        return "" if request.key.startswith(QUESTIONS[1].id) else "A"
     return ["The answer is (A).", "The answer is (B).", "unsure"][seed - request.seed]
 
 

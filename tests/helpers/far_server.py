@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from contextlib import asynccontextmanager
 
 from aiohttp import web
@@ -19,7 +20,7 @@ CARD = {"id": "policy", "object": "model", "owned_by": "vllm", "root": "models/p
 KEY = "sk-very-secret-42"
 
 
-def ask(n: int = 1, seed: int = 0, prompt: str = "which vitamin", **fields) -> SampleRequest:
+def ask(n: int = 1, seed: int = 0, prompt: Sequence[int] = (5, 7), **fields) -> SampleRequest:
     return SampleRequest(key="q", prompt=prompt, options=OPTIONS, n=n, seed=seed, max_tokens=8, **fields)
 
 

@@ -69,7 +69,7 @@ def start(config, engine_model: Path, rank_model: Path) -> RolloutWorkers:
     refs += ranks.async_run_method("report_to", board)
     workers.engines.wait_ready()
     ray.get(refs)
-    workers.make_sampler(PromptLoader(lambda start: (), None, 0), None)
+    workers.make_sampler(PromptLoader(lambda start: (), None, 0))
     return workers
 
 

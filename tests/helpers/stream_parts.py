@@ -1,10 +1,12 @@
-"""Shared by the tests of the streams: questions, labels, a tokenizer of words, and a wait with a time limit."""
+"""Shared by the tests of the streams: questions, labels, prompts in words, and a wait with a time limit."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
 
+from medssr_dist.data.prompt_forms import load_prompt_form
+from medssr_dist.data.prompt_renderer import PromptRenderer
 from medssr_dist.data.records import Label, Question
 from medssr_dist.training.rollout.examples import DrawnPrompt, Example, PromptLoader
 
@@ -16,13 +18,28 @@ def never() -> bool:
 
 
 class Tokenizer:
-    """Splits a text into one token for each word."""
+    """One token for each word: the length of the word."""
 
-    chat_template = None
+    unk_token_id = None
+    added_tokens_decoder = {}
 
-    def __call__(self, text, add_special_tokens):
-        assert add_special_tokens is False
-        return {"input_ids": text.split()}
+    def __init__(self, chat_template=None):
+        self.chat_template = chat_template
+
+    def get_chat_template(self):
+        return self.chat_template
+
+    def __call__(self, text, add_special_tokens=True):
+        return {"input_ids": [len(word) for word in text.split()]}
+
+    def apply_chat_template(self, turns, tokenize, add_generation_prompt, **kwargs):
+        assert (tokenize, add_generation_prompt) == (False, True)
+        return " ".join(f"<{turn['role']}> {turn['content']}" for turn in turns) + " <assistant>"
+
+
+def make_prompts(chat_template=None) -> PromptRenderer:
+    """Return what makes prompts of the preset `direct`, in words."""
+    return PromptRenderer(Tokenizer(chat_template), load_prompt_form("direct"))
 
 
 def example(number: int, words: int = 0) -> Example:

@@ -48,12 +48,14 @@ def teach_answer_format(model, tokenizer):
     """Train the model to answer with a uniformly random letter: the format of an answer, but no knowledge."""
     import torch
 
-    from medssr_dist.data.answers import render_prompt
+    from medssr_dist.data.prompt_forms import load_prompt_form
+    from medssr_dist.data.prompt_renderer import PromptRenderer
 
+    prompts = PromptRenderer(tokenizer, load_prompt_form("direct"))
     rng = random.Random(0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     for _ in range(60):
-        texts = [render_prompt(tokenizer, letter_question(rng.choice(LETTERS), rng.random())) for _ in range(16)]
+        texts = [prompts.render(letter_question(rng.choice(LETTERS), rng.random())).text for _ in range(16)]
         ids = tokenizer(texts, return_tensors="pt", padding=True)["input_ids"]
         answers = torch.tensor([[tokenizer.convert_tokens_to_ids(rng.choice(LETTERS))] for _ in texts])
         logits = model(torch.cat([ids, answers], dim=1)).logits[:, -2]

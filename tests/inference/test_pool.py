@@ -20,7 +20,7 @@ from medssr_dist.inference.requests import Completion, PoolResult, RequestList, 
 
 
 def requests(number: int, n=3) -> list[SampleRequest]:
-    return [SampleRequest(f"q{index}", "prompt", n=n, seed=100 * index) for index in range(number)]
+    return [SampleRequest(f"q{index}", (1, 2), n=n, seed=100 * index) for index in range(number)]
 
 
 @pytest.fixture(autouse=True)
@@ -119,7 +119,7 @@ def test_a_suspect_does_not_wait_for_all_others():
     with EnginePool([FarEngine(delay=0.001)], voting()) as pool:
         for turn, batch in enumerate(pool.run(RequestList(iter(requests(200))))):
             if turn == 40:  # the engine is busy
-                suspect = SampleRequest("suspect", "prompt")
+                suspect = SampleRequest("suspect", (1, 2))
                 pool._leases.suspects.append(QueuedRequest(suspect, LeaseRecord(deaths=2, max_group=1)))
             outcomes += batch
     assert len(outcomes) == 200 * 3 + 1
@@ -221,7 +221,7 @@ def test_late_samples_of_a_straggler_are_duplicated(make_source, count, within):
 
     engines = [SimulatedEngine(str(number), Speed(0.02, 0.0, 64), answer) for number in range(3)]
     engines.append(SimulatedEngine("straggler", Speed(0.02, 0.0, 64), slow_answer, slowness=3.75))
-    source = make_source(SampleRequest(f"q{number}", "prompt", max_tokens=2000) for number in range(count))
+    source = make_source(SampleRequest(f"q{number}", (1, 2), max_tokens=2000) for number in range(count))
     outcomes = []
     with EnginePool(engines, voting(in_flight=64, stall_s=600, deadline_s=600), loop=loop) as pool:
         for batch in pool.run(source):
@@ -263,13 +263,13 @@ class Tail:
     def next_request(self, max_samples):
         if not self._begun:
             self._begun = True
-            return SampleRequest("first", "prompt")
+            return SampleRequest("first", (1, 2))
         count = min(max_samples, self.remaining or 0)
         if not count:
             return None
         self._rest -= count
         self.is_finished = not self._rest
-        return SampleRequest("q", "prompt", n=count, seed=self._rest)
+        return SampleRequest("q", (1, 2), n=count, seed=self._rest)
 
     def spare_request(self, max_samples):
         return None

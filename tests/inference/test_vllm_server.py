@@ -64,10 +64,11 @@ async def test_each_seed_gives_one_sample(far_end):
 
 async def test_every_sampling_parameter_is_sent(far_end):
     async with running(far_end) as engine:
-        engine.submit([(1, ask(n=2, seed=9, temperature=0.6, top_p=0.95, top_k=20))], [])
+        engine.submit([(1, ask(n=2, seed=9, temperature=0.6, top_p=0.95, top_k=20, stop=("\nQuestion:",)))], [])
         await take_all(engine, 2)
     asked = {"model": "policy", "prompt": [5, 7], "n": 2, "seed": 9, "temperature": 0.6, "top_p": 0.95, "top_k": 20}
     neutral = {"max_tokens": 8, "min_p": 0.0, "repetition_penalty": 1.0, "stream": True}
+    neutral |= {"presence_penalty": 0.0, "frequency_penalty": 0.0, "stop": ["\nQuestion:"]}
     streamed = {"stream_options": {"include_usage": True, "continuous_usage_stats": True}, "stream_interval": 16}
     assert far_end.bodies == [asked | neutral | streamed]
 
@@ -108,7 +109,7 @@ async def test_tokens_are_reported_while_no_sample_ends(far_end, monkeypatch):
 
 async def test_max_tokens_fits_the_context(far_end):
     async with running(far_end) as engine:
-        engine.submit([(1, ask(prompt="word " * 60)), (2, ask(n=2, seed=3, prompt="word " * 64))], [])
+        engine.submit([(1, ask(prompt=range(60))), (2, ask(n=2, seed=3, prompt=range(64)))], [])
         output = await take_all(engine, 3)
     assert [body["max_tokens"] for body in far_end.bodies] == [4]
     full = [sample for lease, sample in output.samples if lease == 2]

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from far_server import KEY, POLICY, ask, take_all
+from tiny_policy import tiny_tokenizer
 
 from medssr_dist.config.schema import Policy, Runtime, Server
 from medssr_dist.errors import InputError
@@ -25,7 +26,10 @@ from medssr_dist.runtime.models import fingerprint_model, load_tokenizer
 
 pytestmark = pytest.mark.slow
 LENGTH = 256
-PROMPTS = ["Pick the letter that is named :", "Option A Option B . Pick", "the letter"]
+PROMPTS = [
+    tiny_tokenizer()(text)["input_ids"]
+    for text in ("Pick the letter that is named :", "Option A Option B . Pick", "the letter")
+]
 OFFLINE = """
 import json, sys
 import vllm
@@ -107,9 +111,7 @@ async def real(url: str, folder: Path):
 def offline(policy_folder) -> list[list[Completion]]:
     """The samples of our own vLLM engine for `PROMPTS`."""
     policy = Policy(model=str(policy_folder), max_model_len=LENGTH)
-    tokenizer = load_tokenizer(policy_folder, policy)
-    ids = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in PROMPTS]
-    argument = json.dumps([build_engine_kwargs(policy_folder, policy, Runtime(enforce_eager=True), 1), ids])
+    argument = json.dumps([build_engine_kwargs(policy_folder, policy, Runtime(enforce_eager=True), 1), PROMPTS])
     command, env = [sys.executable, "-c", OFFLINE, argument], os.environ | build_engine_env(Runtime(), 1)
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=env, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -132,7 +134,7 @@ async def test_a_real_server_draws_the_samples_of_our_engine(offline, vllm_serve
         whole = [await draw(engine, request) for request in requests]
         apart = await draw(engine, replace(requests[0], n=2), replace(requests[0], n=2, seed=5))
         chosen = await draw(engine, ask(prompt=PROMPTS[0], choices=("C", "D")))
-        full = await draw(engine, ask(prompt=" ".join(["letter"] * (LENGTH - 2)), n=4))
+        full = await draw(engine, ask(prompt=PROMPTS[2][-1:] * (LENGTH - 2), n=4))
     assert whole == offline
     assert len({sample.text for samples in whole for sample in samples}) > 4  # no min_p, no top_k = 2
     assert apart == whole[0]

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 from config_builder import make_config
-from stream_parts import TIMEOUT_S, Tokenizer, draw_steps, label, never, until
+from stream_parts import TIMEOUT_S, draw_steps, label, make_prompts, never, until
 
 from medssr_dist import pipeline
 from medssr_dist.data.jsonl import JsonlLedger, read_json, read_jsonl, write_json
@@ -233,14 +233,14 @@ class World:
                     yield place, Example(Question.model_validate(row["question"]), row["answer"])
 
         checkpoint = folder / "checkpoint.json"
-        loader = PromptLoader(examples, Tokenizer(), 10**6, partial(publish_taken, labels))
+        loader = PromptLoader(examples, make_prompts(), 10**6, partial(publish_taken, labels))
         if checkpoint.exists():
             loader.load_state_dict(read_json(checkpoint))
         del self.trained[loader.taken :]
         for step in draw_steps(loader, stage.prompts_per_step, stage.steps):
             if should_stop():
                 raise Stopped("killed")
-            self.trained += [json.loads(label)["id"] for _, label in step]
+            self.trained += [json.loads(label)["id"] for _, _, label in step]
             write_json(checkpoint, loader.state_dict())
             if self.trainer_fails_at == loader.taken:
                 raise RuntimeError("out of memory")

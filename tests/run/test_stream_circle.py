@@ -8,7 +8,7 @@ import time
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stream_parts import Tokenizer, draw_steps, label, never, question, until
+from stream_parts import draw_steps, label, make_prompts, never, question, until
 
 from medssr_dist.data.jsonl import JsonlLedger, read_jsonl
 from medssr_dist.run import stream
@@ -77,7 +77,7 @@ class Streams:
         def examples(start):
             return ((place, Example(found.question, "A")) for place, found in follow_kept_labels(self.labels, start))
 
-        for step in draw_steps(PromptLoader(examples, Tokenizer(), 1000, tell), per_step, steps):
+        for step in draw_steps(PromptLoader(examples, make_prompts(), 1000, tell), per_step, steps):
             self.trained += [json.loads(label)["id"] for _, label in step]
             time.sleep(self.random.choice([0, 0.002]))
 

@@ -8,9 +8,8 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from stream_parts import Tokenizer, draw_steps, example
+from stream_parts import draw_steps, example, make_prompts
 
-from medssr_dist.data.answers import render_prompt
 from medssr_dist.data.records import Label, Question
 from medssr_dist.errors import InputError
 from medssr_dist.run.stream import ALL_TAKEN
@@ -23,7 +22,8 @@ from medssr_dist.training.rollout.examples import (
 )
 
 EXAMPLES = [example(n) for n in range(5)]
-ROOM = len(render_prompt(Tokenizer(), EXAMPLES[0].question).split())
+PROMPTS = make_prompts()
+ROOM = len(PROMPTS.render(EXAMPLES[0].question).ids)
 
 
 def make_loader(examples=EXAMPLES, **options) -> PromptLoader:
@@ -33,7 +33,7 @@ def make_loader(examples=EXAMPLES, **options) -> PromptLoader:
         listed = examples[start:] if isinstance(examples, list) else examples
         return enumerate(listed, start=start + 1)
 
-    return PromptLoader(after, Tokenizer(), ROOM, **options)
+    return PromptLoader(after, PROMPTS, ROOM, **options)
 
 
 def number_of(drawn: DrawnPrompt) -> int:
@@ -52,8 +52,9 @@ def draw(loader: PromptLoader, count: int) -> list[int]:
 
 
 def test_a_prompt_comes_with_its_label():
-    prompt, label = make_loader().draw(wrap=False)
-    assert prompt == render_prompt(Tokenizer(), EXAMPLES[0].question)
+    text, ids, label = make_loader().draw(wrap=False)
+    rendered = PROMPTS.render(EXAMPLES[0].question)
+    assert (text, tuple(ids)) == (rendered.text, rendered.ids)
     expected = {"answer": "B", "options": {"A": "yes", "B": "no"}, "id": EXAMPLES[0].question.id, "confidence": None}
     assert json.loads(label) == expected
 
@@ -173,7 +174,7 @@ def test_a_restart_reads_no_earlier_example():
         starts.append(start)
         return enumerate(EXAMPLES[start:], start=start + 1)
 
-    again = PromptLoader(after, Tokenizer(), ROOM)
+    again = PromptLoader(after, PROMPTS, ROOM)
     again.load_state_dict(stopped.state_dict())
     again.draw(wrap=False)
     assert starts == [3]

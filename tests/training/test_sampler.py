@@ -9,7 +9,7 @@ import threading
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from stream_parts import Tokenizer, example
+from stream_parts import example, make_prompts
 
 from medssr_dist.run.stream import ALL_TAKEN
 from medssr_dist.training.rollout.examples import PromptLoader
@@ -41,18 +41,11 @@ class Engines:
         return Group(request.number, request.prompt, request.prompt_ids, request.label, samples)
 
 
-class Ids(Tokenizer):
-    """One token for each word: the length of the word."""
-
-    def __call__(self, text, add_special_tokens):
-        return {"input_ids": [len(word) for word in text.split()]}
-
-
 def make_sampler(engines, examples=8, prompts=2, steps=0, drop=True, ahead=False, taken=None) -> Sampler:
     listed = [example(number) for number in range(examples)]
     on_taken = taken.append if taken is not None else lambda count: None
-    loader = PromptLoader(lambda start: enumerate(listed[start:], start + 1), Ids(), 10**6, on_taken)
-    found = Sampler(BatchPlan(prompts, steps, drop, ahead), SAMPLING, loader, Ids(), engines, lambda doing: None)
+    loader = PromptLoader(lambda start: enumerate(listed[start:], start + 1), make_prompts(), 10**6, on_taken)
+    found = Sampler(BatchPlan(prompts, steps, drop, ahead), SAMPLING, loader, engines, lambda doing: None)
     found.loader = loader
     return found
 

@@ -8,6 +8,7 @@ from config_builder import make_config
 from ledger_writer import K, fill, keep_lines, label, names, question, seeds, vote
 from places import HELPERS
 from stored_votes import stored_labels, stored_votes
+from stream_parts import make_prompts
 
 from medssr_dist.config.schema import Config
 from medssr_dist.data.jsonl import read_jsonl
@@ -135,12 +136,12 @@ def config(**voting) -> Config:
 
 
 def test_the_sampling_hash_covers_what_affects_a_vote():
-    base = hash_vote_sampling(config(), None)
-    assert hash_vote_sampling(config(), "other template") != base
+    base = hash_vote_sampling(config(), make_prompts())
+    assert hash_vote_sampling(config(), make_prompts("other template")) != base
     for changed in ({"temperature": 0.7}, {"top_p": 0.9}, {"max_tokens": 8}):
-        assert hash_vote_sampling(config(**changed), None) != base
+        assert hash_vote_sampling(config(**changed), make_prompts()) != base
     for same in ({"samples": 99}, {"threshold": 0.9}, {"engines": 2}, {"in_flight": 1}, {"adaptive": "never"}):
-        assert hash_vote_sampling(config(**same), None) == base
+        assert hash_vote_sampling(config(**same), make_prompts()) == base
 
 
 def test_seeds_do_not_depend_on_the_number_of_votes():

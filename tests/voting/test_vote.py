@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from contextlib import contextmanager
 from itertools import count
-from types import SimpleNamespace
 
 import pytest
 from config_builder import make_config
 from far_engine import FarEngine
 from stored_votes import stored_labels, stored_votes, write_questions
+from stream_parts import Tokenizer, make_prompts
 
 from medssr_dist.config.schema import Config
 from medssr_dist.data.answers import extract_answer
@@ -28,7 +28,7 @@ from medssr_dist.voting import vote as voting_run
 from medssr_dist.voting.ledger import derive_seeds, hash_vote_sampling
 
 K = 4
-TOKENIZER = SimpleNamespace(chat_template=None)
+TOKENIZER = Tokenizer()
 QUESTIONS = [
     Question.make(f"Question {i}?", ["one", "two", "three"], source="set", truth="B" if i < 3 else None)
     for i in range(6)
@@ -40,11 +40,11 @@ SEEDS = {question.id: derive_seeds(question.id, 42, K) for question in QUESTIONS
 
 def config(mode="sequential", **voting) -> Config:
     voting = {"samples": K, "max_tokens": 16, "adaptive": "never", **voting}
-    return make_config(voting=voting, runtime={"mode": mode})
+    return make_config(policy={"prompt": "direct"}, voting=voting, runtime={"mode": mode})
 
 
 def reply(request, seed) -> Completion:
-    number = int(request.prompt.split()[1].rstrip("?"))
+    number = list(SEEDS).index(request.key)
     letter = REPLIES[number][SEEDS[request.key].index(seed)]
     text = "no idea" if letter == "-" else f"The answer is ({letter})."
     return Completion.from_text(request, seed, text, 5, truncated=letter == "-")
@@ -117,7 +117,7 @@ def test_the_vote_labels_questions_in_order_and_counts(tmp_path, run, model):
     taken, labels = stored(tmp_path / "voting")
     assert [(label.answer, label.kept) for label in labels] == EXPECTED
     assert [label.question for label in labels] == QUESTIONS
-    key = (fingerprint_model(model), hash_vote_sampling(config(), None))
+    key = (fingerprint_model(model), hash_vote_sampling(config(), make_prompts()))
     assert {(vote.policy, vote.sampling) for vote in taken} == {key}
     assert {(vote.question_id, vote.seed) for vote in taken} == {(q, seed) for q in SEEDS for seed in SEEDS[q]}
     assert {vote.text for vote in taken if vote.answer == "B"} == {"The answer is (B)."}
@@ -298,7 +298,7 @@ def test_a_wave_is_one_request_with_the_config_parameters(run):
     (request,) = engine.given
     assert (request.key, request.n, request.seed) == (QUESTIONS[0].id, K, SEEDS[QUESTIONS[0].id][0])
     assert (request.temperature, request.top_p, request.max_tokens, request.choices) == (1.0, 1.0, 16, ())
-    assert "Question 0?" in request.prompt and "B. two" in request.prompt
+    assert tuple(request.prompt) == make_prompts().render(QUESTIONS[0]).ids
     assert request.options == QUESTIONS[0].options
 
 

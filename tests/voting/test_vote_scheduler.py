@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from medssr_dist.bench.voting.simulated_vote import PlainTokenizer, make_simulated_config, write_questions
+from medssr_dist.bench.voting.simulated_vote import PlainPrompts, make_simulated_config, write_questions
 from medssr_dist.bench.voting.simulation import DrawnAnswers
 from medssr_dist.inference.requests import PoolResult
 from medssr_dist.run.stream import QuestionFeed
@@ -24,9 +24,7 @@ def make_scheduler(tmp_path):
         write_questions(tmp_path / "questions.jsonl", count)
         ledgers.append(VoteLedger(tmp_path, "policy", "sampling"))
         config = make_simulated_config(samples=K, window=window, adaptive="lossless")
-        return VoteScheduler(
-            config, QuestionFeed(tmp_path / "questions.jsonl"), ledgers[0].__enter__(), PlainTokenizer()
-        )
+        return VoteScheduler(config, QuestionFeed(tmp_path / "questions.jsonl"), ledgers[0].__enter__(), PlainPrompts())
 
     yield make
     for ledger in ledgers:

@@ -25,8 +25,8 @@ class StockPrompts:
 
     def __iter__(self) -> Iterator[tuple[list, list, list, list]]:
         for _ in range(self._total):
-            prompt, label = self._loader.draw(wrap=True)
-            yield ["medssr"], [prompt], [label], [None]
+            drawn = self._loader.draw(wrap=True)
+            yield ["medssr"], [drawn.text], [drawn.label], [None]
 
     def state_dict(self) -> dict[str, Any]:
         return self._loader.state_dict()

@@ -21,7 +21,7 @@ from medssr_dist.readers import read_all
 from medssr_dist.run.paths import RunPaths
 from medssr_dist.runtime.cluster import open_ray_cluster
 from medssr_dist.runtime.device import build_device_env
-from medssr_dist.runtime.models import resolve_model
+from medssr_dist.runtime.models import load_tokenizer, resolve_model
 from medssr_dist.training.rollout.examples import PromptLoader
 from medssr_dist.training.rollout.workers import RolloutWorkers
 from medssr_dist.training.stage_actor import Processes, StageActor
@@ -44,7 +44,7 @@ class StockWorkers(RolloutWorkers):
     def __init__(
         self, job: StageJob, strategy: Strategy, board: HeartbeatBoard, ranks: RayActorGroup, pieces: frozenset[str]
     ):
-        self._pieces, self._ranks, self._strategy = pieces, ranks, strategy
+        self._pieces, self._ranks, self._strategy, self._model = pieces, ranks, strategy, job.model
         super().__init__(job.config, job.stage, job.model, board, ranks)
 
     def engine_options(self, model: Path) -> dict[str, Any]:
@@ -58,12 +58,12 @@ class StockWorkers(RolloutWorkers):
             options["agent_func_path"] = str(Path(__file__).with_name("stock_agent.py"))
         return options
 
-    def make_sampler(self, prompts: PromptLoader, tokenizer: Any) -> Any:
+    def make_sampler(self, prompts: PromptLoader) -> Any:
         if "rollout" not in self._pieces:
-            return super().make_sampler(prompts, tokenizer)
+            return super().make_sampler(prompts)
         from medssr_dist.bench.training.stock_rollout import StockPrompts, StockSampler
 
-        stock_prompts = StockPrompts(prompts, self._stage)
+        stock_prompts, tokenizer = StockPrompts(prompts, self._stage), load_tokenizer(self._model, self._config.policy)
         self.sampler = StockSampler(self._strategy, stock_prompts, tokenizer, self.engines.handles, prompts)
         return self.sampler
 

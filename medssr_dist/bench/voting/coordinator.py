@@ -26,7 +26,7 @@ from medssr_dist.config.schema import Policy
 from medssr_dist.inference.pool import EnginePool
 from medssr_dist.inference.requests import Completion, SampleRequest
 from medssr_dist.run.stream import QuestionFeed
-from medssr_dist.runtime.models import EMBEDDED_MODEL, load_tokenizer, resolve_model
+from medssr_dist.runtime.models import EMBEDDED_MODEL, load_tokenizer, make_prompt_renderer, resolve_model
 from medssr_dist.voting.ledger import VoteLedger
 from medssr_dist.voting.vote_scheduler import VoteScheduler, collect_votes
 
@@ -51,7 +51,7 @@ class AnswerBank:
 def measure_coordinator(questions: Path, folder: Path, samples: int, adaptive: str, engines: int) -> CoordinatorRun:
     """Vote on all of `questions` and return the figures; the peak memory is that of this process."""
     policy = Policy(model=EMBEDDED_MODEL)
-    tokenizer = load_tokenizer(resolve_model(policy), policy)
+    prompts = make_prompt_renderer(load_tokenizer(resolve_model(policy), policy), policy)
     config = make_simulated_config(samples=samples, adaptive=adaptive, engines=engines)
     answer = AnswerBank()
     handles = [InstantEngine(f"engine {number}", answer) for number in range(engines)]
@@ -61,7 +61,7 @@ def measure_coordinator(questions: Path, folder: Path, samples: int, adaptive: s
         EnginePool(handles, config.voting) as pool,
         tqdm(desc="coordinator", unit="question", disable=not sys.stderr.isatty()) as bar,
     ):
-        scheduler = VoteScheduler(config, QuestionFeed(questions), ledger, tokenizer)
+        scheduler = VoteScheduler(config, QuestionFeed(questions), ledger, prompts)
         collect_votes(pool, scheduler, ledger, bar, lambda: False)
         seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
     return CoordinatorRun(

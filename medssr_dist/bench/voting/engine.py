@@ -28,8 +28,8 @@ from medssr_dist.bench.voting.voting_figures import AdaptiveCase, AdaptiveVoting
 from medssr_dist.config.base import DataSource
 from medssr_dist.config.load import load_config
 from medssr_dist.config.schema import Config, Voting
-from medssr_dist.data.answers import render_prompt
 from medssr_dist.data.jsonl import read_jsonl
+from medssr_dist.data.prompt_renderer import PromptRenderer
 from medssr_dist.data.records import Label, Question, Vote
 from medssr_dist.inference.pool import EnginePool
 from medssr_dist.inference.requests import SampleRequest
@@ -38,7 +38,7 @@ from medssr_dist.knowledge.vignettes import find_hpo_truth
 from medssr_dist.readers import read_questions
 from medssr_dist.run.paths import RunPaths, VotingPaths
 from medssr_dist.run.stream import QuestionFeed
-from medssr_dist.runtime.models import fingerprint_model, load_tokenizer, resolve_model
+from medssr_dist.runtime.models import fingerprint_model, load_tokenizer, make_prompt_renderer, resolve_model
 from medssr_dist.voting.labels import label_question
 from medssr_dist.voting.ledger import VoteLedger
 from medssr_dist.voting.segments import list_segments, read_votes
@@ -54,7 +54,7 @@ def measure_pool_speed(questions: int, rounds: int) -> PoolSpeed:
     """Return the pool's tokens/s against those of raw vLLM on so many questions."""
     config = load_config(DEMO)
     model = resolve_model(config.policy)
-    requests = _make_requests(load_tokenizer(model, config.policy), questions)
+    requests = _make_requests(make_prompt_renderer(load_tokenizer(model, config.policy), config.policy), questions)
     with _open_engines(config, model) as pool:
         raw = _start_raw_vllm(config, model, requests)
         rates = _alternate({"vllm": raw, "pool": lambda: _pool_tokens(pool, requests)}, rounds)
@@ -83,9 +83,9 @@ def _open_engines(config: Config, model: Path) -> Iterator[EnginePool]:
         yield pool
 
 
-def _make_requests(tokenizer, questions: int) -> list[SampleRequest]:
+def _make_requests(prompts: PromptRenderer, questions: int) -> list[SampleRequest]:
     return [
-        SampleRequest(key=question.id, prompt=render_prompt(tokenizer, question), n=8, seed=1000 * index, max_tokens=32)
+        SampleRequest(key=question.id, prompt=prompts.render(question).ids, n=8, seed=1000 * index, max_tokens=32)
         for index, question in enumerate(read_questions(DataSource(path="hpo:seeds", limit=questions)))
     ]
 
@@ -97,10 +97,7 @@ def _start_raw_vllm(config: Config, model: Path, requests: list[SampleRequest]) 
     os.environ |= build_engine_env(config.runtime, os.cpu_count() or 1)
     kwargs = build_engine_kwargs(model, config.policy, config.runtime, 1) | {"max_num_seqs": config.voting.in_flight}
     engine = vllm.LLM(**kwargs)
-    prompts = [
-        {"prompt_token_ids": engine.get_tokenizer()(request.prompt, add_special_tokens=False)["input_ids"]}
-        for request in requests
-    ]
+    prompts = [{"prompt_token_ids": list(request.prompt)} for request in requests]
     params = [
         vllm.SamplingParams(n=request.n, seed=request.seed, max_tokens=request.max_tokens) for request in requests
     ]
@@ -155,14 +152,14 @@ def measure_adaptive_voting(folder: Path, questions: int) -> AdaptiveVoting:
     file = make_demo_questions(folder, questions)
     config = load_config(DEMO, [*_VOTE_ONLY, "policy.dtype=float32", f"voting.samples={_SAMPLES}"])
     model = resolve_model(config.policy)
-    tokenizer = load_tokenizer(model, config.policy)
+    prompts = make_prompt_renderer(load_tokenizer(model, config.policy), config.policy)
     with _open_engines(config, model) as pool:
-        full = run_vote(with_voting(config, "never", "requested"), file, folder / "never", pool, tokenizer, model)
+        full = run_vote(with_voting(config, "never", "requested"), file, folder / "never", pool, prompts, model)
         cases = {}
         for confidence in ("requested", "valid"):
             for mode in ("lossless", "kept"):
                 case = with_voting(config, mode, confidence)
-                run = run_vote(case, file, folder / f"{mode}_{confidence}", pool, tokenizer, model)
+                run = run_vote(case, file, folder / f"{mode}_{confidence}", pool, prompts, model)
                 cases[f"{mode}_{confidence}"] = run.compare_to(full, case.voting)
     return AdaptiveVoting(
         model=config.policy.model,
@@ -248,14 +245,16 @@ class VoteRun:
         return label_question(question, tally, voting, tokens=0, truncated=0, policy="", sampling="")
 
 
-def run_vote(config: Config, file: Path, folder: Path, pool: EnginePool, tokenizer, model: Path) -> VoteRun:
+def run_vote(
+    config: Config, file: Path, folder: Path, pool: EnginePool, prompts: PromptRenderer, model: Path
+) -> VoteRun:
     """Vote on all questions of `file`, with the ledger in `folder`."""
     before, paths = pool.tokens, VotingPaths(folder)
     with (
         VoteLedger(folder, fingerprint_model(model), "bench") as ledger,
         tqdm(desc=f"vote, {folder.name}", unit="question") as bar,
     ):
-        scheduler = RecordingScheduler(config, QuestionFeed(file), ledger, tokenizer)
+        scheduler = RecordingScheduler(config, QuestionFeed(file), ledger, prompts)
         collect_votes(pool, scheduler, ledger, bar, lambda: False)
     votes = [vote for number in list_segments(paths.votes) for vote in read_votes(paths.votes, number)]
     return VoteRun(

@@ -14,7 +14,7 @@ from pathlib import Path
 from medssr_dist.bench.voting.simulated_vote import (
     POLICY,
     SAMPLING,
-    PlainTokenizer,
+    PlainPrompts,
     make_simulated_config,
     write_questions,
 )
@@ -58,7 +58,7 @@ def replay_votes(config: Config, questions: Path, folder: Path, answers: DrawnAn
     """Return the tokens of all votes on `questions`. Each request is answered before the scheduler makes the next."""
     tokens = 0
     with VoteLedger(folder, POLICY, SAMPLING, keep_text=False) as ledger:
-        scheduler = VoteScheduler(config, QuestionFeed(questions), ledger, PlainTokenizer())
+        scheduler = VoteScheduler(config, QuestionFeed(questions), ledger, PlainPrompts())
         while request := scheduler.next_request(config.voting.samples):
             samples = [answers(request, request.seed + index) for index in range(request.n)]
             tokens += sum(sample.tokens for sample in samples)

@@ -1,10 +1,11 @@
-"""What a vote without a model needs: questions, a config, and a tokenizer."""
+"""What a vote without a model needs: questions, a config, and prompts."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from medssr_dist.config.schema import Config
+from medssr_dist.data.prompt_renderer import Prompt
 from medssr_dist.data.records import Question
 
 POLICY, SAMPLING = "simulated", "drawn"
@@ -38,7 +39,10 @@ def make_simulated_config(**voting) -> Config:
     )
 
 
-class PlainTokenizer:
-    """A tokenizer without a chat template: a prompt is the plain text."""
+class PlainPrompts:
+    """Prompts for engines that do not read them: each is one token."""
 
-    chat_template = None
+    stop = ()
+
+    def render(self, question: Question) -> Prompt:
+        return Prompt(question.stem, (0,))

@@ -27,7 +27,7 @@ from medssr_dist.bench.voting.ledger_audit import Audit, audit_ledger
 from medssr_dist.bench.voting.simulated_vote import (
     POLICY,
     SAMPLING,
-    PlainTokenizer,
+    PlainPrompts,
     make_simulated_config,
     write_questions,
 )
@@ -129,7 +129,7 @@ def simulate_cluster(cluster: Cluster, folder: Path) -> SimulatedRun:
         tqdm(total=cluster.questions, desc=f"simulated, {cluster.engines} engines", unit="question") as bar,
     ):
         feed = QuestionFeed(questions)
-        scheduler = VoteScheduler(config, feed, ledger, PlainTokenizer())
+        scheduler = VoteScheduler(config, feed, ledger, PlainPrompts())
         timeline = Timeline(loop.time, engines, ledger, lambda: feed.given == cluster.questions)
         collect_votes(pool, scheduler, ledger, bar, timeline.sample)
         timeline.end()

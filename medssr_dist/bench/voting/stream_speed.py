@@ -23,7 +23,7 @@ from tqdm import tqdm
 from medssr_dist.bench.voting.simulated_vote import (
     POLICY,
     SAMPLING,
-    PlainTokenizer,
+    PlainPrompts,
     make_simulated_config,
     write_questions,
 )
@@ -88,7 +88,7 @@ def _time_vote(questions: Path, folder: Path, is_followed: bool) -> tuple[float,
         def hold() -> bool:
             return is_followed and not has_room(ledger.labels_file, ledger.num_kept, _BUFFER)
 
-        scheduler = VoteScheduler(config, QuestionFeed(questions), ledger, PlainTokenizer(), hold)
+        scheduler = VoteScheduler(config, QuestionFeed(questions), ledger, PlainPrompts(), hold)
         collect_votes(pool, scheduler, ledger, bar, bool)
         mark_end(ledger.labels_file, ledger.num_kept)
         return time.perf_counter() - started, ledger.num_kept
@@ -131,22 +131,13 @@ def _time_training(trainer: subprocess.Popen) -> float:
     return time.perf_counter() - started
 
 
-class _Words:
-    """A tokenizer without a chat template that splits at spaces."""
-
-    chat_template = None
-
-    def __call__(self, text: str, add_special_tokens: bool = True) -> dict:
-        return {"input_ids": text.split()}
-
-
 def train(labels: Path, step_s: float) -> int:
     """Load prompts as stage 1 does, sleep `step_s` for each step, and return the number of prompts."""
 
     def examples(start: int):
         return ((place, make_labeled_example(label)) for place, label in follow_kept_labels(labels, start))
 
-    loader = PromptLoader(examples, _Words(), 4096, lambda taken: publish_taken(labels, taken))
+    loader = PromptLoader(examples, PlainPrompts(), 4096, lambda taken: publish_taken(labels, taken))
     while loader.draw(wrap=loader.taken % _STEP != 0):  # the last step is filled up from the beginning
         if loader.taken % _STEP == 0:
             time.sleep(step_s)

@@ -7,9 +7,9 @@ import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from medssr_dist.data.answers import render_prompt
+from medssr_dist.data.prompt_renderer import PromptRenderer
 from medssr_dist.data.records import Label, Question
 from medssr_dist.errors import InputError
 from medssr_dist.run.stream import ALL_TAKEN
@@ -32,10 +32,12 @@ class Example:
 class DrawnPrompt(NamedTuple):
     """A prompt for the rollout engines, and its label for the reward.
 
-    text: the rendered chat prompt. label: JSON object with `answer`, `options`, `id` and `confidence` of the example.
+    text: the rendered prompt. ids: its tokens. label: JSON object with `answer`, `options`, `id` and `confidence` of
+    the example.
     """
 
     text: str
+    ids: list[int]
     label: str
 
 
@@ -73,6 +75,7 @@ class PromptLoader:
     Args:
         examples: examples(start) yields (place after the example, Example) in order, from place `start` on; 0 is the
             beginning. It may wait for examples that do not exist yet.
+        prompts: makes the policy's prompts.
         max_prompt_tokens: examples with longer prompts are skipped.
         on_taken: called during the first pass with the number of examples taken so far, and with ALL_TAKEN when no
             more will be taken.
@@ -86,12 +89,12 @@ class PromptLoader:
     def __init__(
         self,
         examples: Callable[[int], Iterable[tuple[int, Example]]],
-        tokenizer: Any,
+        prompts: PromptRenderer,
         max_prompt_tokens: int,
         on_taken: Callable[[int], None] = lambda taken: None,
     ):
         self._examples = examples
-        self._tokenizer = tokenizer
+        self._prompts = prompts
         self._max_prompt_tokens = max_prompt_tokens
         self._on_taken = on_taken
         self._place = 0
@@ -168,8 +171,8 @@ class PromptLoader:
             yield found
 
     def _render(self, example: Example) -> DrawnPrompt | None:
-        prompt = render_prompt(self._tokenizer, example.question)
-        if len(self._tokenizer(prompt, add_special_tokens=False)["input_ids"]) > self._max_prompt_tokens:
+        prompt = self._prompts.render(example.question)
+        if len(prompt.ids) > self._max_prompt_tokens:
             return None
         label = {
             "answer": example.answer,
@@ -177,4 +180,4 @@ class PromptLoader:
             "id": example.question.id,
             "confidence": example.confidence,
         }
-        return DrawnPrompt(prompt, json.dumps(label))
+        return DrawnPrompt(prompt.text, list(prompt.ids), json.dumps(label))

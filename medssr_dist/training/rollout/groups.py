@@ -17,7 +17,7 @@ class Sampling:
     """How a stage samples.
 
     n: samples for each prompt. max_tokens: limit of generated tokens for each sample. logprobs: keep the engine's
-    log-prob of each generated token. random_seed: seed of the run.
+    log-prob of each generated token. random_seed: seed of the run. stop: strings that end a sample.
 
     Example: Sampling(n=8, temperature=1.0, top_p=1.0, max_tokens=2048, logprobs=False, random_seed=42)
     """
@@ -28,6 +28,7 @@ class Sampling:
     max_tokens: int
     logprobs: bool
     random_seed: int
+    stop: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -54,9 +55,9 @@ class GroupRequest:
 class Sample:
     """One generation.
 
-    token_ids: generated tokens, including the end token. logprobs: one for each token, or None if not requested.
-    invalid: the text names no option. truncated: it was cut off at max_tokens. version: of the weights that it was
-    sampled from.
+    token_ids: generated tokens, including the end token, or those that complete a stop string. logprobs: one for each
+    token, or None if not requested. invalid: the text names no option. truncated: it was cut off at max_tokens.
+    version: of the weights that it was sampled from.
 
     Example: Sample([9, 2], None, reward=1.0, invalid=False, truncated=False, version=3)
     """

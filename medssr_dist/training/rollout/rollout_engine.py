@@ -121,6 +121,9 @@ def make_sampling_params(request: GroupRequest) -> SamplingParams:
         top_p=sampling.top_p,
         max_tokens=sampling.max_tokens,
         min_tokens=1,
+        # The graded text ends before a stop string; the tokens go on to the one that completes it. All of them were
+        # sampled, so all are trained on: the policy learns to go on to the string that ends its answer.
+        stop=list(sampling.stop),
         logprobs=0 if sampling.logprobs else None,  # 0: only that of the sampled token
         output_kind=RequestOutputKind.CUMULATIVE,  # each sample is returned when it is finished
         stream_interval=_STREAM_TOKENS,

@@ -99,11 +99,10 @@ class Sampler:
         plan: BatchPlan,
         sampling: Sampling,
         prompts: PromptLoader,
-        tokenizer: Any,
         engines: RolloutEngines,
         report: Callable[[str], None],
     ):
-        self._plan, self._sampling, self._prompts, self._tokenizer = plan, sampling, prompts, tokenizer
+        self._plan, self._sampling, self._prompts = plan, sampling, prompts
         self._engines, self._report = engines, report
         self._next_batch: Future[RolloutBatch | None] | None = None
         self._ready: list[RolloutBatch] = []  # made but not yet returned
@@ -218,9 +217,8 @@ class Sampler:
             drawn = self._prompts.draw(wrap=wrap or index > 0)
             if drawn is None:
                 return 0
-            prompt, label = drawn
-            ids = self._tokenizer(prompt, add_special_tokens=False)["input_ids"]
-            self._engines.submit(GroupRequest(self._prompts.taken - 1, prompt, ids, label, self._sampling))
+            number = self._prompts.taken - 1
+            self._engines.submit(GroupRequest(number, drawn.text, drawn.ids, drawn.label, self._sampling))
         return count
 
     def _measure(self, batch: RolloutBatch) -> dict[str, float]:

@@ -85,11 +85,11 @@ class RolloutWorkers:
         settings = SyncSettings(training.sync_bucket_mb * 2**20, training.sync_timeout_s, training.tensor_parallel_size)
         return RankSync(ranks, settings)
 
-    def make_sampler(self, prompts: PromptLoader, tokenizer: Any) -> Sampler:
+    def make_sampler(self, prompts: PromptLoader) -> Sampler:
         """Make the sampler of the stage."""
         plan, sampling = make_batch_plan(self._config, self._stage), make_sampling(self._config, self._stage)
         report = Heartbeat(self._board, "controller").beat
-        self.sampler = Sampler(plan, sampling, prompts, tokenizer, self.engines, report)
+        self.sampler = Sampler(plan, sampling, prompts, self.engines, report)
         return self.sampler
 
     def sync_weights(self) -> None:
@@ -118,6 +118,7 @@ def make_sampling(config: Config, stage: Stage) -> Sampling:
         max_tokens=stage.max_new_tokens,
         logprobs=stage.importance != "off",
         random_seed=config.runtime.random_seed,
+        stop=config.policy.prompt.stop,
     )
 
 
