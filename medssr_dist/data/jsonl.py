@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
 import json
 import os
@@ -12,6 +13,13 @@ from typing import Any, BinaryIO
 from medssr_dist.errors import InputError
 
 _CHUNK = 2**20  # bytes read at once in the search for the last newline
+_COMPRESSED = {
+    b"\x1f\x8b": "gunzip",
+    b"PK\x03\x04": "unzip",
+    b"BZh": "bunzip2",
+    b"\xfd7zXZ": "unxz",
+    b"\x28\xb5\x2f\xfd": "unzstd",
+}  # first bytes of a file -> the program that unpacks it
 
 
 def write_atomic(path: Path, text: str) -> None:
@@ -55,16 +63,18 @@ def read_text(path: Path) -> str:
     """Read a UTF-8 text file.
 
     Raises:
-        InputError: the file is absent, unreadable or not UTF-8; the message names the file and the wrong byte.
+        InputError: the file is absent, unreadable, compressed or not UTF-8; the message names the file and the wrong
+            byte.
     """
     try:
-        return Path(path).read_text(encoding="utf-8")
+        text = _decode(Path(path).read_bytes(), Path(path), 0)
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; check the path") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); check the path and its permissions") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 (byte {error.start}); convert it, e.g. iconv -t UTF-8") from None
+    except ValueError:  # a NUL or half a surrogate pair
+        raise InputError(f"{str(path)!r} cannot be the name of a file; check the path") from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
@@ -107,6 +117,12 @@ def enumerate_rows(file: Iterable[bytes], path: Path, skip_torn: bool = False) -
 
 
 def _decode(raw: bytes, path: Path, offset: int) -> str:
+    """Return the text of the bytes at `offset`, without the byte order mark that Windows writes before the first."""
+    if not offset:
+        for start, program in _COMPRESSED.items():
+            if raw.startswith(start):
+                raise InputError(f"{path} is compressed; unpack it with {program}")
+        raw = raw.removeprefix(codecs.BOM_UTF8)
     try:
         return raw.decode()
     except UnicodeDecodeError as error:

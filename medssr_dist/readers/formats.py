@@ -6,16 +6,22 @@ file name; `read.py` adds file and item.
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from medssr_dist.data.records import LETTERS, Question, hash_content, parse_record
 from medssr_dist.errors import InputError
+from medssr_dist.readers.file_rows import ID_KEY, STEM_KEYS, Row
+from medssr_dist.readers.item_answers import ANSWER_KEYS, AnswerReader, Item, refuse_unread_answers
+from medssr_dist.readers.item_options import ItemOptions, has_options, is_absent, read_options
 
-Row = dict[str, Any]  # one item of a published file, as JSON
 Parse = Callable[[Row], Question]
+_log = logging.getLogger(__name__)
+_ID_KEYS = ("id", "pmid", "pubid", "question_id", "unique_id", ID_KEY)
+_IMAGE_KEYS = ("images", "image", "image_paths", "image_path")
 
 
 @dataclass(frozen=True)
@@ -43,9 +49,15 @@ def detect_format(row: Mapping[str, Any]) -> Format:
     for known in FORMATS:
         if known.matches(row):
             return known
-    formats = "; ".join(f"{known.name} ({', '.join(sorted(known.keys))})" for known in FORMATS)
-    found = ", ".join(map(str, list(row)[:12])) or "none"
-    raise InputError(f"is of no known format: its keys are {found}; known formats (with the keys they need): {formats}")
+    has_answer = any(key in row for key in ANSWER_KEYS)
+    if not any(key in row for key in STEM_KEYS) or not (has_answer or has_options(row)):
+        formats = "; ".join(f"{known.name} ({', '.join(sorted(known.keys))})" for known in FORMATS)
+        found = ", ".join(map(str, list(row)[:12])) or "none"
+        raise InputError(
+            f"is of no known format: its keys are {found}; known formats (with the keys they need): {formats}; "
+            "MedQA, MedMCQA, MMLU and others (question; options, choices, or opa, opb...; answer, answer_idx or cop)"
+        )
+    return _ITEMS
 
 
 def _make_own_parser(rows: list[Row], source: str) -> Parse:
@@ -61,107 +73,104 @@ def _make_own_parser(rows: list[Row], source: str) -> Parse:
 
 
 def _make_pubmedqa_parser(rows: list[Row], source: str) -> Parse:
-    """PubMedQA (ori_pqal.json): the stem is abstract, empty line, question; the options are yes, no, maybe."""
+    """PubMedQA, the authors' (ori_pqal.json) and the hub's: stem = abstract, empty line, question; yes, no or maybe."""
     options = ["yes", "no", "maybe"]
 
     def parse(row: Row) -> Question:
-        stem = "\n".join([*_list_sentences(row.get("CONTEXTS")), "", _read_text(row, "QUESTION")])
-        truth = _find_letter(row.get("final_decision"), options)
-        return Question.make(stem, options, source=source, source_id=_read_id(row, "pmid"), truth=truth)
+        context = row.get("CONTEXTS", row.get("context"))
+        abstract = _list_sentences(context.get("contexts") if isinstance(context, dict) else context)
+        question = _read_text(row, "QUESTION" if "QUESTION" in row else "question")
+        truth = None
+        if not is_absent(decision := row.get("final_decision")) and decision != "":
+            if decision not in options:
+                raise InputError(f"final_decision = {decision!r} is not yes, no or maybe")
+            truth = LETTERS[options.index(decision)]
+        stem = "\n".join([*abstract, "", question])
+        return Question.make(stem, options, source=source, source_id=read_id(row), truth=truth)
 
     return parse
 
 
-def _make_medmcqa_parser(rows: list[Row], source: str) -> Parse:
-    """MedMCQA: options in `opa` to `opd`, topic in `subject_name`, number of the answer in `cop`.
+def _make_item_parser(rows: list[Row], source: str) -> Parse:
+    """Questions with options: MedQA, mediQ, MedMCQA, MMLU, MedXpertQA, CareQA, HeadQA, and the paper's files.
 
-    `cop` is absent or -1 if the answer is not published.
+    The options have a key or columns of their own, or are the last lines of the question, as 'A. ...' (the paper's
+    files). Sentences in `context` (mediQ) are put before the question.
     """
-    first = _find_first_cop(rows)
+    items = [item for row in rows if (item := _try_item(row)) is not None]
+    refuse_unread_answers(items)
+    answers = AnswerReader.learn(items)
+    _warn_of_absent_options(items, source)
 
     def parse(row: Row) -> Question:
-        options = [_read_text(row, key) for key in ("opa", "opb", "opc", "opd")]
-        cop = _cop(row)
-        truth = None if cop is None else _get_letter(cop - first, options)
-        fields = {"source": source, "source_id": _read_id(row), "topic": _clean_topic(row.get("subject_name"))}
-        return Question.make(_read_text(row, "question"), options, truth=truth, **fields)
+        split = _split_item(row)
+        truth = answers.read(Item(row, split.options))
+        fields = {"source": source, "source_id": read_id(row), "topic": _find_topic(row), "truth": truth}
+        return Question.make(split.stem, split.options.texts, **fields)
 
     return parse
 
 
-def _find_first_cop(rows: list[Row]) -> int:
-    """Return the number of option A in `cop`: 1 in the authors' files (1-4), 0 in the Hugging Face copy (0-3).
-
-    All rows are searched: a 0 decides for 0-3, a 4 for 1-4. Neither or both is an InputError, because a wrong
-    guess would shift every answer.
-    """
-    seen = {cop for row in rows if (cop := _cop(row)) is not None}
-    if not seen or (0 in seen and 4 not in seen):
-        return 0
-    if 4 in seen and 0 not in seen:
-        return 1
-    raise InputError(
-        f"cannot be read: its cop values {sorted(seen)} fit both 0-3 and 1-4; "
-        "use the whole file (`limit` takes a part of it), or give answer letters in the MedQA format"
-    )
+def _warn_of_absent_options(items: Sequence[Item], source: str) -> None:
+    without = [item for item in items if item.options.left_out]
+    if without:
+        _log.warning(
+            "%s: %d of %d items have no text for option %s (null or NaN); they are read with fewer options, e.g. %.60r",
+            source,
+            len(without),
+            len(items),
+            without[0].options.left_out[0],
+            next((without[0].row[key] for key in STEM_KEYS if key in without[0].row), ""),
+        )
 
 
-def _cop(row: Row) -> int | None:
-    value = row.get("cop")
-    if value is None or value == "":
-        return None
+class _SplitItem(NamedTuple):
+    """Stem and options of an item."""
+
+    stem: str
+    options: ItemOptions
+
+
+def _try_item(row: Row) -> Item | None:
+    """Return the item, or None if it cannot be read; its parser then says why."""
     try:
-        cop = int(value)
-    except (TypeError, ValueError):
-        raise InputError(f"cop = {value!r} is not a number") from None
-    return None if cop == -1 else cop
+        return Item(row, _split_item(row).options)
+    except InputError:
+        return None
 
 
-def _make_medqa_parser(rows: list[Row], source: str) -> Parse:
-    """MedQA: options by letter; the answer as a letter in `answer_idx`, or as a letter or text in `answer`.
+def _split_item(row: Row) -> _SplitItem:
+    if key := next((key for key in _IMAGE_KEYS if row.get(key)), None):
+        raise InputError(f"needs an image ({key} = {str(row[key])[:60]!r}), which a text model does not see")
+    stem = _read_text(row, next((key for key in STEM_KEYS if key in row), STEM_KEYS[0]))
+    if has_options(row):
+        options = read_options(row)
+        stem = _cut_repeated_options(stem, options.texts)
+    else:
+        stem, texts = split_options(stem)
+        options = ItemOptions(texts, list(LETTERS[: len(texts)]), "question")
+    return _SplitItem(" ".join([*_list_sentences(row.get("context")), stem]), options)
 
-    The mediQ variant has the vignette as sentences in `context`; they are put before the question. The topic is the
-    patient's first specialty in mediQ, and the exam step (`meta_info`) in MedQA.
-    """
 
-    def parse(row: Row) -> Question:
-        options = _list_options(row.get("options"))
-        gold = row["answer_idx"] if row.get("answer_idx") is not None else row.get("answer")
-        stem = " ".join([*_list_sentences(row.get("context")), _read_text(row, "question")])
-        fields = {"source": source, "source_id": _read_id(row), "topic": _find_topic(row)}
-        return Question.make(stem, options, truth=_find_letter(gold, options), **fields)
-
-    return parse
+def _cut_repeated_options(stem: str, options: list[str]) -> str:
+    """Return `stem` without 'Answer Choices: (A) ... (B) ...' at its end, as MedXpertQA has it beside the options."""
+    head, marker, tail = stem.rpartition("Answer Choices:")
+    listed = " ".join(f"({letter}) {text}" for letter, text in zip(LETTERS, options, strict=False))
+    return head.strip() if marker and head.strip() and tail.split() == listed.split() else stem
 
 
 def _find_topic(row: Row) -> str:
+    """Return the subject: the patient's first specialty in mediQ, the exam step (`meta_info`) in MedQA."""
     patient = row.get("patient")
     specialties = patient.get("specialties") if isinstance(patient, dict) else None
-    return _clean_topic(specialties[0] if isinstance(specialties, list) and specialties else row.get("meta_info"))
+    if isinstance(specialties, list) and specialties:
+        return _clean_topic(specialties[0])
+    keys = ("subject_name", "subject", "category", "body_system", "meta_info")
+    return next((topic for key in keys if (topic := _clean_topic(row.get(key)))), "")
 
 
 def _clean_topic(value: object) -> str:
     return " ".join(value.split()) if isinstance(value, str) else ""
-
-
-def _list_options(options: object) -> list[str]:
-    if not isinstance(options, dict):
-        raise InputError(f"options must be an object of letter: text, got {type(options).__name__}")
-    letters = sorted(options)
-    if letters != list(LETTERS[: len(letters)]):
-        raise InputError(f"options must be lettered A, B, C... without a gap, got {letters}")
-    return [_read_text(options, letter) for letter in letters]
-
-
-def _make_official_parser(rows: list[Row], source: str) -> Parse:
-    """The paper's evaluation files: the text of the question ends with the options, one per line, as 'A. ...'."""
-
-    def parse(row: Row) -> Question:
-        stem, options = split_options(_read_text(row, "question"))
-        truth = _find_letter(row.get("gold"), options)
-        return Question.make(stem, options, source=source, source_id=_read_id(row), truth=truth)
-
-    return parse
 
 
 class StemAndOptions(NamedTuple):
@@ -191,54 +200,39 @@ def split_options(text: str) -> StemAndOptions:
     return StemAndOptions(text[:start].strip(), options)
 
 
-def _find_letter(gold: object, options: list[str]) -> str | None:
-    """Return the letter that `gold` means, or None if it is empty. `gold` is a letter or the text of one option."""
-    if gold is None or gold == "":
-        return None
-    text = str(gold).strip()
-    letters = LETTERS[: len(options)]
-    if len(text) == 1 and text.upper() in letters:
-        return text.upper()
-    same = [letter for letter, option in zip(letters, options, strict=True) if option.casefold() == text.casefold()]
-    if len(same) != 1:
-        raise InputError(f"the answer {gold!r} is not one of the options {dict(zip(letters, options, strict=True))}")
-    return same[0]
-
-
-def _get_letter(index: int, options: list[str]) -> str:
-    if not 0 <= index < len(options):
-        raise InputError(f"the number of the answer is not one of the {len(options)} options")
-    return LETTERS[index]
-
-
 def _list_sentences(value: object) -> list[str]:
     """Return the context before a question, which is absent, one string, or a list of sentences."""
-    if value is None or isinstance(value, str):
-        return [value] if value else []
-    if not isinstance(value, list):
+    if is_absent(value) or isinstance(value, str):
+        return [value] if isinstance(value, str) and value else []
+    if not isinstance(value, list) or not all(isinstance(sentence, str) for sentence in value):
         raise InputError(f"the context must be a list of sentences, got {type(value).__name__}")
-    return [str(sentence) for sentence in value]
+    return value
 
 
 def _read_text(row: Row, key: str) -> str:
     value = row.get(key)
-    if value is None or not str(value).strip():
+    if is_absent(value) or not str(value).strip():
         raise InputError(f"{key!r} is missing or empty")
-    return str(value).strip()
+    if not isinstance(value, str):
+        raise InputError(f"{key!r} must be a text, got {type(value).__name__}")
+    return value.strip()
 
 
-def _read_id(row: Row, key: str = "id") -> str:
-    value = row.get(key)
-    return "" if value is None else str(value)
+def read_id(row: Row) -> str:
+    """Return the item's id in its data set, '' if it has none. HeadQA counts in each exam (`name`) anew."""
+    found = next((row[key] for key in _ID_KEYS if not is_absent(row.get(key))), None)
+    if found is None and not is_absent(row.get("qid")):
+        found = "-".join(str(row[key]) for key in ("name", "qid") if not is_absent(row.get(key)))
+    return "" if found is None else str(found)
 
 
 FORMATS = (
     Format("our records", frozenset({"schema_version", "stem", "options", "source"}), _make_own_parser),
     Format("PubMedQA", frozenset({"QUESTION", "CONTEXTS"}), _make_pubmedqa_parser),
-    Format("MedMCQA", frozenset({"question", "opa", "opb", "opc", "opd"}), _make_medmcqa_parser),
-    Format("MedQA", frozenset({"question", "options"}), _make_medqa_parser),
-    Format("official evaluation", frozenset({"question", "gold"}), _make_official_parser),
+    Format("PubMedQA of the hub", frozenset({"pubid", "question", "context"}), _make_pubmedqa_parser),
+    Format("official evaluation", frozenset({"question", "gold"}), _make_item_parser),
 )
+_ITEMS = Format("items with options", frozenset({"question"}), _make_item_parser)
 _NOT_QUESTIONS = {
     "vote labels": {"question", "outcome", "counts"},
     "votes": {"question_id", "policy", "sampling"},

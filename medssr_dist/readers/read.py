@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from medssr_dist.config.base import DataSource
-from medssr_dist.data.jsonl import read_json, read_jsonl, read_text
 from medssr_dist.data.records import Question
 from medssr_dist.errors import InputError
-from medssr_dist.readers.formats import Parse, Row, detect_format
+from medssr_dist.readers.file_rows import Row, read_rows
+from medssr_dist.readers.formats import Parse, detect_format, read_id
 
-_SHOWN_PROBLEMS = 3
+_SHOWN_PROBLEMS = 3  # bad items whose reasons are told
+_NAMED_PROBLEMS = 100  # bad items whose places are told
 
 
 def name_source(source: DataSource) -> str:
@@ -41,7 +41,7 @@ def read_questions(source: DataSource, random_seed: int = 42) -> list[Question]:
     if source.path.startswith("hpo:"):
         return _make_embedded(source, random_seed)
     path = Path(source.path)
-    rows = _read_rows(path)
+    rows = read_rows(path)
     if not rows:
         raise InputError(f"{path} has no questions; it is empty")
     try:
@@ -69,58 +69,34 @@ def _set_source(question: Question, name: str) -> Question:
     return question.model_copy(update={"source": name}) if name else question
 
 
-def _read_rows(path: Path) -> list[Row]:
-    """Return the items of the file: JSONL lines, a JSON list, or PubMedQA's object of pmid -> item."""
-    text = read_text(path)
-    if not text.strip():
-        return []
-    if _is_jsonl(text):
-        rows = list(read_jsonl(path))
-        return _list_pmid_rows(rows[0]) or rows if len(rows) == 1 else rows
-    document = read_json(path)
-    if isinstance(document, dict):
-        return _list_pmid_rows(document) or [document]
-    if not isinstance(document, list) or not all(isinstance(row, dict) for row in document):
-        raise InputError(f"{path} must be a JSON list of objects, or JSONL with one object per line")
-    return document
-
-
-def _is_jsonl(text: str) -> bool:
-    """Return whether the first non-blank line is a complete JSON object."""
-    first = next(line for line in text.split("\n") if line.strip())
-    try:
-        return isinstance(json.loads(first), dict)
-    except json.JSONDecodeError:
-        return False
-
-
-def _list_pmid_rows(document: Row) -> list[Row]:
-    """Return the items of PubMedQA's object with their pmid; [] for any other object."""
-    if not all(isinstance(item, dict) and "QUESTION" in item for item in document.values()):
-        return []
-    return [{"pmid": pmid, **item} for pmid, item in document.items()]
-
-
 def _parse_all(path: Path, rows: list[Row], parse: Parse) -> list[Question]:
-    """Parse all rows. Raises InputError that counts all bad items and names the first three."""
-    questions, problems = [], []
+    """Parse all rows. Raises InputError that names all bad items, and the reasons of the first three."""
+    questions: list[Question] = []
+    problems: dict[str, str] = {}
     for number, row in enumerate(rows, start=1):
         try:
             questions.append(parse(row))
         except (InputError, ValidationError) as error:
-            problems.append(f"item {number}{_format_id(row)}: {_format_reason(error)}")
+            problems[_name_item(number, row)] = _format_reason(error)
     if problems:
+        shown = [f"item {name}: {reason}" for name, reason in itertools.islice(problems.items(), _SHOWN_PROBLEMS)]
         raise InputError(
             f"{path}: {len(problems)} of {len(rows)} items cannot be used; correct or remove them: "
-            + " | ".join(problems[:_SHOWN_PROBLEMS])
-            + (" | ..." if len(problems) > _SHOWN_PROBLEMS else "")
+            + " | ".join([*shown, *_name_rest(list(problems)[_SHOWN_PROBLEMS:])])
         )
     return questions
 
 
-def _format_id(row: Row) -> str:
-    identifier = row.get("id", row.get("pmid"))
-    return "" if identifier is None else f" (id {identifier!r})"
+def _name_rest(names: list[str]) -> list[str]:
+    """Return ["items 4 (id 'x'), 5 (id 'y')"], or [] if there are no more bad items."""
+    more = f" and {len(names) - _NAMED_PROBLEMS} more" if len(names) > _NAMED_PROBLEMS else ""
+    return [f"items {', '.join(names[:_NAMED_PROBLEMS])}{more}"] if names else []
+
+
+def _name_item(number: int, row: Row) -> str:
+    """Return the place of an item. Example: "2 (id 'medqa-000788')"."""
+    identifier = read_id(row)
+    return f"{number} (id {identifier!r})" if identifier else str(number)
 
 
 def _format_reason(error: Exception) -> str:

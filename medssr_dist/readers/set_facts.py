@@ -39,10 +39,10 @@ class DataSetFacts:
         return self.commonest / self.answered if self.answered else 0.0
 
     def describe(self) -> str:
-        """Return one line: '782 questions, 5 exact duplicates, always A: 72.9%, 38 rare (auto)'."""
+        """Return one line: '782 questions, exact duplicates: 5, always A: 72.9%, 38 rare (auto)'."""
         parts = [f"{self.questions:,} questions"]
         if self.duplicates:
-            parts.append(f"{self.duplicates:,} exact duplicates")
+            parts.append(f"exact duplicates: {self.duplicates:,}")
         if self.commonest_letter:
             parts.append(f"always {self.commonest_letter}: {self.constant_baseline:.1%}")
         if self.answered < self.questions:

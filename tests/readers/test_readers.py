@@ -157,7 +157,7 @@ def test_published_item_with_equal_options_is_kept(tmp_path):
     [
         ({"options": {"A": "only"}}, "2-10 options"),
         ({"options": {"A": "x", "C": "y"}}, "without a gap"),
-        ({"options": ["x", "y"]}, "list"),
+        ({"options": 3}, "an object of letter: text or a list, got int"),
         ({"options": {"A": "x", "B": None}}, "'B' is missing or empty"),
         ({"answer_idx": "D"}, "'D' is not one of the options"),
         ({"question": " "}, "'question' is missing or empty"),

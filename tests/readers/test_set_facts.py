@@ -12,7 +12,7 @@ def test_duplicates_and_the_constant_answer_are_counted():
     items = [question("one", "B"), question("one", "B", source_id="2"), question("two", "A"), question("three", "B")]
     facts = count_facts(items)
     assert (facts.questions, facts.duplicates, facts.commonest_letter, facts.constant_baseline) == (4, 1, "B", 0.75)
-    assert facts.describe() == "4 questions, 1 exact duplicates, always B: 75.0%"
+    assert facts.describe() == "4 questions, exact duplicates: 1, always B: 75.0%"
 
 
 def test_of_equally_common_letters_the_first_is_named():

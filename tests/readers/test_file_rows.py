@@ -1,0 +1,86 @@
+"""Shapes of question files: by column, by id, several data sets, a byte order mark, compressed files and tables."""
+
+import gzip
+import json
+
+import pytest
+
+from medssr_dist.config.base import DataSource
+from medssr_dist.errors import InputError
+from medssr_dist.readers import read_questions
+
+ROWS = [
+    {"question": "First?", "options": {"A": "x", "B": "y"}, "answer_idx": "B"},
+    {"question": "Second?", "options": {"A": "x", "B": "z"}, "answer_idx": "A"},
+]
+LISTS = {key: [row[key] for row in ROWS] for key in ROWS[0]}
+INDEXED = {key: {str(place): row[key] for place, row in enumerate(ROWS)} for key in ROWS[0]}
+KEYED = {f"000{place}": row for place, row in enumerate(ROWS)}
+
+
+@pytest.fixture
+def read(tmp_path):
+    def read_file(content, name="set.json"):
+        file = tmp_path / name
+        file.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+        return read_questions(DataSource(path=str(file)))
+
+    return read_file
+
+
+@pytest.mark.parametrize("document", [ROWS, LISTS, INDEXED, KEYED])
+@pytest.mark.parametrize("indent", [None, 1])
+def test_every_shape_gives_the_same_questions(read, document, indent):
+    first, second = read(json.dumps(document, indent=indent).encode())
+    assert (first.stem, first.options, first.truth) == ("First?", {"A": "x", "B": "y"}, "B")
+    assert (second.stem, second.truth) == ("Second?", "A")
+    assert (first.source_id, second.source_id) == (("0000", "0001") if document is KEYED else ("", ""))
+
+
+@pytest.mark.parametrize("options", [{"opa": ["x", "x"], "opb": ["y", "z"]}, {"choices": [["x", "y"], ["x", "z"]]}])
+def test_columns_may_hold_options_in_any_form(read, options):
+    assert [q.truth for q in read({"question": ["First?", "Second?"], "answer": ["B", "A"]} | options)] == ["B", "A"]
+
+
+@pytest.mark.parametrize(
+    ("document", "needle"),
+    [
+        (LISTS | {"answer_idx": ["B"]}, "'answer_idx' has not the same rows as 'question' (1 and 2)"),
+        (INDEXED | {"answer_idx": {"0": "B", "7": "A"}}, "'answer_idx' has not the same rows"),
+        ({"medqa": KEYED, "mmlu": KEYED}, "holds several data sets (medqa, mmlu)"),
+        ({"questions": [{"body": "Is it?", "type": "yesno", "exact_answer": "yes"}]}, "its keys are questions"),
+        ({"question": ["First?"], "options": "x"}, "must be a text, got list"),
+        ([["First?", "x"]], "must be a JSON list of objects"),
+    ],
+)
+def test_other_shapes_are_refused(read, document, needle):
+    with pytest.raises(InputError, match=r"set\.json") as error:
+        read(document)
+    assert needle in str(error.value)
+
+
+def test_a_byte_order_mark_and_crlf_are_no_text(read):
+    lines = b"\r\n".join(json.dumps(row).encode() for row in ROWS)
+    for content in (b"\xef\xbb\xbf" + json.dumps(ROWS).encode(), b"\xef\xbb\xbf" + lines + b"\r\n"):
+        assert [question.stem for question in read(content)] == ["First?", "Second?"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "needle"),
+    [
+        ("set.jsonl.gz", gzip.compress(json.dumps(ROWS[0]).encode()), "is compressed; unpack it with gunzip"),
+        ("set.json", b"PK\x03\x04rest", "is compressed; unpack it with unzip"),
+        ("set.csv", b"question,opa\nQ,x\n", "is CSV; write it as JSONL, e.g. with pandas: pandas.read_csv('set.csv')"),
+        ("set.parquet", b"PAR1", "is Parquet; write it as JSONL, e.g. with pandas: pandas.read_parquet('set.parquet')"),
+    ],
+)
+def test_files_of_another_kind_are_refused_with_the_fix(read, name, content, needle):
+    with pytest.raises(InputError) as error:
+        read(content, name)
+    assert needle in str(error.value)
+
+
+@pytest.mark.parametrize("path", ["a\0b.jsonl", "a\ud800.jsonl", ".", "x" * 300 + ".jsonl"])
+def test_a_path_that_is_no_file_is_refused(path):
+    with pytest.raises(InputError, match="check the path"):
+        read_questions(DataSource(path=path))
