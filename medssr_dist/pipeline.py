@@ -30,9 +30,10 @@ from medssr_dist.data.records import Question, hash_content
 from medssr_dist.errors import InputError
 from medssr_dist.estimates.memory import refuse_too_little_memory
 from medssr_dist.evaluation.benchmarks import read_benchmarks
-from medssr_dist.evaluation.protocol import Answer, evaluate_policy
+from medssr_dist.evaluation.policy_answers import PolicyAnswers
+from medssr_dist.evaluation.protocol import evaluate_policy
 from medssr_dist.evaluation.score_report import write_report
-from medssr_dist.evaluation.scores import build_scores
+from medssr_dist.evaluation.scoring import build_scores, collect_letters
 from medssr_dist.knowledge.retrieval import Entity, Retriever, draw_entities
 from medssr_dist.knowledge.vignettes import find_hpo_truth
 from medssr_dist.offline_teacher import open_endpoints
@@ -358,17 +359,18 @@ def _warn_of_unchecked_benchmarks(run: RunDir, benchmarks: dict[str, list[Questi
 def _score_policies(session: Session, benchmarks: dict[str, list[Question]], policies: dict[str, Path]) -> None:
     session.start_ray()
     evaluation, random_seed = session.config.evaluation, session.config.runtime.random_seed
-    questions = [question for items in benchmarks.values() for question in items]
     answers, seconds = {}, {}
     for name, folder in policies.items():
         started = time.monotonic()
         logger.info("evaluate %s: %s", name, folder)
-        answers[name] = _answer_benchmarks(session, folder, questions)
+        answers[name] = _answer_benchmarks(session, folder, benchmarks)
         seconds[name] = round(time.monotonic() - started, 1)
-    write_report(build_scores(benchmarks, answers, evaluation, random_seed, seconds), session.run.evaluation.folder)
+    letters = collect_letters(benchmarks, answers)
+    scores = build_scores(benchmarks, answers, letters, evaluation, random_seed, seconds)
+    write_report(scores, letters, session.run.evaluation)
 
 
-def _answer_benchmarks(session: Session, model: Path, questions: list[Question]) -> list[Answer]:
+def _answer_benchmarks(session: Session, model: Path, benchmarks: dict[str, list[Question]]) -> PolicyAnswers:
     from medssr_dist.inference.placement import open_engine_pool
 
     config, paths = session.config, session.run.evaluation
@@ -377,11 +379,12 @@ def _answer_benchmarks(session: Session, model: Path, questions: list[Question])
         return evaluate_policy(
             pool,
             prompts,
-            questions,
+            benchmarks,
             config.evaluation,
             config.runtime.random_seed,
-            paths.answers,
+            paths,
             policy=fingerprint_model(model),
+            model=config.policy.model,
             should_stop=session.should_stop,
         )
 

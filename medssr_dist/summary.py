@@ -16,7 +16,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from medssr_dist.data.jsonl import read_json
 from medssr_dist.data.records import Record, parse_record
 from medssr_dist.data.wilson import Share, format_part
-from medssr_dist.evaluation.scores import Accuracy, Score, Scores, read_scores
+from medssr_dist.evaluation.score_rows import (
+    format_accuracy,
+    format_difference,
+    list_main_differences,
+    list_score_rows,
+)
+from medssr_dist.evaluation.scores import Scores, read_scores
 from medssr_dist.run.clock import read_clock
 from medssr_dist.run.paths import STAGES, RunPaths
 from medssr_dist.synthesis.synthesis_summary import SynthesisSummary, read_synthesis_summary
@@ -26,6 +32,7 @@ from medssr_dist.voting.quality_text import TableRow, format_quality
 
 WIDTH = 100  # columns of the table
 _LABEL = 12
+_SCORE_LABEL = 24
 _SHOWN_STEPS = 10
 _NOT_RUN = TableRow("", "not run")
 Summary = TypeVar("Summary")
@@ -175,24 +182,33 @@ def _describe_stage(name: str, found: StageSummary | None) -> list[TableRow]:
 
 
 def _format_scores(found: Scores | None) -> list[str]:
-    """Return one line for each benchmark, with a column for each policy, then counts over all benchmarks."""
+    """Return one line for each set of questions, with a column for each policy, then counts and main differences."""
     if found is None:
         return _format_rows([_NOT_RUN])
-    policies = list(found.policies.values())
-    names = list(policies[0].benchmarks)
-    rows = [("accuracy, %", list(found.policies))]
-    rows += [(name, [_format_percent(policy.benchmarks[name]) for policy in policies]) for name in names]
-    if len(names) > 1:
-        rows.append(("macro average", [_format_percent(policy.macro) for policy in policies]))
-    rare = [policy.rare for policy in policies if policy.rare]
-    if rare:
-        rows.append(("rare diseases", [_format_percent(score) for score in rare]))
+    rows = [("accuracy, %", ["constant", *found.policies])]
+    for row in list_score_rows(found):
+        constant = "-" if row.constant is None else f"{100 * row.constant:.1f}"
+        rows.append((row.label, [constant, *(format_accuracy(score) for score in row.cells.values())]))
     for count in ("recovered", "invalid"):
-        sums = [sum(getattr(score, count) for score in policy.benchmarks.values()) for policy in policies]
-        rows.append((count, [f"{number:,}" for number in sums]))
-    width = max(_LABEL, 2 + max(len(label) for label, _ in rows))
-    lines = [f"  {label:<{width}}" + "".join(f"{cell:<15}" for cell in cells).rstrip() for label, cells in rows]
-    return [*lines, f"  (mean ± sample standard deviation over {found.protocol.generations} generations)"]
+        sums = [
+            sum(getattr(score, count) for score in policy.benchmarks.values()) for policy in found.headline.values()
+        ]
+        rows.append((count, ["", *(f"{number:,}" for number in sums)]))
+    lines = [line for label, cells in rows for line in _format_score_row(label, cells)]
+    for each in list_main_differences(found):
+        lines.append(f"  {each.second} - {each.first}, {each.on}: {format_difference(each)}")
+    protocol = found.protocol
+    note = f"mean over {protocol.generations} generations, 95% interval over questions; protocol: {protocol.headline}"
+    return [*lines, f"  ({note})"]
+
+
+def _format_score_row(label: str, cells: list[str]) -> list[str]:
+    """Return one line, or two if the label is too long for its column."""
+    constant, *scores = cells
+    columns = f"{constant:<10}" + "".join(f"{cell:<21}" for cell in scores).rstrip()
+    if len(label) < _SCORE_LABEL:
+        return [f"  {label:<{_SCORE_LABEL}}{columns}"]
+    return [f"  {label}", f"  {'':<{_SCORE_LABEL}}{columns}"]
 
 
 def _format_times(times: Mapping[str, StepUsage], wall_seconds: float | None) -> list[str]:
@@ -209,7 +225,3 @@ def _format_times(times: Mapping[str, StepUsage], wall_seconds: float | None) ->
 def _format_share(share: Share) -> str:
     """Return a share with its 95% interval, for example '0.475 (0.329 to 0.625)'."""
     return "-" if share.share is None else f"{share.share:.3f} ({share.low:.3f} to {share.high:.3f})"
-
-
-def _format_percent(score: Score | Accuracy) -> str:
-    return f"{100 * score.accuracy:.1f} ± {100 * score.std:.1f}"

@@ -9,7 +9,16 @@ from medssr_dist.config.schema import Voting
 from medssr_dist.data.jsonl import write_json
 from medssr_dist.data.wilson import measure_share
 from medssr_dist.errors import InputError
-from medssr_dist.evaluation.scores import Accuracy, BenchmarkFacts, PolicyScores, ProtocolSettings, Score, Scores
+from medssr_dist.evaluation.scores import (
+    Accuracy,
+    BenchmarkFacts,
+    Difference,
+    PolicyScores,
+    ProtocolScores,
+    ProtocolSettings,
+    Score,
+    Scores,
+)
 from medssr_dist.run.paths import RunPaths
 from medssr_dist.summary import WIDTH, RunSummary, StepUsage, build_summary, render_summary
 from medssr_dist.synthesis.synthesis_summary import AlphaShares
@@ -53,22 +62,35 @@ SCORE = Score(
     accuracy=0.25,
     std=0.05,
     per_generation=(0.2, 0.3),
+    interval=(0.2, 0.31),
     recovered=3,
     invalid=2,
     truncated=0,
     letters={"A": 38, "none": 2},
 )
-POLICY = PolicyScores(
-    benchmarks={"medqa": SCORE, "pubmedqa": SCORE},
-    macro=Accuracy(accuracy=0.25, std=0.05, per_generation=(0.2, 0.3)),
-    rare=None,
-    tokens=300,
-    seconds=5,
-)
+TABLES = {
+    "benchmarks": {"medqa": SCORE, "pubmedqa": SCORE},
+    "macro": Accuracy(accuracy=0.25, std=0.05, per_generation=(0.2, 0.3), interval=(0.21, 0.3)),
+    "rare": SCORE,
+}
+POLICY = PolicyScores(protocols={"ours": ProtocolScores(**TABLES)}, tokens=300, seconds=5)
+FACTS = BenchmarkFacts(questions=10, rare=10, rare_by={"auto": 10}, truth_letters={"A": 6, "B": 4}, constant=0.6)
 SCORES = Scores(
     protocol=ProtocolSettings(generations=4, temperature=0.6, top_p=0.95, top_k=20, max_tokens=64, random_seed=42),
-    benchmarks={name: BenchmarkFacts(questions=10, rare=0, truth_letters={"A": 10}) for name in ("medqa", "pubmedqa")},
+    benchmarks=dict.fromkeys(("medqa", "pubmedqa"), FACTS),
     policies={"base": POLICY, "stage1": POLICY},
+    differences=(
+        Difference(
+            protocol="ours",
+            first="base",
+            second="stage1",
+            on="macro average",
+            difference=0.021,
+            interval=(0.004, 0.038),
+            p=0.016,
+            questions=20,
+        ),
+    ),
 )
 
 
@@ -105,9 +127,11 @@ def test_whole_run(tmp_path):
         "5 of 10 (50.0%) of the kept labels with a truth agree (95%: 23.7% to 76.3%)",
         "216 taken, 72 of 288 (25.0%) saved; of those taken 12.5% invalid, 6.2% truncated",
         "1:0.250  2:0.500",
-        "medqa 25.0 ± 5.0 25.0 ± 5.0",
-        "macro average 25.0",
-        "accuracy, % base stage1",
+        "medqa 60.0 25.0 (20.0 to 31.0) 25.0 (20.0 to 31.0)",
+        "macro average 60.0 25.0 (21.0 to 30.0) 25.0",
+        "rare diseases (auto) - 25.0 (20.0 to 31.0) 25.0",
+        "accuracy, % constant base stage1",
+        "stage1 - base, macro average: +2.1 (0.4 to 3.8), p 0.016",
         "recovered 6 6",
         "invalid 4 4",
         "voting/votes",

@@ -128,6 +128,11 @@ class Evaluation(Section):
     top_p: float = Field(0.95, gt=0, le=1, description="paper: 0.95")
     top_k: int = Field(20, ge=0, description="paper: 20; 0 = off")
     max_tokens: int = Field(2048, ge=1, description="paper: 2048")
+    protocol: Literal["ours", "paper"] = Field(
+        "ours",
+        description="whose scores tables and plots show; scores.json has both, from the same answers. ours: the reader "
+        "of answers that vote and reward use, sample deviation; paper: the authors' reading rule and rounding",
+    )
     policies: list[Literal["base", "stage1", "stage2"]] = Field(
         ["base", "stage1", "stage2"],
         description="policies to compare; those that the run does not have are left out",

@@ -132,16 +132,32 @@ class PromptRenderer:
         pieces = (self._mark_special(reply, mark) + continuation).split(mark)
         return Prompt(prompt.text + reply + continuation, (*prompt.ids, *self._encode(["", *pieces])))
 
+    def ask_further(self, request: str) -> str:
+        """Return the text that ends a reply of the model and asks `request` in a further turn, for `extend`.
+
+        It is "" where the prompt has no turns, or the template knows one exchange only.
+        """
+        if not self._uses_template:
+            return ""
+        reply = _choose_mark(request)
+        turns = [{"role": role, "content": text} for role, text in (("assistant", reply), ("user", request))]
+        try:
+            return self._render_turns("?", further=turns).partition(reply)[2]
+        except InputError:
+            return ""
+
     def render_turns(self, question: Question, **template_kwargs: Any) -> str:
         """Return the prompt's text with these arguments of the template in place of the configured ones."""
         return self._render_turns(self.form.fill_in(question), template_kwargs)
 
-    def _render_turns(self, content: str, changed_kwargs: Mapping[str, Any] | None = None) -> str:
+    def _render_turns(
+        self, content: str, changed_kwargs: Mapping[str, Any] | None = None, further: Sequence[dict[str, str]] = ()
+    ) -> str:
         if not self._uses_template:
             parts = [self._system, content] if self._system else [content]
             return "\n\n".join(parts) + ("\n" if self.form.form == "chat" else "")
         turns = [{"role": "system", "content": self._system}] if self._system else []
-        turns.append({"role": "user", "content": content})
+        turns += [{"role": "user", "content": content}, *further]
         kwargs = {"strftime_now": TEMPLATE_DATE.strftime} | self._kwargs | dict(changed_kwargs or {})
         try:
             return str(self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **kwargs))

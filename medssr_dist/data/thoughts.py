@@ -36,6 +36,18 @@ _PLAIN_FORMS = (
     (re.compile(r"\s*#+ ?Thinking:?[ \t]*\n"), re.compile(r"^#+ ?Final (?:Response|Answer):?", re.MULTILINE)),
     (re.compile(r"\s*think\n"), re.compile(r"^answer\n", re.MULTILINE)),
 )
+# What closes thoughts in plain words, in the same order, and those that other marks than tags have opened.
+_PLAIN_CLOSINGS = ("assistantfinal", "\n## Final Answer:\n", "\nanswer\n")
+_CLOSINGS = (
+    ("[think]", "[/THINK]"),
+    ("◁think▷", "◁/think▷"),
+    ("<|begin_of_thought|>", "<|end_of_thought|>"),
+    ("<|start_thinking|>", "<|END_THINKING|>"),
+    ("<unused94>", "<unused95>"),
+    ("<|im_start|>think", "\n<|im_start|>answer\n"),
+    ("<|channel>thought", "<channel|>"),
+    ("<|channel|>", "<|end|><|start|>assistant<|channel|>final<|message|>"),
+)
 _PLAIN_FINAL = re.compile(r"\s*(?:assistant)?final(?=[A-Z\"'(*\d])")
 
 
@@ -84,6 +96,25 @@ def cut_thoughts(reply: str) -> CutReply:
     if opened is None:
         kept.append(text[start:])
     return CutReply("".join(kept).strip(), opened is not None)
+
+
+def find_closing_mark(reply: str) -> str:
+    """Return the mark that closes the thoughts in which a reply ends; "" if it does not end in thoughts.
+
+    >>> find_closing_mark("<seed:think>Perhaps A?")
+    '</seed:think>'
+    """
+    if not cut_thoughts(reply).is_open:
+        return ""
+    for (opening, _), closing in zip(_PLAIN_FORMS, _PLAIN_CLOSINGS, strict=True):
+        if opening.match(reply):
+            return closing
+    opened = [mark for mark in _MARK.finditer(reply) if not _read_mark(mark)[1]]
+    text = opened[-1].group()
+    if name := opened[-1]["tag"]:
+        before = text[1 : text.lower().index(name.lower())].strip()  # of seed:think, what stands before think
+        return f"</{before}{name}>"
+    return next(closing for opening, closing in _CLOSINGS if text.lower().startswith(opening))
 
 
 def _read_mark(mark: re.Match[str]) -> tuple[str, bool]:

@@ -189,7 +189,7 @@ def _stage_rate(run: RunDir, name: str, stage: Stage, clock: dict[str, float]) -
 def _evaluation_rate(scores: Path) -> float | None:
     if not scores.exists():
         return None
-    policies = read_scores(scores).policies.values()
-    seconds = sum(policy.seconds for policy in policies)
-    answers = sum(score.answers for policy in policies for score in policy.benchmarks.values())
+    found = read_scores(scores)
+    seconds = sum(policy.seconds for policy in found.policies.values())
+    answers = sum(score.answers for policy in found.headline.values() for score in policy.benchmarks.values())
     return answers / seconds if answers and seconds else None

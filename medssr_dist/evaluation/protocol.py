@@ -1,33 +1,34 @@
-"""The paper's evaluation protocol: n sampled generations per question, then a second pass for missing answers.
+"""The evaluation protocol: n sampled generations per question, then a second pass for missing answers.
 
-First pass: one request per question with n samples (the paper: temperature 0.6, top-p 0.95, top-k 20). Second pass:
-a generation without a recognisable answer is continued after "The answer is (", with greedy decoding of one token
-that must be an option letter of this question. (The authors' script allows all letters of the data set.)
+First pass: one request per question with n samples (the paper: temperature 0.6, top-p 0.95, top-k 20). Second pass: a
+generation in which a protocol reads no letter is continued greedily by one token, which must be one of the protocol's
+letters. The protocols (`reading_rules.py`) find no letter in different answers and allow different letters, so each has
+its own second passes.
 
-Each answer is appended to a ledger as soon as it arrives. A letter found in the second pass is appended as a second
-line with the same key, and the later line is the valid one. A killed evaluation therefore repeats no request of
-either pass.
+Answers and second passes are appended to a file each as soon as they arrive, one line per key, and none is requested
+again: not after a kill, and not when reading rules change. Letters are not stored with the texts: they are read anew.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import Protocol
+from itertools import product
+from typing import Any, Protocol
 
-from pydantic import Field
 from tqdm import tqdm
 
 from medssr_dist.config.schema import Evaluation
 from medssr_dist.data.jsonl import JsonlLedger, read_jsonl
 from medssr_dist.data.prompt_renderer import PromptRenderer
-from medssr_dist.data.records import Question, Record, hash_content, parse_record
+from medssr_dist.data.records import Question, hash_content, parse_record
 from medssr_dist.errors import Stopped
+from medssr_dist.evaluation.paper_rule import list_gold_letters
+from medssr_dist.evaluation.policy_answers import Answer, PolicyAnswers, SecondPass, SecondPassKey
+from medssr_dist.evaluation.reading_rules import SECOND_PASS, ReadingRule, list_rules
 from medssr_dist.inference.requests import Completion, SampleRequest
-
-SECOND_PASS = "\n\nThe answer is ("
+from medssr_dist.run.paths import EvaluationPaths
 
 
 class Pool(Protocol):
@@ -36,63 +37,42 @@ class Pool(Protocol):
     def generate(self, requests: Iterable[SampleRequest]) -> Iterator[tuple[str, list[Completion]]]: ...
 
 
-class Answer(Record):
-    """One generation of one policy for one question, a line of answers.jsonl.
-
-    The key is (policy, question_id, sampling, generation).
-
-    Example: Answer(question_id="ab..", policy="3f..", sampling="77..", generation=2, seed=1812, letter="B",
-    method="statement", text="... The answer is (B).", tokens=212, truncated=False)
-    """
-
-    question_id: str
-    policy: str = Field(description="fingerprint of the evaluated policy")
-    sampling: str = Field(description="hash of the sampling parameters, the random seed and the prompt format")
-    generation: int = Field(description="0..n-1")
-    seed: int
-    letter: str | None = Field(description="answer letter; None if no answer was found so far")
-    method: str | None = Field(description="pattern that found the letter, 'second_pass', or None")
-    text: str = Field(description="first-pass text")
-    tokens: int = Field(description="generated tokens of both passes")
-    truncated: bool = Field(description="the first pass reached the token limit")
-    second_pass: bool = Field(False, description="the second pass was run for this answer")
-
-
 def evaluate_policy(
     pool: Pool,
     prompts: PromptRenderer,
-    questions: list[Question],
+    benchmarks: Mapping[str, Sequence[Question]],
     evaluation: Evaluation,
     random_seed: int,
-    ledger: Path,
+    paths: EvaluationPaths,
     *,
     policy: str,
+    model: str,
     should_stop: Callable[[], bool] = lambda: False,
-) -> list[Answer]:
-    """Sample `evaluation.generations` answers per question; answers in the ledger are reused.
+) -> PolicyAnswers:
+    """Sample `evaluation.generations` answers per question; those on disk are reused.
 
     Args:
         pool: engines that serve the policy.
         prompts: makes the policy's prompts.
-        questions: those of all benchmarks; a question that occurs twice is answered once.
-        ledger: JSONL file to append to; several policies may share it.
+        benchmarks: name -> questions; a question that occurs twice is answered once.
+        paths: files to append to; several policies share them.
         policy: fingerprint of the policy, a part of the key.
+        model: name of the policy's model; the paper's rule has a form for Gemma's.
         should_stop: called after each request; True raises Stopped.
-
-    Returns:
-        n answers per distinct question, in the order of `questions`, generations 0..n-1.
 
     Raises:
         Stopped: `should_stop` returned True. All answers so far are on disk.
-        InputError: a line of the ledger is not a valid answer, or the disk is full.
+        InputError: a line of a file is not valid, or the disk is full.
     """
-    with JsonlLedger(ledger) as opened:
-        by_id = {question.id: question for question in questions}
-        session = _Session(pool, prompts, by_id, evaluation, random_seed, policy, opened, should_stop)
+    found = PolicyAnswers(list_rules(model), evaluation.generations)
+    with JsonlLedger(paths.answers) as answers, JsonlLedger(paths.second_passes) as second_passes:
+        session = _Session(
+            pool, prompts, benchmarks, evaluation, random_seed, policy, found, answers, second_passes, should_stop
+        )
         session.resume()
         session.run_first_pass()
         session.run_second_pass()
-    return [session.answers[key] for key in session.list_wanted()]
+    return found
 
 
 def hash_sampling(evaluation: Evaluation, prompts: PromptRenderer, random_seed: int) -> str:
@@ -110,52 +90,88 @@ class _Session:
 
     pool: Pool
     prompts: PromptRenderer
-    questions: dict[str, Question]  # by id
+    benchmarks: Mapping[str, Sequence[Question]]
     evaluation: Evaluation
     random_seed: int
     policy: str
-    ledger: JsonlLedger
+    found: PolicyAnswers
+    answer_file: JsonlLedger
+    second_pass_file: JsonlLedger
     should_stop: Callable[[], bool]
-    answers: dict[tuple[str, int], Answer] = field(default_factory=dict)  # by question id and generation
 
     @cached_property
     def sampling(self) -> str:
         return hash_sampling(self.evaluation, self.prompts, self.random_seed)
 
-    def list_wanted(self) -> list[tuple[str, int]]:
-        """Return (question id, generation) of every wanted answer."""
-        return [(question_id, g) for question_id in self.questions for g in range(self.evaluation.generations)]
+    @cached_property
+    def questions(self) -> dict[str, Question]:
+        """By id."""
+        return {question.id: question for questions in self.benchmarks.values() for question in questions}
 
     def resume(self) -> None:
-        """Load the answers from the ledger; of two lines with the same key the later one is valid."""
-        for row in read_jsonl(self.ledger.path):
-            if row.get("policy") == self.policy and row.get("sampling") == self.sampling:
-                answer = parse_record(Answer, row, str(self.ledger.path))
-                self.answers[answer.question_id, answer.generation] = answer
+        """Load what the files hold of this policy with this sampling."""
+        for row in self._read_own(self.answer_file):
+            self._add_answer(row)
+        for row in self._read_own(self.second_pass_file):
+            self._add_second_pass(parse_record(SecondPass, row, str(self.second_pass_file.path)))
+
+    def _read_own(self, file: JsonlLedger) -> Iterator[dict[str, Any]]:
+        own = (self.policy, self.sampling)
+        return (row for row in read_jsonl(file.path) if (row.get("policy"), row.get("sampling")) == own)
+
+    def _add_answer(self, row: dict[str, Any]) -> None:
+        """Add a line of answers.jsonl.
+
+        Older versions wrote letters into it, and a second line with the letter of the second pass: that one is kept.
+        """
+        older = {key: row.pop(key, None) for key in ("letter", "method", "second_pass")}
+        answer = parse_record(Answer, row, str(self.answer_file.path))
+        if older["second_pass"]:
+            question = self.questions.get(answer.question_id)
+            shared = answer.model_dump(include={"question_id", "policy", "sampling", "generation"})
+            choices = "".join(question.options) if question else ""
+            found = {"letter": older["letter"], "tokens": 0}
+            self._add_second_pass(SecondPass(**shared, **found, protocol="ours", choices=choices))
+        self.found.first.setdefault((answer.question_id, answer.generation), answer)
+
+    def _add_second_pass(self, found: SecondPass) -> None:
+        key = SecondPassKey(found.question_id, found.generation, found.protocol, found.choices)
+        self.found.second[key] = found
 
     def run_first_pass(self) -> None:
         """Sample the missing generations, with one request per question."""
         missing: dict[str, list[int]] = {}
-        for question_id, generation in self.list_wanted():
-            if (question_id, generation) not in self.answers:
-                missing.setdefault(question_id, []).append(generation)
+        for question_id in self.questions:
+            for generation in range(self.evaluation.generations):
+                if (question_id, generation) not in self.found.first:
+                    missing.setdefault(question_id, []).append(generation)
         requests = [self._make_request(self.questions[key], generations[0]) for key, generations in missing.items()]
         for key, completions in self._generate(requests, "evaluate"):
             answers = [self._make_answer(self.questions[key], completion) for completion in completions]
-            self._keep(*(answer for answer in answers if answer.generation in missing[key]))
+            answers = [answer for answer in answers if answer.generation in missing[key]]
+            self.answer_file.append(*(answer.model_dump() for answer in answers))
+            self.found.first.update({(key, answer.generation): answer for answer in answers})
 
     def run_second_pass(self) -> None:
-        """Ask for a letter, once, for every answer that has none."""
-        unanswered = [self.answers[key] for key in self.list_wanted()]
-        unanswered = [answer for answer in unanswered if answer.letter is None and not answer.second_pass]
-        waiting = {f"{answer.question_id}/{answer.generation}": answer for answer in unanswered}
-        requests = [self._make_second_request(key, answer) for key, answer in waiting.items()]
-        for key, (completion,) in self._generate(requests, "second pass"):
-            self._keep(_add_letter(waiting[key], completion, self.questions[waiting[key].question_id]))
+        """Ask for a letter, once, for every answer in which a protocol reads none."""
+        wanted = {"/".join(map(str, key)): key for key in self._list_second_passes()}
+        rules = {rule.name: rule for rule in self.found.rules}
+        requests = [self._make_second_request(name, key, rules[key.protocol]) for name, key in wanted.items()]
+        for name, (completion,) in self._generate(requests, "second pass"):
+            found = self._make_second_pass(wanted[name], completion)
+            self.second_pass_file.append(found.model_dump())
+            self._add_second_pass(found)
 
-    def _keep(self, *answers: Answer) -> None:
-        self.ledger.append(*(answer.model_dump() for answer in answers))
-        self.answers.update({(answer.question_id, answer.generation): answer for answer in answers})
+    def _list_second_passes(self) -> Iterator[SecondPassKey]:
+        """Yield the second passes that are missing. A question in two benchmarks may need two of them."""
+        for questions in self.benchmarks.values():
+            gold_letters = list_gold_letters(questions)
+            for question, rule in product(questions, self.found.rules):
+                choices = "".join(rule.list_choices(question, gold_letters))
+                for g in range(self.evaluation.generations):
+                    key = SecondPassKey(question.id, g, rule.name, choices)
+                    if key not in self.found.second and self.found.read(rule, question, g) is None:
+                        yield key
 
     def _base_seed(self, question_id: str) -> int:
         """Return the seed of a question's generation 0, which depends on no other question."""
@@ -179,10 +195,11 @@ class _Session:
             stop=self.prompts.stop,
         )
 
-    def _make_second_request(self, key: str, answer: Answer) -> SampleRequest:
-        question = self.questions[answer.question_id]
-        prompt = self.prompts.extend(self.prompts.render(question), answer.text, SECOND_PASS)
-        return SampleRequest(key=key, prompt=prompt.ids, temperature=0.0, max_tokens=1, choices=tuple(question.options))
+    def _make_second_request(self, name: str, key: SecondPassKey, rule: ReadingRule) -> SampleRequest:
+        prompt = self.prompts.render(self.questions[key.question_id])
+        text = self.found.first[key.question_id, key.generation].text
+        longer = self.prompts.extend(prompt, text, rule.continue_reply(text, self.prompts))
+        return SampleRequest(key=name, prompt=longer.ids, temperature=0.0, max_tokens=1, choices=tuple(key.choices))
 
     def _make_answer(self, question: Question, completion: Completion) -> Answer:
         return Answer(
@@ -191,11 +208,20 @@ class _Session:
             sampling=self.sampling,
             generation=completion.seed - self._base_seed(question.id),
             seed=completion.seed,
-            letter=completion.answer,
-            method=completion.method,
             text=completion.text,
             tokens=completion.tokens,
             truncated=completion.truncated,
+        )
+
+    def _make_second_pass(self, key: SecondPassKey, completion: Completion) -> SecondPass:
+        """The letter is None if the context had no room for another token."""
+        letter = completion.text.strip()
+        return SecondPass(
+            **key._asdict(),
+            policy=self.policy,
+            sampling=self.sampling,
+            letter=letter if letter and letter in key.choices else None,
+            tokens=completion.tokens,
         )
 
     def _generate(self, requests: list[SampleRequest], name: str) -> Iterator[tuple[str, list[Completion]]]:
@@ -204,17 +230,3 @@ class _Session:
                 yield done
                 if self.should_stop():
                     raise Stopped("evaluation stopped; run the same command again to get the missing answers")
-
-
-def _add_letter(answer: Answer, completion: Completion, question: Question) -> Answer:
-    """Return `answer` after its second pass; the letter stays None if the context had no room for another token."""
-    letter = completion.text.strip()
-    found = letter in question.options
-    return answer.model_copy(
-        update={
-            "letter": letter if found else None,
-            "method": "second_pass" if found else None,
-            "tokens": answer.tokens + completion.tokens,
-            "second_pass": True,
-        }
-    )

@@ -1,29 +1,33 @@
-"""Scores of the policies: mean and standard deviation of accuracy over the generations.
+"""The records of scores.json, key by key. `scoring.py` computes them.
 
-The records below are scores.json as it is written, key by key. Every generation is scored alone, without a majority
-vote over them, and an answer without a letter counts as wrong. With a_g the accuracy of generation g = 1..n on the
-N questions of a benchmark:
+Every generation is scored alone, without a majority vote over them, and an answer without a letter counts as wrong.
+With a_g the accuracy of generation g = 1..n on the N questions of a benchmark:
 
     a_g       = (1/N) sum over questions of [letter of generation g = truth]
     accuracy  = (1/n) sum over g of a_g
-    std       = sqrt((1/(n-1)) sum over g of (a_g - accuracy)^2), the sample standard deviation; 0 for n = 1
+    std       = ours: sqrt((1/(n-1)) sum over g of (a_g - accuracy)^2), the sample standard deviation; 0 for n = 1
+                paper: the same with 1/n, of values that are rounded as the authors' script does (`paper_rule.py`)
+
+The standard deviation says how much one run of n answers varies. How far an accuracy may be from that on all such
+questions is said by its interval (`score_statistics.py`).
 """
 
 from __future__ import annotations
 
-from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
-from statistics import fmean, stdev
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from medssr_dist.config.schema import Evaluation
 from medssr_dist.data.jsonl import read_json
-from medssr_dist.data.records import Question, Record, parse_record
-from medssr_dist.evaluation.protocol import Answer
+from medssr_dist.data.records import Record, parse_record
 
-Benchmarks = dict[str, list[Question]]
-STD_KIND = "sample, over generations"
+ProtocolName = Literal["ours", "paper"]
+PROTOCOLS: tuple[ProtocolName, ...] = ("ours", "paper")
+STD_KINDS: Mapping[ProtocolName, str] = {"ours": "sample, over generations", "paper": "population, over generations"}
+MACRO, RARE = "macro average", "rare diseases"  # sets of questions beside the benchmarks
+Interval = tuple[float, float]
 
 
 class _Part(BaseModel):
@@ -35,7 +39,8 @@ class _Part(BaseModel):
 class ProtocolSettings(_Part):
     """The sampling settings that all policies were evaluated with.
 
-    Example: ProtocolSettings(generations=4, temperature=0.6, top_p=0.95, top_k=20, max_tokens=8192, random_seed=42)
+    Example: ProtocolSettings(generations=4, temperature=0.6, top_p=0.95, top_k=20, max_tokens=8192, random_seed=42,
+    headline="ours", std="sample, over generations")
     """
 
     generations: int
@@ -44,161 +49,132 @@ class ProtocolSettings(_Part):
     top_k: int
     max_tokens: int
     random_seed: int
-    std: str = Field(STD_KIND, description="kind of standard deviation in the file")
+    headline: ProtocolName = Field("ours", description="evaluation.protocol: whose scores tables and plots show")
+    std: str = Field(STD_KINDS["ours"], description="kind of standard deviation under that protocol")
 
 
 class BenchmarkFacts(_Part):
-    """What a benchmark consists of. Example: BenchmarkFacts(questions=3, rare=1, truth_letters={"A": 2, "C": 1})."""
+    """What a benchmark consists of.
+
+    Example: BenchmarkFacts(questions=3, rare=1, rare_by={"auto": 1}, truth_letters={"A": 2, "C": 1}, constant=0.667,
+    duplicates=0)
+    """
 
     questions: int
     rare: int = Field(description="questions about a rare disease")
+    rare_by: dict[str, int] = Field({}, description="what says that they are (see Question.rare_by) -> questions")
     truth_letters: dict[str, int] = Field(description="letter -> questions whose answer it is")
+    constant: float | None = Field(
+        None, description="accuracy of always answering the commonest letter: its share of the questions"
+    )
+    duplicates: int = Field(0, description="questions that are exact copies of an earlier one of the benchmark")
 
 
 class Accuracy(_Part):
-    """Accuracy over the generations. Example: Accuracy(accuracy=0.5, std=0.5, per_generation=(1.0, 0.0, 0.5))."""
+    """Accuracy over the generations.
+
+    Example: Accuracy(accuracy=0.5, std=0.5, per_generation=(1.0, 0.0, 0.5), interval=(0.31, 0.69))
+    """
 
     accuracy: float = Field(description="mean over generations, 0 to 1")
-    std: float = Field(description="sample standard deviation over generations")
+    std: float = Field(description="standard deviation over generations")
     per_generation: tuple[float, ...]
+    interval: Interval | None = Field(None, description="95%, clustered by question; None in files of older versions")
 
 
-class Score(_Part):
+class Score(Accuracy):
     """Score of one policy on one set of questions.
 
     Example: 2 questions x 3 generations, one letter found in the second pass and one answer without a letter:
-    Score(questions=2, answers=6, accuracy=0.5, std=0.5, per_generation=(1.0, 0.0, 0.5), recovered=1, invalid=1,
-    truncated=0, letters={"A": 3, "B": 2, "none": 1})
+    Score(questions=2, answers=6, accuracy=0.5, std=0.5, per_generation=(1.0, 0.0, 0.5), interval=(0.1, 0.9),
+    recovered=1, invalid=1, truncated=0, letters={"A": 3, "B": 2, "none": 1}, pass_at={1: 0.5, 2: 0.8, 3: 1.0},
+    majority_at={1: 0.5, 2: 0.5, 3: 0.5})
     """
 
     questions: int
     answers: int = Field(description="questions x generations")
-    accuracy: float = Field(description="mean over generations, 0 to 1")
-    std: float = Field(description="sample standard deviation over generations")
-    per_generation: tuple[float, ...]
     recovered: int = Field(description="answers whose letter was found in the second pass")
     invalid: int = Field(description="answers without a letter after both passes")
     truncated: int = Field(description="answers whose first pass reached the token limit")
     letters: dict[str, int] = Field(description="letter -> answers; 'none' counts the invalid ones")
+    pass_at: dict[int, float] = Field({}, description="k -> chance that at least one of k answers is right")
+    majority_at: dict[int, float] = Field({}, description="k -> chance that the majority of k answers is right")
 
 
-class PolicyScores(_Part):
-    """Scores of one policy.
+class ProtocolScores(_Part):
+    """Scores of one policy under one protocol.
 
-    Example: PolicyScores(benchmarks={"medqa": Score(...)}, macro=Accuracy(...), rare=None, tokens=80, seconds=4.0)
+    Example: ProtocolScores(benchmarks={"medqa": Score(...)}, macro=Accuracy(...), rare=None, rare_benchmarks={})
     """
 
     benchmarks: dict[str, Score]
     macro: Accuracy = Field(description="unweighted mean over the benchmarks")
     rare: Score | None = Field(description="the rare-disease questions of all benchmarks; None if there are none")
+    rare_benchmarks: dict[str, Score] = Field({}, description="benchmark -> its rare-disease questions, if it has any")
+
+
+class PolicyScores(_Part):
+    """Scores of one policy, from the same answers under both protocols.
+
+    Files of older versions, which have one protocol and no list of them, are read as `ours`.
+
+    Example: PolicyScores(protocols={"ours": ProtocolScores(...), "paper": ProtocolScores(...)}, tokens=80, seconds=4.0)
+    """
+
+    protocols: dict[ProtocolName, ProtocolScores]
     tokens: int = Field(description="generated in both passes")
     seconds: float = Field(description="wall time of the evaluation")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_older_version(cls, row: Any) -> Any:
+        if not isinstance(row, dict) or "protocols" in row or "benchmarks" not in row:
+            return row
+        older = ("benchmarks", "macro", "rare")
+        rest = {key: value for key, value in row.items() if key not in older}
+        return rest | {"protocols": {"ours": {key: row[key] for key in older if key in row}}}
+
+
+class Difference(_Part):
+    """Accuracy of `second` minus that of `first`, on the same questions.
+
+    Example: Difference(protocol="ours", first="base", second="stage2", on="medqa", difference=0.021, interval=(0.004,
+    0.038), p=0.016, questions=1273)
+    """
+
+    protocol: ProtocolName
+    first: str
+    second: str
+    on: str = Field(description="benchmark, 'macro average' or 'rare diseases'")
+    difference: float
+    interval: Interval = Field(description="95%, of the difference, clustered by question")
+    p: float = Field(description="two-sided, from a paired permutation test over questions")
+    questions: int = Field(description="distinct questions")
 
 
 class Scores(Record):
     """All of scores.json.
 
     Example: Scores(protocol=ProtocolSettings(...), benchmarks={"medqa": BenchmarkFacts(...)},
-    policies={"base": PolicyScores(...), "stage2": PolicyScores(...)})
+    policies={"base": PolicyScores(...), "stage2": PolicyScores(...)}, differences=(Difference(...),))
     """
 
     protocol: ProtocolSettings
     benchmarks: dict[str, BenchmarkFacts]
     policies: dict[str, PolicyScores] = Field(description="base, stage1 and stage2, or those that were evaluated")
+    differences: tuple[Difference, ...] = Field((), description="of each two policies, for each set of questions")
+
+    @property
+    def headline(self) -> dict[str, ProtocolScores]:
+        """Policy -> its scores under `evaluation.protocol`."""
+        return {name: policy.protocols[self.protocol.headline] for name, policy in self.policies.items()}
+
+    @property
+    def headline_differences(self) -> list[Difference]:
+        """The differences under `evaluation.protocol`."""
+        return [found for found in self.differences if found.protocol == self.protocol.headline]
 
 
 def read_scores(file: Path) -> Scores:
     """Read a scores.json. Raises InputError naming the file and the field if it is absent or invalid."""
     return parse_record(Scores, read_json(file), str(file))
-
-
-def build_scores(
-    benchmarks: Benchmarks,
-    answers: dict[str, list[Answer]],
-    evaluation: Evaluation,
-    random_seed: int,
-    seconds: dict[str, float],
-) -> Scores:
-    """Score all policies.
-
-    Args:
-        benchmarks: name -> its questions.
-        answers: policy name -> what `evaluate_policy` returned for the questions of all benchmarks.
-        seconds: policy name -> wall time of its evaluation.
-    Raises:
-        KeyError: an answer is missing.
-    """
-    sampling = evaluation.model_dump(include={"generations", "temperature", "top_p", "top_k", "max_tokens"})
-    return Scores(
-        protocol=ProtocolSettings(**sampling, random_seed=random_seed),
-        benchmarks={name: _describe(questions) for name, questions in benchmarks.items()},
-        policies={
-            policy: score_policy(benchmarks, given, evaluation.generations, seconds[policy])
-            for policy, given in answers.items()
-        },
-    )
-
-
-def score_policy(benchmarks: Benchmarks, answers: list[Answer], generations: int, seconds: float) -> PolicyScores:
-    """Score one policy on each benchmark, on their macro average and on the rare-disease questions.
-
-    Raises:
-        KeyError: an answer is missing.
-    """
-    by_key = {(answer.question_id, answer.generation): answer for answer in answers}
-    scores = {name: score_questions(questions, by_key, generations) for name, questions in benchmarks.items()}
-    rare = [question for questions in benchmarks.values() for question in questions if question.rare]
-    columns = zip(*(score.per_generation for score in scores.values()), strict=True)
-    return PolicyScores(
-        benchmarks=scores,
-        macro=_average([fmean(column) for column in columns]),
-        rare=score_questions(rare, by_key, generations) if rare else None,
-        tokens=sum(answer.tokens for answer in by_key.values()),
-        seconds=round(seconds, 1),
-    )
-
-
-def score_questions(questions: list[Question], by_key: dict[tuple[str, int], Answer], generations: int) -> Score:
-    """Score one set of questions, each of which has a truth.
-
-    Args:
-        by_key: (question id, generation) -> answer.
-    Raises:
-        KeyError: an answer is missing.
-    """
-    rows = [[by_key[question.id, g] for question in questions] for g in range(generations)]
-    given = [answer for row in rows for answer in row]
-    letters = Counter(answer.letter or "none" for answer in given)
-    average = _average([_share_correct(questions, row) for row in rows])
-    return Score(
-        questions=len(questions),
-        answers=len(given),
-        accuracy=average.accuracy,
-        std=average.std,
-        per_generation=average.per_generation,
-        recovered=sum(answer.second_pass and answer.letter is not None for answer in given),
-        invalid=letters["none"],
-        truncated=sum(answer.truncated for answer in given),
-        letters=dict(sorted(letters.items())),
-    )
-
-
-def _share_correct(questions: list[Question], row: list[Answer]) -> float:
-    return fmean(answer.letter == question.truth for question, answer in zip(questions, row, strict=True))
-
-
-def _average(accuracies: list[float]) -> Accuracy:
-    return Accuracy(
-        accuracy=round(fmean(accuracies), 6),
-        std=round(stdev(accuracies), 6) if len(accuracies) > 1 else 0.0,
-        per_generation=tuple(round(accuracy, 6) for accuracy in accuracies),
-    )
-
-
-def _describe(questions: list[Question]) -> BenchmarkFacts:
-    truths = Counter(question.truth or "none" for question in questions)
-    return BenchmarkFacts(
-        questions=len(questions),
-        rare=sum(question.rare for question in questions),
-        truth_letters=dict(sorted(truths.items())),
-    )

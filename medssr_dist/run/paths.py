@@ -254,7 +254,18 @@ class EvaluationPaths(StepPaths):
 
     @property
     def answers(self) -> Path:
+        """The generations of all policies."""
         return self.folder / "answers.jsonl"
+
+    @property
+    def second_passes(self) -> Path:
+        """Letters that were asked for where an answer has none."""
+        return self.folder / "second_pass.jsonl"
+
+    @property
+    def letters(self) -> Path:
+        """The final letters of all policies for each question; the scores are computed from it."""
+        return self.folder / "letters.jsonl"
 
     @property
     def engine_events(self) -> Path:
@@ -279,7 +290,7 @@ class EvaluationPaths(StepPaths):
 
     @property
     def results(self) -> tuple[Path, ...]:
-        return self.scores, self.answers, self.table, self.plot
+        return self.scores, self.letters, self.answers, self.second_passes, self.table, self.plot
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from medssr_dist.data.records import Question
 from medssr_dist.errors import EXIT_BAD_INPUT, InputError
 from medssr_dist.estimates import memory
 from medssr_dist.estimates.memory import refuse_too_little_memory
-from medssr_dist.evaluation.protocol import Answer
+from medssr_dist.evaluation.policy_answers import Answer
 from medssr_dist.run.directory import open_run
 from medssr_dist.run.paths import STEPS, vote_segment
 from medssr_dist.run.stream import mark_end
@@ -155,7 +155,7 @@ def append(path, *rows):
 
 
 def answer(generation=0, policy="f1"):
-    found = {"letter": None, "method": None, "text": "", "tokens": 1, "truncated": False}
+    found = {"text": "", "tokens": 1, "truncated": False}
     return Answer(question_id="q", policy=policy, sampling="s", generation=generation, seed=0, **found)
 
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medssr_dist.data.thoughts import CutReply, cut_thoughts
+from medssr_dist.data.thoughts import CutReply, cut_thoughts, find_closing_mark
 
 SAID = "The answer is B."
 CHANNEL = "<|channel|>analysis<|message|>"
@@ -95,3 +95,27 @@ def test_degenerate_replies_take_linear_time(part):
 def test_any_sequence_of_marks_is_read(parts):
     cut = cut_thoughts("".join(parts))
     assert "<think>" not in cut.text and cut.text == cut.text.strip()
+
+
+@pytest.mark.parametrize(
+    ("reply", "mark"),
+    [
+        ("The answer is B.", ""),
+        ("<think>Perhaps A?</think>B.", ""),
+        ("<think>Perhaps A?", "</think>"),
+        ("Well. <thinking>Perhaps A?", "</thinking>"),
+        ("<seed:think>Perhaps A?", "</seed:think>"),
+        ("<think>One.</think>So. <reflection>Perhaps A?", "</reflection>"),
+        ("[THINK]Perhaps A?", "[/THINK]"),
+        ("◁think▷Perhaps A?", "◁/think▷"),
+        ("<|begin_of_thought|>Perhaps A?", "<|end_of_thought|>"),
+        ("<|START_THINKING|>Perhaps A?", "<|END_THINKING|>"),
+        ("<unused94>thought Perhaps A?", "<unused95>"),
+        ("<|channel|>analysis<|message|>Perhaps A?", "<|end|><|start|>assistant<|channel|>final<|message|>"),
+        ("## Thinking\n\nPerhaps A?", "\n## Final Answer:\n"),
+    ],
+)
+def test_open_thoughts_are_closed_by_their_own_mark(reply, mark):
+    assert find_closing_mark(reply) == mark
+    after = cut_thoughts(f"{reply}{mark}The answer is B.")
+    assert not after.is_open and after.text.endswith("The answer is B.")

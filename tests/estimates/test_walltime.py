@@ -19,9 +19,10 @@ from medssr_dist.data.records import Question
 from medssr_dist.errors import InputError
 from medssr_dist.estimates.rates import Rates, StageRate, VoteRate, read_rates
 from medssr_dist.estimates.walltime import DataCounts, forecast_walltime
-from medssr_dist.evaluation.protocol import Answer
+from medssr_dist.evaluation.policy_answers import Answer, PolicyAnswers
+from medssr_dist.evaluation.reading_rules import list_rules
 from medssr_dist.evaluation.score_report import write_report
-from medssr_dist.evaluation.scores import build_scores
+from medssr_dist.evaluation.scoring import build_scores, collect_letters
 from medssr_dist.inference.event_log import EngineEvent
 from medssr_dist.run.directory import open_run
 from medssr_dist.run.paths import STEPS, RunPaths
@@ -186,7 +187,7 @@ def question(number: int) -> Question:
 
 
 def answer(item: Question) -> Answer:
-    found = {"letter": "A", "method": "statement", "text": "(A)", "tokens": 5, "truncated": False}
+    found = {"text": "The answer is A.", "tokens": 5, "truncated": False}
     return Answer(question_id=item.id, policy="p", sampling="s", generation=0, seed=0, **found)
 
 
@@ -214,12 +215,12 @@ def test_rates_of_a_run(measured):
     steps = [make_metrics(number, **times, seconds=30.0, seconds_wait=wait) for number, wait in ((1, 12.0), (2, 0.0))]
     append_steps(RunPaths(root).stage("stage1").metrics, *steps)
     questions = {name: [question(number) for number in numbers] for name, numbers in BENCHMARKS.items()}
-    answers = {
-        policy: [answer(item) for items in questions.values() for item in items] for policy in ("base", "stage1")
-    }
-    seconds = dict.fromkeys(answers, 2.0)
-    scores = build_scores(questions, answers, Evaluation(benchmarks=["b"], generations=1), 0, seconds)
-    write_report(scores, RunPaths(root).evaluation.folder)
+    given = PolicyAnswers(list_rules("tiny"), generations=1)
+    given.first |= {(item.id, 0): answer(item) for items in questions.values() for item in items}
+    answers = {"base": given, "stage1": given}
+    letters, seconds = collect_letters(questions, answers), dict.fromkeys(answers, 2.0)
+    scores = build_scores(questions, answers, letters, Evaluation(benchmarks=["b"], generations=1), 0, seconds)
+    write_report(scores, letters, RunPaths(root).evaluation)
     found = read_rates(root)
     assert (found.source, found.mode, found.slots) == (root.resolve(), "sequential", SLOTS)
     assert found.questions_per_s == 200 / 50 * 0.5

@@ -63,7 +63,7 @@ def _counts(run: Path) -> dict:
     """Count what a run holds: the same for an undisturbed run and for one that was stopped in each step."""
     asked = [row["provenance"]["index"] for row in read_jsonl(run / "synthesis" / "journal.jsonl")]
     votes = [(vote.question_id, vote.seed) for vote in stored_votes(run / "voting")]
-    rows = [row for row in read_jsonl(run / "evaluation" / "answers.jsonl") if not row["second_pass"]]
+    rows = list(read_jsonl(run / "evaluation" / "answers.jsonl"))
     answers = [(row["policy"], row["question_id"], row["generation"]) for row in rows]
     steps = [(row["step"], row["prompts"]) for stage in (1, 2) for row in _metrics(run, stage)]
     for keys in (asked, votes, answers):

@@ -1,0 +1,98 @@
+"""The rows of the tables that show scores: which sets of questions, in which order, and how a number is written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from medssr_dist.evaluation.scores import (
+    MACRO,
+    RARE,
+    Accuracy,
+    BenchmarkFacts,
+    Difference,
+    Interval,
+    ProtocolName,
+    ProtocolScores,
+    Scores,
+)
+
+
+class ScoreRow(NamedTuple):
+    """One set of questions and what each policy reached on it.
+
+    Example: ScoreRow("medqa", 1273, 0.277, {"base": Score(...), "stage2": Score(...)})
+
+    Attributes:
+        questions: None for the macro average.
+        constant: accuracy of always answering the commonest letter; None where it is not known.
+        cells: policy -> its score.
+    """
+
+    label: str
+    questions: int | None
+    constant: float | None
+    cells: dict[str, Accuracy]
+
+
+def list_score_rows(scores: Scores, protocol: ProtocolName | None = None) -> list[ScoreRow]:
+    """Return the benchmarks, each followed by its rare questions, then the macro average and all rare questions.
+
+    The label of rare questions says what marked them.
+
+    Args:
+        protocol: None for the headline's.
+    """
+    policies = {
+        name: policy.protocols[protocol or scores.protocol.headline] for name, policy in scores.policies.items()
+    }
+    rows = []
+    for name, facts in scores.benchmarks.items():
+        cells: dict[str, Accuracy] = {policy: found.benchmarks[name] for policy, found in policies.items()}
+        rows.append(ScoreRow(name, facts.questions, facts.constant, cells))
+        if facts.rare < facts.questions and (rare := _list_rare(policies, name)):
+            rows.append(ScoreRow(f"{name}, rare{_explain_rare([facts])}", facts.rare, None, rare))
+    if len(scores.benchmarks) > 1:
+        constants = [facts.constant for facts in scores.benchmarks.values() if facts.constant is not None]
+        constant = sum(constants) / len(constants) if len(constants) == len(scores.benchmarks) else None
+        rows.append(ScoreRow(MACRO, None, constant, {policy: found.macro for policy, found in policies.items()}))
+    whole: dict[str, Accuracy] = {policy: found.rare for policy, found in policies.items() if found.rare}
+    if whole:
+        count = sum(facts.rare for facts in scores.benchmarks.values())
+        rows.append(ScoreRow(f"{RARE}{_explain_rare(scores.benchmarks.values())}", count, None, whole))
+    return rows
+
+
+def _list_rare(policies: dict[str, ProtocolScores], benchmark: str) -> dict[str, Accuracy]:
+    found = {policy: scores.rare_benchmarks.get(benchmark) for policy, scores in policies.items()}
+    return {policy: score for policy, score in found.items() if score}
+
+
+def _explain_rare(benchmarks: Iterable[BenchmarkFacts]) -> str:
+    """Return what marked the rare questions, for example ' (auto, source)'; '' where it is not recorded."""
+    marks = sorted({how for facts in benchmarks for how in facts.rare_by})
+    return f" ({', '.join(marks)})" if marks else ""
+
+
+def list_main_differences(scores: Scores) -> list[Difference]:
+    """Return the headline's differences on all benchmarks together and on the rare questions."""
+    whole = MACRO if len(scores.benchmarks) > 1 else next(iter(scores.benchmarks))
+    return [found for found in scores.headline_differences if found.on in (whole, RARE)]
+
+
+def format_accuracy(score: Accuracy) -> str:
+    """Return accuracy with interval in percent: '57.3 (54.6 to 60.0)'; with '± deviation' in older files."""
+    if score.interval is None:
+        return f"{100 * score.accuracy:.1f} ± {100 * score.std:.1f}"
+    return f"{100 * score.accuracy:.1f} {_format_interval(score.interval)}"
+
+
+def format_difference(found: Difference) -> str:
+    """Return a difference in points: '+2.1 (0.4 to 3.8), p 0.016'."""
+    p = "p < 0.001" if found.p < 0.001 else f"p {found.p:.3f}"
+    return f"{100 * found.difference:+.1f} {_format_interval(found.interval)}, {p}"
+
+
+def _format_interval(interval: Interval) -> str:
+    low, high = (100 * bound for bound in interval)
+    return f"({low:.1f} to {high:.1f})"
