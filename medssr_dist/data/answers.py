@@ -1,8 +1,16 @@
-"""Answer extraction and grading, used by the vote, the training reward and the evaluation alike.
+"""The reader of answers, used by the vote, the training reward and the evaluation alike.
 
-Extraction tries the forms in which models state an answer one after the other (`_FORMS`, strongest first). Within
-a form the last match wins, because a model that corrects itself means its last answer. Only the letters of the
-question's options count. Where the text does not name exactly one option, the answer is None; it is never guessed.
+A reply is read in stages:
+
+1. Thoughts are cut off (`data.thoughts`). Where they are not closed, the reply has no answer.
+2. What follows an invented question is cut off: a base model goes on to the next item of a list.
+3. Explicit statements (`data.statements`): tag, box, JSON key, "the answer is B" in many languages. The last wins.
+4. A reply that was cut at the token limit ends here. So does JSON without an answer: its thoughts are no answer.
+5. A choice alone in the first or the last line, then what the closing sentence asserts (`data.closing`).
+
+A reply that ends without a final statement has no answer. Only the letters of the question's options count, and where
+the text does not name exactly one option, the answer is None: a wrong letter is worse than none. So a letter that
+contradicts the option's text behind it ("A. Gout" where gout is B) is none either.
 """
 
 from __future__ import annotations
@@ -11,87 +19,113 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-# One letter, possibly wrapped: (B), [B], **B**, \text{B}, "B". A lower-case letter must be followed by
-# punctuation or the end of the text: the article in "the answer is a drug" is not option A.
-# A letter joined to another one ("A and B", "A/B") names two options and does not match.
-_OPEN = r"(?:\\(?:text|textbf|mathrm|mathbf)\s*\{)?[\s(\[{*_\"'`$]*"
-_ALONE = r"(?![)\]}*_\"'`$]*\s*(?:/|,|\band\b|\bor\b)\s*[(\[{*_\"'`$]*[A-J](?![A-Za-z0-9]))"
-_LETTER = _OPEN + r"([A-J](?![A-Za-z0-9])|[a-j](?=\s*(?:[)\]}*_.,:;\"'`$]|\Z)))" + _ALONE
-_FORMS = (
-    ("boxed", re.compile(r"\\boxed\s*\{" + _LETTER)),
-    (
-        "statement",
-        re.compile(
-            r"(?i:\b(?:answer|choice|option)(?:\s+(?:option|choice|letter))?\s*(?:\bis\b|:|=)+"
-            r"\s*(?:option\b|choice\b|letter\b)?\s*:?)" + _LETTER
-        ),
-    ),
-    ("bracketed", re.compile(r"[(\[]\s*([A-Ja-j])\s*[)\]]")),
-    ("bold", re.compile(r"\*\*\s*([A-Ja-j])\s*(?:[.:]\s*[^*]*)?\*\*")),
-    ("bare", re.compile(r"^\s*([A-Ja-j])\s*(?:[.):]|$)", re.MULTILINE)),
+from medssr_dist.data.choices import Choices, prepare_choices
+from medssr_dist.data.closing import read_closing, read_opening
+from medssr_dist.data.plain_text import lower, make_plain
+from medssr_dist.data.statements import Statement, StatementFinder, is_taken_back
+from medssr_dist.data.thoughts import cut_thoughts
+
+# The next item of a list of questions, or the next turn of a dialogue, that a model invents behind its answer.
+_INVENTED = re.compile(
+    r"\n[#> ]*(?:(?:next )?question|q|problem \d+|exercise(?: \d+)?|user|human|instruction)(?: ?\d+)?(?: ?[.:)](?= "
+    r"|\n|$)|\n)"
+    r"|<\|(?:im_start|im_end|eot_id|user|start_header_id|endoftext)\|>|\[/?inst\]|<start_of_turn>|<end_of_turn>|</s>"
 )
-# Whitespace is collapsed before matching: several \s* in a form would take cubic time on a long run of whitespace.
-_WHITESPACE = re.compile(r"\s+")
+_JSON_BEGIN = re.compile(r"\s*(?:```\w*\s*)?\{\s*[\"']\w")
 
 
 @dataclass(frozen=True)
 class Extraction:
     """An extracted answer.
 
-    Example: Extraction(letter="B", method="boxed"); Extraction(None, None) if the text names no single option.
+    Example: Extraction(letter="B", method="boxed"); Extraction(None, None) if the text states no single option.
 
     Attributes:
         letter: the option's letter.
-        method: the form in which it was found: boxed, statement, bracketed, bold, bare or option_text.
+        method: the form in which it was found: tag, boxed, json, statement ("the answer is B"), bare (a choice alone in
+            its line), bracketed or closing (a letter in the closing sentence), option_text.
+        is_open: whether the reply ends inside thoughts that were never closed. It then has no answer.
     """
 
     letter: str | None
     method: str | None
+    is_open: bool = False
 
 
-def extract_answer(text: str, options: Mapping[str, str]) -> Extraction:
+def extract_answer(text: str, options: Mapping[str, str], truncated: bool = False) -> Extraction:
     """Find the option that a reply chooses.
 
     Args:
         text: the reply of a model.
         options: letter -> option text of the question; other letters are ignored.
+        truncated: whether the reply was cut at the token limit. It then holds an answer only in an explicit form, or
+            if it is nothing but a choice.
 
     Example: extract_answer("The answer is (B).", {"A": "iron", "B": "zinc"}) == Extraction("B", "statement")
     """
-    text = _WHITESPACE.sub(lambda run: "\n" if "\n" in run.group() else " ", text)
-    for method, pattern in _FORMS:
-        letters = [match.group(1).upper() for match in pattern.finditer(text)]
-        letters = [letter for letter in letters if letter in options]
-        if letters and not _is_listing(method, letters, options):
-            return Extraction(letters[-1], method)
-    return _extract_option_text(text, options)
+    cut = cut_thoughts(text)
+    if cut.is_open:
+        return Extraction(None, None, is_open=True)
+    is_json = _JSON_BEGIN.match(cut.text) is not None
+    plain = make_plain(cut.text.replace("\\n", "\n") if is_json else cut.text)
+    low = lower(plain)
+    invented = _INVENTED.search(low, 1)
+    if invented:
+        plain, low = plain[: invented.start()], low[: invented.start()]
+    choices = prepare_choices(options)
+    statements = list(StatementFinder(plain, low, choices).find())
+    if is_json:
+        statements = _keep_json(plain, statements)
+    if any(not statement.is_denial for statement in statements):
+        return _choose_last(low, statements)
+    if is_json or truncated:
+        return _read_bare(plain, choices)
+    return _read_weak(plain, choices, {statement.letter for statement in statements})
 
 
-def _is_listing(method: str, letters: list[str], options: Mapping[str, str]) -> bool:
-    """Whether the reply repeats the list of options instead of choosing one."""
-    named = set(letters)
-    return (method == "bare" and len(named) > 1) or (method == "bracketed" and named == set(options))
+def _choose_last(low: str, statements: list[Statement]) -> Extraction:
+    """Return the last statement, unless it is denied or taken back behind it."""
+    last: Statement | None = None
+    for statement in statements:
+        if not statement.is_denial:
+            last = statement
+        elif last and last.letter == statement.letter:
+            last = None
+    if last is None or last.letter is None or is_taken_back(low, last):
+        return Extraction(None, None)
+    return Extraction(last.letter, last.method)
 
 
-def _extract_option_text(text: str, options: Mapping[str, str]) -> Extraction:
-    """Find the option whose text occurs in the reply, if exactly one does.
+def _keep_json(plain: str, statements: list[Statement]) -> list[Statement]:
+    """Keep the statements of a JSON reply that are its answer, not its thoughts.
 
-    Longer option texts are searched first and removed: in a reply with 'Aplastic anemia', the option 'Anemia' counts
-    only if it also occurs elsewhere.
+    Where no key holds the answer, what the text says counts, if the object is complete.
     """
-    remaining = text.casefold()
-    letters: dict[str, list[str]] = {}
-    for letter, option in options.items():
-        letters.setdefault(r"\s".join(map(re.escape, option.casefold().split())), []).append(letter)
-    named = []
-    for words in sorted(letters, key=len, reverse=True):
-        pattern = re.compile(r"(?<!\w)" + words + r"(?!\w)")
-        if pattern.search(remaining):
-            named += letters[words]
-            remaining = pattern.sub(" ", remaining)
-    return Extraction(named[0], "option_text") if len(named) == 1 else Extraction(None, None)
+    keyed = [statement for statement in statements if statement.method == "json"]
+    if keyed:
+        return keyed
+    return statements if plain.endswith(("}", "]")) else []
 
 
-def grade(text: str, options: Mapping[str, str], label: str) -> float:
+def _read_bare(plain: str, choices: Choices) -> Extraction:
+    """Read a reply that is nothing but a choice."""
+    reading = choices.read_whole(plain)
+    if reading is None or reading.letter is None:
+        return Extraction(None, None)
+    form = "bracketed" if plain.startswith(("(", "[")) else "bare"
+    return Extraction(reading.letter, "option_text" if reading.is_text else form)
+
+
+def _read_weak(plain: str, choices: Choices, denied: set[str | None]) -> Extraction:
+    """Read a reply without an explicit statement: as a choice alone, by its closing, then by its first line."""
+    found = _read_bare(plain, choices)
+    if found.letter is None and (closing := read_closing(plain, choices)):
+        found = Extraction(closing[0].letter, closing[1])
+    if found.letter is None and (opening := read_opening(plain, choices)):
+        found = Extraction(opening.letter, "option_text" if opening.is_text else "bare")
+    return Extraction(None, None) if found.letter in denied else found
+
+
+def grade(text: str, options: Mapping[str, str], label: str, truncated: bool = False) -> float:
     """Return the exact-match reward (paper section 3): 1.0 if the extracted letter equals `label`, else 0.0."""
-    return float(extract_answer(text, options).letter == label)
+    return float(extract_answer(text, options, truncated).letter == label)
