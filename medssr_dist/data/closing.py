@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from medssr_dist.data.certainty import is_doubted
 from medssr_dist.data.choices import Choices, Reading
 from medssr_dist.data.plain_text import lower
 
@@ -128,7 +129,7 @@ def read_closing(text: str, choices: Choices) -> tuple[Reading, str] | None:
     sentence = _find_last_sentence(line, choices)
     is_complete = _COMPLETE.search(sentence) is not None or (sentence == text and len(text) <= _SHORT)
     low = lower(sentence)
-    if not is_complete or _NOT_ASSERTED.search(low):
+    if not is_complete or _NOT_ASSERTED.search(low) or is_doubted(low, 0, len(low)):
         return None
     return _read_sentence(sentence, low, choices, is_alone=sentence == line)
 

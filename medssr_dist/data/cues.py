@@ -127,6 +127,7 @@ def _classify(low: str, cue: Cue) -> Cue:
     """Return the cue as the JSON key that it may be a part of."""
     if cue.kind not in ("noun", "option"):
         return cue
-    quote = max(low.rfind('"', cue.start - 12, cue.start), low.rfind("'", cue.start - 12, cue.start))
+    begin = max(0, cue.start - 12)
+    quote = max(low.rfind('"', begin, cue.start), low.rfind("'", begin, cue.start))
     key = _JSON_KEY.match(low, quote) if quote >= 0 else None
     return Cue(quote, key.end(), "json") if key and key.end() > cue.end else cue

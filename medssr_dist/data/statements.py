@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from medssr_dist.data.certainty import find_sentence, has_condition, is_doubted
 from medssr_dist.data.choices import Choices, Reading
 from medssr_dist.data.cues import Cue, find_cues
 
@@ -46,12 +47,14 @@ _REFUSAL = re.compile(
 _COPULA = re.compile(
     r"(?P<hedge>\b(?:might|could|may|can) (?:well |also |possibly |only )?be\b)"
     r"|(?P<modal>\bwould (?:then |therefore |thus |likely |most likely |probably )?be\b)"
-    r"|\b(?:is|are|was|were|be|remains|becomes|seems|appears|es|est|é|è|ist|lautet|wäre|to|jest|là|adalah|är|er|on"
+    r"|^[. ]*(?=[(\[][a-j][)\]])|\b(?:is|are|was|were|be|remains|becomes|seems|appears|es|est|é|è|ist|lautet|wäre|to"
+    r"|jest|là|adalah|är|er|on"
     r"|este|είναι"
     r"|isn't|это)(?=\W|$)|[:=]|- |- ?>|はや?|は|[은는]|是|为|為|应|हे|है|هي|هو|$"
 )
 _GAP_BAD = re.compile(
-    r"\b(?:because|since|if|unless|whether|could|might|may|not|choices|options|depends?|nor|but|wrong|incorrect)\b"
+    r"\b(?:because|since|if|unless|whether|could|might|may|not|cannot|can't|choices|options|depends?|nor|but|wrong"
+    r"|incorrect)\b"
     r"|n't|;|[?!\n]"
     r"|, (?:and|so|or)\b|不|ない| no | nicht | ne | não | non | nie | не | tidak | không "
 )
@@ -89,27 +92,11 @@ _SUBJECT_BEGIN = re.compile(
     r"|i) (?:can )?conclude(?: that)?"
     r"|it follows|means?|makes?|making|leaves?|leaving)\b[,: ]*|[,:; ])+"
 )
-_UNSURE = re.compile(
-    r"\b(?:if|unless|whether|suppos\w+|assum(?:e|ing)|imagine|hypothetically|perhaps|maybe|possibly|doubt|wonder\w*"
-    r"|(?:had|were|should) (?:the|he|she|it|this|there|they)|tempt\w+|at first|initially|originally"
-    r"|(?:some|one|many|others?|you|they|people|students?|few|most) (?:\w+ )?(?:would|could|might|may|will|say|think"
-    r"|argue|choose"
-    r"|believe)|(?:not|hardly|never) (?:\w+ )?(?:think|believe|say|agree|conclude|mean|sure|certain|convinced|clear"
-    r"|claim|follow)"
-    r"|(?:wrong|incorrect|false|mistake|unlikely|premature|hard|difficult|impossible|unable|not possible) (?:to|that)"
-    r"|(?:might|may|could) (?:think|say|seem|suggest|argue|believe|conclude|choose)|(?:format|form|example|instance"
-    r"|reply with|end with|respond with|write))\b"
-    r"|n't (?:\w+ )?(?:think|believe|say|agree|conclude|mean|sure|certain|convinced|clear|claim|follow)\b"
-)
-_FORCED = re.compile(r"\bif (?:i|we) (?:had to|have to|must|need to)|\bif forced")
-_RESET = re.compile(r"\b(?:therefore|thus|hence|so|consequently|conclude)\b")
-_CONDITION = re.compile(r"[^.\n]{0,150}?\b(?:if|unless|had|were)\b")
 _QUESTION = re.compile(r"[^.!?\n]{0,120}\?")
 _CLOSING_TAG = re.compile(r"</|\[/answer|<\|end_of_box")
 _SCRIPT_FILLER = re.compile(
     r"(?:应该|应|该|为|是|就|的|选项|选|は|:|=|-|هي|هو|[은는이]|है|即|项|答案|ข้อ|คือ|[(\[\"'<]|\s){0,8}"
 )
-_SENTENCE_END = re.compile(r"(?<![\s(][A-Za-z])[.!?](?=\s)|[\n;。]")
 
 
 class StatementFinder:
@@ -225,7 +212,7 @@ class StatementFinder:
             if denied := self._read_denial(at):
                 return denied
             if reading := self._read_choice(at):
-                is_supposed = copula["modal"] and _CONDITION.match(self._low, reading.end)
+                is_supposed = copula["modal"] and has_condition(self._low, reading.end)
                 return None if is_supposed else _state(reading)
         return None
 
@@ -261,14 +248,14 @@ class StatementFinder:
             return None
         if not verb["the"] and not _GOOD.search(self._low[begin : cue.start]):
             return None
-        if _CONDITION.match(self._low, cue.end) and verb["verb"].strip() == "would be":
+        if has_condition(self._low, cue.end) and verb["verb"].strip() == "would be":
             return None
         return self._read_subject(verb.start(), cue.end)
 
     def _read_subject(self, end: int, statement_end: int) -> Statement | None:
         """Read the sentence up to `end` as a choice, without the words that lead to it."""
-        start = self._find_sentence(end)
-        if _UNSURE.search(self._low, start, end):
+        start = find_sentence(self._low, end)
+        if is_doubted(self._low, start, end):
             return None
         lead = _SUBJECT_BEGIN.match(self._low[start:end])
         subject = self._text[start + (lead.end() if lead else 0) : end].strip(" ,")
@@ -331,21 +318,9 @@ class StatementFinder:
         other = self._choices.match_text(self._low, _AFTER_LABEL.match(self._low, label.end()).end())  # type: ignore[union-attr]
         return Statement(None if other and other[0] != letter else letter, "statement", label.end())
 
-    # The context of a statement.
-
-    def _find_sentence(self, end: int) -> int:
-        """Return where the sentence begins that holds the character before `end`; at most 160 characters before."""
-        start = max(0, end - 160)
-        for mark in _SENTENCE_END.finditer(self._low, start, end):
-            start = mark.end()
-        return start
-
     def _is_unsure(self, at: int) -> bool:
-        """Whether the words before `at` suppose, doubt, deny or quote what follows."""
-        start = self._find_sentence(at)
-        for reset in _RESET.finditer(self._low, start, at):
-            start = reset.end()
-        return bool(_UNSURE.search(self._low, start, at)) and not _FORCED.search(self._low, start, at)
+        """Whether the words of the sentence before `at` suppose, doubt, deny or quote what follows."""
+        return is_doubted(self._low, find_sentence(self._low, at), at)
 
     def _is_question(self, found: Statement) -> bool:
         return _QUESTION.match(self._low, found.end) is not None and found.method != "json"

@@ -63,8 +63,8 @@ class Completion:
 
     @classmethod
     def from_text(cls, request: SampleRequest, seed: int, text: str, tokens: int, truncated: bool) -> Completion:
-        """Build a sample of `request` and extract its answer from `text`."""
-        found = extract_answer(text, request.options)
+        """Build a sample of `request` and extract its answer from `text`; a truncated one must state it."""
+        found = extract_answer(text, request.options, truncated)
         return cls(seed, text, tokens, truncated, found.letter, found.method)
 
 

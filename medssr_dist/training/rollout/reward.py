@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import NamedTuple
 
-from medssr_dist.data.answers import extract_answer, grade
+from medssr_dist.data.answers import extract_answer
 
 
 class RewardError(Exception):
@@ -22,10 +22,11 @@ class Reward(NamedTuple):
     is_invalid: bool
 
 
-def score(text: str, label: str) -> Reward:
+def score(text: str, label: str, truncated: bool = False) -> Reward:
     """Return the reward of a generated text: 1.0 if the answer extracted from it equals the label, else 0.0.
 
     Args:
+        truncated: whether the text was cut at the token limit; it then must state its answer.
         label: JSON object with the correct letter `answer` and the question's `options` (letter -> text).
 
     Raises:
@@ -33,8 +34,8 @@ def score(text: str, label: str) -> Reward:
     """
     try:
         target = json.loads(label)
-        is_invalid = extract_answer(text, target["options"]).letter is None
-        return Reward(grade(text, target["options"], target["answer"]), is_invalid)
+        letter = extract_answer(text, target["options"], truncated).letter
+        return Reward(float(letter == target["answer"]), letter is None)
     except Exception as error:
         cause = f"{type(error).__name__}: {error}"
         raise RewardError(f"the reward raised {cause}; generated text: {text!r}; label: {label}") from error

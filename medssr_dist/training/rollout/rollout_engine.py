@@ -75,8 +75,9 @@ class RolloutEngine(RolloutActor):
         token_ids, logprobs = list(output.token_ids), None
         if request.sampling.logprobs:
             logprobs = [step[token].logprob for token, step in zip(token_ids, output.logprobs, strict=True)]
-        reward, is_invalid = score(output.text, request.label)
-        return Sample(token_ids, logprobs, reward, is_invalid, output.finish_reason == "length", self._version)
+        truncated = output.finish_reason == "length"
+        reward, is_invalid = score(output.text, request.label, truncated)
+        return Sample(token_ids, logprobs, reward, is_invalid, truncated, self._version)
 
     async def set_version(self, version: int) -> None:
         """Set the version of the engine's current weights."""
