@@ -18,6 +18,7 @@ from medssr_dist.offline_teacher.reading import PromptParts, read_prompt
 MODEL = "offline-teacher"
 NOTICE = "offline rule-based stand-in for a synthesis API; not a language model"
 _MAX_OPTIONS = 5
+_TOKEN_CHARS = 4
 
 
 class BadRequest(Exception):
@@ -31,6 +32,7 @@ class ChatRequest:
     Attributes:
         schema: the JSON schema that the reply must follow, None for none.
         key: the hash of the messages.
+        max_tokens: the limit of the reply; None for none.
     """
 
     messages: list[dict[str, Any]]
@@ -38,6 +40,7 @@ class ChatRequest:
     prompt: PromptParts
     schema: Mapping[str, Any] | None
     key: str
+    max_tokens: int | None = None
 
 
 def read_request(body: Any, knows_schemas: bool) -> ChatRequest:
@@ -49,7 +52,10 @@ def read_request(body: Any, knows_schemas: bool) -> ChatRequest:
         raise BadRequest("the body is not a chat completion request") from None
     if prompt is None:
         raise BadRequest(f"{NOTICE}: it answers the prompts of `medssr synthesize` only")
-    return ChatRequest(messages, model, prompt, _read_schema(body, knows_schemas), hash_content(messages))
+    schema, limit = _read_schema(body, knows_schemas), body.get("max_tokens")
+    return ChatRequest(
+        messages, model, prompt, schema, hash_content(messages), limit if isinstance(limit, int) else None
+    )
 
 
 def _read_schema(body: Mapping[str, Any], supported: bool) -> Mapping[str, Any] | None:
@@ -74,14 +80,17 @@ def complete(asked: ChatRequest, random_seed: int, draws: FaultDraws) -> dict[st
     text = spoil(text, flaw) if flaw else text
     if asked.schema is not None:
         text = _apply_schema(text, asked.schema)
-    prompt_tokens = sum(len(str(message.get("content", ""))) for message in asked.messages) // 4
-    completion_tokens = len(text) // 4
+    most = len(text) if asked.max_tokens is None else _TOKEN_CHARS * asked.max_tokens
+    finish_reason = "stop" if len(text) <= most else "length"
+    text = text[:most]
+    prompt_tokens = sum(len(str(message.get("content", ""))) for message in asked.messages) // _TOKEN_CHARS
+    completion_tokens = len(text) // _TOKEN_CHARS
     return {
         "id": f"chatcmpl-{asked.key}",
         "object": "chat.completion",
         "created": int(time.time()),
         "model": asked.model,
-        "choices": [{"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}],
+        "choices": [{"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": finish_reason}],
         "usage": {
             "prompt_tokens": prompt_tokens,
             "completion_tokens": completion_tokens,

@@ -7,6 +7,7 @@ therefore the same no matter how often the run was interrupted, and a reader may
 
 from __future__ import annotations
 
+import logging
 from collections import Counter, deque
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from tqdm import tqdm
 from medssr_dist.data.jsonl import JsonlLedger
 from medssr_dist.data.records import LETTERS, Question, Rejected
 from medssr_dist.errors import InputError
+from medssr_dist.knowledge.name_finder import is_same_name
 from medssr_dist.run.paths import SynthesisPaths
 from medssr_dist.synthesis.checks import Screen, TeacherReply
 from medssr_dist.synthesis.journal import Journal, JournalEntry
@@ -24,6 +26,11 @@ from medssr_dist.synthesis.request_queue import JudgedCount
 
 _CHUNK = 256  # replies in memory at once
 _ALARM_WINDOW = 200  # replies over which the share of rejected ones is measured
+_CUT = ("truncated", "still_thinking")  # reasons that more room for the reply mends
+_CUT_SHARE = 0.05  # share of such replies above which a warning is given
+_MORE_ROOM = "raise synthesis.max_tokens (or ask the endpoint for shorter thoughts) in a new --run-dir"
+
+logger = logging.getLogger(__name__)
 
 
 class QuestionWriter:
@@ -54,6 +61,7 @@ class QuestionWriter:
         self._wanted = accepted
         self._max_reject_share = max_reject_share
         self._recent: deque[bool] = deque(maxlen=_ALARM_WINDOW)
+        self._may_warn = True
         paths = SynthesisPaths(folder)
         self._questions = _open_partial(paths.questions)
         self._rejected = _open_partial(paths.rejected)
@@ -76,6 +84,7 @@ class QuestionWriter:
         for ledger, rows in ((self._questions, accepted), (self._rejected, rejected)):
             if rows:
                 ledger.append(*rows)
+        self._warn_of_cut_replies()
         self._raise_if_too_many_rejected()
         return self.judged.total - before
 
@@ -122,16 +131,30 @@ class QuestionWriter:
         if outcome.provenance is not None:
             self.first_option[LETTERS[outcome.provenance.permutation.index(0)]] += 1
         for letter, text in outcome.options.items():
-            if entity is not None and text.casefold() == entity.casefold():
+            if entity is not None and is_same_name(text, entity):
                 self.entity_option[letter] += 1
+
+    def _warn_of_cut_replies(self) -> None:
+        """Warn once if many replies end before their question does: they are paid for and lost."""
+        cut = sum(self.rejected[reason] for reason in _CUT)
+        if self._may_warn and self.judged.total >= _ALARM_WINDOW and cut > _CUT_SHARE * self.judged.total:
+            self._may_warn = False
+            logger.warning(
+                "%d of %d replies are cut at the token limit or end within thoughts, and are no questions; %s",
+                cut,
+                self.judged.total,
+                _MORE_ROOM,
+            )
 
     def _raise_if_too_many_rejected(self) -> None:
         rejected = sum(self._recent)
         if len(self._recent) == _ALARM_WINDOW and rejected > self._max_reject_share * _ALARM_WINDOW:
             reasons = ", ".join(f"{reason} {count:,}" for reason, count in self.rejected.most_common(3))
+            is_cut = self.rejected.most_common(1)[0][0] in _CUT
+            change = _MORE_ROOM if is_cut else "change the model or synthesis.checks in a new --run-dir"
             raise InputError(
                 f"{rejected} of the last {_ALARM_WINDOW} replies were rejected (mostly: {reasons}); read "
-                f"{self._rejected.path}, then change the model or synthesis.checks in a new --run-dir, or raise "
+                f"{self._rejected.path}, then {change}, or raise "
                 f"synthesis.max_reject_share = {self._max_reject_share:g} to continue here"
             )
 

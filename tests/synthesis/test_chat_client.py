@@ -172,6 +172,23 @@ async def test_null_content_is_a_paid_empty_reply():
     assert (await ask_server_that(lambda _: web.json_response(completion(None)))).text == ""
 
 
+async def test_why_the_reply_ended_is_read():
+    ended = []
+    for message, end in (({}, "length"), ({}, None), ({"refusal": "I will not."}, "stop"), ({}, "content_filter")):
+        body = {"choices": [{"message": {"content": None} | message, "finish_reason": end}]}
+        ended.append((await ask_server_that(lambda _, body=body: web.json_response(body))).finish_reason)
+    assert ended == ["length", "", "refusal", "content_filter"]
+    assert (await ask_server_that(lambda _: web.json_response(completion()))).finish_reason == ""
+
+
+@pytest.mark.parametrize("end", ["abort", "error", "insufficient_system_resource"])
+async def test_a_reply_that_the_server_broke_off_is_asked_again(end):
+    body = {"choices": [{"message": {"content": "Half a"}, "finish_reason": end}]}
+    with pytest.raises(TryFailed, match=f"broke the reply off .finish_reason '{end}'") as failure:
+        await ask_server_that(lambda _: web.json_response(body))
+    assert failure.value.may_be_billed
+
+
 async def test_deadlines_of_first_byte_and_whole_reply():
     async def silent(_):
         await asyncio.sleep(5)

@@ -18,7 +18,9 @@ OFF = Checks.model_validate(dict.fromkeys(Checks.model_fields, 0))
 
 
 def screen(checks=OFF, seeds=(SEED,), benchmarks=(), random_seed=42) -> Screen:
-    return Screen(checks, random_seed, seeds, benchmarks, PASSAGES.__getitem__)
+    return Screen(
+        checks, random_seed, seeds, benchmarks, PASSAGES.__getitem__, {"Alkaptonuria": ["Black urine disease"]}
+    )
 
 
 def on(**checks) -> Checks:
@@ -145,6 +147,13 @@ def test_negative_lead_ins(lead_in):
         "What does the arrow indicate?",
         "The results are in the following table.",
         "Which lead is shown below?",
+        "A photograph of his right hand is shown.",
+        "An x-ray of the chest in supine position is shown;",
+        "A picture of the foot is given below.",
+        "The ECG in lead II is displayed here.",
+        "The results are shown below. Which drug lowers them by 50%?",
+        "Table 1 lists the rates.",
+        "The laboratory results are shown below.",
     ],
 )
 def test_missing_figures(text):
@@ -160,6 +169,12 @@ def test_missing_figures(text):
         "He has pictured this before.",
         "His figure is slim.",
         "The photograph album upset her.",
+        "His laboratory results are shown below. Hemoglobin is 8.4 g/dL and ferritin is 8 ng/mL.",
+        "The results are shown below: hemoglobin 8.4 g/dL.",
+        "Laboratory studies are as shown below.\n\nSerum:\nNa+: 139 mEq/L\nK+: 3.7 mEq/L\n",
+        "The results are given in the table below:\nTest | Disease | None\nPositive | 45 | 15\nNegative | 5 | 35\n",
+        "A biopsy is shown to be free of cancer.",
+        "Which of the following tables?",
     ],
 )
 def test_figures_that_are_not_missing(text):
@@ -174,6 +189,12 @@ def test_figures_that_are_not_missing(text):
         ("A man with alkaptonuria has dark urine. Which gene?", ["HGD", "CFTR"], False),
         ("A man has dark urine. Diagnosis?", ["Alkaptonuria", "Gout"], False),
         ("A man with gout has dark urine. Diagnosis?", ["Alkaptonuria", "Gout"], False),
+        ("A man with alkapto\u00adnuria has dark urine. Diagnosis?", ["Alkaptonuria", "Gout"], True),
+        ("A man with \uff21lkaptonuria has dark urine. Diagnosis?", ["Alkap\u200btonuria", "Gout"], True),
+        ("His black urine disease is treated. Diagnosis?", ["Alkaptonuria", "Gout"], True),
+        ("His alkaptonuria is treated. Diagnosis?", ["Black urine disease", "Gout"], True),
+        ("His alkaptonuria is treated. Diagnosis?", ["Ochronosis (alkaptonuria)", "Gout"], True),
+        ("His blackish urine is a disease. Diagnosis?", ["Alkaptonuria", "Gout"], False),
     ],
 )
 def test_entity_given_away(stem, options, given_away):
@@ -181,6 +202,49 @@ def test_entity_given_away(stem, options, given_away):
     outcome = reason(on(entity_given_away=True), reply(stem, options), provenance(entity=entity))
     assert outcome == ("entity_given_away" if given_away else None)
     assert reason(OFF, reply(stem, options), provenance(entity=entity)) is None
+
+
+SJOGREN, DUCHENNE = "Sj\u00f6gren-Larsson syndrome", "Muscular dystrophy, Duchenne type"
+TYPES = ["Gaucher disease type 1", "Gaucher disease type 3"]
+
+
+@pytest.mark.parametrize(
+    ("entity", "stem", "options", "given_away"),
+    [
+        ("Gaucher disease", "Known to have Gaucher's disease, he is ill.", ["Gaucher disease"], True),
+        ("Gaucher disease", "Known to have Gaucher\u2019s disease, he is ill.", TYPES[:1], True),
+        ("Gaucher disease type I", "He has Gaucher disease. Type?", TYPES[:1], True),
+        ("Gaucher disease type I", "He has Gaucher disease. Type?", TYPES, False),
+        ("Gaucher disease", "He has Gaucher cells. Diagnosis?", ["Gaucher disease"], False),
+        (DUCHENNE, "He has Duchenne muscular dystrophy.", [DUCHENNE], True),
+        ("Duchenne muscular dystrophy", f"He has {DUCHENNE.lower()}.", ["Duchenne muscular dystrophy"], True),
+        ("Duchenne muscular dystrophy", "He has muscular weakness.", [DUCHENNE], False),
+        (SJOGREN, "He has Sjogren Larsson syndrome.", [SJOGREN], True),
+        ("\u03b2-thalassemia", "He has beta thalassaemia.", ["Beta-thalassemia"], True),
+        ("Hodgkin lymphoma", "He has a non-Hodgkin lymphoma.", ["Hodgkin lymphoma"], False),
+    ],
+)
+def test_spellings_that_give_an_entity_away(entity, stem, options, given_away):
+    outcome = reason(
+        on(entity_given_away=True), reply(f"A boy is ill. {stem}", [*options, "Gout"]), provenance(entity=entity)
+    )
+    assert outcome == ("entity_given_away" if given_away else None)
+
+
+@pytest.mark.parametrize("finish_reason", ["length", "content_filter"])
+def test_why_a_reply_ended_reaches_the_parser(finish_reason):
+    (outcome,) = screen().judge([TeacherReply(reply(), provenance(3), finish_reason)])
+    assert (outcome.reason, outcome.index) == ({"length": "truncated"}.get(finish_reason, "refused"), 3)
+
+
+def test_hidden_characters_hide_no_copy_and_leave_the_question():
+    item = Question.make(STEM, OPTIONS, source="bench")
+    hidden = STEM.replace("physician", "phy\u00adsi\u200bcian").replace("painful", "\u2060pain\ufeffful")
+    assert reason(on(decontamination=0.9), reply(hidden), benchmarks=[item]) == "decontamination"
+    assert reason(OFF, reply(hidden), benchmarks=[item]) == "duplicate"
+    assert reason(on(near_duplicate=0.7), reply(hidden + " So?"), benchmarks=[item]) == "near_duplicate"
+    question = judge_one(OFF, reply(hidden))
+    assert question.stem == STEM and question == judge_one(OFF, reply())
 
 
 def test_grounding_counts_content_words_of_the_passages_alone():

@@ -1,3 +1,4 @@
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -39,6 +40,31 @@ def test_a_copy_in_other_case_accents_or_option_order_is_found():
     copy = VIGNETTE.upper().replace(",", ";").replace("painful", "páinful").replace("45-year", "45\u2013year")
     (match,) = check(items, join_text(copy, reversed(OPTIONS)))
     assert match.item == items[1] and match.coverage == 1.0
+
+
+@pytest.mark.parametrize(
+    "hide",
+    [
+        lambda text: text.replace("i", "i\u00ad"),
+        lambda text: text.replace(" ", "\u00a0"),
+        lambda text: text.replace(" ", " \u200b"),
+        lambda text: text.replace("e", "e\u200d").replace("a", "\u2060a"),
+        lambda text: f"\ufeff\u202a{text}\u202c",
+        lambda text: "".join(chr(ord(one) + 0xFEE0) if one.isalnum() and one.isascii() else one for one in text),
+        lambda text: text.replace("fi", "\ufb01").replace("38", "\u2083\u2088"),
+        lambda text: text.translate(str.maketrans("aeopcAT", "\u0430\u0435\u043e\u0440\u0441\u0410\u0422")),
+        lambda text: text.translate(str.maketrans("ghik", "\U0001d420\U0001d421\U0001d422\U0001d424")),
+        lambda text: text.replace("o", "o\ufe0f").replace("u", "u\u034f"),
+        lambda text: text.replace("l", "l\U000e0061"),
+        lambda text: text.replace("n", "n\u0303"),
+        lambda text: text.replace("of", "**of**").replace("-", "\u2011"),
+    ],
+)
+def test_what_a_reader_does_not_see_hides_no_copy(hide):
+    (match,) = check([item(VIGNETTE, OPTIONS)], join_text(hide(VIGNETTE), [hide(option) for option in OPTIONS]))
+    assert match and match.coverage == 1.0
+    (match,) = check([item(hide(VIGNETTE), [hide(option) for option in OPTIONS])], join_text(VIGNETTE, OPTIONS))
+    assert match and match.coverage == 1.0
 
 
 def test_the_threshold_is_a_share_of_the_questions_8_grams():
@@ -109,6 +135,13 @@ def test_words_are_folded():
         b"6",
         b"x",
         b"e",
+    ]
+    assert fold("diag\u00adnosis ze\u200bro \uff21\uff29\uff24\uff33 \U0001d41ab \u0421OPD").split() == [
+        b"diagnosis",
+        b"zero",
+        b"aids",
+        b"ab",
+        b"copd",
     ]
     assert fold("half \ud83d pair").split() == [b"half", b"pair"]
     assert hash_text(fold("A  b.")) == hash_text(fold("a, B")) != hash_text(fold("ab"))

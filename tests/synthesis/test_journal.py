@@ -1,5 +1,7 @@
+import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from journal_entries import entry, provenance, reply
@@ -35,6 +37,19 @@ def test_a_request_given_up_is_an_outcome_too(tmp_path):
     outcomes = [(entry.reply, entry.gave_up, entry.detail) for entry in seen]
     assert outcomes == [(None, "refused_by_api", "content filter")]
     assert b"sk-not" not in (tmp_path / "journal.jsonl").read_bytes()
+
+
+def test_why_a_reply_ended_is_kept_and_older_lines_are_read(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    with Journal(path) as journal:
+        journal.append(provenance(0), reply())
+        journal.append(provenance(1), replace(reply(), finish_reason="length"))
+    lines = path.read_text().splitlines()
+    older = json.loads(lines[0])
+    del older["finish_reason"]
+    path.write_text(f"{json.dumps(older)}\n{lines[1]}\n")
+    with Journal(path) as journal:
+        assert [journal.read(index).finish_reason for index in (0, 1)] == ["", "length"]
 
 
 def test_torn_tail_is_cut_and_the_rest_kept(tmp_path):

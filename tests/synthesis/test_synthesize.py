@@ -336,6 +336,35 @@ def test_too_many_refused_replies_raise_the_alarm(tmp_path):
     assert len(journaled(tmp_path / "run")) == paid  # nothing was bought before the alarm was raised again
 
 
+@pytest.mark.parametrize("transport", ["chat", "batch"])
+def test_replies_at_the_token_limit_are_counted_as_such(tmp_path, transport):
+    summary = run(config(accepted=5, max_tokens=20, transport=transport, poll_s=0.05), tmp_path)
+    assert summary.rejected_by_reason == {"truncated": 20} and summary.stopped_by == "cap"
+    assert all("limit of tokens" in row["detail"] for row in read_jsonl(tmp_path / "rejected.jsonl"))
+
+
+def test_the_alarm_says_what_to_do_about_cut_replies(tmp_path):
+    with pytest.raises(InputError, match="mostly: truncated 2.*raise synthesis.max_tokens .* in a new --run-dir"):
+        run(config(accepted=400, max_tokens=20), tmp_path)
+
+
+def test_a_few_cut_replies_are_warned_of_once(tmp_path, caplog):
+    text = json.dumps({"question": "Which of these is number {}?", "options": ["x", "y"]})
+    cfg = config(alpha=0)
+    plan = RequestPlan(cfg, SEEDS, [], retrieve, "c")
+    with Journal(tmp_path / "journal.jsonl") as journal:
+        for index in range(500):
+            end = "length" if index % 10 == 0 else "stop"
+            reply = Reply(text.replace("{}", str(index)), 1, 1, "m", cfg.synthesis.endpoints[0], end)
+            journal.append(plan.build_request(index).provenance, reply)
+        screen = Screen(cfg.synthesis.checks, 1, SEEDS, [], lambda id: "")
+        writer = QuestionWriter(tmp_path, journal, screen, 1000, 0.9)
+        writer.close()
+    assert writer.rejected == {"truncated": 50}
+    (warning,) = [record.getMessage() for record in caplog.records if "token limit" in record.getMessage()]
+    assert warning.startswith("26 of 256 replies are cut") and "raise synthesis.max_tokens" in warning
+
+
 def test_a_poisoned_prompt_is_given_up_and_the_run_ends(tmp_path):
     """Prompts that the server never answers do not block the others."""
     with start_teacher(tmp_path / "log", options=["--rate-poison", "0.15"]) as url:

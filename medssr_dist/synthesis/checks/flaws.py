@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from medssr_dist.data.records import Provenance, Question
+from medssr_dist.knowledge.name_finder import find_name, is_same_name
 from medssr_dist.knowledge.names import derive_family
 from medssr_dist.synthesis.checks.reply_parts import Draft, Rejection
 from medssr_dist.synthesis.checks.wording import fold, join_text
@@ -23,19 +24,29 @@ _PICTURE = (
     r"(?:radio|angio|echocardio|electrocardio|cardioto)gra(?:ph|m)|ecg|ekg|x-ray|ct scan|mri|ultrasound|tracing|"
     r"pedigree|smear|biopsy|specimen|karyotype|audiogram|spirogram|scan)s?"
 )
-_SHEET = r"(?:figure|image|table|exhibit|picture|photograph|photomicrograph|diagram|graph)"
+_SHEET = r"(?:figure|image|exhibit|picture|photograph|photomicrograph|diagram|graph)"
+_SHOWN = r"(?:shown|seen|depicted|pictured|displayed|given|provided|presented|marked|labell?ed|listed|summari[sz]ed)"
 _MISSING_FIGURE = re.compile(
-    rf"\b{_PICTURE} (?:(?:is|are|was|were) )?(?:provided|given|pictured|depicted|shown|displayed|attached|seen) "
-    r"(?:below|above|here)\b|"
-    rf"\b{_PICTURE} (?:below|above)\b|\btable (?:below|above)\b|"
+    rf"\b{_PICTURE}(?: (?!(?:report|results?|findings?)\b)[^\s.?!:;]+){{0,8}}? {_SHOWN} (?:below|above|here)\b|"
+    rf"\b{_PICTURE}(?: [^\s.?!:;]+){{0,8}}? (?:is|are) (?:shown|provided|depicted|pictured|displayed|attached)"
+    r"(?=[.;,?]|$)|"
+    rf"\b{_PICTURE} (?:below|above)\b|"
     rf"\b(?:see|refer to|look at) (?:the )?(?:accompanying |attached |following )?{_SHEET}s?\b|"
-    r"\b(?:shown|seen|depicted|pictured|displayed|given|presented|marked|labell?ed|listed|summari[sz]ed) (?:below )?"
-    rf"(?:in|on|by) (?:the )?(?:(?:accompanying|attached|following) )?{_SHEET}\b|"
-    rf"\b(?:accompanying|attached) (?:{_PICTURE}|table)\b|\bthe following {_SHEET}\b|\bin the {_SHEET}\b|"
-    r"\b(?:figure|fig\.|table|exhibit) \d|\b(?:arrow|arrowhead)s? (?:points?|indicates?|in the)\b|"
-    r"\b(?:shown|depicted|pictured) below(?: *\?|\. [a-z][^:]*\?$)"
+    rf"\b{_SHOWN} (?:below )?(?:in|on|by) (?:the )?(?:(?:accompanying|attached|following) )?{_SHEET}\b|"
+    rf"\b(?:accompanying|attached) {_PICTURE}|\bthe following {_SHEET}\b|\bin the {_SHEET}\b|"
+    r"\b(?:figure|fig\.|exhibit) \d|\b(?:arrow|arrowhead)s? (?:points?|indicates?|in the)\b"
 )
-# Every match of _MISSING_FIGURE contains one of these; most texts contain none and need no search.
+# What a text can contain: a table, or results that "are shown below". It is missing if no values follow.
+_MISSING_VALUES = re.compile(
+    r"\b(?:see|refer to|look at|in|on|by|from) (?:the )?(?:accompanying |attached |following )?table\b|"
+    r"\b(?:the following|accompanying|attached) table\b|\btable (?:below|above|\d)|"
+    r"\b(?:shown|depicted|pictured) below(?= *[.?])"
+)
+_SENTENCE_END = re.compile(r"(?<=[.?!]) +|\n")
+_SEEN_AHEAD = 1000  # characters behind the reference in which values are searched for
+_ROW_WORDS = 15  # a longer line is no row of a table
+_VALUE = re.compile(r"\d|\b(?:positive|negative|normal|present|absent|elevated|decreased|increased|reactive)\b")
+# Every match of both contains one of these; most texts contain none and need no search.
 _HINTS = (
     " below",
     " above",
@@ -51,6 +62,12 @@ _HINTS = (
     "arrow",
     "accompanying",
     "attached",
+    " is shown",
+    " are shown",
+    " is provided",
+    " are provided",
+    " displayed",
+    " depicted",
 )
 _LETTER = r"(?:(?:option|choice|answer)s? )?\(?[a-e1-5]\)?"
 _ALL_OR_NONE = re.compile(
@@ -72,6 +89,8 @@ _NEGATIVE = re.compile(
 _SENTENCE = re.compile(r"(?<=[.?!])\s+(?=[A-Z\"'(])|\n")
 _LEAD_IN = 300  # characters: the last sentence of a stem is not longer
 _SHORT_OPTION = 30  # characters: a longest option shorter than this is no clue
+_TYPE = re.compile(r"[\s,]+(?:(?:type|variant|form) )?(?:\d{1,3}[a-z]?|[ivx]{1,5}[a-d]?)$", re.IGNORECASE)
+_BRACKETS = re.compile(r"[()\[\]]")
 _KEY_WORD = 6  # letters: shorter words are too common to be a clue
 _COMMON_SHARE = 0.01  # a word is rare if fewer of the seeds have it
 
@@ -90,25 +109,58 @@ def max_words(draft: Draft, provenance: Provenance, most: int) -> Rejection | No
     return Rejection("max_words", f"the stem has {count} words, at most {most} are required") if count > most else None
 
 
-def entity_given_away(draft: Draft, provenance: Provenance) -> Rejection | None:
-    """Reject a question whose stem names the entity, if the entity (or a variant of its name) is an option."""
+def entity_given_away(draft: Draft, provenance: Provenance, synonyms: Sequence[str] = ()) -> Rejection | None:
+    """Reject a question whose stem names the entity, if the entity (or a variant of its name) is an option.
+
+    Spellings, possessives, inverted names and `synonyms` are the same name (see `name_finder`). If one option alone is
+    of the entity's family, its name without a type counts too: "Gaucher disease" gives "Gaucher disease type 1" away.
+    """
     if provenance.entity is None:
         return None
-    own = [option for option in draft.options if derive_family(option) == derive_family(provenance.entity)]
+    names = (provenance.entity, *synonyms)
+    own = [option for option in draft.options if _is_one_of(option, names)]
     if not own:
         return None
-    stem = _padded(draft.stem)
-    named = next((name for name in (*own, provenance.entity) if _padded(name) in stem), None)
+    names += tuple(own)
+    if len(own) == 1:
+        bases = (_TYPE.sub("", name) for name in names)
+        names += tuple(base for base in bases if " " in base)  # not the "Trisomy" of "Trisomy 21"
+    inverted = tuple(f"{rest} {first}" for first, _, rest in (name.partition(" ") for name in names) if rest)
+    named = find_name(draft.stem, tuple(dict.fromkeys(names + inverted)))
     if named is None:
         return None
     return Rejection("entity_given_away", f"the stem names {named!r}, and {own[0]!r} is an option")
 
 
+def _is_one_of(option: str, names: Sequence[str]) -> bool:
+    """Whether an option is one of these names, another type of the first, or one of them with another in brackets."""
+    parts = (option, *filter(None, map(str.strip, _BRACKETS.split(option))))
+    return derive_family(option) == derive_family(names[0]) or any(
+        is_same_name(part, name) for part in parts for name in names
+    )
+
+
 def missing_figure(draft: Draft, provenance: Provenance) -> Rejection | None:
-    """Reject a stem that refers to a figure, an image or a table: a text contains none."""
-    stem = " ".join(draft.stem.lower().split())
-    found = any(hint in stem for hint in _HINTS) and _MISSING_FIGURE.search(stem)
+    """Reject a stem that refers to a figure, an image or a table that it does not contain."""
+    stem = draft.stem.lower()
+    if not any(hint in stem for hint in _HINTS):
+        return None
+    line = stem.replace("\n", " ")
+    found = _MISSING_FIGURE.search(line)
+    found = found or next(
+        (each for each in _MISSING_VALUES.finditer(line) if not _has_values(stem[each.end() :])), None
+    )
     return Rejection("missing_figure", f"the stem says {found.group()!r}") if found else None
+
+
+def _has_values(text: str) -> bool:
+    """Whether values follow a reference to a table or results: in the next sentence, or in two rows below it."""
+    text = text[:_SEEN_AHEAD].replace("|", "\n")
+    sentence = _SENTENCE_END.split(text.lstrip(" .:\n-"), maxsplit=1)[0]
+    if _VALUE.search(sentence) and not sentence.endswith("?"):
+        return True
+    rows = [line for line in text.split("\n")[1:] if len(line.split()) <= _ROW_WORDS and not line.endswith("?")]
+    return sum(_VALUE.search(row) is not None for row in rows) > 1
 
 
 def all_or_none(draft: Draft, provenance: Provenance) -> Rejection | None:
@@ -151,10 +203,6 @@ class RepeatedKeyWord:
 def refers_to_options(options: Sequence[str]) -> bool:
     """Return whether an option refers to others by their place, so that the options must keep their order."""
     return any(map(_ALL_OR_NONE.search, options))
-
-
-def _padded(text: str) -> bytes:
-    return b" %b " % b" ".join(fold(text).split())
 
 
 def _key_words(text: str) -> set[bytes]:

@@ -11,11 +11,12 @@ first too often, and a policy would learn the letter.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
 from itertools import islice
+from types import MappingProxyType
 from typing import NamedTuple
 
 from tqdm import tqdm
@@ -65,6 +66,7 @@ class Screen:
         seeds: the seed questions; no question may repeat one.
         benchmarks: the items of every benchmark; no question may contain one.
         passage_text: passage id -> text, for grounding.
+        synonyms: entity -> its other names, which give it away too.
     """
 
     def __init__(
@@ -74,10 +76,11 @@ class Screen:
         seeds: Sequence[Question],
         benchmarks: Sequence[Question],
         passage_text: Callable[[str], str],
+        synonyms: Mapping[str, Sequence[str]] = MappingProxyType({}),
     ):
         self._random_seed = random_seed
         self._rejects_all_or_none = checks.all_or_none
-        self._draft_checks = list(_select_checks(checks, seeds, passage_text))
+        self._draft_checks = list(_select_checks(checks, seeds, passage_text, synonyms))
         self._decontaminator = Decontaminator(benchmarks, checks.decontamination) if checks.decontamination else None
         self._known = _KnownQuestions(checks.near_duplicate, [*seeds, *benchmarks])
 
@@ -186,22 +189,31 @@ class _KnownQuestions:
 
 
 def _select_checks(
-    checks: Checks, seeds: Sequence[Question], passage_text: Callable[[str], str]
+    checks: Checks,
+    seeds: Sequence[Question],
+    passage_text: Callable[[str], str],
+    synonyms: Mapping[str, Sequence[str]],
 ) -> Iterator[DraftCheck]:
     """Yield the checks that are on, in order."""
     if checks.min_words:
         yield partial(flaws.min_words, least=checks.min_words)
     if checks.max_words:
         yield partial(flaws.max_words, most=checks.max_words)
-    for check in (flaws.all_or_none, flaws.negative_lead_in, flaws.missing_figure, flaws.entity_given_away):
+    for check in (flaws.all_or_none, flaws.negative_lead_in, flaws.missing_figure):
         if getattr(checks, check.__name__):
             yield check
+    if checks.entity_given_away:
+        yield partial(_check_entity, synonyms=synonyms)
     if checks.longest_option:
         yield partial(flaws.longest_option, times=checks.longest_option)
     if checks.repeated_key_word:
         yield flaws.RepeatedKeyWord(seeds)
     if checks.grounding:
         yield Grounding(checks.grounding, seeds, passage_text)
+
+
+def _check_entity(draft: Draft, provenance: Provenance, synonyms: Mapping[str, Sequence[str]]) -> Rejection | None:
+    return flaws.entity_given_away(draft, provenance, synonyms.get(provenance.entity or "", ()))
 
 
 def _draw_permutation(random_seed: int, index: int, count: int) -> tuple[int, ...]:
