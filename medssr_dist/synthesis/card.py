@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 from types import NoneType
-from typing import Any, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 
@@ -106,7 +106,9 @@ def _describe_type(annotation: Any) -> dict[str, Any]:
         return {"list": _TYPES[inner[0]]}
     if get_origin(annotation) is dict:  # the options, by letter
         return {"struct": [{"name": letter, "dtype": "string"} for letter in LETTERS]}
-    return _describe_type(inner[0] if isinstance(inner[0], type) else type(inner[0]))  # X | None, Literal[1]
+    if get_origin(annotation) is Literal:
+        return _describe_type(type(inner[0]))
+    return _describe_type(inner[0])  # X | None
 
 
 def _describe_making(config: Config, summary: SynthesisSummary) -> str:
