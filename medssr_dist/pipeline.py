@@ -40,10 +40,11 @@ from medssr_dist.offline_teacher import open_endpoints
 from medssr_dist.readers import name_source, read_all, read_questions, refuse_evaluation_items, refuse_unlabelled
 from medssr_dist.run.background import BackgroundSteps, ThreadStep
 from medssr_dist.run.clock import time_step
+from medssr_dist.run.demand import QuestionDemand, make_demand, refuse_unvoted_demand
 from medssr_dist.run.directory import RunDir, find_commit
 from medssr_dist.run.paths import STAGES, STEPS
 from medssr_dist.run.session import Session, open_session
-from medssr_dist.run.stream import QuestionFeed, clear_end, has_ended, read_kept_labels
+from medssr_dist.run.stream import QuestionFeed, clear_end, has_ended, read_kept_count, read_kept_labels
 from medssr_dist.runtime.models import (
     find_revision,
     fingerprint_model,
@@ -76,6 +77,7 @@ def run_steps(config: Config, root: Path, steps: tuple[str, ...] = STEPS) -> Non
     if steps == STEPS and not config.training.uses_pseudo_labels:
         logger.info("synthesize, vote: skipped, no training stage uses pseudo-labels")
         steps = ("train", "evaluate")
+    refuse_unvoted_demand(config, steps)
     with open_session(config, root, before_ray=refuse_too_little_memory) as session:
         with time_step(session.run.root, "run"):
             _run_steps(session, steps)
@@ -91,8 +93,13 @@ def _run_steps(session: Session, steps: tuple[str, ...]) -> None:
             synthesize(session)
         if "vote" in steps:
             vote(session, _open_finished_questions(session))
+        while {"synthesize", "vote"} <= set(steps) and _wants_more_questions(session):
+            synthesize(session)
+            vote(session, _open_finished_questions(session))
         if "train" in steps:
             train_stage1(session)
+    if "vote" in steps:
+        _warn_of_missing_labels(session)
     if "train" in steps:
         train_stage2(session)
     if "evaluate" in steps:
@@ -145,9 +152,13 @@ class _Sources:
 def synthesize(session: Session) -> None:
     """Step 1: write new questions from seed questions, rare diseases and passages (paper section 3.1)."""
     sources = _read_sources(session)
-    _reopen_synthesis(session)
+    if _wants_more_questions(session):
+        _reopen_synthesis(session)
+    demand = _make_demand(session)
     session.run_step(
-        "synthesize", sources.fingerprints, lambda: _prepare_synthesis(session, sources)(session.should_stop)
+        "synthesize",
+        sources.fingerprints,
+        lambda: _prepare_synthesis(session, sources)(session.should_stop, demand=demand),
     )
 
 
@@ -161,15 +172,30 @@ def _read_sources(session: Session) -> _Sources:
     return _Sources(prompt, seeds, benchmarks, entities, Retriever(config.knowledge))
 
 
+def _make_demand(session: Session, vote_follows: bool = False) -> QuestionDemand:
+    return make_demand(session.config, session.run.voting.labels, vote_follows)
+
+
+def _wants_more_questions(session: Session, vote_follows: bool = False) -> bool:
+    """Return whether a finished synthesis has more to do: the config asks for more, or too few labels are kept.
+
+    With `voting.kept`, a vote that has begun is finished first, unless it follows synthesis: it may find enough.
+    """
+    run, config = session.run, session.config
+    if not run.is_finished("synthesize"):
+        return False
+    if config.voting.kept and not vote_follows and "vote" in run.read_manifest().steps and not run.is_finished("vote"):
+        return False
+    return has_more_to_do(config.synthesis, run.synthesis.folder, _make_demand(session, vote_follows).count_wanted())
+
+
 def _reopen_synthesis(session: Session) -> None:
-    """Reopen a finished synthesis if the config now asks for more questions."""
-    run = session.run
-    if run.is_finished("synthesize") and has_more_to_do(session.config.synthesis, run.synthesis.folder):
-        run.reopen_step("synthesize")
+    """Reopen a finished synthesis; with `voting.kept` also the vote, which continues from its labels."""
+    session.run.reopen_step("synthesize", followers=("vote",) if session.config.voting.kept else ())
 
 
 def _prepare_synthesis(session: Session, sources: _Sources) -> Callable[..., object]:
-    """Find the passages of all entities, and return the function `(should_stop, should_hold)` that does the step.
+    """Find the passages of all entities, and return the function `(should_stop, should_hold, demand)` of the step.
 
     Finding passages may start Ray, so call this in the main thread; the function it returns may run in another.
     """
@@ -190,7 +216,12 @@ def _open_finished_questions(session: Session) -> QuestionFeed:
 
 
 def _limit_questions(session: Session) -> int:
-    """Return the number of synthetic questions; before synthesis has finished, its upper bound."""
+    """Return the number of synthetic questions; before synthesis has finished, its upper bound.
+
+    With `voting.kept`, this is the number of labels that stage 1 trains on.
+    """
+    if session.config.voting.kept:
+        return session.config.voting.kept
     if session.run.is_finished("synthesize"):
         return read_synthesis_summary(session.run.synthesis.summary).accepted
     return session.config.synthesis.accepted
@@ -216,10 +247,24 @@ def vote(
 
     def take_votes() -> None:
         session.start_ray()
-        total = _limit_questions(session)
+        total = None if session.config.voting.kept else _limit_questions(session)
         label_questions(session.config, feed, total, model, folder, find_hpo_truth, should_stop, trainer_follows)
 
     session.run_step("vote", _fingerprint_base(session), take_votes)
+
+
+def _warn_of_missing_labels(session: Session) -> None:
+    """Warn if fewer labels are kept than `voting.kept`, and of what ended synthesis."""
+    synthesis, kept = session.config.synthesis, read_kept_count(session.run.voting.labels)
+    if kept is None or kept >= session.config.voting.kept:
+        return
+    ends = {
+        "cap": f"synthesis.candidates = {synthesis.most_candidates:,} requests were used up; raise it",
+        "budget": "synthesis.budget was spent; raise it",
+    }
+    ended_by = read_synthesis_summary(session.run.synthesis.summary).stopped_by
+    reason = ends.get(ended_by, "there are no more questions; `medssr run` writes more")
+    logger.warning("only %s of voting.kept = %s labels are kept: %s", f"{kept:,}", session.config.voting.kept, reason)
 
 
 # --- step 3: train ----------------------------------------------------------------------------------
@@ -292,6 +337,8 @@ def stream_steps(session: Session) -> None:
     If one of them fails, the others end too. The same command then resumes all of them.
     """
     questions = session.run.synthesis.questions
+    if not session.run.is_finished("vote"):
+        clear_end(session.run.voting.labels)  # of an earlier round
     feed = QuestionFeed(questions, lambda: has_ended(questions))
     with BackgroundSteps(session) as background:
         if synthesis := _start_synthesis(session, feed):
@@ -307,7 +354,8 @@ def stream_steps(session: Session) -> None:
 def _start_synthesis(session: Session, feed: QuestionFeed) -> ThreadStep | None:
     """Start synthesis in a thread; it holds new requests back while the vote lags behind. None if it has finished."""
     sources = _read_sources(session)
-    _reopen_synthesis(session)
+    if _wants_more_questions(session, vote_follows=True):
+        _reopen_synthesis(session)
     if not session.begin_step("synthesize", sources.fingerprints):
         return None
     with time_step(session.run.root, "synthesize"):
@@ -316,7 +364,8 @@ def _start_synthesis(session: Session, feed: QuestionFeed) -> ThreadStep | None:
     def should_hold(accepted: int) -> bool:
         return accepted - feed.given > session.config.voting.question_buffer
 
-    return ThreadStep(lambda should_stop: work(should_stop, should_hold), session.should_stop)
+    demand = _make_demand(session, vote_follows=True)
+    return ThreadStep(lambda should_stop: work(should_stop, should_hold, demand), session.should_stop)
 
 
 # --- step 4: evaluate -------------------------------------------------------------------------------

@@ -133,7 +133,11 @@ def render_summary(summary: RunSummary) -> str:
     training = [*_describe_stage("stage 1", steps.stage1), *_describe_stage("stage 2", steps.stage2)]
     blocks = [
         ("1 synthesize", _format_rows(_describe_synthesis(steps.synthesize)), ("synthesize",)),
-        ("2 vote", _format_rows(format_quality(steps.vote.quality) if steps.vote else [_NOT_RUN]), ("vote",)),
+        (
+            "2 vote",
+            _format_rows(format_quality(steps.vote.quality, steps.vote.kept_wanted) if steps.vote else [_NOT_RUN]),
+            ("vote",),
+        ),
         ("3 train", _format_rows(training), STAGES),
         ("4 evaluate", _format_scores(steps.evaluate), ("evaluate",)),
     ]

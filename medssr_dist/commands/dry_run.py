@@ -16,7 +16,7 @@ from medssr_dist.commands.plan_rows import PlanRow, describe_forecast, print_row
 from medssr_dist.commands.prefetch import find_index
 from medssr_dist.config.base import DataSource
 from medssr_dist.config.load import dump_config
-from medssr_dist.config.schema import Config
+from medssr_dist.config.schema import Config, Voting
 from medssr_dist.config.synthesis import Knowledge, Synthesis
 from medssr_dist.config.training import Stage
 from medssr_dist.data.jsonl import write_atomic, write_json
@@ -30,9 +30,11 @@ from medssr_dist.estimates.workload import (
     count_gold_examples,
     count_mixed_labels,
     count_stage_steps,
+    expect_questions,
     list_policies,
 )
 from medssr_dist.readers import name_source, read_all, read_questions, refuse_evaluation_items, refuse_unlabelled
+from medssr_dist.run.demand import refuse_unvoted_demand
 from medssr_dist.run.directory import RunDir, find_commit
 from medssr_dist.run.paths import STAGES, STEPS, resolved_config
 from medssr_dist.runtime.models import find_policy_on_disk
@@ -53,6 +55,7 @@ def dry_run(config: Config, run_dir: Path, steps: tuple[str, ...], rates_of: Pat
         InputError: the real run would refuse its input (unreadable data, an evaluation item among the seeds, a missing
             model), or `rates_of` has no rates.
     """
+    refuse_unvoted_demand(config, steps)
     run = RunDir(run_dir)
     folder = run.dry_run
     shutil.rmtree(folder, ignore_errors=True)
@@ -131,13 +134,26 @@ def _plan_synthesis(config: Config, run: RunDir, folder: Path, model: Path) -> l
     count = rendered.with_entity
     share = f"{count:,} of the first {synthesis.accepted:,} ({count / synthesis.accepted:.3f})"
     return [
-        PlanRow("questions", f"{synthesis.accepted:,} accepted wanted, {synthesis.most_candidates:,} requests at most"),
+        PlanRow("questions", f"{_describe_demand(config, run)}, {synthesis.most_candidates:,} requests at most"),
         *[PlanRow("endpoint", f"{endpoint.base_url} ({endpoint.model})") for endpoint in synthesis.endpoints],
         PlanRow("cost", _describe_cost(synthesis, rendered.mean_tokens)),
         PlanRow("rare", f"alpha {synthesis.alpha:g}: {share} requests get one of {len(rare):,} entities"),
         *_describe_sources("seeds", synthesis.seeds, config),
         PlanRow("index", rendered.index_state),
     ]
+
+
+def _describe_demand(config: Config, run: RunDir) -> str:
+    """Describe how many questions are wanted, for `voting.kept` by the measured or assumed share of kept labels."""
+    kept, synthesis = config.voting.kept, config.synthesis
+    if not kept:
+        return f"{synthesis.accepted:,} accepted wanted"
+    rates = read_rates(run.root)
+    if rates and rates.vote and rates.vote.kept_share:
+        questions = expect_questions(config, rates.vote.kept_share)
+        return f"about {questions:,} accepted for {kept:,} kept labels ({100 * rates.vote.kept_share:.0f}% kept so far)"
+    share = f"{100 * kept / max(kept, synthesis.accepted):.0f}% kept, assumed from synthesis.accepted"
+    return f"about {expect_questions(config):,} accepted for {kept:,} kept labels ({share})"
 
 
 def _describe_cost(synthesis: Synthesis, prompt_tokens: float) -> str:
@@ -218,12 +234,17 @@ def _plan_vote(config: Config, run: RunDir, folder: Path, model: Path) -> list[P
     question = read_questions(config.synthesis.seeds[0], config.runtime.random_seed)[0]
     write_atomic(folder / "vote_prompt.txt", _render_vote_prompt(config, question, model))
     write_json(folder / "vllm_engine.json", _engine_options(config, model))
-    questions = config.synthesis.accepted
+    questions = expect_questions(config)
     return [
         PlanRow("votes", f"{questions:,} questions at most x {voting.samples} = {questions * voting.samples:,}"),
-        PlanRow("kept", f"labels with confidence of {voting.confidence} votes >= {voting.threshold:g}"),
+        PlanRow("kept", f"{_describe_kept(voting)}"),
         PlanRow("prompt", "as the chat template renders it" if model.is_dir() else "plain: no tokenizer on disk yet"),
     ]
+
+
+def _describe_kept(voting: Voting) -> str:
+    wanted = f"{voting.kept:,} " if voting.kept else ""
+    return f"{wanted}labels with confidence of {voting.confidence} votes >= {voting.threshold:g}"
 
 
 def _render_vote_prompt(config: Config, question: Question, model: Path) -> str:
@@ -249,7 +270,7 @@ def _plan_training(config: Config, run: RunDir, folder: Path, model: Path) -> li
     training = config.training
     check_trackers(training)
     starts = {"stage1": model, "stage2": run.stage("stage1").hf if training.stage1.enabled else model}
-    examples = {"stage1": config.synthesis.accepted, "stage2": 0}
+    examples = {"stage1": config.voting.kept or config.synthesis.accepted, "stage2": 0}
     source_rows = []
     if training.stage2.enabled:
         _refuse_bad_supervised(config)

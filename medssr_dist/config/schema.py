@@ -71,6 +71,13 @@ class Voting(Section):
     threshold: float = Field(
         0.5, ge=0, le=1, description="a label is kept if its confidence is at least this; 0 = keep all"
     )
+    kept: int = Field(
+        0,
+        ge=0,
+        description="kept labels wanted: questions are written until so many labels are kept, within "
+        "synthesis.candidates and synthesis.budget, and the vote ends there. 0 = off: synthesis.accepted questions are "
+        "written, whatever is kept",
+    )
     confidence: Literal["requested", "valid"] = Field(
         "requested", description="denominator of the confidence: votes asked for, or valid votes"
     )
@@ -195,6 +202,17 @@ class Config(Section):
             raise ValueError(
                 "policy.dtype = float32 cannot be trained with attention=flash_attention_2, which computes in 16 bits; "
                 "set training.attention=sdpa"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _refuse_more_kept_than_requests(self) -> Config:
+        kept, most = self.voting.kept, self.synthesis.most_candidates
+        if kept > most:
+            where = "" if self.synthesis.candidates else " (2 x synthesis.accepted + 10)"
+            raise ValueError(
+                f"voting.kept = {kept} is above the limit of requests, synthesis.candidates = {most}{where}; raise "
+                "synthesis.candidates, or lower voting.kept"
             )
         return self
 

@@ -140,7 +140,11 @@ class Checks(Section):
 class Synthesis(Section):
     """Question synthesis: a prompt has two seed questions and, with probability alpha, an entity and its passages."""
 
-    accepted: int = Field(ge=1, description="questions to write")
+    accepted: int = Field(
+        ge=1,
+        description="questions to write; with voting.kept: the questions assumed to be needed, before the share of "
+        "kept labels is measured",
+    )
     candidates: int = Field(0, ge=0, description="limit of requests; 0 = 2 x accepted + 10")
     alpha: float = Field(
         0.5, ge=0, le=1, description="share of requests whose prompt holds an entity and passages (rho < alpha)"

@@ -92,7 +92,10 @@ def _read_synthesis(run: RunDir, config: dict[str, Any], begun: StepRecord) -> S
     live = run.synthesis.progress
     if live.exists():
         note += _describe_client(read_synthesis_progress(live), running=not begun.finished)
-    return StepProgress(accepted, config["synthesis"]["accepted"], "accepted questions", note)
+    total = config["synthesis"]["accepted"]
+    if config["voting"].get("kept") and live.exists():  # the estimate of how many the kept labels need
+        total = read_synthesis_progress(live).wanted
+    return StepProgress(accepted, total, "accepted questions", note)
 
 
 def _describe_client(live: SynthesisProgress, running: bool) -> str:
@@ -112,7 +115,9 @@ def _describe_client(live: SynthesisProgress, running: bool) -> str:
 def _read_vote(run: RunDir, config: dict[str, Any], begun: StepRecord) -> StepProgress:
     found = read_ledger_counts(run.voting.folder)
     questions = count_lines(run.synthesis.questions)
-    return StepProgress(found.labels, questions, "questions", f"{found.votes:,} votes, {found.kept:,} labels kept")
+    wanted = config["voting"].get("kept", 0)
+    kept = f"{found.kept:,} of {wanted:,} labels kept" if wanted else f"{found.kept:,} labels kept"
+    return StepProgress(found.labels, questions, "questions", f"{found.votes:,} votes, {kept}")
 
 
 def _read_stage1(run: RunDir, config: dict[str, Any], begun: StepRecord) -> StepProgress:

@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from medssr_dist.config.schema import Config
 from medssr_dist.config.training import Stage
 from medssr_dist.estimates.rates import Rates, VoteRate
-from medssr_dist.estimates.workload import count_stage_steps
+from medssr_dist.estimates.workload import count_stage_steps, expect_questions
 from medssr_dist.run.paths import RECORDED_STEPS, STAGES
 from medssr_dist.runtime.cluster import count_slots
 
@@ -133,7 +133,8 @@ def _forecast_steps(
         """Return how much faster `part` is than when it was measured, because of its number of GPUs."""
         return slots[part] / rates.slots[part] if on_gpu and slots[part] and rates.slots[part] else 1.0
 
-    times, vote, questions = {}, rates.vote, config.synthesis.accepted
+    times, vote = {}, rates.vote
+    questions = expect_questions(config, vote.kept_share if vote else None)
     if rates.questions_per_s:
         times["synthesize"] = StepTime(0.0, questions / rates.questions_per_s)
     if vote:
@@ -162,5 +163,5 @@ def _count_steps(config: Config, name: str, gold_examples: int, vote: VoteRate |
     if name == "stage1" or config.training.stage2.mix_pseudo_labels:
         if vote is None:
             return None
-        examples += config.synthesis.accepted * vote.kept_share
+        examples += config.voting.kept or config.synthesis.accepted * vote.kept_share
     return count_stage_steps(stage, examples)

@@ -21,10 +21,10 @@ def estimate_workload(config: Config) -> dict[str, int]:
         {"synthesize": 40, "vote": 40, "stage1": 10, "stage2": 3, "evaluate": 42}
     """
     training = config.training
-    accepted = config.synthesis.accepted if training.uses_pseudo_labels else 0
-    units = {"synthesize": accepted, "vote": accepted}
+    questions = expect_questions(config) if training.uses_pseudo_labels else 0
+    units = {"synthesize": questions, "vote": questions}
     if training.stage1.enabled:
-        units["stage1"] = count_stage_steps(training.stage1, accepted)
+        units["stage1"] = count_stage_steps(training.stage1, config.voting.kept or questions)
     try:
         if training.stage2.enabled:
             examples = count_gold_examples(config) + count_mixed_labels(config)
@@ -33,6 +33,22 @@ def estimate_workload(config: Config) -> dict[str, int]:
     except InputError:
         pass
     return units
+
+
+def expect_questions(config: Config, kept_share: float | None = None) -> int:
+    """Return how many questions are expected to be written and voted on.
+
+    Args:
+        kept_share: measured share of kept labels, for `voting.kept`; None = the share that the config assumes,
+            voting.kept / synthesis.accepted.
+
+    Example: with voting.kept = 30 and a kept share of 0.5, 60, but never more than synthesis.candidates.
+    """
+    kept, synthesis = config.voting.kept, config.synthesis
+    if not kept:
+        return synthesis.accepted
+    needed = max(synthesis.accepted, kept) if kept_share is None else math.ceil(kept / max(kept_share, 1e-9))
+    return min(needed, synthesis.most_candidates)
 
 
 def count_stage_steps(stage: Stage, examples: float) -> int:
@@ -52,7 +68,8 @@ def count_gold_examples(config: Config) -> int:
 
 def count_mixed_labels(config: Config) -> int:
     """Return the most pseudo-labels that stage 2 mixes into its human-annotated questions."""
-    return config.synthesis.accepted if config.training.stage2.mix_pseudo_labels else 0
+    most = config.voting.kept or config.synthesis.accepted
+    return most if config.training.stage2.mix_pseudo_labels else 0
 
 
 def count_answers(config: Config) -> int:

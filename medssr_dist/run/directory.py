@@ -49,6 +49,7 @@ _FREE_KEYS = (
     "synthesis.retry",
     "synthesis.prices",
     "synthesis.budget",
+    "voting.kept",
     "voting.engines",
     "voting.tensor_parallel_size",
     "voting.max_engines",
@@ -175,22 +176,28 @@ class RunDir(RunPaths):
 
     def finish_step(self, step: str) -> None:
         """Record that `step`, which was begun, is finished."""
-        self._set_finished(step, _timestamp())
+        self._set_finished((step,), _timestamp())
 
-    def reopen_step(self, step: str) -> None:
-        """Record that finished `step` has more to do. Raises InputError if a later step has used its results."""
-        steps = list(STEP_SECTIONS)
-        later = [name for name in steps[steps.index(step) + 1 :] if name in self.read_manifest().steps]
+    def reopen_step(self, step: str, followers: tuple[str, ...] = ()) -> None:
+        """Record that finished `step` has more to do. Raises InputError if a later step has used its results.
+
+        Args:
+            followers: later steps that also have more to do then: they continue from what they have.
+        """
+        steps, begun = list(STEP_SECTIONS), self.read_manifest().steps
+        later = [name for name in steps[steps.index(step) + 1 :] if name in begun and name not in followers]
         if later:
             raise InputError(
                 f"{self.root}: '{step}' finished with lower limits than the config has now, but '{later[0]}' was begun "
                 "with its results; put the old limits back, or give a new --run-dir"
             )
-        self._set_finished(step, None)
+        reopened = (step, *(name for name in followers if name in begun))
+        self._set_finished(reopened, None)
 
-    def _set_finished(self, step: str, when: str | None) -> None:
+    def _set_finished(self, steps: tuple[str, ...], when: str | None) -> None:
         manifest = self.read_manifest()
-        self._replace_step(manifest, step, manifest.steps[step].model_copy(update={"finished": when}))
+        changed = {step: manifest.steps[step].model_copy(update={"finished": when}) for step in steps}
+        self.write_manifest(manifest.model_copy(update={"steps": manifest.steps | changed}))
 
     def _replace_step(self, manifest: Manifest, step: str, record: StepRecord) -> None:
         self.write_manifest(manifest.model_copy(update={"steps": manifest.steps | {step: record}}))

@@ -152,6 +152,26 @@ def read_kept_labels(labels: Path) -> Iterator[Label]:
     return (kept.label for kept in follow_kept_labels(labels, 0))
 
 
+class LabelCounter:
+    """Counts the labels of a growing file.
+
+    Attributes:
+        labels: number of labels at the last `read`.
+        kept: how many of them are kept.
+    """
+
+    def __init__(self, labels: Path):
+        self.labels = self.kept = 0
+        self._path, self._tail = labels, _Tail(labels)
+
+    def read(self) -> None:
+        """Count the labels that are new. Raises InputError for a line that is not a label."""
+        while lines := self._tail.read():
+            for line in lines:
+                self.kept += parse_record(Label, json.loads(line), str(self._path)).kept
+            self.labels += len(lines)
+
+
 class KeptLabel(NamedTuple):
     """A kept label and the number of lines of the stream up to it, its own line included.
 

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from medssr_dist.config.synthesis import Synthesis
 from medssr_dist.data.jsonl import write_json
+from medssr_dist.run.demand import QuestionDemand
 from medssr_dist.run.paths import SynthesisPaths
 from medssr_dist.synthesis.client.batch_runner import BatchRunner
 from medssr_dist.synthesis.client.budget import Spending
@@ -30,6 +31,7 @@ class ProgressReporter:
         self,
         folder: Path,
         synthesis: Synthesis,
+        demand: QuestionDemand,
         runner: Dispatcher | BatchRunner,
         queue: RequestQueue,
         spending: Spending,
@@ -37,6 +39,7 @@ class ProgressReporter:
     ):
         self._paths = SynthesisPaths(folder)
         self._synthesis = synthesis
+        self._demand = demand
         self._runner = runner
         self._queue = queue
         self._spending = spending
@@ -49,7 +52,7 @@ class ProgressReporter:
 
         self._events = EventFileWriter(str(self._paths.tensorboard))
         self._bar = tqdm(
-            total=self._synthesis.accepted, initial=self._writer.judged.accepted, desc="synthesize", unit="question"
+            total=self._demand.count_wanted(), initial=self._writer.judged.accepted, desc="synthesize", unit="question"
         )
         self.update()
         return self
@@ -77,16 +80,16 @@ class ProgressReporter:
         """Return the progress now."""
         accepted, judged = self._writer.judged.accepted, self._writer.judged.total
         rate, accepted_rate = self._rates(self._queue.delivered, accepted)
-        missing = self._synthesis.accepted - accepted
+        wanted = self._demand.count_wanted()
         return SynthesisProgress(
             time=time.time(),
             accepted=accepted,
-            wanted=self._synthesis.accepted,
+            wanted=wanted,
             judged=judged,
             accepted_share=round(accepted / judged, 4) if judged else None,
             in_flight=self._queue.in_flight,
             replies_per_s=rate,
-            eta_s=round(missing / accepted_rate) if accepted_rate else None,
+            eta_s=round(max(0, wanted - accepted) / accepted_rate) if accepted_rate else None,
             usd=round(self._spending.usd, 4),
             tokens=self._spending.tokens,
             attempts=self._runner.attempts,
@@ -106,7 +109,7 @@ class ProgressReporter:
         return round((replies - replies_then) / (now - since), 2), (accepted - accepted_then) / (now - since)
 
     def _show(self, progress: SynthesisProgress) -> None:
-        self._bar.n = progress.accepted
+        self._bar.n, self._bar.total = progress.accepted, progress.wanted
         failing = [f"{each.name} {each.in_words}" for each in progress.endpoints if each.breaker != "closed"]
         share, rate = progress.accepted_share, progress.replies_per_s
         facts = {

@@ -19,6 +19,7 @@ from medssr_dist.data.jsonl import JsonlLedger
 from medssr_dist.data.records import LETTERS, Question, Rejected
 from medssr_dist.errors import InputError
 from medssr_dist.knowledge.name_finder import is_same_name
+from medssr_dist.run.demand import QuestionDemand
 from medssr_dist.run.paths import SynthesisPaths
 from medssr_dist.synthesis.checks import Screen, TeacherReply
 from medssr_dist.synthesis.journal import Journal, JournalEntry
@@ -34,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 
 class QuestionWriter:
-    """Judges replies and writes each to one of the two files, until `accepted` questions are accepted.
+    """Judges replies and writes each to one of the two files, until as many are accepted as are wanted.
 
     Attributes:
         judged: replies judged and accepted so far.
@@ -48,7 +49,7 @@ class QuestionWriter:
         InputError: from `advance`, if more than `max_reject_share` of the last 200 replies were rejected.
     """
 
-    def __init__(self, folder: Path, journal: Journal, screen: Screen, accepted: int, max_reject_share: float):
+    def __init__(self, folder: Path, journal: Journal, screen: Screen, demand: QuestionDemand, max_reject_share: float):
         self.judged = JudgedCount()
         self.rare = 0
         self.accepted_rare = 0
@@ -58,7 +59,7 @@ class QuestionWriter:
         self.entity_option: Counter[str] = Counter()
         self._journal = journal
         self._screen = screen
-        self._wanted = accepted
+        self._demand = demand
         self._max_reject_share = max_reject_share
         self._recent: deque[bool] = deque(maxlen=_ALARM_WINDOW)
         self._may_warn = True
@@ -79,7 +80,7 @@ class QuestionWriter:
         for entry, outcome in self._judge(self._next_entries(until)):
             self._count(entry, outcome)
             (accepted if isinstance(outcome, Question) else rejected).append(outcome.model_dump())
-            if self.judged.accepted >= self._wanted:
+            if self.judged.accepted >= self._demand.count_wanted():
                 break
         for ledger, rows in ((self._questions, accepted), (self._rejected, rejected)):
             if rows:
@@ -103,7 +104,7 @@ class QuestionWriter:
             ledger.path = ledger.path.replace(path)
 
     def _next_entries(self, until: int | None) -> list[JournalEntry]:
-        if self.judged.accepted >= self._wanted:
+        if self.judged.accepted >= self._demand.count_wanted():
             return []
         first, end = self.judged.total, self._journal.first_missing if until is None else until
         return [self._journal.read(index) for index in range(first, min(end, first + _CHUNK))]

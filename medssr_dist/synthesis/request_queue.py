@@ -1,4 +1,4 @@
-"""Which requests are sent next, and when to stop: N questions accepted, a cap on requests, or a budget.
+"""Which requests are sent next, and when to stop: enough questions accepted, a cap on requests, or a budget.
 
 Requests are sent in the order of their numbers, and replies are judged in that order. The accepted set is therefore
 the first N accepted by number, no matter how requests overlapped, failed or were interrupted. Only as many requests
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from medssr_dist.config.synthesis import Synthesis
 from medssr_dist.data.records import Provenance
+from medssr_dist.run.demand import QuestionDemand
 from medssr_dist.synthesis.client.budget import ReservationLedger, Spending, TokenCounter
 from medssr_dist.synthesis.client.chat_client import GaveUp, Reply
 from medssr_dist.synthesis.client.job import ChatJob
@@ -36,6 +37,7 @@ class RequestQueue:
     """Gives jobs to the dispatcher or the batch runner, and writes their outcomes to the journal.
 
     Args:
+        demand: how many accepted questions are wanted.
         judged: updated by the caller who judges the replies; `wake.set()` then reports the change.
         should_stop: polled; once true, no further request is sent.
         should_hold: back-pressure. Called with the number of questions that may be accepted so far; while it returns
@@ -55,6 +57,7 @@ class RequestQueue:
         journal: Journal,
         reservations: ReservationLedger,
         spending: Spending,
+        demand: QuestionDemand,
         judged: JudgedCount,
         should_stop: Callable[[], bool] = lambda: False,
         should_hold: Callable[[int], bool] = lambda accepted: False,
@@ -69,6 +72,7 @@ class RequestQueue:
         self._journal = journal
         self._reservations = reservations
         self._spending = spending
+        self._demand = demand
         self._judged = judged
         self._should_stop = should_stop
         self._should_hold = should_hold
@@ -84,7 +88,7 @@ class RequestQueue:
         Args:
             probe: the request tests whether the endpoint answers, so it is given out even if enough are in flight.
         """
-        if self.is_stopping or self.has_enough:
+        if self.is_stopping or self._has_enough_now():
             return None
         while self._cursor in self._journal or self._cursor in self._provenances:
             self._cursor += 1
@@ -129,8 +133,8 @@ class RequestQueue:
 
     @property
     def has_enough(self) -> bool:
-        """Whether as many questions are accepted as are wanted."""
-        return self._judged.accepted >= self._synthesis.accepted
+        """Whether as many questions are accepted as are wanted, and no more will be wanted."""
+        return self._has_enough_now() and self._demand.is_settled
 
     @property
     def is_finished(self) -> bool:
@@ -169,6 +173,9 @@ class RequestQueue:
         self.delivered += 1
         self.wake.set()
 
+    def _has_enough_now(self) -> bool:
+        return self._judged.accepted >= self._demand.count_wanted()
+
     def _is_held(self) -> bool:
         """Whether the reader of the questions would lag too far behind if all replies so far were accepted.
 
@@ -184,6 +191,6 @@ class RequestQueue:
 
     def _enough_in_flight(self) -> bool:
         """Whether the requests that are sent and not judged yet will be enough, at the share accepted so far."""
-        missing = self._synthesis.accepted - self._judged.accepted
+        missing = self._demand.count_wanted() - self._judged.accepted
         share = (self._judged.accepted + 1) / (self._judged.total + 1)
         return self._cursor - self._judged.total >= missing / share

@@ -1,4 +1,4 @@
-"""The synthesize step: send requests until N questions are accepted; journal, judge and count their replies.
+"""The synthesize step: send requests until enough questions are accepted; journal, judge and count their replies.
 
 1. Each reply in the journal is checked against the prompt that its request has now, and judged.
 2. Missing replies are requested (by Dispatcher or BatchRunner). Each is written to the journal before it is used.
@@ -27,6 +27,7 @@ from medssr_dist.data.jsonl import write_json
 from medssr_dist.data.records import Question
 from medssr_dist.data.wilson import measure_share
 from medssr_dist.errors import InputError, Stopped
+from medssr_dist.run.demand import FixedDemand, QuestionDemand
 from medssr_dist.run.paths import SynthesisPaths
 from medssr_dist.run.stream import mark_end
 from medssr_dist.synthesis.card import write_card
@@ -82,6 +83,7 @@ class SynthesisWork:
     """The open files and the counts of the step."""
 
     plan: RequestPlan
+    demand: QuestionDemand
     journal: Journal
     reservations: ReservationLedger
     spending: Spending
@@ -97,6 +99,7 @@ def synthesize(
     commit: str,
     should_stop: Callable[[], bool] = lambda: False,
     should_hold: Callable[[int], bool] = lambda accepted: False,
+    demand: QuestionDemand | None = None,
 ) -> SynthesisSummary:
     """Run or resume the step in `folder` (paper section 3.1).
 
@@ -105,6 +108,7 @@ def synthesize(
         commit: code commit, for the provenance.
         should_stop: polled; once true, the requests in flight are awaited and journaled, and the step ends.
         should_hold: back-pressure from the vote, see RequestQueue.
+        demand: how many questions to write; None = `synthesis.accepted`.
 
     Returns:
         The summary, which is also written to summary.json.
@@ -115,7 +119,8 @@ def synthesize(
     """
     check_inputs(config, inputs.seeds, inputs.entities)
     with ExitStack() as stack:
-        work = _open_work(config, folder, inputs, commit, should_stop, should_hold, stack)
+        demand = demand or FixedDemand(config.synthesis.accepted)
+        work = _open_work(config, folder, inputs, commit, demand, should_stop, should_hold, stack)
         started = time.time()
         if not work.queue.is_finished:
             with inputs.open_endpoints(config.synthesis.endpoints) as endpoints:
@@ -143,6 +148,7 @@ def _open_work(
     folder: Path,
     inputs: SynthesisInputs,
     commit: str,
+    demand: QuestionDemand,
     should_stop: Callable[[], bool],
     should_hold: Callable[[int], bool],
     stack: ExitStack,
@@ -157,10 +163,12 @@ def _open_work(
     spending.count_lost(reservations.total, tries=0)
     items = [question for questions in inputs.benchmarks.values() for question in questions]
     screen = Screen(synthesis.checks, random_seed, inputs.seeds, items, inputs.passage_text)
-    writer = QuestionWriter(folder, journal, screen, synthesis.accepted, synthesis.max_reject_share)
+    writer = QuestionWriter(folder, journal, screen, demand, synthesis.max_reject_share)
     stack.callback(writer.close)
-    queue = RequestQueue(synthesis, plan, journal, reservations, spending, writer.judged, should_stop, should_hold)
-    return SynthesisWork(plan, journal, reservations, spending, writer, queue)
+    queue = RequestQueue(
+        synthesis, plan, journal, reservations, spending, demand, writer.judged, should_stop, should_hold
+    )
+    return SynthesisWork(plan, demand, journal, reservations, spending, writer, queue)
 
 
 def _open_journal(path: Path, plan: RequestPlan, spending: Spending) -> Journal:
@@ -187,7 +195,7 @@ async def _send_requests(synthesis: Synthesis, endpoints: list[Endpoint], folder
         runner = BatchRunner(synthesis, endpoints, folder)
     else:
         runner = Dispatcher(synthesis, endpoints)
-    with ProgressReporter(folder, synthesis, runner, work.queue, work.spending, work.writer) as progress:
+    with ProgressReporter(folder, synthesis, work.demand, runner, work.queue, work.spending, work.writer) as progress:
         sending = asyncio.create_task(runner.run(work.queue))
         judging = asyncio.create_task(_judge_and_show(work, progress, runner))
         await asyncio.wait({sending, judging}, return_when=asyncio.FIRST_COMPLETED)
@@ -302,10 +310,10 @@ def _format_time(seconds: float) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(seconds))
 
 
-def has_more_to_do(synthesis: Synthesis, folder: Path) -> bool:
-    """Return whether a finished step must continue, because the count, the cap or the budget was raised."""
+def has_more_to_do(synthesis: Synthesis, folder: Path, wanted: int) -> bool:
+    """Return whether a finished step can bring more of the `wanted` questions: their number or a limit was raised."""
     summary = read_synthesis_summary(SynthesisPaths(folder).summary)
-    if summary.accepted >= synthesis.accepted:
+    if summary.accepted >= wanted:
         return False
     if summary.stopped_by == "budget":
         limits = (

@@ -229,9 +229,11 @@ class VoteSummary(QualityRecord):
         votes_taken_now: votes taken by the last attempt.
         seconds: duration of the last attempt.
         tokens: generated in all votes taken, over all attempts.
+        kept_wanted: `voting.kept` when the vote ended; 0 = as many as there were.
     """
 
     votes_taken_now: int
     seconds: float
     tokens: int
     quality: LabelQuality
+    kept_wanted: int = 0

@@ -15,15 +15,16 @@ class TableRow(NamedTuple):
     text: str
 
 
-def format_quality(quality: LabelQuality) -> list[TableRow]:
-    """Return the rows on outcomes, kept labels, their precision, votes and letters."""
+def format_quality(quality: LabelQuality, kept_wanted: int = 0) -> list[TableRow]:
+    """Return the rows on outcomes, kept labels (`kept_wanted` of them were wanted), their precision, votes, letters."""
+    wanted = f"; {kept_wanted:,} wanted" if kept_wanted else ""
     outcomes = [f"labeled {format_part(quality.labeled, quality.questions)}", f"ties {quality.ties:,}"]
     outcomes.append(f"no valid vote {quality.all_invalid:,}")
     further = {"rejected": quality.rejected, "quarantined": quality.quarantined}
     outcomes += [f"{name} {count:,}" for name, count in further.items() if count]
     return [
         TableRow("outcome", ", ".join(outcomes)),
-        TableRow("kept", f"{format_part(quality.kept, quality.questions)} at {format_threshold(quality)}"),
+        TableRow("kept", f"{format_part(quality.kept, quality.questions)} at {format_threshold(quality)}{wanted}"),
         TableRow("truth", _format_truth(quality)),
         TableRow(
             "votes",

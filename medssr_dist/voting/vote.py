@@ -41,6 +41,8 @@ def vote(
 ) -> VoteSummary:
     """Label the questions of `feed` by majority vote of `model`; resumes from what `folder` holds.
 
+    With `voting.kept`, the vote ends at the question with which so many labels are kept.
+
     Args:
         feed: the questions in order, from the first one on.
         total: the number of questions, for the progress bar; None = not known yet.
@@ -76,7 +78,13 @@ def vote(
         mark_end(paths.labels, ledger.num_kept)
     seconds = round(time.monotonic() - started, 1)
     quality = write_quality(folder, paths.labels, config.voting, truth)
-    summary = VoteSummary(votes_taken_now=scheduler.num_votes, seconds=seconds, tokens=quality.tokens, quality=quality)
+    summary = VoteSummary(
+        votes_taken_now=scheduler.num_votes,
+        seconds=seconds,
+        tokens=quality.tokens,
+        quality=quality,
+        kept_wanted=config.voting.kept,
+    )
     write_json(paths.summary, summary.model_dump(mode="json"))
     return summary
 

@@ -91,13 +91,13 @@ class VoteScheduler:
 
     @property
     def is_finished(self) -> bool:
-        """Whether all questions have their labels."""
-        return self._feed.ended and not self._open
+        """Whether all questions have their labels, or `voting.kept` labels are kept."""
+        return self._has_enough or (self._feed.ended and not self._open)
 
     @property
     def remaining(self) -> int | None:
         """See `RequestSource.remaining`."""
-        return self._to_request if self._feed.ended else None
+        return self._to_request if self._feed.ended or self._has_enough else None
 
     def next_request(self, max_samples: int) -> SampleRequest | None:
         """Return a request for votes of the first question that needs some; None = nothing to request now."""
@@ -111,6 +111,8 @@ class VoteScheduler:
 
     def spare_request(self, max_samples: int) -> SampleRequest | None:
         """Return a request for votes beyond the present waves, once no question can be started any more."""
+        if self._has_enough:
+            return None
         all_started = self._feed.ended or len(self._open) >= self._voting.window
         if self._voting.adaptive == "never" or not all_started or self._should_wait():
             return None
@@ -161,7 +163,7 @@ class VoteScheduler:
 
     def _start_next(self) -> QuestionState | None:
         """Start questions up to the first that needs votes; those whose votes are all on disk get their labels."""
-        while len(self._open) < self._voting.window and not self._should_wait():
+        while not self._has_enough and len(self._open) < self._voting.window and not self._should_wait():
             question = self._feed.next()
             if question is None:
                 return None
@@ -227,9 +229,23 @@ class VoteScheduler:
         )
 
     def _write_labels(self) -> None:
-        while (state := self._open.get(self._ledger.num_labels)) and state.label:
+        while not self._has_enough and (state := self._open.get(self._ledger.num_labels)) and state.label:
             self._ledger.add_label(state.position, state.label)
             del self._open[state.position], self._by_id[state.question.id]
+        if self._has_enough:
+            self._drop_open_questions()
+
+    @property
+    def _has_enough(self) -> bool:
+        """Whether `voting.kept` labels are kept; no label is written after the last of them."""
+        return 0 < self._voting.kept <= self._ledger.num_kept
+
+    def _drop_open_questions(self) -> None:
+        self._unwanted += [state.question.id for state in self._open.values() if state.in_flight]
+        self._open.clear()
+        self._by_id.clear()
+        self._requesting.clear()
+        self._to_request = 0
 
     def _make_request(self, state: QuestionState, max_samples: int) -> SampleRequest:
         """Request the lowest seeds that have not been requested: at most `max_samples`, without a gap."""

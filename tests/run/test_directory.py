@@ -273,6 +273,29 @@ def test_a_step_is_reopened_only_before_the_next_begins(root, configured):
         assert run.is_finished("synthesize")
 
 
+def test_a_follower_is_reopened_too(root, configured):
+    with open_run(root, configured()) as run:
+        for step in ("synthesize", "vote"):
+            run.begin_step(step, configured(), INPUTS)
+            run.finish_step(step)
+        run.reopen_step("synthesize", followers=("vote",))
+        assert not run.is_finished("synthesize") and not run.is_finished("vote")
+        run.begin_step("stage1", configured(), INPUTS)
+        with pytest.raises(InputError, match="'stage1' was begun"):
+            run.reopen_step("synthesize", followers=("vote",))
+
+
+def test_an_input_that_earlier_versions_did_not_record(root, configured):
+    with open_run(root, configured()) as run:
+        run.begin_step("synthesize", configured(), INPUTS)
+        run.finish_step("synthesize")
+        run.begin_step("synthesize", configured(), INPUTS | {"prompt": "dd"})
+        assert run.is_finished("synthesize")
+        run.begin_step("vote", configured(), INPUTS | {"prompt": "dd"})
+        with pytest.raises(InputError, match="prompt: 'dd' -> 'ee'"):
+            run.begin_step("vote", configured(), INPUTS | {"prompt": "ee"})
+
+
 def test_changed_inputs_are_refused(root, configured):
     begin(root, configured())
     message = refused(root, configured(), inputs=INPUTS | {"questions": "cc"})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from config_builder import make_config
 
+from medssr_dist.run.demand import FixedDemand
 from medssr_dist.synthesis.client.budget import ReservationLedger, Spending, TokenCounter
 from medssr_dist.synthesis.client.chat_client import GaveUp, Reply
 from medssr_dist.synthesis.journal import Journal
@@ -43,7 +44,15 @@ def make(tmp_path, provenance):
         spending = Spending(synthesis)
         spending.count_lost(reservations.total, tries=0)
         queue = RequestQueue(
-            synthesis, FakePlan(provenance), journal, reservations, spending, JudgedCount(), should_stop, should_hold
+            synthesis,
+            FakePlan(provenance),
+            journal,
+            reservations,
+            spending,
+            FixedDemand(accepted),
+            JudgedCount(),
+            should_stop,
+            should_hold,
         )
         queue.parts = (journal, reservations, spending)
         return queue

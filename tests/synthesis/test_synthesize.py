@@ -15,6 +15,7 @@ from medssr_dist.data.jsonl import read_json, read_jsonl
 from medssr_dist.data.records import Question, hash_content
 from medssr_dist.errors import InputError, Stopped
 from medssr_dist.offline_teacher import open_endpoints, start_teacher
+from medssr_dist.run.demand import FixedDemand
 from medssr_dist.synthesis.checks import Screen
 from medssr_dist.synthesis.client.chat_client import Reply
 from medssr_dist.synthesis.journal import Journal
@@ -239,7 +240,7 @@ def test_files_grow_as_complete_prefixes(tmp_path):
     path = tmp_path / "questions.jsonl"
     with Journal(tmp_path / "journal.jsonl") as journal:
         screen = Screen(cfg.synthesis.checks, 1, SEEDS, [], lambda id: "")
-        writer = QuestionWriter(tmp_path, journal, screen, 40, 0.9)
+        writer = QuestionWriter(tmp_path, journal, screen, FixedDemand(40), 0.9)
         for index, lines in ((1, 0), (0, 2), (2, 3)):
             reply = Reply(replies[index], 1, 1, "m", cfg.synthesis.endpoints[0])
             journal.append(plan.build_request(index).provenance, reply)
@@ -312,14 +313,14 @@ def test_the_cap_and_the_budget_end_the_step_and_may_be_raised(tmp_path, plain):
     with start_teacher(tmp_path / "log") as url:
         capped = run(config(url, candidates=41, checks={"grounding": 40}), tmp_path / "capped")
         assert capped.stopped_by == "cap" and capped.requested == 41 and 0 < capped.accepted < 40
-        assert has_more_to_do(config(candidates=42).synthesis, tmp_path / "capped")
-        assert not has_more_to_do(config(candidates=41).synthesis, tmp_path / "capped")
+        assert has_more_to_do(config(candidates=42).synthesis, tmp_path / "capped", 40)
+        assert not has_more_to_do(config(candidates=41).synthesis, tmp_path / "capped", 40)
         few = {"tokens": 20_000}
         poor = run(config(url, budget=few), tmp_path / "poor")
         assert poor.stopped_by == "budget" and 0 < poor.accepted < 40
         assert poor.prompt_tokens + poor.completion_tokens <= 20_000
-        assert not has_more_to_do(config(budget=few).synthesis, tmp_path / "poor")
-        assert has_more_to_do(config(budget={"tokens": 30_000}).synthesis, tmp_path / "poor")
+        assert not has_more_to_do(config(budget=few).synthesis, tmp_path / "poor", 40)
+        assert has_more_to_do(config(budget={"tokens": 30_000}).synthesis, tmp_path / "poor", 40)
         assert run(config(url), tmp_path / "poor").stopped_by == "count"
         assert set(stats(url)["replies"].values()) <= {1, 2}  # once for each of the two folders
     assert files(tmp_path / "poor") == files(plain[1])

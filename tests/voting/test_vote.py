@@ -183,6 +183,36 @@ def test_an_interrupted_vote_resumes_without_double_votes(tmp_path, run, after):
     assert read_kept_count(tmp_path / "voting" / "labeled.jsonl") == 3
 
 
+@pytest.mark.parametrize("adaptive", ["never", "lossless"])
+def test_the_vote_ends_with_the_kept_labels_wanted(tmp_path, run, adaptive):
+    """Labels 0, 3 and 5 would be kept: with two wanted, questions 4 and 5 get no label, however fast an engine is."""
+    engines = [FarEngine(str(delay), delay, answer=reply) for delay in (0.02, 0.0)]
+    summary = run(*engines, settings=config(kept=2, adaptive=adaptive))
+    folder = tmp_path / "voting"
+    first = (folder / "labeled.jsonl").read_bytes()
+    assert [label.kept for label in stored_labels(folder)] == [True, False, False, True]
+    assert read_kept_count(folder / "labeled.jsonl") == 2
+    assert (summary.kept_wanted, summary.quality.kept) == (2, 2)
+    again = FarEngine(answer=reply)
+    run(again, settings=config(kept=2, adaptive=adaptive))
+    assert again.attempts == 0 and (folder / "labeled.jsonl").read_bytes() == first
+    more = run(settings=config(kept=4, adaptive=adaptive))  # more than there are: all questions get a label
+    assert (more.kept_wanted, more.quality.kept, more.quality.questions) == (4, 3, 6)
+    assert (folder / "labeled.jsonl").read_bytes().startswith(first) and read_kept_count(folder / "labeled.jsonl") == 3
+    taken = stored_votes(folder)
+    assert len({vote.key for vote in taken}) == len(taken)
+
+
+@pytest.mark.parametrize("after", [0, 3, 9, 14])
+def test_an_interrupted_vote_keeps_exactly_the_labels_wanted(tmp_path, run, after):
+    run(folder="whole", settings=config(kept=2))
+    with pytest.raises(KeyboardInterrupt):
+        run(DyingVoter(after), settings=config(kept=2))
+    run(settings=config(kept=2))
+    assert stored_labels(tmp_path / "voting") == stored_labels(tmp_path / "whole")
+    assert read_kept_count(tmp_path / "voting" / "labeled.jsonl") == 2
+
+
 def test_a_kill_between_votes_and_label_loses_no_vote(tmp_path, run):
     """Votes are written first: a question with all its votes and no label gets its label without a new vote."""
     run()

@@ -26,6 +26,7 @@ from medssr_dist.config.schema import Config
 from medssr_dist.data.records import Question
 from medssr_dist.knowledge.passages import Passage
 from medssr_dist.knowledge.retrieval import Entity
+from medssr_dist.run.demand import FixedDemand
 from medssr_dist.synthesis.checks import Screen
 from medssr_dist.synthesis.client.budget import ReservationLedger, Spending
 from medssr_dist.synthesis.client.dispatcher import Dispatcher
@@ -73,7 +74,8 @@ def measure_our_client(url: str, folder: Path, concurrency: int, meter: Meter, l
         plan = RequestPlan(config, _make_seeds(), _make_entities(), _find_passages, commit="bench")
         spending = Spending(config.synthesis)
         dispatcher = Dispatcher(config.synthesis, config.synthesis.endpoints)
-        queue = MeteredQueue(meter, config.synthesis, plan, journal, reservations, spending, judged)
+        demand = FixedDemand(config.synthesis.accepted)
+        queue = MeteredQueue(meter, config.synthesis, plan, journal, reservations, spending, demand, judged)
         uvloop.run(_send(dispatcher, queue, journal, advance, meter))
     return replace(meter.result(), attempts=dispatcher.attempts)
 
@@ -126,7 +128,7 @@ def _start_judging(
 ) -> tuple[JudgedCount, Callable[[], int]]:
     synthesis = config.synthesis
     screen = Screen(synthesis.checks, config.runtime.random_seed, _make_seeds(), (), lambda _: _TEXT)
-    writer = QuestionWriter(folder, journal, screen, synthesis.accepted, synthesis.max_reject_share)
+    writer = QuestionWriter(folder, journal, screen, FixedDemand(synthesis.accepted), synthesis.max_reject_share)
     stack.callback(writer.close)
     return writer.judged, writer.advance
 
