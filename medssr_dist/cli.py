@@ -108,6 +108,7 @@ def _build_parser() -> argparse.ArgumentParser:
     _add_teacher_command(commands)
     _add_export_command(commands)
     _add_merge_command(commands)
+    _add_review_command(commands)
     _add_bench_command(commands)
     return parser
 
@@ -208,6 +209,20 @@ def _add_merge_command(commands: Commands) -> None:
     command.set_defaults(call=_merge)
 
 
+def _add_review_command(commands: Commands) -> None:
+    text = "read back the review sheet that a physician filled in, with 95% intervals"
+    command = commands.add_parser(
+        "review",
+        help=text,
+        description=text[0].upper() + text[1:] + ".",
+        epilog="example:\n  medssr review runs/demo returned.csv",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument("run_dir", type=Path, metavar="RUN", help="the run that wrote the sheet")
+    command.add_argument("sheet", type=Path, metavar="FILE", nargs="?", help="default: RUN/synthesis/review.csv")
+    command.set_defaults(call=_review)
+
+
 def _add_bench_command(commands: Commands) -> None:
     command = commands.add_parser(
         "bench",
@@ -306,6 +321,13 @@ def _merge(args: argparse.Namespace) -> int:
     from medssr_dist.voting.merge import merge_votes
 
     merge_votes(args.run_dir, args.others)
+    return 0
+
+
+def _review(args: argparse.Namespace) -> int:
+    from medssr_dist.commands.review import review_run
+
+    review_run(args.run_dir, args.sheet)
     return 0
 
 

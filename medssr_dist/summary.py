@@ -25,6 +25,7 @@ from medssr_dist.evaluation.score_rows import (
 from medssr_dist.evaluation.scores import Scores, read_scores
 from medssr_dist.run.clock import read_clock
 from medssr_dist.run.paths import STAGES, RunPaths
+from medssr_dist.synthesis.review_report import ReviewReport, format_review_share, read_review_report
 from medssr_dist.synthesis.synthesis_summary import SynthesisSummary, read_synthesis_summary
 from medssr_dist.training.stage_job import StageSummary, read_stage_summary
 from medssr_dist.voting.quality_records import VoteSummary
@@ -75,6 +76,9 @@ class RunSummary(Record):
 
     run: str = Field(description="the run directory")
     steps: StepSummaries
+    review: ReviewReport | None = Field(
+        None, description="a physician's review of the questions; None if there is none"
+    )
     wall_seconds: float | None = Field(description="of the run, over all attempts; None if the run has no clock.json")
     time: dict[str, StepUsage] = Field(description="finished step -> its time and tokens")
     files: dict[str, list[str]] = Field(description="finished step -> its files, relative to the run directory")
@@ -93,6 +97,7 @@ def build_summary(run_folder: Path) -> RunSummary:
     return RunSummary(
         run=str(run.root),
         steps=steps,
+        review=read_review_report(run.synthesis.review_report),
         wall_seconds=clock.get("run"),
         time={step: _measure_time(step, found, clock) for step, found in finished.items()},
         files={
@@ -132,7 +137,7 @@ def render_summary(summary: RunSummary) -> str:
     steps = summary.steps
     training = [*_describe_stage("stage 1", steps.stage1), *_describe_stage("stage 2", steps.stage2)]
     blocks = [
-        ("1 synthesize", _format_rows(_describe_synthesis(steps.synthesize)), ("synthesize",)),
+        ("1 synthesize", _format_rows(_describe_synthesis(steps.synthesize, summary.review)), ("synthesize",)),
         (
             "2 vote",
             _format_rows(format_quality(steps.vote.quality, steps.vote.kept_wanted) if steps.vote else [_NOT_RUN]),
@@ -160,7 +165,7 @@ def _format_rows(rows: list[TableRow]) -> list[str]:
     return lines
 
 
-def _describe_synthesis(found: SynthesisSummary | None) -> list[TableRow]:
+def _describe_synthesis(found: SynthesisSummary | None, review: ReviewReport | None) -> list[TableRow]:
     if found is None:
         return [_NOT_RUN]
     reasons, alpha = found.rejected_by_reason, found.alpha
@@ -171,7 +176,13 @@ def _describe_synthesis(found: SynthesisSummary | None) -> list[TableRow]:
         TableRow("questions", f"requests {found.requested:,}, {accepted}; ended by {found.stopped_by}"),
         TableRow("rejected", f"{sum(reasons.values()):,}{': ' if by_reason else ''}{', '.join(by_reason)}"),
         TableRow("alpha", f"asked {alpha.asked:.3f}, achieved {achieved}"),
+        *([TableRow("review", _describe_review(review))] if review else []),
     ]
+
+
+def _describe_review(review: ReviewReport) -> str:
+    kinds = [f"{kind} {format_review_share(found.all_yes)}" for kind, found in review.by_kind.items()]
+    return f"{review.used:,} questions judged; yes in all three columns: {'; '.join(kinds)}"
 
 
 def _describe_stage(name: str, found: StageSummary | None) -> list[TableRow]:

@@ -93,6 +93,11 @@ class SynthesisPaths(StepPaths):
         return self.folder / "review.csv"
 
     @property
+    def review_report(self) -> Path:
+        """What the physician found, once the sheet was filled in and read back."""
+        return self.folder / "review.json"
+
+    @property
     def tensorboard(self) -> Path:
         return self.folder / "tensorboard"
 
@@ -103,7 +108,7 @@ class SynthesisPaths(StepPaths):
 
     @property
     def results(self) -> tuple[Path, ...]:
-        return self.questions, self.rejected, self.card, self.review
+        return self.questions, self.rejected, self.card, self.review, self.review_report
 
 
 class VotingPaths(StepPaths):

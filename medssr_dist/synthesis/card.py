@@ -18,11 +18,17 @@ from medssr_dist.config.base import DataSource
 from medssr_dist.config.schema import Config
 from medssr_dist.config.synthesis import Checks
 from medssr_dist.data.cards import render_header
-from medssr_dist.data.jsonl import write_atomic
+from medssr_dist.data.jsonl import read_text, write_atomic
 from medssr_dist.data.records import LETTERS, Question
 from medssr_dist.knowledge.hpo import HPO_CITATION, read_hpo_version
 from medssr_dist.run.directory import find_commit
 from medssr_dist.run.paths import SynthesisPaths
+from medssr_dist.synthesis.review_report import (
+    ReviewReport,
+    format_review_share,
+    list_review_rows,
+    read_review_report,
+)
 from medssr_dist.synthesis.synthesis_summary import AlphaShares, LetterBalance, ModelReplies, SynthesisSummary
 
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
@@ -32,6 +38,7 @@ _STOPPED_BY = {
     "cap": "the cap on requests was reached",
     "budget": "the budget was spent",
 }
+_REVIEW = "Review by a physician"
 _NOTICE = """\
 > **For research only. Not for clinical use.** The questions were written by a language model and accepted by
 > automatic checks of their text. No check can tell whether a question is medically sound, and none of them
@@ -58,6 +65,7 @@ def write_card(folder: Path, config: Config, summary: SynthesisSummary) -> Path:
         "Sources and their terms": _render_sources(config),
         "Models": _render_models(summary.models),
         "Checks": _render_checks(config.synthesis.checks),
+        _REVIEW: _render_review(read_review_report(SynthesisPaths(folder).review_report)),
         "Cost": _render_cost(summary, bool(config.synthesis.prices)),
         "Known limits": _LIMITS,
     }
@@ -69,6 +77,16 @@ def write_card(folder: Path, config: Config, summary: SynthesisSummary) -> Path:
     path = SynthesisPaths(Path(folder)).card
     write_atomic(path, text + "\n")
     return path
+
+
+def update_review(card: Path, report: ReviewReport) -> None:
+    """Replace the section on the review in the dataset card `card`, if there is a card."""
+    if not card.exists():
+        return
+    before, found, after = read_text(card).partition(f"\n\n## {_REVIEW}\n\n")
+    rest = after.partition("\n\n## ")
+    section = f"\n\n## {_REVIEW}\n\n{_render_review(report)}"
+    write_atomic(card, (before + section + "".join(rest[1:]) if found else before.rstrip() + section + "\n"))
 
 
 def size_category(count: int) -> str:
@@ -225,6 +243,14 @@ def _render_setting(value: bool | float) -> str:
     if isinstance(value, bool) or value == 0:
         return "on" if value else "off"
     return f"{value:g}"
+
+
+def _render_review(report: ReviewReport | None) -> str:
+    if report is None:
+        return "None yet. `review.csv` is a seeded sample to fill in; `medssr review RUN` reads it back."
+    rows = [(row.name, *map(format_review_share, row.shares.values())) for row in list_review_rows(report)]
+    table = _render_table(("share of yes, 95% interval (Wilson)", *report.by_kind), rows)
+    return f"{report.used:,} of {report.rows:,} questions of a seeded sample were judged.\n\n{table}"
 
 
 def _render_cost(summary: SynthesisSummary, priced: bool) -> str:

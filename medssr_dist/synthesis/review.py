@@ -1,6 +1,7 @@
 """review.csv: a sample of the accepted questions, with everything that a physician needs to judge them.
 
-No check of the text can decide whether a question is medically sound; a person must. The sheet is a seeded uniform
+No check of the text can decide whether a question is medically sound; a person must. `review_report.py` reads the sheet
+back. It is a seeded uniform
 sample (reservoir sampling: one pass, `count` lines in memory). It opens in spreadsheet programs without conversion:
 UTF-8 with a byte order mark, every cell quoted, and no cell that such a program would run as a formula.
 """
@@ -16,7 +17,9 @@ from pathlib import Path
 from medssr_dist.data.jsonl import write_atomic
 from medssr_dist.data.records import LETTERS, Question
 
-TO_FILL_IN = ("one_correct_answer", "correct_letter", "medically_sound", "answerable_without_figure", "comment")
+JUDGEMENTS = ("one_correct_answer", "medically_sound", "answerable_without_figure")  # to be filled in with yes or no
+LETTER_COLUMN = "correct_letter"
+TO_FILL_IN = ("one_correct_answer", LETTER_COLUMN, "medically_sound", "answerable_without_figure", "comment")
 COLUMNS = ("id", "rare", "entity", "stem", *LETTERS, "passages", *TO_FILL_IN)
 _CELL_CHARS = 32_000  # a spreadsheet cell holds at most 32,767 characters
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
@@ -37,7 +40,7 @@ def write_review(
     writer.writeheader()
     for line in _sample(questions_file, count, random.Random(random_seed)):
         row = _build_row(Question.model_validate_json(line), passage_text)
-        writer.writerow({name: _make_cell(text) for name, text in row.items()})
+        writer.writerow({name: make_cell(text) for name, text in row.items()})
     write_atomic(to, "\ufeff" + sheet.getvalue())
 
 
@@ -66,7 +69,7 @@ def _build_row(question: Question, passage_text: Callable[[str], str]) -> dict[s
     }
 
 
-def _make_cell(text: str) -> str:
+def make_cell(text: str) -> str:
     """Return `text` as a safe cell: cut to the length of a cell, an apostrophe before a leading formula sign."""
     text = text.replace("\0", "").replace("\r\n", "\n")
     if len(text) > _CELL_CHARS:

@@ -11,6 +11,7 @@ A stop, an error or a kill at any moment loses no reply that was received: the s
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -41,6 +42,7 @@ from medssr_dist.synthesis.question_writer import QuestionWriter
 from medssr_dist.synthesis.request_plan import RequestPlan
 from medssr_dist.synthesis.request_queue import RequestQueue
 from medssr_dist.synthesis.review import write_review
+from medssr_dist.synthesis.review_report import is_filled_in
 from medssr_dist.synthesis.synthesis_summary import (
     AlphaShares,
     LetterBalance,
@@ -52,6 +54,8 @@ from medssr_dist.synthesis.synthesis_summary import (
 if TYPE_CHECKING:
     from medssr_dist.knowledge.passages import Passage
     from medssr_dist.knowledge.retrieval import Entity
+
+logger = logging.getLogger(__name__)
 
 _TICK_S = 0.05
 _SYNC_S = 0.25
@@ -255,13 +259,11 @@ def _finish(
         earlier = read_synthesis_summary(paths.summary)
         if earlier.accepted == summary.accepted:
             return earlier  # nothing was sent: keep the summary of the attempt that did the work
-    write_review(
-        paths.questions,
-        paths.review,
-        config.synthesis.review_sample,
-        config.runtime.random_seed,
-        inputs.passage_text,
-    )
+    if is_filled_in(paths.review):
+        logger.warning("%s is filled in, so no new sample replaces it; move it away for one", paths.review)
+    else:
+        sample, random_seed = config.synthesis.review_sample, config.runtime.random_seed
+        write_review(paths.questions, paths.review, sample, random_seed, inputs.passage_text)
     write_card(folder, config, summary)
     write_json(paths.summary, summary.model_dump(mode="json"))
     return summary
