@@ -325,7 +325,7 @@ def _merge(args: argparse.Namespace) -> int:
 
 
 def _review(args: argparse.Namespace) -> int:
-    from medssr_dist.commands.review import review_run
+    from medssr_dist.commands.read_review import review_run
 
     review_run(args.run_dir, args.sheet)
     return 0

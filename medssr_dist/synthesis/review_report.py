@@ -89,10 +89,10 @@ def evaluate_review(sheet: Path, questions: Path, labels: Path) -> ReviewReport:
     for number, row in enumerate(rows, start=2):
         reader.read(number, row)
     if not reader.reviews:
-        first = f"; the first problem: row {reader.problems[0].row}: {reader.problems[0].problem}"
+        first = "".join(f"; row {each.row}: {each.problem}" for each in reader.problems[:1])
         raise InputError(
             f"{sheet}: none of its {len(rows):,} rows has a judgement that can be read; fill in the columns "
-            f"{', '.join(JUDGEMENTS)} with yes or no{first if reader.problems else ''}"
+            f"{', '.join(JUDGEMENTS)} with yes or no{first}"
         )
     kept = _read_kept_answers(labels)
     kinds = {
@@ -130,7 +130,7 @@ def read_sheet(sheet: Path) -> list[dict[str, str]]:
     if text.lower().startswith("sep="):  # Excel's hint at the delimiter
         text = text.partition("\n")[2]
     for delimiter in _DELIMITERS:
-        head, *rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter) or [[]]
+        head, *rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)) or [[]]
         names = [name.strip().casefold() for name in head]
         if "id" in names and len(names) > 1:
             break

@@ -11,11 +11,13 @@ import pytest
 from config_builder import make_config
 from places import HELPERS
 
+from medssr_dist.cli import main
 from medssr_dist.data.jsonl import read_json, read_jsonl
 from medssr_dist.data.records import Question, hash_content
 from medssr_dist.errors import InputError, Stopped
 from medssr_dist.offline_teacher import open_endpoints, start_teacher
 from medssr_dist.run.demand import FixedDemand
+from medssr_dist.summary import build_summary, render_summary
 from medssr_dist.synthesis.checks import Screen
 from medssr_dist.synthesis.client.chat_client import Reply
 from medssr_dist.synthesis.journal import Journal
@@ -279,6 +281,33 @@ def test_a_dead_endpoint_ends_the_run_and_keeps_the_replies(tmp_path):
     with start_teacher(tmp_path / "log", options=["--rate-500", "1"]) as url, pytest.raises(InputError, match="500"):
         run(config(url, accepted=40, retry={"patience_s": 0.5}), tmp_path / "run")
     assert len(journaled(tmp_path / "run")) == paid  # nothing was given up
+
+
+def test_a_review_is_reported_and_never_overwritten(tmp_path, capsys):
+    root = tmp_path / "run"
+    folder = root / "synthesis"
+    run(config(accepted=10), folder)
+    sheet = folder / "review.csv"
+    filled = sheet.read_bytes().replace(b'"","","","",""\r\n', b'"yes","A","yes","no",""\r\n', 1)
+    sheet.write_bytes(filled)
+    assert main(["review", str(root)]) == 0
+    shown = capsys.readouterr().out
+    assert "1 of 10 rows used, 9 empty" in shown and "1 of 1, 100.0% (20.7% to 100.0%)" in shown
+    card = (folder / "README.md").read_text()
+    assert "1 of 10 questions of a seeded sample were judged" in card and "## Cost" in card
+    report = read_json(folder / "review.json")
+    assert report["by_kind"]["all"]["judgements"]["answerable_without_figure"]["share"] == 0
+    run(config(accepted=14), folder)
+    assert sheet.read_bytes() == filled
+    assert "1 of 10 questions of a seeded sample were judged" in (folder / "README.md").read_text()
+    assert "1 questions judged; yes in all three columns: all 0 of 1" in " ".join(
+        render_summary(build_summary(root)).split()
+    )
+
+
+def test_review_of_what_is_no_run(tmp_path, capsys):
+    assert main(["review", str(tmp_path)]) == 2
+    assert "has no questions" in capsys.readouterr().err
 
 
 def test_unusable_inputs(tmp_path):
