@@ -109,6 +109,7 @@ def _build_parser() -> argparse.ArgumentParser:
     _add_export_command(commands)
     _add_merge_command(commands)
     _add_review_command(commands)
+    _add_compare_command(commands)
     _add_bench_command(commands)
     return parser
 
@@ -223,6 +224,20 @@ def _add_review_command(commands: Commands) -> None:
     command.set_defaults(call=_review)
 
 
+def _add_compare_command(commands: Commands) -> None:
+    text = "compare two evaluated runs: settings that differ, and paired scores on the questions that both answered"
+    command = commands.add_parser(
+        "compare",
+        help=text,
+        description=text[0].upper() + text[1:] + ".",
+        epilog="example:\n  medssr compare runs/two_stage runs/no_filter",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument("run_a", type=Path, metavar="RUN_A", help="differences are RUN_B - RUN_A")
+    command.add_argument("run_b", type=Path, metavar="RUN_B")
+    command.set_defaults(call=_compare)
+
+
 def _add_bench_command(commands: Commands) -> None:
     command = commands.add_parser(
         "bench",
@@ -328,6 +343,13 @@ def _review(args: argparse.Namespace) -> int:
     from medssr_dist.commands.read_review import review_run
 
     review_run(args.run_dir, args.sheet)
+    return 0
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from medssr_dist.commands.compare import compare_runs
+
+    compare_runs(args.run_a, args.run_b)
     return 0
 
 

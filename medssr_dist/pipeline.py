@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medssr_dist.config.schema import Config
+from medssr_dist.data.cards import CARD
 from medssr_dist.data.jsonl import write_json
 from medssr_dist.data.records import Question, hash_content
 from medssr_dist.errors import InputError
@@ -32,6 +33,7 @@ from medssr_dist.estimates.memory import refuse_too_little_memory
 from medssr_dist.evaluation.benchmarks import read_benchmarks
 from medssr_dist.evaluation.policy_answers import PolicyAnswers
 from medssr_dist.evaluation.protocol import evaluate_policy
+from medssr_dist.evaluation.score_card import add_scores_to_card
 from medssr_dist.evaluation.score_report import write_report
 from medssr_dist.evaluation.scoring import build_scores, collect_letters
 from medssr_dist.knowledge.retrieval import Entity, Retriever, draw_entities
@@ -417,6 +419,8 @@ def _score_policies(session: Session, benchmarks: dict[str, list[Question]], pol
     letters = collect_letters(benchmarks, answers)
     scores = build_scores(benchmarks, answers, letters, evaluation, random_seed, seconds)
     write_report(scores, letters, session.run.evaluation)
+    for name in set(STAGES) & policies.keys():
+        add_scores_to_card(policies[name] / CARD, scores, name)
 
 
 def _answer_benchmarks(session: Session, model: Path, benchmarks: dict[str, list[Question]]) -> PolicyAnswers:

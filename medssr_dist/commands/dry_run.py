@@ -33,6 +33,7 @@ from medssr_dist.estimates.workload import (
     expect_questions,
     list_policies,
 )
+from medssr_dist.evaluation.score_statistics import POWER, Assumptions, detectable_difference
 from medssr_dist.readers import name_source, read_all, read_questions, refuse_evaluation_items, refuse_unlabelled
 from medssr_dist.run.demand import refuse_unvoted_demand
 from medssr_dist.run.directory import RunDir, find_commit
@@ -316,8 +317,22 @@ def _plan_evaluation(config: Config, run: RunDir, folder: Path, model: Path) -> 
             f"{questions:,} questions x {evaluation.generations} x {len(policies)} policies ({', '.join(policies)}) = "
             f"{count_answers(config):,}, and a second pass for those without an answer",
         ),
+        PlanRow("detectable", _describe_detectable(questions, evaluation.generations)),
         *_describe_sources("benchmarks", evaluation.benchmarks, config),
     ]
+
+
+def _describe_detectable(questions: int, generations: int) -> str:
+    """Describe the smallest difference of two policies that the evaluation is likely to find, and what it assumes."""
+    if not questions:
+        return "nothing: there is no question"
+    assumed = Assumptions()
+    points = 100 * detectable_difference(questions, generations, assumed)
+    return (
+        f"a true difference of {points:.1f} points between two policies is found in {POWER:.0%} of such evaluations "
+        f"(paired, p <= 0.05), assuming accuracy {assumed.accuracy:g}, correlation {assumed.within:g} of a policy's "
+        f"answers to one question and {assumed.between:g} of the two policies"
+    )
 
 
 _PLANS = {"synthesize": _plan_synthesis, "vote": _plan_vote, "train": _plan_training, "evaluate": _plan_evaluation}

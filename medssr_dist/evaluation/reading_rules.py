@@ -55,7 +55,7 @@ class OurRule:
 
     def read(self, text: str, question: Question, truncated: bool) -> str | None:
         """See `ReadingRule.read`."""
-        return extract_answer(text, question.options).letter
+        return extract_answer(text, question.options, truncated).letter
 
     def list_choices(self, question: Question, gold_letters: Sequence[str]) -> Sequence[str]:
         """See `ReadingRule.list_choices`."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from medssr_dist.data.jsonl import write_atomic, write_json
 from medssr_dist.evaluation.question_letters import QuestionLetters
-from medssr_dist.evaluation.score_rows import format_accuracy, format_difference, list_score_rows
+from medssr_dist.evaluation.score_rows import align_table, format_accuracy, format_difference, list_score_rows
 from medssr_dist.evaluation.scores import PROTOCOLS, STD_KINDS, Accuracy, Score, Scores
 from medssr_dist.run.paths import EvaluationPaths
 
@@ -33,11 +33,11 @@ def render_table(scores: Scores) -> str:
         f"Temperature {protocol.temperature}, top-p {protocol.top_p}, top-k {protocol.top_k}, at most "
         f"{protocol.max_tokens} tokens."
     )
-    parts = [_align(_list_accuracies(scores)), [note]]
+    parts = [align_table(_list_accuracies(scores)), [note]]
     if scores.headline_differences:
         parts += [
             ["Differences in points, with 95% interval and p of a paired permutation test over questions:"],
-            _align(_list_differences(scores)),
+            align_table(_list_differences(scores)),
         ]
     parts += [_describe_groups(scores), _describe_protocols(scores)]
     return "\n\n".join("\n".join(lines) for lines in parts if lines) + "\n"
@@ -83,7 +83,7 @@ def _describe_groups(scores: Scores) -> list[str]:
     heading = (
         f"pass@{n}: at least one of {n} answers is right; maj@{n}: the majority of {n} answers is right (percent):"
     )
-    return [heading, "", *_align(rows)]
+    return [heading, "", *align_table(rows)]
 
 
 def _describe_protocols(scores: Scores) -> list[str]:
@@ -96,19 +96,15 @@ def _describe_protocols(scores: Scores) -> list[str]:
         cells = [_format_std(row.cells[policy]) for policy in scores.policies for row in parts if policy in row.cells]
         rows.append([parts[0].label, *cells])
     kinds = "; ".join(f"{protocol}: {kind}" for protocol, kind in STD_KINDS.items())
-    return [f"The same answers under both protocols, percent, mean ± standard deviation ({kinds}):", "", *_align(rows)]
+    return [
+        f"The same answers under both protocols, percent, mean ± standard deviation ({kinds}):",
+        "",
+        *align_table(rows),
+    ]
 
 
 def _format_std(score: Accuracy) -> str:
     return f"{100 * score.accuracy:.2f} ± {100 * score.std:.2f}"
-
-
-def _align(rows: list[list[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
-    ]
-    return [lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]]
 
 
 def plot_scores(scores: Scores, path: Path) -> None:

@@ -21,15 +21,18 @@ from medssr_dist.evaluation.scores import (
 class ScoreRow(NamedTuple):
     """One set of questions and what each policy reached on it.
 
-    Example: ScoreRow("medqa", 1273, 0.277, {"base": Score(...), "stage2": Score(...)})
+    Example: ScoreRow("medqa", "medqa", 1273, 0.277, {"base": Score(...), "stage2": Score(...)})
 
     Attributes:
+        label: as tables show it.
+        on: name of the set in differences; "" for a set without differences.
         questions: None for the macro average.
         constant: accuracy of always answering the commonest letter; None where it is not known.
         cells: policy -> its score.
     """
 
     label: str
+    on: str
     questions: int | None
     constant: float | None
     cells: dict[str, Accuracy]
@@ -49,17 +52,17 @@ def list_score_rows(scores: Scores, protocol: ProtocolName | None = None) -> lis
     rows = []
     for name, facts in scores.benchmarks.items():
         cells: dict[str, Accuracy] = {policy: found.benchmarks[name] for policy, found in policies.items()}
-        rows.append(ScoreRow(name, facts.questions, facts.constant, cells))
+        rows.append(ScoreRow(name, name, facts.questions, facts.constant, cells))
         if facts.rare < facts.questions and (rare := _list_rare(policies, name)):
-            rows.append(ScoreRow(f"{name}, rare{_explain_rare([facts])}", facts.rare, None, rare))
+            rows.append(ScoreRow(f"{name}, rare{_explain_rare([facts])}", "", facts.rare, None, rare))
     if len(scores.benchmarks) > 1:
         constants = [facts.constant for facts in scores.benchmarks.values() if facts.constant is not None]
         constant = sum(constants) / len(constants) if len(constants) == len(scores.benchmarks) else None
-        rows.append(ScoreRow(MACRO, None, constant, {policy: found.macro for policy, found in policies.items()}))
+        rows.append(ScoreRow(MACRO, MACRO, None, constant, {policy: found.macro for policy, found in policies.items()}))
     whole: dict[str, Accuracy] = {policy: found.rare for policy, found in policies.items() if found.rare}
     if whole:
         count = sum(facts.rare for facts in scores.benchmarks.values())
-        rows.append(ScoreRow(f"{RARE}{_explain_rare(scores.benchmarks.values())}", count, None, whole))
+        rows.append(ScoreRow(f"{RARE}{_explain_rare(scores.benchmarks.values())}", RARE, count, None, whole))
     return rows
 
 
@@ -96,3 +99,12 @@ def format_difference(found: Difference) -> str:
 def _format_interval(interval: Interval) -> str:
     low, high = (100 * bound for bound in interval)
     return f"({low:.1f} to {high:.1f})"
+
+
+def align_table(rows: list[list[str]]) -> list[str]:
+    """Return a markdown table with columns of equal width; the first row is the heading."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
+    ]
+    return [lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]]

@@ -11,9 +11,9 @@ benchmark B = 1; the macro average has a row for each benchmark. With values x[q
 
 The interval of an accuracy is Wilson's with the number of independent answers that would have the same error,
 m (1 - m) / s^2. The interval of a difference of two policies is that of the mean of x = difference by question. Both
-are wider for few questions, as Student's t is. The p of a difference comes from a permutation test: if two policies are
-equally good, exchanging their answers to a question is as likely as not. Formulas: Miller, Adding Error Bars to Evals,
-arXiv 2411.00640.
+are wider for few questions, as Student's t is, and have a width even where all questions have one value. The p of a
+difference comes from a permutation test: if two policies are equally good, exchanging their answers to a question is as
+likely as not. Formulas: Miller, Adding Error Bars to Evals, arXiv 2411.00640.
 """
 
 from __future__ import annotations
@@ -104,10 +104,24 @@ def paired_difference(first: Array, second: Array, weights: Array, permutations:
         permutations: random exchanges; the smallest possible p is 1 / (permutations + 1).
     """
     changes = second - first
-    mean, error, questions = estimate_mean(changes, weights)
-    quantile = _student_quantile(questions)
+    found = estimate_mean(changes, weights)
+    low, high = _difference_interval(found)
     p = _permutation_p(changes * weights.mean(axis=0), permutations)
-    return PairedTest(mean, max(-1.0, mean - quantile * error), min(1.0, mean + quantile * error), p, questions)
+    return PairedTest(found.mean, low, high, p, found.questions)
+
+
+def _difference_interval(found: Estimate) -> ScoreInterval:
+    """Return the 95% interval of a mean difference.
+
+    Where all questions have the same difference the error is 0 and says nothing. Then two made-up questions are added,
+    one without a difference and one half for each policy (Agresti and Min, Stat. Med. 24:729-740, 2005).
+    """
+    mean, error, questions = found
+    if error <= _TINY:
+        mean, squares, questions = mean * questions / (questions + 2), mean**2 * questions + 1, questions + 2
+        error = math.sqrt((squares / questions - mean**2) / questions)
+    spread = _student_quantile(questions) * error
+    return ScoreInterval(max(-1.0, mean - spread), min(1.0, mean + spread))
 
 
 def _student_quantile(questions: int) -> float:

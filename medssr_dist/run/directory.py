@@ -251,7 +251,7 @@ def _select_settings(step: str, config: Config) -> dict[str, Any]:
     kept = {}
     tree = dump_config(config)
     tree["policy"]["prompt"] = config.policy.prompt.label  # its text is in config.resolved.json
-    for key, value in _flatten(tree).items():
+    for key, value in flatten_settings(tree).items():
         is_other_stage = step == "stage1" and key.startswith("training.stage2.")
         if _is_below(key, STEP_SECTIONS[step]) and not _is_below(key, _FREE_KEYS) and not is_other_stage:
             kept[key] = value
@@ -265,11 +265,12 @@ def _is_below(key: str, sections: tuple[str, ...]) -> bool:
     return any(key == section or key.startswith(section + ".") for section in sections)
 
 
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten_settings(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the values of a config by dotted key. Example: {"voting": {"samples": 16}} -> {"voting.samples": 16}."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{key}.")
+            flat |= flatten_settings(value, f"{prefix}{key}.")
         else:
             flat[prefix + key] = value
     return flat

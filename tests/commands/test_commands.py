@@ -86,6 +86,8 @@ def test_dry_run_counts_and_renders_and_starts_nothing(tree, tmp_path, capsys):
     assert "10 GRPO steps, 160 sequences at most (one pass)" in text
     assert "3 GRPO steps, 48 sequences, on 5 examples at most" in text
     assert "7 questions x 2 x 3 policies (base, stage1, stage2) = 42" in text
+    # 2.802 times the root of (0.05 + 0.25 / 2) / 7
+    assert "a true difference of 44.3 points between two policies is found in 80% of such evaluations" in text
     assert "training ranks    2 CPU process slots" in text and "at once           3 CPU process slots" in text
     rendered = tmp_path / "run" / "dry_run"
     assert sorted(file.name for file in rendered.iterdir()) == [

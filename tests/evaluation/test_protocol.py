@@ -70,7 +70,7 @@ def test_second_pass_of_the_paper_is_a_further_turn(tmp_path):
 
 
 def test_second_pass_closes_thoughts_that_were_cut(tmp_path):
-    pool = RecordingPool(lambda request, seed: "A" if request.choices else "<think>Perhaps the liver, or")
+    pool = RecordingPool(lambda request, seed: "A" if request.choices else "<think>Perhaps the answer is B, or")
     answers = run_policy(tmp_path, pool, {"set": QUESTIONS[:1]})
     ends = {read_prompt(r)[-40:] for r in pool.second}
     assert any(end.endswith("or\n</think>\n\nThe answer is (") for end in ends)

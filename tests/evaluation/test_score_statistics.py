@@ -61,7 +61,7 @@ def test_interval_covers_the_truth_in_93_to_97_percent(accuracy, questions, with
     assert 0.93 <= np.mean([low <= accuracy <= high for low, high in bounds]) <= 0.97
 
 
-@pytest.mark.parametrize("questions", [60, 400])
+@pytest.mark.parametrize("questions", [24, 60, 400])
 def test_null_pairs_give_4_to_6_percent_false_positives(questions):
     """Two policies with the same chance on each question, so that they differ by luck alone."""
     random = np.random.default_rng(3)
@@ -112,7 +112,14 @@ def test_permutation_p_equals_that_of_all_exchanges():
 
 def test_equal_policies_have_no_difference():
     shares = np.array([0.5, 1.0, 0.0])
-    assert paired_difference(shares, shares, even(3)) == (0.0, 0.0, 0.0, 1.0, 3)
+    found = paired_difference(shares, shares, even(3))
+    assert (found.difference, found.p, found.questions) == (0.0, 1.0, 3)
+    assert found.low == -found.high < -0.3, "three equal questions do not show that the policies are equal"
+
+
+def test_one_difference_in_all_questions_is_not_certain():
+    found = paired_difference(np.zeros(5), np.ones(5), even(5))
+    assert found.difference == 1.0 and found.low < 0.5 and found.high == 1.0
 
 
 def test_pass_at_k_is_the_chance_of_a_right_one_among_k():

@@ -10,6 +10,7 @@ from medssr_dist.data.records import Question
 from medssr_dist.errors import InputError
 from medssr_dist.evaluation.benchmarks import read_benchmarks
 from medssr_dist.evaluation.question_letters import FinalLetters, read_question_letters
+from medssr_dist.evaluation.score_card import add_scores_to_card
 from medssr_dist.evaluation.score_report import render_table, write_report
 from medssr_dist.evaluation.scores import BenchmarkFacts, Score, read_scores
 from medssr_dist.evaluation.scoring import collect_letters
@@ -222,3 +223,23 @@ def test_benchmarks_are_read_by_name_or_refused(tmp_path):
     for sources, needle in (([], "empty"), ([path, path], "two named 'a'"), ([unlabelled], "no answer")):
         with pytest.raises(InputError, match=needle):
             read_benchmarks(Evaluation(benchmarks=sources), 1)
+
+
+def test_model_card_gets_the_scores_once(tmp_path, scores):
+    card = tmp_path / "README.md"
+    card.write_text("---\nlicense: other\n---\n\n# model\n\n## Settings\n\n| a | b |\n")
+    add_scores_to_card(card, scores, "stage1")
+    once = card.read_text()
+    assert once.startswith(
+        "---\nlicense: other\n---\n\n# model\n\n## Settings\n\n| a | b |\n\n## Evaluation\n\n| benchmark"
+    )
+    heading = next(line for line in once.splitlines() if line.startswith("| benchmark"))
+    assert [cell.strip() for cell in heading.strip("| ").split("|")] == (
+        ["benchmark", "questions", "constant", "base", "stage1", "difference"]
+    )
+    assert "-50.0 (-100.0 to" in once and "first, rare (column)" in once
+    add_scores_to_card(card, scores, "stage1")
+    assert card.read_text() == once
+    card.write_text(once + "\n## Known limits\n\nmany\n")
+    add_scores_to_card(card, scores, "base")
+    assert card.read_text().count("## Evaluation") == 1 and "## Known limits\n\nmany\n" in card.read_text()
