@@ -42,7 +42,7 @@ FORMS += [
 
 @pytest.mark.parametrize("form", [*FORMS, "\u2022 {}. ", "{} "])
 def test_labels_of_every_form_are_taken_off(form):
-    for labels in (LETTERED, [letter.lower() for letter in LETTERED]):
+    for labels in (LETTERED, [letter.lower() for letter in LETTERED] if form != "{} " else LETTERED):
         assert strip_labels([form.format(label) + text for label, text in zip(labels, TEXTS, strict=True)]) == TEXTS
 
 
@@ -58,6 +58,12 @@ def test_full_width_labels():
 
 def test_labels_before_initials_of_organisms():
     assert strip_labels(["A. C. difficile", "B. E. coli", "C. H. pylori"]) == ("C. difficile", "E. coli", "H. pylori")
+
+
+def test_small_letters_behind_labels():
+    assert strip_labels(["A. yes", "B. no", "C. maybe"]) == ("yes", "no", "maybe")
+    assert strip_labels(["A. anemia", "B. leukemia", "C. uremia", "D. toxemia"])[0] == "anemia"
+    assert strip_labels(["A.5 mg", "B.10 mg"]) == strip_labels(["1. 5 mg", "2. 10 mg"]) == ("5 mg", "10 mg")
 
 
 def test_ten_options():
@@ -84,6 +90,7 @@ def test_ten_options():
         ("A-type current", "B-cell lymphoma", "C-peptide", "D-dimer"),
         ("Vitamin A", "Vitamin B", "Vitamin C"),
         ("A, B and C", "B and C", "C alone"),
+        ("C. Difficile", "E. Coli", "H. Pylori"),
         ("a drug", "both drugs", "calcium"),
         ("I", "V", "X"),
         ("-1", "-2"),
@@ -103,6 +110,9 @@ def test_what_only_looks_like_labels_stays(options):
         ("A. Gout|B. Lupus|Scurvy|D. Rickets", "unclear_labels"),
         ("A) Gout|B) Lupus|D) Rickets", "unclear_labels"),
         ("A. fumigatus|B. dermatitidis|C. immitis", "unclear_labels"),
+        ("B. Lupus|A. Gout|C. Scurvy", "unclear_labels"),
+        ("1. Gout|2. Lupus|4. Scurvy", "unclear_labels"),
+        ("A gout|B lupus|C scurvy", "unclear_labels"),
     ],
 )
 def test_what_is_unclear_is_refused(options, reason):

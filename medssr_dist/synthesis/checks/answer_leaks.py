@@ -8,23 +8,28 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-_SIGNS = "\u2705\u2713\u2714\u2611\u2611"
-# Lower case, and searched only if the text contains a hint: most texts do not, and are read ten times faster.
-_TOLD = re.compile(
-    r"\b(?:correct|right|best|key|final)\s{1,3}(?:answer|option|choice)\s{0,3}(?:is\b|:|=)|"
-    r"\banswer(?:\s{1,3}key)?\s{0,3}[*_]{0,2}(?:is\s{1,3}(?:option\s{1,3})?[(\[*\"']{0,3}[a-j]\b|[:=])|"
-    r"[(\[]\s?correct(?:\s{1,3}(?:answer|option|choice))?\s?[)\]]|[(\[]\s?right\s{1,3}(?:answer|option|choice)\s?[)\]]|"
-    r"\b(?:explanation|rationale)s?\s{0,3}[*_]{0,2}:|(?:<-+|\u2190|=>|\u21d0)\s{0,3}(?:the\s)?(?:correct|right|answer)|"
-    rf"\[x\]|[{_SIGNS}]"
+_SIGNS = "\u2705\u2713\u2714\u2611"
+_ENDS = r"(?:is|are|was|will be|would be|should be|[:=]|[-\u2013\u2014](?=\s))"
+# What a statement of the answer begins with; the answer itself must follow, as a letter or as the text of an option.
+_STATEMENT = re.compile(
+    r"\b(?:answers?(?:\s(?:key|choice|option|letter))?|ans|correct(?:\s(?:one|letter|option|choice))?|"
+    rf"(?:right|best)\s(?:option|choice)|key|solution)\s{{0,3}}[*_]{{0,2}}\s{{0,3}}{_ENDS}[\s*_(\[\"'\u201c]{{0,6}}"
+    r"(?:(?:the|(?-i:an?)|option|choice|answer|letter)\s{1,3}[*_(\[\"'\u201c]{0,3})?",
+    re.IGNORECASE,
 )
-# Only outside the question: in a stem, these words are part of a story.
-_TOLD_OUTSIDE = re.compile(
-    r"\b(?:answers?|ans|correct(?:\s{1,3}(?:one|letter))?|key|solution)\s{0,3}[*_]{0,2}\s{0,3}(?:is\b|[:=]|[-\u2013\u2014]\s)|"
-    r"^\W*(?:option\s{1,3})?[a-j]\W{0,3}\s(?:is\s(?:the\s)?(?:correct|right|best|answer)|because\b)|"
-    r"\b(?:option|choice)\s{1,3}[(*]{0,2}[a-j]\b[)*]{0,2}\s{1,3}is\b|^\W*(?:option\s{1,3})?[a-j]\W*$",
+_LETTER = re.compile(r"[A-J](?![\w'\u2019-])|[a-j](?=[)\].*]|\s*$)", re.MULTILINE)
+_MARK = re.compile(
+    r"[(\[]\s?(?:correct|right(?=\s))(?:\s{1,3}(?:answer|option|choice))?\s?[)\]]|\b(?:explanation|rationale)s?\s{0,3}[*_]{0,2}:|"
+    rf"(?:<-+|\u2190|=>|\u21d0|[-\u2013\u2014])\s{{0,3}}(?:the\s)?(?:correct|right)(?:\sanswer)?\s{{0,3}}$|\[x\]|[{_SIGNS}]",
+    re.IGNORECASE | re.MULTILINE,
+)
+# Outside the question alone: "Option B is correct", "B is the best", or a line that is one letter.
+_CHOSEN = re.compile(
+    r"\b(?:[Oo]ption|[Cc]hoice)\s{1,3}[(*]{0,2}[A-J]\b[^.\n]{0,40}\b(?:correct|right|best|answer)\b|"
+    r"^\W{0,5}[A-J]\W{1,3}is\s(?:the\s)?(?:correct|right|best|answer)\b|^\W{0,5}(?:[Oo]ption\s)?[A-J]\W{0,5}$",
     re.MULTILINE,
 )
-_HINTS = ("answer", "option", "choice", "correct", "right", "explanation", "rationale", "[x]", *_SIGNS)
+_HINTS = ("answer", "ans", "correct", "right", "best", "key", "solution", "explanation", "rationale", "[x]", *_SIGNS)
 _STARRED = re.compile(
     r"\*+\s*(?=[^\s*\d/])(?!.*\*\S).*|.*[^\W\d][.)]?\s*\*+|.*\s\*+|(?:\*\*|__).*(?:\*\*|__)", re.DOTALL
 )
@@ -34,16 +39,29 @@ _LEFT = re.compile(r"\bleft\b", re.IGNORECASE)
 
 def find_leak(stem: str, options: Sequence[str], rest: str) -> str | None:
     """Return how a reply tells the answer, or None. `rest`: its text outside the question."""
-    inside = "\n|\n".join([stem, *options]).lower()
-    if any(hint in inside for hint in _HINTS) and (told := _TOLD.search(inside)):
-        return f"the reply says {told.group()!r}"
-    outside = rest.lower()
-    if told := _TOLD.search(outside) or _TOLD_OUTSIDE.search(outside):
-        return f"the reply says {told.group().strip()!r}"
+    inside = "\n|\n".join([stem, *options])
+    for text in (inside, rest):
+        folded = text.lower()
+        if any(hint in folded for hint in _HINTS):
+            told = _MARK.search(text) or _find_statement(text, options)
+            if told:
+                return f"the reply says {told.group().strip()!r}"
+    if chosen := _CHOSEN.search(rest):
+        return f"the reply says {chosen.group().strip()!r}"
     starred = [option for option in options if _STARRED.fullmatch(option)]
     if starred and len(starred) < len(options):
         return f"only some options have a mark: {starred[0]!r}"
     sides = [option for option in options if _SIDE.search(option)]
     if len(sides) == 1 and not _LEFT.search(inside):  # with a left side, "(right)" is the other side
         return f"an option is marked: {sides[0]!r}"
+    return None
+
+
+def _find_statement(text: str, options: Sequence[str]) -> re.Match[str] | None:
+    """Return a statement that an option follows: "The answer is B", "Answer: gout"."""
+    texts = tuple(option.casefold() for option in options)
+    for statement in _STATEMENT.finditer(text):
+        following = text[statement.end() : statement.end() + max(map(len, options), default=0)]
+        if _LETTER.match(text, statement.end()) or following.casefold().startswith(texts):
+            return statement
     return None

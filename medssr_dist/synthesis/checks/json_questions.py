@@ -17,7 +17,10 @@ _STEM_KEYS = ("stem", "question_stem", "question", "question_text", "lead_in", "
 _OPTION_KEYS = ("options", "choices", "answer_choices", "answer_options", "alternatives", "answers")
 _TEXT_KEYS = ("text", "value", "content", "description", "name", "option", "choice", "answer")
 _LABEL_KEYS = ("label", "letter", "id", "key", "index", "option", "choice", "number")
-_ANSWER_KEY = re.compile(r"answer|expla|rationale|reason|correct|solution|justif|\bgold\b|truth|^(?:key|ans|is_right)$")
+_ANSWER_KEY = re.compile(r"answer|expla|rationale|reason|correct|solution|justif|gold|truth|^(?:key|ans|is_right)$")
+_LETTER = re.compile(r"\W*[A-Ja-j]\W*")
+_TARGET_KEYS = ("label", "target", "gt", "index", "idx")
+_HARMLESS_KEYS = ("type", "format", "difficulty", "level", "category", "grade", "version", "id")
 _DRAFT_KEY = re.compile(r"draft|seed|^first|original|example|previous|^old|^initial")
 _LETTER_KEY = re.compile(r"(?:op|opt|option|choice|answer)?_?([a-j]|10|[1-9])")
 
@@ -67,12 +70,16 @@ def _fold_keys(value: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _find_answer_key(fields: Mapping[str, Any]) -> str:
+    """Return the key that tells the answer: by its name, or by a value that is the letter of an option."""
     for key, item in fields.items():
         holds_options = key in _OPTION_KEYS and not (key == "answers" and fields.keys() & set(_OPTION_KEYS[:-1]))
-        if _ANSWER_KEY.search(key) and not holds_options and _LETTER_KEY.fullmatch(key) is None and item:
+        if not item or holds_options or _LETTER_KEY.fullmatch(key):
+            continue
+        if _ANSWER_KEY.search(key):
             return f"the key {key!r}"
-        is_letter = isinstance(item, str) and re.fullmatch(r"\s*\(?[A-Ja-j]\)?\.?\s*", item)
-        if is_letter and _LETTER_KEY.fullmatch(key) is None and key not in _LABEL_KEYS:
+        if isinstance(item, str) and key not in _HARMLESS_KEYS and _LETTER.fullmatch(item):
+            return f"the key {key!r} with the value {item!r}"
+        if isinstance(item, str) and key in _TARGET_KEYS and item.isdigit():
             return f"the key {key!r} with the value {item!r}"
     return ""
 

@@ -22,11 +22,13 @@ _LABEL = re.compile(
     (?:(?i:option|choice|answer)[ ]? (?P<named>))?
     (?P<name> [a-jA-Jａ-ｊＡ-Ｊ] | 10 | [1-9] | [iI]{1,3} | [iI]?[vV] | [vV][iI]{1,3} | [iI]?[xX] ) [ ]?
     (?: \*\* | __ )?
-    (?P<sign> [.:]?[)\]）】}][.:]? | [.．:：、](?!\d) | [ ]?[-–—](?=[ ]) | (?=[ ]) | $ )
+    (?P<sign> [.:]?[)\]）】}][.:]? | [.．:：、] | [ ]?[-–—](?=[ ]) | (?=[ ]) | $ )
     (?: \*\* | __ )? [ ]*
     """,
     re.VERBOSE,
 )
+_DASHES = ("-", "–", "—")
+_NUMBER_SIGNS = (*_DASHES, ".", ":")
 _EPITHET = re.compile(r"[a-z]+(?:us|is|ae|um|i|a|ans|ens|es|or)(?: (?:group|species|spp?\.?|complex|infection))?")
 
 
@@ -54,8 +56,10 @@ def read_labels(text: str) -> tuple[OptionLabel, ...]:
     if label["bold"] and rest.endswith(label["bold"]) and rest.count(label["bold"]) == 1:
         rest = rest[: -len(label["bold"])].rstrip()
     is_named, is_weak = label["named"] is not None, not sign and bool(rest)
-    if name.isdigit() and ((is_weak and not is_named) or (sign.strip() in ("-", "–", "—") and rest[:1].isdigit())):
-        return ()  # "1 hour", "2 - 4 weeks"
+    is_number = sign.strip() in _NUMBER_SIGNS and rest[:1].isdigit()
+    is_number = is_number and (sign.strip() in _DASHES or not text[label.end() - 1].isspace())
+    if name.isdigit() and ((is_weak and not is_named) or is_number):
+        return ()  # "1 hour", "2 - 4 weeks", "1.5 mg", "1:10"
     return tuple(
         OptionLabel(number, series.index(name), rest, is_weak and not is_named)
         for number, series in enumerate(_SERIES)
@@ -74,12 +78,16 @@ def strip_labels(options: Sequence[str]) -> tuple[str, ...]:
         running = [
             next((label for label in found if label[:2] == (number, place)), None) for place, found in enumerate(labels)
         ]
-        strong = [label for label in running if label and not label.is_weak]
         if all(running) and len(running) > 1:
             return _take_off([label for label in running if label], options)
-        if number == 0 and len(strong) > 1 and any(label.text[:1].isupper() for label in strong):
-            raise RejectedReply("unclear_labels", f"only some options have labels: {list(options)}")
+    if sum(any(map(_is_clear, found)) and found[0].place < len(options) for found in labels) > 1:
+        raise RejectedReply("unclear_labels", f"only some options have labels, or in another order: {list(options)}")
     return tuple(options)
+
+
+def _is_clear(label: OptionLabel) -> bool:
+    """Whether a label is none of the initials of an organism, which a small letter follows."""
+    return not label.is_weak and (label.text[:1].isupper() or label.text[:1].isdigit())
 
 
 def _take_off(labels: list[OptionLabel], options: Sequence[str]) -> tuple[str, ...]:
@@ -88,9 +96,12 @@ def _take_off(labels: list[OptionLabel], options: Sequence[str]) -> tuple[str, .
         if labels[0].series == 0:
             raise RejectedReply("bare_letters", f"the options are letters alone: {list(options)}")
         return tuple(options)  # the numbers are the answers
-    if any(label.is_weak for label in labels) and (len(set(texts)) < len(texts) or len(texts) < 3 or not all(texts)):
-        return tuple(options)  # "A antigen", "B antigen"
-    if labels[0].series == 0 and all(map(_EPITHET.fullmatch, texts)):
+    if any(label.is_weak for label in labels):
+        if len(set(texts)) < len(texts) or len(texts) < 3 or not all(texts):
+            return tuple(options)  # "A antigen", "B antigen"
+        if not all(text[0].isupper() or text[0].isdigit() for text in texts):
+            raise RejectedReply("unclear_labels", f"labels, or words of the options: {list(options)}")
+    if labels[0].series == 0 and len(texts) < 4 and all(map(_EPITHET.fullmatch, texts)):
         raise RejectedReply("unclear_labels", f"labels, or initials of organisms: {list(options)}")
     return texts
 

@@ -35,6 +35,9 @@ _REFUSAL = re.compile(
     r"not able)|unfortunately,? I)\b",
     re.IGNORECASE,
 )
+_BOLD = re.compile(r"\*\*(?=[^\s*])([^*]{1,1000})(?<=\S)\*\*")
+_ORGANISM = re.compile(r"(?<![*_])([*_])([A-Z]\. [a-z]{3,30})\1(?![*_])")  # in italics
+_LABEL_BEFORE = re.compile(r"(?:^|\W)(?:[A-Ja-j]|\d)[.):\]]\W{0,3}$")
 _NO_TEXT = re.compile(r"nan|null|undefined|n/a|tbd|[.…_?\s-]*", re.IGNORECASE)
 
 
@@ -105,26 +108,36 @@ def _add_surroundings(text: str, objects: list[FoundObject], question: RawQuesti
 
 
 def _build_draft(found: RawQuestion) -> Draft:
-    """Return the texts of the question, cleaned and without labels."""
-    options = tuple(_clean(option, " ") for option in found.options)
+    """Return the texts of the question, cleaned and without labels and markup."""
+    options = tuple(_ORGANISM.sub(r"\2", _clean(option, " ")) for option in found.options)
     if len(options) > 1:
         options = strip_labels(options)
-        if all(len(option) > 4 and option[:2] == option[-2:] == "**" for option in options):
+        if all(map(_BOLD.fullmatch, options)):
             options = tuple(option[2:-2] for option in options)
-    stem = strip_chatter(_clean(found.stem, "\n"))
+    stem = _ORGANISM.sub(r"\2", _BOLD.sub(r"\1", strip_chatter(_clean(found.stem, "\n"))))
     return Draft(_cut_listed_options(stem, options), options)
 
 
 def _cut_listed_options(stem: str, options: tuple[str, ...]) -> str:
-    """Return `stem` without the options, if it lists them too; their order there would not be the shuffled one."""
-    if "\n" not in stem:
-        return stem
-    listed = split_lettered(stem)
-    if listed is None or listed.rest.strip() or not listed.stem:
-        return stem
-    texts = [_clean(option, " ").casefold() for option in listed.options]
-    if texts == [option.casefold() for option in options]:
-        return listed.stem
+    """Return `stem` without the options, if it lists them too: their order there would not be the shuffled one.
+
+    Raises:
+        RejectedReply: it lists them within a line.
+    """
+    try:
+        listed = split_lettered(stem)
+    except RejectedReply:  # a list of other things
+        listed = None
+    if listed and listed.stem and not listed.rest.strip():
+        texts = {_clean(option, " ").casefold() for option in listed.options}
+        if texts == {option.casefold() for option in options}:
+            return listed.stem
+    places = [(stem.find(option), option) for option in options if len(option) > 1]
+    labelled = [
+        option for place, option in places if place > 0 and _LABEL_BEFORE.search(stem[max(0, place - 8) : place])
+    ]
+    if len(labelled) > 1:
+        raise RejectedReply("options_in_stem", f"the stem lists the options too: {labelled}")
     return stem
 
 
@@ -137,7 +150,7 @@ def _check(draft: Draft, found: RawQuestion) -> None:
         raise RejectedReply("empty", "the stem or an option is empty")
     if not 2 <= count <= len(LETTERS):
         raise RejectedReply("option_count", f"{count} options; a question has 2-{len(LETTERS)}")
-    if len({option.casefold() for option in options}) < count:
+    if len({option.casefold().rstrip(".") for option in options}) < count:
         raise RejectedReply("duplicate_options", f"options are not distinct: {list(options)}")
     if leak := find_leak(stem, options, found.rest):
         raise RejectedReply("answer_leaked", leak)
