@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from medssr_dist.synthesis.checks.option_labels import read_labels
@@ -62,11 +63,17 @@ def _fold_keys(value: Mapping[str, Any]) -> dict[str, Any]:
     """Return `value` with keys such as "answer_choices". Raises RejectedReply if two keys become one."""
     folded: dict[str, Any] = {}
     for key, item in value.items():
-        name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", key.strip())
-        name = re.sub(r"[\W_]+", "_", name).strip("_").casefold()
+        name = _fold_key(key)
         if folded.setdefault(name, item) != item:
             raise RejectedReply("not_parsable", f"the reply has two values of the key {key!r}")
     return folded
+
+
+@lru_cache(maxsize=1024)
+def _fold_key(key: str) -> str:
+    """Return "answer_choices" for "Answer Choices", "answerChoices" and "answer-choices"."""
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", key.strip())
+    return re.sub(r"[\W_]+", "_", words).strip("_").casefold()
 
 
 def _find_answer_key(fields: Mapping[str, Any]) -> str:

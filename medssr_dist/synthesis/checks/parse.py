@@ -109,12 +109,12 @@ def _add_surroundings(text: str, objects: list[FoundObject], question: RawQuesti
 
 def _build_draft(found: RawQuestion) -> Draft:
     """Return the texts of the question, cleaned and without labels and markup."""
-    options = tuple(_ORGANISM.sub(r"\2", _clean(option, " ")) for option in found.options)
+    options = tuple(_strip_italics(_clean(option, " ")) for option in found.options)
     if len(options) > 1:
         options = strip_labels(options)
         if all(map(_BOLD.fullmatch, options)):
             options = tuple(option[2:-2] for option in options)
-    stem = _ORGANISM.sub(r"\2", _BOLD.sub(r"\1", strip_chatter(_clean(found.stem, "\n"))))
+    stem = _strip_italics(_BOLD.sub(r"\1", strip_chatter(_clean(found.stem, "\n"))))
     return Draft(_cut_listed_options(stem, options), options)
 
 
@@ -139,6 +139,11 @@ def _cut_listed_options(stem: str, options: tuple[str, ...]) -> str:
     if len(labelled) > 1:
         raise RejectedReply("options_in_stem", f"the stem lists the options too: {labelled}")
     return stem
+
+
+def _strip_italics(text: str) -> str:
+    """Return `text` without the marks around organisms. Example: "*E. coli*" -> "E. coli"."""
+    return _ORGANISM.sub(r"\2", text) if "*" in text or "_" in text else text
 
 
 def _check(draft: Draft, found: RawQuestion) -> None:
