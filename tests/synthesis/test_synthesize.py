@@ -388,7 +388,7 @@ def test_a_few_cut_replies_are_warned_of_once(tmp_path, caplog):
             reply = Reply(text.replace("{}", str(index)), 1, 1, "m", cfg.synthesis.endpoints[0], end)
             journal.append(plan.build_request(index).provenance, reply)
         screen = Screen(cfg.synthesis.checks, 1, SEEDS, [], lambda id: "")
-        writer = QuestionWriter(tmp_path, journal, screen, 1000, 0.9)
+        writer = QuestionWriter(tmp_path, journal, screen, FixedDemand(1000), 0.9)
         writer.close()
     assert writer.rejected == {"truncated": 50}
     (warning,) = [record.getMessage() for record in caplog.records if "token limit" in record.getMessage()]
