@@ -3,6 +3,7 @@
 from setuptools import find_packages, setup
 
 DATA = {
+    "medssr_dist.bench.answers": ["*.jsonl"],
     "medssr_dist.data": ["prompts/*.yaml"],
     "medssr_dist.knowledge": ["data/*"],
     "medssr_dist.synthesis": ["*.yaml"],

@@ -36,6 +36,7 @@ _STEPS = {
 _BENCHES = {
     "synthesis": "the API client compared with other clients; its memory; decontamination; retrieval",
     "voting": "the engine pool compared with vLLM alone; adaptive voting; coordinator; simulated clusters; stream mode",
+    "answers": "the reader of answers compared with two others: wrong and missed letters",
     "kernels": "the log-prob and GRPO loss kernels compared with torch and other libraries",
     "training": "a GRPO step compared with stock OpenRLHF, and the gain from each optimization",
     "update": "the model update on one device: tokens/s, MFU and peak memory, with and without each optimization",
@@ -255,7 +256,7 @@ def _add_bench_command(commands: Commands) -> None:
         "--peers-python",
         type=Path,
         metavar="PYTHON",
-        help="synthesis: a Python with distilabel, if it is not installed in this one",
+        help="synthesis, answers: a Python with the libraries compared with, if they are not installed in this one",
     )
     command.set_defaults(call=_bench)
 
