@@ -109,7 +109,7 @@ def _keep_json(plain: str, statements: list[Statement]) -> list[Statement]:
 
 def _read_bare(plain: str, choices: Choices) -> Extraction:
     """Read a reply that is nothing but a choice."""
-    reading = choices.read_whole(plain)
+    reading = choices.read_whole(plain, is_strict=True)
     if reading is None or reading.letter is None:
         return Extraction(None, None)
     form = "bracketed" if plain.startswith(("(", "[")) else "bare"

@@ -12,12 +12,13 @@ _UNSURE = re.compile(
     r"|believe)|(?:not|hardly|never) (?:\w+ )?(?:think|believe|say|agree|conclude|mean|sure|certain|convinced|clear"
     r"|claim|follow)"
     r"|(?:wrong|incorrect|false|mistake|unlikely|premature|hard|difficult|impossible|unable|not possible) (?:to|that)"
-    r"|(?:might|may|could) (?:think|say|seem|suggest|argue|believe|conclude|choose)|(?:format|form|example|instance"
+    r"|no (?:evidence|proof|reason|sign|guarantee) (?:\w+ )?that|(?:might|may|could) (?:think|say|seem|suggest|argue"
+    r"|believe|conclude|choose)|(?:format|form|example|instance"
     r"|reply with|end with|respond with|write))\b"
     r"|n't (?:\w+ )?(?:think|believe|say|agree|conclude|mean|sure|certain|convinced|clear|claim|follow)\b"
 )
 _FORCED = re.compile(r"\bif (?:i|we) (?:had to|have to|must|need to)|\bif forced")
-_RESET = re.compile(r"\b(?:therefore|thus|hence|so|consequently|conclude|but|yet|however)\b")
+_RESET = re.compile(r"\b(?:therefore|thus|hence|so|consequently|but|yet|however)\b")
 _CONDITION = re.compile(r"[^.\n]{0,150}?\b(?:if|unless|had|were)\b")
 _SENTENCE_END = re.compile(r"(?<![\s(][A-Za-z])[.!?](?=\s)|[\n;。]")
 

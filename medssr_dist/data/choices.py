@@ -16,7 +16,7 @@ _LABEL = re.compile(
     rf"|\Z)(?!\.[a-z]))(?P<close>(?: ?[)\]}}\"'>])*)"
 )
 _JOINED = re.compile(
-    r"(?: ?(?P<or>,? (?:or|oder|ou|o)|/) ?|(?:,? (?:and|as well as|und|et|y|e|to|through)|[,&+;]|-|和|或|与|及) ?)"
+    r"(?: ?(?P<or>,? (?:or|oder|ou|o)|/) ?|(?:,? (?:and|as well as|und|et|y|e|to|through)|[,&+]|-|和|或|与|及) ?)"
     r"(?:also |both |either |option |choice |answer )?[(\[\"']*(?P<letter>[A-Z])(?![\w'])[)\]\"']*(?P<after>.{0,12})",
 )
 _PRONOUN = re.compile(r"I(?:'|,? [a-z])")
@@ -45,7 +45,8 @@ _FILLER = re.compile(
     r"|therefore"
     r"|thus|simply|indeed|hence|certainly|just|actually|then|obviously|also|still|now|again|:)"
     r"|(?:the |la |le |l'|die |el |a |o |de )?(?:final |correct |right |best )?(?:option|choice|answer|letter|statement"
-    r"|opci[oó]n|op[cç][aã]o|r[eé]ponse|antwort|opzione|вариант|选项|選択肢)|to be|be|that of)[ :.#,]+){0,4}[ \n:]*"
+    r"|opci[oó]n|op[cç][aã]o|r[eé]ponse|antwort|opzione|вариант|选项|選択肢)|to be|be|that of|la|letra|lettre|buchstabe"
+    r"|буква)[ :.#,]+){0,4}[ \n:]*"
 )
 _ARTICLE = re.compile(r"(?:the|an?|to|with) ")
 _SIGN = re.compile(r" ?([.,:;!?)\-]*)[ \n\"'(\[]*")
@@ -174,7 +175,7 @@ class Choices:
         article = _ARTICLE.match(low, at)
         for start in (at, article.end() if article else at):
             quoted = _QUOTES.match(low, start)
-            found = self.match_text(low, quoted.end() if quoted else start)
+            found = self.match_text(low, start) or self.match_text(low, quoted.end() if quoted else start)
             if found and _CLOSES_TEXT.match(low, found[1]):
                 return self._check_label_behind(low, *found)
         return None

@@ -29,30 +29,31 @@ _NOT_ASSERTED = re.compile(
 _LEAD = re.compile(
     r"(?:(?:so|thus|therefore|hence|consequently|in conclusion|in summary|to summarize|overall|conclusion|finally"
     r"|altogether"
-    r"|taken together|in this case|(?:based on|given|considering) [^,\n]{1,120},|i (?:think|believe)|surely|clearly"
+    r"|taken together|in this case|(?:based on|given|considering|among|of) [^,\n]{1,120},|i (?:think|believe)|surely"
+    r"|clearly"
     r"|it follows that"
-    r"|we conclude(?: that)?|it is|it's|it must be|this is|that is|this must be|the)\b[,: ]*)*"
+    r"|we conclude(?: that)?|it is|it's|it must be|this is|that is|this must be|the)(?:\b|(?<=,))[,: ]*)*"
 )
 _CONCLUDES = re.compile(
     r"\b(?:therefore|thus|hence|so|consequently|conclu\w+|in summary|overall|altogether|taken together"
     r"|most (?:likely|consistent"
     r"|appropriate|suitable|probable|compatible)|best|diagnosis|must be|points? to|suggests?|diagnostic of"
     r"|characteristic of"
-    r"|consistent with|answer|correct|typical of)\b"
+    r"|consistent with|answer|correct|typical of|classic)\b"
 )
 _BRACKETED = re.compile(r"[(\[] ?(?:option |choice |answer |answer choice )?([A-Z]) ?[)\]]")
 _COPULA_LETTER = re.compile(
-    r"\b(?:is|be|was|are|:) (?=(?:option |choice |answer |clearly )?[(\[\"']?[A-Z](?:[.)\]:\"']|$))"
+    r"\b(?:is|be|was|are|:|(?:explained|supported|described) by|consistent with|corresponds? to|points to|with|matches"
+    r"|fits) (?=(?:option |choice |answer |clearly )?[(\[\"']?[A-Z](?:[.)\]:\"']|$))"
 )
 _GRADED = re.compile(
     r"\b(?:group|type|vitamin|grade|class|stage|hepatitis|factor|form|phase|subtype|category|level|score|lead)\b"
 )
 _LETTER_FIRST = re.compile(
-    r"(?:option |choice |answer )?[(\[\"']?(?P<letter>[a-z])[)\]\"']? (?:is|seems|looks|remains|fits|matches"
-    r"|explains|best)\b"
-    r"(?= (?:the )?(?:only |most |far )?(?:correct|right|best|better|likely|appropriate|accurate|suitable|this|these"
-    r"|the (?:findings"
-    r"|picture|data|description)|all)|(?<=fits)|(?<=matches))"
+    r"(?:option |choice |answer )?[(\[\"']?(?P<letter>[a-z])[)\]\"']? (?:(?:best )?(?:explains|fits|matches"
+    r"|describes)\b|fits best"
+    r"|(?:is|seems|looks|remains) (?:the )?(?:only |most |far )?(?:correct|right|best|better|likely|appropriate"
+    r"|accurate|suitable)\b)"
 )
 _NAMES_BEFORE = re.compile(
     r"(?:\b(?:is|are|was|be|(?:consistent|compatible|diagnosed|fits?|associated) with|(?:due|points?|refers?"

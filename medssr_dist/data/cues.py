@@ -32,20 +32,23 @@ _STEMS = {
     "boxed": (re.compile(r"(?<=\\)boxed ?\{?|(?<=\\f)boxed ?\{?"), "boxed"),
     "<answer": (re.compile(rf"<{_TAG_NAME}>"), "tag"),
     "<final": (re.compile(rf"<{_TAG_NAME}>"), "tag"),
+    "<ans>": (re.compile(r"<ans>"), "tag"),
     "<choice>": (re.compile(r"<choice>"), "tag"),
     "[answer]": (re.compile(r"\[answer\]"), "tag"),
     "<|begin_of_box|>": (re.compile(r"<\|begin_of_box\|>"), "tag"),
+    '"prediction"': (re.compile(r"\"prediction\" ?: ?"), "json"),
+    '"selected"': (re.compile(r"\"selected\" ?: ?"), "json"),
+    "my pick": (re.compile(r"\bmy pick\b"), "noun"),
     "####": (re.compile(r"#{4} "), "hashes"),
-    "choose": (re.compile(r"choose\b"), "pick"),
+    "choos": (re.compile(r"\bchoos(?:e|ing)\b"), "pick"),
     "chose ": (re.compile(r"\bchose\b"), "pick"),
     "pick ": (re.compile(r"\bpick\b"), "pick"),
-    "select": (re.compile(r"\bselect(?:ed)?\b"), "pick"),
+    "select": (re.compile(r"\bselect(?:ed|ing)?\b"), "pick"),
     "go with": (re.compile(r"\bgo with\b"), "pick"),
     "going with": (re.compile(r"\bgoing with\b"), "pick"),
     "opt for": (re.compile(r"\bopt for\b"), "pick"),
     "settle on": (re.compile(r"\bsettle on\b"), "pick"),
     "d say": (re.compile(r"d say\b(?: that)?(?: it(?:'s| is))?"), "pick"),
-    "conclude": (re.compile(r"\bconclude\b(?: that)?(?: it(?:'s| is))?"), "pick"),
     "mak": (re.compile(r"\bmak(?:ing|es?)\b"), "making"),
     "leav": (re.compile(r"\bleav(?:ing|es?)\b"), "making"),
     "left with": (re.compile(r"\bleft with\b"), "making"),
@@ -56,12 +59,13 @@ _STEMS = {
     "or rather": (re.compile(r"\bor rather\b[,:;.! -]*"), "correction"),
     "wait": (re.compile(r"\bwait[,:;.! -]+"), "correction"),
     "no,": (re.compile(r"\bno[,:;.! -]+"), "correction"),
+    "so it": (re.compile(r"\bso it(?:'s| is)\b"), "correction"),
     "sorry": (re.compile(r"\bsorry[,:;.! -]+"), "correction"),
     "make that": (re.compile(r"\bmake that\b[,:;.! -]*"), "correction"),
     "it should": (re.compile(r"\bit should (?:rather |instead )?be\b"), "correction"),
     "it must": (re.compile(r"\bit must (?:rather |instead )?be\b"), "correction"),
     **{
-        word: (re.compile(rf"\b{word}\b"), "noun")
+        word: (re.compile(rf"\b{word}(?:et)?\b"), "noun")
         for word in ["respuesta", "resposta", "risposta", "reponse", "antwort", "antwoord", "jawaban", "cevap", "svar"]
         + ["vastaus", "odpowiedz", "odpoved", "raspuns", "ans"]
     },
@@ -84,7 +88,7 @@ _OTHER_SCRIPTS = {
             "câu trả lời",
             "ответ",
         ]
-        + ["відповідь", "απάντηση", "opción", "opção", "svaret"]
+        + ["відповідь", "απάντηση", "opción", "opção", "lösung"]
     },
     **{
         word: (re.compile(word), "script")

@@ -53,13 +53,14 @@ _COPULA = re.compile(
     r"|isn't|это)(?=\W|$)|[:=]|- |- ?>|はや?|は|[은는]|是|为|為|应|हे|है|هي|هو|$"
 )
 _GAP_BAD = re.compile(
-    r"\b(?:because|since|if|unless|whether|could|might|may|not|cannot|can't|choices|options|depends?|nor|but|wrong"
+    r"\b(?:let|each|every|we|you|need|because|since|if|unless|whether|could|might|may|not|cannot|can't|choices|options|depends?|nor|but|wrong"
     r"|incorrect)\b"
     r"|n't|;|[?!\n]"
     r"|, (?:and|so|or)\b|不|ない| no | nicht | ne | não | non | nie | не | tidak | không "
 )
 _NEGATION = re.compile(
-    r" ?(?:n't|not|never|neither|no|nicht|ne|pas|n'est pas|não|non|nie|niet|не|ikke|inte|tidak|bukan|không|不是|不|لا"
+    r" ?(?:n't|not|never|neither|no longer|no|nicht|ne|pas|n'est pas|não|non|nie|niet|не|ikke|inte|tidak|bukan|không"
+    r"|不是|不|لا"
     r"|ليست|नहीं)"
     r"(?:[ :]|(?=[A-Z(]))+(?:likely |simply |necessarily |really )?"
 )
@@ -74,7 +75,7 @@ _POOR = re.compile(
 _GOOD = re.compile(
     r"\b(?:correct|right|best|most [\w-]+|only|remaining|final|chosen|selected|appropriate|likely|preferred|accurate"
     r"|suitable"
-    r"|better|ideal|optimal|logical|my|our|least [\w-]+|answer|correcta|correta|corretta|more [\w-]+|true|valid|proper"
+    r"|better|ideal|optimal|logical|my|our|least [\w-]+|answer|correcta|correta|corretta|true|valid|proper"
     r"|single|safest|strongest)(?: (?:answer|one|remaining))? $"
 )
 _IS_THE = re.compile(
@@ -83,14 +84,14 @@ _IS_THE = re.compile(
     r"(?P<the>the |our |my )?(?:[\w-]+ ){0,4}$"
 )
 _DENIES = re.compile(
-    r"\b(?:not|never|no|wrong|incorrect|false|least|worst|less|tempting|next|first|second|another|other|n't)\b"
+    r"\b(?:an?|not|never|no|wrong|incorrect|false|least|worst|less|tempting|next|first|second|another|other|n't)\b"
 )
 _SUBJECT_BEGIN = re.compile(
     r"^(?:(?:so|thus|therefore|hence|thereby|consequently|in conclusion|in summary|overall|finally|ultimately|and"
     r"|but|that|then"
-    r"|which|this|as|now|i think|i believe|(?:based on|given|considering|of) [^,\n]{1,80},|(?:we"
+    r"|which|this|as|now|i think|i believe|(?:based on|given|considering|among|of) [^,\n]{1,80},|(?:we"
     r"|i) (?:can )?conclude(?: that)?"
-    r"|it follows|means?|makes?|making|leaves?|leaving)\b[,: ]*|[,:; ])+"
+    r"|it follows|means?|makes?|making|leaves?|leaving)(?:\b|(?<=,))[,: ]*|[,:; ])+"
 )
 _QUESTION = re.compile(r"[^.!?\n]{0,120}\?")
 _CLOSING_TAG = re.compile(r"</|\[/answer|<\|end_of_box")
@@ -187,6 +188,8 @@ class StatementFinder:
         before = self._low[max(0, cue.start - 40) : cue.start]
         if _POOR.search(before) and not _GOOD.search(before):
             return None
+        if _SPEAKER.search(before) and not self._is_unsure(cue.start) and (reading := self._read_choice(cue.end)):
+            return _state(reading)  # "I will answer B"
         return self._read_after(cue) or self._read_before(cue)
 
     def _read_option(self, cue: Cue) -> Statement | None:
@@ -248,6 +251,8 @@ class StatementFinder:
             return None
         if not verb["the"] and not _GOOD.search(self._low[begin : cue.start]):
             return None
+        if _ELSEWHERE.match(self._low, cue.end):
+            return None
         if has_condition(self._low, cue.end) and verb["verb"].strip() == "would be":
             return None
         return self._read_subject(verb.start(), cue.end)
@@ -259,7 +264,7 @@ class StatementFinder:
             return None
         lead = _SUBJECT_BEGIN.match(self._low[start:end])
         subject = self._text[start + (lead.end() if lead else 0) : end].strip(" ,")
-        reading = self._choices.read_whole(subject) or self._read_labelled(subject)
+        reading = self._choices.read_whole(subject, is_strict=True) or self._read_labelled(subject)
         return Statement(reading.letter, _method(reading), statement_end) if reading else None
 
     def _read_labelled(self, subject: str) -> Reading | None:
@@ -289,7 +294,7 @@ class StatementFinder:
         if not subject or self._is_unsure(subject.start()):
             return None
         reading = self._read_choice(cue.end)
-        is_weak = self._low.startswith(("d say", "conclude"), cue.start)
+        is_weak = self._low.startswith("d say", cue.start)
         return None if reading is None or (reading.is_text and is_weak) else _state(reading)
 
     def _read_correction(self, cue: Cue) -> Statement | None:
@@ -331,11 +336,17 @@ def is_taken_back(low: str, statement: Statement) -> bool:
     return bool(_REFUSAL.match(low, statement.end) or _RETRACTION.search(low, statement.end))
 
 
-_PICKER = re.compile(
-    r"\b(?:i|we)(?:'d|'ll|'m|)? ?(?:(?:would|woul|will|therefore|thus|must|have to|shall|can|do|then|confidently|am"
-    r"|going to"
-    r"|ultimately|finally|so|'d) ?){0,4}\Z"
+_WILL = (
+    r"(?:(?:would|woul|will|therefore|thus|must|have to|shall|can|do|then|confidently|am|going to|ultimately|finally"
+    r"|so|'d) ?)"
+    r"{0,4}\Z"
 )
+_SPEAKER = re.compile(r"\b(?:i|we|let's|let us)(?:'d|'ll|'m|')? ?" + _WILL)
+# The subject may be left out at the beginning of a sentence.
+_PICKER = re.compile(
+    r"(?:\b(?:i|we|let's|let us)(?:'d|'ll|'m|')?|(?:^|[.\n:] )(?:so|thus|therefore|hence)?,?) ?" + _WILL
+)
+_ELSEWHERE = re.compile(r" (?:to|for|of|in) (?:an?|the|some)? ?(?:different|other|another)\b")
 _LABELLED = re.compile(
     r"(?P<words>[^\n()]{2,150}) [(\[](?:option |choice |answer )?(?P<letter>[A-Z])[)\]]\Z", re.IGNORECASE
 )
@@ -344,7 +355,8 @@ _MADE_LETTER = re.compile(
     r" (?:us with )?(?:only )?(?:option |choice |answer )?[(\[]?([A-Z])(?=[)\]]? (?:as )?(?:the|our|my) )"
 )
 _CORRECTED = re.compile(
-    r"(?:(?:so|then|the|my|correct|right|final) ){0,3}(?:(?:it|that|this|answer|option|choice)(?:'s| is| should be"
+    r"(?:(?:no|wait|hmm|sorry|actually)[,.;:! ]+){0,3}(?:(?:so|then|the|my|correct|right|final) ){0,3}(?:(?:it|that"
+    r"|this|answer|option|choice)(?:'s| is| should be"
     r"| must be"
     r"| has to be| would be)|i (?:choose|mean|pick))?[ :,]*"
 )

@@ -301,7 +301,7 @@ def test_open_thoughts_leave_no_answer(text):
         ("The answer is B", "B"),
         ("B", "B"),
         ("(B)", "B"),
-        ("B. Aplastic ane", "B"),
+        ("B. Aplastic ane", None),
         ("Aplastic anemia", "B"),
         (r"So \boxed{B}. This", "B"),
         ("All lines are low. Therefore, the most likely diagnosis is aplastic anemia.", None),

@@ -175,7 +175,7 @@ def _compare(pairs: Sequence[tuple[LabelledReply, str | None]]) -> ReadingCounts
 
 def _measure_speed(replies: Sequence[LabelledReply], rounds: int) -> tuple[float, float]:
     """Return the replies that a core reads in a second, and the milliseconds for a long reply; the fastest round."""
-    reasoning = " ".join(reply.text for reply in replies if reply.style == "statement")
+    reasoning = " ".join(reply.text[: reply.final] for reply in replies if reply.final)
     long = (reasoning * (_LONG // len(reasoning) + 1))[:_LONG] + "\nThe answer is (B)."
     seconds, long_seconds = [], []
     for _ in range(rounds):
