@@ -5,7 +5,8 @@
 2. The MedCPT encoders, if `knowledge.encoder` is medcpt, and the reranker, if one is configured.
 3. The offsets, vectors and index of the corpus, and the passages of every entity. With them, synthesis loads neither
    encoder nor index, and needs neither torch nor FAISS.
-4. The data sets and the vocabulary of tiktoken are checked only. They are files and an installed package.
+4. The question files whose origin the config knows, such as those of the set `paper` (commands/data_files.py). Other
+   data sets, and the vocabulary of tiktoken, are checked only. They are files and an installed package.
 
 A run with HF_HUB_OFFLINE=1 and the same MEDSSR_CACHE and HF_HOME then finds everything on disk.
 """
@@ -15,11 +16,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
+from medssr_dist.commands.data_files import describe_origin, describe_sets, fetch_absent, list_absent
 from medssr_dist.config.schema import Config, Policy
 from medssr_dist.config.synthesis import Knowledge
 from medssr_dist.data.jsonl import read_json
 from medssr_dist.errors import InputError
-from medssr_dist.readers import read_all
+from medssr_dist.readers import name_source
 from medssr_dist.runtime.cache import make_cache_dir
 
 # Files with the same weights in other formats; in the repositories of Llama they take 16 GB.
@@ -38,12 +40,19 @@ def prefetch(config: Config, dry_run: bool) -> None:
     if dry_run:
         print("prefetch would download or build:", *_plan_downloads(config), sep="\n  ")
         return
+    fetched = fetch_absent(config)
+    print(*(f"data set {line}" for line in fetched.lines), sep="\n", end="\n" if fetched.lines else "")
     _print_size("policy", _fetch_policy(config.policy))
     if config.synthesis.alpha > 0:
         for key, model in _models(config.knowledge).items():
             _print_size(f"model {key}", _fetch_model(key, model))
         _print_size("passage index", _fetch_passages(config))
-    print(f"data sets: {_count_questions(config):,} questions read")
+    if fetched.absent:
+        raise InputError(
+            f"{len(fetched.absent)} data sets are absent and cannot be downloaded: {', '.join(fetched.absent)}; "
+            "run `medssr prefetch` where there is internet, or copy their files to the paths above"
+        )
+    print(*(f"data set {line}" for line in describe_sets(config)), sep="\n")
     print(f"tiktoken: {count_trial_tokens()} tokens counted offline")
     _print_environment()
 
@@ -135,6 +144,10 @@ def _plan_downloads(config: Config) -> list[str]:
     if config.synthesis.alpha > 0:
         models |= {f"model {key}": model for key, model in _models(knowledge).items()}
     lines = [f"{name}: {model}{_describe_source(model)}" for name, model in models.items()]
+    lines += [
+        f"data set {name_source(source)}: {source.path} is absent, from {describe_origin(source.origin)}"
+        for source in list_absent(config)
+    ]
     if config.synthesis.alpha > 0:
         state = "already built" if find_index(knowledge) else "to be built"
         lines.append(f"passage index ({knowledge.index}) of {knowledge.corpus.path} under {knowledge.encoder}: {state}")
@@ -195,13 +208,6 @@ def _fetch_passages(config: Config) -> Path:
     Retriever(config.knowledge).prepare([entity.name for entity in rare])
     print(f"passages: {config.knowledge.top_k} for each of {len(rare):,} entities")
     return _index_dir(config.knowledge)
-
-
-def _count_questions(config: Config) -> int:
-    """Return the number of questions in all data sets of the config, or raise InputError if one cannot be read."""
-    stage2 = config.training.stage2
-    sources = [*config.synthesis.seeds, *config.evaluation.benchmarks, *(stage2.data if stage2.enabled else [])]
-    return len(read_all(sources, config.runtime.random_seed))
 
 
 def _print_environment() -> None:

@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from medssr_dist.config.benchmark_sets import expand_benchmark_sets
 from medssr_dist.config.schema import Config
 from medssr_dist.config.training import REMOVED_ADVICE, REMOVED_KEYS
 from medssr_dist.data.jsonl import read_text
@@ -33,7 +34,8 @@ def load_config(path: Path, overrides: list[str] | None = None) -> Config:
     """Read and validate a config.
 
     A file may start with `extends: other.yaml` (a path relative to the file) and hold only what differs from it.
-    `${NAME}` is replaced by the environment variable NAME, and `file:PATH` in an api_key by the text of that file.
+    `${NAME}` is replaced by the environment variable NAME, `file:PATH` in an api_key by the text of that file, and the
+    name of a set of benchmarks by its files.
 
     Args:
         overrides: dotted keys and values, for example "voting.samples=16"; they replace the values of the file.
@@ -43,8 +45,10 @@ def load_config(path: Path, overrides: list[str] | None = None) -> Config:
             out of range.
     """
     tree = _read_yaml(Path(path))
+    expand_benchmark_sets(tree)  # before the overrides, so that they can change one source of a set
     for override in overrides or []:
         _apply_override(tree, override)
+        expand_benchmark_sets(tree)
     _refuse_literal_secrets(tree, "")
     tree = _fill_variables(tree, "")
     try:

@@ -129,7 +129,10 @@ class Voting(Section):
 class Evaluation(Section):
     """The paper's protocol: n answers per question, a second pass for replies without an answer, mean and deviation."""
 
-    benchmarks: list[Source] = Field(default_factory=list, description="evaluation files")
+    benchmarks: list[Source] = Field(
+        default_factory=list,
+        description="evaluation files; `paper`, or an item `{set: paper}`, stands for configs/benchmarks/paper.yaml",
+    )
     generations: int = Field(4, ge=1, description="answers per question (paper: 4)")
     temperature: float = Field(0.6, ge=0, le=2, description="paper: 0.6")
     top_p: float = Field(0.95, gt=0, le=1, description="paper: 0.95")

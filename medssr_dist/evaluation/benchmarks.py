@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
+
 from medssr_dist.config.schema import Evaluation
 from medssr_dist.data.records import Question
 from medssr_dist.errors import InputError
-from medssr_dist.readers import name_source, read_questions, refuse_unlabelled
+from medssr_dist.readers import count_facts, name_source, read_questions, refuse_unlabelled
+
+_log = logging.getLogger(__name__)
 
 
 def read_benchmarks(evaluation: Evaluation, random_seed: int) -> dict[str, list[Question]]:
-    """Read `evaluation.benchmarks` and return name -> questions, in the order of the config.
+    """Read `evaluation.benchmarks` and return name -> questions, in the order of the config. Log what they consist of.
 
     Raises:
         InputError: there is no benchmark, two have the same name, a question has no answer, or a file is unreadable.
@@ -23,4 +27,5 @@ def read_benchmarks(evaluation: Evaluation, random_seed: int) -> dict[str, list[
             raise InputError(f"evaluation.benchmarks has two named {name!r}; give each its own `name`")
         benchmarks[name] = read_questions(source, random_seed)
         refuse_unlabelled(benchmarks[name])
+        _log.info("benchmark %s: %s", name, count_facts(benchmarks[name]).describe())
     return benchmarks

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from medssr_dist.data.records import Question
 from medssr_dist.errors import InputError
 from medssr_dist.readers.file_rows import Row, read_rows
 from medssr_dist.readers.formats import Parse, detect_format, read_id
+from medssr_dist.readers.rare_marks import mark_rare
 
 _SHOWN_PROBLEMS = 3  # bad items whose reasons are told
 _NAMED_PROBLEMS = 100  # bad items whose places are told
@@ -26,8 +28,8 @@ def name_source(source: DataSource) -> str:
 def read_questions(source: DataSource, random_seed: int = 42) -> list[Question]:
     """Read the first `source.limit` (0 = all) questions of `source`, in the order of the file.
 
-    Formats: MedQA (JSONL with 4 or 5 options, and mediQ with context sentences), MedMCQA, PubMedQA (ori_pqal.json),
-    the paper's evaluation JSON, our `Question` JSONL, and hpo:seeds, hpo:supervised and hpo:evaluation.
+    Formats: the paper's evaluation JSON, MedQA, mediQ, MedMCQA, PubMedQA, MMLU, MedXpertQA, CareQA, HeadQA and others
+    of their forms (docs/benchmarks.md), our `Question` JSONL, and hpo:seeds, hpo:supervised and hpo:evaluation.
     `Question.source` becomes `name_source(source)`; our own records keep theirs unless `source.name` is set.
     Questions with equal text and different ids are all kept (MMLU has 78).
 
@@ -35,20 +37,27 @@ def read_questions(source: DataSource, random_seed: int = 42) -> list[Question]:
         random_seed: draws the embedded HPO vignettes; not used for files.
 
     Raises:
-        InputError: the file is absent, empty or not UTF-8, its format is unknown, an item is not a valid question
-            (one option, an answer that is not an option, ...), or an id occurs twice.
+        InputError: the file is absent, empty or not UTF-8, its format is unknown, it has another number of questions
+            than `source.questions`, an item is not a valid question (one option, an answer that is not an option, ...),
+            or an id occurs twice.
     """
     if source.path.startswith("hpo:"):
         return _make_embedded(source, random_seed)
     path = Path(source.path)
+    refuse_absent(source)
     rows = read_rows(path)
     if not rows:
         raise InputError(f"{path} has no questions; it is empty")
+    if source.questions and len(rows) != source.questions:
+        raise InputError(
+            f"{path} has {len(rows):,} questions, but {name_source(source)!r} has {source.questions:,}; get the whole "
+            "file, or set `questions: 0` for this data set to use it as it is"
+        )
     try:
         parse = detect_format(rows[0]).parser(rows, name_source(source))
     except InputError as error:
         raise InputError(f"{path} {error}") from None
-    questions = _parse_all(path, rows[: source.limit or None], parse)
+    questions = _parse_all(path, rows[: source.limit or None], lambda row: mark_rare(parse(row), source.rare, row))
     _refuse_duplicate_ids(path, questions)
     return [_set_source(question, source.name) for question in questions]
 
@@ -58,11 +67,23 @@ def read_all(sources: list[DataSource], random_seed: int = 42) -> list[Question]
     return [question for source in sources for question in read_questions(source, random_seed)]
 
 
+def refuse_absent(source: DataSource) -> None:
+    """Raise InputError if the file of `source` is not there, with the command that downloads it if there is one."""
+    path = Path(source.path)
+    if source.origin and not os.path.lexists(path):
+        raise InputError(f"{path} does not exist; `medssr prefetch` downloads it from {source.origin}")
+
+
 def _make_embedded(source: DataSource, random_seed: int) -> list[Question]:
+    """Return an embedded set, all of whose questions are about a rare disease: the right option."""
     from medssr_dist.knowledge.vignettes import make_hpo_questions
 
-    questions = make_hpo_questions(source.path, source.limit, random_seed)
-    return [_set_source(question, source.name) for question in questions]
+    questions = []
+    for question in make_hpo_questions(source.path, source.limit, random_seed):
+        marks = {"rare_by": "source", "rare_disease": question.options[question.truth or "A"]}
+        marked = mark_rare(question.model_copy(update=marks), source.rare, {})
+        questions.append(_set_source(marked, source.name))
+    return questions
 
 
 def _set_source(question: Question, name: str) -> Question:

@@ -13,7 +13,7 @@ from medssr_dist.config.load import dump_config, load_config
 from medssr_dist.config.schema import Config
 from medssr_dist.synthesis.checks import flaws
 
-CONFIGS = sorted((REPO / "configs").rglob("*.yaml"))
+CONFIGS = sorted(file for file in (REPO / "configs").rglob("*.yaml") if file.parent.name != "benchmarks")
 ABLATIONS = {
     "no_knowledge": {"synthesis.alpha": (0.5, 0.0)},
     "no_filter": {"voting.threshold": (0.5, 0.0)},

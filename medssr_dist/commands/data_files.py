@@ -1,0 +1,146 @@
+"""Download the question files of a config that are absent and whose origin is known (`medssr prefetch`)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from medssr_dist.config.base import DataSource
+from medssr_dist.config.schema import Config
+from medssr_dist.data.jsonl import write_atomic
+from medssr_dist.errors import InputError
+from medssr_dist.readers import count_facts, name_source, read_questions
+
+_HUB = "hf://datasets/"
+_TIMEOUT_S = 30.0
+_GITHUB = re.compile(r"https://raw\.githubusercontent\.com/([^/]+/[^/]+)/([0-9a-f]{7})[0-9a-f]*/(.+)")
+
+
+@dataclass(frozen=True)
+class FetchResult:
+    """What became of the absent files. Example: FetchResult(lines=("medqa: downloaded ...",), absent=("nejm",)).
+
+    Attributes:
+        lines: one for each file that was absent, for the user.
+        absent: names of the data sets whose file is still absent.
+    """
+
+    lines: tuple[str, ...]
+    absent: tuple[str, ...]
+
+
+def list_sources(config: Config) -> list[DataSource]:
+    """Return the data sets of seeds, benchmarks and, if it is on, of stage 2."""
+    stage2 = config.training.stage2
+    return [*config.synthesis.seeds, *config.evaluation.benchmarks, *(stage2.data if stage2.enabled else [])]
+
+
+def list_absent(config: Config) -> list[DataSource]:
+    """Return the data sets whose file is not there although its origin is known."""
+    return [source for source in list_sources(config) if source.origin and not Path(source.path).exists()]
+
+
+def describe_origin(origin: str) -> str:
+    """Return where a file comes from: 'github.com/tdlhl/MedSSR, data/test_short_medqa.json at commit e560f5a'."""
+    if match := _GITHUB.fullmatch(origin):
+        return f"github.com/{match.group(1)}, {match.group(3)} at commit {match.group(2)}"
+    return origin.replace(_HUB, "huggingface.co/datasets/")
+
+
+def fetch_absent(config: Config) -> FetchResult:
+    """Download the absent files whose origin is known. After a failure for lack of a network, none is tried."""
+    lines, absent, offline = [], [], _say_offline()
+    for source in list_absent(config):
+        name, origin = name_source(source), describe_origin(source.origin)
+        try:
+            reason = offline or _fetch(source)
+        except _NoNetwork as error:
+            reason = offline = str(error)
+        except InputError as error:
+            reason = str(error)
+        if reason:
+            absent.append(name)
+            lines.append(f"{name}: {source.path} is absent; it comes from {origin} ({reason})")
+        else:
+            lines.append(f"{name}: {source.path} downloaded from {origin}")
+    return FetchResult(tuple(lines), tuple(absent))
+
+
+def describe_sets(config: Config) -> list[str]:
+    """Return a line for each data set: its counts, and a warning if its file is not the published one.
+
+    Raises:
+        InputError: a data set cannot be read.
+    """
+    lines = []
+    for source in list_sources(config):
+        facts = count_facts(read_questions(source, config.runtime.random_seed)).describe()
+        altered = source.git_blob and hash_blob(Path(source.path).read_bytes()) != source.git_blob
+        lines.append(f"{name_source(source)}: {facts}" + ("; NOT the published file, by its hash" if altered else ""))
+    return lines
+
+
+def hash_blob(content: bytes) -> str:
+    """Return the SHA-1 under which git stores a file."""
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+
+
+class _NoNetwork(Exception):
+    """A server cannot be reached."""
+
+
+def _say_offline() -> str:
+    return "HF_HUB_OFFLINE is set" if os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0") else ""
+
+
+def _fetch(source: DataSource) -> str:
+    """Download the file of `source`. Return "".
+
+    Raises:
+        InputError: the origin does not have it, or it is another file than expected.
+        _NoNetwork: the server cannot be reached.
+    """
+    content = _read_hub(source.origin) if source.origin.startswith(_HUB) else _read_url(source.origin)
+    if source.git_blob and (found := hash_blob(content)) != source.git_blob:
+        raise InputError(f"another file was sent: its git hash is {found[:12]}, not {source.git_blob[:12]}")
+    try:
+        text = content.decode()
+    except UnicodeDecodeError:
+        raise InputError("the file that was sent is not UTF-8") from None
+    write_atomic(Path(source.path), text)
+    return ""
+
+
+def _read_url(url: str) -> bytes:
+    import httpx
+
+    try:
+        return httpx.get(url, follow_redirects=True, timeout=_TIMEOUT_S).raise_for_status().content
+    except httpx.HTTPStatusError as error:
+        raise InputError(f"the server answers {error.response.status_code}") from None
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
+        raise _NoNetwork(reason) from None
+
+
+def _read_hub(origin: str) -> bytes:
+    """Return the file of hf://datasets/OWNER/NAME/FILE, or without FILE the only JSON file of the repository."""
+    from huggingface_hub import constants
+
+    owner, name, *rest = origin.removeprefix(_HUB).split("/", 2)
+    facts = json.loads(_read_url(f"{constants.ENDPOINT}/api/datasets/{owner}/{name}"))
+    file = rest[0] if rest else _choose_file([sibling["rfilename"] for sibling in facts["siblings"]])
+    return _read_url(f"{constants.ENDPOINT}/datasets/{owner}/{name}/resolve/{facts['sha']}/{file}")
+
+
+def _choose_file(files: list[str]) -> str:
+    found = [file for file in files if file.endswith((".json", ".jsonl"))]
+    if len(found) != 1:
+        raise InputError(
+            f"the repository has {len(found)} JSON files among {', '.join(files[:8])}; name one in `origin`"
+        )
+    return found[0]
