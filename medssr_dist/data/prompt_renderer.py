@@ -20,6 +20,7 @@ from typing import Any
 
 from medssr_dist.data.prompt_forms import PromptForm, list_letters, list_options, load_prompt_form
 from medssr_dist.data.records import Question, hash_content
+from medssr_dist.data.thoughts import find_opening
 from medssr_dist.errors import InputError
 
 # Today's date in the prompt of a template that prints one: the same on each day of a run, and for every user.
@@ -99,6 +100,11 @@ class PromptRenderer:
         if not parts and self.form == load_prompt_form("direct"):
             return _DIRECT_INSTRUCTION
         return hash_content(parts | {"form": self.form.hash})
+
+    @cached_property
+    def opening(self) -> str:
+        """The mark with which all prompts open the reply's thoughts (`data.thoughts`); "" where they do not."""
+        return find_opening(self._render(_SAMPLE).text)
 
     def render(self, question: Question) -> Prompt:
         """Return the prompt of a question, ready for generation.

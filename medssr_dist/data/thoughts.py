@@ -51,6 +51,9 @@ _CLOSINGS = (
 _PLAIN_FINAL = re.compile(r"\s*(?:assistant)?final(?=[A-Z\"'(*\d])")
 
 
+_LONGEST_MARK = 100  # characters, with the space behind it
+
+
 @dataclass(frozen=True)
 class CutReply:
     """A reply without its thoughts.
@@ -96,6 +99,19 @@ def cut_thoughts(reply: str) -> CutReply:
     if opened is None:
         kept.append(text[start:])
     return CutReply("".join(kept).strip(), opened is not None)
+
+
+def find_opening(prompt: str) -> str:
+    """Return the mark with which a prompt opens the thoughts of the reply, with the space behind it; "" if none does.
+
+    >>> find_opening("<|im_start|>assistant\\n<think>\\n")
+    '<think>\\n'
+    """
+    end = prompt[-_LONGEST_MARK:]
+    marks = list(_MARK.finditer(end))
+    if not marks or _read_mark(marks[-1])[1] or end[marks[-1].end() :].strip():
+        return ""
+    return end[marks[-1].start() :]
 
 
 def find_closing_mark(reply: str) -> str:

@@ -193,12 +193,14 @@ class _Session:
             top_k=self.evaluation.top_k,
             max_tokens=self.evaluation.max_tokens,
             stop=self.prompts.stop,
+            opening=self.prompts.opening,
         )
 
     def _make_second_request(self, name: str, key: SecondPassKey, rule: ReadingRule) -> SampleRequest:
         prompt = self.prompts.render(self.questions[key.question_id])
         text = self.found.first[key.question_id, key.generation].text
-        longer = self.prompts.extend(prompt, text, rule.continue_reply(text, self.prompts))
+        reply = text.removeprefix(self.prompts.opening)
+        longer = self.prompts.extend(prompt, reply, rule.continue_reply(text, self.prompts))
         return SampleRequest(key=name, prompt=longer.ids, temperature=0.0, max_tokens=1, choices=tuple(key.choices))
 
     def _make_answer(self, question: Question, completion: Completion) -> Answer:

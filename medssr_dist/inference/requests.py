@@ -21,6 +21,7 @@ class SampleRequest:
         prompt: token ids (`data.prompt_renderer`).
         options: letter -> option text of the question; the engine extracts the answer with it.
         stop: strings that end a sample. Its text ends before the string, its tokens with the one that completes it.
+        opening: the mark with which the prompt opens the thoughts of a sample; it is put in front of the sample's text.
         choices: generate exactly one of these texts (each a single token), greedily; () = free text.
         expected_tokens: tokens that a sample is expected to take; 0 = as many as the mean of all samples.
     """
@@ -35,6 +36,7 @@ class SampleRequest:
     top_k: int = 0
     max_tokens: int = 16
     stop: tuple[str, ...] = ()
+    opening: str = ""
     choices: tuple[str, ...] = ()
     expected_tokens: float = 0.0
 
@@ -64,6 +66,7 @@ class Completion:
     @classmethod
     def from_text(cls, request: SampleRequest, seed: int, text: str, tokens: int, truncated: bool) -> Completion:
         """Build a sample of `request` and extract its answer from `text`; a truncated one must state it."""
+        text = request.opening + text
         found = extract_answer(text, request.options, truncated)
         return cls(seed, text, tokens, truncated, found.letter, found.method)
 

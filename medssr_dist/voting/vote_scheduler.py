@@ -263,6 +263,7 @@ class VoteScheduler:
             top_p=self._voting.top_p,
             max_tokens=self._voting.max_tokens,
             stop=self._prompts.stop,
+            opening=self._prompts.opening,
             expected_tokens=state.tokens / len(state.taken) if state.taken else 0.0,
         )
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medssr_dist.data.thoughts import CutReply, cut_thoughts, find_closing_mark
+from medssr_dist.data.thoughts import CutReply, cut_thoughts, find_closing_mark, find_opening
 
 SAID = "The answer is B."
 CHANNEL = "<|channel|>analysis<|message|>"
@@ -119,3 +119,18 @@ def test_open_thoughts_are_closed_by_their_own_mark(reply, mark):
     assert find_closing_mark(reply) == mark
     after = cut_thoughts(f"{reply}{mark}The answer is B.")
     assert not after.is_open and after.text.endswith("The answer is B.")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "opening"),
+    [
+        ("<|im_start|>assistant\n<think>\n", "<think>\n"),
+        ("<|im_start|>assistant\n<seed:think>", "<seed:think>"),
+        ("Put your thoughts in <think> tags.\n<|im_start|>assistant\n", ""),
+        ("<|im_start|>assistant\n<think>\n\n</think>\n\n", ""),
+        ("x" * 200 + "[THINK]", "[THINK]"),
+        ("", ""),
+    ],
+)
+def test_thoughts_that_the_prompt_opens(prompt, opening):
+    assert find_opening(prompt) == opening

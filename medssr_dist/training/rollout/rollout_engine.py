@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+from medssr_dist.data.thoughts import find_opening
 from medssr_dist.inference.vllm_engine import end_children_with_this_process
 from medssr_dist.training.backend.openrlhf import RolloutActor
 from medssr_dist.training.rollout.groups import Group, GroupRequest, Sample
@@ -76,7 +77,7 @@ class RolloutEngine(RolloutActor):
         if request.sampling.logprobs:
             logprobs = [step[token].logprob for token, step in zip(token_ids, output.logprobs, strict=True)]
         truncated = output.finish_reason == "length"
-        reward, is_invalid = score(output.text, request.label, truncated)
+        reward, is_invalid = score(find_opening(request.prompt) + output.text, request.label, truncated)
         return Sample(token_ids, logprobs, reward, is_invalid, truncated, self._version)
 
     async def set_version(self, version: int) -> None:
