@@ -98,8 +98,10 @@ class Checks(Section):
 
     min_words: int = Field(5, ge=0, description="shortest stem, words")
     max_words: int = Field(300, ge=0, description="longest stem, words")
-    entity_given_away: bool = Field(True, description="refuse if the entity is an option and also named in the stem")
-    missing_figure: bool = Field(True, description="refuse if the stem refers to a figure, image or table")
+    entity_given_away: bool = Field(True, description="refuse if the entity is an option and the stem names it")
+    missing_figure: bool = Field(
+        True, description="refuse if the stem refers to a figure or image, or to a table or results that it lacks"
+    )
     all_or_none: bool = Field(True, description="refuse options such as 'all of the above' and 'none of the above'")
     negative_lead_in: bool = Field(
         True, description="refuse questions for the option that is NOT true, or for all EXCEPT"
@@ -170,7 +172,9 @@ class Synthesis(Section):
     poll_s: float = Field(30.0, gt=0, description="batch: seconds between two polls")
     endpoints: list[Endpoint] = Field(min_length=1, description="chat APIs that write the questions, used in parallel")
     temperature: float = Field(1.0, ge=0, le=2)
-    max_tokens: int = Field(1024, ge=1, description="limit of a reply, tokens")
+    max_tokens: int = Field(
+        1024, ge=1, description="limit of a reply with its thoughts, tokens; a reply that reaches it is no question"
+    )
     retry: Retry = Field(default_factory=Retry)
     prices: dict[str, Price] = Field(default_factory=dict, description="model -> price; budget.usd needs them")
     budget: Budget = Field(default_factory=Budget)
