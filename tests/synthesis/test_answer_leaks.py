@@ -99,6 +99,7 @@ def test_marks_on_one_option(mark):
         "The correct choice is option C",
         "Answer key: A",
         "Key: D",
+        "<answer>B</answer>",
         "Option B is the correct one.",
         "B is correct.",
         "(B)",
@@ -151,6 +152,10 @@ def test_words_around_a_question_that_tell_nothing(said):
 )
 def test_words_within_a_question_that_tell_nothing(stem, options):
     assert not is_leak({"question": stem, "options": options})
+
+
+def test_a_tag_around_the_question_tells_nothing():
+    assert not is_leak(f"<answer>{json.dumps(SOUND)}</answer>")
 
 
 def test_markup_is_no_part_of_a_question():

@@ -6,6 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from medssr_dist.config.base import DataSource
+from medssr_dist.readers import read_questions
 from medssr_dist.synthesis.checks.parse import OPTION_CHARS, read_reply
 from medssr_dist.synthesis.checks.reply_parts import Draft, Rejection
 
@@ -51,6 +53,9 @@ def reason(reply, finish_reason="") -> str | None:
         {"question": STEM, **{f"option{k}": v for k, v in OPTIONS.items()}},
         {"question": STEM, **{f"op{k.lower()}": v for k, v in OPTIONS.items()}},
         {"vignette": STEM.split(". ")[0] + ".", "question": STEM.split(". ")[1], "options": OPTIONS},
+        {"stem": STEM, "question": STEM.split(". ")[1], "options": OPTIONS},
+        {"question": {"stem": STEM.split(". ")[0] + ".", "lead_in": STEM.split(". ")[1]}, "options": OPTIONS},
+        {"question": STEM, "options": {str(number): text for number, text in enumerate(TEXTS)}},
         {"question": PLAIN},
         {"question": PLAIN, "options": OPTIONS},
         {"draft": OTHER, "critique": "Two are right.", "final": SOUND},
@@ -113,6 +118,10 @@ def test_json_within_text_and_with_slips(text):
         f"```\n{PLAIN}\n```\nI hope it helps.",
         f"{OTHER_PLAIN}\n\nThat has two right answers. Better version:\n\n{PLAIN}",
         f"Draft 1:\n{OTHER_PLAIN}\n---\nVersion 2:\n**Question:** {PLAIN}",
+        f"1. {PLAIN}",
+        f"Q: {PLAIN}",
+        f'question: "{STEM}"\noptions:\n' + "\n".join(f'  {k}: "{v}"' for k, v in OPTIONS.items()),
+        f"<question>{STEM}</question>\n<options>\n" + PLAIN.split("\n", 1)[1] + "\n</options>",
         f"Vignette: {STEM.split('. ')[0]}.\nQuestion: {PLAIN.split('. ', 1)[1]}",
     ],
 )
@@ -176,6 +185,7 @@ def test_five_options_and_an_option_over_two_lines():
         ("What?\nA. Gout\n\nThis is typical.\n\nB. Lupus", "not_parsable"),
         ("What?\nA. Gout\nB. Lupus\nD. Scurvy\nE. Rickets", "not_parsable"),
         ({**SOUND, "options": {"A": "Gout"}}, "option_count"),
+        ({**SOUND, "options": {"A": "Gout", "B": "Lupus", "D": "Rickets"}}, "unclear_labels"),
         ({**SOUND, "options": [f"Number {n}" for n in range(11)]}, "option_count"),
         ({**SOUND, "options": {**OPTIONS, "B": "gout "}}, "duplicate_options"),
         ({**SOUND, "options": {**OPTIONS, "B": "Go\u00adut"}}, "duplicate_options"),
@@ -312,3 +322,31 @@ def test_any_text_is_a_draft_or_a_rejection_that_can_be_written(text):
     if isinstance(outcome, Draft):
         assert outcome.stem and 2 <= len(outcome.options) <= 10
         assert len({option.casefold() for option in outcome.options}) == len(outcome.options)
+
+
+def render_plain(question, form):
+    lines = [form.format(letter) + text for letter, text in question.options.items()]
+    return "\n".join([question.stem, "", *lines])
+
+
+RENDERINGS = {
+    "object": lambda question: json.dumps({"question": question.stem, "options": question.options}),
+    "list": lambda question: json.dumps({"question": question.stem, "options": list(question.options.values())}),
+    "labelled list": lambda question: json.dumps(
+        {"stem": question.stem, "choices": [f"({letter}) {text}" for letter, text in question.options.items()]}
+    ),
+    "python": lambda question: repr({"question": question.stem, "options": question.options}),
+    "A.": lambda question: render_plain(question, "{}. "),
+    "A)": lambda question: "Sure! Here's a question:\n\n**Question:** " + render_plain(question, "- **{})** "),
+    "Option A:": lambda question: render_plain(question, "Option {}: "),
+}
+
+
+@pytest.mark.parametrize("form", RENDERINGS)
+def test_real_questions_are_read_as_they_are(shared_data, form):
+    """All of 1,773 MedQA and PubMedQA items, whose stems hold tables, lists, quotes and symbols."""
+    for name in ("test_short_medqa.json", "test_short_pubmedqa.json"):
+        for question in read_questions(DataSource(path=str(shared_data / "medssr_eval_format" / name))):
+            expected = " ".join([question.stem, *question.options.values()]).split()
+            outcome = read_reply(RENDERINGS[form](question))
+            assert isinstance(outcome, Draft) and " ".join([outcome.stem, *outcome.options]).split() == expected

@@ -13,8 +13,8 @@ _SIGNS = "\u2705\u2713\u2714\u2611"
 _ENDS = r"(?:is|are|was|will be|would be|should be|[:=]|[-\u2013\u2014](?=\s))"
 # What a statement of the answer begins with; the answer itself must follow, as a letter or as the text of an option.
 _STATEMENT = re.compile(
-    r"\b(?:answers?(?:\s(?:key|choice|option|letter))?|ans|correct(?:\s(?:one|letter|option|choice))?|"
-    rf"(?:right|best)\s(?:option|choice)|key|solution)\s{{0,3}}[*_]{{0,2}}\s{{0,3}}{_ENDS}[\s*_(\[\"'\u201c]{{0,6}}"
+    r"(?:<answer>|\b(?:answers?(?:\s(?:key|choice|option|letter))?|ans|correct(?:\s(?:one|letter|option|choice))?|"
+    rf"(?:right|best)\s(?:option|choice)|key|solution)\s{{0,3}}[*_]{{0,2}}\s{{0,3}}{_ENDS})[\s*_(\[\"'\u201c]{{0,6}}"
     r"(?:(?:the|option|choice|answer|letter)\s{1,3}[*_(\[\"'\u201c]{0,3})?"
 )
 _LETTER = re.compile(r"[A-J](?![\w'\u2019-])|[a-j](?=[)\].*]|\s*$)", re.MULTILINE)

@@ -23,7 +23,8 @@ _LETTER = re.compile(r"\W*[A-Ja-j]\W*")
 _TARGET_KEYS = ("label", "target", "gt", "index", "idx")
 _HARMLESS_KEYS = ("type", "format", "difficulty", "level", "category", "grade", "version", "id")
 _DRAFT_KEY = re.compile(r"draft|seed|^first|original|example|previous|^old|^initial")
-_LETTER_KEY = re.compile(r"(?:op|opt|option|choice|answer)?_?([a-j]|10|[1-9])")
+_LETTER_KEY = re.compile(r"(?:op|opt|option|choice|answer)?_?([a-j]|10|[0-9])")
+_KEY_SERIES = ("abcdefghij", [str(number) for number in range(10)], [str(number) for number in range(1, 11)])
 
 
 class _Candidate(NamedTuple):
@@ -93,9 +94,8 @@ def _find_answer_key(fields: Mapping[str, Any]) -> str:
 
 def _read_question(fields: dict[str, Any], leak: str) -> RawQuestion | None:
     """Return the question whose stem and options are fields of one object, or None."""
-    parts = [_read_text(fields[key]) for key in (*_VIGNETTE_KEYS, *_STEM_KEYS) if key in fields]
-    stem = "\n".join(dict.fromkeys(filter(None, parts)))
-    if not any(key in fields for key in _STEM_KEYS) or not parts:
+    stem = _read_stem(fields)
+    if not any(key in fields for key in _STEM_KEYS):
         return None
     options = next((fields[key] for key in _OPTION_KEYS if isinstance(fields.get(key), dict | list | str)), None)
     if options is None:
@@ -110,11 +110,21 @@ def _read_question(fields: dict[str, Any], leak: str) -> RawQuestion | None:
     return RawQuestion(stem, tuple(texts), leak or told)
 
 
+def _read_stem(fields: Mapping[str, Any]) -> str:
+    """Return the vignette and the question below it, where they are fields of their own; "" if there is none."""
+    stem = ""
+    for key in (*_VIGNETTE_KEYS, *_STEM_KEYS):
+        part = _read_text(fields.get(key))
+        if part and not stem.endswith(part):
+            stem = f"{stem}\n{part}" if stem else part
+    return stem
+
+
 def _read_text(value: Any) -> str:
     """Return the text in "text", {"text": "text"} or ["sentence", "sentence"]; "" if there is none."""
     if isinstance(value, dict):
         folded = _fold_keys(value)
-        value = next((folded[key] for key in ("text", "stem", "content") if key in folded), "")
+        value = _read_stem(folded) or next((folded[key] for key in ("text", "content") if key in folded), "")
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
         value = " ".join(value)
     return value.strip() if isinstance(value, str) else ""
@@ -145,6 +155,9 @@ def _read_lettered(fields: dict[str, Any]) -> tuple[list[str], str]:
             return [], told
         raise RejectedReply("not_parsable", f"the options have the key {others[0]!r} beside letters")
     keys = sorted(fields, key=lambda key: (len(letters[key]), letters[key])) if letters else list(fields)
+    names = [letters[key] for key in keys if letters]
+    if names and not any(names == list(series[: len(names)]) for series in _KEY_SERIES):
+        raise RejectedReply("unclear_labels", f"the letters of the options are not in order: {', '.join(names)}")
     read = [_read_option(fields[key]) for key in keys]
     return [text for text, _ in read], next((told for _, told in read if told), "")
 

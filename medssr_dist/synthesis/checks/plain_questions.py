@@ -37,6 +37,10 @@ _CHATTER = re.compile(
     re.IGNORECASE,
 )
 _CONTINUED = re.compile(r".*(?:[,;–—-]|\b(?:and|or|with|of|the|to|for|by|in|plus))$", re.IGNORECASE)
+_NUMBER = re.compile(r"(?:q\s?\d{0,3}|\d{1,3})[.:)]\s+(?=\S)", re.IGNORECASE)
+_QUOTED = re.compile(r"\"[^\"]+\"")
+_SECOND = re.compile(r"^\W*2[.)]", re.MULTILINE)
+_TAG = re.compile(r"</?(?:question|stem|options?|choices?|mcq|item|output|response)>", re.IGNORECASE)
 _FENCE = re.compile(r"\s*(?:```|~~~)\w*\s*$|\s*(?:[-*_]\s*){3,}$")
 
 
@@ -56,7 +60,7 @@ def split_lettered(text: str) -> RawQuestion | None:
     Raises:
         RejectedReply: it is unclear what belongs to the question.
     """
-    lines = ["" if _FENCE.match(line) else line.rstrip() for line in text.splitlines()]
+    lines = ["" if _FENCE.match(line) else line.rstrip() for line in _TAG.sub("", text).splitlines()]
     runs = _find_runs(lines)
     lists = [run for run in runs if len(run.options) > 1]
     if not lists:
@@ -68,6 +72,8 @@ def split_lettered(text: str) -> RawQuestion | None:
     earlier = [other for other in lists[:-1] if other.series == run.series]
     begin = earlier[-1].end if earlier else 0
     stem = _find_stem("\n".join(lines[begin : run.first]), is_later=bool(earlier))
+    if all(_QUOTED.fullmatch(text) for text in (stem, *run.options)):  # YAML
+        stem, run.options = stem[1:-1], [text[1:-1] for text in run.options]
     return RawQuestion(stem, tuple(run.options), rest="\n".join(rest))
 
 
@@ -152,12 +158,11 @@ def _find_stem(text: str, is_later: bool) -> str:
 
 
 def strip_chatter(stem: str) -> str:
-    """Return `stem` without "Sure! Here is a question:" and headings before it, and without bold around all of it."""
-    for pattern in (_CHATTER, _CHATTER, _HEADING):
-        match = pattern.match(stem.strip())
-        if match and match.end() < len(stem.strip()):
-            stem = stem.strip()[match.end() :]
+    """Return `stem` without "Sure! Here is a question:", headings and a number before it, and bold around all of it."""
     stem = stem.strip()
-    if stem[:2] == stem[-2:] == "**" and stem.count("**") == 2 and len(stem) > 4:
-        stem = stem[2:-2]
-    return stem.strip()
+    for pattern in (_CHATTER, _CHATTER, _HEADING, _NUMBER):
+        match = pattern.match(stem)
+        if match and match.end() < len(stem) and not (pattern is _NUMBER and _SECOND.search(stem)):
+            stem = stem[match.end() :].strip()
+    is_bold = stem.startswith("**") and stem.endswith("**") and stem.count("**") == 2 and len(stem) > 4
+    return stem[2:-2].strip() if is_bold else stem
