@@ -41,6 +41,7 @@ from medssr_dist.run.paths import STAGES, STEPS, resolved_config
 from medssr_dist.runtime.models import find_policy_on_disk
 
 if TYPE_CHECKING:
+    from medssr_dist.data.prompt_renderer import PromptRenderer
     from medssr_dist.knowledge.passages import Passage
     from medssr_dist.knowledge.retrieval import Entity
 
@@ -233,13 +234,15 @@ def _describe_index(knowledge: Knowledge, index_folder: Path | None) -> str:
 def _plan_vote(config: Config, run: RunDir, folder: Path, model: Path) -> list[PlanRow]:
     voting = config.voting
     question = read_questions(config.synthesis.seeds[0], config.runtime.random_seed)[0]
-    write_atomic(folder / "vote_prompt.txt", _render_vote_prompt(config, question, model))
+    prompts = _find_prompts(config, model)
+    text = prompts.render(question).text if prompts else config.policy.prompt.fill_in(question) + "\n"
+    write_atomic(folder / "vote_prompt.txt", text)
     write_json(folder / "vllm_engine.json", _engine_options(config, model))
     questions = expect_questions(config)
     return [
         PlanRow("votes", f"{questions:,} questions at most x {voting.samples} = {questions * voting.samples:,}"),
         PlanRow("kept", f"{_describe_kept(voting)}"),
-        PlanRow("prompt", "as the chat template renders it" if model.is_dir() else "plain: no tokenizer on disk yet"),
+        *_describe_prompt(config, prompts, model),
     ]
 
 
@@ -248,12 +251,23 @@ def _describe_kept(voting: Voting) -> str:
     return f"{wanted}labels with confidence of {voting.confidence} votes >= {voting.threshold:g}"
 
 
-def _render_vote_prompt(config: Config, question: Question, model: Path) -> str:
+def _find_prompts(config: Config, model: Path) -> PromptRenderer | None:
+    """Return what makes the policy's prompts; None if its tokenizer is not on disk yet."""
     if not model.is_dir():
-        return config.policy.prompt.fill_in(question) + "\n"
+        return None
     from medssr_dist.runtime.models import load_tokenizer, make_prompt_renderer
 
-    return make_prompt_renderer(load_tokenizer(model, config.policy), config.policy).render(question).text
+    return make_prompt_renderer(load_tokenizer(model, config.policy), config.policy)
+
+
+def _describe_prompt(config: Config, prompts: PromptRenderer | None, model: Path) -> list[PlanRow]:
+    """Describe the prompt of vote, rollout and evaluation, and what does not fit together."""
+    from medssr_dist.runtime.prompt_advice import list_prompt_advice
+
+    rendered = "with the model's tokenizer" if prompts else "as plain text: no tokenizer on disk yet"
+    advice = list_prompt_advice(config, prompts, model) if prompts else []
+    warnings = [PlanRow("", f"warning: {each.detail}; {each.fix}") for each in advice]
+    return [PlanRow("prompt", f"{config.policy.prompt.label}, rendered {rendered}"), *warnings]
 
 
 def _engine_options(config: Config, model: Path) -> dict[str, dict[str, Any]]:

@@ -30,6 +30,7 @@ _DIRECT_INSTRUCTION = "Choose the best option and reply with: The answer is (let
 # Added tokens that are not special but steer a model all the same, such as <think>; others are ordinary text.
 _MARKUP = re.compile(r"[<\[{|｜].*[>\]}|｜]", re.DOTALL)
 _ANCHOR = "\n"
+SAMPLE_QUESTION = Question.make("Which organ makes insulin?", ["the pancreas", "the spleen"], source="sample")
 # Arguments of the template that this module sets itself.
 RESERVED_KWARGS = frozenset({"conversation", "messages", "tools", "documents", "chat_template", "strftime_now"}) | {
     *("add_generation_prompt", "continue_final_message", "tokenize", "padding", "truncation", "max_length"),
@@ -57,6 +58,12 @@ class PromptRenderer:
         system_prompt: text of the system turn, in place of the form's own; "" = the form's.
         template_kwargs: further arguments of the chat template, such as {"enable_thinking": False}.
 
+    Attributes:
+        stop: strings that end an answer.
+        end_token: id of the tokenizer's end token.
+        chat_template: of the model; None if it has none.
+        uses_template: whether the prompts are rendered with it.
+
     Raises:
         InputError: the chat template refuses or drops the system turn or the user turn, or fails.
     """
@@ -70,16 +77,16 @@ class PromptRenderer:
     ):
         self._tokenizer, self.form = tokenizer, form
         self._system, self._kwargs = system_prompt or form.system, dict(template_kwargs or {})
-        self.stop = form.stop
+        self.stop, self.end_token = form.stop, tokenizer.eos_token_id
         self.chat_template = tokenizer.get_chat_template() if tokenizer.chat_template else None
-        self._uses_template = form.form == "chat" and self.chat_template is not None
+        self.uses_template = form.form == "chat" and self.chat_template is not None
         added = tokenizer.added_tokens_decoder
         unknown = tokenizer.unk_token_id  # stands for characters that the tokenizer does not know, not for control
         special = {token.content for id, token in added.items() if token.special and id != unknown}
         markup = {token.content for token in added.values() if not token.special and _MARKUP.fullmatch(token.content)}
         self._control_ids = {id for id, token in added.items() if token.content in special | markup}
         self._mark_control, self._mark_special = _build_marker(special | markup), _build_marker(special)
-        self._control_of_form = self._list_control(self._render(_SAMPLE).ids)
+        self._control_of_form = self._list_control(self._render(SAMPLE_QUESTION).ids)
         self._refuse_lost_turns()
 
     @cached_property
@@ -91,11 +98,11 @@ class PromptRenderer:
         parts: dict[str, Any] = {}
         if self._system:
             parts["system"] = self._system
-        if self._uses_template and self._kwargs:
+        if self.uses_template and self._kwargs:
             parts["template_kwargs"] = self._kwargs
         if self._prefix_ids:
             parts["prefix_ids"] = self._prefix_ids
-        if self._uses_template and "strftime_now" in str(self.chat_template):
+        if self.uses_template and "strftime_now" in str(self.chat_template):
             parts["date"] = TEMPLATE_DATE.isoformat()
         if not parts and self.form == load_prompt_form("direct"):
             return _DIRECT_INSTRUCTION
@@ -104,7 +111,7 @@ class PromptRenderer:
     @cached_property
     def opening(self) -> str:
         """The mark with which all prompts open the reply's thoughts (`data.thoughts`); "" where they do not."""
-        return find_opening(self._render(_SAMPLE).text)
+        return find_opening(self._render(SAMPLE_QUESTION).text)
 
     def render(self, question: Question) -> Prompt:
         """Return the prompt of a question, ready for generation.
@@ -143,7 +150,7 @@ class PromptRenderer:
 
         It is "" where the prompt has no turns, or the template knows one exchange only.
         """
-        if not self._uses_template:
+        if not self.uses_template:
             return ""
         reply = _choose_mark(request)
         turns = [{"role": role, "content": text} for role, text in (("assistant", reply), ("user", request))]
@@ -152,6 +159,18 @@ class PromptRenderer:
         except InputError:
             return ""
 
+    def find_turn_ends(self) -> set[int]:
+        """Return the control tokens that the chat template puts behind an answer; none without a template."""
+        if self.chat_template is None:
+            return set()
+        answer = "The answer is A"
+        turns = [
+            {"role": "user", "content": self.form.fill_in(SAMPLE_QUESTION)},
+            {"role": "assistant", "content": answer},
+        ]
+        text = str(self._tokenizer.apply_chat_template(turns, tokenize=False, strftime_now=TEMPLATE_DATE.strftime))
+        return set(self._list_control(self._tokenize(text.rpartition(answer)[2])))
+
     def render_turns(self, question: Question, **template_kwargs: Any) -> str:
         """Return the prompt's text with these arguments of the template in place of the configured ones."""
         return self._render_turns(self.form.fill_in(question), template_kwargs)
@@ -159,7 +178,7 @@ class PromptRenderer:
     def _render_turns(
         self, content: str, changed_kwargs: Mapping[str, Any] | None = None, further: Sequence[dict[str, str]] = ()
     ) -> str:
-        if not self._uses_template:
+        if not self.uses_template:
             parts = [self._system, content] if self._system else [content]
             return "\n\n".join(parts) + ("\n" if self.form.form == "chat" else "")
         turns = [{"role": "system", "content": self._system}] if self._system else []
@@ -181,21 +200,21 @@ class PromptRenderer:
 
     def _refuse_lost_turns(self) -> None:
         """Refuse a template that drops a turn without a word."""
-        if not self._uses_template:
+        if not self.uses_template:
             return
-        text = self.render_turns(_SAMPLE)
+        text = self.render_turns(SAMPLE_QUESTION)
         if self._system and self._system.strip() not in text:
             raise InputError(
                 "the model's chat template drops the system turn; set policy.system_prompt='' and use a policy.prompt "
                 f"without `system` (now {self.form.name})"
             )
-        if self.form.fill_in(_SAMPLE).strip() not in text:
+        if self.form.fill_in(SAMPLE_QUESTION).strip() not in text:
             raise InputError("the model's chat template drops or changes the user turn; use another model")
 
     @cached_property
     def _prefix_ids(self) -> list[int]:
         """The ids that the tokenizer puts in front of a text of its own, where no template does it."""
-        if self._uses_template:
+        if self.uses_template:
             return []
         plain = self._tokenize("x")
         ids = list(self._tokenizer("x")["input_ids"])
@@ -223,9 +242,6 @@ class PromptRenderer:
 
     def _tokenize(self, text: str) -> list[int]:
         return list(self._tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
-
-
-_SAMPLE = Question.make("Which organ makes insulin?", ["the pancreas", "the spleen"], source="sample")
 
 
 def _choose_mark(text: str) -> str:

@@ -15,6 +15,7 @@ from medssr_dist.training.finite import find_bad_weights
 from medssr_dist.training.stall_watch import Heartbeat, HeartbeatBoard
 from medssr_dist.training.update.actor import load_actor
 from medssr_dist.training.update.rank_update import RankUpdate
+from medssr_dist.training.weights.generation_config import copy_generation_config, keep_token_ids_only
 from medssr_dist.training.weights.lora import save_merged
 from medssr_dist.training.weights.rank_state import count_shard_bytes, get_rng_states, restore_rng_states, verify_files
 
@@ -59,7 +60,8 @@ class PolicyRank(ReportingRank, PolicyActor):
         """
         args = strategy.args
         self._setup_distributed(strategy)
-        actor = self.load_network(strategy, folder)
+        actor, self._source = self.load_network(strategy, folder), Path(folder)
+        keep_token_ids_only(actor.model)
         self.tokenizer = get_tokenizer(folder, actor.model, "left", strategy)
         if args.actor.gradient_checkpointing_enable:
             actor.gradient_checkpointing_enable(
@@ -112,6 +114,8 @@ class PolicyRank(ReportingRank, PolicyActor):
         """Write the whole policy as a Hugging Face checkpoint into `folder`; all ranks take part."""
         self.strategy.args.ckpt.output_dir = folder
         self.save_model()
+        if self.strategy.is_rank_0():
+            copy_generation_config(self._source, Path(folder))
 
     def get_checkpoint_states(self) -> dict[str, Any]:
         """Return the loop's state of the loaded checkpoint; {} if none was loaded."""

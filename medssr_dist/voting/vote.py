@@ -7,6 +7,7 @@ arrived: the same call resumes.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,11 +22,13 @@ from medssr_dist.inference.placement import open_engine_pool
 from medssr_dist.run.paths import VotingPaths
 from medssr_dist.run.stream import QuestionFeed, has_room, mark_end
 from medssr_dist.runtime.models import fingerprint_model, load_tokenizer, make_prompt_renderer
+from medssr_dist.runtime.prompt_advice import list_prompt_advice
 from medssr_dist.voting.ledger import VoteLedger, hash_vote_sampling
 from medssr_dist.voting.quality import write_quality
 from medssr_dist.voting.quality_records import VoteSummary
 from medssr_dist.voting.vote_scheduler import VoteScheduler, collect_votes
 
+logger = logging.getLogger(__name__)
 _POLL_S = 0.5  # interval at which the questions and the trainer's position are read
 
 
@@ -65,6 +68,8 @@ def vote(
     paths = VotingPaths(folder)
     prompts = make_prompt_renderer(load_tokenizer(model, config.policy), config.policy)
     sampling = hash_vote_sampling(config, prompts)
+    for each in list_prompt_advice(config, prompts, model):
+        logger.warning("%s; %s", each.detail, each.fix)
     with (
         VoteLedger(folder, fingerprint_model(model), sampling, config.voting.keep_text) as ledger,
         open_engine_pool(config, model, paths.engine_events) as pool,

@@ -20,7 +20,7 @@ def never() -> bool:
 class Tokenizer:
     """One token for each word: the length of the word."""
 
-    unk_token_id = None
+    unk_token_id = eos_token_id = None
     added_tokens_decoder = {}
 
     def __init__(self, chat_template=None):

@@ -131,6 +131,26 @@ def test_a_run_of_an_earlier_version_is_resumed(root, configured):
         run.begin_step("stage1", configured(), INPUTS)
 
 
+def test_a_run_from_before_there_were_prompts_had_direct(root, configured):
+    """Its votes were taken with what is `direct` now: that continues it, and the default of today does not."""
+    direct = configured("policy.prompt=direct")
+    with open_run(root, direct) as run:
+        run.begin_step("vote", direct, INPUTS)
+    file = root / "manifest.json"
+    manifest = read_json(file)
+    settings = manifest["steps"]["vote"]["settings"]
+    for key in ("policy.prompt", "policy.system_prompt"):
+        del settings[key]
+    write_json(file, manifest)
+    with open_run(root, direct) as run:
+        run.begin_step("vote", direct, INPUTS | {"revision": "0c1d"})
+    message = (
+        r"began 'vote' with other settings \(policy.prompt: 'direct 1 .*' -> 'reason 1 .*'\); give a new --run-dir"
+    )
+    with pytest.raises(InputError, match=message), open_run(root, configured()):
+        pass
+
+
 def test_each_opening_is_recorded_with_the_newest_config(root, configured):
     begin(root, configured("voting.buffer=3"))
     begin(root, configured("voting.buffer=4"))

@@ -33,6 +33,7 @@ __all__ = [
 
 _DATA_CHECKS: dict[str, Check] = {
     "model": inputs.check_model,
+    "prompt": inputs.check_prompt,
     "knowledge": inputs.check_knowledge,
     "data": inputs.check_data,
     "tiktoken": inputs.check_vocabulary,
@@ -65,7 +66,7 @@ LOGIN: dict[str, Check] = {
 
 
 _ONLY_FOR_SYNTHESIS = {"knowledge", "endpoints", "api keys"}
-_NOT_FOR_SYNTHESIS = {"imports", "compiler", "devices", "memory", "model", "gpus", "trackers"}
+_NOT_FOR_SYNTHESIS = {"imports", "compiler", "devices", "memory", "model", "prompt", "gpus", "trackers"}
 
 
 @dataclass(frozen=True)

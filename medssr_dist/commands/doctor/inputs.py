@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -19,9 +20,11 @@ from medssr_dist.commands.prefetch import (
     refuse_missing_encoders,
 )
 from medssr_dist.config.schema import Config
+from medssr_dist.errors import InputError
 from medssr_dist.readers import read_all, refuse_evaluation_items, refuse_unlabelled
 from medssr_dist.run.directory import RunDir
-from medssr_dist.runtime.models import find_policy_on_disk
+from medssr_dist.runtime.models import find_policy_on_disk, load_tokenizer, make_prompt_renderer
+from medssr_dist.runtime.prompt_advice import list_prompt_advice
 from medssr_dist.synthesis.client.chat_client import build_chat_url, find_proxy
 from medssr_dist.training.trackers import check_trackers
 
@@ -40,6 +43,21 @@ def check_model(config: Config, run_dir: Path) -> CheckResult:
         return CheckResult("pass", detail) if nodes == 1 else CheckResult("warn", detail, "run `medssr prefetch`")
     refuse_incomplete_model("policy.model", config.policy.model, folder, config.policy.trust_remote_code)
     return CheckResult("pass", str(folder))
+
+
+def check_prompt(config: Config, run_dir: Path) -> CheckResult:
+    """Check that prompt, model and token limits fit together."""
+    label = config.policy.prompt.label
+    folder = None
+    with suppress(InputError):  # the check of the model reports it
+        folder = find_policy_on_disk(config.policy)
+    if folder is None:
+        return CheckResult("pass", f"{label}; the model is not there yet")
+    prompts = make_prompt_renderer(load_tokenizer(folder, config.policy), config.policy)
+    advice = list_prompt_advice(config, prompts, folder)
+    if not advice:
+        return CheckResult("pass", label)
+    return CheckResult("warn", "; ".join(each.detail for each in advice), "; ".join(each.fix for each in advice))
 
 
 def check_knowledge(config: Config, run_dir: Path) -> CheckResult:
