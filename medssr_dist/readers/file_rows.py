@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from medssr_dist.data.jsonl import read_json, read_jsonl, read_text
+from medssr_dist.data.jsonl import read_text
 from medssr_dist.errors import InputError
 
 Row = dict[str, Any]  # one item of a published file, as JSON
@@ -32,14 +32,51 @@ def read_rows(path: Path) -> list[Row]:
     if not text.strip():
         return []
     if _is_jsonl(text):
-        rows = list(read_jsonl(path))
+        numbered = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+        rows = [_parse_line(line, f"{path} line {number}") for number, line in numbered]
         return _open_object(path, rows[0]) if len(rows) == 1 else rows
-    document = read_json(path)
+    document = parse_json(text, str(path))
     if isinstance(document, dict):
         return _open_object(path, document)
     if not isinstance(document, list) or not all(isinstance(row, dict) for row in document):
         raise InputError(f"{path} must be a JSON list of objects, or JSONL with one object per line")
     return document
+
+
+def parse_json(text: str, where: str) -> Any:
+    """Return the value of a JSON text.
+
+    Args:
+        where: the place of the text, for the message.
+
+    Raises:
+        InputError: it is not JSON, has a key twice in one object, is too deep, or has a number of thousands of digits.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_make_object)
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno}: " if "\n" in text else ""
+        reason = f"{place}{error.msg}"
+    except ValueError as error:
+        reason = str(error).split(";")[0]
+    except RecursionError:
+        reason = "its lists and objects are nested too deep"
+    raise InputError(f"{where} is not valid JSON ({reason}); repair or replace it")
+
+
+def _make_object(pairs: list[tuple[str, Any]]) -> Row:
+    row = dict(pairs)
+    if len(row) != len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"an object has the key {next(key for key in keys if keys.count(key) > 1)[:40]!r} twice")
+    return row
+
+
+def _parse_line(line: str, where: str) -> Row:
+    row = parse_json(line, where)
+    if not isinstance(row, dict):
+        raise InputError(f"{where} is a {type(row).__name__}, not a JSON object")
+    return row
 
 
 def _say_conversion(path: Path) -> str:
@@ -52,8 +89,8 @@ def _is_jsonl(text: str) -> bool:
     """Return whether the first non-blank line is a complete JSON object."""
     first = next(line for line in text.split("\n") if line.strip())
     try:
-        return isinstance(json.loads(first), dict)
-    except json.JSONDecodeError:
+        return isinstance(parse_json(first, ""), dict)
+    except InputError:
         return False
 
 

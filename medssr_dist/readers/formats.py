@@ -219,11 +219,17 @@ def _read_text(row: Row, key: str) -> str:
 
 
 def read_id(row: Row) -> str:
-    """Return the item's id in its data set, '' if it has none. HeadQA counts in each exam (`name`) anew."""
-    found = next((row[key] for key in _ID_KEYS if not is_absent(row.get(key))), None)
-    if found is None and not is_absent(row.get("qid")):
-        found = "-".join(str(row[key]) for key in ("name", "qid") if not is_absent(row.get(key)))
-    return "" if found is None else str(found)
+    """Return the item's id in its data set, '' if it has none. HeadQA counts in each exam (`name`) anew.
+
+    Raises:
+        InputError: the id is neither a text nor a number.
+    """
+    key = next((key for key in _ID_KEYS if not is_absent(row.get(key))), None)
+    if key is None and not is_absent(row.get("qid")):
+        return "-".join(str(row[key]) for key in ("name", "qid") if not is_absent(row.get(key)))
+    if key is not None and not isinstance(row[key], str | int | float):
+        raise InputError(f"{key} must be a text or a number, got {type(row[key]).__name__}")
+    return "" if key is None else str(row[key])
 
 
 FORMATS = (

@@ -185,7 +185,9 @@ def _is_letter(options: ItemOptions, value: Any) -> bool:
 def _is_number(options: ItemOptions, value: Any) -> bool:
     if isinstance(value, str):
         return re.fullmatch(r"-?\d{1,2}", value.strip()) is not None
-    return isinstance(value, int | float) and not isinstance(value, bool) and float(value).is_integer()
+    if isinstance(value, float):
+        return value.is_integer()
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _has_numbers(options: ItemOptions) -> bool:

@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from typing import Any
 
 from medssr_dist.data.records import LETTERS
 from medssr_dist.errors import InputError
+from medssr_dist.readers.file_rows import parse_json
 
 _HOLDERS = ("options", "choices", "answers")  # keys that hold all options of an item
 _LABELS = ("key", "label", "letter", "aid", "id", "option")  # in a pair, the key of the letter or number
@@ -101,12 +101,7 @@ def _find_label(column: str) -> str:
 
 
 def _open_text(key: str, value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    try:
-        return json.loads(value)
-    except json.JSONDecodeError:
-        raise InputError(f"{key} is a text that is not JSON: {value[:60]!r}; give an object or a list") from None
+    return parse_json(value, f"the text of {key}") if isinstance(value, str) else value
 
 
 def _read_holder(key: str, value: Any) -> ItemOptions:

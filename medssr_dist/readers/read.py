@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from pydantic import ValidationError
+from pydantic_core import PydanticSerializationError
 
 from medssr_dist.config.base import DataSource
 from medssr_dist.data.records import Question
@@ -17,7 +18,8 @@ from medssr_dist.readers.formats import Parse, detect_format, read_id
 from medssr_dist.readers.rare_marks import mark_rare
 
 _SHOWN_PROBLEMS = 3  # bad items whose reasons are told
-_NAMED_PROBLEMS = 100  # bad items whose places are told
+_NAMED_PROBLEMS = 50  # bad items whose places are told
+_LONGEST_REASON, _LONGEST_REFUSAL = 400, 900  # characters: of a bad item, of a bad file
 
 
 def name_source(source: DataSource) -> str:
@@ -56,7 +58,7 @@ def read_questions(source: DataSource, random_seed: int = 42) -> list[Question]:
     try:
         parse = detect_format(rows[0]).parser(rows, name_source(source))
     except InputError as error:
-        raise InputError(f"{path} {error}") from None
+        raise InputError(f"{path} {_make_line(str(error), _LONGEST_REFUSAL)}") from None
     questions = _parse_all(path, rows[: source.limit or None], lambda row: mark_rare(parse(row), source.rare, row))
     _refuse_duplicate_ids(path, questions)
     return [_set_source(question, source.name) for question in questions]
@@ -96,7 +98,7 @@ def _parse_all(path: Path, rows: list[Row], parse: Parse) -> list[Question]:
     problems: dict[str, str] = {}
     for number, row in enumerate(rows, start=1):
         try:
-            questions.append(parse(row))
+            questions.append(_refuse_broken_text(parse(row)))
         except (InputError, ValidationError) as error:
             problems[_name_item(number, row)] = _format_reason(error)
     if problems:
@@ -116,14 +118,32 @@ def _name_rest(names: list[str]) -> list[str]:
 
 def _name_item(number: int, row: Row) -> str:
     """Return the place of an item. Example: "2 (id 'medqa-000788')"."""
-    identifier = read_id(row)
-    return f"{number} (id {identifier!r})" if identifier else str(number)
+    try:
+        identifier = read_id(row)
+    except InputError:
+        identifier = ""
+    return f"{number} (id {identifier[:40]!r})" if identifier else str(number)
+
+
+def _refuse_broken_text(question: Question) -> Question:
+    """Return `question`, or raise InputError if a text holds half a surrogate pair, which no file can hold."""
+    try:
+        question.model_dump_json()
+    except PydanticSerializationError:
+        raise InputError("a text holds half of a surrogate pair (\\ud800 to \\udfff); repair it") from None
+    return question
 
 
 def _format_reason(error: Exception) -> str:
     if isinstance(error, ValidationError):
-        return error.errors()[0]["msg"].removeprefix("Value error, ")
-    return str(error)
+        return _make_line(error.errors()[0]["msg"].removeprefix("Value error, "), _LONGEST_REASON)
+    return _make_line(str(error), _LONGEST_REASON)
+
+
+def _make_line(text: str, longest: int) -> str:
+    """Return `text` as one printable line of at most `longest` characters."""
+    line = "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
+    return line if len(line) <= longest else line[:longest] + "..."
 
 
 def _refuse_duplicate_ids(path: Path, questions: Iterable[Question]) -> None:

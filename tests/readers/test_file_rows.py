@@ -84,3 +84,30 @@ def test_files_of_another_kind_are_refused_with_the_fix(read, name, content, nee
 def test_a_path_that_is_no_file_is_refused(path):
     with pytest.raises(InputError, match="check the path"):
         read_questions(DataSource(path=path))
+
+
+LINE = '{"question": "What?", "options": {"A": "x", "B": "y"}, "answer": "A"%s}\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "needle"),
+    [
+        ('{"a":' + "[" * 100_000, "is not valid JSON (its lists and objects are nested too deep)"),
+        (LINE % "" + '{"a":' + "[" * 100_000, "line 2 is not valid JSON (its lists"),
+        (LINE % "" + LINE % (', "id": ' + "9" * 5000), "line 2 is not valid JSON (Exceeds the limit"),
+        (LINE % "" + LINE % ', "answer": "B"', "line 2 is not valid JSON (an object has the key 'answer' twice)"),
+        (LINE.replace("What", "\\ud800") % "", "item 1: a text holds half of a surrogate pair"),
+        (LINE % ', "id": ["a"]', "item 1: id must be a text or a number, got list"),
+        (LINE.replace('"A"%s}', '"' + "y" * 100_000 + '"}'), "item 1: the answer answer = 'yyy"),
+        ('{"\\u001b[31mred": 1, "a\\nb": 2}\n', "its keys are \\x1b[31mred, a\\nb"),
+        ('{"' + "k" * 100_000 + '": 1}\n', "its keys are kkk"),
+        (LINE.replace('"A"%s}', "1e999}"), "answer = inf is not one of the options"),
+        (LINE.replace('"A"%s}', "9" * 4000 + "}"), "cannot be read: its answer values"),
+        (LINE.replace("What?", "\\u2028") % "", "is missing or empty"),
+    ],
+)
+def test_any_broken_text_is_told_in_one_short_line(read, text, needle):
+    with pytest.raises(InputError) as error:
+        read(text.encode(), "set.jsonl")
+    message = str(error.value)
+    assert needle in message and message.isprintable() and len(message) < 4000

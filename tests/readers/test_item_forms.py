@@ -249,7 +249,7 @@ def test_a_letter_in_a_column_of_texts_is_a_text(tmp_path):
 @pytest.mark.parametrize(
     ("options", "needle"),
     [
-        ({"options": "A, B or C"}, "is a text that is not JSON"),
+        ({"options": "A, B or C"}, "the text of options is not valid JSON"),
         ({"options": {"A": "x", "C": "y"}}, "without a gap"),
         ({"options": {"1": "x", "3": "y"}}, "without a gap"),
         ({"options": [{"key": "A", "value": "x"}, {"key": "A", "value": "y"}]}, "without a gap"),
