@@ -6,6 +6,7 @@ import pytest
 from stored_votes import stored_labels, stored_votes
 
 from medssr_dist.data.jsonl import read_json, read_jsonl
+from medssr_dist.evaluation.question_letters import read_question_letters
 from medssr_dist.evaluation.scores import read_scores
 from medssr_dist.run.paths import STAGES, RunPaths, vote_segment
 
@@ -34,6 +35,11 @@ def test_whole_method_runs(medssr, tiny_config, run):
         assert any(stage.tensorboard.iterdir())
     assert list(read_scores(run.evaluation.scores).policies) == ["base", "stage2"]
     assert read_json(run.summary_file)["steps"]["evaluate"] == read_json(run.evaluation.scores)
+    letters = read_question_letters(run.evaluation.letters)
+    assert all(set(given) == {"ours", "paper"} for row in letters for given in row.policies.values())
+    second_passes = list(read_jsonl(run.evaluation.second_passes))
+    assert "paper" in {row["protocol"] for row in second_passes}, "a bare letter is no answer for the paper"
+    assert "## Evaluation" in (run.stage("stage2").hf / "README.md").read_text()
 
 
 def test_checkpoints_load_and_differ(run, tiny_model):

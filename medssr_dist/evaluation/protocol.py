@@ -78,7 +78,8 @@ def evaluate_policy(
 def hash_sampling(evaluation: Evaluation, prompts: PromptRenderer, random_seed: int) -> str:
     """Return a hash of everything, except policy and question, that an answer depends on.
 
-    The number of generations is left out: generation g is the same answer for every n.
+    The number of generations is left out: generation g is the same answer for every n. The wording of the second pass
+    is in it for the lines of second_pass.jsonl.
     """
     parameters = evaluation.model_dump(include={"temperature", "top_p", "top_k", "max_tokens"})
     return hash_content([parameters, random_seed, prompts.identity, prompts.chat_template, SECOND_PASS])

@@ -93,11 +93,12 @@ def format_accuracy(score: Accuracy) -> str:
 def format_difference(found: Difference) -> str:
     """Return a difference in points: '+2.1 (0.4 to 3.8), p 0.016'."""
     p = "p < 0.001" if found.p < 0.001 else f"p {found.p:.3f}"
-    return f"{100 * found.difference:+.1f} {_format_interval(found.interval)}, {p}"
+    points = round(100 * found.difference, 1) + 0.0  # no "-0.0"
+    return f"{points:+.1f} {_format_interval(found.interval)}, {p}"
 
 
 def _format_interval(interval: Interval) -> str:
-    low, high = (100 * bound for bound in interval)
+    low, high = (round(100 * bound, 1) + 0.0 for bound in interval)
     return f"({low:.1f} to {high:.1f})"
 
 

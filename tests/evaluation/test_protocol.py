@@ -8,6 +8,7 @@ from evaluation_examples import (
     PROMPTS,
     QUESTIONS,
     TEXTS,
+    CharacterTokenizer,
     RecordingPool,
     answer_a,
     answer_second_pass_only,
@@ -18,6 +19,8 @@ from evaluation_examples import (
 
 from medssr_dist.config.schema import Evaluation
 from medssr_dist.data.jsonl import JsonlLedger, read_jsonl
+from medssr_dist.data.prompt_forms import load_prompt_form
+from medssr_dist.data.prompt_renderer import PromptRenderer
 from medssr_dist.data.records import Question
 from medssr_dist.errors import InputError
 from medssr_dist.evaluation.policy_answers import SecondPassKey
@@ -75,6 +78,19 @@ def test_second_pass_closes_thoughts_that_were_cut(tmp_path):
     ends = {read_prompt(r)[-40:] for r in pool.second}
     assert any(end.endswith("or\n</think>\n\nThe answer is (") for end in ends)
     assert letters(answers, QUESTIONS[0])["ours"] == ("A",) * 3
+
+
+def test_second_pass_closes_thoughts_that_the_prompt_opened(tmp_path):
+    class ThinkingTokenizer(CharacterTokenizer):
+        def apply_chat_template(self, *args, **kwargs):
+            return super().apply_chat_template(*args, **kwargs) + "<think>\n"
+
+    prompts = PromptRenderer(ThinkingTokenizer("turns"), load_prompt_form("direct"))
+    pool = RecordingPool(lambda request, seed: "A" if request.choices else "The answer is B, or")
+    answers = run_policy(tmp_path, pool, {"set": QUESTIONS[:1]}, prompts=prompts)
+    ends = {read_prompt(r).partition("<assistant>")[2] for r in pool.second}
+    assert ends == {"<think>\nThe answer is B, or\n</think>\n\nThe answer is ("}
+    assert letters(answers, QUESTIONS[0]) == {"ours": ("A",) * 3, "paper": ("B",) * 3}
 
 
 def test_protocols_may_miss_different_answers(tmp_path):
