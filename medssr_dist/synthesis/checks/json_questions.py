@@ -11,8 +11,10 @@ from medssr_dist.synthesis.checks.option_labels import read_labels
 from medssr_dist.synthesis.checks.plain_questions import split_lettered
 from medssr_dist.synthesis.checks.reply_parts import RawQuestion, RejectedReply
 
-_VIGNETTE_KEYS = ("vignette", "clinical_vignette", "case", "clinical_case", "case_presentation", "scenario")
-_VIGNETTE_KEYS += ("clinical_scenario", "patient", "presentation", "patient_presentation")
+_VIGNETTE_KEYS = (
+    *("vignette", "clinical_vignette", "case", "clinical_case", "case_presentation", "scenario", "clinical_scenario"),
+    *("patient", "presentation", "patient_presentation"),
+)
 _UNCLEAR_KEYS = ("context", "background", "passage", "information", "clinical_information")  # vignette or knowledge
 _STEM_KEYS = ("stem", "question_stem", "question", "question_text", "lead_in", "leadin")
 _OPTION_KEYS = ("options", "choices", "answer_choices", "answer_options", "alternatives", "answers")
@@ -102,7 +104,7 @@ def _read_question(fields: dict[str, Any], leak: str) -> RawQuestion | None:
         options = {key: item for key, item in fields.items() if _LETTER_KEY.fullmatch(key)} or None
     if options is None:
         written = split_lettered(stem)
-        return RawQuestion(written.stem, written.options, leak, written.rest) if written else None
+        return RawQuestion(written.stem, written.options, leak) if written and not written.rest.strip() else None
     unclear = [key for key in _UNCLEAR_KEYS if _read_text(fields.get(key))]
     if unclear:
         raise RejectedReply("not_parsable", f"it is unclear whether {unclear[0]!r} is part of the question")

@@ -1,8 +1,9 @@
 """Questions in plain text: a stem, then one line for each option, labelled in order from the first label of a series.
 
-The last such list of options counts, because a teacher that writes a better version writes it below. Its stem begins
-after the list before it, or after the last heading such as "Better version:". A line below an option belongs to it.
-What is unclear (text between options, two lists without a heading between them) is refused.
+The last such list of options counts, because a teacher that writes a better version writes it below; numbers count only
+where no list has letters, because statements of the stem may be numbered. The stem begins after the list before it, or
+after the last heading such as "Better version:". A line below an option belongs to it. What is unclear (text between
+options, a numbered list below them, two lists without a heading between them) is refused.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from dataclasses import dataclass
 from medssr_dist.synthesis.checks.option_labels import OptionLabel, read_labels
 from medssr_dist.synthesis.checks.reply_parts import RawQuestion, RejectedReply
 
-_LONGEST_LABEL = 40  # characters at the start of a line in which a label is searched for
 _QUESTION_WORDS = r"question|stem|vignette|case|scenario|mcq|item|version|draft|attempt|try"
 _HEADING = re.compile(
     rf"[\s#*_>-]*(?:(?:my|the|a|an|one|new|better|revised|final|improved|corrected|updated|second|third|first|clinical|"
@@ -65,9 +65,9 @@ def split_lettered(text: str) -> RawQuestion | None:
     lists = [run for run in runs if len(run.options) > 1]
     if not lists:
         return None
-    run = lists[-1]
+    run = next((run for run in reversed(lists) if run.series == 0), lists[-1])
     if any(later.first > run.first for later in runs):
-        raise RejectedReply("not_parsable", "a later version of the question ends after its first option")
+        raise RejectedReply("not_parsable", "a list follows the options: another version, or an explanation")
     rest = _finish_options(run, lines)
     earlier = [other for other in lists[:-1] if other.series == run.series]
     begin = earlier[-1].end if earlier else 0
@@ -94,8 +94,7 @@ def _find_runs(lines: list[str]) -> list[_Run]:
 
 
 def _read_line(line: str) -> tuple[OptionLabel, ...]:
-    line = line.strip().lstrip("> ")
-    return read_labels(line) if len(line) > 2 and not line[:_LONGEST_LABEL].isspace() else ()
+    return read_labels(line.strip().lstrip("> "))
 
 
 def _follows(label: OptionLabel, run: _Run) -> bool:
