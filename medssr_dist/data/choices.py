@@ -43,7 +43,8 @@ _NO_CHOICE = re.compile(
 _FILLER = re.compile(
     r"[ \n:=\-,>]*(?:(?:(?:most |very |quite |almost certainly |certainly )?(?:likely|probably|clearly|definitely"
     r"|therefore"
-    r"|thus|simply|indeed|hence|certainly|just|actually|then|obviously|also|still|now|again|:)"
+    r"|thus|simply|indeed|hence|certainly|just|actually|then|obviously|of course|without (?:a )?doubt|in fact|also"
+    r"|still|now|again|:)"
     r"|(?:the |la |le |l'|die |el |a |o |de )?(?:final |correct |right |best )?(?:option|choice|answer|letter|statement"
     r"|opci[oó]n|op[cç][aã]o|r[eé]ponse|antwort|opzione|вариант|选项|選択肢)|to be|be|that of|la|letra|lettre|buchstabe"
     r"|буква)[ :.#,]+){0,4}[ \n:]*"
@@ -151,7 +152,8 @@ class Choices:
         if own and low.startswith(own, after):
             return Reading(letter, after + len(own))
         other = self.match_text(low, after)
-        if other and other[0] != letter and self._is_contradiction(low, sign, other[1]):
+        is_other = other is not None and other[0] != letter and not own.startswith(low[after : other[1]])
+        if other and is_other and self._is_contradiction(low, sign, other[1]):
             return Reading(None, end)
         is_bare = not sign and not is_closed and low[end : end + 1] not in ("\n", "")
         if is_bare and (not _AFTER_LETTER.match(low, end) or (letter == "I" and _SPEAKS.match(low, end))):

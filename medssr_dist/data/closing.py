@@ -50,7 +50,7 @@ _GRADED = re.compile(
     r"\b(?:group|type|vitamin|grade|class|stage|hepatitis|factor|form|phase|subtype|category|level|score|lead)\b"
 )
 _LETTER_FIRST = re.compile(
-    r"(?:option |choice |answer )?[(\[\"']?(?P<letter>[a-z])[)\]\"']? (?:(?:best )?(?:explains|fits|matches"
+    r"(?:answer )?(?:option |choice )?[(\[\"']?(?P<letter>[a-z])[)\]\"']? (?:(?:best )?(?:explains|fits|matches"
     r"|describes)\b|fits best"
     r"|(?:is|seems|looks|remains) (?:the )?(?:only |most |far )?(?:correct|right|best|better|likely|appropriate"
     r"|accurate|suitable)\b)"

@@ -12,7 +12,7 @@ _SIGNS |= {
 }
 _SIGNS |= {ord("。"): ". ", ord("、"): ", ", ord("।"): ".", ord("؟"): "?", ord("【"): "[", ord("】"): "]"}
 _SIGNS |= {ord("〔"): "[", ord("〕"): "]", ord("〈"): "<", ord("〉"): ">", ord("İ"): "I", ord("→"): ":", ord("⇒"): ":"}
-_SIGNS |= dict.fromkeys(map(ord, "\u200b\u200c\u200d\u2060\ufeff\u00ad✅✔☑👉🎯\ufe0f"))
+_SIGNS |= dict.fromkeys(map(ord, "\u200b\u200c\u200d\u2060\ufeff\u00ad✅✓✔☑👉🎯\ufe0f"))
 _LATEX_GROUP = re.compile(
     r"\\(?:text(?:bf|it|rm|sf|tt|normal)?|math(?:bf|it|rm|sf|tt|bb|cal)|operatorname|bf|rm|underline)\s?\{([^{}]*)\}"
 )

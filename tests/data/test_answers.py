@@ -33,6 +33,8 @@ def read(text, options=OPTIONS, truncated=False):
         ("The answer is:\n\n B", "B", "statement"),
         ("## Answer\n\n**C. Iron deficiency**", "C", "statement"),
         ("Ans. (c)", "C", "statement"),
+        ("The answer is, of course, B.", "B", "statement"),
+        ("Answer: B \u2713", "B", "statement"),
         ("Final Answer - D", "D", "statement"),
         ("The answer to this question, given the marrow, is B.", "B", "statement"),
         ("So the answer must therefore be (B), as the marrow is empty.", "B", "statement"),
@@ -225,6 +227,9 @@ def test_none_rather_than_a_guess(text, options):
         ("The answer is 14004.", NUMBERS, None),
         ("Answer: C", {"A": "C", "B": "D"}, "A"),
         ("The answer is B.", {"A": "B", "B": "A"}, "B"),
+        ("The answer is B. Skin, hair, nails.", {"A": "Skin", "B": "Skin, hair and nails"}, "B"),
+        ("The answer is 30/200.", {"A": "30/400", "B": "30/200", "C": "(30/200) / (30/400)"}, "B"),
+        ("The answer is (30/200) / (30/400).", {"A": "30/400", "B": "30/200", "C": "(30/200) / (30/400)"}, "C"),
     ],
 )
 def test_options_that_look_like_letters_or_prose(text, options, letter):
@@ -374,7 +379,7 @@ def test_any_text_gives_an_offered_letter_or_none(text, count, truncated):
 
 
 @given(
-    st.text(st.characters(exclude_categories=["Cs"], exclude_characters="<[{◁"), max_size=100),
+    st.text(st.characters(exclude_categories=["Cs"], exclude_characters="<[{◁qQ"), max_size=100),
     st.sampled_from("ABCD"),
     st.sampled_from(["The answer is ({}).", "The answer is {}", "Answer: {}", "the answer is **{}**"]),
 )

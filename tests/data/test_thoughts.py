@@ -3,7 +3,10 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_policy import tiny_tokenizer
 
+from medssr_dist.data.prompt_forms import load_prompt_form
+from medssr_dist.data.prompt_renderer import PromptRenderer
 from medssr_dist.data.thoughts import CutReply, cut_thoughts, find_closing_mark, find_opening
 
 SAID = "The answer is B."
@@ -134,3 +137,10 @@ def test_open_thoughts_are_closed_by_their_own_mark(reply, mark):
 )
 def test_thoughts_that_the_prompt_opens(prompt, opening):
     assert find_opening(prompt) == opening
+
+
+@pytest.mark.parametrize(("end", "opening"), [("{{ '<think>\\n' }}", "<think>\n"), ("<think></think>", ""), ("", "")])
+def test_a_template_that_opens_thoughts(end, opening):
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{% for turn in messages %}{{ turn.content }} {% endfor %}" + end
+    assert PromptRenderer(tokenizer, load_prompt_form("direct")).opening == opening
