@@ -36,7 +36,8 @@ from medssr_dist.evaluation.protocol import evaluate_policy
 from medssr_dist.evaluation.score_card import add_scores_to_card
 from medssr_dist.evaluation.score_report import write_report
 from medssr_dist.evaluation.scoring import build_scores, collect_letters
-from medssr_dist.knowledge.retrieval import Entity, Retriever, draw_entities
+from medssr_dist.knowledge.entities import EntityList, draw_run_entities, write_entities
+from medssr_dist.knowledge.retrieval import Retriever
 from medssr_dist.knowledge.vignettes import find_hpo_truth
 from medssr_dist.offline_teacher import open_endpoints
 from medssr_dist.readers import name_source, read_all, read_questions, refuse_evaluation_items, refuse_unlabelled
@@ -138,12 +139,15 @@ def _refuse_bad_training(config: Config) -> None:
 # --- step 1: synthesize -----------------------------------------------------------------------------
 @dataclass(frozen=True)
 class _Sources:
-    """What the questions are written from, and the benchmarks (by name) that they must not repeat."""
+    """What the questions are written from, and the benchmarks (by name) that they must not repeat.
+
+    `entities` is None if no question has an entity (synthesis.alpha = 0).
+    """
 
     prompt: QuestionPrompt
     seeds: list[Question]
     benchmarks: dict[str, list[Question]]
-    entities: list[Entity]
+    entities: EntityList | None
     retriever: Retriever
 
     @property
@@ -169,7 +173,7 @@ def _read_sources(session: Session) -> _Sources:
     seeds = read_all(config.synthesis.seeds, random_seed)
     benchmarks = {name_source(source): read_questions(source, random_seed) for source in config.evaluation.benchmarks}
     refuse_evaluation_items(seeds, [question for items in benchmarks.values() for question in items])
-    entities = draw_entities(config.knowledge, random_seed) if config.synthesis.alpha > 0 else []
+    entities = draw_run_entities(config) if config.synthesis.alpha > 0 else None
     prompt = load_question_prompt(config.synthesis.prompt_file)
     return _Sources(prompt, seeds, benchmarks, entities, Retriever(config.knowledge))
 
@@ -199,16 +203,32 @@ def _reopen_synthesis(session: Session) -> None:
 def _prepare_synthesis(session: Session, sources: _Sources) -> Callable[..., object]:
     """Find the passages of all entities, and return the function `(should_stop, should_hold, demand)` of the step.
 
+    Entities without a passage are left out; the list of the others is written for the user to read.
     Finding passages may start Ray, so call this in the main thread; the function it returns may run in another.
     """
     config, paths, retriever = session.config, session.run.synthesis, sources.retriever
     clear_end(paths.questions)
-    retriever.prepare([entity.name for entity in sources.entities])
+    entities = _keep_covered(sources.entities, retriever) if sources.entities else None
+    drawn = list(entities.entities) if entities else []
+    if entities:
+        write_entities(paths.entities, entities)
     endpoints = partial(open_endpoints, log_path=paths.teacher_log, random_seed=config.runtime.random_seed)
     inputs = SynthesisInputs(
-        sources.seeds, sources.benchmarks, sources.entities, retriever.retrieve, retriever.read_passage, endpoints
+        sources.seeds,
+        sources.benchmarks,
+        drawn,
+        retriever.retrieve,
+        retriever.read_passage,
+        endpoints,
     )
     return partial(write_questions, config, paths.folder, inputs, find_commit())
+
+
+def _keep_covered(drawn: EntityList, retriever: Retriever) -> EntityList:
+    """Find the passages of all entities; return the entities that have any, with the number of the others."""
+    retriever.prepare(drawn.entities)
+    retriever.count(drawn.entities)
+    return drawn.keep(retriever.keep_covered(drawn.entities), "named by no passage that was found")
 
 
 def _open_finished_questions(session: Session) -> QuestionFeed:

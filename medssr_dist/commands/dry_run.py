@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from medssr_dist.commands.plan_rows import PlanRow, describe_forecast, print_rows
-from medssr_dist.commands.prefetch import find_index
+from medssr_dist.commands.prefetch import find_indexes, name_corpora
 from medssr_dist.config.base import DataSource
 from medssr_dist.config.load import dump_config
 from medssr_dist.config.schema import Config, Voting
@@ -42,8 +42,8 @@ from medssr_dist.runtime.models import find_policy_on_disk
 
 if TYPE_CHECKING:
     from medssr_dist.data.prompt_renderer import PromptRenderer
+    from medssr_dist.knowledge.entities import Entity
     from medssr_dist.knowledge.passages import Passage
-    from medssr_dist.knowledge.retrieval import Entity
 
 
 def dry_run(config: Config, run_dir: Path, steps: tuple[str, ...], rates_of: Path | None = None) -> None:
@@ -126,12 +126,10 @@ def _plan_slots(config: Config) -> list[PlanRow]:
 
 
 def _plan_synthesis(config: Config, run: RunDir, folder: Path, model: Path) -> list[PlanRow]:
-    from medssr_dist.knowledge.retrieval import draw_entities
-
     synthesis, random_seed = config.synthesis, config.runtime.random_seed
     seeds = read_all(synthesis.seeds, random_seed)
     refuse_evaluation_items(seeds, read_all(config.evaluation.benchmarks, random_seed))
-    rare = draw_entities(config.knowledge, random_seed) if synthesis.alpha > 0 else []
+    rare = _list_entities(config) if synthesis.alpha > 0 else []
     rendered = _render_prompts(config, seeds, rare, folder)
     count = rendered.with_entity
     share = f"{count:,} of the first {synthesis.accepted:,} ({count / synthesis.accepted:.3f})"
@@ -156,6 +154,15 @@ def _describe_demand(config: Config, run: RunDir) -> str:
         return f"about {questions:,} accepted for {kept:,} kept labels ({100 * rates.vote.kept_share:.0f}% kept so far)"
     share = f"{100 * kept / max(kept, synthesis.accepted):.0f}% kept, assumed from synthesis.accepted"
     return f"about {expect_questions(config):,} accepted for {kept:,} kept labels ({share})"
+
+
+def _list_entities(config: Config) -> list[Entity]:
+    """Return the entities of the run, without those that are known to have no passage."""
+    from medssr_dist.knowledge.entities import draw_run_entities
+    from medssr_dist.knowledge.retrieval import Retriever
+
+    drawn = draw_run_entities(config).entities
+    return Retriever(config.knowledge).keep_covered(drawn) if find_indexes(config.knowledge) else list(drawn)
 
 
 def _describe_cost(synthesis: Synthesis, prompt_tokens: float) -> str:
@@ -198,15 +205,16 @@ def _render_prompts(config: Config, seeds: list[Question], rare: list[Entity], f
         config.runtime.random_seed, synthesis.alpha, seeds, rare, synthesis.seed_pairs, synthesis.entity_choice
     )
     has_entity = [draws.draw(index).entity is not None for index in range(synthesis.accepted)]
-    index_folder = find_index(config.knowledge) if any(has_entity) else None
-    plan = RequestPlan(config, seeds, rare, _passage_reader(config.knowledge, index_folder), find_commit())
+    indexes = find_indexes(config.knowledge) if any(has_entity) else []
+    read_passages = _read_found_passages(config.knowledge, rare) if indexes else _read_placeholder
+    plan = RequestPlan(config, seeds, rare, read_passages, find_commit())
     shown = [has_entity.index(kind) for kind in (True, False) if kind in has_entity]
     prompts = {index: plan.build_request(index).messages for index in sorted(shown)}
     parts = [_render_messages(index, messages) for index, messages in prompts.items()]
     write_atomic(folder / "prompts.txt", "\n\n".join(parts) + "\n")
     count_tokens = TokenCounter()
     tokens = sum(count_tokens(list(messages)) for messages in prompts.values()) / len(prompts)
-    state = _describe_index(config.knowledge, index_folder) if any(has_entity) else "not needed"
+    state = _describe_indexes(config.knowledge, indexes) if any(has_entity) else "not needed"
     return _RenderedPrompts(sum(has_entity), tokens, state)
 
 
@@ -214,21 +222,31 @@ def _render_messages(index: int, messages: list[dict[str, str]]) -> str:
     return "\n".join([f"===== request {index} =====", *(f"--- {m['role']} ---\n{m['content']}" for m in messages)])
 
 
-def _passage_reader(knowledge: Knowledge, index_folder: Path | None) -> Callable[[str], list[Passage]]:
-    """Return a function from an entity to its passages; without an index it returns one placeholder passage."""
-    from medssr_dist.knowledge.passages import Passage
+def _read_found_passages(knowledge: Knowledge, rare: list[Entity]) -> Callable[[str], list[Passage]]:
+    """Return a function from the name of an entity to its passages, which are retrieved if they are not recorded."""
     from medssr_dist.knowledge.retrieval import Retriever
 
-    if index_folder:
-        return Retriever(knowledge).retrieve
+    retriever, by_name = Retriever(knowledge), {entity.name: entity for entity in rare}
+
+    def read(name: str) -> list[Passage]:
+        retriever.prepare([by_name[name]])
+        return retriever.retrieve(name)
+
+    return read
+
+
+def _read_placeholder(name: str) -> list[Passage]:
+    """Return a passage that stands for those of an index that is not built yet."""
+    from medssr_dist.knowledge.passages import Passage
+
     note = "The passage index is not built yet: `medssr prefetch` or the run itself builds it; passages come here."
-    return lambda entity: [Passage(id="", title=f"(passages about {entity})", content=note, source="")]
+    return [Passage(id="", title=f"(passages about {name})", content=note, source="")]
 
 
-def _describe_index(knowledge: Knowledge, index_folder: Path | None) -> str:
-    if index_folder:
-        return f"{index_folder} (built)"
-    return f"{knowledge.corpus.path} under {knowledge.encoder}: not built; the run builds it"
+def _describe_indexes(knowledge: Knowledge, folders: list[Path]) -> str:
+    if folders:
+        return f"{', '.join(map(str, folders))} (built)"
+    return f"{name_corpora(knowledge)} under {knowledge.encoder}: not built; the run builds it"
 
 
 def _plan_vote(config: Config, run: RunDir, folder: Path, model: Path) -> list[PlanRow]:

@@ -46,7 +46,8 @@ def prefetch(config: Config, dry_run: bool) -> None:
     if config.synthesis.alpha > 0:
         for key, model in _models(config.knowledge).items():
             _print_size(f"model {key}", _fetch_model(key, model))
-        _print_size("passage index", _fetch_passages(config))
+        for folder in _fetch_passages(config):
+            _print_size("passage index", folder)
     if fetched.absent:
         raise InputError(
             f"{len(fetched.absent)} data sets are absent and cannot be downloaded: {', '.join(fetched.absent)}; "
@@ -57,12 +58,18 @@ def prefetch(config: Config, dry_run: bool) -> None:
     _print_environment()
 
 
-def find_index(knowledge: Knowledge) -> Path | None:
-    """Return the directory of the passage index, or None if it is not built yet."""
+def find_indexes(knowledge: Knowledge) -> list[Path]:
+    """Return the folders of the passage indexes, one for each corpus; [] if one of them is not built yet."""
     from medssr_dist.knowledge.index import FACTS_FILE, locate_form
+    from medssr_dist.knowledge.retrieval import Retriever
 
-    folder = _index_dir(knowledge)
-    return folder if (locate_form(folder, knowledge) / FACTS_FILE).exists() else None
+    folders = Retriever(knowledge).list_index_folders()
+    return folders if all((locate_form(folder, knowledge) / FACTS_FILE).exists() for folder in folders) else []
+
+
+def name_corpora(knowledge: Knowledge) -> str:
+    """Return the names of the corpora, with commas."""
+    return ", ".join(corpus.name for corpus in knowledge.corpora)
 
 
 def refuse_incomplete_model(key: str, model: str, folder: Path, trust_remote_code: bool = False) -> None:
@@ -110,11 +117,12 @@ class EntityCounts(NamedTuple):
 
 def count_missing_passages(config: Config) -> EntityCounts:
     """Return how many of the entities of `config` have no passages on disk yet."""
-    from medssr_dist.knowledge.retrieval import Retriever, draw_entities
+    from medssr_dist.knowledge.entities import draw_run_entities
+    from medssr_dist.knowledge.retrieval import Retriever
 
-    names = [entity.name for entity in draw_entities(config.knowledge, config.runtime.random_seed)]
-    unknown = Retriever(config.knowledge).list_missing(names) if find_index(config.knowledge) else names
-    return EntityCounts(len(unknown), len(names))
+    entities = draw_run_entities(config).entities
+    unknown = Retriever(config.knowledge).list_missing(entities) if find_indexes(config.knowledge) else entities
+    return EntityCounts(len(unknown), len(entities))
 
 
 def count_trial_tokens() -> int:
@@ -122,13 +130,6 @@ def count_trial_tokens() -> int:
     from medssr_dist.synthesis.client.budget import TokenCounter
 
     return TokenCounter()([{"content": "A rare disease."}])
-
-
-def _index_dir(knowledge: Knowledge) -> Path:
-    from medssr_dist.knowledge.corpus import read_corpus
-    from medssr_dist.knowledge.index import locate_index
-
-    return locate_index(read_corpus(knowledge.corpus), knowledge)
 
 
 def _models(knowledge: Knowledge) -> dict[str, str]:
@@ -149,8 +150,10 @@ def _plan_downloads(config: Config) -> list[str]:
         for source in list_absent(config)
     ]
     if config.synthesis.alpha > 0:
-        state = "already built" if find_index(knowledge) else "to be built"
-        lines.append(f"passage index ({knowledge.index}) of {knowledge.corpus.path} under {knowledge.encoder}: {state}")
+        state = "already built" if find_indexes(knowledge) else "to be built"
+        lines.append(
+            f"passage index ({knowledge.index}) of {name_corpora(knowledge)} under {knowledge.encoder}: {state}"
+        )
         lines.append(f"passages of {knowledge.entities or 'all'} entities, {knowledge.top_k} each")
     return lines
 
@@ -200,14 +203,16 @@ def _download(key: str, model: str, revision: str = "") -> Path:
         ) from None
 
 
-def _fetch_passages(config: Config) -> Path:
-    """Retrieve the passages of every entity into the cache in the directory of the index. Return that directory."""
-    from medssr_dist.knowledge.retrieval import Retriever, draw_entities
+def _fetch_passages(config: Config) -> list[Path]:
+    """Retrieve the passages of every entity into the cache. Return the folders of the indexes."""
+    from medssr_dist.knowledge.entities import draw_run_entities
+    from medssr_dist.knowledge.retrieval import Retriever
 
-    rare = draw_entities(config.knowledge, config.runtime.random_seed)
-    Retriever(config.knowledge).prepare([entity.name for entity in rare])
-    print(f"passages: {config.knowledge.top_k} for each of {len(rare):,} entities")
-    return _index_dir(config.knowledge)
+    rare, retriever = draw_run_entities(config).entities, Retriever(config.knowledge)
+    retriever.prepare(rare)
+    counts = retriever.count(rare)
+    print(f"passages: {config.knowledge.top_k} for each of {counts.entities - counts.without:,} entities")
+    return retriever.list_index_folders()
 
 
 def _print_environment() -> None:

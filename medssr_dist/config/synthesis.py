@@ -2,20 +2,88 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, SecretStr, model_validator
 
 from medssr_dist.config.base import DataSource, Section, Source
 
+HPO_PASSAGES = "hpo:passages"
+
+
+class CorpusSource(DataSource):
+    """A corpus of passages. A string in its place is a path, or a name such as textbooks or hpo."""
+
+    path: str = Field(
+        "",
+        description="JSONL file with id, title and content, or a folder of such files (MedRAG's chunk/); "
+        "hpo:passages = the passages written from HPO; '' = the folder NAME/chunk in knowledge.corpora_root",
+    )
+    name: str = Field("", description="short name, in the ids of its passages; '' = the name of the file or folder")
+    share: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of the top_k passages that is reserved for this corpus, rounded down; the other passages "
+        "are the best of all corpora",
+    )
+    limit: int = Field(0, ge=0, description="take the first N passages, of hpo the first N diseases; 0 = all")
+
+
+def _read_corpus_source(value: Any) -> Any:
+    """Return the fields of a corpus that is given as a text or as another section, with its name."""
+    if isinstance(value, BaseModel):
+        value = value.model_dump()
+    if isinstance(value, str):
+        is_path = "/" in value or value.startswith("hpo:") or value.endswith(".jsonl")
+        value = {"path": value} if is_path else {"name": value}
+    if not isinstance(value, dict):
+        return value
+    fields = dict(value)
+    if fields.get("name") == "hpo" and not fields.get("path"):
+        fields["path"] = HPO_PASSAGES
+    if isinstance(fields.get("path"), str) and not fields.get("name"):
+        fields["name"] = _name_corpus(fields["path"])
+    return fields
+
+
+def _name_corpus(path: str) -> str:
+    if path.startswith("hpo:"):
+        return "hpo"
+    folder = Path(path)
+    return folder.parent.name if folder.name == "chunk" else folder.stem
+
 
 class Knowledge(Section):
-    """Rare diseases (the entities), the passages about them, and retrieval (paper section 3.1)."""
+    """Rare diseases (the entities), the passages about them, and retrieval (paper section 3.1).
 
-    corpus: Source = Field(
-        DataSource(path="hpo:passages"),
-        description="the passages: hpo:passages (one per disease, from HPO), a JSONL file with id, title and content, "
-        "or a folder of such files (MedRAG's chunk/)",
+    `corpus: X`, of earlier versions, is short for `corpora: [X]`.
+    """
+
+    corpora: list[Annotated[CorpusSource, BeforeValidator(_read_corpus_source)]] = Field(
+        [CorpusSource(path=HPO_PASSAGES, name="hpo")],
+        min_length=1,
+        description="the passages: hpo (several per rare disease, from HPO), files or folders in MedRAG's format, or "
+        "the names of folders in corpora_root: [pubmed, statpearls, textbooks, wikipedia, hpo]",
+    )
+    corpora_root: str = Field(
+        "",
+        description="folder of the corpora that are given by name alone, each in NAME/chunk/*.jsonl, as in MedRAG",
+    )
+    entities_file: str = Field(
+        "",
+        description="your own list of diseases to write questions about, instead of Orphanet's: .jsonl, .csv or .tsv "
+        "with name, id (optional) and synonyms (optional; in .csv and .tsv separated by |); '' = Orphanet's list",
+    )
+    must_name_entity: bool = Field(
+        True,
+        description="use only passages that name the disease or a synonym, in title or text; a disease that no passage "
+        "names gets no questions. False: use the nearest passages, and warn how many do not name it",
+    )
+    search_depth: int = Field(
+        50, ge=1, description="nearest passages of each corpus that are searched for the disease's name; at least top_k"
     )
     encoder: Literal["minilm", "medcpt"] = Field(
         "medcpt", description="minilm comes with the package; medcpt is the paper's"
@@ -43,13 +111,46 @@ class Knowledge(Section):
     )
     rerank_depth: int = Field(20, ge=1, description="passages that the cross-encoder ranks again; at least top_k")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _read_one_corpus(cls, tree: Any) -> Any:
+        if not isinstance(tree, dict) or "corpus" not in tree:
+            return tree
+        if "corpora" in tree:
+            raise ValueError("corpus and corpora are both set; write all corpora in corpora")
+        return {key: value for key, value in tree.items() if key != "corpus"} | {"corpora": [tree["corpus"]]}
+
     @model_validator(mode="after")
     def _refuse_unfit(self) -> Knowledge:
+        names = [corpus.name for corpus in self.corpora]
+        if repeated := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"two corpora have the name {repeated[0]!r}; give them different names")
+        if without := [corpus.name for corpus in self.corpora if not (corpus.path or self.corpora_root)]:
+            raise ValueError(f"the corpus {without[0]!r} has no path; give it one, or set corpora_root")
+        if sum(corpus.share for corpus in self.corpora) > 1 + 1e-9:
+            raise ValueError("the shares of the corpora add up to more than 1; lower them")
+        if self.search_depth < self.top_k:
+            raise ValueError(f"search_depth = {self.search_depth} is below top_k = {self.top_k}")
         if self.index == "ivfpq" and self.candidates < self.top_k:
             raise ValueError(f"candidates = {self.candidates} is below top_k = {self.top_k}")
         if self.reranker and self.rerank_depth < self.top_k:
             raise ValueError(f"rerank_depth = {self.rerank_depth} is below top_k = {self.top_k}")
         return self
+
+
+def join_corpus_keys(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return dotted settings with `knowledge.corpora` in place of the keys of the one corpus of earlier versions.
+
+    Example: {"knowledge.corpus.path": "hpo:passages", "knowledge.corpus.limit": 5, ...} becomes
+    {"knowledge.corpora": [{"path": "hpo:passages", "name": "hpo", "limit": 5, "share": 0.0}], ...}
+    """
+    prefix = "knowledge.corpus."
+    corpus = {key.removeprefix(prefix): value for key, value in settings.items() if key.startswith(prefix)}
+    if not corpus:
+        return dict(settings)
+    corpora = Knowledge.model_validate({"corpus": corpus}).model_dump(mode="json")["corpora"]
+    others = {key: value for key, value in settings.items() if not key.startswith(prefix)}
+    return others | {"knowledge.corpora": corpora}
 
 
 class Endpoint(Section):

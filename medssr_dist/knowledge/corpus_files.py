@@ -128,7 +128,7 @@ class FileCorpus(Corpus):
 
 def _list_files(path: Path) -> list[Path]:
     if not path.exists():
-        raise InputError(f"knowledge.corpus {path} does not exist; check the path")
+        raise InputError(f"knowledge.corpora has {path}, which does not exist; check the path")
     files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
     if not files:
         raise InputError(f"{path} has no *.jsonl files; give the folder that contains them (MedRAG's chunk/) or a file")

@@ -4,7 +4,6 @@ cache/index/ID/             ID is a hash of corpus, encoder and shard size
     00000.npy ...           the vectors
     FORM/index.json         IndexFacts; the file exists only if the index is complete
     FORM/index.faiss        only for ivfpq: the other forms search the vectors themselves
-    retrieval.jsonl         the passages found for each entity (see retrieval.py)
 """
 
 from __future__ import annotations
@@ -113,8 +112,8 @@ def locate_form(folder: Path, knowledge: Knowledge) -> Path:
     return folder / (ivfpq if knowledge.index == "ivfpq" else knowledge.index)
 
 
-def count_searched_passages(knowledge: Knowledge) -> int:
-    """Return the number of passages to search for: those for the reranker, or without one those in a prompt."""
+def count_passages_for_prompt(knowledge: Knowledge) -> int:
+    """Return the number of passages that a prompt is made from: those for the reranker, or without one its own."""
     return knowledge.rerank_depth if knowledge.reranker else knowledge.top_k
 
 
@@ -276,7 +275,7 @@ def _measure_recall(index: Index, vectors: Vectors, knowledge: Knowledge, querie
 
 
 def _choose_recall_settings(knowledge: Knowledge) -> RecallSettings:
-    k = count_searched_passages(knowledge)
+    k = count_passages_for_prompt(knowledge)
     if knowledge.index != "ivfpq":
         return RecallSettings(k=k)
     return RecallSettings(k=k, probes=knowledge.ivf_probes, candidates=knowledge.candidates)

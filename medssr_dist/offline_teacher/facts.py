@@ -1,7 +1,7 @@
 """Facts about a disease, extracted from passages by rules: findings, genes, inheritance, onset.
 
-Three kinds of text are understood: the sentences that `knowledge.corpus` writes from HPO, the symptom tables in GARD
-answers ("Depressed nasal bridge 90% ..."), and free prose ("characterized by ...").
+Three kinds of text are understood: the passages that `knowledge.hpo_passages` writes from HPO, the symptom tables in
+GARD answers ("Depressed nasal bridge 90% ..."), and free prose ("characterized by ...").
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 _HPO_FEATURES = re.compile(r"\b(?:frequent|occasional|rare|reported) features are ([^.]+)\.", re.IGNORECASE)
+_HPO_FINDING = re.compile(r"[:;] ([^:;]+) \((?:very frequent|frequent|occasional|rare|reported)\)(?=[;.])")
 _HPO_ONSET = re.compile(r"\bOnset: ([^.]+)\.")
 _GARD_TABLE = re.compile(r"\(when available\)\s+(.*?)(?=The Human Phenotype Ontology \(HPO\)|\.\.\.$|$)")
 _GARD_CELL_END = re.compile(r"\s+(?:-|\d+(?:\.\d+)?%|\d+/\d+|\d+ of \d+)(?:\s+|$)")
@@ -68,6 +69,7 @@ def read_facts(contents: Iterable[str]) -> Facts:
 def _find_findings(content: str) -> Iterator[str]:
     for group in _HPO_FEATURES.findall(content):
         yield from group.split("; ")
+    yield from _HPO_FINDING.findall(content)
     for table in _GARD_TABLE.findall(content):
         cells = _GARD_CELL_END.split(table)[:-1]  # after the last mark there is nothing, or a truncated cell
         yield from filter(_is_finding, map(_lower_first, cells))

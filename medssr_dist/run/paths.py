@@ -61,6 +61,11 @@ class SynthesisPaths(StepPaths):
         return self.folder / "questions.jsonl"
 
     @property
+    def entities(self) -> Path:
+        """The rare diseases of the run, the version of their list, and the counts of what is left out, by reason."""
+        return self.folder / "entities.json"
+
+    @property
     def rejected(self) -> Path:
         return self.folder / "rejected.jsonl"
 

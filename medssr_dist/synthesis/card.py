@@ -16,11 +16,12 @@ from pydantic import BaseModel
 
 from medssr_dist.config.base import DataSource
 from medssr_dist.config.schema import Config
-from medssr_dist.config.synthesis import Checks
+from medssr_dist.config.synthesis import HPO_PASSAGES, Checks
 from medssr_dist.data.cards import render_header
 from medssr_dist.data.jsonl import read_text, write_atomic
 from medssr_dist.data.records import LETTERS, Question
 from medssr_dist.knowledge.hpo import HPO_CITATION, read_hpo_version
+from medssr_dist.knowledge.orphanet import ORPHANET_CITATION, read_orphanet_version
 from medssr_dist.run.directory import find_commit
 from medssr_dist.run.paths import SynthesisPaths
 from medssr_dist.synthesis.review_report import (
@@ -191,20 +192,20 @@ def _render_letters(balance: LetterBalance) -> str:
 def _render_sources(config: Config) -> str:
     rows = [("seeds", source) for source in config.synthesis.seeds]
     if config.synthesis.alpha > 0:
-        rows.append(("passages", config.knowledge.corpus))
+        rows += [("passages", source) for source in config.knowledge.corpora]
     rows += [("decontaminated against", source) for source in config.evaluation.benchmarks]
     table = _render_table(
         ("use", "source", "terms"), ((use, _name_source(source), _state_terms(source)) for use, source in rows)
     )
     return (
         "The licence of the whole depends on these and on the terms of the API that wrote the questions; whoever "
-        f"publishes the set must state it.\n\n{table}{_cite_hpo(source for _, source in rows)}"
+        f"publishes the set must state it.\n\n{table}{_cite_hpo(source for _, source in rows)}{_cite_orphanet(config)}"
     )
 
 
 def _name_source(source: DataSource) -> str:
     """Return the name of the file, without the folder on somebody's machine."""
-    name = source.path if source.path.startswith("hpo:") else Path(source.path).name
+    name = source.path if source.path.startswith("hpo:") else source.name or Path(source.path).name
     return f"`{name}`" + (f", first {source.limit:,}" if source.limit else "")
 
 
@@ -218,6 +219,16 @@ def _cite_hpo(sources: Iterable[DataSource]) -> str:
     return (
         f"\n\nHuman Phenotype Ontology, release {read_hpo_version()}, unaltered; its terms ask to cite it, to show its "
         f"version and not to change its content (https://hpo.jax.org/license). {HPO_CITATION}"
+    )
+
+
+def _cite_orphanet(config: Config) -> str:
+    knowledge = config.knowledge
+    uses_names = not knowledge.entities_file or any(source.path == HPO_PASSAGES for source in knowledge.corpora)
+    if config.synthesis.alpha == 0 or not uses_names:
+        return ""
+    return (
+        f"\n\nNames of rare diseases, synonyms and prevalence: {ORPHANET_CITATION}, release {read_orphanet_version()}."
     )
 
 

@@ -24,8 +24,8 @@ from medssr_dist.errors import InputError
 from medssr_dist.synthesis.prompts import build_messages, hash_request, load_question_prompt
 
 if TYPE_CHECKING:
+    from medssr_dist.knowledge.entities import Entity
     from medssr_dist.knowledge.passages import Passage
-    from medssr_dist.knowledge.retrieval import Entity
 
 _WORDS = struct.Struct("<8Q")
 _NOT_INJECTED = -1

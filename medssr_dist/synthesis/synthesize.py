@@ -52,8 +52,8 @@ from medssr_dist.synthesis.synthesis_summary import (
 )
 
 if TYPE_CHECKING:
+    from medssr_dist.knowledge.entities import Entity
     from medssr_dist.knowledge.passages import Passage
-    from medssr_dist.knowledge.retrieval import Entity
 
 logger = logging.getLogger(__name__)
 
@@ -143,7 +143,7 @@ def check_inputs(config: Config, seeds: list[Question], entities: list[Entity]) 
     if config.synthesis.alpha > 0 and not entities:
         raise InputError(
             f"synthesis.alpha = {config.synthesis.alpha:g} needs rare-disease entities, but there are none; "
-            "check knowledge.corpus, or set synthesis.alpha=0"
+            "check knowledge.corpora and knowledge.entities_file (`must_name_entity` too), or set synthesis.alpha=0"
         )
 
 

@@ -53,7 +53,7 @@ def tree(tmp_path, monkeypatch):
     )
     return config_tree(
         policy={"model": "embedded:smollm2-135m"},
-        knowledge={"encoder": "minilm", "corpus": str(corpus), "entities": 20},
+        knowledge={"encoder": "minilm", "corpus": str(corpus), "entities": 20, "must_name_entity": False},
         synthesis={
             "accepted": 40,
             "seeds": [questions_file(tmp_path / "seeds.jsonl", 0, 6)],
@@ -322,7 +322,7 @@ def test_prefetch_retrieves_for_every_entity_once(tree, tmp_path, tiny_model, ca
     tree["policy"]["model"] = str(tiny_model)
     for _ in range(2):
         prefetch(make_config(**tree), dry_run=False)
-    (ledger,) = (tmp_path / "cache" / "index").glob("*/retrieval.jsonl")
+    (ledger,) = (tmp_path / "cache" / "retrieval").glob("*/retrieval.jsonl")
     assert len(ledger.read_text().splitlines()) == 20
     text = capsys.readouterr().out
     assert f"policy: {tiny_model} (" in text and text.count("\ndata set ") == 6

@@ -106,7 +106,7 @@ def test_the_demo_needs_no_download(monkeypatch):
     config = load_config(REPO / "configs" / "demo_cpu.yaml")
     assert (config.policy.model, config.policy.dtype) == ("embedded:smollm2-135m", "float32")
     assert (config.knowledge.encoder, config.synthesis.endpoints[0].base_url) == ("minilm", "offline-teacher")
-    sources = [config.knowledge.corpus, *config.synthesis.seeds, *config.training.stage2.data]
+    sources = [*config.knowledge.corpora, *config.synthesis.seeds, *config.training.stage2.data]
     assert all(source.path.startswith("hpo:") for source in [*sources, *config.evaluation.benchmarks])
     assert (config.training.stage1.steps, config.training.stage2.steps) == (2, 2)
     assert (config.training.attention, config.runtime.mode) == ("sdpa", "stream")
@@ -115,7 +115,13 @@ def test_the_demo_needs_no_download(monkeypatch):
 # --- every field is read ----------------------------------------------------------------------------
 
 # Names of variables that hold a section, where they are not the section's own name.
-ALIASES = {"stage1": {"stage"}, "stage2": {"stage"}, "corpus": {"source"}, "seeds": {"source"}, "data": {"source"}}
+ALIASES = {
+    "stage1": {"stage"},
+    "stage2": {"stage"},
+    "corpora": {"source", "corpus"},
+    "seeds": {"source"},
+    "data": {"source"},
+}
 ALIASES |= {"benchmarks": {"source"}, "endpoints": {"endpoint"}, "knowledge": {"_knowledge"}, "": {"config", "found"}}
 ALIASES |= {"synthesis": {"_synthesis"}, "retry": {"_retry"}, "budget": {"_budget"}, "prices": {"price"}}
 ALIASES |= {"prompt": {"form", "self", "_system", "prompts"}}

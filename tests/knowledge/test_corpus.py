@@ -1,18 +1,19 @@
 """Passages from HPO and from JSONL files, and the errors for unusable corpora."""
 
 import json
+import re
 
 import pytest
 from places import SHARED_DATA
 
 from medssr_dist.config.base import DataSource
-from medssr_dist.config.synthesis import Knowledge
+from medssr_dist.config.synthesis import HPO_PASSAGES, Knowledge
 from medssr_dist.errors import InputError
-from medssr_dist.knowledge.corpus import HPO_PASSAGES, MAX_PHENOTYPES, describe_disease, read_corpus
-from medssr_dist.knowledge.hpo import load_diseases
+from medssr_dist.knowledge.corpus import find_passage, open_corpora, read_corpus
+from medssr_dist.knowledge.hpo_passages import MAX_FINDINGS, describe_disease, list_corpus_diseases
 from medssr_dist.knowledge.identity import find_group
+from medssr_dist.knowledge.names import decapitalize
 from medssr_dist.knowledge.rare_diseases import load_rare_diseases
-from medssr_dist.knowledge.retrieval import draw_entities
 from medssr_dist.knowledge.splits import EVALUATION, split_group
 
 ROW = {"id": "a1", "title": "Alkaptonuria", "content": "Dark urine.", "contents": "Alkaptonuria. Dark urine."}
@@ -28,21 +29,58 @@ def write(path, *rows):
     return DataSource(path=str(path))
 
 
-def test_disease_is_described_in_prose():
-    passage = describe_disease(load_diseases()["OMIM:203500"])
-    assert (passage.id, passage.title, passage.source) == ("OMIM:203500", "Alkaptonuria", "hpo")
-    assert passage.content.startswith("Alkaptonuria is a rare disease. Very frequent features are dark urine; ")
-    assert passage.content.endswith("Inheritance: autosomal recessive. Associated genes: HGD.")
-    assert passage.content.count(";") < MAX_PHENOTYPES
+def find_disease(code):
+    return next(disease for disease in list_corpus_diseases() if disease.id == code)
+
+
+def test_disease_has_passages_on_course_findings_and_genes():
+    passages = describe_disease(find_disease("ORPHA:56"))
+    parts = {passage.id.removeprefix("ORPHA:56/"): passage.content for passage in passages}
+    assert list(parts) == ["course", "findings", "findings-2", "genes"]
+    assert {(passage.title, passage.source) for passage in passages} == {("Alkaptonuria", "hpo")}
+    assert parts["course"].startswith("Alkaptonuria (also called Hereditary ochronosis, ")
+    assert "is a rare disease. Prevalence: 1-9 / 1 000 000. Onset: adult, infantile. Very " in parts["course"]
+    assert "Genitourinary system: dark urine (frequent); " in parts["findings-2"]
+    assert parts["genes"] == "Inheritance of Alkaptonuria: autosomal recessive. Associated genes: HGD."
+    assert all(len(text.split(";")) <= MAX_FINDINGS for text in parts.values())
+
+
+def test_findings_are_listed_once_and_the_most_frequent():
+    for code in ("ORPHA:56", "ORPHA:648", "ORPHA:110"):
+        disease = find_disease(code)
+        text = " ".join(one.content for one in describe_disease(disease) if "/findings" in one.id)
+        found = re.findall(r"[:;] ([^:;]+) \((?:very frequent|frequent|occasional|rare|reported)\)", text)
+        expected = {decapitalize(phenotype.name) for phenotype in disease.phenotypes[: 2 * MAX_FINDINGS]}
+        assert len(found) == len(expected) and set(found) == expected
 
 
 def test_hpo_passages_cover_rare_diseases_evaluation_last():
     passages = read_corpus(DataSource(path=HPO_PASSAGES))
-    assert len(passages) == len({passage.id for passage in passages}) == len(load_rare_diseases())
-    held_out = [split_group(find_group(passage.id)) == EVALUATION for passage in passages]
+    diseases = list(dict.fromkeys(passage.id.split("/")[0] for passage in passages))
+    assert len(passages) == len({passage.id for passage in passages}) > 3 * len(diseases)
+    assert len(diseases) == len(load_rare_diseases())
+    held_out = [split_group(find_group(code)) == EVALUATION for code in diseases]
     assert held_out == sorted(held_out) and any(held_out)
-    assert list(read_corpus(DataSource(path=HPO_PASSAGES, limit=7))) == passages[:7]
+    first = list(read_corpus(DataSource(path=HPO_PASSAGES, limit=7)))
+    assert first == passages[: len(first)] and len({passage.title for passage in first}) == 7
     assert passages.by_id(passages[3].id) == passages[3]
+
+
+def test_a_corpus_by_name_is_medrags_folder(tmp_path):
+    for name in ("textbooks", "pubmed"):
+        (tmp_path / name / "chunk").mkdir(parents=True)
+        write(tmp_path / name / "chunk" / "a.jsonl", {**ROW, "title": name})
+    knowledge = Knowledge(corpora=["textbooks", {"name": "pubmed", "share": 0.5}, "hpo"], corpora_root=str(tmp_path))
+    corpora = open_corpora(knowledge)
+    assert [(corpus.name, corpus.share) for corpus in corpora] == [("textbooks", 0), ("pubmed", 0.5), ("hpo", 0)]
+    assert [corpus.read(0).id for corpus in corpora[:2]] == ["textbooks:a1", "pubmed:a1"]
+    assert find_passage(corpora, "pubmed:a1").title == "pubmed"
+    assert find_passage(corpora, "hpo:ORPHA:56/genes").title == "Alkaptonuria"
+    for absent in ("wikipedia:a1", "pubmed:a2", "a1"):
+        with pytest.raises(KeyError):
+            find_passage(corpora, absent)
+    with pytest.raises(InputError, match=r"'wikipedia', but .*wikipedia/chunk is no folder"):
+        open_corpora(Knowledge(corpora=["wikipedia"], corpora_root=str(tmp_path)))
 
 
 def test_medrag_format_is_read(tmp_path):
@@ -89,18 +127,3 @@ def test_absent_unknown_or_non_utf8_corpus_is_refused(tmp_path):
         read_corpus(DataSource(path=str(tmp_path / "absent.jsonl")))
     with pytest.raises(InputError, match="use hpo:passages"):
         read_corpus(DataSource(path="hpo:seeds"))
-
-
-def test_entities_are_seeded_and_exclude_evaluation_diseases():
-    knowledge = Knowledge(corpus=DataSource(path=HPO_PASSAGES, limit=50), entities=10)
-    drawn = draw_entities(knowledge, 42)
-    assert len(drawn) == 10 and drawn == draw_entities(knowledge, 42) != draw_entities(knowledge, 43)
-    assert {entity.id for entity in drawn} <= {passage.id for passage in read_corpus(knowledge.corpus)}
-    everything = draw_entities(Knowledge(), 0)
-    assert len(everything) > 3000
-    assert not any(split_group(find_group(entity.id)) == EVALUATION for entity in everything)
-
-
-def test_too_many_entities_are_refused():
-    with pytest.raises(InputError, match=r"knowledge\.entities=51, but there are 50 .*corpus\.limit=50"):
-        draw_entities(Knowledge(corpus=DataSource(path=HPO_PASSAGES, limit=50), entities=51), 0)

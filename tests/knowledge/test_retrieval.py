@@ -14,6 +14,7 @@ from medssr_dist.config.base import DataSource
 from medssr_dist.config.synthesis import Knowledge
 from medssr_dist.errors import InputError
 from medssr_dist.knowledge.encoders import identify_encoder, load_encoder
+from medssr_dist.knowledge.entities import Entity
 from medssr_dist.knowledge.passages import Passage
 from medssr_dist.knowledge.reranker import Reranker
 from medssr_dist.knowledge.retrieval import Retriever
@@ -117,15 +118,15 @@ def test_minilm_vectors_are_normalised_and_match_by_meaning():
 
 
 def test_retrieval_finds_the_disease_with_both_encoders(corpus, medcpt):
-    minilm = Knowledge(corpus=corpus, encoder="minilm", top_k=2)
-    found = Retriever(minilm).retrieve("Wilson disease")
-    assert len(found) == 2 and found[0].id == "p2"
-    both = Retriever(medcpt.model_copy(update={"corpus": corpus, "top_k": 5})).retrieve("Wilson disease")
-    assert sorted(passage.id for passage in both) == ["p1", "p2", "p3"]
+    found = Retriever(use_minilm(corpus)).retrieve("Wilson disease")
+    assert len(found) == 2 and found[0].id == "t:p2"
+    settings = {"corpora": use_minilm(corpus).corpora, "top_k": 5, "must_name_entity": False}
+    both = Retriever(medcpt.model_copy(update=settings)).retrieve("Wilson disease")
+    assert sorted(passage.id for passage in both) == ["t:p1", "t:p2", "t:p3"]
 
 
 def test_resumed_retrieval_loads_no_model(corpus):
-    knowledge = Knowledge(corpus=corpus, encoder="minilm", top_k=1)
+    knowledge = use_minilm(corpus, top_k=1)
     expected = [passage.id for passage in Retriever(knowledge).retrieve("Marfan syndrome")]
     code = (
         "import sys\nfrom medssr_dist.config.schema import Knowledge\n"
@@ -139,42 +140,44 @@ def test_resumed_retrieval_loads_no_model(corpus):
 
 
 def test_other_top_k_is_retrieved_separately(corpus):
-    ids = [
-        [passage.id for passage in Retriever(Knowledge(corpus=corpus, encoder="minilm", top_k=k)).retrieve("Marfan")]
-        for k in (1, 3, 1)
-    ]
+    ids = [[passage.id for passage in Retriever(use_minilm(corpus, top_k=k)).retrieve("Marfan")] for k in (1, 3, 1)]
     assert [len(found) for found in ids] == [1, 3, 1] and ids[0] == ids[2] == ids[1][:1]
 
 
 def find_ledger(tmp_path):
-    (file,) = (tmp_path / "cache" / "index").glob("*/retrieval.jsonl")
+    (file,) = (tmp_path / "cache" / "retrieval").glob("*/retrieval.jsonl")
     return file
 
 
 def use_minilm(corpus, **settings):
-    return Knowledge(**{"corpus": corpus, "encoder": "minilm", "top_k": 2} | settings)
+    """Settings that keep the nearest passages, whatever they name."""
+    return Knowledge(**{"corpus": corpus, "encoder": "minilm", "top_k": 2, "must_name_entity": False} | settings)
+
+
+def make_entities(names):
+    return [Entity(name, name) for name in names]
 
 
 def test_prepare_records_every_name_once(corpus, tmp_path, monkeypatch):
     retriever, names = Retriever(use_minilm(corpus)), ["Wilson disease", "Marfan syndrome", "Wilson disease"]
     syncs, fsync = [], os.fsync
     monkeypatch.setattr(os, "fsync", lambda file: syncs.append(file) or fsync(file))
-    retriever.prepare(names)
+    retriever.prepare(make_entities(names))
     rows = [json.loads(line) for line in find_ledger(tmp_path).read_text().splitlines()]
-    assert [row["entity"] for row in rows] == names[:2] and [row["passage_ids"][0] for row in rows] == ["p2", "p3"]
+    assert [row["entity"] for row in rows] == names[:2] and [row["passage_ids"][0] for row in rows] == ["t:p2", "t:p3"]
     syncs.clear()
-    retriever.prepare([*names, "Copper", "Eye"])
+    retriever.prepare(make_entities([*names, "Copper", "Eye"]))
     assert len(syncs) == 1 and len(find_ledger(tmp_path).read_text().splitlines()) == 4
-    assert retriever.read_passage("p2").startswith("Wilson disease\nCopper builds up")
+    assert retriever.read_passage("t:p2").startswith("Wilson disease\nCopper builds up")
     with pytest.raises(KeyError):
-        retriever.read_passage("p9")
+        retriever.read_passage("t:p9")
 
 
 def test_torn_ledger_is_repaired(corpus, tmp_path):
-    Retriever(use_minilm(corpus)).prepare(["Wilson disease"])
+    Retriever(use_minilm(corpus)).prepare(make_entities(["Wilson disease"]))
     with open(find_ledger(tmp_path), "a") as file:
         file.write('{"entity": "Marf')
-    assert Retriever(use_minilm(corpus)).retrieve("Marfan syndrome")[0].id == "p3"
+    assert Retriever(use_minilm(corpus)).retrieve("Marfan syndrome")[0].id == "t:p3"
     assert [json.loads(line)["entity"] for line in find_ledger(tmp_path).read_text().splitlines()] == [
         "Wilson disease",
         "Marfan syndrome",
@@ -184,14 +187,15 @@ def test_torn_ledger_is_repaired(corpus, tmp_path):
 def test_recorded_passages_are_read_without_torch_and_faiss(corpus):
     """As after a prefetch on another machine: only the ledger and the offsets of the corpus are used."""
     knowledge = use_minilm(corpus)
-    Retriever(knowledge).prepare([p.title for p in PASSAGES])
+    Retriever(knowledge).prepare(make_entities(p.title for p in PASSAGES))
     code = (
         "import sys\n"
         "for name in ('torch', 'transformers', 'faiss', 'ray'): sys.modules[name] = None  # an import fails\n"
         "from medssr_dist.config.synthesis import Knowledge; from medssr_dist.knowledge.retrieval import Retriever\n"
         "retriever = Retriever(Knowledge.model_validate_json(sys.argv[1]))\n"
         f"names = {[p.title for p in PASSAGES]}\n"
-        "retriever.prepare(names)\n"
+        "from medssr_dist.knowledge.entities import Entity\n"
+        "retriever.prepare([Entity(name, name) for name in names])\n"
         "print(*[retriever.read_passage(retriever.retrieve(name)[0].id).split('\\n')[0] for name in names], sep='|')"
     )
     done = subprocess.run([sys.executable, "-c", code, knowledge.model_dump_json()], capture_output=True, text=True)
@@ -205,7 +209,9 @@ def test_processes_share_the_cache(corpus, tmp_path):
         "import sys; from medssr_dist.config.synthesis import Knowledge\n"
         "from medssr_dist.knowledge import retrieval; retrieval._RECORDED_AT_ONCE = 3\n"
         "retriever = retrieval.Retriever(Knowledge.model_validate_json(sys.argv[1]))\n"
-        "retriever.prepare([f'name {i} ' + sys.argv[2] for i in range(60)] + ['common'])"
+        "from medssr_dist.knowledge.entities import Entity\n"
+        "names = [f'name {i} ' + sys.argv[2] for i in range(60)] + ['common']\n"
+        "retriever.prepare([Entity(name, name) for name in names])"
     )
     commands = [[sys.executable, "-c", code, use_minilm(corpus).model_dump_json(), str(n)] for n in range(3)]
     processes = [subprocess.Popen(command, stderr=subprocess.DEVNULL) for command in commands]
@@ -225,9 +231,11 @@ def test_every_retrieval_setting_gets_its_own_records(corpus, tmp_path):
         {"reranker": reranker},
         {"reranker": other},
         {"reranker": reranker, "rerank_depth": 2},
+        {"must_name_entity": True},
+        {"must_name_entity": True, "search_depth": 9},
     ]
     for more in settings * 2:
-        Retriever(use_minilm(corpus, **more)).prepare(["Wilson disease"])
+        Retriever(use_minilm(corpus, **more)).prepare(make_entities(["Wilson disease"]))
     assert len(find_ledger(tmp_path).read_text().splitlines()) == len(settings)
     ivfpq = [{}, {"ivf_probes": 3}, {"candidates": 50}, {"pq_bytes": 32}, {"ivf_lists": 9}]
     keys = {Retriever(use_minilm(corpus, index="ivfpq", **more))._settings for more in ivfpq}
@@ -243,7 +251,7 @@ def test_cross_encoder_reranks_the_passages(corpus, tmp_path):
     for passage in PASSAGES:
         inputs = tokenizer("copper liver", f"{passage.title} {passage.content}", return_tensors="pt")
         scores[passage.id] = network(**inputs).logits.item()
-    best = sorted(scores, key=scores.get, reverse=True)
+    best = [f"t:{name}" for name in sorted(scores, key=scores.get, reverse=True)]
     knowledge = use_minilm(corpus, reranker=model, rerank_depth=3, batch_size=2)
     assert [passage.id for passage in Retriever(knowledge).retrieve("copper liver")] == best[:2]
     plain = [passage.id for passage in Retriever(use_minilm(corpus)).retrieve("copper liver")]
@@ -284,7 +292,105 @@ def test_every_form_finds_the_same_passages_in_shards(tmp_path):
     found = []
     for form in forms:
         retriever = Retriever(use_minilm(DataSource(path=str(folder)), shard_size=64, top_k=3, **form))
-        retriever.prepare(words)
+        retriever.prepare(make_entities(words))
         found.append([[passage.content for passage in retriever.retrieve(word)] for word in words])
     assert found[0] == found[1] == found[2]
     assert all(word in content for word, contents in zip(words, found[0], strict=True) for content in contents)
+
+
+# --- passages that name the entity, several corpora --------------------------------------------------
+
+GAUCHER = Entity("ORPHA:355", "Gaucher disease", ("Glucocerebrosidase deficiency", "GD"))
+NAMED = [
+    ("n1", "Gaucher's disease", "Bone crises and a large spleen."),
+    ("n2", "Storage disorders", "Glucocerebrosidase deficiency leads to lipid-laden macrophages."),
+    ("n3", "Gaucher disease cells", "Cells like crumpled paper."),
+]
+OTHERS = [(f"o{n}", "Lysosomal storage disease", f"GD, a storage disorder with spleen, case {n}.") for n in range(12)]
+
+
+def write_corpus(file, rows):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    lines = (json.dumps({"id": code, "title": title, "content": content}) for code, title, content in rows)
+    file.write_text("\n".join(lines), encoding="utf-8")
+    return str(file)
+
+
+def find_ids(entity=GAUCHER, **settings):
+    retriever = Retriever(Knowledge(**{"encoder": "minilm"} | settings))
+    retriever.prepare([entity])
+    return [passage.id for passage in retriever.retrieve(entity.name)], retriever.count([entity])
+
+
+def test_passages_that_do_not_name_the_entity_are_replaced(tmp_path, caplog):
+    corpus = write_corpus(tmp_path / "c.jsonl", [*OTHERS, *NAMED])
+    plain, counts = find_ids(corpus=corpus, must_name_entity=False)
+    named, same = find_ids(corpus=corpus)
+    assert sorted(named) == ["c:n1", "c:n2", "c:n3"] and sorted(plain) != sorted(named)
+    assert counts.unnamed == same.unnamed == sum(passage.startswith("c:o") for passage in plain) > 0
+    assert (same.entities, same.nearest, same.short, same.without) == (1, 3, 0, 0)
+    assert "of the 3 nearest passages do not name their disease; passages that do took" in caplog.text
+    assert "they stay, because knowledge.must_name_entity is false" in caplog.text
+
+
+def test_the_search_for_names_is_bounded(tmp_path):
+    corpus = write_corpus(tmp_path / "c.jsonl", [*OTHERS, *NAMED])
+    deep, _ = find_ids(corpus=corpus, top_k=1)
+    nearest, _ = find_ids(corpus=corpus, top_k=1, must_name_entity=False)
+    shallow, counts = find_ids(corpus=corpus, top_k=1, search_depth=1)
+    assert len(deep) == 1 and shallow == [one for one in nearest if ":n" in one]
+    assert counts.without == (not shallow)
+
+
+def test_entities_that_no_passage_names_are_counted_and_left_out(tmp_path, caplog):
+    corpus = write_corpus(tmp_path / "c.jsonl", OTHERS + NAMED[:1])
+    retriever, unknown = Retriever(Knowledge(corpus=corpus, encoder="minilm")), Entity("x", "Fabry disease")
+    assert retriever.keep_covered([GAUCHER, unknown]) == [GAUCHER, unknown]  # not searched for yet
+    retriever.prepare([GAUCHER, unknown])
+    counts = retriever.count([GAUCHER, unknown])
+    assert (counts.short, counts.without) == (1, 1) and retriever.retrieve("Fabry disease") == []
+    assert retriever.keep_covered([GAUCHER, unknown]) == [GAUCHER]
+    assert "1 of 2 diseases are named by no passage" in caplog.text
+
+
+def test_an_entity_with_other_synonyms_is_searched_again(tmp_path):
+    corpus = write_corpus(tmp_path / "c.jsonl", [*OTHERS, *NAMED])
+    retriever, plain = Retriever(Knowledge(corpus=corpus, encoder="minilm")), Entity("x", "Gaucher disease")
+    retriever.prepare([GAUCHER])
+    assert retriever.list_missing([GAUCHER]) == [] and retriever.list_missing([plain]) == [plain]
+    retriever.prepare([plain])
+    assert {passage.id for passage in retriever.retrieve("Gaucher disease")} == {"c:n1", "c:n3"}
+
+
+def test_an_entity_named_by_an_acronym_is_found_by_it(tmp_path):
+    corpus = write_corpus(tmp_path / "c.jsonl", [("1", "PMM2-CDG", "Ataxia."), ("2", "Other", "pmm2-cdg")])
+    assert find_ids(Entity("x", "PMM2-CDG"), corpus=corpus)[0] == ["c:1"]
+
+
+def test_corpora_are_merged_by_score_and_shares_reserved(tmp_path):
+    near = [(f"a{n}", "Gaucher disease", "Gaucher disease.") for n in range(4)]
+    far = [(f"b{n}", "Case report", f"A child with fits; Gaucher disease was excluded, case {n}.") for n in range(4)]
+    first = write_corpus(tmp_path / "near" / "chunk" / "1.jsonl", near)
+    second = write_corpus(tmp_path / "far" / "chunk" / "1.jsonl", far)
+    assert first != second
+    corpora = ["near", {"name": "far"}]
+    by_score, _ = find_ids(corpora=corpora, corpora_root=str(tmp_path))
+    assert [one.split(":")[0] for one in by_score] == ["near"] * 3
+    shares = ["near", {"name": "far", "share": 0.67}]
+    shared, _ = find_ids(corpora=shares, corpora_root=str(tmp_path))
+    assert [one.split(":")[0] for one in shared] == ["near", "far", "far"]
+
+
+def test_places_that_a_corpus_cannot_fill_go_to_the_others(tmp_path):
+    first = write_corpus(tmp_path / "one.jsonl", [("a", "Gaucher disease", "Spleen.")])
+    second = write_corpus(tmp_path / "two.jsonl", [(f"b{n}", "Gaucher disease", f"Bone {n}.") for n in range(4)])
+    found, counts = find_ids(corpora=[{"path": first, "share": 1.0}, second])
+    assert len(found) == 3 and "one:a" in found and counts.short == 0
+
+
+def test_the_reranker_orders_named_passages_of_all_corpora(tmp_path):
+    model = save_bert(tmp_path / "cross", 3, "BertForSequenceClassification", num_labels=1)
+    first = write_corpus(tmp_path / "one.jsonl", [*OTHERS, NAMED[0]])
+    second = write_corpus(tmp_path / "two.jsonl", [*OTHERS, *NAMED[1:]])
+    found, _ = find_ids(corpora=[first, second], reranker=model, rerank_depth=3)
+    assert sorted(found) == ["one:n1", "two:n2", "two:n3"]

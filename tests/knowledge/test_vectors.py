@@ -29,7 +29,7 @@ from medssr_dist.knowledge.corpus import read_corpus
 from medssr_dist.knowledge.encoders import load_encoder
 from medssr_dist.knowledge.vectors import encode_corpus
 knowledge = Knowledge.model_validate_json(sys.argv[1])
-encode_corpus(read_corpus(knowledge.corpus), knowledge, Path(sys.argv[2]), lambda: load_encoder(knowledge))
+encode_corpus(read_corpus(knowledge.corpora[0]), knowledge, Path(sys.argv[2]), lambda: load_encoder(knowledge))
 """
 
 
@@ -58,7 +58,7 @@ def knowledge(tmp_path):
 
 def encode_here(knowledge, folder):
     folder.mkdir()
-    vectors = encode_corpus(read_corpus(knowledge.corpus), knowledge, folder, lambda: load_encoder(knowledge))
+    vectors = encode_corpus(read_corpus(knowledge.corpora[0]), knowledge, folder, lambda: load_encoder(knowledge))
     return np.vstack([shard for _, shard in vectors])
 
 
@@ -120,7 +120,7 @@ def test_ray_workers_encode_the_same_though_one_is_killed(knowledge, tmp_path, c
     pytest.importorskip("ray")
     from medssr_dist.knowledge.encoder_workers import encode_on_workers
 
-    corpus, expected = read_corpus(knowledge.corpus), encode_here(knowledge, tmp_path / "here")
+    corpus, expected = read_corpus(knowledge.corpora[0]), encode_here(knowledge, tmp_path / "here")
     shards = {number: range(number * SHARD, min((number + 1) * SHARD, len(corpus))) for number in range(20)}
     found = {}
     for number, vectors in encode_on_workers(corpus, knowledge.model_copy(update={"workers": 2}), shards):

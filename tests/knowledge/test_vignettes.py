@@ -7,11 +7,11 @@ import pytest
 from medssr_dist.config.synthesis import Knowledge
 from medssr_dist.data.records import Question
 from medssr_dist.errors import InputError
+from medssr_dist.knowledge.entities import draw_entities
 from medssr_dist.knowledge.hpo import find_ancestors, find_descendants, load_diseases
 from medssr_dist.knowledge.names import derive_family, split_words
 from medssr_dist.knowledge.orphanet import load_orphanet
 from medssr_dist.knowledge.rare_diseases import find_annotations, load_rare_diseases
-from medssr_dist.knowledge.retrieval import draw_entities
 from medssr_dist.knowledge.splits import SPLITS
 from medssr_dist.knowledge.vignettes import (
     DEFAULT_QUESTIONS,
@@ -76,7 +76,7 @@ def test_sets_are_disjoint_and_entities_exclude_evaluation(questions):
     for one in SPLITS:
         for other in SPLITS:
             assert one == other or not (diseases[one] & diseases[other] or names[one] & names[other])
-    assert not diseases["hpo:evaluation"] & {entity.id for entity in draw_entities(Knowledge(), 0)}
+    assert not diseases["hpo:evaluation"] & {entity.id for entity in draw_entities(Knowledge(), 0).entities}
 
 
 def test_questions_are_seeded_and_limited_to_the_first(questions):

