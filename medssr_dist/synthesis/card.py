@@ -142,6 +142,7 @@ passages, hash of the prompt, models, random seed and code commit.
   {config.runtime.random_seed}
 - ended because {_STOPPED_BY.get(summary.stopped_by, summary.stopped_by)}
 - prompt: {_describe_prompt(config, summary)}
+- prompt of the policy that labels the questions: {config.policy.prompt.label}
 - seed pairs: {synthesis.seed_pairs}; choice of the disease: {synthesis.entity_choice}; temperature
   {synthesis.temperature:g}; at most {synthesis.max_tokens:,} tokens a reply"""
 

@@ -1,4 +1,4 @@
-"""README.md of a trained checkpoint: training data, method, metrics, settings, versions, and what it is not for."""
+"""README.md of a trained checkpoint: data, method, prompt, metrics, settings, versions, and what it is not for."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from pathlib import Path
 from medssr_dist.config.schema import Policy
 from medssr_dist.data.cards import CARD, render_header
 from medssr_dist.data.jsonl import write_atomic
+from medssr_dist.errors import InputError
 from medssr_dist.run.directory import find_commit, list_versions
+from medssr_dist.runtime.models import find_revision, resolve_model
 from medssr_dist.training.stage_job import StageJob
 from medssr_dist.training.step_metrics import StepMetrics, read_metrics
 
@@ -32,6 +34,7 @@ def write_model_card(folder: Path, job: StageJob, step: int) -> None:
     sections = {
         "Training data": job.data,
         "Training": _describe_training(job, step),
+        "Prompt": _describe_prompt(job.config.policy),
         "Metrics": _describe_metrics(steps),
         "Settings": _render_table(["setting", "value"], job.stage.model_dump(mode="json", exclude={"data"}).items()),
         "Versions": _render_table(["package", "version"], (list_versions() | {"commit": find_commit()}).items()),
@@ -52,8 +55,7 @@ def _make_header(policy: Policy) -> dict[str, object]:
         "pipeline_tag": "text-generation",
         "tags": ["medical", "grpo", "research-only", "not-for-clinical-use"],
     }
-    is_hub_id = policy.model.count("/") == 1 and not policy.model.startswith((".", "/", "~"))
-    return header | ({"base_model": policy.model} if is_hub_id else {})
+    return header | ({"base_model": policy.model} if _is_hub_id(policy) else {})
 
 
 def _get_base_name(policy: Policy) -> str:
@@ -70,6 +72,29 @@ def _describe_training(job: StageJob, step: int) -> str:
         f"{kl}: {job.stage.prompts_per_step} questions x {job.stage.samples_per_prompt} answers a step. Method: "
         "MedSSR (arXiv 2604.11547)."
     )
+
+
+def _describe_prompt(policy: Policy) -> str:
+    """Describe how the model was asked, so that a user can ask it in the same way."""
+    form = policy.prompt
+    turns = {"system": policy.system_prompt or form.system, "user" if form.form == "chat" else "text": form.user}
+    rows = [("prompt", form.label), ("form", form.form), ("stop strings", ", ".join(map(repr, form.stop)) or "none")]
+    rows += [("base model at commit", revision)] if (revision := _find_revision(policy)) else []
+    rows += [(f"chat template: {name}", value) for name, value in policy.chat_template_kwargs.items()]
+    texts = [f"{name}:\n\n```\n{text}\n```" for name, text in turns.items() if text]
+    return "\n\n".join([_render_table(["", ""], rows), *texts])
+
+
+def _find_revision(policy: Policy) -> str:
+    """Return the hub commit of the base model; "" if it is not from the hub, or no longer on this machine."""
+    try:
+        return find_revision(resolve_model(policy)) if _is_hub_id(policy) else ""
+    except InputError:
+        return policy.revision
+
+
+def _is_hub_id(policy: Policy) -> bool:
+    return policy.model.count("/") == 1 and not policy.model.startswith((".", "/", "~"))
 
 
 def _describe_metrics(steps: list[StepMetrics]) -> str:

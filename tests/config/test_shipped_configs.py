@@ -11,9 +11,12 @@ from pydantic import BaseModel
 
 from medssr_dist.config.load import dump_config, load_config
 from medssr_dist.config.schema import Config
+from medssr_dist.data.prompt_forms import load_prompt_form
 from medssr_dist.synthesis.checks import flaws
 
-CONFIGS = sorted(file for file in (REPO / "configs").rglob("*.yaml") if file.parent.name != "benchmarks")
+CONFIGS = sorted(
+    file for file in (REPO / "configs").rglob("*.yaml") if file.parent.name not in ("benchmarks", "prompts")
+)
 ABLATIONS = {
     "no_knowledge": {"synthesis.alpha": (0.5, 0.0)},
     "no_filter": {"voting.threshold": (0.5, 0.0)},
@@ -44,7 +47,7 @@ def load(monkeypatch):
 def test_the_set_is_complete():
     found = {str(file.relative_to(REPO / "configs")) for file in CONFIGS}
     ablations = {f"ablations/{name}.yaml" for name in ABLATIONS}
-    assert found >= {"demo_cpu.yaml", "qwen3_8b.yaml", "llama31_8b.yaml"} | ablations
+    assert found >= {"demo_cpu.yaml", "qwen3_8b_base.yaml", "qwen3_8b.yaml", "llama31_8b.yaml"} | ablations
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
@@ -85,13 +88,26 @@ def test_an_ablation_changes_only_what_its_name_says(load, name):
     assert {key: (base[key], ablation[key]) for key in base if base[key] != ablation[key]} == ABLATIONS[name]
 
 
-def test_llama_differs_from_qwen_only_in_the_policy(load):
-    qwen, llama = flat(dump_config(load("qwen3_8b.yaml"))), flat(dump_config(load("llama31_8b.yaml")))
-    assert {key for key in qwen if qwen[key] != llama[key]} == {"policy.model"}
-    assert llama["policy.model"] == "meta-llama/Llama-3.1-8B-Instruct"
+BIG = {
+    "qwen3_8b_base.yaml": ("Qwen/Qwen3-8B-Base", "base", {}),
+    "qwen3_8b.yaml": ("Qwen/Qwen3-8B", "reason", {"enable_thinking": False}),
+    "llama31_8b.yaml": ("meta-llama/Llama-3.1-8B-Instruct", "reason", {}),
+}
 
 
-@pytest.mark.parametrize("name", ["qwen3_8b.yaml", "llama31_8b.yaml"])
+@pytest.mark.parametrize(("name", "expected"), BIG.items())
+def test_the_models_differ_only_in_how_they_are_asked(load, name, expected):
+    base, policy = load("qwen3_8b_base.yaml"), load(name).policy
+    assert (policy.model, policy.prompt.name, policy.chat_template_kwargs) == expected
+    assert load(name).model_copy(update={"policy": base.policy}) == base
+
+
+@pytest.mark.parametrize("file", sorted((REPO / "configs" / "prompts").glob("*.yaml")), ids=lambda file: file.stem)
+def test_a_prompt_is_valid_and_can_be_named(load, file):
+    assert load("qwen3_8b.yaml", f"policy.prompt={file}").policy.prompt == load_prompt_form(str(file))
+
+
+@pytest.mark.parametrize("name", BIG)
 def test_the_papers_figures(load, name):
     config = load(name)
     evaluation = config.evaluation
@@ -99,6 +115,10 @@ def test_the_papers_figures(load, name):
     assert (*protocol, evaluation.max_tokens) == (4, 0.6, 0.95, 20, 2048)
     assert (config.synthesis.accepted, config.knowledge.encoder) == (43000, "medcpt")
     assert config.training.stage1.kl_coef > 0
+    assert len(config.evaluation.benchmarks) == 10  # the named set
+    for stage in (config.training.stage1, config.training.stage2):
+        assert (stage.prompts_per_step, stage.samples_per_prompt) == (128, 8)
+        assert stage.sequences % config.training.ranks == 0
 
 
 def test_the_demo_needs_no_download(monkeypatch):

@@ -16,6 +16,7 @@ from tiny_policy import tiny_tokenizer
 
 from medssr_dist.config.training import Training
 from medssr_dist.data.jsonl import JsonlLedger, read_json, read_jsonl
+from medssr_dist.data.prompt_forms import load_prompt_form
 from medssr_dist.errors import InputError, Stopped
 from medssr_dist.training.after_step import SampleLog
 from medssr_dist.training.model_card import write_model_card
@@ -146,6 +147,7 @@ def test_a_card_describes_training_and_limits(job, tmp_path):
     assert "**For research only. Not for clinical use.**" in text
     assert "Ten labelled questions." in text and "2 of 4 steps" in text and "from the base model" in text
     assert "| last step | 0.2 | 0.5 |" in text and "| learning_rate | 1e-06 |" in text and "| commit | " in text
+    assert f"| prompt | {load_prompt_form('reason').label} |" in text and "Reason step by step" in text
     assert str(tmp_path) not in text and SECRET not in text
 
 
