@@ -5,7 +5,8 @@ import pytest
 
 from medssr_dist.config.synthesis import Checks
 from medssr_dist.data.records import Provenance, Question, Rejected
-from medssr_dist.synthesis.checks import Screen, TeacherReply
+from medssr_dist.synthesis.checks import Screen, TeacherReply, flaws
+from medssr_dist.synthesis.checks.reply_parts import Draft
 
 STEM = (
     "A 45-year-old man comes to the physician because of a painful big toe for two days. His temperature is 38 degrees "
@@ -245,6 +246,29 @@ def test_hidden_characters_hide_no_copy_and_leave_the_question():
     assert reason(on(near_duplicate=0.7), reply(hidden + " So?"), benchmarks=[item]) == "near_duplicate"
     question = judge_one(OFF, reply(hidden))
     assert question.stem == STEM and question == judge_one(OFF, reply())
+
+
+PIECES = (
+    "shown below ",
+    "table below ",
+    "1\n",
+    "an x-ray ",
+    "photograph of a ",
+    "is shown ",
+    "which ",
+    "not ",
+    "all of ",
+    "A, B, ",
+)
+
+
+@pytest.mark.parametrize("piece", [*PIECES, "gaucher ", "gaucher disease, ", "(", "\u00ad", "\u00e9", " | "])
+def test_degenerate_questions_take_linear_time(piece):
+    """The texts are so long that more than linear time would not finish."""
+    text = f"What is it? {piece * (100_000 // len(piece))}"
+    draft, about = Draft(text, (text, "Gaucher disease", "Gout")), provenance(entity="Gaucher disease")
+    for check in (flaws.missing_figure, flaws.negative_lead_in, flaws.all_or_none, flaws.entity_given_away):
+        assert check(draft, about) is None or check(draft, about).reason == check.__name__
 
 
 def test_grounding_counts_content_words_of_the_passages_alone():

@@ -61,9 +61,9 @@ def find_leak(stem: str, options: Sequence[str], rest: str) -> str | None:
             told = _MARK.search(folded) or _find_statement(text, folded, options)
             if told:
                 return f"the reply says {told.group().strip()!r}"
-    if chosen := _CHOSEN.search(rest):
+    if rest and (chosen := _CHOSEN.search(rest)):
         return f"the reply says {chosen.group().strip()!r}"
-    starred = [option for option in options if _STARRED.fullmatch(option)]
+    starred = [option for option in options if ("*" in option or "__" in option) and _STARRED.fullmatch(option)]
     if starred and len(starred) < len(options):
         return f"only some options have a mark: {starred[0]!r}"
     sides = [option for option in options if _SIDE.search(option)]

@@ -148,14 +148,19 @@ def missing_figure(draft: Draft, provenance: Provenance) -> Rejection | None:
     line = stem.replace("\n", " ")
     found = _MISSING_FIGURE.search(line)
     found = found or next(
-        (each for each in _MISSING_VALUES.finditer(line) if not _has_values(stem[each.end() :])), None
+        (
+            each
+            for each in _MISSING_VALUES.finditer(line)
+            if not _has_values(stem[each.end() : each.end() + _SEEN_AHEAD])
+        ),
+        None,
     )
     return Rejection("missing_figure", f"the stem says {found.group()!r}") if found else None
 
 
 def _has_values(text: str) -> bool:
     """Whether values follow a reference to a table or results: in the next sentence, or in two rows below it."""
-    text = text[:_SEEN_AHEAD].replace("|", "\n")
+    text = text.replace("|", "\n")
     sentence = _SENTENCE_END.split(text.lstrip(" .:\n-"), maxsplit=1)[0]
     if _VALUE.search(sentence) and not sentence.endswith("?"):
         return True

@@ -74,6 +74,8 @@ def strip_labels(options: Sequence[str]) -> tuple[str, ...]:
         RejectedReply: an option is a label alone, or it is unclear whether the options have labels.
     """
     labels = [read_labels(option) for option in options]
+    if not any(labels):
+        return tuple(options)
     for number in range(len(_SERIES)):
         running = [
             next((label for label in found if label[:2] == (number, place)), None) for place, found in enumerate(labels)

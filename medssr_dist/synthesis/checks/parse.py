@@ -99,12 +99,14 @@ def _add_surroundings(text: str, objects: list[FoundObject], question: RawQuesti
     """Return the question of the last object with the text around it. Raises RejectedReply if a version follows it."""
     begin = objects[-2].end if len(objects) > 1 else 0
     before, after = text[begin : objects[-1].start], text[objects[-1].end :]
-    if _JSON_STEM.search(after):
+    if ":" in after and _JSON_STEM.search(after):
         raise RejectedReply("not_parsable", "the last version of the question is broken or cut")
     later = split_lettered(after)
     if later:
         raise RejectedReply("not_parsable", "labelled lines follow the question: another version, or an explanation")
-    return RawQuestion(question.stem, question.options, question.leak, "\n".join([before, question.rest, after]))
+    return RawQuestion(
+        question.stem, question.options, question.leak, "\n".join(filter(None, (before, question.rest, after)))
+    )
 
 
 def _build_draft(found: RawQuestion) -> Draft:
