@@ -220,7 +220,7 @@ def _format_scores(found: Scores | None) -> list[str]:
 def _format_score_row(label: str, cells: list[str]) -> list[str]:
     """Return one line, or two if the label is too long for its column."""
     constant, *scores = cells
-    columns = f"{constant:<10}" + "".join(f"{cell:<21}" for cell in scores).rstrip()
+    columns = f"{constant:<10}" + "".join(f"{cell:<20} " for cell in scores).rstrip()
     if len(label) < _SCORE_LABEL:
         return [f"  {label:<{_SCORE_LABEL}}{columns}"]
     return [f"  {label}", f"  {'':<{_SCORE_LABEL}}{columns}"]
