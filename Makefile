@@ -3,13 +3,16 @@ VENV ?= .venv
 RUN ?= runs/demo
 export VENV
 
-.PHONY: install demo test test-isa test-slow test-slurm test-slurm-short lint format clean
+.PHONY: install demo mini-policy test test-isa test-slow test-slurm test-slurm-short lint format clean
 
 install:
 	launch/install.sh
 
 demo: install  ## the whole method on the embedded default
 	$(VENV)/bin/medssr run --config configs/demo_cpu.yaml --run-dir $(RUN)
+
+mini-policy: install  ## train embedded:medssr-mini again, from scratch; up to 3 hours on 2 cores
+	$(VENV)/bin/python -m medssr_dist.mini_policy --work runs/mini_policy
 
 test: lint  ## lint, unit tests, and integration tests on the real stack with a tiny model
 	$(VENV)/bin/python -m pytest -q -m "not slow and not slurm and not gpu"

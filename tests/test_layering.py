@@ -19,7 +19,7 @@ LAYERS = (
     ("readers",),
     ("synthesis", "voting", "training", "evaluation"),
     ("offline_teacher", "estimates", "summary"),
-    ("commands", "bench", "pipeline"),
+    ("commands", "bench", "pipeline", "mini_policy"),
     ("cli",),
 )
 RANK = {unit: rank for rank, units in enumerate(LAYERS) for unit in units}
@@ -32,6 +32,10 @@ HEAVY_MODULES = (
     "inference.placement",
     "inference.vllm_engine",
     "kernels",
+    "mini_policy.learn",
+    "mini_policy.make",
+    "mini_policy.packing",
+    "mini_policy.sampled_accuracy",
     "training",
     "voting.vote",
 )

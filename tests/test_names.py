@@ -18,6 +18,7 @@ PRINTING = {
     "pipeline.py",
     "commands",
     "bench",
+    "mini_policy/__main__.py",
     "offline_teacher/serve.py",
     "voting/merge.py",
     "launch/__main__.py",

@@ -16,7 +16,10 @@ class Section(BaseModel):
 class DataSource(Section):
     """A data set: a file or an embedded set, whole or in part. A string in its place is its path."""
 
-    path: str = Field(description="JSON or JSONL file, or an embedded set: hpo:seeds, hpo:supervised, hpo:evaluation")
+    path: str = Field(
+        description="JSON or JSONL file, or an embedded set: hpo:seeds, hpo:supervised, hpo:evaluation; for the mini "
+        "policy hpo:mini-seeds, hpo:mini-supervised, hpo:mini-evaluation"
+    )
     name: str = Field("", description="name in reports; '' = the file's stem")
     limit: int = Field(0, ge=0, description="take the first N items; 0 = all")
     rare: bool | str | None = Field(

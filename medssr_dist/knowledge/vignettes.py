@@ -181,8 +181,8 @@ def _group_by_phenotype(name: str) -> dict[str, list[Disease]]:
 
 def _make_question(disease: Disease, name: str, rng: random.Random) -> Question | None:
     """Return a question about `disease`, or None if its phenotypes do not distinguish it from other diseases."""
-    sex = _choose_sex(disease, rng)
-    shown = _choose_phenotypes(disease, sex, rng)
+    sex = choose_sex(disease, rng)
+    shown = choose_phenotypes(disease, sex, rng)
     if len(shown) < 3:
         return None
     distractors = _choose_distractors(disease, shown, name, rng)
@@ -191,17 +191,17 @@ def _make_question(disease: Disease, name: str, rng: random.Random) -> Question 
     options = [disease.name, *(distractor.name for distractor in distractors)]
     rng.shuffle(options)
     return Question.make(
-        _write_stem(disease, shown, sex, rng),
+        write_stem(disease, shown, sex, rng),
         options,
         source=name,
         source_id=disease.id,
         truth=LETTERS[options.index(disease.name)],
         rare=True,
-        topic=_find_organ_system(shown),
+        topic=find_organ_system(shown),
     )
 
 
-def _find_organ_system(shown: list[Phenotype]) -> str:
+def find_organ_system(shown: list[Phenotype]) -> str:
     """Return the name of the top branch of HPO with most of the phenotypes; of several, the first by name."""
     systems = Counter(system for phenotype in shown for system in _list_systems(phenotype.id))
     return min(systems, key=lambda system: (-systems[system], system), default="")
@@ -214,27 +214,36 @@ def _list_systems(term: str) -> tuple[str, ...]:
     return tuple(load_terms().names[system] for system in load_terms().children[_ROOT] if system in above)
 
 
-def _choose_sex(disease: Disease, rng: random.Random) -> str:
+def choose_sex(disease: Disease, rng: random.Random) -> str:
+    """Return 'male' or 'female', as the inheritance of the disease allows."""
     modes = " ".join(disease.inheritance)
     if "X-linked dominant" in modes:
         return "female"
     return "male" if "X-linked" in modes or "Y-linked" in modes else rng.choice(("male", "female"))
 
 
-def _choose_phenotypes(disease: Disease, sex: str, rng: random.Random) -> list[Phenotype]:
-    """Return 3 to 5 of the most frequent specific phenotypes, unrelated to each other and possible for `sex`.
-
-    Returns fewer if the disease has not so many.
-    """
-    other = _FEMALE if sex == "male" else _MALE
+def list_frequent_phenotypes(disease: Disease) -> list[Phenotype]:
+    """Return the frequent specific phenotypes whose words are not all in the disease's name."""
     named = set(split_words(disease.name))
-    pool = [
+    return [
         phenotype
         for phenotype in disease.phenotypes
         if phenotype.frequency >= _MIN_FREQUENCY
         and not _VAGUE.search(phenotype.name)
         and not named.issuperset(split_words(phenotype.name))
-        and not find_ancestors(phenotype.id).union({phenotype.id}).intersection(other)
+    ]
+
+
+def choose_phenotypes(disease: Disease, sex: str, rng: random.Random) -> list[Phenotype]:
+    """Return 3 to 5 of the most frequent specific phenotypes, unrelated to each other and possible for `sex`.
+
+    Returns fewer if the disease has not so many.
+    """
+    other = _FEMALE if sex == "male" else _MALE
+    pool = [
+        phenotype
+        for phenotype in list_frequent_phenotypes(disease)
+        if not find_ancestors(phenotype.id).union({phenotype.id}).intersection(other)
     ][:_POOL]
     rng.shuffle(pool)
     chosen: list[Phenotype] = []
@@ -254,30 +263,38 @@ def _choose_distractors(disease: Disease, shown: list[Phenotype], name: str, rng
     """Return up to three diseases that lack MIN_ABSENT of the phenotypes; those with most of the others come first."""
     sharing = {other.id: other for phenotype in shown for other in _group_by_phenotype(name)[phenotype.id]}
     candidates = rng.sample(list(sharing.values()), min(len(sharing), _CANDIDATES))
-    candidates = sorted(candidates, key=lambda other: _count_absent(other, shown))
+    candidates = sorted(candidates, key=lambda other: count_absent(other, shown))
     candidates += rng.sample(_list_diseases(name), OPTIONS * 5)
     chosen: list[Disease] = []
     for other in candidates:
-        if _count_absent(other, shown) >= MIN_ABSENT and not any(_is_alike(other, one) for one in [disease, *chosen]):
+        if count_absent(other, shown) >= MIN_ABSENT and not any(is_alike(other, one) for one in [disease, *chosen]):
             chosen.append(other)
         if len(chosen) == OPTIONS - 1:
             break
     return chosen
 
 
-def _count_absent(disease: Disease, shown: list[Phenotype]) -> int:
+def count_absent(disease: Disease, shown: list[Phenotype]) -> int:
     """Return how many of the phenotypes match no HPO entry of the disease."""
-    annotated = _index_names()[split_words(disease.name)]
-    return sum(annotated.isdisjoint(_find_related(phenotype.id)) for phenotype in shown)
+    matching = find_matching(disease)
+    return sum(phenotype.id not in matching for phenotype in shown)
 
 
-def _is_alike(one: Disease, other: Disease) -> bool:
+@cache
+def find_matching(disease: Disease) -> frozenset[str]:
+    """Return the ids of all phenotypes that match an annotation of the disease: these, and those above and below."""
+    return frozenset().union(*map(_find_related, _index_names()[split_words(disease.name)]))
+
+
+def is_alike(one: Disease, other: Disease) -> bool:
+    """Return whether two diseases are one, of one family or share a gene, so that both could be the answer."""
     if find_group(one.id) == find_group(other.id) or derive_family(one.name) == derive_family(other.name):
         return True
     return not set(one.genes).isdisjoint(other.genes)
 
 
-def _write_stem(disease: Disease, shown: list[Phenotype], sex: str, rng: random.Random) -> str:
+def write_stem(disease: Disease, shown: list[Phenotype], sex: str, rng: random.Random) -> str:
+    """Write a vignette of a patient with the phenotypes `shown`, and the question for the diagnosis."""
     names = [decapitalize(phenotype.name) for phenotype in shown]
     patient = _describe_patient(disease, sex, rng)
     setting = rng.choice(_SETTINGS_ADULT if patient.is_adult else _SETTINGS_CHILD)

@@ -31,7 +31,8 @@ def read_questions(source: DataSource, random_seed: int = 42) -> list[Question]:
     """Read the first `source.limit` (0 = all) questions of `source`, in the order of the file.
 
     Formats: the paper's evaluation JSON, MedQA, mediQ, MedMCQA, PubMedQA, MMLU, MedXpertQA, CareQA, HeadQA and others
-    of their forms (docs/benchmarks.md), our `Question` JSONL, and hpo:seeds, hpo:supervised and hpo:evaluation.
+    of their forms (docs/benchmarks.md), our `Question` JSONL, and the embedded sets hpo:seeds, hpo:supervised,
+    hpo:evaluation and those of `knowledge.mini_world`.
     `Question.source` becomes `name_source(source)`; our own records keep theirs unless `source.name` is set.
     Questions with equal text and different ids are all kept (MMLU has 78).
 
@@ -77,12 +78,18 @@ def refuse_absent(source: DataSource) -> None:
 
 
 def _make_embedded(source: DataSource, random_seed: int) -> list[Question]:
-    """Return an embedded set, all of whose questions are about a rare disease: the right option."""
+    """Return an embedded set; a rare disease that a question is about is its right option."""
+    from medssr_dist.knowledge.mini_world import MINI_SETS, make_mini_questions
+    from medssr_dist.knowledge.splits import SPLITS
     from medssr_dist.knowledge.vignettes import make_hpo_questions
 
+    makers = dict.fromkeys(SPLITS, make_hpo_questions) | dict.fromkeys(MINI_SETS, make_mini_questions)
+    if source.path not in makers:
+        raise InputError(f"{source.path!r} is not an embedded set; choose one of {', '.join(makers)}")
     questions = []
-    for question in make_hpo_questions(source.path, source.limit, random_seed):
-        marks = {"rare_by": "source", "rare_disease": question.options[question.truth or "A"]}
+    for question in makers[source.path](source.path, source.limit, random_seed):
+        disease = question.options[question.truth or "A"] if question.rare else None
+        marks = {"rare_by": "source", "rare_disease": disease}
         marked = mark_rare(question.model_copy(update=marks), source.rare, {})
         questions.append(_set_source(marked, source.name))
     return questions

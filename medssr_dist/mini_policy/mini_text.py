@@ -1,0 +1,129 @@
+"""The text that the mini policy is trained on, drawn without end: passages, lists of options, answered vignettes.
+
+A passage names findings of a disease, before or after its name. A list shows options with their letters and states the
+letter of one: so the policy learns early to find the letter of a name. A vignette is a question as the pipeline asks
+it. The reply is one short line of reasoning (some of the findings that decide, then the disease) and "The answer is X".
+Which findings the line names, and in which words, is drawn at random. So several replies to one question differ, and
+their majority is better than one of them.
+
+Common diseases are drawn COMMON_TO_RARE times as often as rare ones, both as the answer and as distractors. So an
+option's rarity says nothing about whether it is the answer.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from medssr_dist.data.records import LETTERS, Question
+from medssr_dist.knowledge.hpo import Disease
+from medssr_dist.knowledge.mini_world import TEXT, MiniPatient, MiniWorld
+from medssr_dist.knowledge.names import decapitalize
+from medssr_dist.knowledge.vignettes import list_frequent_phenotypes, write_stem
+from medssr_dist.mini_policy.wordings import REASONS, write_other_stem, write_passage
+
+# Our choices, found by a few trials.
+COMMON_TO_RARE = 5
+PASSAGE_SHARE, LIST_SHARE = 0.5, 0.15
+OTHER_WORDING_SHARE = 0.5
+FIVE_OPTIONS_SHARE = 0.2
+_CANDIDATES = (4, 12, 60)  # the more diseases are compared as distractors, the nearer they are
+
+
+@dataclass(frozen=True)
+class Document:
+    """One piece of text. A passage has no question. Example: Document(None, "Cough is a feature of ...", "OMIM:1")"""
+
+    question: Question | None
+    text: str
+    disease: str
+    patient: MiniPatient | None = None
+
+
+class TextState(NamedTuple):
+    """How many documents were drawn, and the state of the random numbers."""
+
+    passages: int
+    lists: int
+    vignettes: int
+    random: tuple[Any, ...]
+
+
+class MiniText:
+    """Draws documents about the diseases of a world, and counts them."""
+
+    def __init__(self, world: MiniWorld, random_seed: int):
+        self.passages = self.lists = self.vignettes = 0
+        self._world = world
+        self._rng = random.Random(random_seed)
+        self._weights = [1 if world.is_rare(disease) else COMMON_TO_RARE for disease in world.diseases]
+
+    def draw(self) -> Document:
+        """Draw the next document."""
+        disease = self._draw_diseases(1)[0]
+        kind = self._rng.random()
+        if kind < PASSAGE_SHARE:
+            self.passages += 1
+            return self._draw_passage(disease)
+        if kind < PASSAGE_SHARE + LIST_SHARE:
+            self.lists += 1
+            return self._draw_list(disease)
+        document = None
+        while document is None:
+            document = self._draw_vignette(disease)
+        self.vignettes += 1
+        return document
+
+    def get_state(self) -> TextState:
+        """Return what a checkpoint needs to go on with the next document."""
+        return TextState(self.passages, self.lists, self.vignettes, self._rng.getstate())
+
+    def set_state(self, state: TextState) -> None:
+        """Go on where `get_state` was called."""
+        self.passages, self.lists, self.vignettes = state.passages, state.lists, state.vignettes
+        self._rng.setstate(state.random)
+
+    def _draw_diseases(self, count: int) -> list[Disease]:
+        return self._rng.choices(self._world.diseases, self._weights, k=count)
+
+    def _draw_passage(self, disease: Disease) -> Document:
+        findings = [decapitalize(one.name) for one in list_frequent_phenotypes(disease)]
+        self._rng.shuffle(findings)
+        findings = findings[: self._rng.choice((1, 2, 2, 3, 3, 4, 8))]
+        return Document(None, write_passage(disease, findings, self._rng), disease.id)
+
+    def _draw_list(self, disease: Disease) -> Document:
+        others = {other.name for other in self._draw_diseases(3)} - {disease.name}
+        names = [disease.name, *sorted(others)]
+        self._rng.shuffle(names)
+        lines = [f"{letter}. {name}" for letter, name in zip(LETTERS, names, strict=False)]
+        answer = f"This is {disease.name}. The answer is {LETTERS[names.index(disease.name)]}."
+        return Document(None, "\n".join([*lines, answer]), disease.id)
+
+    def _draw_vignette(self, disease: Disease) -> Document | None:
+        rng = self._rng
+        patient = self._world.draw_patient(disease, TEXT, rng)
+        count = 4 if rng.random() < FIVE_OPTIONS_SHARE else 3
+        candidates = list({other.id: other for other in self._draw_diseases(rng.choice(_CANDIDATES))}.values())
+        others = self._world.draw_distractors(patient, candidates, count, rng)
+        if len(others) < count:
+            return None
+        options = [disease.name, *(other.name for other in others)]
+        rng.shuffle(options)
+        write = write_other_stem if rng.random() < OTHER_WORDING_SHARE else write_stem
+        stem = write(disease, list(patient.shown), patient.sex, rng)
+        letter = LETTERS[options.index(disease.name)]
+        question = Question.make(stem, options, source=TEXT, truth=letter)
+        return Document(question, self._write_reply(patient, others, letter), disease.id, patient)
+
+    def _write_reply(self, patient: MiniPatient, others: list[Disease], letter: str) -> str:
+        """Write the line of reasoning: one to three findings that most distractors lack, in random order."""
+        lacked = self._world.list_lacked(patient, others)
+        ranked = sorted(
+            zip(lacked, patient.shown, strict=True), key=lambda pair: -pair[0] - self._rng.random() * len(others)
+        )
+        named = [decapitalize(one.name) for _, one in ranked[: self._rng.choice((1, 2, 2, 3))]]
+        joined = named[0] if len(named) == 1 else f"{', '.join(named[:-1])} and {named[-1]}"
+        reason = self._rng.choice(REASONS).format(findings=joined, disease=patient.disease.name)
+        return f"{reason[:1].upper()}{reason[1:]} The answer is {letter}."
