@@ -21,7 +21,11 @@ class CorpusSource(DataSource):
         description="JSONL file with id, title and content, or a folder of such files (MedRAG's chunk/); "
         "hpo:passages = the passages written from HPO; '' = the folder NAME/chunk in knowledge.corpora_root",
     )
-    name: str = Field("", description="short name, in the ids of its passages; '' = the name of the file or folder")
+    name: str = Field(
+        "",
+        pattern="^[^:]*$",
+        description="short name without ':', in the ids of its passages; '' = the name of the file or folder",
+    )
     share: float = Field(
         0.0,
         ge=0,

@@ -50,8 +50,8 @@ def _locate(source: CorpusSource, knowledge: Knowledge) -> CorpusSource:
     folder = root / source.name / "chunk"
     if not folder.is_dir():
         raise InputError(
-            f"knowledge.corpora has {source.name!r}, but {folder} is no folder; put MedRAG's corpus there, give "
-            "{name, path}, or correct the name or knowledge.corpora_root"
+            f"knowledge.corpora has {source.name!r}, but {folder} is no folder; put MedRAG's corpus there "
+            "(https://huggingface.co/MedRAG), give {name, path}, or set knowledge.corpora='[hpo]', which is embedded"
         )
     return source.model_copy(update={"path": str(folder)})
 

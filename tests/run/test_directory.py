@@ -131,6 +131,29 @@ def test_a_run_of_an_earlier_version_is_resumed(root, configured):
         run.begin_step("stage1", configured(), INPUTS)
 
 
+def test_a_run_with_the_one_corpus_of_earlier_is_resumed(root, configured):
+    def with_corpus(limit):
+        return configured(f"knowledge={{corpora: [{{name: hpo, limit: {limit}}}]}}")
+
+    with open_run(root, with_corpus(40)) as run:
+        run.begin_step("synthesize", with_corpus(40), INPUTS)
+    file = root / "manifest.json"
+    manifest = read_json(file)
+    settings = manifest["steps"]["synthesize"]["settings"]
+    for key in ("corpora", "corpora_root", "entities_file", "must_name_entity", "search_depth"):
+        del settings[f"knowledge.{key}"]
+    corpus = {"path": "hpo:passages", "name": "", "limit": 40}
+    settings |= {f"knowledge.corpus.{key}": value for key, value in corpus.items()}
+    write_json(file, manifest)
+    with open_run(root, with_corpus(40)) as run:
+        run.begin_step("synthesize", with_corpus(40), INPUTS)
+    with (
+        pytest.raises(InputError, match=r"knowledge.corpora: .*'limit': 40.* -> .*'limit': 41"),
+        open_run(root, with_corpus(41)),
+    ):
+        pass
+
+
 def test_a_run_from_before_there_were_prompts_had_direct(root, configured):
     """Its votes were taken with what is `direct` now: that continues it, and the default of today does not."""
     direct = configured("policy.prompt=direct")
@@ -261,13 +284,13 @@ def test_settings_of_how_a_step_runs_may_change(root, configured, step, override
 
 
 def test_the_free_keys_are_config_keys(configured):
-    flat = directory._flatten(directory.dump_config(configured()))
+    flat = directory.flatten_settings(directory.dump_config(configured()))
     for free in directory._FREE_KEYS:
         assert any(directory._is_below(key, (free,)) for key in flat) or free == "synthesis.prices", free
 
 
 def test_the_steps_sections_are_config_keys(configured):
-    flat = directory._flatten(directory.dump_config(configured()))
+    flat = directory.flatten_settings(directory.dump_config(configured()))
     for section in {section for sections in STEP_SECTIONS.values() for section in sections}:
         assert any(key == section or key.startswith(section + ".") for key in flat), section
 
