@@ -98,6 +98,8 @@ def _make_item_parser(rows: list[Row], source: str) -> Parse:
     files). Sentences in `context` (mediQ) are put before the question.
     """
     items = [item for row in rows if (item := _try_item(row)) is not None]
+    if items and all(item.options.are_bare_letters for item in items):
+        raise InputError("has bare letters as the options of all items; their texts are missing")
     refuse_unread_answers(items)
     answers = AnswerReader.learn(items)
     _warn_of_absent_options(items, source)

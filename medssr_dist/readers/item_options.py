@@ -42,6 +42,11 @@ class ItemOptions:
     holder: str
     left_out: tuple[str, ...] = ()
 
+    @property
+    def are_bare_letters(self) -> bool:
+        """Whether each text is its own letter, as in questions about the points A to E of a figure."""
+        return self.texts == list(LETTERS[: len(self.texts)])
+
 
 def has_options(row: Mapping[str, Any]) -> bool:
     """Return whether `row` has options in a key of their own or in columns."""
@@ -158,10 +163,7 @@ def _make(holder: str, pairs: list[tuple[Any, Any]], is_struct: bool) -> ItemOpt
 def _finish(texts: list[str], labels: list[str], holder: str, left_out: tuple[str, ...] = ()) -> ItemOptions:
     if not 2 <= len(texts) <= len(LETTERS):
         raise InputError(f"a question needs 2-{len(LETTERS)} options, got {len(texts)}")
-    texts = _strip_labels(texts)
-    if texts == list(LETTERS[: len(texts)]):
-        raise InputError(f"the options are bare letters, {texts}; their texts are missing")
-    return ItemOptions(texts, labels, holder, left_out)
+    return ItemOptions(_strip_labels(texts), labels, holder, left_out)
 
 
 def _may_be_absent(value: Any, count: int, is_struct: bool) -> bool:

@@ -236,6 +236,14 @@ def test_what_is_not_understood_is_refused(tmp_path, answer, needle):
     assert needle in read_refusal(tmp_path, [STEM | {"options": LETTERED} | answer])
 
 
+def test_a_question_about_the_letters_of_a_figure_is_kept(tmp_path):
+    rows = [
+        STEM | {"options": LETTERED, "answer": "B"},
+        {"question": "Which curve?", "options": ["A", "B"], "answer": "B"},
+    ]
+    assert read(tmp_path, rows)[1].options == {"A": "A", "B": "B"}
+
+
 def test_equal_options_need_a_letter(tmp_path):
     options = {"options": {"A": "36 hours", "B": "36 hours", "C": "x"}}
     assert "may mean several" in read_refusal(tmp_path, [STEM | options | {"answer": "36 hours"}])
@@ -255,7 +263,7 @@ def test_a_letter_in_a_column_of_texts_is_a_text(tmp_path):
         ({"options": [{"key": "A", "value": "x"}, {"key": "A", "value": "y"}]}, "without a gap"),
         ({"options": [{"key": "A", "value": "x", "image": 1}, {"key": "B", "value": "y"}]}, "expected two"),
         ({"options": [["x"], ["y"]]}, "must be a text, got list"),
-        ({"options": ["A", "B", "C"]}, "bare letters"),
+        ({"options": ["A", "B", "C"]}, "has bare letters as the options of all items"),
         ({"choices": {"text": ["x", "y"], "label": ["A"]}}, "not as many labels"),
         ({"options": [f"o{number}" for number in range(11)]}, "2-10 options"),
         ({"opa": "x", "opc": "y"}, "without a gap"),
