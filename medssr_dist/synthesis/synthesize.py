@@ -166,7 +166,8 @@ def _open_work(
     stack.callback(reservations.close)
     spending.count_lost(reservations.total, tries=0)
     items = [question for questions in inputs.benchmarks.values() for question in questions]
-    screen = Screen(synthesis.checks, random_seed, inputs.seeds, items, inputs.passage_text)
+    synonyms = {entity.name: entity.synonyms for entity in inputs.entities}
+    screen = Screen(synthesis.checks, random_seed, inputs.seeds, items, inputs.passage_text, synonyms)
     writer = QuestionWriter(folder, journal, screen, demand, synthesis.max_reject_share)
     stack.callback(writer.close)
     queue = RequestQueue(

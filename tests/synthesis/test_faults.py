@@ -26,6 +26,7 @@ from tqdm import tqdm
 from medssr_dist.data.jsonl import read_jsonl
 from medssr_dist.data.records import Question, hash_content
 from medssr_dist.errors import InputError
+from medssr_dist.knowledge.entities import Entity
 from medssr_dist.offline_teacher import start_teacher
 from medssr_dist.synthesis.client import dispatcher, rate_limits
 from medssr_dist.synthesis.request_plan import RequestPlan
@@ -38,7 +39,6 @@ BATCH = {"transport": "batch", "batch_size": 25, "poll_s": 0.02}
 PATIENT = {"first_byte_s": 0.3, "whole_s": 0.5, "tries": 20, "patience_s": 30}
 
 Passage = namedtuple("Passage", "id title content source")
-Entity = namedtuple("Entity", "id name")
 OTHER = Passage("p-o", "Other disease", "Other disease. Frequent features are pallor; cough; fever.", "t")
 ENTITIES = [Entity(f"X:{n}", f"Morbus {chr(65 + n)}lpha") for n in range(20)]
 SEEDS = [

@@ -1,7 +1,7 @@
 import random
 import subprocess
 import sys
-from collections import Counter, namedtuple
+from collections import Counter
 
 import pytest
 from hypothesis import given
@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from medssr_dist.data.records import Question
 from medssr_dist.errors import InputError
+from medssr_dist.knowledge.entities import Entity
 from medssr_dist.synthesis.request_plan import Draws
 
-Entity = namedtuple("Entity", "id name")
 ENTITIES = [Entity(f"OMIM:{n}", f"Disease {n}") for n in range(30)]
 
 

@@ -15,6 +15,7 @@ from medssr_dist.cli import main
 from medssr_dist.data.jsonl import read_json, read_jsonl
 from medssr_dist.data.records import Question, hash_content
 from medssr_dist.errors import InputError, Stopped
+from medssr_dist.knowledge.entities import Entity
 from medssr_dist.offline_teacher import open_endpoints, start_teacher
 from medssr_dist.run.demand import FixedDemand
 from medssr_dist.summary import build_summary, render_summary
@@ -28,7 +29,7 @@ from medssr_dist.synthesis.synthesis_summary import read_synthesis_progress, rea
 from medssr_dist.synthesis.synthesize import SynthesisInputs, has_more_to_do, synthesize
 
 Passage = namedtuple("Passage", "id title content source")
-Entity = namedtuple("Entity", "id name")
+
 ENTITIES = [Entity(f"X:{n}", f"Morbus {chr(65 + n)}lpha") for n in range(20)]
 SEEDS = [
     Question.make(
