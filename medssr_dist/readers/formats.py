@@ -142,7 +142,7 @@ def _try_item(row: Row) -> Item | None:
 
 
 def _split_item(row: Row) -> _SplitItem:
-    if key := next((key for key in _IMAGE_KEYS if row.get(key)), None):
+    if key := next((key for key in _IMAGE_KEYS if row.get(key) and not is_absent(row[key])), None):
         raise InputError(f"needs an image ({key} = {str(row[key])[:60]!r}), which a text model does not see")
     stem = _read_text(row, next((key for key in STEM_KEYS if key in row), STEM_KEYS[0]))
     if has_options(row):
@@ -199,6 +199,8 @@ def split_options(text: str) -> StemAndOptions:
     letters, options = parts[1::2], [option.strip() for option in parts[2::2]]
     if letters != list(LETTERS[: len(letters)]):
         raise InputError(f"options must be lettered A, B, C... without a gap, got {letters}")
+    if len(letters) == len(LETTERS) and "\nK. " in options[-1]:
+        raise InputError(f"a question needs 2-{len(LETTERS)} options, got more")
     return StemAndOptions(text[:start].strip(), options)
 
 

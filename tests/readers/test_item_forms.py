@@ -266,6 +266,7 @@ def test_a_letter_in_a_column_of_texts_is_a_text(tmp_path):
         ({"options": ["A", "B", "C"]}, "has bare letters as the options of all items"),
         ({"choices": {"text": ["x", "y"], "label": ["A"]}}, "not as many labels"),
         ({"options": [f"o{number}" for number in range(11)]}, "2-10 options"),
+        ({"question": "\n".join(["Q?", *(f"{letter}. {letter}1" for letter in "ABCDEFGHIJK")])}, "got more"),
         ({"opa": "x", "opc": "y"}, "without a gap"),
         ({"opa": "x", "opb": "y", "option1": "x", "option2": "y"}, "keep one of the two"),
     ],
