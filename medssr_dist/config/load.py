@@ -25,8 +25,8 @@ _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _SECRET_FILE = "file:"
 # ${ENV} is allowed in secrets and paths only. Elsewhere, a run would depend on values that are not recorded.
 _VARIABLE_KEYS = re.compile(
-    r"(^|\.)(api_key|path|model|base_url|medcpt_query|medcpt_article|corpus|corpora|corpora_root|entities_file|seeds|"
-    r"benchmarks|data|prompt_file)(\.\d+)?$"
+    r"(^|\.)(api_key|path|model|prompt|base_url|medcpt_query|medcpt_article|corpus|corpora|corpora_root|entities_file|"
+    r"seeds|benchmarks|data|prompt_file)(\.\d+)?$"
 )
 _SECRET_KEY = re.compile(r"(^|\.)api_key$")
 

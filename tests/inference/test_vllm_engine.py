@@ -1,4 +1,4 @@
-"""An engine that is killed leaves no process behind."""
+"""A killed engine leaves no process behind; the parameters of sampling are those of the request alone."""
 
 from __future__ import annotations
 
@@ -8,6 +8,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+
+from medssr_dist.config.schema import Policy, Runtime
+from medssr_dist.inference.requests import SampleRequest
+from medssr_dist.inference.vllm_args import build_engine_kwargs
+from medssr_dist.inference.vllm_engine import VllmActor
 
 _PROGRAM = """
 import subprocess, sys, time
@@ -36,3 +42,21 @@ def test_the_children_of_a_killed_engine_end_with_it():
         while not (has_ended(child) and has_ended(guard)):
             assert time.monotonic() < deadline, "they are still running"
             time.sleep(0.05)
+
+
+def test_each_sampling_parameter_is_that_of_the_request():
+    """A generation config that sets them all adds its stop tokens, and changes nothing else."""
+    request = SampleRequest("q", (1, 2), n=3, seed=7, temperature=0.6, top_p=0.9, top_k=5, max_tokens=64, stop=("\nQ",))
+    params = VllmActor._make_sampling_params(SimpleNamespace(), request, room=32)
+    config = {"temperature": 0.1, "top_p": 0.2, "top_k": 2, "min_p": 0.5, "repetition_penalty": 1.8}
+    config |= {"presence_penalty": 1.5, "frequency_penalty": 1.5, "max_new_tokens": 3, "eos_token_id": [2, 9]}
+    params.update_from_generation_config(config, eos_token_id=2)
+    found = (params.n, params.seed, params.temperature, params.top_p, params.top_k, params.max_tokens, params.stop)
+    assert found == (3, 7, 0.6, 0.9, 5, 32, ["\nQ"])
+    assert (params.min_p, params.repetition_penalty, params.presence_penalty, params.frequency_penalty) == (0, 1, 0, 0)
+    assert params.stop_token_ids == [9]
+
+
+def test_an_engine_takes_no_sampling_from_the_model(tmp_path):
+    kwargs = build_engine_kwargs(tmp_path, Policy(model="m"), Runtime(), 1)
+    assert kwargs["generation_config"] == "vllm"

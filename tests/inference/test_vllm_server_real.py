@@ -25,11 +25,12 @@ from medssr_dist.inference.vllm_server import ServerEngine
 from medssr_dist.runtime.models import fingerprint_model, load_tokenizer
 
 pytestmark = pytest.mark.slow
-LENGTH = 256
+LENGTH, STOP = 256, "Option"
 PROMPTS = [
     tiny_tokenizer()(text)["input_ids"]
     for text in ("Pick the letter that is named :", "Option A Option B . Pick", "the letter")
 ]
+SECOND_END = tiny_tokenizer().convert_tokens_to_ids("is")
 OFFLINE = """
 import json, sys
 import vllm
@@ -50,7 +51,14 @@ def policy_folder(tiny_model, tmp_path_factory) -> Path:
     for file in tiny_model.iterdir():
         (folder / file.name).symlink_to(file)
     (folder / "generation_config.json").unlink(missing_ok=True)
-    settings = {"eos_token_id": 2, "repetition_penalty": 1.8, "temperature": 0.1, "top_k": 2, "min_p": 0.5}
+    settings = {
+        "eos_token_id": [2, SECOND_END],
+        "repetition_penalty": 1.8,
+        "temperature": 0.1,
+        "top_k": 2,
+        "min_p": 0.5,
+    }
+    settings |= {"top_p": 0.2, "presence_penalty": 1.5, "frequency_penalty": 1.5, "max_new_tokens": 3, "min_length": 20}
     (folder / "generation_config.json").write_text(json.dumps(settings))
     return folder
 
@@ -134,10 +142,16 @@ async def test_a_real_server_draws_the_samples_of_our_engine(offline, vllm_serve
         whole = [await draw(engine, request) for request in requests]
         apart = await draw(engine, replace(requests[0], n=2), replace(requests[0], n=2, seed=5))
         chosen = await draw(engine, ask(prompt=PROMPTS[0], choices=("C", "D")))
+        stopped = await draw(engine, replace(requests[0], stop=(STOP,)))
         full = await draw(engine, ask(prompt=PROMPTS[2][-1:] * (LENGTH - 2), n=4))
     assert whole == offline
     assert len({sample.text for samples in whole for sample in samples}) > 4  # no min_p, no top_k = 2
     assert apart == whole[0]
+    assert max(sample.tokens for samples in whole for sample in samples) > 3  # no max_new_tokens
+    ends = [sample for samples in whole for sample in samples if not sample.truncated]
+    assert ends and not any(" is" in sample.text for samples in whole for sample in samples)  # both end tokens
+    assert [sample.text for sample in stopped] == [sample.text.partition(STOP)[0] for sample in whole[0]]
+    assert any(sample.tokens < before.tokens for sample, before in zip(stopped, whole[0], strict=True))
     assert [(sample.text.strip() in ("C", "D"), sample.tokens) for sample in chosen] == [(True, 1)]
     assert all(sample.tokens <= 2 for sample in full)
 
