@@ -26,7 +26,7 @@ from medssr_dist.evaluation.scores import Scores, read_scores
 from medssr_dist.run.clock import read_clock
 from medssr_dist.run.paths import STAGES, RunPaths
 from medssr_dist.synthesis.review_report import ReviewReport, format_review_share, read_review_report
-from medssr_dist.synthesis.synthesis_summary import SynthesisSummary, read_synthesis_summary
+from medssr_dist.synthesis.synthesis_summary import JudgeSummary, SynthesisSummary, read_synthesis_summary
 from medssr_dist.training.stage_job import StageSummary, read_stage_summary
 from medssr_dist.voting.quality_records import VoteSummary
 from medssr_dist.voting.quality_text import TableRow, format_quality
@@ -176,8 +176,18 @@ def _describe_synthesis(found: SynthesisSummary | None, review: ReviewReport | N
         TableRow("questions", f"requests {found.requested:,}, {accepted}; ended by {found.stopped_by}"),
         TableRow("rejected", f"{sum(reasons.values()):,}{': ' if by_reason else ''}{', '.join(by_reason)}"),
         TableRow("alpha", f"asked {alpha.asked:.3f}, achieved {achieved}"),
+        *([TableRow("judge", _describe_judge(found.judge))] if found.judge else []),
         *([TableRow("review", _describe_review(review))] if review else []),
     ]
+
+
+def _describe_judge(judge: JudgeSummary) -> str:
+    means = [
+        f"{name} {sum(score * count for score, count in counts.items()) / max(1, judge.judged):.1f}"
+        for name, counts in judge.scores.items()
+    ]
+    kept = "kept" if judge.not_judged_kept else "refused"
+    return f"{judge.judged:,} judged, mean of 5: {', '.join(means)}; {judge.not_judged:,} not judged, {kept}"
 
 
 def _describe_review(review: ReviewReport) -> str:

@@ -16,7 +16,7 @@ from medssr_dist.run.paths import RunPaths
 KEPT = 6
 SETTINGS = [
     f"voting.kept={KEPT}",
-    "voting.threshold=0.6",
+    "voting.threshold=0.4",
     "voting.confidence=requested",
     "voting.question_buffer=4",
     "synthesis.accepted=6",

@@ -136,6 +136,7 @@ def _plan_synthesis(config: Config, run: RunDir, folder: Path, model: Path) -> l
     return [
         PlanRow("questions", f"{_describe_demand(config, run)}, {synthesis.most_candidates:,} requests at most"),
         *[PlanRow("endpoint", f"{endpoint.base_url} ({endpoint.model})") for endpoint in synthesis.endpoints],
+        *[PlanRow("judge", f"{each.base_url} ({each.model})") for each in synthesis.judge_endpoints],
         PlanRow("cost", _describe_cost(synthesis, rendered.mean_tokens)),
         PlanRow("rare", f"alpha {synthesis.alpha:g}: {share} requests get one of {len(rare):,} entities"),
         *_describe_sources("seeds", synthesis.seeds, config),
@@ -176,6 +177,10 @@ def _describe_cost(synthesis: Synthesis, prompt_tokens: float) -> str:
         prices = [synthesis.prices[model] for model in synthesis.models]
         usd = max(cost_usd(price, prompt_tokens, synthesis.max_tokens) for price in prices)
         text += f", ${synthesis.accepted * usd:,.2f}"
+    if synthesis.judge:
+        text += (
+            f"; and a verdict of at most {synthesis.judge.max_tokens:,} tokens on each question that passes the checks"
+        )
     return text
 
 

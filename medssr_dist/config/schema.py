@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, SecretStr, model_validator
 
 from medssr_dist.config.base import Section, Source
-from medssr_dist.config.synthesis import Knowledge, Synthesis
+from medssr_dist.config.synthesis import Endpoint, Knowledge, Synthesis
 from medssr_dist.config.training import Training
 from medssr_dist.data.prompt_forms import PromptForm, load_prompt_form
 from medssr_dist.data.prompt_renderer import RESERVED_KWARGS
@@ -188,11 +188,13 @@ class Config(Section):
 
     def without_secrets(self) -> Config:
         """Return the config without its API keys, for processes that do not need them."""
-        endpoints = [endpoint.model_copy(update={"api_key": None}) for endpoint in self.synthesis.endpoints]
+        synthesis: dict[str, Any] = {"endpoints": _without_keys(self.synthesis.endpoints)}
+        if judge := self.synthesis.judge:
+            synthesis["judge"] = judge.model_copy(update={"endpoints": _without_keys(judge.endpoints)})
         servers = [server.model_copy(update={"api_key": None}) for server in self.voting.servers]
         return self.model_copy(
             update={
-                "synthesis": self.synthesis.model_copy(update={"endpoints": endpoints}),
+                "synthesis": self.synthesis.model_copy(update=synthesis),
                 "voting": self.voting.model_copy(update={"servers": servers}),
             }
         )
@@ -245,3 +247,7 @@ class Config(Section):
                     f"{self.policy.max_model_len}"
                 )
         return self
+
+
+def _without_keys(endpoints: list[Endpoint]) -> list[Endpoint]:
+    return [endpoint.model_copy(update={"api_key": None}) for endpoint in endpoints]

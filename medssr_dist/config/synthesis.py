@@ -244,6 +244,27 @@ class Checks(Section):
     )
 
 
+class Judge(Section):
+    """A second request about each question that passed the checks: a model scores it from 1 to 5. Always in chat mode.
+
+    Its cost counts against the budget. Limits of endpoints count for questions and verdicts separately.
+    """
+
+    endpoints: list[Endpoint] = Field(
+        default_factory=list, description="chat APIs that judge; [] = those of synthesis.endpoints"
+    )
+    temperature: float = Field(0.0, ge=0, le=2)
+    max_tokens: int = Field(512, ge=1, description="limit of a verdict, tokens; a reasoning model needs thousands")
+    reasoning: int = Field(
+        3, ge=0, le=5, description="least score: how much reasoning the answer needs; 0 = only count"
+    )
+    answerability: int = Field(3, ge=0, le=5, description="least score: exactly one option is right; 0 = only count")
+    plausibility: int = Field(3, ge=0, le=5, description="least score: wrong options are plausible; 0 = only count")
+    not_judged: Literal["keep", "refuse"] = Field(
+        "keep", description="what becomes of a question whose verdict cannot be read or was given up; both are counted"
+    )
+
+
 class Synthesis(Section):
     """Question synthesis: a prompt has two seed questions and, with probability alpha, an entity and its passages."""
 
@@ -287,6 +308,7 @@ class Synthesis(Section):
         0.9, gt=0, le=1, description="end the run if a larger share of the last 200 replies is refused"
     )
     checks: Checks = Field(default_factory=Checks)
+    judge: Judge | None = Field(None, description="a model that scores each question; null = no judge")
     review_sample: int = Field(50, ge=0, description="questions in the review sheet for a physician")
 
     @property
@@ -299,11 +321,21 @@ class Synthesis(Section):
         """The models of the endpoints, sorted."""
         return sorted({endpoint.model for endpoint in self.endpoints})
 
+    @property
+    def judge_endpoints(self) -> list[Endpoint]:
+        """The endpoints of the judge; [] without a judge."""
+        return (self.judge.endpoints or self.endpoints) if self.judge else []
+
+    @property
+    def judge_models(self) -> list[str]:
+        """The models of the judge's endpoints, sorted."""
+        return sorted({endpoint.model for endpoint in self.judge_endpoints})
+
     @model_validator(mode="after")
     def _refuse_unfit(self) -> Synthesis:
         if self.most_candidates < self.accepted:
             raise ValueError(f"candidates = {self.candidates} is below accepted = {self.accepted}")
-        unpriced = [model for model in self.models if model not in self.prices]
+        unpriced = [model for model in [*self.models, *self.judge_models] if model not in self.prices]
         if self.budget.usd and unpriced:
             raise ValueError(f"budget.usd needs the price of {unpriced[0]!r}; add it to synthesis.prices")
         return self

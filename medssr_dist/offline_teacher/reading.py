@@ -53,10 +53,16 @@ def read_prompt(messages: list[dict[str, Any]]) -> PromptParts | None:
         elif heading.startswith(PASSAGE_HEADING.split(" ")[0]):
             passages.append((first, " ".join(rest[:1])))
         elif heading.startswith(SEED_HEADING.split("{")[0]):
-            seeds.append(Seed(first, tuple(match[1] for line in rest if (match := _OPTION.fullmatch(line)))))
+            seeds.append(Seed(first, tuple(filter(None, map(read_option, rest)))))
     if entity is None and passages:  # a template without the heading; the first passage is the closest to the entity
         entity = passages[0][0]
     return PromptParts(tuple(seeds), entity, tuple(passages)) if len(seeds) == 2 else None
+
+
+def read_option(line: str) -> str:
+    """Return the text of a lettered option; "" if the line is none."""
+    match = _OPTION.fullmatch(line)
+    return match[1] if match else ""
 
 
 def split_sentences(text: str) -> list[str]:

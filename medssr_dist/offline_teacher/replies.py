@@ -14,6 +14,7 @@ from medssr_dist.offline_teacher.common_questions import compose_common
 from medssr_dist.offline_teacher.faults import FaultDraws, spoil
 from medssr_dist.offline_teacher.rare_questions import compose_rare
 from medssr_dist.offline_teacher.reading import PromptParts, read_prompt
+from medssr_dist.offline_teacher.verdicts import JudgedQuestion, compose_verdict, read_judged_question, spoil_verdict
 
 MODEL = "offline-teacher"
 NOTICE = "offline rule-based stand-in for a synthesis API; not a language model"
@@ -37,7 +38,7 @@ class ChatRequest:
 
     messages: list[dict[str, Any]]
     model: str
-    prompt: PromptParts
+    prompt: PromptParts | JudgedQuestion
     schema: Mapping[str, Any] | None
     key: str
     max_tokens: int | None = None
@@ -47,7 +48,7 @@ def read_request(body: Any, knows_schemas: bool) -> ChatRequest:
     """Parse a request body. Raises BadRequest if it is no chat request or asks for something unsupported."""
     try:
         messages, model = body["messages"], str(body.get("model") or MODEL)
-        prompt = read_prompt(messages)
+        prompt = read_prompt(messages) or read_judged_question(messages)
     except (LookupError, TypeError, AttributeError):
         raise BadRequest("the body is not a chat completion request") from None
     if prompt is None:
@@ -75,9 +76,13 @@ def _read_schema(body: Mapping[str, Any], supported: bool) -> Mapping[str, Any] 
 
 def complete(asked: ChatRequest, random_seed: int, draws: FaultDraws) -> dict[str, Any]:
     """Return the chat completion. Its usage assumes four characters per token."""
-    text = compose_reply(asked.prompt, f"{random_seed} {asked.key}", _max_options(asked.schema))
     flaw = draws.draw_flaw(asked.messages, structured=asked.schema is not None)
-    text = spoil(text, flaw) if flaw else text
+    if isinstance(asked.prompt, JudgedQuestion):
+        text = compose_verdict(asked.prompt)
+        text = spoil_verdict(text, flaw) if flaw else text
+    else:
+        text = compose_reply(asked.prompt, f"{random_seed} {asked.key}", _max_options(asked.schema))
+        text = spoil(text, flaw) if flaw else text
     if asked.schema is not None:
         text = _apply_schema(text, asked.schema)
     most = len(text) if asked.max_tokens is None else _TOKEN_CHARS * asked.max_tokens

@@ -47,6 +47,7 @@ _FREE_KEYS = (
     "synthesis.batch_size",
     "synthesis.poll_s",
     "synthesis.endpoints",
+    "synthesis.judge.endpoints",
     "synthesis.retry",
     "synthesis.prices",
     "synthesis.budget",
@@ -265,6 +266,8 @@ def _select_settings(step: str, config: Config) -> dict[str, Any]:
             kept[key] = value
     if step == "synthesize":  # addresses, keys and limits of endpoints may change; models and reply format may not
         kept["synthesis.models"] = config.synthesis.models
+        if config.synthesis.judge:
+            kept["synthesis.judge.models"] = config.synthesis.judge_models
         kept["synthesis.json_schema"] = sorted({endpoint.json_schema for endpoint in config.synthesis.endpoints})
     return kept
 

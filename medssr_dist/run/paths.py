@@ -70,6 +70,16 @@ class SynthesisPaths(StepPaths):
         return self.folder / "rejected.jsonl"
 
     @property
+    def verdicts(self) -> Path:
+        """Every verdict of the judge, in the form of the journal."""
+        return self.folder / "verdicts.jsonl"
+
+    @property
+    def reserved_verdict_cost(self) -> Path:
+        """As `reserved_cost`, for verdicts."""
+        return self.folder / "verdict_exposure.bin"
+
+    @property
     def batches(self) -> Path:
         """Ledger of the batches submitted to a batch API."""
         return self.folder / "batches.jsonl"

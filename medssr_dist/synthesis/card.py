@@ -30,7 +30,13 @@ from medssr_dist.synthesis.review_report import (
     list_review_rows,
     read_review_report,
 )
-from medssr_dist.synthesis.synthesis_summary import AlphaShares, LetterBalance, ModelReplies, SynthesisSummary
+from medssr_dist.synthesis.synthesis_summary import (
+    AlphaShares,
+    JudgeSummary,
+    LetterBalance,
+    ModelReplies,
+    SynthesisSummary,
+)
 
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 _TYPES = {str: "string", int: "int64", float: "float64", bool: "bool"}
@@ -66,6 +72,7 @@ def write_card(folder: Path, config: Config, summary: SynthesisSummary) -> Path:
         "Sources and their terms": _render_sources(config),
         "Models": _render_models(summary.models),
         "Checks": _render_checks(config.synthesis.checks),
+        "Judge": _render_judge(summary.judge),
         _REVIEW: _render_review(read_review_report(SynthesisPaths(folder).review_report)),
         "Cost": _render_cost(summary, bool(config.synthesis.prices)),
         "Known limits": _LIMITS,
@@ -255,6 +262,26 @@ def _render_setting(value: bool | float) -> str:
     if isinstance(value, bool) or value == 0:
         return "on" if value else "off"
     return f"{value:g}"
+
+
+def _render_judge(judge: JudgeSummary | None) -> str:
+    if judge is None:
+        return "None."
+    rows = [
+        (
+            name,
+            str(judge.least[name]) if judge.least[name] else "-",
+            *(f"{counts[score]:,}" for score in sorted(counts)),
+        )
+        for name, counts in judge.scores.items()
+    ]
+    models = ", ".join(f"`{name}`" for name in judge.models)
+    outcome = "kept" if judge.not_judged_kept else "refused"
+    return (
+        f"A language model ({models}) scored {judge.judged:,} questions that had passed the checks, from 1 to 5; "
+        f"{judge.not_judged:,} could not be judged and were {outcome}. Refused below the least score:\n\n"
+        + _render_table(("criterion", "least score", "1", "2", "3", "4", "5"), rows)
+    )
 
 
 def _render_review(report: ReviewReport | None) -> str:

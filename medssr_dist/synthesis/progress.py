@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 
 from tqdm import tqdm
@@ -32,7 +33,7 @@ class ProgressReporter:
         folder: Path,
         synthesis: Synthesis,
         demand: QuestionDemand,
-        runner: Dispatcher | BatchRunner,
+        runners: Sequence[Dispatcher | BatchRunner],
         queue: RequestQueue,
         spending: Spending,
         writer: QuestionWriter,
@@ -40,7 +41,7 @@ class ProgressReporter:
         self._paths = SynthesisPaths(folder)
         self._synthesis = synthesis
         self._demand = demand
-        self._runner = runner
+        self._runners = runners
         self._queue = queue
         self._spending = spending
         self._writer = writer
@@ -92,9 +93,9 @@ class ProgressReporter:
             eta_s=round(max(0, wanted - accepted) / accepted_rate) if accepted_rate else None,
             usd=round(self._spending.usd, 4),
             tokens=self._spending.tokens,
-            attempts=self._runner.attempts,
+            attempts=sum(runner.attempts for runner in self._runners),
             lost=self._spending.lost,
-            endpoints=tuple(self._runner.read_states()),
+            endpoints=tuple(state for runner in self._runners for state in runner.read_states()),
         )
 
     def _rates(self, replies: int, accepted: int) -> tuple[float | None, float | None]:

@@ -109,44 +109,52 @@ def build_messages(
         prompt: None = the one that comes with the package.
     """
     prompt = prompt or _load_default()
-    values = {"seeds": _join(SEED_HEADING, [_render_seed(seed) for seed in seeds])}
+    values = {"seeds": join_blocks(SEED_HEADING, [render_question(seed) for seed in seeds])}
     if entity is not None:
-        values["entity"] = _one_line(entity)
-        values["passages"] = _join(PASSAGE_HEADING, [_render_passage(each.title, each.content) for each in passages])
+        values["entity"] = make_one_line(entity)
+        values["passages"] = join_blocks(
+            PASSAGE_HEADING, [_render_passage(each.title, each.content) for each in passages]
+        )
     user = _PLACEHOLDER.sub(lambda match: values[match[1]], prompt.common if entity is None else prompt.rare)
     system = [{"role": "system", "content": prompt.system}] if prompt.system else []
     return [*system, {"role": "user", "content": user}]
 
 
-def _join(heading: str, bodies: list[str]) -> str:
+def join_blocks(heading: str, bodies: list[str]) -> str:
+    """Return the bodies below their numbered headings; "" for no body."""
     return "\n\n".join(f"{heading.format(number=number)}\n{body}" for number, body in enumerate(bodies, start=1))
 
 
 def hash_request(messages: list[dict[str, str]], synthesis: Synthesis) -> str:
     """Return a hash of everything the reply depends on: messages, models, sampling, JSON schema; not address or key."""
     schema = any(endpoint.json_schema for endpoint in synthesis.endpoints)
-    asked = [messages, synthesis.models, synthesis.temperature, synthesis.max_tokens, schema]
-    return hashlib.sha256(_encode(asked)).hexdigest()[:16]
+    return hash_messages(messages, [synthesis.models, synthesis.temperature, synthesis.max_tokens, schema])
 
 
-def _render_seed(seed: Question) -> str:
+def hash_messages(messages: list[dict[str, str]], settings: list[Any]) -> str:
+    """Return a hash of messages and of the settings that they are sent with."""
+    return hashlib.sha256(_encode([messages, *settings])).hexdigest()[:16]
+
+
+def render_question(seed: Question) -> str:
+    """Return stem and lettered options, each on one line, without the answer."""
     return _render_options(seed.stem, tuple(seed.options.values()))
 
 
 @lru_cache(maxsize=_RENDERED)
 def _render_options(stem: str, options: tuple[str, ...]) -> str:
-    lettered = [f"{letter}. {_one_line(text)}" for letter, text in zip(LETTERS, options, strict=False)]
-    return "\n".join([_one_line(stem), *lettered])
+    lettered = [f"{letter}. {make_one_line(text)}" for letter, text in zip(LETTERS, options, strict=False)]
+    return "\n".join([make_one_line(stem), *lettered])
 
 
-def _one_line(text: str) -> str:
+def make_one_line(text: str) -> str:
     """Return `text` on one line; a lone surrogate, which cannot be written as UTF-8, is replaced."""
     return " ".join(text.encode("utf-8", "replace").decode("utf-8").split())
 
 
 @lru_cache(maxsize=_RENDERED)
 def _render_passage(title: str, content: str) -> str:
-    content = _one_line(content)
+    content = make_one_line(content)
     if len(content) > PASSAGE_CHARS:
         content = content[:PASSAGE_CHARS].rsplit(" ", 1)[0] + " ..."
-    return f"{_one_line(title)}\n{content}"
+    return f"{make_one_line(title)}\n{content}"

@@ -11,7 +11,7 @@ import logging
 from collections import Counter, deque
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
@@ -23,6 +23,7 @@ from medssr_dist.run.demand import QuestionDemand
 from medssr_dist.run.paths import SynthesisPaths
 from medssr_dist.synthesis.checks import Screen, TeacherReply
 from medssr_dist.synthesis.journal import Journal, JournalEntry
+from medssr_dist.synthesis.judge import QuestionJudge
 from medssr_dist.synthesis.request_queue import JudgedCount
 
 _CHUNK = 256  # replies in memory at once
@@ -32,6 +33,13 @@ _CUT_SHARE = 0.05  # share of such replies above which a warning is given
 _MORE_ROOM = "raise synthesis.max_tokens (or ask the endpoint for shorter thoughts) in a new --run-dir"
 
 logger = logging.getLogger(__name__)
+
+
+class _Screened(NamedTuple):
+    """A reply and what the checks made of it."""
+
+    entry: JournalEntry
+    outcome: Question | Rejected
 
 
 class QuestionWriter:
@@ -49,7 +57,15 @@ class QuestionWriter:
         InputError: from `advance`, if more than `max_reject_share` of the last 200 replies were rejected.
     """
 
-    def __init__(self, folder: Path, journal: Journal, screen: Screen, demand: QuestionDemand, max_reject_share: float):
+    def __init__(
+        self,
+        folder: Path,
+        journal: Journal,
+        screen: Screen,
+        demand: QuestionDemand,
+        max_reject_share: float,
+        judge: QuestionJudge | None = None,
+    ):
         self.judged = JudgedCount()
         self.rare = 0
         self.accepted_rare = 0
@@ -60,6 +76,9 @@ class QuestionWriter:
         self._journal = journal
         self._screen = screen
         self._demand = demand
+        self._judge = judge
+        self._screened: deque[_Screened] = deque()  # checked; the first waits for its verdict
+        self._waiting = 0  # questions among them
         self._max_reject_share = max_reject_share
         self._recent: deque[bool] = deque(maxlen=_ALARM_WINDOW)
         self._may_warn = True
@@ -77,11 +96,16 @@ class QuestionWriter:
         before = self.judged.total
         accepted: list[dict[str, Any]] = []
         rejected: list[dict[str, Any]] = []
-        for entry, outcome in self._judge(self._next_entries(until)):
+        self._screen_next(until)
+        while self._screened and self.judged.accepted < self._demand.count_wanted():
+            entry, screened = self._screened[0]
+            outcome = self._decide(entry, screened)
+            if outcome is None:
+                break
+            self._screened.popleft()
+            self._waiting -= isinstance(screened, Question)
             self._count(entry, outcome)
             (accepted if isinstance(outcome, Question) else rejected).append(outcome.model_dump())
-            if self.judged.accepted >= self._demand.count_wanted():
-                break
         for ledger, rows in ((self._questions, accepted), (self._rejected, rejected)):
             if rows:
                 ledger.append(*rows)
@@ -103,20 +127,46 @@ class QuestionWriter:
         for ledger, path in ((self._questions, paths.questions), (self._rejected, paths.rejected)):
             ledger.path = ledger.path.replace(path)
 
+    def _screen_next(self, until: int | None) -> None:
+        """Check the next replies until as many questions wait for a verdict as are wanted; ask for the verdicts."""
+        missing = self._demand.count_wanted() - self.judged.accepted
+        if self._waiting >= missing:
+            return
+        for each in self._check(self._next_entries(until)):
+            self._screened.append(each)
+            if isinstance(each.outcome, Question):
+                self._waiting += 1
+                if self._judge:
+                    self._judge.submit(each.outcome)
+            if self._waiting >= missing:
+                return
+
     def _next_entries(self, until: int | None) -> list[JournalEntry]:
-        if self.judged.accepted >= self._demand.count_wanted():
-            return []
-        first, end = self.judged.total, self._journal.first_missing if until is None else until
+        first = self.judged.total + len(self._screened)
+        end = self._journal.first_missing if until is None else until
         return [self._journal.read(index) for index in range(first, min(end, first + _CHUNK))]
 
-    def _judge(self, entries: list[JournalEntry]) -> Iterator[tuple[JournalEntry, Question | Rejected]]:
+    def _decide(self, entry: JournalEntry, screened: Question | Rejected) -> Question | Rejected | None:
+        """Return what becomes of a reply after the judge; None while the verdict is missing."""
+        if self._judge is None or isinstance(screened, Rejected):
+            return screened
+        verdict = self._judge.find(screened)
+        if verdict is None:
+            return None
+        rejection = self._judge.decide(verdict)
+        if rejection is None:
+            return screened
+        index = entry.provenance.index
+        return Rejected(index=index, reason=rejection.reason, detail=rejection.detail, reply=entry.reply or "")
+
+    def _check(self, entries: list[JournalEntry]) -> Iterator[_Screened]:
         judged = self._screen.judge(
             TeacherReply(entry.reply, entry.provenance, entry.finish_reason)
             for entry in entries
             if entry.reply is not None
         )
         for entry in entries:
-            yield entry, next(judged) if entry.reply is not None else _reject_without_reply(entry)
+            yield _Screened(entry, next(judged) if entry.reply is not None else _reject_without_reply(entry))
 
     def _count(self, entry: JournalEntry, outcome: Question | Rejected) -> None:
         entity = entry.provenance.entity

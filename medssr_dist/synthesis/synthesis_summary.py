@@ -48,6 +48,27 @@ class ModelReplies(_Report):
     answered: dict[str, int]
 
 
+class JudgeSummary(_Report):
+    """The verdicts of the judge that were used.
+
+    Attributes:
+        judged: questions with scores.
+        not_judged: questions whose verdict could not be read or was given up; kept if `not_judged_kept`.
+        least: criterion -> least score asked for; 0 = only counted.
+        scores: criterion -> score -> questions.
+
+    Example: JudgeSummary(models=["gpt-x"], judged=90, not_judged=2, not_judged_kept=True,
+    least={"reasoning": 3, ...}, scores={"reasoning": {1: 5, 2: 10, 3: 25, 4: 30, 5: 20}, ...})
+    """
+
+    models: list[str]
+    judged: int
+    not_judged: int
+    not_judged_kept: bool
+    least: dict[str, int]
+    scores: dict[str, dict[int, int]]
+
+
 class SynthesisSummary(_Report):
     """The summary of a finished synthesis step (summary.json).
 
@@ -58,6 +79,7 @@ class SynthesisSummary(_Report):
         requested: replies judged, including requests that were given up.
         stopped_by: "count", "cap" or "budget".
         prompt_hash: hash of the prompt's template; "" in a summary of an earlier version.
+        judge: the verdicts of the judge; None without a judge.
         surplus: replies that came after the last accepted question: paid for and kept in the journal, but not used.
         tokens: the same as completion_tokens.
         lost, lost_tokens: tries whose reply was lost and may have been billed, and their tokens.
@@ -96,6 +118,7 @@ class SynthesisSummary(_Report):
     ended: str
     seconds: float
     checked_against: list[str] = []
+    judge: JudgeSummary | None = None
 
 
 class SynthesisProgress(_Report):

@@ -36,7 +36,9 @@ from medssr_dist.synthesis.checks import Screen
 from medssr_dist.synthesis.client.batch_runner import BatchRunner
 from medssr_dist.synthesis.client.budget import ReservationLedger, Spending
 from medssr_dist.synthesis.client.dispatcher import Dispatcher
+from medssr_dist.synthesis.client.job import JobQueue
 from medssr_dist.synthesis.journal import Journal, JournalEntry
+from medssr_dist.synthesis.judge import VERDICT_FORMAT, QuestionJudge, open_verdicts
 from medssr_dist.synthesis.progress import ProgressReporter
 from medssr_dist.synthesis.question_writer import QuestionWriter
 from medssr_dist.synthesis.request_plan import RequestPlan
@@ -50,6 +52,7 @@ from medssr_dist.synthesis.synthesis_summary import (
     SynthesisSummary,
     read_synthesis_summary,
 )
+from medssr_dist.synthesis.verdict_queue import VerdictQueue
 
 if TYPE_CHECKING:
     from medssr_dist.knowledge.entities import Entity
@@ -93,6 +96,8 @@ class SynthesisWork:
     spending: Spending
     writer: QuestionWriter
     queue: RequestQueue
+    judge: QuestionJudge | None = None
+    verdicts: VerdictQueue | None = None
     attempts: int = 0
 
 
@@ -127,7 +132,7 @@ def synthesize(
         work = _open_work(config, folder, inputs, commit, demand, should_stop, should_hold, stack)
         started = time.time()
         if not work.queue.is_finished:
-            with inputs.open_endpoints(config.synthesis.endpoints) as endpoints:
+            with inputs.open_endpoints([*config.synthesis.endpoints, *config.synthesis.judge_endpoints]) as endpoints:
                 uvloop.run(_send_requests(config.synthesis, endpoints, folder, work))
         if should_stop():
             raise Stopped(f"synthesis stopped with {len(work.journal):,} replies kept; the same command resumes")
@@ -168,12 +173,39 @@ def _open_work(
     items = [question for questions in inputs.benchmarks.values() for question in questions]
     synonyms = {entity.name: entity.synonyms for entity in inputs.entities}
     screen = Screen(synthesis.checks, random_seed, inputs.seeds, items, inputs.passage_text, synonyms)
-    writer = QuestionWriter(folder, journal, screen, demand, synthesis.max_reject_share)
+    judge = _open_judge(synthesis, folder, inputs.passage_text, spending, stack)
+    writer = QuestionWriter(folder, journal, screen, demand, synthesis.max_reject_share, judge)
     stack.callback(writer.close)
     queue = RequestQueue(
         synthesis, plan, journal, reservations, spending, demand, writer.judged, should_stop, should_hold
     )
-    return SynthesisWork(plan, demand, journal, reservations, spending, writer, queue)
+    verdicts = _open_verdict_queue(synthesis, folder, judge, spending, queue, should_stop, stack) if judge else None
+    return SynthesisWork(plan, demand, journal, reservations, spending, writer, queue, judge, verdicts)
+
+
+def _open_judge(
+    synthesis: Synthesis, folder: Path, passage_text: Callable[[str], str], spending: Spending, stack: ExitStack
+) -> QuestionJudge | None:
+    if synthesis.judge is None:
+        return None
+    journal = stack.enter_context(open_verdicts(SynthesisPaths(folder), spending))
+    return QuestionJudge(synthesis, journal, passage_text)
+
+
+def _open_verdict_queue(
+    synthesis: Synthesis,
+    folder: Path,
+    judge: QuestionJudge,
+    spending: Spending,
+    queue: RequestQueue,
+    should_stop: Callable[[], bool],
+    stack: ExitStack,
+) -> VerdictQueue:
+    assert synthesis.judge is not None
+    reservations = ReservationLedger(SynthesisPaths(folder).reserved_verdict_cost, synthesis.most_candidates)
+    stack.callback(reservations.close)
+    spending.count_lost(reservations.total, tries=0)
+    return VerdictQueue(synthesis.judge, judge, reservations, spending, lambda: queue.is_finished, should_stop)
 
 
 def _open_journal(path: Path, plan: RequestPlan, spending: Spending) -> Journal:
@@ -194,34 +226,44 @@ def _open_journal(path: Path, plan: RequestPlan, spending: Spending) -> Journal:
 
 
 async def _send_requests(synthesis: Synthesis, endpoints: list[Endpoint], folder: Path, work: SynthesisWork) -> None:
-    """Send requests until the queue is finished; judge, sync and show progress concurrently."""
-    runner: Dispatcher | BatchRunner
-    if synthesis.transport == "batch":
-        runner = BatchRunner(synthesis, endpoints, folder)
-    else:
-        runner = Dispatcher(synthesis, endpoints)
-    with ProgressReporter(folder, synthesis, work.demand, runner, work.queue, work.spending, work.writer) as progress:
-        sending = asyncio.create_task(runner.run(work.queue))
-        judging = asyncio.create_task(_judge_and_show(work, progress, runner))
-        await asyncio.wait({sending, judging}, return_when=asyncio.FIRST_COMPLETED)
-        runner.stop()  # if judging failed, replies in flight are still written to the journal
-        results = await asyncio.gather(sending, _cancel(judging), return_exceptions=True)
+    """Send requests until the queues are finished; judge, sync and show progress concurrently."""
+    own, judging = endpoints[: len(synthesis.endpoints)], endpoints[len(synthesis.endpoints) :]
+    batched = synthesis.transport == "batch"
+    runners: list[Dispatcher | BatchRunner]
+    runners = [BatchRunner(synthesis, own, folder) if batched else Dispatcher(synthesis, own)]
+    queues: list[JobQueue] = [work.queue]
+    if work.verdicts and synthesis.judge:
+        limits = {"temperature": synthesis.judge.temperature, "max_tokens": synthesis.judge.max_tokens}
+        runners.append(Dispatcher(synthesis.model_copy(update=limits), judging, VERDICT_FORMAT))
+        queues.append(work.verdicts)
+    with ProgressReporter(folder, synthesis, work.demand, runners, work.queue, work.spending, work.writer) as progress:
+        sending = [asyncio.create_task(runner.run(queue)) for runner, queue in zip(runners, queues, strict=True)]
+        writing = asyncio.create_task(_judge_and_show(work, progress, runners))
+        await asyncio.wait({asyncio.gather(*sending), writing}, return_when=asyncio.FIRST_COMPLETED)
+        for runner in runners:
+            runner.stop()  # if judging failed, replies in flight are still written to the journal
+        results = await asyncio.gather(*sending, _cancel(writing), return_exceptions=True)
         work.journal.sync()
-        work.attempts = runner.attempts
+        work.attempts = sum(runner.attempts for runner in runners)
         for result in results:
             if isinstance(result, BaseException):
                 raise result
 
 
-async def _judge_and_show(work: SynthesisWork, progress: ProgressReporter, runner: Dispatcher | BatchRunner) -> None:
+async def _judge_and_show(
+    work: SynthesisWork, progress: ProgressReporter, runners: list[Dispatcher | BatchRunner]
+) -> None:
     """Judge new replies in a thread; sync the journal and show the progress from time to time. Never returns."""
     synced = time.monotonic()
     while True:
         # With enough questions accepted, retries are dropped; batches in flight are paid for and awaited.
-        if work.queue.is_stopping or (work.queue.has_enough and isinstance(runner, Dispatcher)):
-            runner.stop()
+        for runner in runners:
+            if work.queue.is_stopping or (work.queue.has_enough and isinstance(runner, Dispatcher)):
+                runner.stop()
         judged = await asyncio.to_thread(_judge, work)
         work.queue.wake.set()
+        if work.verdicts:
+            work.verdicts.wake.set()
         if time.monotonic() - synced > _SYNC_S:
             await asyncio.to_thread(work.journal.sync)
             synced = time.monotonic()
@@ -235,6 +277,8 @@ def _judge(work: SynthesisWork) -> int:
     complete = work.journal.first_missing
     if complete > work.writer.judged.total:
         work.journal.sync()
+        if work.judge:
+            work.judge.journal.sync()
     return work.writer.advance(complete)
 
 
@@ -306,6 +350,7 @@ def _summarize(config: Config, inputs: SynthesisInputs, work: SynthesisWork, sta
         ended=_format_time(time.time()),
         seconds=round(time.time() - started, 2),
         checked_against=list(inputs.benchmarks),
+        judge=work.judge.summarize() if work.judge else None,
     )
 
 

@@ -3,20 +3,16 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.request
-from collections import namedtuple
-from functools import partial
 
 import pytest
-from config_builder import make_config
 from places import HELPERS
+from synthesis_run import ENTITIES, SEEDS, config, files, journaled, retrieve, run, stats
 
 from medssr_dist.cli import main
 from medssr_dist.data.jsonl import read_json, read_jsonl
 from medssr_dist.data.records import Question, hash_content
 from medssr_dist.errors import InputError, Stopped
-from medssr_dist.knowledge.entities import Entity
-from medssr_dist.offline_teacher import open_endpoints, start_teacher
+from medssr_dist.offline_teacher import start_teacher
 from medssr_dist.run.demand import FixedDemand
 from medssr_dist.summary import build_summary, render_summary
 from medssr_dist.synthesis.checks import Screen
@@ -26,64 +22,7 @@ from medssr_dist.synthesis.prompts import DEFAULT_PROMPT
 from medssr_dist.synthesis.question_writer import QuestionWriter
 from medssr_dist.synthesis.request_plan import RequestPlan
 from medssr_dist.synthesis.synthesis_summary import read_synthesis_progress, read_synthesis_summary
-from medssr_dist.synthesis.synthesize import SynthesisInputs, has_more_to_do, synthesize
-
-Passage = namedtuple("Passage", "id title content source")
-
-ENTITIES = [Entity(f"X:{n}", f"Morbus {chr(65 + n)}lpha") for n in range(20)]
-SEEDS = [
-    Question.make(
-        f"A {20 + n}-year-old man has sign {n}, sign {n + 1} and sign {n + 2}. What is the most likely diagnosis?",
-        [f"Disease {chr(65 + (n + m) % 26)}{m}" for m in range(4)],
-        source="t",
-        truth="A",
-    )
-    for n in range(40)
-]
-
-
-def retrieve(name):
-    features = "; ".join(f"{name[7].lower()} finding {n}" for n in range(8))
-    own = Passage(f"p-{name}", name, f"{name} is a rare disease. Very frequent features are {features}.", "t")
-    return [own, Passage("p-o", "Other disease", "Other disease. Frequent features are pallor; cough; fever.", "t")]
-
-
-def passage_text(passage_id):
-    entity = "Morbus Alpha" if passage_id == "p-o" else passage_id.removeprefix("p-")
-    return next(passage.content for passage in retrieve(entity) if passage.id == passage_id)
-
-
-def config(base_url="offline-teacher", accepted=40, alpha=0.5, endpoint=None, retry=None, **settings):
-    """Return a config. The invented seeds are near-duplicates of each other, so that check is off."""
-    endpoint = {"base_url": base_url, "model": "teacher", "concurrency": 8} | (endpoint or {})
-    synthesis = {
-        "accepted": accepted,
-        "alpha": alpha,
-        "endpoints": [endpoint],
-        "retry": {"first_byte_s": 2, "whole_s": 2, "patience_s": 2} | (retry or {}),
-        "checks": {"near_duplicate": 0},
-    }
-    return make_config(synthesis=synthesis | settings)
-
-
-def run(cfg, folder, seeds=SEEDS, entities=ENTITIES, **options):
-    teacher = partial(open_endpoints, log_path=folder / "teacher.log", random_seed=cfg.runtime.random_seed)
-    inputs = SynthesisInputs(seeds, {}, entities, retrieve, passage_text, teacher)
-    return synthesize(cfg, folder, inputs, "c0ffee", **options)
-
-
-def stats(base_url):
-    with urllib.request.urlopen(base_url.removesuffix("/v1") + "/stats", timeout=5) as response:
-        return json.load(response)
-
-
-def journaled(folder):
-    lines = (folder / "journal.jsonl").read_bytes().split(b"\n")[:-1]  # text after the last newline is torn
-    return [json.loads(line)["provenance"]["index"] for line in lines]
-
-
-def files(folder):
-    return [(folder / name).read_bytes() for name in ("questions.jsonl", "rejected.jsonl")]
+from medssr_dist.synthesis.synthesize import has_more_to_do
 
 
 @pytest.fixture(scope="module")

@@ -59,18 +59,25 @@ class Spending:
         self.lost = 0
         self._budget = synthesis.budget
         self._prices = synthesis.prices
-        asked = [synthesis.prices.get(model, _FREE) for model in synthesis.models]
-        self._highest_price = Price(prompt=max(p.prompt for p in asked), completion=max(p.completion for p in asked))
-        self._max_completion = synthesis.max_tokens
+        self._highest_price = _find_highest_price(synthesis, [*synthesis.models, *synthesis.judge_models])
+        self._job_prices = {
+            "question": _find_highest_price(synthesis, synthesis.models),
+            "verdict": _find_highest_price(synthesis, synthesis.judge_models),
+        }
         self._reserved_tokens = 0.0
         self._reserved_usd = 0.0
         self._correction = 1.0  # prompt tokens as the replies report them / as counted here
-        self._reservations: dict[int, tuple[float, float]] = {}  # request -> tokens, US dollars
+        self._reservations: dict[tuple[str, int], tuple[float, float]] = {}  # kind, number -> tokens, US dollars
 
     @property
     def tokens(self) -> int:
         """Prompt and reply tokens billed so far."""
         return self.prompt_tokens + self.completion_tokens
+
+    @property
+    def has_reservations(self) -> bool:
+        """Whether any request is in flight."""
+        return bool(self._reservations)
 
     def reserve(self, job: ChatJob, forced: bool = False) -> bool:
         """Reserve the highest possible cost of `job`. Return False, and reserve nothing, if the budget forbids it.
@@ -79,20 +86,21 @@ class Spending:
             forced: the job was sent already, so its cost is reserved in any case.
         """
         prompt = job.prompt_tokens * self._correction
-        tokens = prompt + self._max_completion
-        usd = cost_usd(self._highest_price, prompt, self._max_completion)
+        completion = job.tokens - job.prompt_tokens
+        tokens = prompt + completion
+        usd = cost_usd(self._job_prices[job.kind], prompt, completion)
         all_tokens = self.tokens + self.lost_tokens + self._reserved_tokens + tokens
         all_usd = self.usd + cost_usd(self._highest_price, 0, self.lost_tokens) + self._reserved_usd + usd
         if not forced and (_exceeds(all_tokens, self._budget.tokens) or _exceeds(all_usd, self._budget.usd)):
             return False
-        self._reservations[job.index] = (tokens, usd)
+        self._reservations[job.kind, job.index] = (tokens, usd)
         self._reserved_tokens += tokens
         self._reserved_usd += usd
         return True
 
     def settle(self, job: ChatJob, outcome: Reply | GaveUp) -> None:
         """Replace the reservation of `job` by the cost that the reply reports."""
-        tokens, usd = self._reservations.pop(job.index)
+        tokens, usd = self._reservations.pop((job.kind, job.index))
         self._reserved_tokens -= tokens
         self._reserved_usd -= usd
         if isinstance(outcome, Reply):
@@ -111,6 +119,11 @@ class Spending:
         """Count tokens that may have been billed without a reply; negative tokens take some back."""
         self.lost_tokens += tokens
         self.lost += tries
+
+
+def _find_highest_price(synthesis: Synthesis, models: list[str]) -> Price:
+    asked = [synthesis.prices.get(model, _FREE) for model in models] or [_FREE]
+    return Price(prompt=max(price.prompt for price in asked), completion=max(price.completion for price in asked))
 
 
 def _exceeds(amount: float, limit: float) -> bool:

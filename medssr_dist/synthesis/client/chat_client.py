@@ -23,7 +23,7 @@ from yarl import URL
 from medssr_dist.config.synthesis import Endpoint, Synthesis
 from medssr_dist.errors import InputError
 from medssr_dist.runtime.api_key import build_auth_header, read_error_text, scrub
-from medssr_dist.synthesis.client.request_body import build_request_body
+from medssr_dist.synthesis.client.request_body import RESPONSE_FORMAT, build_request_body
 
 _LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 # HTTP statuses by what they mean.
@@ -118,8 +118,9 @@ class ChatClient:
         InputError: the address or the key is not usable; raised before anything is sent.
     """
 
-    def __init__(self, endpoint: Endpoint, synthesis: Synthesis):
+    def __init__(self, endpoint: Endpoint, synthesis: Synthesis, response_format: Mapping[str, Any] = RESPONSE_FORMAT):
         self.endpoint = endpoint
+        self._response_format = response_format
         self._synthesis = synthesis
         self._retry = synthesis.retry
         self._url = build_chat_url(endpoint.base_url)
@@ -146,7 +147,7 @@ class ChatClient:
 
     async def ask(self, messages: list[dict[str, str]]) -> Reply:
         """Send one chat request once. Raises a subclass of NoReply if it brings no reply."""
-        body = msgspec.json.encode(build_request_body(messages, self.endpoint, self._synthesis))
+        body = msgspec.json.encode(build_request_body(messages, self.endpoint, self._synthesis, self._response_format))
         try:
             async with self._session.post(self._url, data=body, allow_redirects=False) as response:
                 answer = await response.read()

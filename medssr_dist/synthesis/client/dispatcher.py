@@ -17,12 +17,13 @@ import asyncio
 import gc
 import heapq
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import count
 from math import inf
 from time import monotonic
+from typing import Any
 
 from medssr_dist.config.synthesis import Endpoint, Synthesis
 from medssr_dist.errors import InputError
@@ -30,6 +31,7 @@ from medssr_dist.synthesis.client.chat_client import GaveUp, NoReply, NotAnEndpo
 from medssr_dist.synthesis.client.endpoint import EndpointWorker
 from medssr_dist.synthesis.client.endpoint_state import EndpointState
 from medssr_dist.synthesis.client.job import ChatJob, JobQueue
+from medssr_dist.synthesis.client.request_body import RESPONSE_FORMAT
 
 BACKOFF_FIRST_S = 0.5
 BACKOFF_LAST_S = 30.0
@@ -67,11 +69,16 @@ class Dispatcher:
         hedges: those of them that were second tries, sent because the first was slow.
     """
 
-    def __init__(self, synthesis: Synthesis, endpoints: Sequence[Endpoint]):
+    def __init__(
+        self,
+        synthesis: Synthesis,
+        endpoints: Sequence[Endpoint],
+        response_format: Mapping[str, Any] = RESPONSE_FORMAT,
+    ):
         self.attempts = 0
         self.hedges = 0
         self._retry = synthesis.retry
-        self._workers = [EndpointWorker(endpoint, synthesis) for endpoint in endpoints]
+        self._workers = [EndpointWorker(endpoint, synthesis, response_format) for endpoint in endpoints]
         self._max_waiting = max(1000, 8 * sum(endpoint.concurrency for endpoint in endpoints))
         self._wake = asyncio.Event()
         self._next: _ActiveJob | None = None  # taken from the queue or the heap, and not sent yet

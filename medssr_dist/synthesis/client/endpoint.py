@@ -7,8 +7,10 @@ first reply open its circuit breaker instead: the endpoint is paused, and used a
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from math import inf
+from typing import Any
 
 from medssr_dist.config.synthesis import Endpoint, Synthesis
 from medssr_dist.synthesis.client.chat_client import (
@@ -23,6 +25,7 @@ from medssr_dist.synthesis.client.chat_client import (
 )
 from medssr_dist.synthesis.client.endpoint_state import EndpointState
 from medssr_dist.synthesis.client.rate_limits import MIN_HOLD_S, AdaptiveLimit, CircuitBreaker, TokenBucket
+from medssr_dist.synthesis.client.request_body import RESPONSE_FORMAT
 
 FIRST_ANSWERS = 5  # an endpoint is given up if this many first answers are unusable
 FIRST_CONTACT_S = 3.0  # or if it cannot be reached for this long at first
@@ -31,8 +34,8 @@ FIRST_CONTACT_S = 3.0  # or if it cannot be reached for this long at first
 class EndpointWorker:
     """An endpoint, and how much may be sent to it now. Times are monotonic, in seconds."""
 
-    def __init__(self, endpoint: Endpoint, synthesis: Synthesis):
-        self.client = ChatClient(endpoint, synthesis)
+    def __init__(self, endpoint: Endpoint, synthesis: Synthesis, response_format: Mapping[str, Any] = RESPONSE_FORMAT):
+        self.client = ChatClient(endpoint, synthesis, response_format)
         self.served_at = -inf  # when the latest of the tries with a reply was sent
         self.dead_reason = ""  # why it was given up; '' if it was not
         self.last_failure = ""

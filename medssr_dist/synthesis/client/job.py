@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
     from medssr_dist.synthesis.client.chat_client import GaveUp, Reply
@@ -19,6 +19,7 @@ class ChatJob:
         messages: the chat messages to send.
         tokens: estimate of the prompt and the longest allowed reply together.
         prompt_tokens: estimate of the prompt alone.
+        kind: what is asked for; a question and the verdict on it have the same number.
         tries: failed tries that count against this request.
 
     Example: ChatJob(7, [{"role": "user", "content": "Write ..."}], tokens=1836, prompt_tokens=812)
@@ -29,6 +30,7 @@ class ChatJob:
     tokens: int
     prompt_tokens: int
     tries: int = 0
+    kind: Literal["question", "verdict"] = "question"
 
 
 class JobQueue(Protocol):

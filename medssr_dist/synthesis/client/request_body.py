@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from medssr_dist.config.synthesis import Endpoint, Synthesis
@@ -31,8 +32,17 @@ RESPONSE_FORMAT = {
 }
 
 
-def build_request_body(messages: list[dict[str, str]], endpoint: Endpoint, synthesis: Synthesis) -> dict[str, Any]:
-    """Return the JSON body of a chat completion request to `endpoint`."""
+def build_request_body(
+    messages: list[dict[str, str]],
+    endpoint: Endpoint,
+    synthesis: Synthesis,
+    response_format: Mapping[str, Any] = RESPONSE_FORMAT,
+) -> dict[str, Any]:
+    """Return the JSON body of a chat completion request to `endpoint`.
+
+    Args:
+        response_format: the form of the reply, sent to endpoints with `json_schema`.
+    """
     body: dict[str, Any] = {
         "model": endpoint.model,
         "messages": messages,
@@ -40,5 +50,5 @@ def build_request_body(messages: list[dict[str, str]], endpoint: Endpoint, synth
         "max_tokens": synthesis.max_tokens,
     }
     if endpoint.json_schema:
-        body["response_format"] = RESPONSE_FORMAT
+        body["response_format"] = response_format
     return body
