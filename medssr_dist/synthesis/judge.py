@@ -61,8 +61,8 @@ _WITH_PASSAGES = "Score the question above. The passages are what its author was
 _ALONE = "Score the question above."
 
 
-class Scores(NamedTuple):
-    """The scores of a verdict, 1 to 5. Example: Scores(reasoning=4, answerability=5, plausibility=3)"""
+class VerdictScores(NamedTuple):
+    """The scores of a verdict, 1 to 5. Example: VerdictScores(reasoning=4, answerability=5, plausibility=3)"""
 
     reasoning: int
     answerability: int
@@ -75,9 +75,9 @@ class NotJudged(NamedTuple):
     problem: str
 
 
-def read_verdict(text: str) -> Scores | NotJudged:
+def read_verdict(text: str) -> VerdictScores | NotJudged:
     """Read the scores in the reply of a judge: the last JSON object with all three, behind any thoughts."""
-    found: Scores | NotJudged = NotJudged("no JSON object with the three scores")
+    found: VerdictScores | NotJudged = NotJudged("no JSON object with the three scores")
     for candidate in re.findall(r"\{[^{}]*\}", cut_thoughts(text).text):
         try:
             values = json.loads(candidate)
@@ -88,11 +88,11 @@ def read_verdict(text: str) -> Scores | NotJudged:
     return found
 
 
-def _check_scores(values: list[object]) -> Scores | NotJudged:
+def _check_scores(values: list[object]) -> VerdictScores | NotJudged:
     for name, value in zip(CRITERIA, values, strict=True):
         if isinstance(value, bool) or str(value) not in ("1", "2", "3", "4", "5"):
             return NotJudged(f"{name} = {value!r} is not a whole number from 1 to 5")
-    return Scores(*(int(str(value)) for value in values))
+    return VerdictScores(*(int(str(value)) for value in values))
 
 
 class VerdictRequest(NamedTuple):
@@ -129,7 +129,7 @@ class QuestionJudge:
         if request.provenance.index not in self.journal:
             self.waiting.append(request)
 
-    def find(self, question: Question) -> Scores | NotJudged | None:
+    def find(self, question: Question) -> VerdictScores | NotJudged | None:
         """Return the verdict on `question`; None if it has not arrived."""
         provenance = self._build(question).provenance
         if provenance.index not in self.journal:
@@ -144,7 +144,7 @@ class QuestionJudge:
             return NotJudged(f"{entry.gave_up}: {entry.detail}")
         return read_verdict(entry.reply)
 
-    def decide(self, verdict: Scores | NotJudged) -> Rejection | None:
+    def decide(self, verdict: VerdictScores | NotJudged) -> Rejection | None:
         """Count `verdict`; return why its question is refused, or None if it is kept."""
         if isinstance(verdict, NotJudged):
             self._problems[verdict.problem] += 1

@@ -239,10 +239,11 @@ async def _send_requests(synthesis: Synthesis, endpoints: list[Endpoint], folder
     with ProgressReporter(folder, synthesis, work.demand, runners, work.queue, work.spending, work.writer) as progress:
         sending = [asyncio.create_task(runner.run(queue)) for runner, queue in zip(runners, queues, strict=True)]
         writing = asyncio.create_task(_judge_and_show(work, progress, runners))
-        await asyncio.wait({asyncio.gather(*sending), writing}, return_when=asyncio.FIRST_COMPLETED)
+        sent = asyncio.create_task(_wait_for_all(sending))
+        await asyncio.wait({sent, writing}, return_when=asyncio.FIRST_COMPLETED)
         for runner in runners:
             runner.stop()  # if judging failed, replies in flight are still written to the journal
-        results = await asyncio.gather(*sending, _cancel(writing), return_exceptions=True)
+        results = await asyncio.gather(*sending, sent, _cancel(writing), return_exceptions=True)
         work.journal.sync()
         work.attempts = sum(runner.attempts for runner in runners)
         for result in results:
@@ -280,6 +281,11 @@ def _judge(work: SynthesisWork) -> int:
         if work.judge:
             work.judge.journal.sync()
     return work.writer.advance(complete)
+
+
+async def _wait_for_all(tasks: list[asyncio.Task[None]]) -> None:
+    """Wait for all tasks, or until one of them fails; raises its error."""
+    await asyncio.gather(*tasks)
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:

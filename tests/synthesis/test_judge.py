@@ -19,7 +19,7 @@ from medssr_dist.errors import InputError, Stopped
 from medssr_dist.offline_teacher import start_teacher
 from medssr_dist.offline_teacher.replies import read_request
 from medssr_dist.offline_teacher.verdicts import compose_verdict, read_judged_question
-from medssr_dist.synthesis.judge import CRITERIA, NotJudged, Scores, build_verdict_messages, read_verdict
+from medssr_dist.synthesis.judge import CRITERIA, NotJudged, VerdictScores, build_verdict_messages, read_verdict
 
 JUDGE = {"reasoning": 4, "answerability": 3, "plausibility": 5}
 
@@ -38,14 +38,23 @@ def judged(tmp_path_factory):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ('{"reasoning": 4, "answerability": 5, "plausibility": 3}', Scores(4, 5, 3)),
-        ('Here it is:\n```json\n{"reasoning": "4", "answerability": 5,\n "plausibility": 3}\n```', Scores(4, 5, 3)),
-        ('<think>{"reasoning": 1, "answerability": 1, "plausibility": 1}</think>\n'
-         '{"plausibility": 3, "reasoning": 4, "answerability": 5, "note": "good"}', Scores(4, 5, 3)),
-        ('{"reasoning": 1, "answerability": 1, "plausibility": 1} No: '
-         '{"reasoning": 4, "answerability": 5, "plausibility": 3}', Scores(4, 5, 3)),
+        ('{"reasoning": 4, "answerability": 5, "plausibility": 3}', VerdictScores(4, 5, 3)),
+        (
+            'Here it is:\n```json\n{"reasoning": "4", "answerability": 5,\n "plausibility": 3}\n```',
+            VerdictScores(4, 5, 3),
+        ),
+        (
+            '<think>{"reasoning": 1, "answerability": 1, "plausibility": 1}</think>\n'
+            '{"plausibility": 3, "reasoning": 4, "answerability": 5, "note": "good"}',
+            VerdictScores(4, 5, 3),
+        ),
+        (
+            '{"reasoning": 1, "answerability": 1, "plausibility": 1} No: '
+            '{"reasoning": 4, "answerability": 5, "plausibility": 3}',
+            VerdictScores(4, 5, 3),
+        ),
     ],
-)  # fmt: skip
+)
 def test_verdicts_are_read(text, expected):
     assert read_verdict(text) == expected
 
