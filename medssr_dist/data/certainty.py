@@ -17,10 +17,17 @@ _UNSURE = re.compile(
     r"|reply with|end with|respond with|write))\b"
     r"|n't (?:\w+ )?(?:think|believe|say|agree|conclude|mean|sure|certain|convinced|clear|claim|follow)\b"
 )
-_FORCED = re.compile(r"\bif (?:i|we) (?:had to|have to|must|need to)|\bif forced")
+_QUOTED = re.compile(
+    r"(?<!\bi )(?<!\bwe )\b(?:says|said|thinks|thought|claims|claimed|argues|argued|believes|believed|[a-z]{3,20}'s)"
+    r"(?: that)?(?: the)?(?: (?:correct|right|best|final))? ?\Z"
+)
+_FORCED = re.compile(r"\bif (?:i|we) (?:had to|have to|must|need to)|\bif (?:forced|asked|pressed)")
 _RESET = re.compile(r"\b(?:therefore|thus|hence|so|consequently|but|yet|however)\b")
 _CONDITION = re.compile(r"[^.\n]{0,150}?\b(?:if|unless|had|were)\b")
-_SENTENCE_END = re.compile(r"(?<![\s(][A-Za-z])[.!?](?=\s)|[\n;。]")
+# "A." within a sentence is a label or an initial, unless the letter is what the sentence says.
+_SENTENCE_END = re.compile(
+    r"(?:(?<![\s(][a-z])|(?<= be [a-z])|(?<= is [a-z])|(?<=ion [a-z])|(?<=ice [a-z]))[.!?](?=\s)|[\n;。]"
+)
 
 
 def find_sentence(low: str, end: int) -> int:
@@ -38,6 +45,8 @@ def is_doubted(low: str, start: int, end: int) -> bool:
     """
     for reset in _RESET.finditer(low, start, end):
         start = reset.end()
+    if _QUOTED.search(low, start, end):
+        return True
     return _UNSURE.search(low, start, end) is not None and not _FORCED.search(low, start, end)
 
 

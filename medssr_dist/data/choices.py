@@ -16,7 +16,7 @@ _LABEL = re.compile(
     rf"|\Z)(?!\.[a-z]))(?P<close>(?: ?[)\]}}\"'>])*)"
 )
 _JOINED = re.compile(
-    r"(?: ?(?P<or>,? (?:or|oder|ou|o)|/) ?|(?:,? (?:and|as well as|und|et|y|e|to|through)|[,&+]|-|和|或|与|及) ?)"
+    r"(?: ?(?P<or>,? \(?(?:or|oder|ou|o)|/) ?|(?:,? (?:and|as well as|und|et|y|e|to|through)|[,&+]|-|和|或|与|及) ?)"
     r"(?:also |both |either |option |choice |answer )?[(\[\"']*(?P<letter>[A-Z])(?![\w'])[)\]\"']*(?P<after>.{0,12})",
 )
 _PRONOUN = re.compile(r"I(?:'|,? [a-z])")

@@ -162,6 +162,8 @@ def _read_sentence(sentence: str, low: str, choices: Choices, is_alone: bool) ->
         return _with_form(reading, sentence[start:])
     if reading := _read_bracketed(sentence, low, choices):
         return reading, "bracketed"
+    if "answer" in low:
+        return None  # what is said of an answer was read as a statement, or is none
     if reading := _read_letter(sentence, low, start, choices):
         return reading, "closing"
     letter = _find_asserted_text(low, start, choices)
@@ -212,7 +214,7 @@ def _find_asserted_text(low: str, start: int, choices: Choices) -> str | None:
         return None
     letter, begin, end = found[-1]
     is_short = low[begin:end] in _SHORT_WORDS or low[begin:end].replace(".", "").isdigit()
-    if is_short and "answer" not in low:
+    if is_short:
         return None
     if _NAMES_AFTER.match(low, end) and _NAMES_BEFORE.search(low[:begin]):
         return letter

@@ -53,7 +53,8 @@ _COPULA = re.compile(
     r"|isn't|это)(?=\W|$)|[:=]|- |- ?>|はや?|は|[은는]|是|为|為|应|हे|है|هي|هو|$"
 )
 _GAP_BAD = re.compile(
-    r"\b(?:let|each|every|we|you|need|because|since|if|unless|whether|could|might|may|not|cannot|can't|choices|options|depends?|nor|but|wrong"
+    r"\b(?:let|each|every|we|you|need|because|since|if|unless|whether|could|might|may|not|cannot|can't|choices"
+    r"|options|depends?|nor|but|wrong"
     r"|incorrect)\b"
     r"|n't|;|[?!\n]"
     r"|, (?:and|so|or)\b|不|ない| no | nicht | ne | não | non | nie | не | tidak | không "
@@ -211,6 +212,8 @@ class StatementFinder:
                 return None
             if not copula.group():
                 break
+            if copula.group() == "to" and self._low.startswith(_ENGLISH, cue.start):
+                continue  # a copula in Polish alone
             at = cue.end + copula.end()
             if denied := self._read_denial(at):
                 return denied
@@ -346,6 +349,7 @@ _SPEAKER = re.compile(r"\b(?:i|we|let's|let us)(?:'d|'ll|'m|')? ?" + _WILL)
 _PICKER = re.compile(
     r"(?:\b(?:i|we|let's|let us)(?:'d|'ll|'m|')?|(?:^|[.\n:] )(?:so|thus|therefore|hence)?,?) ?" + _WILL
 )
+_ENGLISH = ("answer", "ans", "choice", "option")
 _ELSEWHERE = re.compile(r" (?:to|for|of|in) (?:an?|the|some)? ?(?:different|other|another)\b")
 _LABELLED = re.compile(
     r"(?P<words>[^\n()]{2,150}) [(\[](?:option |choice |answer )?(?P<letter>[A-Z])[)\]]\Z", re.IGNORECASE

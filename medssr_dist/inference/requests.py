@@ -51,7 +51,7 @@ class Completion:
     Attributes:
         seed: the seed that it was drawn with.
         tokens: number of generated tokens.
-        truncated: whether it was cut at the token limit.
+        truncated: whether it was cut at the token limit, or ends inside its thoughts.
         answer: the letter that the text answers; None if it names none.
         method: the form in which the answer was found (`data.answers`); None without an answer.
     """
@@ -68,7 +68,7 @@ class Completion:
         """Build a sample of `request` and extract its answer from `text`; a truncated one must state it."""
         text = request.opening + text
         found = extract_answer(text, request.options, truncated)
-        return cls(seed, text, tokens, truncated, found.letter, found.method)
+        return cls(seed, text, tokens, truncated or found.is_open, found.letter, found.method)
 
 
 @dataclass(frozen=True, slots=True)

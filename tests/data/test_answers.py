@@ -151,6 +151,10 @@ def test_statements_in_other_languages(text):
         ("Some would say the answer is A.", OPTIONS),
         ("One might think the answer is A.", OPTIONS),
         ("At first I thought the answer is A.", OPTIONS),
+        ("The user says that the answer is A.", OPTIONS),
+        ("My colleague's answer is A.", OPTIONS),
+        ("The answer changes to A in children.", OPTIONS),
+        ("The answer is A (or C).", OPTIONS),
         (r"One is tempted to write \boxed{A} here.", OPTIONS),
         # several, or none
         ("The answer is (A) and (C).", OPTIONS),

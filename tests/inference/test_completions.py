@@ -21,3 +21,9 @@ def test_answers_of_samples(opening, text, truncated, answer):
     request = SampleRequest("key", (1, 2), options=OPTIONS, opening=opening)
     sample = Completion.from_text(request, 5, text, 9, truncated)
     assert (sample.answer, sample.text, sample.truncated) == (answer, opening + text, truncated)
+
+
+def test_a_sample_that_ends_in_thoughts_counts_as_truncated():
+    request = SampleRequest("key", (1, 2), options=OPTIONS)
+    assert Completion.from_text(request, 5, "<think>The answer is A.", 9, truncated=False).truncated
+    assert not Completion.from_text(request, 5, "<think>A?</think>B", 9, truncated=False).truncated
