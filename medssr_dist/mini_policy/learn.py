@@ -62,10 +62,14 @@ def make_model(shape: MiniShape, tokenizer: PreTrainedTokenizerFast) -> LlamaFor
 
 
 def compute_loss(model: LlamaForCausalLM, batch: Batch) -> torch.Tensor:
-    """Return the mean cross-entropy; the head runs only where a target is. Right padding needs no mask."""
+    """Return the weighted mean cross-entropy; the head runs only where a target is. Right padding needs no mask."""
     hidden_STH = model.model(input_ids=batch.tokens_ST, use_cache=False).last_hidden_state
     wanted_ST = batch.targets_ST != IGNORED
-    return functional.cross_entropy(model.lm_head(hidden_STH[wanted_ST]), batch.targets_ST[wanted_ST])
+    losses_N = functional.cross_entropy(
+        model.lm_head(hidden_STH[wanted_ST]), batch.targets_ST[wanted_ST], reduction="none"
+    )
+    weights_N = batch.weights_ST[wanted_ST]
+    return (losses_N * weights_N).sum() / weights_N.sum()
 
 
 class Learner:

@@ -96,7 +96,8 @@ def _prepare_tokenizer(plan: MiniPlan) -> PreTrainedTokenizerFast:
 
     folder = plan.work / "tokenizer"
     if (folder / "tokenizer.json").exists():
-        return PreTrainedTokenizerFast.from_pretrained(folder)
+        tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(folder)
+        return tokenizer
     text = MiniText(load_mini_world(), plan.seed + 1)
     form = load_prompt_form(PROMPT)
     documents = [text.draw() for _ in range(plan.tokenizer_documents)]

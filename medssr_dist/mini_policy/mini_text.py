@@ -1,10 +1,10 @@
-"""The text that the mini policy is trained on, drawn without end: passages, lists of options, answered vignettes.
+"""The text that the mini policy is trained on, drawn without end: passages, look-ups, answered vignettes.
 
-A passage names findings of a disease, before or after its name. A list shows options with their letters and states the
-letter of one: so the policy learns early to find the letter of a name. A vignette is a question as the pipeline asks
-it. The reply is one short line of reasoning (some of the findings that decide, then the disease) and "The answer is X".
-Which findings the line names, and in which words, is drawn at random. So several replies to one question differ, and
-their majority is better than one of them.
+A passage names findings of a disease, before or after its name. A look-up asks for the letter of one option or of all:
+so the policy learns early to find the letter of a name. A vignette is a question as the pipeline asks it. The reply is
+one short line of reasoning (some of the findings that decide, then the disease) and "The answer is X". Which findings
+the line names, and in which words, is drawn at random. So several replies to one question differ, and their majority is
+better than one of them.
 
 Common diseases are drawn COMMON_TO_RARE times as often as rare ones, both as the answer and as distractors. So an
 option's rarity says nothing about whether it is the answer.
@@ -25,7 +25,8 @@ from medssr_dist.mini_policy.wordings import REASONS, write_other_stem, write_pa
 
 # Our choices, found by a few trials.
 COMMON_TO_RARE = 5
-PASSAGE_SHARE, LIST_SHARE = 0.5, 0.15
+PASSAGE_SHARE, LOOKUP_SHARE = 0.4, 0.3
+ALL_LETTERS_SHARE = 0.7  # of the look-ups: ask for the letter of each option
 OTHER_WORDING_SHARE = 0.5
 FIVE_OPTIONS_SHARE = 0.2
 _CANDIDATES = (4, 12, 60)  # the more diseases are compared as distractors, the nearer they are
@@ -45,7 +46,7 @@ class TextState(NamedTuple):
     """How many documents were drawn, and the state of the random numbers."""
 
     passages: int
-    lists: int
+    lookups: int
     vignettes: int
     random: tuple[Any, ...]
 
@@ -54,7 +55,7 @@ class MiniText:
     """Draws documents about the diseases of a world, and counts them."""
 
     def __init__(self, world: MiniWorld, random_seed: int):
-        self.passages = self.lists = self.vignettes = 0
+        self.passages = self.lookups = self.vignettes = 0
         self._world = world
         self._rng = random.Random(random_seed)
         self._weights = [1 if world.is_rare(disease) else COMMON_TO_RARE for disease in world.diseases]
@@ -66,9 +67,9 @@ class MiniText:
         if kind < PASSAGE_SHARE:
             self.passages += 1
             return self._draw_passage(disease)
-        if kind < PASSAGE_SHARE + LIST_SHARE:
-            self.lists += 1
-            return self._draw_list(disease)
+        if kind < PASSAGE_SHARE + LOOKUP_SHARE:
+            self.lookups += 1
+            return self._draw_lookup(disease)
         document = None
         while document is None:
             document = self._draw_vignette(disease)
@@ -77,11 +78,11 @@ class MiniText:
 
     def get_state(self) -> TextState:
         """Return what a checkpoint needs to go on with the next document."""
-        return TextState(self.passages, self.lists, self.vignettes, self._rng.getstate())
+        return TextState(self.passages, self.lookups, self.vignettes, self._rng.getstate())
 
     def set_state(self, state: TextState) -> None:
         """Go on where `get_state` was called."""
-        self.passages, self.lists, self.vignettes = state.passages, state.lists, state.vignettes
+        self.passages, self.lookups, self.vignettes = state.passages, state.lookups, state.vignettes
         self._rng.setstate(state.random)
 
     def _draw_diseases(self, count: int) -> list[Disease]:
@@ -93,13 +94,19 @@ class MiniText:
         findings = findings[: self._rng.choice((1, 2, 2, 3, 3, 4, 8))]
         return Document(None, write_passage(disease, findings, self._rng), disease.id)
 
-    def _draw_list(self, disease: Disease) -> Document:
-        others = {other.name for other in self._draw_diseases(3)} - {disease.name}
-        names = [disease.name, *sorted(others)]
-        self._rng.shuffle(names)
-        lines = [f"{letter}. {name}" for letter, name in zip(LETTERS, names, strict=False)]
-        answer = f"This is {disease.name}. The answer is {LETTERS[names.index(disease.name)]}."
-        return Document(None, "\n".join([*lines, answer]), disease.id)
+    def _draw_lookup(self, disease: Disease) -> Document:
+        others: set[str] = set()
+        while not others:
+            others = {other.name for other in self._draw_diseases(self._rng.randint(1, 4))} - {disease.name}
+        options = [disease.name, *sorted(others)]
+        self._rng.shuffle(options)
+        letters = dict(zip(options, LETTERS, strict=False))
+        if self._rng.random() < ALL_LETTERS_SHARE:
+            question = Question.make("Which letters do the options have?", options, source=TEXT)
+            pairs = self._rng.sample(list(letters.items()), len(letters))
+            return Document(question, " ".join(f"{name}: {letter}." for name, letter in pairs), disease.id)
+        question = Question.make(f"Which option is {disease.name}?", options, source=TEXT, truth=letters[disease.name])
+        return Document(question, f"This is {disease.name}. The answer is {letters[disease.name]}.", disease.id)
 
     def _draw_vignette(self, disease: Disease) -> Document | None:
         rng = self._rng

@@ -8,28 +8,32 @@ import torch
 
 from medssr_dist.data.prompt_forms import load_prompt_form
 from medssr_dist.data.prompt_renderer import PromptRenderer
+from medssr_dist.data.records import LETTERS
 from medssr_dist.mini_policy.mini_text import Document, MiniText
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 IGNORED = -100
+LETTER_WEIGHT = 16.0  # our choice: one token of a reply's thirty says whether it is right
 MISFITS = 6
 PROMPT = "direct"  # preset of policy.prompt that the mini policy is made for
 
 
 class TrainingTokens(NamedTuple):
-    """Tokens of a document, and the target at each place, IGNORED where no loss is taken."""
+    """Tokens of a document, the target at each place, IGNORED where no loss is taken, and the weights of the losses."""
 
     tokens: list[int]
     targets: list[int]
+    weights: list[float]
 
 
 class Batch(NamedTuple):
-    """The same for several rows: int64 (sequences, tokens)."""
+    """The same for several rows: int64, int64 and float32 (sequences, tokens)."""
 
     tokens_ST: torch.Tensor
     targets_ST: torch.Tensor
+    weights_ST: torch.Tensor
 
 
 class DocumentPacker:
@@ -37,15 +41,18 @@ class DocumentPacker:
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast):
         self._tokenizer = tokenizer
+        self._letters = {tokenizer.encode(f" {letter}")[-1] for letter in LETTERS[:5]}
         self._renderer = PromptRenderer(tokenizer, load_prompt_form(PROMPT))
 
     def encode(self, document: Document) -> TrainingTokens:
-        """Encode a document; the loss is taken on replies and on whole passages."""
+        """Encode a document; the loss is taken on replies and on whole passages, a letter weighs LETTER_WEIGHT."""
         reply = [*self._tokenizer.encode(document.text), self._tokenizer.eos_token_id]
         if document.question is None:
-            return TrainingTokens(reply, [*reply[1:], IGNORED])
+            return TrainingTokens(reply, [*reply[1:], IGNORED], [1.0] * len(reply))
         prompt = self._renderer.render(document.question).ids
-        return TrainingTokens([*prompt, *reply], [IGNORED] * (len(prompt) - 1) + reply + [IGNORED])
+        targets = [IGNORED] * (len(prompt) - 1) + reply + [IGNORED]
+        weights = [LETTER_WEIGHT if target in self._letters else 1.0 for target in targets]
+        return TrainingTokens([*prompt, *reply], targets, weights)
 
     def pack(self, text: MiniText, rows: int, length: int) -> Batch:
         """Draw documents and put each into the first row that has room for it, behind those that are there.
@@ -53,18 +60,20 @@ class DocumentPacker:
         The batch ends with the MISFITS-th document that fits nowhere; these are dropped. One longer than `length` is
         cut.
         """
-        filled = [TrainingTokens([], []) for _ in range(rows)]
+        filled = [TrainingTokens([], [], []) for _ in range(rows)]
         misfits = 0
         while misfits < MISFITS:
-            tokens, targets = self.encode(text.draw())
-            row = next((row for row in filled if len(row.tokens) + min(len(tokens), length) <= length), None)
+            parts = self.encode(text.draw())
+            row = next((row for row in filled if len(row.tokens) + min(len(parts.tokens), length) <= length), None)
             if row is None:
                 misfits += 1
                 continue
-            row.tokens.extend(tokens[:length])
-            row.targets.extend(targets[:length])
-        pad = self._tokenizer.pad_token_id
+            for old, new in zip(row, parts, strict=True):
+                old.extend(new[:length])
+        fill = (self._tokenizer.pad_token_id, IGNORED, 0.0)
         return Batch(
-            torch.tensor([row.tokens + [pad] * (length - len(row.tokens)) for row in filled]),
-            torch.tensor([row.targets + [IGNORED] * (length - len(row.targets)) for row in filled]),
+            *(
+                torch.tensor([row[part] + [fill[part]] * (length - len(row[part])) for row in filled])
+                for part in range(len(fill))
+            )
         )

@@ -73,7 +73,7 @@ def _collect_facts(learner: Learner, weights: Path, found: MiniAccuracy, tempera
         "tokens": learner.tokens,
         "documents": {
             "passages": learner.text.passages,
-            "lists": learner.text.lists,
+            "lookups": learner.text.lookups,
             "vignettes": learner.text.vignettes,
         },
         "temperature": temperature,
@@ -96,8 +96,8 @@ no medical product, and it knows nothing but the words of its training text.
 ## Training text
 
 Made by rules from the Human Phenotype Ontology (annotations of {facts["hpo"]}), drawn anew for every step:
-{documents["passages"]:,} passages, {documents["lists"]:,} lists of options and {documents["vignettes"]:,} answered
-vignettes about {len(facts["common"])} common and {len(facts["rare"])} rare diseases. "Common" is our word for a
+{documents["passages"]:,} passages, {documents["lookups"]:,} look-ups and {documents["vignettes"]:,} answered vignettes
+about {len(facts["common"])} common and {len(facts["rare"])} rare diseases. "Common" is our word for a
 disease that this text describes {facts["common_to_rare"]} times as often as a rare one; a hash chose which is which,
 and all of them are rare in the world. No disease of `hpo:evaluation` is an answer, a distractor or the subject of a
 passage. The patients of `hpo:mini-seeds`, `hpo:mini-supervised`, `hpo:mini-check` and `hpo:mini-evaluation` do not

@@ -73,7 +73,7 @@ def _sample(
     logits_NV = output.logits[:, -1].repeat_interleave(samples, 0)
     mask_NP = mask_QP.repeat_interleave(samples, 0)
     place_N1 = places_QP[:, -1:].repeat_interleave(samples, 0)
-    end, pad = model.config.eos_token_id, model.config.pad_token_id
+    end, pad = int(model.config.eos_token_id or 0), int(model.config.pad_token_id or 0)
     is_open_N1 = torch.ones_like(place_N1, dtype=torch.bool)
     drawn = []
     for _ in range(MAX_NEW_TOKENS):

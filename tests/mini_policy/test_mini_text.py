@@ -8,7 +8,7 @@ import pytest
 from medssr_dist.data.answers import extract_answer
 from medssr_dist.knowledge.mini_world import EVALUATION, MINI_SETS, TEXT, load_mini_world, make_mini_questions
 from medssr_dist.knowledge.names import decapitalize
-from medssr_dist.mini_policy.mini_text import COMMON_TO_RARE, LIST_SHARE, PASSAGE_SHARE, MiniText
+from medssr_dist.mini_policy.mini_text import COMMON_TO_RARE, LOOKUP_SHARE, PASSAGE_SHARE, MiniText
 
 DRAWN = 4000
 
@@ -25,7 +25,7 @@ def documents(text):
 
 @pytest.fixture(scope="module")
 def vignettes(documents):
-    return [document for document in documents if document.question is not None]
+    return [document for document in documents if document.patient is not None]
 
 
 def test_no_vignette_of_a_question_set_is_in_the_text(vignettes):
@@ -44,9 +44,9 @@ def test_text_names_diseases_of_the_world_alone(documents, vignettes):
 
 
 def test_shares_of_kinds_and_of_rare_diseases(text, documents):
-    assert text.passages + text.lists + text.vignettes == DRAWN
+    assert text.passages + text.lookups + text.vignettes == DRAWN
     assert text.passages / DRAWN == pytest.approx(PASSAGE_SHARE, abs=0.03)
-    assert text.lists / DRAWN == pytest.approx(LIST_SHARE, abs=0.03)
+    assert text.lookups / DRAWN == pytest.approx(LOOKUP_SHARE, abs=0.03)
     rare = {disease.id for disease in load_mini_world().rare}
     counts = collections.Counter(document.disease in rare for document in documents)
     assert counts[False] / counts[True] == pytest.approx(COMMON_TO_RARE, rel=0.15)
@@ -76,6 +76,24 @@ def test_replies_name_findings_disease_and_the_right_letter(vignettes):
         assert any(finding in reply for finding in shown)
 
 
+def test_lookups_ask_for_the_letter_of_a_name(documents):
+    lookups = [document for document in documents if document.question and document.patient is None]
+    assert {len(document.question.options) for document in lookups} == {2, 3, 4, 5}
+    single = [document for document in lookups if document.question.truth]
+    for document in single:
+        name = document.question.options[document.question.truth]
+        assert document.question.stem == f"Which option is {name}?"
+        assert document.text == f"This is {name}. The answer is {document.question.truth}."
+
+
+def test_lookups_of_all_letters_are_right(documents):
+    found = [document for document in documents if document.question and document.question.truth is None]
+    assert len(found) > 100
+    for document in found:
+        pairs = sorted(f"{name}: {letter}." for letter, name in document.question.options.items())
+        assert all(pair in document.text for pair in pairs) and len(document.text) == len(" ".join(pairs))
+
+
 def test_two_replies_to_one_patient_differ(text):
     world = load_mini_world()
     patient = world.draw_patient(world.common[3], TEXT, random.Random(2))
@@ -89,4 +107,4 @@ def test_state_continues_the_text():
         one.draw()
     other.set_state(one.get_state())
     assert [one.draw() for _ in range(10)] == [other.draw() for _ in range(10)]
-    assert (one.passages, one.lists, one.vignettes) == (other.passages, other.lists, other.vignettes)
+    assert (one.passages, one.lookups, one.vignettes) == (other.passages, other.lookups, other.vignettes)

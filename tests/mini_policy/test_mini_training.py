@@ -12,7 +12,7 @@ from medssr_dist.mini_policy.learn import Learner, MiniShape
 from medssr_dist.mini_policy.make import MiniGoal, MiniPlan, make_mini_policy
 from medssr_dist.mini_policy.mini_text import Document, MiniText
 from medssr_dist.mini_policy.mini_tokenizer import train_tokenizer
-from medssr_dist.mini_policy.packing import IGNORED, DocumentPacker
+from medssr_dist.mini_policy.packing import IGNORED, LETTER_WEIGHT, DocumentPacker
 from medssr_dist.mini_policy.sampled_accuracy import MiniAccuracy, compute_accuracy, sample_replies
 
 TINY = MiniShape(vocabulary=400, hidden=32, layers=1, heads=1, intermediate=64, rows=2, row_tokens=384, warmup_steps=2)
@@ -31,10 +31,12 @@ def make_learner(tokenizer):
 def test_loss_is_on_replies_and_on_whole_passages(tokenizer):
     packer = DocumentPacker(tokenizer)
     question = make_mini_questions(EVALUATION, 1)[0]
-    tokens, targets = packer.encode(Document(question, "The answer is A.", "ORPHA:1"))
+    tokens, targets, weights = packer.encode(Document(question, "The answer is A.", "ORPHA:1"))
     learned = [target for target in targets if target != IGNORED]
     assert tokenizer.decode(learned) == "The answer is A.<|end|>" and len(tokens) == len(targets)
     assert tokens[len(tokens) - len(learned) :] == learned and targets[-1] == IGNORED
+    heavy = [target for target, weight in zip(targets, weights, strict=True) if weight == LETTER_WEIGHT]
+    assert tokenizer.decode(heavy).strip() == "A"
     passage = packer.encode(Document(None, "Ataxia: Cole disease.", "ORPHA:1"))
     assert passage.targets == [*passage.tokens[1:], IGNORED]
 
