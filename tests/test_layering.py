@@ -19,6 +19,7 @@ LAYERS = (
     ("readers",),
     ("synthesis", "voting", "training", "evaluation"),
     ("offline_teacher", "estimates", "summary"),
+    ("steps",),
     ("commands", "bench", "pipeline", "mini_policy"),
     ("cli",),
 )

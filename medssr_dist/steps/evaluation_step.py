@@ -1,0 +1,96 @@
+"""Step 4: score the base model and the stages on each benchmark (paper section 4)."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+
+from medssr_dist.data.cards import CARD
+from medssr_dist.data.records import Question
+from medssr_dist.errors import InputError
+from medssr_dist.evaluation.benchmarks import read_benchmarks
+from medssr_dist.evaluation.policy_answers import PolicyAnswers
+from medssr_dist.evaluation.protocol import evaluate_policy
+from medssr_dist.evaluation.score_card import add_scores_to_card
+from medssr_dist.evaluation.score_report import write_report
+from medssr_dist.evaluation.scoring import build_scores, collect_letters
+from medssr_dist.run.directory import RunDir
+from medssr_dist.run.paths import STAGES
+from medssr_dist.run.session import Session
+from medssr_dist.runtime.models import fingerprint_model, load_tokenizer, make_prompt_renderer
+from medssr_dist.steps.step_inputs import find_base_model, hash_questions, name_revision
+from medssr_dist.synthesis.synthesis_summary import read_synthesis_summary
+
+logger = logging.getLogger(__name__)
+
+
+def evaluate(session: Session) -> None:
+    """Step 4: score the base model and the stages on each benchmark."""
+    config = session.config
+    benchmarks = read_benchmarks(config.evaluation, config.runtime.random_seed)
+    policies = _find_policies(session)
+    _warn_of_unchecked_benchmarks(session.run, benchmarks)
+    fingerprints = {name: fingerprint_model(folder) for name, folder in policies.items()}
+    fingerprints |= name_revision(find_base_model(session))
+    fingerprints |= {f"benchmark {name}": hash_questions(questions) for name, questions in benchmarks.items()}
+    session.run_step("evaluate", fingerprints, lambda: _score_policies(session, benchmarks, policies))
+
+
+def _find_policies(session: Session) -> dict[str, Path]:
+    """Return name -> model directory of those `evaluation.policies` that the run has."""
+    folders = {"base": find_base_model(session)}
+    for stage in STAGES:
+        if getattr(session.config.training, stage).enabled:
+            folders[stage] = session.run.stage(stage).hf
+    wanted: dict[str, Path] = {name: folders[name] for name in session.config.evaluation.policies if name in folders}
+    for name, folder in wanted.items():
+        if not folder.exists():
+            raise InputError(
+                f"{name} has no checkpoint in {folder}; run `medssr train`, or leave it out of evaluation.policies"
+            )
+    return wanted
+
+
+def _warn_of_unchecked_benchmarks(run: RunDir, benchmarks: dict[str, list[Question]]) -> None:
+    """Warn of benchmarks that were added after synthesis, whose items the questions may therefore repeat."""
+    if run.is_finished("synthesize"):
+        checked = read_synthesis_summary(run.synthesis.summary).checked_against
+        if unchecked := [name for name in benchmarks if name not in checked]:
+            names = ", ".join(unchecked)
+            logger.warning("the synthetic questions were not checked for contamination with %s", names)
+
+
+def _score_policies(session: Session, benchmarks: dict[str, list[Question]], policies: dict[str, Path]) -> None:
+    session.start_ray()
+    evaluation, random_seed = session.config.evaluation, session.config.runtime.random_seed
+    answers, seconds = {}, {}
+    for name, folder in policies.items():
+        started = time.monotonic()
+        logger.info("evaluate %s: %s", name, folder)
+        answers[name] = _answer_benchmarks(session, folder, benchmarks)
+        seconds[name] = round(time.monotonic() - started, 1)
+    letters = collect_letters(benchmarks, answers)
+    scores = build_scores(benchmarks, answers, letters, evaluation, random_seed, seconds)
+    write_report(scores, letters, session.run.evaluation)
+    for name in set(STAGES) & policies.keys():
+        add_scores_to_card(policies[name] / CARD, scores, name)
+
+
+def _answer_benchmarks(session: Session, model: Path, benchmarks: dict[str, list[Question]]) -> PolicyAnswers:
+    from medssr_dist.inference.placement import open_engine_pool
+
+    config, paths = session.config, session.run.evaluation
+    prompts = make_prompt_renderer(load_tokenizer(model, config.policy), config.policy)
+    with open_engine_pool(config, model, paths.engine_events, with_servers=False) as pool:
+        return evaluate_policy(
+            pool,
+            prompts,
+            benchmarks,
+            config.evaluation,
+            config.runtime.random_seed,
+            paths,
+            policy=fingerprint_model(model),
+            model=config.policy.model,
+            should_stop=session.should_stop,
+        )
