@@ -60,7 +60,7 @@ def tiny_config(tmp_path: Path, repo: Path, tiny_model: Path) -> Path:
     tree = {
         "extends": str(repo / "configs" / "demo_cpu.yaml"),
         "policy": {"model": str(tiny_model), "dtype": "bfloat16", "max_model_len": 256},
-        "knowledge": {"corpus": {"path": "hpo:passages", "limit": 40}, "entities": 10},
+        "knowledge": {"corpora": [{"name": "hpo", "limit": 40}], "entities": 10},
         "synthesis": {"accepted": 8},
         "voting": {"samples": 5, "threshold": 0.0, "max_tokens": 1},
         "training": {"stage1": training, "stage2": training},

@@ -22,6 +22,7 @@ from medssr_dist.run.clock import read_clock
 from medssr_dist.run.directory import open_run
 from medssr_dist.run.session import Session
 from medssr_dist.run.stream import has_ended, has_room, mark_end, publish_taken
+from medssr_dist.steps import step_inputs
 from medssr_dist.training.rollout.examples import Example, PromptLoader
 
 
@@ -174,7 +175,7 @@ class World:
         self.question_lag = self.votes = 0
         self.trained = []
         self.stopping = threading.Event()
-        monkeypatch.setattr(pipeline, "_find_base_model", lambda session: model)
+        monkeypatch.setattr(step_inputs, "resolve_model", lambda policy: model)
         monkeypatch.setitem(sys.modules, "medssr_dist.voting.vote", SimpleNamespace(vote=self.vote))
         stages = SimpleNamespace(start_stage1=self.start_stage1)
         monkeypatch.setitem(sys.modules, "medssr_dist.training.train_stage", stages)
