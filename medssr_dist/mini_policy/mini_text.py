@@ -1,10 +1,10 @@
 """The text that the mini policy is trained on, drawn without end: passages, look-ups, answered vignettes.
 
-A passage names findings of a disease, before or after its name. A look-up asks for the letter of one option or of all:
-so the policy learns early to find the letter of a name. A vignette is a question as the pipeline asks it. The reply is
-one short line of reasoning (some of the findings that decide, then the disease) and "The answer is X". Which findings
-the line names, and in which words, is drawn at random. So several replies to one question differ, and their majority is
-better than one of them.
+A passage names findings of a disease, before or after its name. A look-up lists options and then states the letter of
+each: so the policy learns early to find the letter of a name. A vignette is a question as the pipeline asks it. The
+reply is one short line of reasoning (some of the findings that decide, then the disease) and "The answer is X". Which
+findings the line names, and in which words, is drawn at random. So several replies to one question differ, and their
+majority is better than one of them.
 
 Common diseases are drawn COMMON_TO_RARE times as often as rare ones, both as the answer and as distractors. So an
 option's rarity says nothing about whether it is the answer.
@@ -25,8 +25,7 @@ from medssr_dist.mini_policy.wordings import REASONS, write_other_stem, write_pa
 
 # Our choices, found by a few trials.
 COMMON_TO_RARE = 5
-PASSAGE_SHARE, LOOKUP_SHARE = 0.4, 0.3
-ALL_LETTERS_SHARE = 0.7  # of the look-ups: ask for the letter of each option
+PASSAGE_SHARE, LOOKUP_SHARE = 0.3, 0.45
 OTHER_WORDING_SHARE = 0.5
 FIVE_OPTIONS_SHARE = 0.2
 _CANDIDATES = (4, 12, 60)  # the more diseases are compared as distractors, the nearer they are
@@ -100,13 +99,12 @@ class MiniText:
             others = {other.name for other in self._draw_diseases(self._rng.randint(1, 4))} - {disease.name}
         options = [disease.name, *sorted(others)]
         self._rng.shuffle(options)
-        letters = dict(zip(options, LETTERS, strict=False))
-        if self._rng.random() < ALL_LETTERS_SHARE:
-            question = Question.make("Which letters do the options have?", options, source=TEXT)
-            pairs = self._rng.sample(list(letters.items()), len(letters))
-            return Document(question, " ".join(f"{name}: {letter}." for name, letter in pairs), disease.id)
-        question = Question.make(f"Which option is {disease.name}?", options, source=TEXT, truth=letters[disease.name])
-        return Document(question, f"This is {disease.name}. The answer is {letters[disease.name]}.", disease.id)
+        lines = [f"{letter}. {name}" for letter, name in zip(LETTERS, options, strict=False)]
+        pairs = [f"{name}: {letter}." for letter, name in zip(LETTERS, options, strict=False)]
+        self._rng.shuffle(pairs)
+        letter = LETTERS[options.index(disease.name)]
+        text = "\n".join([*lines, "", " ".join(pairs)]) + f" This is {disease.name}. The answer is {letter}."
+        return Document(None, text, disease.id)
 
     def _draw_vignette(self, disease: Disease) -> Document | None:
         rng = self._rng

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 IGNORED = -100
-LETTER_WEIGHT = 16.0  # our choice: one token of a reply's thirty says whether it is right
+LETTER_WEIGHT = 8.0  # our choice: one token of a reply's thirty says whether it is right
 MISFITS = 6
 PROMPT = "direct"  # preset of policy.prompt that the mini policy is made for
 
@@ -48,11 +48,14 @@ class DocumentPacker:
         """Encode a document; the loss is taken on replies and on whole passages, a letter weighs LETTER_WEIGHT."""
         reply = [*self._tokenizer.encode(document.text), self._tokenizer.eos_token_id]
         if document.question is None:
-            return TrainingTokens(reply, [*reply[1:], IGNORED], [1.0] * len(reply))
+            targets = [*reply[1:], IGNORED]
+            return TrainingTokens(reply, targets, self._weigh(targets))
         prompt = self._renderer.render(document.question).ids
         targets = [IGNORED] * (len(prompt) - 1) + reply + [IGNORED]
-        weights = [LETTER_WEIGHT if target in self._letters else 1.0 for target in targets]
-        return TrainingTokens([*prompt, *reply], targets, weights)
+        return TrainingTokens([*prompt, *reply], targets, self._weigh(targets))
+
+    def _weigh(self, targets: list[int]) -> list[float]:
+        return [LETTER_WEIGHT if target in self._letters else 1.0 for target in targets]
 
     def pack(self, text: MiniText, rows: int, length: int) -> Batch:
         """Draw documents and put each into the first row that has room for it, behind those that are there.

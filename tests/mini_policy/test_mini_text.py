@@ -2,6 +2,7 @@
 
 import collections
 import random
+import re
 
 import pytest
 
@@ -25,7 +26,7 @@ def documents(text):
 
 @pytest.fixture(scope="module")
 def vignettes(documents):
-    return [document for document in documents if document.patient is not None]
+    return [document for document in documents if document.question is not None]
 
 
 def test_no_vignette_of_a_question_set_is_in_the_text(vignettes):
@@ -76,22 +77,14 @@ def test_replies_name_findings_disease_and_the_right_letter(vignettes):
         assert any(finding in reply for finding in shown)
 
 
-def test_lookups_ask_for_the_letter_of_a_name(documents):
-    lookups = [document for document in documents if document.question and document.patient is None]
-    assert {len(document.question.options) for document in lookups} == {2, 3, 4, 5}
-    single = [document for document in lookups if document.question.truth]
-    for document in single:
-        name = document.question.options[document.question.truth]
-        assert document.question.stem == f"Which option is {name}?"
-        assert document.text == f"This is {name}. The answer is {document.question.truth}."
-
-
-def test_lookups_of_all_letters_are_right(documents):
-    found = [document for document in documents if document.question and document.question.truth is None]
-    assert len(found) > 100
-    for document in found:
-        pairs = sorted(f"{name}: {letter}." for letter, name in document.question.options.items())
-        assert all(pair in document.text for pair in pairs) and len(document.text) == len(" ".join(pairs))
+def test_lookups_state_the_letter_of_every_option(documents):
+    lookups = [document.text.split("\n\n") for document in documents if document.text.startswith("A. ")]
+    assert {len(options.splitlines()) for options, _ in lookups} == {2, 3, 4, 5}
+    for options, statement in lookups:
+        names = {name: letter for letter, name in (line.split(". ", 1) for line in options.splitlines())}
+        assert all(f"{name}: {letter}." in statement for name, letter in names.items())
+        named, letter = re.search(r"This is (.+)\. The answer is ([A-E])\.$", statement).groups()
+        assert names[named] == letter
 
 
 def test_two_replies_to_one_patient_differ(text):

@@ -37,8 +37,8 @@ def test_loss_is_on_replies_and_on_whole_passages(tokenizer):
     assert tokens[len(tokens) - len(learned) :] == learned and targets[-1] == IGNORED
     heavy = [target for target, weight in zip(targets, weights, strict=True) if weight == LETTER_WEIGHT]
     assert tokenizer.decode(heavy).strip() == "A"
-    passage = packer.encode(Document(None, "Ataxia: Cole disease.", "ORPHA:1"))
-    assert passage.targets == [*passage.tokens[1:], IGNORED]
+    passage = packer.encode(Document(None, "ataxia: joint pain.", "ORPHA:1"))
+    assert passage.targets == [*passage.tokens[1:], IGNORED] and set(passage.weights) == {1.0}
 
 
 def test_packed_rows_hold_whole_documents(tokenizer):
