@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 from array import array
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import groupby
@@ -193,9 +194,10 @@ def _iterate_files(files: list[_ScannedFile]) -> Iterator[tuple[_ScannedFile, It
 
 
 def _read_lines(file: _ScannedFile, update: Callable[[int], object] = int) -> Iterator[tuple[int, int, bytes]]:
-    """Yield (line number, offset in bytes, line) for every line that is not blank."""
-    offset = 0
+    """Yield (line number, offset in bytes, line) for every line that is not blank; a byte order mark is skipped."""
     with _open_unchanged(file) as handle:
+        offset = len(BOM_UTF8) if handle.read(len(BOM_UTF8)) == BOM_UTF8 else 0
+        handle.seek(offset)
         for number, line in enumerate(handle, start=1):
             if not line.isspace():
                 yield number, offset, line

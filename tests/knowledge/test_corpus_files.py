@@ -66,6 +66,13 @@ def test_utf8_blank_lines_crlf_and_no_last_newline_are_read(tmp_path):
     assert corpus.by_id("é").content == "naïve 麻酔 \u2028 x" and corpus[2].content == "c"
 
 
+def test_byte_order_mark_is_skipped(tmp_path):
+    file = tmp_path / "marked.jsonl"
+    file.write_bytes(b"\xef\xbb\xbf" + (row("a") + row("b")).encode())
+    corpus = FileCorpus(file)
+    assert [passage.id for passage in corpus] == ["a", "b"] and corpus.by_id("b") == corpus[1]
+
+
 def test_title_may_be_empty(tmp_path):
     (tmp_path / "t.jsonl").write_text('{"id": "a", "content": "x"}\n{"id": "b", "title": null, "content": "y"}\n')
     assert [passage.title for passage in FileCorpus(tmp_path / "t.jsonl")] == ["", ""]
