@@ -27,8 +27,8 @@ from medssr_dist.data.thoughts import cut_thoughts
 
 # The next item of a list of questions, or the next turn of a dialogue, that a model invents behind its answer.
 _INVENTED = re.compile(
-    r"\n[#> ]*(?:(?:next )?question(?: ?\d+)?(?: ?[.:)](?= |\n|$)|\n)|(?:problem|exercise) \d+|(?:q|user|human"
-    r"|instruction)(?: ?\d+)?:)"
+    r"\n[#> ]*(?:(?:next )?question(?: ?\d+)?(?: ?[.:)](?= |\n|$)|\n)|(?:problem|exercise) \d+|q ?\d+ ?[.)]|(?:q"
+    r"|user|human|instruction)(?: ?\d+)?:)"
     r"|<\|(?:im_start|im_end|eot_id|user|start_header_id|endoftext)\|>|\[/?inst\]|<start_of_turn>|<end_of_turn>|</s>"
 )
 _JSON_BEGIN = re.compile(r"\s*(?:```\w*\s*)?\{\s*[\"']\w")

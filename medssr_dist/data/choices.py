@@ -93,7 +93,7 @@ class Choices:
         longest_first = sorted(owners, key=len, reverse=True)
         # Without an option's text, the pattern matches nowhere.
         words = "|".join(map(re.escape, longest_first)) or r"(?!)"
-        self._pattern = re.compile(rf"(?<!\w)(?<!\w[-.])(?:{words})(?![\w%]|-\w|[.,]\d)")
+        self._pattern = re.compile(rf"(?<!\w)(?<!\w[-.])(?!(?<=-)\d)(?:{words})(?![\w%]|-\w|[.,]\d)")
 
     def find_texts(self, low: str) -> list[tuple[str | None, int, int]]:
         """Return (letter, begin, end) of each option text in a lower-case text; the longest where several fit.

@@ -38,19 +38,21 @@ _RETRACTION = re.compile(
     r"\b(?:wait|hold on|scratch that|on second thought|on reflection)\b(?=\s?[,.:;!?-])"
     r"|\bi (?:made a mistake|was (?:wrong|mistaken)|made an error|take (?:that|it) back|misread)"
     r"|\blet me (?:re-?(?:check|think|consider|evaluate|examine|read|assess)|reconsider|think again|double[- ]check)"
+    r"|(?<=[。.,;!?\n ])(?:不[对對]|更正|等等)(?=[。.,;:!? ])"
 )
 _REFUSAL = re.compile(
     r"[^\n]{0,25}?\b(?:that|this|it|which)(?:'s| is| was| seems| cannot be| can't be| isn't)"
     r" (?:wrong|incorrect|a mistake|(?:not )(?:quite )?(?:right|correct)|(?<=n't )(?:right|correct)"
     r"|(?<=not be )(?:right|correct))\b"
+    r"|[.,;:!? -]{0,3}(?:(?:non|no|nein|não|нет)[,.!]? )?(?:ou )?(?:plutôt|mejor dicho|más bien|vielmehr|besser gesagt"
+    r"|anzi|aliás|вернее|точнее)\b"
 )
 _COPULA = re.compile(
     r"(?P<hedge>\b(?:might|could|may|can) (?:well |also |possibly |only )?be\b)"
     r"|(?P<modal>\bwould (?:then |therefore |thus |likely |most likely |probably )?be\b)"
     r"|^[. ]*(?=[(\[][a-j][)\]])|\b(?:is|are|was|were|be|remains|becomes|seems|appears|es|est|é|è|ist|lautet|wäre|to"
     r"|jest|là|adalah|är|er|on"
-    r"|este|είναι"
-    r"|isn't|это)(?=\W|$)|[:=]|- |- ?>|はや?|は|[은는]|是|为|為|应|हे|है|هي|هو|$"
+    r"|este|είναι|isn't|это)(?=\W|$)|[:=]|- |- ?>|はや?|は|[은는]|是|为|為|应|हे|है|هي|هو|$"
 )
 _GAP_BAD = re.compile(
     r"\b(?:let|each|every|we|you|need|because|since|if|unless|whether|could|might|may|not|cannot|can't|choices"
@@ -71,7 +73,7 @@ _POOR = re.compile(
     r"|possible"
     r"|plausible|potential|students?'?s?|an|every|each|your|no|any|initial|original|expected|typical|good|reasonable"
     r"|either"
-    r"|distractor|less \w+|not the|un\w+) (?:[\w-]+ )?$"
+    r"|distractor|less \w+|not the|un\w+|ruled[ -]out|rejected|excluded|eliminated|discarded) (?:[\w-]+ )?$"
 )
 _GOOD = re.compile(
     r"\b(?:correct|right|best|most [\w-]+|only|remaining|final|chosen|selected|appropriate|likely|preferred|accurate"
@@ -79,6 +81,7 @@ _GOOD = re.compile(
     r"|better|ideal|optimal|logical|my|our|least [\w-]+|answer|correcta|correta|corretta|true|valid|proper"
     r"|single|safest|strongest)(?: (?:answer|one|remaining))? $"
 )
+_RANKED = re.compile(r"\b(?:second|third|next)[ -](?:\w+ ){0,2}$")  # "the second best answer"
 _IS_THE = re.compile(
     r"(?P<verb>,? ?\b(?:is|was|would be|must be|remains|remain|seems to be|appears to be|seems|as|be|=)) "
     r"(?:(?:clearly|therefore|thus|most likely|likely|probably|indeed|hence|definitely|then|still|in fact) ){0,2}"
@@ -88,12 +91,13 @@ _DENIES = re.compile(
     r"\b(?:an?|not|never|no|wrong|incorrect|false|least|worst|less|tempting|next|first|second|another|other|n't)\b"
 )
 _SUBJECT_BEGIN = re.compile(
-    r"^(?:(?:so|thus|therefore|hence|thereby|consequently|in conclusion|in summary|overall|finally|ultimately|and"
-    r"|but|that|then"
-    r"|which|this|as|now|i think|i believe|(?:based on|given|considering|among|of) [^,\n]{1,80},|(?:we"
-    r"|i) (?:can )?conclude(?: that)?"
-    r"|it follows|means?|makes?|making|leaves?|leaving)(?:\b|(?<=,))[,: ]*|[,:; ])+"
+    r"^(?:(?:so|thus|therefore|hence|however|thereby|consequently|in conclusion|in summary|overall|finally|ultimately"
+    r"|and|but|that|then|which|this|as|now|i think|i believe"
+    r"|(?:based on|given|considering|among|of|on|upon|after|in|with|from) [^,\n]{1,80},"
+    r"|(?:we|i) (?:can )?conclude(?: that)?|it follows|means?|makes?|making|leaves?|leaving)"
+    r"(?:\b|(?<=,))[,: ]*|[,:; ])+"
 )
+_OTHER_BOX = re.compile(r"boxed ?\{[^{}\n]{1,40}\}[$)\\]{0,3},? (?:or|and|&) [$(\\]{0,3}$")  # "\boxed{A} or \boxed{C}"
 _QUESTION = re.compile(r"[^.!?\n]{0,120}\?")
 _CLOSING_TAG = re.compile(r"</|\[/answer|<\|end_of_box")
 _SCRIPT_FILLER = re.compile(
@@ -166,7 +170,8 @@ class StatementFinder:
                 reading = self._choices.read_whole(content) or self._choices.read_at(content, content.lower(), 0)
                 if reading is None or "=" in content:
                     return None
-                return Statement(reading.letter, "boxed", end + 1)
+                is_second = _OTHER_BOX.search(self._low, max(0, cue.start - 60), cue.start)
+                return Statement(None if is_second else reading.letter, "boxed", end + 1)
         return None
 
     def _read_json(self, cue: Cue) -> Statement | None:
@@ -176,6 +181,8 @@ class StatementFinder:
         if (cut := value["cut"]) is not None:  # enough of it must be there: "A" could become "A and B"
             reading = self._choices.read_whole(cut) if len(cut.strip()) > 3 else None
             return Statement(reading.letter, "json", value.end()) if reading else None
+        if value["null"] or _MORE_VALUES.match(self._text, value.end()):
+            return Statement(None, "json", value.end())
         return self._read_content(value[value.lastgroup or "bare"].strip(), "json", value.end())
 
     def _read_hashes(self, cue: Cue) -> Statement | None:
@@ -187,7 +194,7 @@ class StatementFinder:
 
     def _read_noun(self, cue: Cue) -> Statement | None:
         before = self._low[max(0, cue.start - 40) : cue.start]
-        if _POOR.search(before) and not _GOOD.search(before):
+        if _RANKED.search(before) or (_POOR.search(before) and not _GOOD.search(before)):
             return None
         if _SPEAKER.search(before) and not self._is_unsure(cue.start) and (reading := self._read_choice(cue.end)):
             return _state(reading)  # "I will answer B"
@@ -195,7 +202,7 @@ class StatementFinder:
 
     def _read_option(self, cue: Cue) -> Statement | None:
         before = self._low[max(0, cue.start - 40) : cue.start]
-        if not _GOOD.search(before) or _POOR.search(before):
+        if not _GOOD.search(before) or _POOR.search(before) or _RANKED.search(before):
             return None
         return self._read_after(cue) or self._read_before(cue)
 
@@ -222,11 +229,16 @@ class StatementFinder:
                 return None if is_supposed else _state(reading)
         return None
 
+    def _is_list(self, at: int, end: int) -> bool:
+        """Whether the choice up to `end` is the first of the options, which are listed in the lines below `at`."""
+        return "\n" in self._text[at:end] and _NEXT_OPTION.match(self._text, end) is not None
+
     def _gap(self, cue: Cue, copula: re.Match[str]) -> str:
         return self._text[cue.end : cue.end + copula.start()]
 
     def _read_choice(self, at: int) -> Reading | None:
-        return self._choices.read_at(self._text, self._low, at)
+        reading = self._choices.read_at(self._text, self._low, at)
+        return None if reading and self._is_list(at, reading.end) else reading
 
     def _read_heading(self, cue: Cue) -> Statement | None:
         """Read a heading "Answer" with a choice alone in the line below."""
@@ -360,18 +372,22 @@ _MADE_LETTER = re.compile(
 )
 _CORRECTED = re.compile(
     r"(?:(?:no|wait|hmm|sorry|actually)[,.;:! ]+){0,3}(?:(?:so|then|the|my|correct|right|final) ){0,3}(?:(?:it|that"
-    r"|this|answer|option|choice)(?:'s| is| should be"
-    r"| must be"
+    r"|this|answer|option|choice)(?:'s| is| should be| must be"
     r"| has to be| would be)|i (?:choose|mean|pick))?[ :,]*"
 )
+_NEXT_OPTION = re.compile(r"[^\n]*\n\s*[-*(\[]?[B-J][.):\]]")
 _SCRIPT_LABEL = re.compile(r"(?P<letter>[A-Za-z])(?![A-Za-z0-9'+]|-\w)[)\]\"'>]*")
 _SCRIPT_JOINED = re.compile(r" ?(?:和|或|与|及|、|,|/|と|또는|и|y|or|and|&) ?[(\[]?[A-J](?![A-Za-z])")
 _AFTER_LABEL = re.compile(r" ?[.:,)\]-]* ?")
 _JSON_VALUE = re.compile(
     r"(?:[\[{]\s?(?:\"(?:letter|option|choice|label|key|id)\"\s?:\s?)?)?"
     r"(?:\"(?P<quoted>[^\"\n]{0,600})\"|'(?P<single>[^'\n]{0,600})'|(?P<bare>[A-Za-z])(?=\s?[,}\]\n])"
-    r"|\"(?P<cut>[^\"]{0,600})\Z)"
+    r"|\"(?P<cut>[^\"]{0,600})\Z|(?P<null>null|none)(?=\s?[,}\n]))",
+    re.IGNORECASE,
 )
+
+
+_MORE_VALUES = re.compile(r"\s?,\s?[\"'][^\"'\n]{0,600}[\"']\s?[,\]]")  # of a list
 
 
 def _method(reading: Reading) -> str:

@@ -143,6 +143,9 @@ def test_statements_in_other_languages(text):
         ("Is the answer A?", OPTIONS),
         ("The answer is A?", OPTIONS),
         ("Perhaps the answer is A.", OPTIONS),
+        ("No evidence suggests the answer is A.", OPTIONS),
+        ("The second best answer is A.", OPTIONS),
+        ("Ruled-out answer: A", OPTIONS),
         ("The answer might be A.", OPTIONS),
         ("The answer could be A.", OPTIONS),
         ("If the ferritin were low, the answer would be C.", OPTIONS),
@@ -162,6 +165,9 @@ def test_statements_in_other_languages(text):
         ("The answer is A/B.", OPTIONS),
         ("Answer: A, C", OPTIONS),
         ("Both A and C are correct.", OPTIONS),
+        (r"\boxed{A} or \boxed{C}", OPTIONS),
+        ('{"answer": ["A", "C"]}', OPTIONS),
+        ('{"analysis": "The answer is A", "answer": null}', OPTIONS),
         ("The answer is B. On second view, the answer is A and B.", OPTIONS),
         ("ANSWER: None of the above", OPTIONS),
         ('{"answer_choice": "A and C"}', OPTIONS),
@@ -175,6 +181,8 @@ def test_statements_in_other_languages(text):
         # taken back
         ("The answer is A. Wait, the marrow is empty, so", OPTIONS),
         ("The answer is A. No, that is not right.", OPTIONS),
+        ("答案是A。不对，应该是C。", OPTIONS),
+        ("La réponse est A, non, plutôt C.", OPTIONS),
         # options that are only mentioned
         ("I'm sorry, I cannot give advice on aplastic anemia.", OPTIONS),
         ("Aplastic anemia would show an empty marrow, which is not seen, so one must think of", OPTIONS),
@@ -196,7 +204,9 @@ def test_statements_in_other_languages(text):
         ("I think that we should wait.", TEN),
         ("Hepatitis B and vitamin C come to mind, and blood group A.", TEN),
         ("E. coli grows in the urine.", TEN),
-        # echoes of the instruction
+        # echoes of the options and of the instruction
+        ("The answer is\n\nA. Anemia\nB. Aplastic anemia\nC. Iron deficiency", OPTIONS),
+        ("Choose the correct answer:\nA. Anemia\nB. Aplastic anemia", OPTIONS),
         ('Think step by step, then end with exactly one option in the form "The answer is X".', OPTIONS),
         ("Answer with one letter: A, B, C or D.", OPTIONS),
         ("Which answer is correct: A, B, C, or D?", OPTIONS),
@@ -229,6 +239,7 @@ def test_none_rather_than_a_guess(text, options):
         ("The answer is no, as the interval includes 1.", YES_NO, "B"),
         ("The answer is 3.", NUMBERS, "C"),
         ("The answer is 14004.", NUMBERS, None),
+        ("The answer is -3.", NUMBERS, None),
         ("Answer: C", {"A": "C", "B": "D"}, "A"),
         ("The answer is B.", {"A": "B", "B": "A"}, "B"),
         ("The answer is B. Skin, hair, nails.", {"A": "Skin", "B": "Skin, hair and nails"}, "B"),
@@ -264,6 +275,7 @@ def test_options_that_look_like_letters_or_prose(text, options, letter):
         ("Is the answer A? No. The answer is B.", "B"),
         ("If it were chronic, the answer would be A. As it is, the answer is B.", "B"),
         ("My first answer, A, was wrong. My final answer is B.", "B"),
+        ("So the answer is A...\n\nHowever, on review of the smear, B is the better answer.", "B"),
     ],
 )
 def test_the_last_statement_wins_whatever_its_form(text, letter):
@@ -275,6 +287,7 @@ def test_the_last_statement_wins_whatever_its_form(text, letter):
     [
         ("The answer is B.\n\nQuestion: Which is a diuretic?\nA. Iron\nAnswer: A", "B"),
         ("B\n\nQ: Which nerve?\nA: C", "B"),
+        ("The answer is B.\n\nQ2. Which nerve?\nAnswer: A", "B"),
         ("The answer is B.<|im_end|>\n<|im_start|>user\nThe answer is A.", "B"),
         ("The answer is B. [INST] And now? [/INST] The answer is A.", "B"),
         ("Answer: B\n\nUser: Thanks!\nAssistant: Answer: A", "B"),
