@@ -212,7 +212,7 @@ def _add_merge_command(commands: Commands) -> None:
 
 
 def _add_review_command(commands: Commands) -> None:
-    text = "read back the review sheet that a physician filled in, with 95% intervals"
+    text = "read back the review sheet that a physician filled in, and report it with intervals"
     command = commands.add_parser(
         "review",
         help=text,

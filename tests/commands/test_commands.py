@@ -14,6 +14,7 @@ from journal_entries import entry
 from ledger_writer import fill, question
 from pydantic import BaseModel
 
+from medssr_dist.cli import main
 from medssr_dist.commands.doctor import CHECKS, CheckResult, DoctorForm, run_check, run_doctor, storage
 from medssr_dist.commands.dry_run import dry_run
 from medssr_dist.commands.prefetch import format_size, prefetch
@@ -349,3 +350,10 @@ def test_a_stage_out_of_memory_or_disk_explains_it(tmp_path, monkeypatch):
     assert "lower micro_batch_size" in str(_explain(out_of_memory, tmp_path))
     monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=2**20))
     assert "1 MiB free" in str(_explain(error, tmp_path))
+
+
+@pytest.mark.parametrize("command", [[], ["run"], ["doctor"], ["review"], ["compare"], ["bench"]])
+def test_help_is_shown(command, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([*command, "--help"])
+    assert end.value.code == 0 and f"usage: {' '.join(['medssr', *command])}" in capsys.readouterr().out
