@@ -33,8 +33,8 @@ _REJECTED = re.compile(
     r"|excluded)"
 )
 _CLOSES_TEXT = re.compile(
-    r"(?:[.,;:!)\]}\"'<\n-]| ?[(\[\-\\<]| (?:because|since|as|due|which|for|given|based|in this|rather|not|and not"
-    r"|here)\b|$)"
+    r"(?:[.,;:!)\]}\"'<\n-]| ?[(\[\-\\<]| (?:because|since|as|due|which|for|given|based|in this|rather|and not|here)"
+    r"\b| not (?=\S)|$)"
 )
 _NO_CHOICE = re.compile(
     r"(?:none|neither|unknown|unclear|cannot|can't|not (?:among|listed|given|available|possible|clear|stated|provided)"

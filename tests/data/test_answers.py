@@ -427,3 +427,10 @@ def test_the_prompt_itself_answers_nothing(preset):
     question = Question.make("Which?", list(OPTIONS.values()), source="test")
     instruction = load_prompt_form(preset).fill(question.stem, "", "A, B, C or D")
     assert extract_answer(instruction, OPTIONS).letter is None
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"), [("Answer: maybe not.", None), ("Answer: maybe", "C"), ("Answer: no", "B")]
+)
+def test_a_text_that_is_denied_behind_is_none(text, letter):
+    assert extract_answer(text, {"A": "yes", "B": "no", "C": "maybe"}).letter == letter
