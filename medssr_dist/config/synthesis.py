@@ -94,7 +94,7 @@ class Knowledge(Section):
     )
     medcpt_query: str = Field("ncbi/MedCPT-Query-Encoder", description="directory or Hugging Face id")
     medcpt_article: str = Field("ncbi/MedCPT-Article-Encoder", description="directory or Hugging Face id")
-    top_k: int = Field(3, ge=1, description="passages in a prompt; with 3, a prompt has about 2.5 KB")
+    top_k: int = Field(3, ge=1, description="passages in a prompt; with 3, a prompt has about 3.8 KB")
     entities: int = Field(0, ge=0, description="use the first N rare diseases in a seeded random order; 0 = all")
     batch_size: int = Field(64, ge=1, description="passages encoded at once")
     shard_size: int = Field(

@@ -13,6 +13,7 @@ from medssr_dist.bench.synthesis import run as synthesis_run
 MODULES = {
     "synthesis": "synthesis.run",
     "voting": "voting.run",
+    "answers": "answers.run",
     "kernels": "kernels.run",
     "training": "training.run",
     "update": "training.update",

@@ -13,6 +13,7 @@ from medssr_dist.config.load import dump_config, load_config
 from medssr_dist.config.schema import Config
 from medssr_dist.data.prompt_forms import load_prompt_form
 from medssr_dist.synthesis.checks import flaws
+from medssr_dist.synthesis.judge import CRITERIA
 
 CONFIGS = sorted(
     file for file in (REPO / "configs").rglob("*.yaml") if file.parent.name not in ("benchmarks", "prompts")
@@ -182,6 +183,7 @@ def names_read() -> set[tuple[str, str]]:
 def test_every_key_is_read():
     read = names_read() | {("synthesis", "candidates")}  # through Synthesis.most_candidates
     read |= {("checks", name) for name, check in vars(flaws).items() if callable(check)}  # Screen asks by name
+    read |= {("judge", name) for name in CRITERIA} | {("judge", "endpoints")}  # by name; Synthesis.judge_endpoints
     unread = []
     for path in fields(Config):
         parent = path[-2] if len(path) > 1 else ""

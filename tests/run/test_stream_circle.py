@@ -78,7 +78,7 @@ class Streams:
             return ((place, Example(found.question, "A")) for place, found in follow_kept_labels(self.labels, start))
 
         for step in draw_steps(PromptLoader(examples, make_prompts(), 1000, tell), per_step, steps):
-            self.trained += [json.loads(label)["id"] for _, label in step]
+            self.trained += [json.loads(drawn.label)["id"] for drawn in step]
             time.sleep(self.random.choice([0, 0.002]))
 
 

@@ -39,7 +39,7 @@ from medssr_dist.synthesis.request_queue import JudgedCount, RequestQueue
 _MAX_PER_S = 20_000  # more than our client reaches: bounds the requests of a timed run
 _TICK_S = 0.05
 _SYNC_S = 0.25
-_PASSAGE_CHARS = 390  # with three passages, two seeds and the instructions, a prompt has 2.5 KB
+_PASSAGE_CHARS = 390  # with three passages, two seeds and the instructions, a prompt has 3.8 KB
 # Every reply of the server contains two of these words, so it counts as grounded.
 _TEXT = ("Fatigue and hepatomegaly come first, then the kidneys fail. " * 9)[:_PASSAGE_CHARS]
 _PASSAGES = [Passage(f"BENCH:{number}", f"Passage {number}", _TEXT, "bench") for number in range(3)]

@@ -43,6 +43,7 @@ class PlainPrompts:
     """Prompts for engines that do not read them: each is one token."""
 
     stop = ()
+    opening = ""
 
     def render(self, question: Question) -> Prompt:
         return Prompt(question.stem, (0,))
