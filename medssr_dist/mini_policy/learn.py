@@ -27,6 +27,7 @@ class MiniShape:
         matrix_rate: learning rate of Muon, for the matrices of the layers. At 0.02 a policy did not learn in 1,000
             steps to find the letter of a name; at 0.006 it did in 500.
         other_rate: learning rate of AdamW, for embeddings and norms.
+        lookup_steps: first steps, on look-ups alone.
     """
 
     vocabulary: int = 2048
@@ -37,9 +38,10 @@ class MiniShape:
     positions: int = 512
     rows: int = 12
     row_tokens: int = 256
-    matrix_rate: float = 0.005
-    other_rate: float = 2e-3
-    warmup_steps: int = 100
+    matrix_rate: float = 0.006
+    other_rate: float = 3e-3
+    warmup_steps: int = 50
+    lookup_steps: int = 500
 
 
 def make_model(shape: MiniShape, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
@@ -93,7 +95,9 @@ class Learner:
 
     def advance(self) -> float:
         """Train one step; returns its loss."""
-        batch = self._packer.pack(self.text, self.shape.rows, self.shape.row_tokens)
+        batch = self._packer.pack(
+            self.text, self.shape.rows, self.shape.row_tokens, only_lookups=self.step < self.shape.lookup_steps
+        )
         self.model.train()
         loss = compute_loss(self.model, batch)
         loss.backward()

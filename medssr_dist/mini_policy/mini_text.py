@@ -25,7 +25,7 @@ from medssr_dist.mini_policy.wordings import REASONS, write_other_stem, write_pa
 
 # Our choices, found by a few trials.
 COMMON_TO_RARE = 5
-PASSAGE_SHARE, LOOKUP_SHARE = 0.3, 0.4
+PASSAGE_SHARE, LOOKUP_SHARE = 0.35, 0.25
 ALL_LETTERS_SHARE = 0.3  # of the look-ups: state the letter of each option
 OTHER_WORDING_SHARE = 0.5
 FIVE_OPTIONS_SHARE = 0.2
@@ -34,12 +34,16 @@ _CANDIDATES = (4, 12, 60)  # the more diseases are compared as distractors, the 
 
 @dataclass(frozen=True)
 class Document:
-    """One piece of text. A passage has no question. Example: Document(None, "Cough is a feature of ...", "OMIM:1")"""
+    """One piece of text. Vignettes have a question and a patient; of look-ups, only the letters are learned.
+
+    Example: Document(None, "Cough is a feature of ...", "ORPHA:1")
+    """
 
     question: Question | None
     text: str
     disease: str
     patient: MiniPatient | None = None
+    letters_only: bool = False
 
 
 class TextState(NamedTuple):
@@ -60,10 +64,10 @@ class MiniText:
         self._rng = random.Random(random_seed)
         self._weights = [1 if world.is_rare(disease) else COMMON_TO_RARE for disease in world.diseases]
 
-    def draw(self) -> Document:
+    def draw(self, only_lookups: bool = False) -> Document:
         """Draw the next document."""
         disease = self._draw_diseases(1)[0]
-        kind = self._rng.random()
+        kind = PASSAGE_SHARE if only_lookups else self._rng.random()
         if kind < PASSAGE_SHARE:
             self.passages += 1
             return self._draw_passage(disease)
@@ -106,7 +110,7 @@ class MiniText:
         letter = LETTERS[options.index(disease.name)]
         stated = "Letters:" + "".join(pairs) + " " if self._rng.random() < ALL_LETTERS_SHARE else ""
         text = "\n".join([*lines, "", f"{stated}This is {disease.name}. The answer is {letter}."])
-        return Document(None, text, disease.id)
+        return Document(None, text, disease.id, letters_only=True)
 
     def _draw_vignette(self, disease: Disease) -> Document | None:
         rng = self._rng

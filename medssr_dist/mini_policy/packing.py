@@ -49,6 +49,8 @@ class DocumentPacker:
         reply = [*self._tokenizer.encode(document.text), self._tokenizer.eos_token_id]
         if document.question is None:
             targets = [*reply[1:], IGNORED]
+            if document.letters_only:
+                targets = [target if target in self._letters else IGNORED for target in targets]
             return TrainingTokens(reply, targets, self._weigh(targets))
         prompt = self._renderer.render(document.question).ids
         targets = [IGNORED] * (len(prompt) - 1) + reply + [IGNORED]
@@ -57,7 +59,7 @@ class DocumentPacker:
     def _weigh(self, targets: list[int]) -> list[float]:
         return [LETTER_WEIGHT if target in self._letters else 1.0 for target in targets]
 
-    def pack(self, text: MiniText, rows: int, length: int) -> Batch:
+    def pack(self, text: MiniText, rows: int, length: int, only_lookups: bool = False) -> Batch:
         """Draw documents and put each into the first row that has room for it, behind those that are there.
 
         The batch ends with the MISFITS-th document that fits nowhere; these are dropped. One longer than `length` is
@@ -66,7 +68,7 @@ class DocumentPacker:
         filled = [TrainingTokens([], [], []) for _ in range(rows)]
         misfits = 0
         while misfits < MISFITS:
-            parts = self.encode(text.draw())
+            parts = self.encode(text.draw(only_lookups))
             row = next((row for row in filled if len(row.tokens) + min(len(parts.tokens), length) <= length), None)
             if row is None:
                 misfits += 1

@@ -15,7 +15,17 @@ from medssr_dist.mini_policy.mini_tokenizer import train_tokenizer
 from medssr_dist.mini_policy.packing import IGNORED, LETTER_WEIGHT, DocumentPacker
 from medssr_dist.mini_policy.sampled_accuracy import MiniAccuracy, compute_accuracy, sample_replies
 
-TINY = MiniShape(vocabulary=400, hidden=32, layers=1, heads=1, intermediate=64, rows=2, row_tokens=384, warmup_steps=2)
+TINY = MiniShape(
+    vocabulary=400,
+    hidden=32,
+    layers=1,
+    heads=1,
+    intermediate=64,
+    rows=2,
+    row_tokens=384,
+    warmup_steps=2,
+    lookup_steps=2,
+)
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +49,16 @@ def test_loss_is_on_replies_and_on_whole_passages(tokenizer):
     assert tokenizer.decode(heavy).strip() == "A"
     passage = packer.encode(Document(None, "ataxia: joint pain.", "ORPHA:1"))
     assert passage.targets == [*passage.tokens[1:], IGNORED] and set(passage.weights) == {1.0}
+
+
+def test_only_letters_of_lookups_are_learned(tokenizer):
+    packer, text = DocumentPacker(tokenizer), MiniText(load_mini_world(), 4)
+    for _ in range(30):
+        document = text.draw(only_lookups=True)
+        learned = [target for target in packer.encode(document).targets if target != IGNORED]
+        assert document.text.endswith(f"{tokenizer.decode(learned[-1:]).strip()}.")
+        assert len(learned) < len(packer.encode(document).tokens) / 3
+    assert (text.passages, text.lookups, text.vignettes) == (0, 30, 0)
 
 
 def test_packed_rows_hold_whole_documents(tokenizer):
