@@ -41,7 +41,7 @@ class MiniShape:
     matrix_rate: float = 0.006
     other_rate: float = 3e-3
     warmup_steps: int = 50
-    lookup_steps: int = 500
+    lookup_steps: int = 1000
 
 
 def make_model(shape: MiniShape, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
