@@ -1,7 +1,7 @@
 """The text that the mini policy is trained on, drawn without end: passages, look-ups, answered vignettes.
 
-A passage names findings of a disease, before or after its name. A look-up lists options, then states the letter of one
-or of all: so the policy learns early to find the letter of a name. A vignette is a question as the pipeline asks it.
+A passage names findings of a disease, before or after its name. A look-up lists options, then states the letter of one:
+so the policy learns early to find the letter of a name. A vignette is a question as the pipeline asks it.
 The reply is one short line of reasoning (some of the findings that decide, then the disease) and "The answer is X".
 Which findings the line names, and in which words, is drawn at random. So several replies to one question differ, and
 their majority is better than one of them.
@@ -26,7 +26,6 @@ from medssr_dist.mini_policy.wordings import REASONS, write_other_stem, write_pa
 # Our choices, found by a few trials.
 COMMON_TO_RARE = 5
 PASSAGE_SHARE, LOOKUP_SHARE = 0.35, 0.25
-ALL_LETTERS_SHARE = 0.3  # of the look-ups: state the letter of each option
 OTHER_WORDING_SHARE = 0.5
 FIVE_OPTIONS_SHARE = 0.2
 _CANDIDATES = (4, 12, 60)  # the more diseases are compared as distractors, the nearer they are
@@ -105,11 +104,8 @@ class MiniText:
         options = [disease.name, *sorted(others)]
         self._rng.shuffle(options)
         lines = [f"{letter}. {name}" for letter, name in zip(LETTERS, options, strict=False)]
-        pairs = [f" {name}: {letter}." for letter, name in zip(LETTERS, options, strict=False)]
-        self._rng.shuffle(pairs)
         letter = LETTERS[options.index(disease.name)]
-        stated = "Letters:" + "".join(pairs) + " " if self._rng.random() < ALL_LETTERS_SHARE else ""
-        text = "\n".join([*lines, "", f"{stated}This is {disease.name}. The answer is {letter}."])
+        text = "\n".join([*lines, "", f"This is {disease.name}. The answer is {letter}."])
         return Document(None, text, disease.id, letters_only=True)
 
     def _draw_vignette(self, disease: Disease) -> Document | None:

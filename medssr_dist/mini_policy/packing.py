@@ -21,19 +21,24 @@ PROMPT = "direct"  # preset of policy.prompt that the mini policy is made for
 
 
 class TrainingTokens(NamedTuple):
-    """Tokens of a document, the target at each place, IGNORED where no loss is taken, and the weights of the losses."""
+    """Tokens of documents, the target at each place (IGNORED where no loss is taken), weights of the losses, places.
+
+    The places start at 0 in each document: the model then attends within a document only.
+    """
 
     tokens: list[int]
     targets: list[int]
     weights: list[float]
+    places: list[int]
 
 
 class Batch(NamedTuple):
-    """The same for several rows: int64, int64 and float32 (sequences, tokens)."""
+    """The same for several rows: int64, int64, float32 and int64, each (sequences, tokens)."""
 
     tokens_ST: torch.Tensor
     targets_ST: torch.Tensor
     weights_ST: torch.Tensor
+    places_ST: torch.Tensor
 
 
 class DocumentPacker:
@@ -51,13 +56,14 @@ class DocumentPacker:
             targets = [*reply[1:], IGNORED]
             if document.letters_only:
                 targets = [target if target in self._letters else IGNORED for target in targets]
-            return TrainingTokens(reply, targets, self._weigh(targets))
+            return self._complete(reply, targets)
         prompt = self._renderer.render(document.question).ids
         targets = [IGNORED] * (len(prompt) - 1) + reply + [IGNORED]
-        return TrainingTokens([*prompt, *reply], targets, self._weigh(targets))
+        return self._complete([*prompt, *reply], targets)
 
-    def _weigh(self, targets: list[int]) -> list[float]:
-        return [LETTER_WEIGHT if target in self._letters else 1.0 for target in targets]
+    def _complete(self, tokens: list[int], targets: list[int]) -> TrainingTokens:
+        weights = [LETTER_WEIGHT if target in self._letters else 1.0 for target in targets]
+        return TrainingTokens(tokens, targets, weights, list(range(len(tokens))))
 
     def pack(self, text: MiniText, rows: int, length: int, only_lookups: bool = False) -> Batch:
         """Draw documents and put each into the first row that has room for it, behind those that are there.
@@ -65,7 +71,7 @@ class DocumentPacker:
         The batch ends with the MISFITS-th document that fits nowhere; these are dropped. One longer than `length` is
         cut.
         """
-        filled = [TrainingTokens([], [], []) for _ in range(rows)]
+        filled = [TrainingTokens([], [], [], []) for _ in range(rows)]
         misfits = 0
         while misfits < MISFITS:
             parts = self.encode(text.draw(only_lookups))
@@ -75,7 +81,7 @@ class DocumentPacker:
                 continue
             for old, new in zip(row, parts, strict=True):
                 old.extend(new[:length])
-        fill = (self._tokenizer.pad_token_id, IGNORED, 0.0)
+        fill = (self._tokenizer.pad_token_id, IGNORED, 0.0, 0)
         return Batch(
             *(
                 torch.tensor([row[part] + [fill[part]] * (length - len(row[part])) for row in filled])

@@ -41,7 +41,7 @@ def make_learner(tokenizer):
 def test_loss_is_on_replies_and_on_whole_passages(tokenizer):
     packer = DocumentPacker(tokenizer)
     question = make_mini_questions(EVALUATION, 1)[0]
-    tokens, targets, weights = packer.encode(Document(question, "The answer is A.", "ORPHA:1"))
+    tokens, targets, weights, _ = packer.encode(Document(question, "The answer is A.", "ORPHA:1"))
     learned = [target for target in targets if target != IGNORED]
     assert tokenizer.decode(learned) == "The answer is A.<|end|>" and len(tokens) == len(targets)
     assert tokens[len(tokens) - len(learned) :] == learned and targets[-1] == IGNORED
@@ -67,6 +67,15 @@ def test_packed_rows_hold_whole_documents(tokenizer):
     assert (batch.tokens_ST == tokenizer.pad_token_id).float().mean() < 0.3
     learned = batch.targets_ST != IGNORED
     assert torch.equal(batch.targets_ST[:, :-1][learned[:, :-1]], batch.tokens_ST[:, 1:][learned[:, :-1]])
+
+
+def test_documents_in_a_row_do_not_see_each_other(tokenizer):
+    model = make_learner(tokenizer).model
+    parts = [DocumentPacker(tokenizer).encode(Document(None, text, "")) for text in ("ataxia, pain.", "pain: Cole.")]
+    rows = [torch.tensor([[*parts[0][kind], *parts[1][kind]]]) for kind in range(4)]
+    packed = model.model(input_ids=rows[0], position_ids=rows[3], use_cache=False).last_hidden_state[0]
+    alone = model.model(input_ids=torch.tensor([parts[1].tokens]), use_cache=False).last_hidden_state[0]
+    assert torch.allclose(packed[-len(alone) :], alone, atol=1e-5)
 
 
 def test_resumed_training_is_the_same_training(tokenizer, tmp_path):
