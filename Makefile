@@ -11,7 +11,7 @@ install:
 demo: install  ## the whole method on the embedded default
 	$(VENV)/bin/medssr run --config configs/demo_cpu.yaml --run-dir $(RUN)
 
-mini-policy: install  ## train embedded:medssr-mini again, from scratch; up to 3 hours on 2 cores
+mini-policy: install  ## train a small policy from scratch on text made from HPO (docs/evidence.md); up to 3 hours on 2 cores
 	$(VENV)/bin/python -m medssr_dist.mini_policy --work runs/mini_policy
 
 test: lint  ## lint, unit tests, and integration tests on the real stack with a tiny model
