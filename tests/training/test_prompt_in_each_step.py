@@ -11,6 +11,7 @@ from tiny_templates import TEMPLATES, write_tokenizer
 from medssr_dist.data.records import Question
 from medssr_dist.evaluation.protocol import evaluate_policy
 from medssr_dist.inference.requests import Completion
+from medssr_dist.run.paths import RunPaths
 from medssr_dist.run.stream import QuestionFeed
 from medssr_dist.runtime.models import load_tokenizer, make_prompt_renderer
 from medssr_dist.training.rollout.examples import Example, PromptLoader
@@ -56,7 +57,8 @@ def ask_in_vote(config, prompts, folder):
 
 def ask_in_evaluation(config, prompts, folder):
     pool = Pool()
-    evaluate_policy(pool, prompts, [QUESTION], config.evaluation, 1, folder / "answers.jsonl", policy="p")
+    paths = RunPaths(folder).evaluation
+    evaluate_policy(pool, prompts, {"set": [QUESTION]}, config.evaluation, 1, paths, policy="p", model="tiny")
     return pool.first
 
 
