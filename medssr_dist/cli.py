@@ -166,15 +166,21 @@ def _add_status_command(commands: Commands) -> None:
     command.set_defaults(call=_status)
 
 
-def _add_export_command(commands: Commands) -> None:
-    text = "write the questions of a run, with their pseudo-labels, in another format"
-    command = commands.add_parser(
-        "export",
+def _add_tool(commands: Commands, name: str, text: str, example: str, more: str = "") -> argparse.ArgumentParser:
+    """Add a command without a config: `text` is its help, with `more` behind it in its description."""
+    description = text[0].upper() + text[1:] + "."
+    return commands.add_parser(
+        name,
         help=text,
-        description=text[0].upper() + text[1:] + ".",
-        epilog="example:\n  medssr export --run-dir runs/demo --to exported --form parquet",
+        description=f"{description}\n{more}" if more else description,
+        epilog=f"example:\n  {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+
+
+def _add_export_command(commands: Commands) -> None:
+    text = "write the questions of a run, with their pseudo-labels, in another format"
+    command = _add_tool(commands, "export", text, "medssr export --run-dir runs/demo --to exported --form parquet")
     command.add_argument("--run-dir", type=Path, required=True, help="e.g. runs/demo")
     command.add_argument("--to", type=Path, required=True, help="a new or empty folder")
     command.add_argument(
@@ -195,14 +201,12 @@ def _add_export_command(commands: Commands) -> None:
 
 def _add_merge_command(commands: Commands) -> None:
     text = "copy into a run the votes that other runs took on its questions"
-    command = commands.add_parser(
+    command = _add_tool(
+        commands,
         "merge",
-        help=text,
-        description=text[0].upper()
-        + text[1:]
-        + ".\nNo vote is taken twice; votes of another policy or with other sampling settings are left out.",
-        epilog="example:\n  medssr merge runs/all runs/job1 runs/job2",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        text,
+        "medssr merge runs/all runs/job1 runs/job2",
+        "No vote is taken twice; votes of another policy or with other sampling settings are left out.",
     )
     command.add_argument(
         "run_dir", type=Path, metavar="RUN", help="the run that gets the votes; it must not be running"
@@ -213,13 +217,7 @@ def _add_merge_command(commands: Commands) -> None:
 
 def _add_review_command(commands: Commands) -> None:
     text = "read back the review sheet that a physician filled in, and report it with intervals"
-    command = commands.add_parser(
-        "review",
-        help=text,
-        description=text[0].upper() + text[1:] + ".",
-        epilog="example:\n  medssr review runs/demo returned.csv",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    command = _add_tool(commands, "review", text, "medssr review runs/demo returned.csv")
     command.add_argument("run_dir", type=Path, metavar="RUN", help="the run that wrote the sheet")
     command.add_argument("sheet", type=Path, metavar="FILE", nargs="?", help="default: RUN/synthesis/review.csv")
     command.set_defaults(call=_review)
@@ -227,13 +225,7 @@ def _add_review_command(commands: Commands) -> None:
 
 def _add_compare_command(commands: Commands) -> None:
     text = "compare two evaluated runs: settings that differ, and paired scores on the questions that both answered"
-    command = commands.add_parser(
-        "compare",
-        help=text,
-        description=text[0].upper() + text[1:] + ".",
-        epilog="example:\n  medssr compare runs/two_stage runs/no_filter",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    command = _add_tool(commands, "compare", text, "medssr compare runs/two_stage runs/no_filter")
     command.add_argument("run_a", type=Path, metavar="RUN_A", help="differences are RUN_B - RUN_A")
     command.add_argument("run_b", type=Path, metavar="RUN_B")
     command.set_defaults(call=_compare)
