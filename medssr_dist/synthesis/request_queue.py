@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from medssr_dist.config.synthesis import Synthesis
 from medssr_dist.data.records import Provenance
 from medssr_dist.run.demand import QuestionDemand
-from medssr_dist.synthesis.client.budget import ReservationLedger, Spending, TokenCounter
+from medssr_dist.synthesis.client.budget import PaidTries, ReservationLedger, Spending, TokenCounter
 from medssr_dist.synthesis.client.chat_client import GaveUp, Reply
 from medssr_dist.synthesis.client.job import ChatJob
 from medssr_dist.synthesis.journal import Journal
@@ -33,7 +33,7 @@ class JudgedCount:
     accepted: int = 0
 
 
-class RequestQueue:
+class RequestQueue(PaidTries):
     """Gives jobs to the dispatcher or the batch runner, and writes their outcomes to the journal.
 
     Args:
@@ -70,8 +70,7 @@ class RequestQueue:
         self._synthesis = synthesis
         self._plan = plan
         self._journal = journal
-        self._reservations = reservations
-        self._spending = spending
+        super().__init__(reservations, spending)
         self._demand = demand
         self._judged = judged
         self._should_stop = should_stop
@@ -151,25 +150,11 @@ class RequestQueue:
             return "count"
         return "budget" if self._out_of_budget else "cap"
 
-    def record_sent(self, job: ChatJob) -> None:
-        """A try is about to be sent."""
-        self._reservations.add(job.index, job.tokens)
-
-    def record_refused(self, job: ChatJob) -> None:
-        """A try was refused: it is not billed."""
-        self._reservations.add(job.index, -job.tokens)
-
-    def record_lost(self, job: ChatJob) -> None:
-        """A try ended without a reply after it was sent. It may be billed, so the budget counts it as spent."""
-        self._spending.count_lost(job.tokens)
-
     def finish(self, job: ChatJob, outcome: Reply | GaveUp) -> None:
         """Write the outcome to the journal, exactly once per job. Raises InputError if the disk is full."""
         provenance = self._provenances.pop(job.index)
         self._journal.append(provenance, outcome)
-        if isinstance(outcome, Reply):
-            self._reservations.add(job.index, -job.tokens)
-        self._spending.settle(job, outcome)
+        self.settle(job, outcome)
         self.delivered += 1
         self.wake.set()
 

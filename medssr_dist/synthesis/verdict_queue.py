@@ -7,13 +7,13 @@ from collections.abc import Callable
 
 from medssr_dist.config.synthesis import Judge
 from medssr_dist.data.records import Provenance
-from medssr_dist.synthesis.client.budget import ReservationLedger, Spending, TokenCounter
+from medssr_dist.synthesis.client.budget import PaidTries, ReservationLedger, Spending, TokenCounter
 from medssr_dist.synthesis.client.chat_client import GaveUp, Reply
 from medssr_dist.synthesis.client.job import ChatJob
 from medssr_dist.synthesis.judge import QuestionJudge
 
 
-class VerdictQueue:
+class VerdictQueue(PaidTries):
     """Gives the judge's requests to a dispatcher and writes their outcomes to the journal of verdicts.
 
     A verdict that the budget does not allow, even with nothing in flight, is journaled as given up: the question is
@@ -40,8 +40,7 @@ class VerdictQueue:
         self.requests_sent = 0
         self._settings = settings
         self._judge = judge
-        self._reservations = reservations
-        self._spending = spending
+        super().__init__(reservations, spending)
         self._is_over = is_over
         self._should_stop = should_stop
         self._count_tokens = TokenCounter()
@@ -75,22 +74,8 @@ class VerdictQueue:
         """Return None: verdicts are never sent in batches."""
         return None
 
-    def record_sent(self, job: ChatJob) -> None:
-        """A try is about to be sent."""
-        self._reservations.add(job.index, job.tokens)
-
-    def record_refused(self, job: ChatJob) -> None:
-        """A try was refused: it is not billed."""
-        self._reservations.add(job.index, -job.tokens)
-
-    def record_lost(self, job: ChatJob) -> None:
-        """A try ended without a reply after it was sent. It may be billed, so the budget counts it as spent."""
-        self._spending.count_lost(job.tokens)
-
     def finish(self, job: ChatJob, outcome: Reply | GaveUp) -> None:
         """Write the verdict to its journal, exactly once per job. Raises InputError if the disk is full."""
         self._judge.journal.append(self._provenances.pop(job.index), outcome)
-        if isinstance(outcome, Reply):
-            self._reservations.add(job.index, -job.tokens)
-        self._spending.settle(job, outcome)
+        self.settle(job, outcome)
         self.wake.set()

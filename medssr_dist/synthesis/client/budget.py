@@ -176,3 +176,29 @@ class ReservationLedger:
     def close(self) -> None:
         """Write the numbers back to the file."""
         self._tokens.flush()
+
+
+class PaidTries:
+    """Keeps the books of a queue of requests: which tries are in flight, and what they have cost."""
+
+    def __init__(self, reservations: ReservationLedger, spending: Spending):
+        self._reservations = reservations
+        self._spending = spending
+
+    def record_sent(self, job: ChatJob) -> None:
+        """A try is about to be sent."""
+        self._reservations.add(job.index, job.tokens)
+
+    def record_refused(self, job: ChatJob) -> None:
+        """A try was refused: it is not billed."""
+        self._reservations.add(job.index, -job.tokens)
+
+    def record_lost(self, job: ChatJob) -> None:
+        """A try ended without a reply after it was sent. It may be billed, so the budget counts it as spent."""
+        self._spending.count_lost(job.tokens)
+
+    def settle(self, job: ChatJob, outcome: Reply | GaveUp) -> None:
+        """The request has its outcome; of a reply, the reservation ends and the price is known."""
+        if isinstance(outcome, Reply):
+            self._reservations.add(job.index, -job.tokens)
+        self._spending.settle(job, outcome)
