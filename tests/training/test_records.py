@@ -147,7 +147,7 @@ def test_a_card_describes_training_and_limits(job, tmp_path):
     assert "**For research only. Not for clinical use.**" in text
     assert "Ten labelled questions." in text and "2 of 4 steps" in text and "from the base model" in text
     assert "| last step | 0.2 | 0.5 |" in text and "| learning_rate | 1e-06 |" in text and "| commit | " in text
-    assert f"| prompt | {load_prompt_form('reason').label} |" in text and "Reason step by step" in text
+    assert f"| prompt | {load_prompt_form('reason').label} |" in text and "explain step by step" in text
     assert str(tmp_path) not in text and SECRET not in text
 
 
