@@ -25,10 +25,6 @@ case "$version" in
     3.11 | 3.12) ;;
     *) echo "install.sh: $python is Python $version; set PYTHON to a Python 3.11 or 3.12" >&2; exit 2 ;;
 esac
-if [ "$kind" = cpu ]; then
-    command -v c++ >/dev/null ||
-        { echo "install.sh: no C++ compiler (DeepSpeed builds its CPU optimizer); install g++" >&2; exit 2; }
-fi
 
 stamp="$venv/.medssr-$kind-$(cat requirements/*.txt setup.py pyproject.toml "$0" | sha256sum | cut -c1-16)"
 if [ -e "$stamp" ]; then

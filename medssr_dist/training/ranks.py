@@ -10,6 +10,7 @@ import torch
 
 from medssr_dist.run.paths import CheckpointPaths
 from medssr_dist.training.backend.openrlhf import Actor, Experience, PolicyActor, ReferenceActor, get_tokenizer
+from medssr_dist.training.backend.optimizer_state import complete_optimizer_state
 from medssr_dist.training.backend.strategy import Strategy
 from medssr_dist.training.finite import find_bad_weights
 from medssr_dist.training.stall_watch import Heartbeat, HeartbeatBoard
@@ -85,6 +86,7 @@ class PolicyRank(ReportingRank, PolicyActor):
         if not folder.exists():
             return {}
         _, states = self.strategy.load_ckpt(self.actor.model, str(folder))
+        complete_optimizer_state(self.actor.model.basic_optimizer)
         if "rng" in states:
             restore_rng_states(states["rng"])
         return states

@@ -4,8 +4,8 @@
 
 JOB is a torch file: name -> case with its batch. Rank 0 writes JOB.out.WORLD: for each case a dict of log-probs, loss,
 gradients and updated weights, all gathered. The ranks are the product's own classes (path "kernels"), OpenRLHF's
-("stock"), or ours with OpenRLHF's loss ("stock loss"). The optimizer is SGD instead of DeepSpeed's Adam, which would
-have to be compiled first.
+("stock"), or ours with OpenRLHF's loss ("stock loss"). The optimizer is SGD instead of Adam, whose first step hides the
+size of a gradient.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The patches that OpenRLHF and DeepSpeed need on a machine without GPU.
 
-On GPU, only the version is checked, and a lock guards the builds of DeepSpeed's ops (`op_builds.py`).
+On GPU, only the version is checked.
 
 Importing `backend/openrlhf.py` applies the patches in every process before OpenRLHF is imported. Each patch, and what
 in OpenRLHF 0.11.2 or DeepSpeed 0.19.6 makes it necessary:
@@ -8,6 +8,7 @@ in OpenRLHF 0.11.2 or DeepSpeed 0.19.6 makes it necessary:
 - `torch.cuda.current_device` and four other functions are called without a check, for example in `ppo_actor.py::fit`.
 - `openrlhf/models/ring_attn_utils.py` imports flash-attn at its top, although only packing and ring attention use it.
 - `deepspeed.py::setup_distributed` passes "cuda" to its device mesh.
+- DeepSpeed compiles an operator for all-reduces in shared memory, which only its inference uses.
 - DeepSpeed's `_allgather_params_coalesced` waits only for the last of several gathers. This suffices in an NCCL stream,
   which is ordered. Gloo uses several threads, so a weight might be read before it is complete.
 """
@@ -25,7 +26,6 @@ from functools import partial
 import torch
 
 from medssr_dist.runtime.device import on_gpu
-from medssr_dist.training.backend.op_builds import guard_op_builds
 
 SUPPORTED_OPENRLHF = "0.11.2"
 _applied = False
@@ -37,13 +37,13 @@ def apply() -> None:
     version = importlib.metadata.version("openrlhf")
     if version != SUPPORTED_OPENRLHF:
         raise RuntimeError(f"training needs openrlhf {SUPPORTED_OPENRLHF}, found {version}")
-    guard_op_builds()
     if _applied or on_gpu():
         return
     os.environ["DS_ACCELERATOR"] = "cpu"
     _replace_cuda_calls()
     _import_without_flash_attn()
     _use_cpu_mesh()
+    _leave_out_shm_op()
     _wait_for_every_gather()
     _applied = True
 
@@ -92,6 +92,12 @@ def _use_cpu_mesh() -> None:
 
 def _make_cpu_mesh(init_device_mesh, device_type, *args, **kwargs):
     return init_device_mesh("cpu", *args, **kwargs)
+
+
+def _leave_out_shm_op() -> None:
+    from deepspeed.ops import __compatible_ops__
+
+    __compatible_ops__["deepspeed_shm_comm"] = False
 
 
 def _wait_for_every_gather() -> None:

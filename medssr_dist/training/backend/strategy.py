@@ -61,7 +61,11 @@ class Strategy(DeepspeedStrategy):
         }
 
     def get_ds_train_config(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        return self._without_counting(super().get_ds_train_config(*args, **kwargs))
+        """Return DeepSpeed's settings, with torch's fused AdamW: DeepSpeed would have to compile its own."""
+        ds_config = self._without_counting(super().get_ds_train_config(*args, **kwargs))
+        if ds_config.get("optimizer"):
+            ds_config["optimizer"]["params"] |= {"torch_adam": True, "fused": True}
+        return ds_config
 
     def get_ds_eval_config(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         return self._without_counting(super().get_ds_eval_config(*args, **kwargs))
