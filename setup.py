@@ -7,9 +7,14 @@ DATA = {
     "medssr_dist.data": ["prompts/*.yaml"],
     "medssr_dist.knowledge": ["data/*"],
     "medssr_dist.synthesis": ["*.yaml"],
+    "medssr_dist.configs": ["*.yaml", "*/*.yaml"],
+    "medssr_dist.launch": ["*.sh", "env.d/*", "containers/*"],
+    "medssr_dist.slurm": ["*.sh"],
 }
+# Folders beside medssr_dist/ that an installed package has inside.
+BESIDE = ("configs", "kernels", "launch", "slurm")
 setup(
-    packages=[*find_packages(include=["medssr_dist", "medssr_dist.*"]), "medssr_dist.kernels", "medssr_dist.launch"],
+    packages=[*find_packages(include=["medssr_dist", "medssr_dist.*"]), *(f"medssr_dist.{name}" for name in BESIDE)],
     package_data=DATA,
-    package_dir={"medssr_dist.kernels": "kernels", "medssr_dist.launch": "launch"},
+    package_dir={f"medssr_dist.{name}": name for name in BESIDE},
 )

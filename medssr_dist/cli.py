@@ -8,12 +8,14 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medssr_dist import __version__
+from medssr_dist.commands.tool_arguments import add_config_tools, add_model_arguments
 from medssr_dist.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_STOPPED, Diverged, InputError, Stopped
 from medssr_dist.runtime.failures import describe_foreseen, to_line, write_traceback
 from medssr_dist.runtime.logs import set_up_logging
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 Call = Callable[[argparse.Namespace], int]
 
+_DASHED_KEY = re.compile(r"--([a-z][a-z0-9_]*(?:\.\w+)+)(?:=(.*))?", re.DOTALL)
 _EXAMPLE = "example:\n  medssr {name} --config configs/demo_cpu.yaml --run-dir runs/demo voting.samples=16"
 _STEPS = {
     "run": "run the whole method: synthesize, vote, train (two stages), evaluate",
@@ -42,6 +45,7 @@ _BENCHES = {
     "update": "the model update on one device: tokens/s, MFU and peak memory, with and without each optimization",
 }
 _TOOLS = {
+    "preview": "send a few requests for questions and show prompt, reply, checks and cost; nothing is kept",
     "prefetch": "download models and encoders and build the passage index (on a machine with internet access)",
     "doctor": "check this machine and the config before a long run",
     "status": "show the progress of a run: steps, counts, newest metrics",
@@ -54,12 +58,18 @@ def main(arguments: list[str] | None = None) -> int:
     The codes: 0 done, 1 training diverged or a bug, 2 bad input or a fault of the machine, 3 stopped and resumable by
     the same command.
     """
-    args = _build_parser().parse_args(arguments)
+    parser = _build_parser()
+    _offer_completion(parser)
+    if mistake := _explain_dashes(sys.argv[1:] if arguments is None else arguments):
+        return _end(mistake, EXIT_BAD_INPUT)
+    args = parser.parse_args(arguments)
     os.umask(0o077)  # only the user may read what a command writes
     set_up_logging()
     try:
         call: Call = args.call
-        return call(args)
+        code = call(args)
+        sys.stdout.flush()  # a closed pipe shows here, not when Python exits
+        return code
     except InputError as error:
         return _end(error, EXIT_BAD_INPUT)
     except Diverged as error:
@@ -72,6 +82,26 @@ def main(arguments: list[str] | None = None) -> int:
         return _end_by_failure(error, getattr(args, "run_dir", None))
 
 
+def _offer_completion(parser: argparse.ArgumentParser) -> None:
+    """Complete the command line for a shell in which `register-python-argcomplete medssr` was evaluated."""
+    if "_ARGCOMPLETE" in os.environ:
+        from medssr_dist.commands.completion import complete
+
+        complete(parser)
+
+
+def _explain_dashes(arguments: list[str]) -> str:
+    """Return how to write an override that is given as an option, such as `--voting.samples 16`; "" if none is."""
+    for place, argument in enumerate(arguments):
+        if argument == "--":
+            break
+        if match := _DASHED_KEY.fullmatch(argument):
+            following = arguments[place + 1] if place + 1 < len(arguments) else "VALUE"
+            value = following if match[2] is None else match[2]
+            return f"{argument}: settings of the config have no dashes; write {match[1]}={value}"
+    return ""
+
+
 def _end(message: object, code: int) -> int:
     """Print why the command ends, in one line, and return its exit code."""
     print(f"medssr: {to_line(str(message))}", file=sys.stderr)
@@ -80,8 +110,9 @@ def _end(message: object, code: int) -> int:
 
 def _end_by_failure(error: Exception, run_dir: Path | None) -> int:
     """End for a fault of the machine with the fix, or for a bug with the file that holds its traceback."""
-    if isinstance(error, BrokenPipeError):
+    if isinstance(error, BrokenPipeError):  # `medssr ... | head`: the reader has all it wants
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python fails once more as it exits
+        return EXIT_FAILED
     if foreseen := describe_foreseen(error):
         return _end(foreseen, EXIT_BAD_INPUT)
     file = write_traceback(error, run_dir)
@@ -100,9 +131,18 @@ def _build_parser() -> argparse.ArgumentParser:
     for name, text in _STEPS.items():
         command = _add_config_command(commands, name, text, _run_steps)
         command.set_defaults(rates=None)
+        if name == "evaluate":
+            add_model_arguments(command)
+            command.set_defaults(call=_evaluate)
+        command.add_argument(
+            "--sbatch", action="store_true", help="print the batch script of a Slurm job that does this"
+        )
         if name == "run":
             text = "with --dry-run: predict the wall time from this run's rates (default: from the run itself)"
             command.add_argument("--rates", type=Path, metavar="RUN_DIR", help=text)
+    preview = _add_config_command(commands, "preview", _TOOLS["preview"], _preview)
+    preview.add_argument("--n", type=int, default=5, metavar="N", help="requests to send (default: 5)")
+    preview.add_argument("--no-prompts", action="store_true", help="leave out the prompts")
     _add_config_command(commands, "prefetch", _TOOLS["prefetch"], _prefetch)
     _add_doctor_command(commands)
     _add_status_command(commands)
@@ -111,6 +151,7 @@ def _build_parser() -> argparse.ArgumentParser:
     _add_merge_command(commands)
     _add_review_command(commands)
     _add_compare_command(commands)
+    add_config_tools(commands, _config)
     _add_bench_command(commands)
     return parser
 
@@ -280,6 +321,11 @@ def _run_steps(args: argparse.Namespace) -> int:
 
     config = _load(args)
     steps = STEPS if args.command == "run" else (args.command,)
+    if args.sbatch:
+        from medssr_dist.commands.batch_script import render_batch_script
+
+        print(render_batch_script(config, args.command, args.config, args.run_dir, args.overrides), end="")
+        return 0
     if args.dry_run:
         from medssr_dist.commands.dry_run import dry_run
 
@@ -288,6 +334,36 @@ def _run_steps(args: argparse.Namespace) -> int:
     if args.rates:
         raise InputError("--rates needs --dry-run; add --dry-run, or leave --rates out")
     run_steps(config, args.run_dir, steps)
+    return 0
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    models = [argument for argument in args.overrides if "=" not in argument]
+    if not models:
+        if wrong := next((name for name in ("data", "limit", "server") if getattr(args, name)), ""):
+            raise InputError(f"--{wrong} needs a model: medssr evaluate MODEL --data X")
+        if args.config is None:
+            raise InputError("evaluate needs a model and --data, or the --config of a run")
+        return _run_steps(args)
+    from medssr_dist.commands.evaluate_models import evaluate_models, plan_evaluation_of_models
+    from medssr_dist.config.bare_evaluation import build_evaluation_config
+
+    overrides = [argument for argument in args.overrides if "=" in argument]
+    config = build_evaluation_config(models[0], args.data, args.limit, args.server, args.config, overrides)
+    if args.dry_run:
+        plan_evaluation_of_models(config, models)
+        return 0
+    args.run_dir = args.run_dir or Path("runs") / "evaluation"
+    evaluate_models(config, models, args.run_dir)
+    return 0
+
+
+def _preview(args: argparse.Namespace) -> int:
+    from medssr_dist.commands.preview import preview
+
+    if args.n < 1:
+        raise InputError(f"--n {args.n} asks for no request; give at least 1")
+    preview(_load(args), args.n, not args.no_prompts)
     return 0
 
 
@@ -343,6 +419,18 @@ def _compare(args: argparse.Namespace) -> int:
     from medssr_dist.commands.compare import compare_runs
 
     compare_runs(args.run_a, args.run_b)
+    return 0
+
+
+def _config(args: argparse.Namespace) -> int:
+    from medssr_dist.commands import config_command
+
+    if args.tool == "show":
+        config_command.show_config(args.config, args.overrides, args.json)
+    elif args.tool == "keys":
+        config_command.print_keys(args.pattern, args.markdown)
+    else:
+        config_command.init_config(args.file, args.start, args.force)
     return 0
 
 

@@ -1,10 +1,9 @@
-"""Download the question files of a config that are absent and whose origin is known (`medssr prefetch`)."""
+"""Download what is absent of a config's data sets: files with a known origin, Hugging Face ids (`medssr prefetch`)."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from medssr_dist.config.schema import Config
 from medssr_dist.data.jsonl import write_atomic
 from medssr_dist.errors import InputError
 from medssr_dist.readers import count_facts, name_source, read_questions
+from medssr_dist.readers.hub_sets import fetch_hub_set, find_hub_place, is_cached, is_offline
 
 _HUB = "hf://datasets/"
 _TIMEOUT_S = 30.0
@@ -40,8 +40,20 @@ def list_sources(config: Config) -> list[DataSource]:
 
 
 def list_absent(config: Config) -> list[DataSource]:
-    """Return the data sets whose file is not there although its origin is known."""
-    return [source for source in list_sources(config) if source.origin and not Path(source.path).exists()]
+    """Return the data sets that are not on this machine although it is known where they come from."""
+    return [source for source in list_sources(config) if _is_absent(source)]
+
+
+def _is_absent(source: DataSource) -> bool:
+    if place := find_hub_place(source, source.revision):
+        return not is_cached(place)
+    return bool(source.origin) and not Path(source.path).exists()
+
+
+def name_origin(source: DataSource) -> str:
+    """Return where an absent data set comes from, for the user."""
+    place = find_hub_place(source, source.revision)
+    return f"huggingface.co/datasets/{place.label}" if place else describe_origin(source.origin)
 
 
 def describe_origin(origin: str) -> str:
@@ -53,9 +65,9 @@ def describe_origin(origin: str) -> str:
 
 def fetch_absent(config: Config) -> FetchResult:
     """Download the absent files whose origin is known. After a failure for lack of a network, none is tried."""
-    lines, absent, offline = [], [], _say_offline()
+    lines, absent, offline = [], [], "HF_HUB_OFFLINE is set" if is_offline() else ""
     for source in list_absent(config):
-        name, origin = name_source(source), describe_origin(source.origin)
+        name, origin = name_source(source), name_origin(source)
         try:
             reason = offline or _fetch(source)
         except _NoNetwork as error:
@@ -93,17 +105,16 @@ class _NoNetwork(Exception):
     """A server cannot be reached."""
 
 
-def _say_offline() -> str:
-    return "HF_HUB_OFFLINE is set" if os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0") else ""
-
-
 def _fetch(source: DataSource) -> str:
-    """Download the file of `source`. Return "".
+    """Download the file of `source`, or all files of its data set on the hub. Return "".
 
     Raises:
         InputError: the origin does not have it, or it is another file than expected.
         _NoNetwork: the server cannot be reached.
     """
+    if place := find_hub_place(source, source.revision):
+        fetch_hub_set(place)
+        return ""
     content = _read_hub(source.origin) if source.origin.startswith(_HUB) else _read_url(source.origin)
     if source.git_blob and (found := hash_blob(content)) != source.git_blob:
         raise InputError(f"another file was sent: its git hash is {found[:12]}, not {source.git_blob[:12]}")

@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,6 +18,7 @@ from medssr_dist.commands.plan_rows import PlanRow, describe_forecast, print_row
 from medssr_dist.commands.prefetch import find_indexes, name_corpora
 from medssr_dist.config.base import DataSource
 from medssr_dist.config.load import dump_config
+from medssr_dist.config.price_table import describe_cost
 from medssr_dist.config.schema import Config, Voting
 from medssr_dist.config.synthesis import Knowledge, Synthesis
 from medssr_dist.config.training import Stage
@@ -35,10 +38,14 @@ from medssr_dist.estimates.workload import (
 )
 from medssr_dist.evaluation.score_statistics import POWER, Assumptions, detectable_difference
 from medssr_dist.readers import name_source, read_all, read_questions, refuse_evaluation_items, refuse_unlabelled
+from medssr_dist.readers.hub_sets import find_hub_place
 from medssr_dist.run.demand import refuse_unvoted_demand
 from medssr_dist.run.directory import RunDir, find_commit
 from medssr_dist.run.paths import STAGES, STEPS, resolved_config
+from medssr_dist.runtime.device import describe_device
 from medssr_dist.runtime.models import find_policy_on_disk
+
+_SAMPLED_PASSAGES = 200  # of each corpus, where there is no index
 
 if TYPE_CHECKING:
     from medssr_dist.data.prompt_renderer import PromptRenderer
@@ -67,7 +74,7 @@ def dry_run(config: Config, run_dir: Path, steps: tuple[str, ...], rates_of: Pat
     if steps == STEPS and not config.training.uses_pseudo_labels:
         steps = ("train", "evaluate")
     print(f"dry run of {', '.join(steps)} in {run.root}; nothing is started")
-    print_rows("slots", _plan_slots(config))
+    print_rows("slots", [PlanRow("device", describe_device()), *_plan_slots(config)])
     for step in steps:
         print_rows(step, [PlanRow("state", _describe_state(run, step)), *_PLANS[step](config, run, folder, model)])
     if steps == STEPS:
@@ -140,7 +147,19 @@ def _plan_synthesis(config: Config, run: RunDir, folder: Path, model: Path) -> l
         PlanRow("cost", _describe_cost(synthesis, rendered.mean_tokens)),
         PlanRow("rare", f"alpha {synthesis.alpha:g}: {share} requests get one of {len(rare):,} entities"),
         *_describe_sources("seeds", synthesis.seeds, config),
+        *_warn_of_few_seeds(len(seeds), expect_questions(config)),
         PlanRow("index", rendered.index_state),
+    ]
+
+
+def _warn_of_few_seeds(seeds: int, questions: int) -> list[PlanRow]:
+    """Return a warning if each pair of seeds is used more than once, on average."""
+    pairs = seeds * (seeds - 1) // 2
+    if not pairs or questions <= pairs:
+        return []
+    used = f"each pair is used {questions / pairs:,.1f} times, each seed {2 * questions / seeds:,.0f} times"
+    return [
+        PlanRow("", f"warning: {seeds:,} seeds make {pairs:,} pairs for {questions:,} questions: {used}; add seeds")
     ]
 
 
@@ -167,19 +186,16 @@ def _list_entities(config: Config) -> list[Entity]:
 
 
 def _describe_cost(synthesis: Synthesis, prompt_tokens: float) -> str:
-    """Describe the most tokens of one request and of N requests, and the cost of N requests if all prices are known."""
-    from medssr_dist.synthesis.client.budget import cost_usd
-
-    most = prompt_tokens + synthesis.max_tokens
+    """Describe the most tokens of one request and of N requests, and the cost of N requests, as far as it is known."""
+    count, most = synthesis.accepted, prompt_tokens + synthesis.max_tokens
+    cost = describe_cost(synthesis, synthesis.models, count * prompt_tokens, count * synthesis.max_tokens)
     text = f"about {prompt_tokens:,.0f} prompt tokens and at most {synthesis.max_tokens:,} reply tokens per request: "
-    text += f"{synthesis.accepted * most:,.0f} tokens for {synthesis.accepted:,} requests"
-    if all(model in synthesis.prices for model in synthesis.models):
-        prices = [synthesis.prices[model] for model in synthesis.models]
-        usd = max(cost_usd(price, prompt_tokens, synthesis.max_tokens) for price in prices)
-        text += f", ${synthesis.accepted * usd:,.2f}"
-    if synthesis.judge:
+    text += f"{count * most:,.0f} tokens for {count:,} requests, cost {cost}"
+    if judge := synthesis.judge:
+        verdict = describe_cost(synthesis, synthesis.judge_models, 0, count * judge.max_tokens)
         text += (
-            f"; and a verdict of at most {synthesis.judge.max_tokens:,} tokens on each question that passes the checks"
+            f"; and a verdict of at most {judge.max_tokens:,} tokens on each question that passes the checks, "
+            f"cost {verdict} without its prompts"
         )
     return text
 
@@ -211,14 +227,15 @@ def _render_prompts(config: Config, seeds: list[Question], rare: list[Entity], f
     )
     has_entity = [draws.draw(index).entity is not None for index in range(synthesis.accepted)]
     indexes = find_indexes(config.knowledge) if any(has_entity) else []
-    read_passages = _read_found_passages(config.knowledge, rare) if indexes else _read_placeholder
+    read_passages = _read_found_passages(config.knowledge, rare) if indexes else _read_samples(config.knowledge)
     plan = RequestPlan(config, seeds, rare, read_passages, find_commit())
     shown = [has_entity.index(kind) for kind in (True, False) if kind in has_entity]
     prompts = {index: plan.build_request(index).messages for index in sorted(shown)}
     parts = [_render_messages(index, messages) for index, messages in prompts.items()]
     write_atomic(folder / "prompts.txt", "\n\n".join(parts) + "\n")
     count_tokens = TokenCounter()
-    tokens = sum(count_tokens(list(messages)) for messages in prompts.values()) / len(prompts)
+    shares = {True: sum(has_entity) / len(has_entity), False: 1 - sum(has_entity) / len(has_entity)}
+    tokens = sum(shares[has_entity[index]] * count_tokens(list(messages)) for index, messages in prompts.items())
     state = _describe_indexes(config.knowledge, indexes) if any(has_entity) else "not needed"
     return _RenderedPrompts(sum(has_entity), tokens, state)
 
@@ -240,18 +257,31 @@ def _read_found_passages(knowledge: Knowledge, rare: list[Entity]) -> Callable[[
     return read
 
 
-def _read_placeholder(name: str) -> list[Passage]:
-    """Return a passage that stands for those of an index that is not built yet."""
-    from medssr_dist.knowledge.passages import Passage
+def _read_samples(knowledge: Knowledge) -> Callable[[str], list[Passage]]:
+    """Return a function that gives passages of usual length in place of those of an index that is not built yet.
 
-    note = "The passage index is not built yet: `medssr prefetch` or the run itself builds it; passages come here."
-    return [Passage(id="", title=f"(passages about {name})", content=note, source="")]
+    They are evenly spaced among the first passages of all corpora by length, so that the tokens of the prompt are
+    estimated.
+    """
+    from medssr_dist.knowledge.corpus import sample_passages
+
+    @cache
+    def choose() -> list[Passage]:
+        found = sorted(sample_passages(knowledge, _SAMPLED_PASSAGES), key=lambda passage: len(passage.text))
+        places = ((2 * place + 1) * len(found) // (2 * knowledge.top_k) for place in range(knowledge.top_k))
+        return [found[place] for place in places] if found else []
+
+    def read(name: str) -> list[Passage]:
+        return [replace(passage, title=f"(in place of a passage about {name}) {passage.title}") for passage in choose()]
+
+    return read
 
 
 def _describe_indexes(knowledge: Knowledge, folders: list[Path]) -> str:
     if folders:
         return f"{', '.join(map(str, folders))} (built)"
-    return f"{name_corpora(knowledge)} under {knowledge.encoder}: not built; the run builds it"
+    state = "not built; the run builds it. The prompts here have other passages of these corpora, for their length"
+    return f"{name_corpora(knowledge)} under {knowledge.encoder}: {state}"
 
 
 def _plan_vote(config: Config, run: RunDir, folder: Path, model: Path) -> list[PlanRow]:
@@ -379,6 +409,12 @@ def _describe_sources(label: str, sources: list[DataSource], config: Config) -> 
     rows = []
     for source in sources:
         count = len(read_questions(source, config.runtime.random_seed))
-        file = "" if source.path.startswith("hpo:") else f" ({Path(source.path).resolve()})"
-        rows.append(PlanRow(label, f"{name_source(source)}{file}, {count:,} questions"))
+        rows.append(PlanRow(label, f"{name_source(source)}{_describe_place(source)}, {count:,} questions"))
     return rows
+
+
+def _describe_place(source: DataSource) -> str:
+    if source.path.startswith("hpo:"):
+        return ""
+    place = find_hub_place(source, source.revision)
+    return f" ({f'huggingface.co/datasets/{place.label}' if place else Path(source.path).resolve()})"

@@ -5,8 +5,9 @@
 2. The MedCPT encoders, if `knowledge.encoder` is medcpt, and the reranker, if one is configured.
 3. The offsets, vectors and index of the corpus, and the passages of every entity. With them, synthesis loads neither
    encoder nor index, and needs neither torch nor FAISS.
-4. The question files whose origin the config knows, such as those of the set `paper` (commands/data_files.py). Other
-   data sets, and the vocabulary of tiktoken, are checked only. They are files and an installed package.
+4. Data sets on the Hugging Face hub, and the question files whose origin the config knows, such as those of the set
+   `paper` (commands/data_files.py). Other data sets, and the vocabulary of tiktoken, are checked only. They are files
+   and an installed package.
 
 A run with HF_HUB_OFFLINE=1 and the same MEDSSR_CACHE and HF_HOME then finds everything on disk.
 """
@@ -16,7 +17,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from medssr_dist.commands.data_files import describe_origin, describe_sets, fetch_absent, list_absent
+from medssr_dist.commands.data_files import describe_sets, fetch_absent, list_absent, name_origin
 from medssr_dist.config.schema import Config, Policy
 from medssr_dist.config.synthesis import Knowledge
 from medssr_dist.data.jsonl import read_json
@@ -42,7 +43,7 @@ def prefetch(config: Config, dry_run: bool) -> None:
         return
     fetched = fetch_absent(config)
     print(*(f"data set {line}" for line in fetched.lines), sep="\n", end="\n" if fetched.lines else "")
-    _print_size("policy", _fetch_policy(config.policy))
+    _print_size("policy", fetch_policy(config.policy))
     if config.synthesis.alpha > 0:
         for key, model in _models(config.knowledge).items():
             _print_size(f"model {key}", _fetch_model(key, model))
@@ -146,7 +147,7 @@ def _plan_downloads(config: Config) -> list[str]:
         models |= {f"model {key}": model for key, model in _models(knowledge).items()}
     lines = [f"{name}: {model}{_describe_source(model)}" for name, model in models.items()]
     lines += [
-        f"data set {name_source(source)}: {source.path} is absent, from {describe_origin(source.origin)}"
+        f"data set {name_source(source)}: {source.path} is absent, from {name_origin(source)}"
         for source in list_absent(config)
     ]
     if config.synthesis.alpha > 0:
@@ -164,7 +165,12 @@ def _describe_source(model: str) -> str:
     return " (a directory, checked)" if Path(model).expanduser().is_dir() else " (downloaded from the Hugging Face hub)"
 
 
-def _fetch_policy(policy: Policy) -> Path:
+def fetch_policy(policy: Policy) -> Path:
+    """Return the directory of the policy, which is downloaded or converted if need be.
+
+    Raises:
+        InputError: it cannot be downloaded, or is not complete.
+    """
     from medssr_dist.runtime.models import EMBEDDED_MODEL, resolve_model
 
     if policy.model != EMBEDDED_MODEL and not Path(policy.model).is_dir():

@@ -1,10 +1,18 @@
-"""The base class of the config's sections, and the section that names a data set."""
+"""The base class of the config's sections, and the sections that name a data set."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 
 class Section(BaseModel):
@@ -13,28 +21,38 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class DataSource(Section):
-    """A data set: a file or an embedded set, whole or in part. A string in its place is its path."""
+class Columns(Section):
+    """The columns of a data set, where they are not recognised. A dot goes into an object: 'data.Question'."""
 
-    path: str = Field(
-        description="JSON or JSONL file, or an embedded set: hpo:seeds, hpo:supervised, hpo:evaluation; for the mini "
-        "policy hpo:mini-seeds, hpo:mini-supervised, hpo:mini-evaluation"
+    question: str = Field("", description="column of the question's text; '' = recognised by its name")
+    options: str | list[str] = Field(
+        "",
+        description="column that holds all options (list, object, or one of these as JSON text), or a list of columns "
+        "with an option each, in the order A, B, C...; '' = recognised",
     )
+    answer: str = Field(
+        "", description="column of the right answer: letter, text of the option, or number; '' = recognised"
+    )
+    answer_from: Literal[0, 1] | None = Field(
+        None, description="number of option A in the column of the answer; null = as the whole data set shows"
+    )
+    rare: str = Field("", description="column that says which questions are about a rare disease, like `rare`")
+    topic: str = Field("", description="column of the subject; '' = recognised")
+    id: str = Field("", description="column of the item's id; '' = recognised")
+
+    @model_validator(mode="after")
+    def _refuse_number_without_column(self) -> Columns:
+        if self.answer_from is not None and not self.answer:
+            raise ValueError("answer_from needs `answer`, the column of the numbers; name it too")
+        return self
+
+
+class PathSource(Section):
+    """What data sets and corpora have in common."""
+
+    path: str = Field(description="where the data are")
     name: str = Field("", description="name in reports; '' = the file's stem")
     limit: int = Field(0, ge=0, description="take the first N items; 0 = all")
-    rare: bool | str | None = Field(
-        None,
-        description="which questions are about a rare disease: true = all, false = none, auto = those whose stem or "
-        "right option names a disease of the rare list, otherwise the column of the file that says so; null = as our "
-        "own records and the embedded sets say, for other files unknown",
-    )
-    questions: int = Field(0, ge=0, description="number of questions that the file must have; 0 = any")
-    origin: str = Field(
-        "",
-        description="where `medssr prefetch` downloads the file if it is absent: https://..., or "
-        "hf://datasets/OWNER/NAME, whose only JSON file it is; '' = nowhere",
-    )
-    git_blob: str = Field("", description="git's SHA-1 of the file at `origin`, to check a download; '' = not checked")
 
     @model_serializer(mode="wrap")
     def _leave_out_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -45,6 +63,61 @@ class DataSource(Section):
             for key, value in serialize(self).items()
             if key in ("path", "name", "limit") or value != fields[key].default
         }
+
+
+class DataSource(PathSource):
+    """A data set of questions, whole or in part. A string in its place is its path."""
+
+    path: str = Field(
+        description="file (JSON, JSONL, CSV, TSV, Parquet, Arrow; also .gz, .zst, .xz, .bz2), folder of such files, "
+        "Hugging Face id (owner/name, or hf://datasets/OWNER/NAME[@REVISION][/FILE]), or an embedded set: hpo:seeds, "
+        "hpo:supervised, hpo:evaluation; for the mini policy hpo:mini-seeds, hpo:mini-supervised, hpo:mini-evaluation",
+    )
+    name: str = Field("", description="name in reports; '' = the file's stem, or the name on the hub")
+    split: str = Field(
+        "", description="split of a folder or Hugging Face id, e.g. test or 'train[:500]'; '' = the only one there"
+    )
+    subset: str = Field("", description="subset (configuration) of a folder or Hugging Face id; '' = the only one")
+    revision: str = Field(
+        "", description="commit, tag or branch of the Hugging Face id; '' = the one in the local cache, else the newest"
+    )
+    shuffle: bool = Field(
+        False, description="put the items in an order drawn with runtime.random_seed before `limit` takes the first N"
+    )
+    columns: Columns | None = Field(
+        None, description="which column is what, e.g. {question: stem, answer: key}; null = recognised by their names"
+    )
+    unusable: Literal["refuse", "skip"] = Field(
+        "refuse",
+        description="what becomes of items that cannot be used (an image, an empty option): refuse = the whole data "
+        "set is refused; skip = they are left out, and counted in the log",
+    )
+    rare: bool | str | None = Field(
+        None,
+        description="which questions are about a rare disease: true = all, false = none, auto = those whose stem or "
+        "right option names a disease of the rare list, otherwise the column of the data set that says so; null = as "
+        "our own records and the embedded sets say, for other data sets unknown",
+    )
+    questions: int = Field(0, ge=0, description="number of questions that the data set must have; 0 = any")
+    origin: str = Field(
+        "",
+        description="where `medssr prefetch` downloads the file if it is absent: https://..., or "
+        "hf://datasets/OWNER/NAME, whose only JSON file it is; '' = nowhere",
+    )
+    git_blob: str = Field("", description="git's SHA-1 of the file at `origin`, to check a download; '' = not checked")
+
+    @model_validator(mode="after")
+    def _refuse_unfit(self) -> DataSource:
+        if not self.path:
+            raise ValueError("path is empty; give a file, a folder, a Hugging Face id or an embedded set")
+        if self.columns and self.columns.rare and self.rare is not None:
+            raise ValueError(f"rare = {self.rare!r} and columns.rare = {self.columns.rare!r} say the same; keep one")
+        if self.path.startswith("hpo:"):
+            fields = type(self).model_fields
+            keys = ("split", "subset", "revision", "shuffle", "columns", "unusable", "questions", "origin", "git_blob")
+            if given := [key for key in keys if getattr(self, key) != fields[key].default]:
+                raise ValueError(f"{given[0]} has no meaning for the embedded set {self.path!r}; remove it")
+        return self
 
 
 def _path_to_source(value: Any) -> Any:

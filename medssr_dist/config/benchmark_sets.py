@@ -6,15 +6,15 @@ so that the resolved config of a run holds every file, with its expected number 
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import yaml
 
+from medssr_dist.config.shipped import find_shipped
 from medssr_dist.data.jsonl import read_text
 from medssr_dist.errors import InputError
 
-SETS_FOLDER = Path(__file__).parents[2] / "configs" / "benchmarks"
+SETS_FOLDER = find_shipped("configs") / "benchmarks"
 _KEY = "evaluation.benchmarks"
 _BESIDE = ("limit", "rare")  # keys that may stand beside `set`; they replace those of every source
 

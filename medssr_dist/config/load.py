@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import stat
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from medssr_dist.config.benchmark_sets import expand_benchmark_sets
+from medssr_dist.config.key_list import list_siblings, suggest_paths
 from medssr_dist.config.schema import Config
+from medssr_dist.config.shipped import find_config_file
 from medssr_dist.config.training import REMOVED_ADVICE, REMOVED_KEYS
 from medssr_dist.data.jsonl import read_text
 from medssr_dist.errors import InputError
@@ -45,17 +47,66 @@ def load_config(path: Path, overrides: list[str] | None = None) -> Config:
         InputError: a file cannot be read, a key is unknown (the message names the nearest valid key), or a value is
             out of range.
     """
-    tree = _read_yaml(Path(path))
+    file = find_config_file(Path(path))
+    return validate_tree(merge_layers(read_layers(file)), overrides or [], str(file))
+
+
+def validate_tree(tree: Tree, overrides: list[str], where: str) -> Config:
+    """Return the config of a tree with overrides. `where`: what the tree is called in messages.
+
+    Raises:
+        InputError: see `load_config`.
+    """
     expand_benchmark_sets(tree)  # before the overrides, so that they can change one source of a set
-    for override in overrides or []:
-        _apply_override(tree, override)
+    for override in overrides:
+        apply_override(tree, override)
         expand_benchmark_sets(tree)
     _refuse_literal_secrets(tree, "")
-    tree = _fill_variables(tree, "")
+    tree = _fill_variables(tree)
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        raise InputError(f"{path}: " + "; ".join(_explain(item) for item in error.errors())) from None
+        raise InputError(f"{where}: " + "; ".join(_explain(item) for item in error.errors())) from None
+
+
+@dataclass(frozen=True)
+class ConfigLayer:
+    """What one file sets. Example: ConfigLayer(file=Path("configs/qwen3_8b.yaml"), tree={"policy": {...}})."""
+
+    file: Path
+    tree: Tree
+
+
+def read_layers(path: Path) -> list[ConfigLayer]:
+    """Return what a config file sets, behind the files that it extends, the most general first.
+
+    Raises:
+        InputError: a file cannot be read or holds no settings, or a file extends itself.
+    """
+    layers: list[ConfigLayer] = []
+    file: Path | None = path
+    while file is not None:
+        if any(layer.file == file for layer in layers):
+            raise InputError(f"{file} extends itself; remove its line `extends`")
+        tree = _read_yaml(file)
+        base = tree.pop("extends", None)
+        layers.insert(0, ConfigLayer(file, tree))
+        file = _find_base(file, str(base)) if base else None
+    return layers
+
+
+def merge_layers(layers: list[ConfigLayer]) -> Tree:
+    """Return the tree of all layers; a later one replaces what an earlier one sets."""
+    tree: Tree = {}
+    for layer in layers:
+        tree = merge_sections(tree, layer.tree)
+    return tree
+
+
+def _find_base(file: Path, base: str) -> Path:
+    """Return the file that `file` extends: beside it, else one that comes with the project."""
+    beside = file.parent / base
+    return beside if beside.exists() or Path(base).is_absolute() else find_config_file(Path(base))
 
 
 def _read_yaml(path: Path) -> Tree:
@@ -64,9 +115,8 @@ def _read_yaml(path: Path) -> Tree:
     except yaml.YAMLError as error:
         raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
-        raise InputError(f"{path} holds no settings; start from configs/demo_cpu.yaml")
-    base = tree.pop("extends", None)
-    return merge_sections(_read_yaml(path.parent / base), tree) if base else tree
+        raise InputError(f"{path} holds no settings; `medssr config init` writes a first config")
+    return tree
 
 
 def merge_sections(base: Tree, changes: Tree) -> Tree:
@@ -78,7 +128,12 @@ def merge_sections(base: Tree, changes: Tree) -> Tree:
     return merged
 
 
-def _apply_override(tree: Tree, override: str) -> None:
+def apply_override(tree: Tree, override: str) -> None:
+    """Set one key of a tree. Example of `override`: "voting.samples=16".
+
+    Raises:
+        InputError: it is not of this form, or goes through a value or past the end of a list.
+    """
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise InputError(f"override {override!r} is not of the form key=value, e.g. voting.samples=16")
@@ -127,24 +182,37 @@ def _names_a_secret(text: str) -> bool:
     return bool(_VARIABLE.fullmatch(text)) or text.startswith(_SECRET_FILE)
 
 
-def _fill_variables(node: Any, key: str) -> Any:
+def _fill_variables(tree: Tree) -> Tree:
+    """Return the tree with environment variables and secrets filled in. Raises InputError with all that are not set."""
+    missing: dict[str, list[str]] = {}
+    filled: Tree = _fill(tree, "", missing)
+    if missing:
+        told = "; ".join(f"{name}, which is not set, is needed by {_name_few(keys)}" for name, keys in missing.items())
+        exports = " ".join(f"{name}=..." for name in missing)
+        raise InputError(f"environment variables: {told}; export {exports}")
+    return filled
+
+
+def _name_few(keys: list[str]) -> str:
+    return ", ".join(keys[:2]) + (f" and {len(keys) - 2} more" if len(keys) > 2 else "")
+
+
+def _fill(node: Any, key: str, missing: dict[str, list[str]]) -> Any:
+    """Return `node` filled in; variables that are not set are added to `missing`, with the keys that need them."""
     if isinstance(node, dict):
-        return {name: _fill_variables(value, f"{key}.{name}" if key else str(name)) for name, value in node.items()}
+        return {name: _fill(value, f"{key}.{name}" if key else str(name), missing) for name, value in node.items()}
     if isinstance(node, list):
-        return [_fill_variables(value, f"{key}.{index}") for index, value in enumerate(node)]
+        return [_fill(value, f"{key}.{index}", missing) for index, value in enumerate(node)]
     if isinstance(node, str) and _SECRET_KEY.search(key) and node.startswith(_SECRET_FILE):
         return _read_secret(Path(node.removeprefix(_SECRET_FILE)).expanduser(), key)
     if isinstance(node, str) and _VARIABLE.search(node):
         if not _VARIABLE_KEYS.search(key):
             raise InputError(f"{key}: ${{...}} is allowed in secrets and paths only; write the value itself")
-        return _VARIABLE.sub(lambda match: _read_variable(match.group(1), key), node)
+        for name in _VARIABLE.findall(node):
+            if name not in os.environ:
+                missing.setdefault(name, []).append(key)
+        return _VARIABLE.sub(lambda match: os.environ.get(match.group(1), ""), node)
     return node
-
-
-def _read_variable(name: str, key: str) -> str:
-    if name not in os.environ:
-        raise InputError(f"{key} needs the environment variable {name}, which is not set; export {name}=...")
-    return os.environ[name]
 
 
 def _read_secret(file: Path, key: str) -> str:
@@ -178,27 +246,10 @@ def _explain(item: ErrorDetails) -> str:
 
 
 def _suggest_key(location: tuple[int | str, ...]) -> str:
-    section: Any = Config
-    for part in location[:-1]:
-        section = _find_section(section, part)
-        if section is None:
-            return ""
-    close = difflib.get_close_matches(str(location[-1]), list(section.model_fields), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else f"; valid names: {', '.join(section.model_fields)}"
-
-
-def _find_section(section: type[BaseModel], part: int | str) -> Any:
-    if isinstance(part, int):
-        return section
-    field = section.model_fields.get(part)
-    return _find_model(field.annotation) if field else None
-
-
-def _find_model(annotation: Any) -> Any:
-    """Return the section class in an annotation such as list[Annotated[DataSource, ...]]."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next(filter(None, map(_find_model, get_args(annotation))), None)
+    key = ".".join(map(str, location))
+    if close := suggest_paths(key):
+        return f"; did you mean {' or '.join(map(repr, close))}?"
+    return f"; valid keys: {', '.join(list_siblings(key)[:20])}"
 
 
 def dump_config(config: Config) -> Tree:

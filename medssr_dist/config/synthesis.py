@@ -8,12 +8,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field, SecretStr, model_validator
 
-from medssr_dist.config.base import DataSource, Section, Source
+from medssr_dist.config.base import PathSource, Section, Source
 
 HPO_PASSAGES = "hpo:passages"
 
 
-class CorpusSource(DataSource):
+class CorpusSource(PathSource):
     """A corpus of passages. A string in its place is a path, or a name such as textbooks or hpo."""
 
     path: str = Field(
@@ -253,7 +253,7 @@ class Judge(Section):
     endpoints: list[Endpoint] = Field(
         default_factory=list, description="chat APIs that judge; [] = those of synthesis.endpoints"
     )
-    temperature: float = Field(0.0, ge=0, le=2)
+    temperature: float = Field(0.0, ge=0, le=2, description="sampling temperature of the verdicts; 0 = greedy")
     max_tokens: int = Field(512, ge=1, description="limit of a verdict, tokens; a reasoning model needs thousands")
     reasoning: int = Field(
         3, ge=0, le=5, description="least score: how much reasoning the answer needs; 0 = only count"
@@ -297,7 +297,7 @@ class Synthesis(Section):
     batch_size: int = Field(10_000, ge=1, description="batch: requests per file")
     poll_s: float = Field(30.0, gt=0, description="batch: seconds between two polls")
     endpoints: list[Endpoint] = Field(min_length=1, description="chat APIs that write the questions, used in parallel")
-    temperature: float = Field(1.0, ge=0, le=2)
+    temperature: float = Field(1.0, ge=0, le=2, description="sampling temperature of the questions; 0 = greedy")
     max_tokens: int = Field(
         1024, ge=1, description="limit of a reply with its thoughts, tokens; a reply that reaches it is no question"
     )

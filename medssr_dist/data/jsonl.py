@@ -67,7 +67,7 @@ def read_text(path: Path) -> str:
             byte.
     """
     try:
-        text = _decode(Path(path).read_bytes(), Path(path), 0)
+        text = decode_text(Path(path).read_bytes(), Path(path))
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; check the path") from None
     except OSError as error:
@@ -109,15 +109,19 @@ def enumerate_rows(file: Iterable[bytes], path: Path, skip_torn: bool = False) -
     for raw in file:
         if skip_torn and not raw.endswith(b"\n"):
             return
-        for line in _decode(raw, path, offset).removesuffix("\n").removesuffix("\r").split("\r"):
+        for line in decode_text(raw, path, offset).removesuffix("\n").removesuffix("\r").split("\r"):
             number += 1
             if line.strip():
                 yield number, _parse_row(line, path, number)
         offset += len(raw)
 
 
-def _decode(raw: bytes, path: Path, offset: int) -> str:
-    """Return the text of the bytes at `offset`, without the byte order mark that Windows writes before the first."""
+def decode_text(raw: bytes, path: Path, offset: int = 0) -> str:
+    """Return the text of the bytes at `offset`, without the byte order mark that Windows writes before the first.
+
+    Raises:
+        InputError: the bytes are not UTF-8, or those of a compressed file; the message names the file.
+    """
     if not offset:
         for start, program in _COMPRESSED.items():
             if raw.startswith(start):

@@ -92,6 +92,22 @@ def refuse_too_little_memory(config: Config) -> None:
         )
 
 
+def refuse_too_little_for_engines(config: Config) -> None:
+    """Raise InputError if a CPU machine has too little free memory for the engines of an evaluation."""
+    from medssr_dist.runtime.device import on_gpu
+
+    if on_gpu():
+        return
+    parameters, available = count_parameters(config.policy), read_available_memory()
+    engine = _bytes_per_weight(config) * parameters + config.runtime.cpu_kv_cache_gib * 2**30 + _ENGINE_BYTES
+    if (needed := config.voting.engines * engine) > available:
+        raise InputError(
+            f"policy.model = {config.policy.model!r} with {parameters / 1e6:,.0f}M parameters needs about "
+            f"{needed / 1e9:.1f} GB to answer here, {available / 1e9:.1f} GB are free; take a smaller model, lower "
+            "runtime.cpu_kv_cache_gib, or free some memory"
+        )
+
+
 def _cpu_bytes(config: Config, parameters: int) -> float:
     """Return the bytes of a whole run on one CPU machine.
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from medssr_dist.config.base import DataSource
+from medssr_dist.config.base import PathSource
 from medssr_dist.config.synthesis import HPO_PASSAGES, CorpusSource, Knowledge
 from medssr_dist.errors import InputError
-from medssr_dist.knowledge.corpus_files import FileCorpus
+from medssr_dist.knowledge.corpus_files import FileCorpus, sample_file_passages
 from medssr_dist.knowledge.hpo_passages import HpoCorpus
 from medssr_dist.knowledge.passages import Corpus, Passage
 
@@ -56,7 +56,7 @@ def _locate(source: CorpusSource, knowledge: Knowledge) -> CorpusSource:
     return source.model_copy(update={"path": str(folder)})
 
 
-def read_corpus(source: DataSource) -> Corpus:
+def read_corpus(source: PathSource) -> Corpus:
     """Open the corpus of `source`: 'hpo:passages', a JSONL file, or a folder of such files (see FileCorpus).
 
     Raises:
@@ -67,6 +67,21 @@ def read_corpus(source: DataSource) -> Corpus:
     if source.path.startswith("hpo:"):
         raise InputError(f"knowledge.corpora has {source.path!r}, which is not an embedded corpus; use {HPO_PASSAGES}")
     return FileCorpus(Path(source.path).expanduser(), source.limit)
+
+
+def sample_passages(knowledge: Knowledge, count: int) -> list[Passage]:
+    """Return the first `count` passages of each corpus of a run; big files are not read to their end.
+
+    Raises:
+        InputError: a corpus cannot be used; the message names file and line.
+    """
+    found: list[Passage] = []
+    for source in (_locate(each, knowledge) for each in knowledge.corpora):
+        if source.path.startswith("hpo:"):
+            found += read_corpus(source)[:count]
+        else:
+            found += sample_file_passages(Path(source.path).expanduser(), count)
+    return found
 
 
 def find_passage(corpora: list[NamedCorpus], passage_id: str) -> Passage:

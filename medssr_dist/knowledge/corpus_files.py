@@ -13,7 +13,7 @@ from array import array
 from codecs import BOM_UTF8
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -125,6 +125,20 @@ class FileCorpus(Corpus):
 
     def _find_file(self, row: int) -> int:
         return int(self._first_rows.searchsorted(row, "right")) - 1
+
+
+def sample_file_passages(path: Path, count: int) -> list[Passage]:
+    """Return the first `count` passages of a corpus, without a scan of the rest.
+
+    Raises:
+        InputError: the corpus is absent, or one of these lines is no passage.
+    """
+    lines = (
+        _parse(line, file.path, number)
+        for file in map(_ScannedFile.of, _list_files(path))
+        for number, _, line in _read_lines(file)
+    )
+    return list(islice(lines, count))
 
 
 def _list_files(path: Path) -> list[Path]:

@@ -1,7 +1,8 @@
-"""The items of a question file as JSON objects, whatever the shape of the file.
+"""The items of a question file as JSON objects, whatever the kind and the shape of the file.
 
-Shapes: JSONL, a list of objects, an object of id -> item (PubMedQA), and columns, as pandas writes them:
-{"question": ["Q1", "Q2"], ...} or {"question": {"0": "Q1", "1": "Q2"}, ...}.
+Kinds: JSON, JSONL, CSV, TSV, Parquet, Arrow, compressed or not. Shapes of JSON: JSONL, a list of objects, an object of
+id -> item (PubMedQA), and columns, as pandas writes them: {"question": ["Q1", "Q2"], ...} or
+{"question": {"0": "Q1", "1": "Q2"}, ...}.
 """
 
 from __future__ import annotations
@@ -11,26 +12,39 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from medssr_dist.data.jsonl import read_text
 from medssr_dist.errors import InputError
+from medssr_dist.readers.file_bytes import find_kind, read_data_text, read_unpacked
+from medssr_dist.readers.table_rows import Row, read_arrow, read_delimited, read_parquet
 
-Row = dict[str, Any]  # one item of a published file, as JSON
 STEM_KEYS = ("question", "QUESTION", "qtext", "stem")
 ID_KEY = "_item"  # key of an item in an object of id -> item
-_TABLES = {".csv": "CSV", ".tsv": "TSV", ".xlsx": "Excel", ".parquet": "Parquet", ".arrow": "Arrow"}
 
 
 def read_rows(path: Path) -> list[Row]:
     """Return the items of the file, [] if it is empty.
 
     Raises:
-        InputError: the file is absent or not UTF-8, not JSON, or of another shape.
+        InputError: the file is absent or damaged, not UTF-8, not what its name says, or of another shape.
     """
-    if kind := _TABLES.get(path.suffix.lower()):
-        raise InputError(f"{path} is {kind}; write it as JSONL, e.g. with pandas: {_say_conversion(path)}")
-    text = read_text(path)
+    content = read_unpacked(path)
+    kind = find_kind(path, content)
+    if kind == "parquet":
+        return read_parquet(path, content)
+    if kind == "arrow":
+        return read_arrow(path, content)
+    text = read_data_text(path, content)
     if not text.strip():
         return []
+    if kind != "json":
+        return read_delimited(path, text, kind)
+    return _read_json_rows(path, text)
+
+
+def _read_json_rows(path: Path, text: str) -> list[Row]:
+    if text.lstrip()[0] not in "{[" and not _is_json(text):
+        raise InputError(
+            f"{path} is neither JSON nor JSONL: it begins with {text.strip()[:20]!r}; name a table .csv or .tsv"
+        )
     if _is_jsonl(text):
         numbered = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
         rows = [_parse_line(line, f"{path} line {number}") for number, line in numbered]
@@ -79,10 +93,12 @@ def _parse_line(line: str, where: str) -> Row:
     return row
 
 
-def _say_conversion(path: Path) -> str:
-    reader = {".csv": "read_csv", ".tsv": "read_table", ".xlsx": "read_excel", ".parquet": "read_parquet"}
-    call = reader.get(path.suffix.lower(), "read_feather")
-    return f"pandas.{call}({path.name!r}).to_json({path.stem + '.jsonl'!r}, orient='records', lines=True)"
+def _is_json(text: str) -> bool:
+    try:
+        parse_json(text, "")
+    except InputError:
+        return False
+    return True
 
 
 def _is_jsonl(text: str) -> bool:

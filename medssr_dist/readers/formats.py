@@ -14,13 +14,14 @@ from typing import Any, NamedTuple
 
 from medssr_dist.data.records import LETTERS, Question, hash_content, parse_record
 from medssr_dist.errors import InputError
-from medssr_dist.readers.file_rows import ID_KEY, STEM_KEYS, Row
+from medssr_dist.readers.file_rows import STEM_KEYS
 from medssr_dist.readers.item_answers import ANSWER_KEYS, AnswerReader, Item, refuse_unread_answers
 from medssr_dist.readers.item_options import ItemOptions, has_options, is_absent, read_options
+from medssr_dist.readers.named_columns import ID_KEYS, TOPIC_KEYS
+from medssr_dist.readers.table_rows import Row
 
 Parse = Callable[[Row], Question]
 _log = logging.getLogger(__name__)
-_ID_KEYS = ("id", "pmid", "pubid", "question_id", "unique_id", ID_KEY)
 _IMAGE_KEYS = ("images", "image", "image_paths", "image_path")
 
 
@@ -55,7 +56,8 @@ def detect_format(row: Mapping[str, Any]) -> Format:
         found = ", ".join(map(str, list(row)[:12])) or "none"
         raise InputError(
             f"is of no known format: its keys are {found}; known formats (with the keys they need): {formats}; "
-            "MedQA, MedMCQA, MMLU and others (question; options, choices, or opa, opb...; answer, answer_idx or cop)"
+            "MedQA, MedMCQA, MMLU and others (question; options, choices, or opa, opb...; answer, answer_idx or cop); "
+            "for another form name the columns: `columns: {question: ..., options: ..., answer: ...}`"
         )
     return _ITEMS
 
@@ -167,8 +169,7 @@ def _find_topic(row: Row) -> str:
     specialties = patient.get("specialties") if isinstance(patient, dict) else None
     if isinstance(specialties, list) and specialties:
         return _clean_topic(specialties[0])
-    keys = ("subject_name", "subject", "category", "body_system", "meta_info")
-    return next((topic for key in keys if (topic := _clean_topic(row.get(key)))), "")
+    return next((topic for key in TOPIC_KEYS if (topic := _clean_topic(row.get(key)))), "")
 
 
 def _clean_topic(value: object) -> str:
@@ -228,7 +229,7 @@ def read_id(row: Row) -> str:
     Raises:
         InputError: the id is neither a text nor a number.
     """
-    key = next((key for key in _ID_KEYS if not is_absent(row.get(key))), None)
+    key = next((key for key in ID_KEYS if not is_absent(row.get(key))), None)
     if key is None and not is_absent(row.get("qid")):
         return "-".join(str(row[key]) for key in ("name", "qid") if not is_absent(row.get(key)))
     if key is not None and not isinstance(row[key], str | int | float):

@@ -100,7 +100,8 @@ class AnswerReader:
             raise InputError(_explain_value(item, unclear[0], False))
         if len(set(found.values())) > 1:
             values = " and ".join(f"{key} = {item.row[key]!r}" for key in found)
-            raise InputError(f"has answers that contradict each other: {values}")
+            fix = f"if one of them is not the answer, name the other: `columns: {{answer: {next(iter(found))}}}`"
+            raise InputError(f"has answers that contradict each other: {values}; {fix}")
         return LETTERS[next(iter(found.values()))] if found else None
 
     def _find_places(self, item: Item, key: str) -> set[int]:
@@ -152,7 +153,7 @@ def refuse_unread_answers(items: Sequence[Item]) -> None:
             value = next(item.row[key] for item in items if not is_unknown(item.row.get(key)))
             raise InputError(
                 f"has no answer under a known key ({', '.join(ANSWER_KEYS)}), but {key!r} seems to hold it "
-                f"({value!r}); rename it to 'answer'"
+                f"({value!r}); name it: `columns: {{answer: {key}}}`"
             )
 
 
@@ -220,7 +221,10 @@ def _is_long_text(value: Any) -> bool:
 def _explain_open(items: Sequence[Item], key: str, fits_both: bool) -> str:
     seen = sorted({int(_unwrap(item.row[key])) for item in items})
     if fits_both:
-        how = "fit both counting from 0 and from 1; use the whole file (`limit` takes a part of it), or give letters"
+        how = (
+            "fit both counting from 0 and from 1; use the whole file (`limit` takes a part of it), give letters, or "
+            f"say what the number of option A is: `columns: {{answer: {key}, answer_from: 0}}` or 1"
+        )
     else:
         how = "fit neither counting from 0 nor from 1 in all items; give letters"
     return f"cannot be read: its {key} values {seen} {how}"

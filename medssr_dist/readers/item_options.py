@@ -20,7 +20,7 @@ from medssr_dist.data.records import LETTERS
 from medssr_dist.errors import InputError
 from medssr_dist.readers.file_rows import parse_json
 
-_HOLDERS = ("options", "choices", "answers")  # keys that hold all options of an item
+OPTION_HOLDERS = ("options", "choices", "answers")  # keys that hold all options of an item
 _LABELS = ("key", "label", "letter", "aid", "id", "option")  # in a pair, the key of the letter or number
 _TEXTS = ("value", "text", "atext", "content")  # in a pair, the key of the text
 _COLUMN = re.compile(r"(|op|opt|options?|choices?|ending)_?(?:([A-Ja-j])|(\d{1,2}))")
@@ -48,9 +48,15 @@ class ItemOptions:
         return self.texts == list(LETTERS[: len(self.texts)])
 
 
+def is_option_column(key: str) -> bool:
+    """Return whether a column may hold one option: 'opa', 'op1', 'option_a', 'ending0', 'A', but not '1'."""
+    match = _COLUMN.fullmatch(key)
+    return bool(match and (match.group(1) or match.group(2)))
+
+
 def has_options(row: Mapping[str, Any]) -> bool:
     """Return whether `row` has options in a key of their own or in columns."""
-    return any(_is_holder(row, key) for key in _HOLDERS) or len(_find_columns(row)) > 1
+    return any(_is_holder(row, key) for key in OPTION_HOLDERS) or len(_find_columns(row)) > 1
 
 
 def read_options(row: Mapping[str, Any]) -> ItemOptions:
@@ -63,11 +69,13 @@ def read_options(row: Mapping[str, Any]) -> ItemOptions:
     Raises:
         InputError: the options are not understood, or one is empty or missing.
     """
-    holders = [key for key in _HOLDERS if _is_holder(row, key)]
+    holders = [key for key in OPTION_HOLDERS if _is_holder(row, key)]
     columns = _find_columns(row)
     if len(holders) > 1 or (holders and len(columns) > 1):
         found = [*holders, *columns]
-        raise InputError(f"has options in {found[0]!r} and in {found[1]!r}; keep one of the two")
+        raise InputError(
+            f"has options in {found[0]!r} and in {found[1]!r}; name one: `columns: {{options: {found[0]}}}`"
+        )
     if holders:
         value = _open_text(holders[0], row[holders[0]])
         return _read_holder(holders[0], value)
@@ -91,12 +99,16 @@ def _find_columns(row: Mapping[str, Any]) -> list[str]:
     """Return the columns of the one family of option columns that begins with the first letter, 0 or 1."""
     families: dict[str, list[str]] = {}
     for key in row:
-        if (match := _COLUMN.fullmatch(key)) and (match.group(1) or match.group(2)):
+        if is_option_column(key):
             families.setdefault(key.removesuffix(_find_label(key)), []).append(key)
     whole = [keys for keys in families.values() if len(keys) > 1]
     if len(whole) > 1:
-        raise InputError(f"has options in {whole[0][0]!r} and in {whole[1][0]!r}; keep one of the two")
+        raise InputError(f"has options in {whole[0][0]!r} and in {whole[1][0]!r}; {_say_columns(whole[0])}")
     return whole[0] if whole else []
+
+
+def _say_columns(columns: list[str]) -> str:
+    return f"name one set of them: `columns: {{options: [{', '.join(columns)}]}}`"
 
 
 def _find_label(column: str) -> str:

@@ -23,6 +23,7 @@ from medssr_dist.data.records import Question
 from medssr_dist.errors import InputError
 from medssr_dist.knowledge.name_finder import NameFinder, is_acronym, list_keys
 from medssr_dist.knowledge.rare_diseases import load_rare_list
+from medssr_dist.readers.named_columns import get_column, has_column
 
 _FEWEST_CAPITALS = 5  # of a name in capitals; four are often a method (VATS) or a test (TPHA)
 _OTHER_MEANINGS = frozenset({"malleus", "silver staining", "midline heart"})
@@ -119,10 +120,10 @@ def _is_clear(name: str) -> bool:
 
 
 def _read_column(column: str, row: Mapping[str, Any]) -> bool:
-    if column not in row:
+    if not has_column(row, column):
         found = ", ".join(map(str, list(row)[:12]))
         raise InputError(f"rare = {column!r}: the item has no such column; its keys are {found}")
-    value = row[column]
+    value = get_column(row, column)
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     known = value if isinstance(value, bool) else _WORDS.get(str(value).strip().casefold())

@@ -42,7 +42,8 @@ def count_slots_at_once(config: Config) -> int:
     """Return how many slots a run needs at the same time; in stream mode voting and training run concurrently."""
     needed = count_slots(config)
     voting = needed.pop("voting engines")
-    training = sum(needed.values())
+    trains = config.training.stage1.enabled or config.training.stage2.enabled
+    training = sum(needed.values()) if trains else 0
     return voting + training if config.runtime.mode == "stream" else max(voting, training)
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from medssr_dist.errors import InputError
 
@@ -23,9 +25,32 @@ def on_gpu() -> bool:
         raise InputError(f"MEDSSR_DEVICE = {chosen!r}: set it to cpu or cuda, or unset it")
     if chosen:
         return chosen == "cuda"
-    import torch
+    return _import_torch().cuda.is_available()
 
-    return torch.cuda.is_available()
+
+def describe_device() -> str:
+    """Return what a run here would compute on. Example: '2 x NVIDIA H100 80GB HBM3', or 'CPU, 8 cores'.
+
+    Raises:
+        InputError: torch is not installed.
+    """
+    forced = " (MEDSSR_DEVICE)" if os.environ.get("MEDSSR_DEVICE") else ""
+    if not on_gpu():
+        return f"CPU, {os.cpu_count()} cores, {read_available_memory() / 1e9:.0f} GB free{forced}"
+    torch = _import_torch()
+    names = Counter(torch.cuda.get_device_name(place) for place in range(torch.cuda.device_count()))
+    return (", ".join(f"{count} x {name}" for name, count in names.items()) or "GPUs, none visible here") + forced
+
+
+def _import_torch() -> Any:
+    try:
+        import torch
+    except ImportError:
+        raise InputError(
+            "torch is not installed; install the tested set with launch/install.sh, or the extra: "
+            "pip install 'medssr_dist[cpu]' (with GPUs: 'medssr_dist[gpu]')"
+        ) from None
+    return torch
 
 
 def build_device_env() -> dict[str, str]:

@@ -39,6 +39,12 @@ def describe_foreseen(error: BaseException) -> str | None:
     """
     if isinstance(error, BrokenPipeError):
         return "the program that reads this command's output has closed it"
+    if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("medssr_dist"):
+        package = error.name.partition(".")[0]
+        return (
+            f"the package {package} is not installed; install the tested set with launch/install.sh, or the extra: "
+            "pip install 'medssr_dist[cpu]' (with GPUs: 'medssr_dist[gpu]')"
+        )
     if isinstance(error, OSError) and error.errno in _FIXES:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{os.strerror(error.errno)}; {_FIXES[error.errno]}"

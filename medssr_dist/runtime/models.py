@@ -14,6 +14,7 @@ from medssr_dist.data.jsonl import read_json
 from medssr_dist.data.prompt_renderer import PromptRenderer
 from medssr_dist.errors import InputError
 from medssr_dist.runtime.cache import make_cache_dir
+from medssr_dist.runtime.merged_adapter import find_merged, is_adapter, merge_adapter, read_base_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -25,7 +26,7 @@ _FINGERPRINT_SAMPLES, _FINGERPRINT_BYTES = 256, 2**16
 def resolve_model(policy: Policy) -> Path:
     """Return the directory of `policy.model`, ready for transformers and vLLM.
 
-    The embedded model is converted on first use.
+    The embedded model is converted, and a LoRA adapter merged into its base model, on first use.
 
     Raises:
         InputError: there is no such directory or cached model, or it needs policy.trust_remote_code and may not run
@@ -43,6 +44,9 @@ def resolve_model(policy: Policy) -> Path:
             f"policy.revision = {policy.revision!r} is a commit of a Hugging Face id, but policy.model = "
             f"{policy.model!r} is a directory; set policy.revision=''"
         )
+    if is_adapter(folder):
+        base = resolve_model(policy.model_copy(update={"model": read_base_name(folder), "revision": ""}))
+        return merge_adapter(folder, base, find_merged(folder, fingerprint_model(folder), fingerprint_model(base)))
     config_file = folder / "config.json"
     if not config_file.exists():
         raise InputError(f"policy.model = {policy.model!r}: {folder} has no config.json, so it is no model directory")
@@ -151,11 +155,16 @@ def make_prompt_renderer(tokenizer: PreTrainedTokenizerBase, policy: Policy) -> 
 
 
 def find_policy_on_disk(policy: Policy) -> Path | None:
-    """Return the policy's directory; None for the embedded model before its conversion.
+    """Return the policy's directory; None for the embedded model or an adapter before it has been converted or merged.
 
     Raises:
         InputError: the model is not on this machine, or cannot be used.
     """
     if policy.model == EMBEDDED_MODEL and not (make_cache_dir() / "models" / "smollm2-135m" / "config.json").exists():
         return None
+    folder = Path(policy.model)
+    if is_adapter(folder):
+        base = find_policy_on_disk(policy.model_copy(update={"model": read_base_name(folder), "revision": ""}))
+        merged = base and find_merged(folder, fingerprint_model(folder), fingerprint_model(base))
+        return merged if merged and (merged / "config.json").exists() else None
     return resolve_model(policy)

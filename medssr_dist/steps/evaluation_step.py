@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
+from medssr_dist.config.schema import Config
 from medssr_dist.data.cards import CARD
 from medssr_dist.data.records import Question
 from medssr_dist.errors import InputError
@@ -14,6 +17,7 @@ from medssr_dist.evaluation.policy_answers import PolicyAnswers
 from medssr_dist.evaluation.protocol import evaluate_policy
 from medssr_dist.evaluation.score_card import add_scores_to_card
 from medssr_dist.evaluation.score_report import write_report
+from medssr_dist.evaluation.scores import Scores
 from medssr_dist.evaluation.scoring import build_scores, collect_letters
 from medssr_dist.run.directory import RunDir
 from medssr_dist.run.paths import STAGES
@@ -34,7 +38,14 @@ def evaluate(session: Session) -> None:
     fingerprints = {name: fingerprint_model(folder) for name, folder in policies.items()}
     fingerprints |= name_revision(find_base_model(session))
     fingerprints |= {f"benchmark {name}": hash_questions(questions) for name, questions in benchmarks.items()}
-    session.run_step("evaluate", fingerprints, lambda: _score_policies(session, benchmarks, policies))
+    evaluated = {name: EvaluatedPolicy(folder, config) for name, folder in policies.items()}
+
+    def score() -> None:
+        scores = score_policies(session, benchmarks, evaluated)
+        for name in set(STAGES) & policies.keys():
+            add_scores_to_card(policies[name] / CARD, scores, name)
+
+    session.run_step("evaluate", fingerprints, score)
 
 
 def _find_policies(session: Session) -> dict[str, Path]:
@@ -61,28 +72,52 @@ def _warn_of_unchecked_benchmarks(run: RunDir, benchmarks: dict[str, list[Questi
             logger.warning("the synthetic questions were not checked for contamination with %s", names)
 
 
-def _score_policies(session: Session, benchmarks: dict[str, list[Question]], policies: dict[str, Path]) -> None:
-    session.start_ray()
+@dataclass(frozen=True)
+class EvaluatedPolicy:
+    """A policy to evaluate. Example: EvaluatedPolicy(Path("runs/demo/training/stage2/hf"), config).
+
+    Attributes:
+        folder: its directory.
+        config: of its evaluation; `config.policy.model` is its name.
+        with_servers: whether `voting.servers` serve it and answer, in place of engines of our own.
+    """
+
+    folder: Path
+    config: Config
+    with_servers: bool = False
+
+
+def score_policies(
+    session: Session, benchmarks: dict[str, list[Question]], policies: Mapping[str, EvaluatedPolicy]
+) -> Scores:
+    """Let all policies answer all benchmarks, write the report into the run directory, and return the scores.
+
+    Args:
+        policies: by name in the report; differences are between each two of them.
+    """
+    if not all(policy.with_servers for policy in policies.values()):
+        session.start_ray()
     evaluation, random_seed = session.config.evaluation, session.config.runtime.random_seed
     answers, seconds = {}, {}
-    for name, folder in policies.items():
+    for name, policy in policies.items():
         started = time.monotonic()
-        logger.info("evaluate %s: %s", name, folder)
-        answers[name] = _answer_benchmarks(session, folder, benchmarks)
+        logger.info("evaluate %s: %s", name, policy.folder)
+        answers[name] = _answer_benchmarks(session, policy, benchmarks)
         seconds[name] = round(time.monotonic() - started, 1)
     letters = collect_letters(benchmarks, answers)
     scores = build_scores(benchmarks, answers, letters, evaluation, random_seed, seconds)
     write_report(scores, letters, session.run.evaluation)
-    for name in set(STAGES) & policies.keys():
-        add_scores_to_card(policies[name] / CARD, scores, name)
+    return scores
 
 
-def _answer_benchmarks(session: Session, model: Path, benchmarks: dict[str, list[Question]]) -> PolicyAnswers:
+def _answer_benchmarks(
+    session: Session, policy: EvaluatedPolicy, benchmarks: dict[str, list[Question]]
+) -> PolicyAnswers:
     from medssr_dist.inference.placement import open_engine_pool
 
-    config, paths = session.config, session.run.evaluation
-    prompts = make_prompt_renderer(load_tokenizer(model, config.policy), config.policy)
-    with open_engine_pool(config, model, paths.engine_events, with_servers=False) as pool:
+    config, paths = policy.config, session.run.evaluation
+    prompts = make_prompt_renderer(load_tokenizer(policy.folder, config.policy), config.policy)
+    with open_engine_pool(config, policy.folder, paths.engine_events, policy.with_servers) as pool:
         return evaluate_policy(
             pool,
             prompts,
@@ -90,7 +125,7 @@ def _answer_benchmarks(session: Session, model: Path, benchmarks: dict[str, list
             config.evaluation,
             config.runtime.random_seed,
             paths,
-            policy=fingerprint_model(model),
+            policy=fingerprint_model(policy.folder),
             model=config.policy.model,
             should_stop=session.should_stop,
         )

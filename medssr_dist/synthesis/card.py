@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 
-from medssr_dist.config.base import DataSource
+from medssr_dist.config.base import PathSource
 from medssr_dist.config.schema import Config
 from medssr_dist.config.synthesis import HPO_PASSAGES, Checks
 from medssr_dist.data.cards import render_header
@@ -22,6 +22,7 @@ from medssr_dist.data.jsonl import read_text, write_atomic
 from medssr_dist.data.records import LETTERS, Question
 from medssr_dist.knowledge.hpo import HPO_CITATION, read_hpo_version
 from medssr_dist.knowledge.orphanet import ORPHANET_CITATION, read_orphanet_version
+from medssr_dist.readers.hub_sets import find_hub_place
 from medssr_dist.run.directory import find_commit
 from medssr_dist.run.paths import SynthesisPaths
 from medssr_dist.synthesis.review_report import (
@@ -211,17 +212,21 @@ def _render_sources(config: Config) -> str:
     )
 
 
-def _name_source(source: DataSource) -> str:
+def _name_source(source: PathSource) -> str:
     """Return the name of the file, without the folder on somebody's machine."""
-    name = source.path if source.path.startswith("hpo:") else source.name or Path(source.path).name
+    place = find_hub_place(source)
+    is_whole = source.path.startswith("hpo:") or place
+    name = (place.label if place else source.path) if is_whole else source.name or Path(source.path).name
     return f"`{name}`" + (f", first {source.limit:,}" if source.limit else "")
 
 
-def _state_terms(source: DataSource) -> str:
+def _state_terms(source: PathSource) -> str:
+    if place := find_hub_place(source):
+        return f"as on https://huggingface.co/datasets/{place.repo}"
     return "HPO, see below" if source.path.startswith("hpo:") else "user's file; licence to be stated by the user"
 
 
-def _cite_hpo(sources: Iterable[DataSource]) -> str:
+def _cite_hpo(sources: Iterable[PathSource]) -> str:
     if not any(source.path.startswith("hpo:") for source in sources):
         return ""
     return (

@@ -357,3 +357,9 @@ def test_help_is_shown(command, capsys):
     with pytest.raises(SystemExit) as end:
         main([*command, "--help"])
     assert end.value.code == 0 and f"usage: {' '.join(['medssr', *command])}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [["--voting.samples", "16"], ["--voting.samples=16"]])
+def test_an_override_with_dashes_is_explained(arguments, capsys):
+    assert main(["run", "--config", "demo_cpu", *arguments]) == 2
+    assert "settings of the config have no dashes; write voting.samples=16" in capsys.readouterr().err

@@ -114,3 +114,15 @@ def test_another_number_of_questions_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"set0\.json has 3 questions, but 'set0' has 4; get the whole file"):
         read_questions(source)
     assert len(read_questions(source.model_copy(update={"questions": 3, "limit": 2}))) == 2
+
+
+def test_an_absent_hub_set_is_named_and_not_downloaded_offline(tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    config = make_config(evaluation={"benchmarks": [{"path": "lab/rare", "split": "test", "revision": "v1"}]})
+    assert [source.path for source in list_absent(config)] == ["lab/rare"]
+    result = fetch_absent(config)
+    origin = "huggingface.co/datasets/lab/rare@v1"
+    assert result.lines == (f"rare: lab/rare is absent; it comes from {origin} (HF_HUB_OFFLINE is set)",)

@@ -60,10 +60,10 @@ def test_resolved_is_json_without_the_secret(config_file):
 @pytest.mark.parametrize(
     ("override", "needles"),
     [
-        ("voting.sample=4", ["'voting.sample'", "did you mean 'samples'?"]),
+        ("voting.sample=4", ["'voting.sample'", "did you mean 'voting.samples'?"]),
         ("votign.samples=4", ["'votign'", "did you mean 'voting'?"]),
-        ("evaluation.zzz=1", ["'evaluation.zzz'", "valid names: benchmarks, generations"]),
-        ("training.stage2.data=[{path: x, limt: 1}]", ["limt", "did you mean 'limit'?"]),
+        ("evaluation.zzz=1", ["'evaluation.zzz'", "valid keys: evaluation.benchmarks, evaluation.generations"]),
+        ("training.stage2.data=[{path: x, limt: 1}]", ["limt", "did you mean 'training.stage2.data.N.limit'"]),
         ("synthesis.alpha=1.5", ["synthesis.alpha = 1.5", "less than or equal to 1"]),
         ("synthesis.alpha=-0.1", ["synthesis.alpha = -0.1"]),
         ("synthesis.seeds=[]", ["synthesis.seeds"]),
@@ -83,10 +83,10 @@ def test_resolved_is_json_without_the_secret(config_file):
         ("synthesis.endpoints=[{base_url: u, model: m, api_key: sk-secret}]", ["endpoints.0.api_key"]),
         ("synthesis.endpoints.1.model=x", ["1 is no item of a list of 1"]),
         ("synthesis.endpoints.first.model=x", ["first is no item"]),
-        ("synthesis.endpoints.0.modell=x", ["did you mean 'model'?"]),
+        ("synthesis.endpoints.0.modell=x", ["did you mean 'synthesis.endpoints.N.model'"]),
         ("synthesis.candidates=7", ["candidates = 7", "accepted = 8"]),
         ("synthesis.budget.usd=1", ["price of 'm'", "synthesis.prices"]),
-        ("synthesis.checks.near_duplicat=0", ["did you mean 'near_duplicate'?"]),
+        ("synthesis.checks.near_duplicat=0", ["did you mean 'synthesis.checks.near_duplicate'"]),
         ("voting.confidence=${TEST_KEY}", ["voting.confidence", "secrets and paths only"]),
     ],
 )

@@ -68,10 +68,17 @@ def test_a_byte_order_mark_and_crlf_are_no_text(read):
 @pytest.mark.parametrize(
     ("name", "content", "needle"),
     [
-        ("set.jsonl.gz", gzip.compress(json.dumps(ROWS[0]).encode()), "is compressed; unpack it with gunzip"),
-        ("set.json", b"PK\x03\x04rest", "is compressed; unpack it with unzip"),
-        ("set.csv", b"question,opa\nQ,x\n", "is CSV; write it as JSONL, e.g. with pandas: pandas.read_csv('set.csv')"),
-        ("set.parquet", b"PAR1", "is Parquet; write it as JSONL, e.g. with pandas: pandas.read_parquet('set.parquet')"),
+        ("set.jsonl.gz", gzip.compress(json.dumps(ROWS).encode())[:40], "is compressed, and damaged or cut off"),
+        ("set.json", b"PK\x03\x04rest", "is a zip archive; unpack it with unzip"),
+        ("set.xlsx", b"PK\x03\x04rest", "is an Excel file; save its sheet as CSV (UTF-8)"),
+        ("set.json", b"question,opa\nQ,x\n", "is neither JSON nor JSONL: it begins with 'question,opa"),
+        ("set.csv", b"question,opa\nQ,x,y\n", "line 2 has 3 cells, but the header has 2"),
+        ("set.csv", b"question,opa,opa\nQ,x,y\n", "but has 'opa' twice"),
+        ("set.csv", b'question,opa\n"Q,x\n', "is not valid CSV"),
+        ("set.csv", b"What is it?,x,y,z,w,A\nAnd that?,x,y,z,w,B\n", "name the columns: `columns: {question"),
+        ("set.parquet", b"PAR1", "is Parquet, but damaged or cut off"),
+        ("set.parquet", b"question,opa\n", "is named .parquet, but is no such file"),
+        ("set.arrow", b"ARROW1\x00\x00", "is Arrow, but damaged or cut off"),
     ],
 )
 def test_files_of_another_kind_are_refused_with_the_fix(read, name, content, needle):
@@ -80,7 +87,7 @@ def test_files_of_another_kind_are_refused_with_the_fix(read, name, content, nee
     assert needle in str(error.value)
 
 
-@pytest.mark.parametrize("path", ["a\0b.jsonl", "a\ud800.jsonl", ".", "x" * 300 + ".jsonl"])
+@pytest.mark.parametrize("path", ["a\0b.jsonl", "a\ud800.jsonl", "x" * 300 + ".jsonl"])
 def test_a_path_that_is_no_file_is_refused(path):
     with pytest.raises(InputError, match="check the path"):
         read_questions(DataSource(path=path))

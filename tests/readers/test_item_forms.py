@@ -223,7 +223,7 @@ def test_a_number_is_not_taken_for_an_option_of_that_text(tmp_path):
         ({"answer": "B. Biotin"}, "is not one of the options"),
         ({"answer_idx": "A", "answer": "Biotin"}, "contradict each other: answer_idx = 'A' and answer = 'Biotin'"),
         ({"answer_idx": "A", "label": "C"}, "contradict"),
-        ({"correct": "B"}, "'correct' seems to hold it ('B'); rename it to 'answer'"),
+        ({"correct": "B"}, "'correct' seems to hold it ('B'); name it: `columns: {answer: correct}`"),
         ({"solution_text": "Biotin"}, "'solution_text' seems to hold it"),
         ({"correct_idx": 2}, "'correct_idx' seems to hold it"),
         ({"answers": ["Biotin"]}, "'answers' seems to hold it"),
@@ -268,7 +268,7 @@ def test_a_letter_in_a_column_of_texts_is_a_text(tmp_path):
         ({"options": [f"o{number}" for number in range(11)]}, "2-10 options"),
         ({"question": "\n".join(["Q?", *(f"{letter}. {letter}1" for letter in "ABCDEFGHIJK")])}, "got more"),
         ({"opa": "x", "opc": "y"}, "without a gap"),
-        ({"opa": "x", "opb": "y", "option1": "x", "option2": "y"}, "keep one of the two"),
+        ({"opa": "x", "opb": "y", "option1": "x", "option2": "y"}, "name one set of them: `columns: {options: [op"),
     ],
 )
 def test_options_that_are_not_understood_are_refused(tmp_path, options, needle):

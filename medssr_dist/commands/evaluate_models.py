@@ -1,0 +1,99 @@
+"""`medssr evaluate MODEL... --data X`: score any models on any benchmarks, with paired differences.
+
+A model is a directory, a LoRA adapter, a Hugging Face id, or what a running vLLM server has. Its answers are stored in
+the run directory, and none is asked for twice: the same command with one more model asks that model alone.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from medssr_dist.commands.plan_rows import PlanRow, print_rows
+from medssr_dist.commands.prefetch import fetch_policy
+from medssr_dist.config.schema import Config
+from medssr_dist.errors import InputError
+from medssr_dist.estimates.memory import refuse_too_little_for_engines
+from medssr_dist.evaluation.benchmarks import read_benchmarks
+from medssr_dist.evaluation.score_report import render_table
+from medssr_dist.evaluation.scores import read_scores
+from medssr_dist.readers import count_facts
+from medssr_dist.readers.hub_sets import is_offline
+from medssr_dist.run.session import open_session
+from medssr_dist.runtime.merged_adapter import is_adapter, read_base_name
+from medssr_dist.runtime.models import EMBEDDED_MODEL, fingerprint_model, resolve_model
+from medssr_dist.steps.evaluation_step import EvaluatedPolicy, score_policies
+from medssr_dist.steps.step_inputs import hash_questions
+
+_log = logging.getLogger(__name__)
+
+
+def evaluate_models(config: Config, models: Sequence[str], run_dir: Path) -> None:
+    """Evaluate `models` on the benchmarks of `config`, and print the table of scores and paired differences.
+
+    Args:
+        config: its policy is the first model; prompt, lengths and dtype are those of all models. With
+            `voting.servers`, the servers answer.
+
+    Raises:
+        InputError: a model or a benchmark cannot be found or used.
+        Stopped: by a signal; the same call continues.
+    """
+    names = name_models(models)
+    if config.voting.servers and len(models) > 1:
+        raise InputError(f"a server answers for one model, but {len(models)} are given; evaluate them one by one")
+    with open_session(config, run_dir, before_ray=refuse_too_little_for_engines) as session:
+        benchmarks = read_benchmarks(config.evaluation, config.runtime.random_seed)
+        policies = {name: _find_policy(config, model) for name, model in zip(names, models, strict=True)}
+        inputs = {f"policy {name}": fingerprint_model(policy.folder) for name, policy in policies.items()}
+        inputs |= {f"benchmark {name}": hash_questions(questions) for name, questions in benchmarks.items()}
+        session.run_step("evaluate", inputs, lambda: score_policies(session, benchmarks, policies))
+        paths = session.run.evaluation
+    print(render_table(read_scores(paths.scores)), end="")
+    print(f"\nfiles: {paths.scores}, {paths.table}, {paths.plot}, {paths.letters}, {paths.answers}")
+
+
+def plan_evaluation_of_models(config: Config, models: Sequence[str]) -> None:
+    """Print what `evaluate_models` would do; nothing is started, downloaded or written."""
+    names = name_models(models)
+    benchmarks = read_benchmarks(config.evaluation, config.runtime.random_seed)
+    count, generations = sum(map(len, benchmarks.values())), config.evaluation.generations
+    print("dry run of evaluate; nothing is started")
+    print_rows("models", [PlanRow(name, model) for name, model in zip(names, models, strict=True)])
+    print_rows("benchmarks", [PlanRow(name, count_facts(each).describe()) for name, each in benchmarks.items()])
+    total = f"{count:,} questions x {generations} x {len(models)} models = {count * generations * len(models):,}"
+    print_rows("answers", [PlanRow("", f"{total}, and a second pass for those without an answer")])
+
+
+def name_models(models: Sequence[str]) -> list[str]:
+    """Return a short name for each model: the last part of its path, or the whole where two would be the same.
+
+    Raises:
+        InputError: a model is named twice.
+    """
+    if twice := [model for model in models if models.count(model) > 1]:
+        raise InputError(f"{twice[0]!r} is named twice; name each model once")
+    short = [model if model == EMBEDDED_MODEL else Path(model).name or model for model in models]
+    return [model if short.count(name) > 1 else name for name, model in zip(short, models, strict=True)]
+
+
+def _find_policy(config: Config, model: str) -> EvaluatedPolicy:
+    """Return a model with its directory; a Hugging Face id that is not in the local cache is downloaded."""
+    policy = config.policy.model_copy(update={"model": model})
+    own = config.model_copy(update={"policy": policy})
+    folder = Path(model)
+    if is_adapter(folder):
+        _fetch_if_absent(config, read_base_name(folder))
+    return EvaluatedPolicy(_fetch_if_absent(config, model), own, with_servers=bool(config.voting.servers))
+
+
+def _fetch_if_absent(config: Config, model: str) -> Path:
+    policy = config.policy.model_copy(update={"model": model})
+    try:
+        return resolve_model(policy)
+    except InputError:
+        if Path(model).exists() or model.count("/") != 1 or is_offline():
+            raise
+    _log.info("%s is downloaded", model)
+    return fetch_policy(policy)

@@ -1,0 +1,107 @@
+"""The bytes of a data file, unpacked if it is compressed, and what kind of file they are."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import lzma
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from medssr_dist.data.jsonl import decode_text
+from medssr_dist.errors import InputError
+
+FileKind = Literal["json", "csv", "tsv", "parquet", "arrow"]
+SUFFIXES: dict[str, FileKind] = {
+    ".json": "json",
+    ".jsonl": "json",
+    ".ndjson": "json",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".feather": "arrow",
+}
+PACKED_SUFFIXES = (".gz", ".zst", ".xz", ".bz2")
+_STARTS: dict[bytes, FileKind] = {b"PAR1": "parquet", b"ARROW1": "arrow", b"\xff\xff\xff\xff": "arrow"}
+_ARCHIVE, _EXCEL = b"PK\x03\x04", (".xlsx", ".xlsm")
+
+
+def strip_suffixes(name: str) -> str:
+    """Return a file name without its known suffixes. Example: 'test.jsonl.gz' -> 'test'."""
+    stem = Path(name)
+    while stem.suffix.lower() in (*PACKED_SUFFIXES, *SUFFIXES):
+        stem = stem.with_suffix("")
+    return stem.name
+
+
+def has_data_suffix(name: str) -> bool:
+    """Return whether a path is named like a data file, whether or not it exists."""
+    return Path(name).suffix.lower() in (*PACKED_SUFFIXES, *SUFFIXES, *_EXCEL, ".txt", ".zip")
+
+
+def read_unpacked(path: Path) -> bytes:
+    """Return the content of a file, unpacked if it is compressed (gzip, Zstandard, xz, bzip2).
+
+    Raises:
+        InputError: the file is absent or unreadable, damaged, or an archive of files.
+    """
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist; check the path") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); check the path and its permissions") from None
+    except ValueError:  # a NUL or half a surrogate pair
+        raise InputError(f"{str(path)!r} cannot be the name of a file; check the path") from None
+    if content.startswith(_ARCHIVE):
+        if path.suffix.lower() in _EXCEL:
+            raise InputError(f"{path} is an Excel file; save its sheet as CSV (UTF-8)")
+        raise InputError(f"{path} is a zip archive; unpack it with unzip, and give the file in it")
+    for start, unpack in _UNPACKERS.items():
+        if content.startswith(start):
+            try:
+                return unpack(content)
+            except (EOFError, OSError, ValueError, lzma.LZMAError, zlib.error) as error:
+                reason = str(error).strip() or type(error).__name__
+                raise InputError(f"{path} is compressed, and damaged or cut off ({reason}); copy it again") from None
+    return content
+
+
+def find_kind(path: Path, content: bytes) -> FileKind:
+    """Return what kind of data `content` is: by its first bytes, then by the name of the file.
+
+    Raises:
+        InputError: it is text, but neither named as a table nor JSON.
+    """
+    for start, kind in _STARTS.items():
+        if content.startswith(start):
+            return kind
+    suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() not in PACKED_SUFFIXES]
+    named = SUFFIXES.get(suffixes[-1], "json") if suffixes else "json"
+    if named in ("parquet", "arrow"):
+        raise InputError(f"{path} is named {suffixes[-1]}, but is no such file; copy it again, or rename it")
+    return named
+
+
+def read_data_text(path: Path, content: bytes) -> str:
+    """Return the text of a file with newlines as \\n, without a byte order mark. Raises InputError if not UTF-8."""
+    return decode_text(content, path).replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _unpack_zstd(content: bytes) -> bytes:
+    import pyarrow
+
+    with pyarrow.input_stream(io.BytesIO(content), compression="zstd") as stream:
+        return bytes(stream.read())
+
+
+_UNPACKERS: dict[bytes, Callable[[bytes], bytes]] = {
+    b"\x1f\x8b": gzip.decompress,
+    b"\x28\xb5\x2f\xfd": _unpack_zstd,
+    b"\xfd7zXZ": lzma.decompress,
+    b"BZh": bz2.decompress,
+}

@@ -1,0 +1,143 @@
+"""The items of a data source as JSON objects: of a file, of a folder, or of a data set on the Hugging Face hub.
+
+A folder with one data file is read like that file. Other folders are read by `datasets`, which knows splits, subsets
+and shards from the names of files and from the head of README.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from medssr_dist.config.base import DataSource
+from medssr_dist.errors import InputError
+from medssr_dist.readers.file_bytes import has_data_suffix
+from medssr_dist.readers.file_rows import read_rows
+from medssr_dist.readers.hub_sets import CONVERTED, HubPlace, find_hub_place, locate_hub_set
+from medssr_dist.readers.table_rows import Row, list_table_rows
+
+
+@dataclass(frozen=True)
+class SourceRows:
+    """The items of a source, and how messages name it. Example: SourceRows(rows=[{...}], where="data/test.jsonl")."""
+
+    rows: list[Row]
+    where: str
+
+
+def read_source_rows(source: DataSource) -> SourceRows:
+    """Return all items of a data source, in its order.
+
+    Raises:
+        InputError: it is absent or damaged, has several splits or subsets of which none is named, or lacks the named
+            one.
+    """
+    place = find_hub_place(source, source.revision)
+    path = locate_hub_set(place) if place else Path(source.path).expanduser()
+    where = place.label if place else str(path)
+    if source.revision and not place:
+        raise InputError(f"{where}: revision = {source.revision!r} is for Hugging Face ids, not for paths; remove it")
+    if _is_folder(path):
+        rows = _read_folder(path, source, where, place)
+    else:
+        _refuse_parts_of_a_file(source, where)
+        rows = read_rows(path)
+    named = " ".join(part for part in (source.subset, source.split) if part)
+    return SourceRows(rows, f"{where} ({named})" if named else where)
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # the name is too long
+        return False
+
+
+def _refuse_parts_of_a_file(source: DataSource, where: str) -> None:
+    for key in ("split", "subset"):
+        if value := getattr(source, key):
+            raise InputError(f"{where}: {key} = {value!r}, but it is one file, which has no {key}s; remove {key}")
+
+
+def _read_folder(folder: Path, source: DataSource, where: str, place: HubPlace | None) -> list[Row]:
+    files = [file for file in sorted(folder.rglob("*")) if has_data_suffix(file.name) and not _is_hidden(file, folder)]
+    is_saved = any((folder / name).exists() for name in ("state.json", "dataset_dict.json"))
+    if not files:
+        advice = f"; try revision: {CONVERTED}" if place and place.revision != CONVERTED else ""
+        raise InputError(f"{where} has no data files (JSON, CSV, Parquet, Arrow){advice}")
+    if len(files) == 1 and not (source.split or source.subset or is_saved):
+        return read_rows(files[0])
+    if place and place.revision == CONVERTED:
+        folder = _choose_converted(folder, source, where)
+        source = source.model_copy(update={"subset": ""})
+    return _load_with_datasets(folder, source, where, is_saved)
+
+
+def _is_hidden(file: Path, folder: Path) -> bool:
+    return any(part.startswith((".", "__")) for part in file.relative_to(folder).parts)
+
+
+def _choose_converted(folder: Path, source: DataSource, where: str) -> Path:
+    """Return the folder of the subset in the hub's own Parquet copies: SUBSET/SPLIT/0000.parquet."""
+    names = sorted(part.name for part in folder.iterdir() if part.is_dir())
+    return folder / _choose(names, source.subset, "subset", where)
+
+
+def _choose(names: list[str], wanted: str, kind: str, where: str) -> str:
+    """Return the wanted name, or the only one."""
+    if wanted and wanted in names:
+        return wanted
+    shown = ", ".join(names[:12]) or "none"
+    if wanted:
+        raise InputError(f"{where} has no {kind} {wanted!r}; its {kind}s: {shown}")
+    if len(names) != 1:
+        raise InputError(f"{where} has {len(names)} {kind}s: {shown}; name one with `{kind}`")
+    return names[0]
+
+
+def _load_with_datasets(folder: Path, source: DataSource, where: str, is_saved: bool) -> list[Row]:
+    import datasets
+    from datasets.exceptions import DatasetsError
+
+    datasets.disable_progress_bars()
+    try:
+        loaded = datasets.load_from_disk(str(folder)) if is_saved else _load_files(folder, source, where)
+    except (DatasetsError, OSError, ValueError, TypeError, RuntimeError) as error:
+        cause = error.__cause__ or error
+        reason = next(iter(str(cause).strip().splitlines()), type(cause).__name__).rstrip(".")
+        raise InputError(
+            f"{where} cannot be read as one data set ({reason[:240]}); give one of its files, or correct `split` and "
+            "`subset`"
+        ) from None
+    if isinstance(loaded, datasets.DatasetDict):
+        loaded = loaded[_choose(list(map(str, loaded)), source.split, "split", where)]
+    elif is_saved and source.split:
+        raise InputError(f"{where} has no splits; remove split = {source.split!r}")
+    table = loaded.with_format("arrow")[:]
+    return _name_classes(list_table_rows(table), loaded.features)
+
+
+def _load_files(folder: Path, source: DataSource, where: str) -> Any:
+    """Return the dataset of `source.split`, or the DatasetDict of all splits."""
+    import datasets
+
+    subsets = datasets.get_dataset_config_names(str(folder))
+    if source.subset or len(subsets) > 1:
+        subset = _choose([str(name) for name in subsets], source.subset, "subset", where)
+    else:
+        subset = None
+    return datasets.load_dataset(str(folder), subset, split=source.split or None)
+
+
+def _name_classes(rows: list[Row], features: Any) -> list[Row]:
+    """Return the rows with names in place of the numbers of class labels: 1 -> 'b'."""
+    import datasets
+
+    for column, feature in features.items():
+        if isinstance(feature, datasets.ClassLabel) and feature.names:
+            for row in rows:
+                number = row[column]
+                if isinstance(number, int) and 0 <= number < len(feature.names):
+                    row[column] = feature.names[number]
+    return rows

@@ -1,0 +1,113 @@
+"""The items of a table: CSV and TSV with a header, Parquet and Arrow."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medssr_dist.errors import InputError
+
+if TYPE_CHECKING:
+    import pyarrow
+
+Row = dict[str, Any]  # one item of a published file, as JSON
+_DELIMITERS = {"csv": ",;\t", "tsv": "\t"}
+_LONGEST_CELL = 2**26  # characters
+
+
+def read_delimited(path: Path, text: str, kind: str) -> list[Row]:
+    """Return the rows of a CSV or TSV table. An empty cell is None; all other cells are texts.
+
+    A .csv file may also be separated by semicolons or tabs, as spreadsheets write it: the first of , ; and tab that its
+    header has.
+
+    Args:
+        kind: "csv" or "tsv".
+
+    Raises:
+        InputError: the header has a column twice or without a name, a row has another number of cells than the header,
+            or a quotation mark is not closed.
+    """
+    header = text[: text.find("\n") + 1 or None]
+    delimiter = next((mark for mark in _DELIMITERS[kind] if mark in header), _DELIMITERS[kind][0])
+    csv.field_size_limit(_LONGEST_CELL)
+    reader = csv.reader(io.StringIO(text), delimiter=delimiter, strict=True)
+    rows: list[Row] = []
+    try:
+        names = next(reader, [])
+        _refuse_bad_header(path, names)
+        for cells in reader:
+            if not cells:
+                continue
+            if len(cells) != len(names):
+                raise InputError(
+                    f"{path} line {reader.line_num} has {len(cells)} cells, but the header has {len(names)}; a cell "
+                    f"with {delimiter!r} or a newline in it needs quotation marks"
+                )
+            rows.append({name: cell if cell != "" else None for name, cell in zip(names, cells, strict=True)})
+    except csv.Error as error:
+        raise InputError(f"{path} line {reader.line_num} is not valid {kind.upper()} ({error}); repair it") from None
+    return rows
+
+
+def _refuse_bad_header(path: Path, names: Sequence[str]) -> None:
+    wrong = next((name for name in names if not name.strip() or names.count(name) > 1), None)
+    if wrong is not None:
+        problem = f"has {wrong[:40]!r} twice" if wrong.strip() else "has a column without a name"
+        raise InputError(f"{path}: its first line must name the columns, but {problem}; add a header, or repair it")
+
+
+def read_parquet(path: Path, content: bytes) -> list[Row]:
+    """Return the rows of a Parquet file. Raises InputError if it is damaged."""
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        return list_table_rows(pyarrow.parquet.read_table(io.BytesIO(content)))
+    except (pyarrow.ArrowException, OSError) as error:
+        raise InputError(_say_damaged(path, "Parquet", error)) from None
+
+
+def read_arrow(path: Path, content: bytes) -> list[Row]:
+    """Return the rows of an Arrow file or stream. Raises InputError if it is damaged."""
+    import pyarrow
+
+    is_file = content.startswith(b"ARROW1")
+    opener = pyarrow.ipc.open_file if is_file else pyarrow.ipc.open_stream
+    try:
+        return list_table_rows(opener(io.BytesIO(content)).read_all())
+    except (pyarrow.ArrowException, OSError) as error:
+        raise InputError(_say_damaged(path, "Arrow", error)) from None
+
+
+def list_table_rows(table: pyarrow.Table) -> list[Row]:
+    """Return the rows of an Arrow table; a class label of `datasets` becomes its name: 1 -> 'b'."""
+    names = _find_class_names(table.schema.metadata or {})
+    rows: list[Row] = table.to_pylist()
+    for row in rows:
+        for column, labels in names.items():
+            if isinstance(number := row.get(column), int) and 0 <= number < len(labels):
+                row[column] = labels[number]
+    return rows
+
+
+def _find_class_names(metadata: Mapping[bytes, bytes]) -> dict[str, list[str]]:
+    """Return column -> names of its classes, as `datasets` writes them into the schema of a table."""
+    try:
+        features = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
+    except ValueError:
+        return {}
+    return {
+        column: [str(name) for name in feature["names"]]
+        for column, feature in features.items()
+        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and feature.get("names")
+    }
+
+
+def _say_damaged(path: Path, kind: str, error: Exception) -> str:
+    reason = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
+    return f"{path} is {kind}, but damaged or cut off ({reason[:200]}); copy it again"
