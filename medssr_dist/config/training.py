@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from medssr_dist.config.base import Section, Source
 from medssr_dist.config.objective import Objective
 
+ANSWER_REWARD = "answer"  # value of `training.reward`
 # Keys of earlier versions, with the value that training now always has.
 REMOVED_KEYS = {"rollout": "grouped", "weight_sync": "packed", "logprob": "kernels"}
 REMOVED_ADVICE = (
@@ -138,6 +139,11 @@ class Training(RolloutOptions):
         "auto",
         description="log-probs before the update. auto: if the update is exactly on-policy, those of the training "
         "forward pass; always: computed in a separate pass, as in OpenRLHF",
+    )
+    reward: str = Field(
+        ANSWER_REWARD,
+        description="answer: 1 if the extracted answer equals the label, else 0 (paper section 3.3); "
+        "package.module:function = a function of your own, see docs/training.md",
     )
     peak_tflops: float = Field(
         0.0, ge=0, description="peak TFLOP/s of a GPU in the training dtype, for MFU; 0 = look it up by the GPU's name"

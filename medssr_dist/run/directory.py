@@ -20,7 +20,7 @@ from medssr_dist import __version__
 from medssr_dist.config.load import dump_config
 from medssr_dist.config.schema import Config
 from medssr_dist.config.synthesis import join_corpus_keys
-from medssr_dist.config.training import drop_removed_keys
+from medssr_dist.config.training import ANSWER_REWARD, drop_removed_keys
 from medssr_dist.data.jsonl import read_json, write_json
 from medssr_dist.data.prompt_forms import load_prompt_form
 from medssr_dist.data.records import parse_record
@@ -83,7 +83,11 @@ _FREE_KEYS = (
 )
 # Inputs and keys that steps begun by an earlier version did not record; of the keys, what they did then.
 _NEW_INPUTS = ("prompt", "revision")
-_EARLIER_VALUES = {"policy.prompt": load_prompt_form("direct").label, "policy.system_prompt": ""}
+_EARLIER_VALUES = {
+    "policy.prompt": load_prompt_form("direct").label,
+    "policy.system_prompt": "",
+    "training.reward": ANSWER_REWARD,
+}
 # Keys of retrieval that an earlier version did not record. A synthesis that goes on compares its prompts themselves.
 _SEEN_IN_PROMPTS = (
     "knowledge.corpora_root",

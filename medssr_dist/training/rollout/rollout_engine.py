@@ -9,7 +9,7 @@ from medssr_dist.data.thoughts import find_opening
 from medssr_dist.inference.vllm_engine import end_children_with_this_process
 from medssr_dist.training.backend.openrlhf import RolloutActor
 from medssr_dist.training.rollout.groups import Group, GroupRequest, Sample
-from medssr_dist.training.rollout.reward import score
+from medssr_dist.training.rollout.reward import load_reward, score
 from medssr_dist.training.stall_watch import Heartbeat, HeartbeatBoard
 
 if TYPE_CHECKING:
@@ -24,14 +24,16 @@ class RolloutEngine(RolloutActor):
     Args:
         name: name of the engine in messages.
         board: receives its heartbeats.
+        reward: value of `training.reward`.
         args, kwargs: arguments of OpenRLHF's actor and of vLLM.
     """
 
-    async def __init__(self, *args: Any, name: str, board: HeartbeatBoard, **kwargs: Any):
+    async def __init__(self, *args: Any, name: str, board: HeartbeatBoard, reward: str, **kwargs: Any):
         self._guard = end_children_with_this_process()
         self._heartbeat = Heartbeat(board, name)
         self._version = self._open = 0
         self._syncing = False
+        self._reward = load_reward(reward)
         await super().__init__(*args, **kwargs)
 
     def ready(self) -> int:
@@ -54,7 +56,7 @@ class RolloutEngine(RolloutActor):
         finally:
             self._open -= 1
             self._beat()
-        samples = [self._grade(request, output) for output in outputs]
+        samples = [self._grade(request, output, request.seed + place) for place, output in enumerate(outputs)]
         return Group(request.number, request.prompt, request.prompt_ids, request.label, samples)
 
     async def _generate(self, request: GroupRequest) -> list[Any]:
@@ -72,12 +74,13 @@ class RolloutEngine(RolloutActor):
         prompts = f"{self._open} prompts" if self._open else ""
         self._heartbeat.beat("weight sync" if self._syncing else prompts)
 
-    def _grade(self, request: GroupRequest, output: Any) -> Sample:
+    def _grade(self, request: GroupRequest, output: Any, seed: int) -> Sample:
         token_ids, logprobs = list(output.token_ids), None
         if request.sampling.logprobs:
             logprobs = [step[token].logprob for token, step in zip(token_ids, output.logprobs, strict=True)]
         truncated = output.finish_reason == "length"
-        reward, is_invalid = score(find_opening(request.prompt) + output.text, request.label, truncated)
+        text = find_opening(request.prompt) + output.text
+        reward, is_invalid = score(text, request.label, truncated, self._reward, seed)
         return Sample(token_ids, logprobs, reward, is_invalid, truncated, self._version)
 
     async def set_version(self, version: int) -> None:

@@ -138,6 +138,7 @@ class EngineStarter:
 
         training = config.training
         self._board, self._options, self._gpus = board, options, training.tensor_parallel_size
+        self._reward = training.reward
         self.bundles = reserve_bundles([{"GPU": self._gpus, "CPU": 1}] * training.engines, "the rollout engines")
         self._env = build_engine_env(config.runtime, max(1, (os.cpu_count() or 1) // training.engines))
         self._env["GOMP_SPINCOUNT"] = "0"  # waiting threads sleep: the ranks that send weights need the cores
@@ -152,4 +153,4 @@ class EngineStarter:
             runtime_env={"env_vars": self._env},
         )
         own = {"name": engine_name(index), "seed": self._options["seed"] + index, "num_gpus": 1, "board": self._board}
-        return actor.remote(**(self._options | own))
+        return actor.remote(**(self._options | own), reward=self._reward)
