@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn import functional
 
-from medssr_dist.mini_policy.mini_text import MiniText
+from medssr_dist.mini_policy.mini_text import LOOKUPS, PLAIN, VARIED, MiniText, TextMix
 from medssr_dist.mini_policy.packing import IGNORED, Batch, DocumentPacker
 
 if TYPE_CHECKING:
@@ -28,6 +28,8 @@ class MiniShape:
             each other, a policy did not learn in 1,000 steps to find the letter of a name.
         other_rate: learning rate of AdamW, for embeddings and norms.
         lookup_steps: first steps, on look-ups alone.
+        plain_steps: first steps, these included, in which vignettes have few wordings and their replies are right.
+            After them a share of the replies is wrong, so the policy knows more than a single reply shows.
     """
 
     vocabulary: int = 2048
@@ -42,6 +44,13 @@ class MiniShape:
     other_rate: float = 3e-3
     warmup_steps: int = 50
     lookup_steps: int = 1000
+    plain_steps: int = 2017
+
+    def choose_mix(self, step: int) -> TextMix:
+        """Return what the text of a step is drawn from."""
+        if step < self.lookup_steps:
+            return LOOKUPS
+        return PLAIN if step < self.plain_steps else VARIED
 
 
 def make_model(shape: MiniShape, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
@@ -96,9 +105,7 @@ class Learner:
 
     def advance(self) -> float:
         """Train one step; returns its loss."""
-        batch = self._packer.pack(
-            self.text, self.shape.rows, self.shape.row_tokens, only_lookups=self.step < self.shape.lookup_steps
-        )
+        batch = self._packer.pack(self.text, self.shape.rows, self.shape.row_tokens, self.shape.choose_mix(self.step))
         self.model.train()
         loss = compute_loss(self.model, batch)
         loss.backward()

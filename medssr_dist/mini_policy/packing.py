@@ -9,7 +9,7 @@ import torch
 from medssr_dist.data.prompt_forms import load_prompt_form
 from medssr_dist.data.prompt_renderer import PromptRenderer
 from medssr_dist.data.records import LETTERS
-from medssr_dist.mini_policy.mini_text import Document, MiniText
+from medssr_dist.mini_policy.mini_text import PLAIN, Document, MiniText, TextMix
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -65,7 +65,7 @@ class DocumentPacker:
         weights = [LETTER_WEIGHT if target in self._letters else 1.0 for target in targets]
         return TrainingTokens(tokens, targets, weights, list(range(len(tokens))))
 
-    def pack(self, text: MiniText, rows: int, length: int, only_lookups: bool = False) -> Batch:
+    def pack(self, text: MiniText, rows: int, length: int, mix: TextMix = PLAIN) -> Batch:
         """Draw documents and put each into the first row that has room for it, behind those that are there.
 
         The batch ends with the MISFITS-th document that fits nowhere; these are dropped. One longer than `length` is
@@ -74,7 +74,7 @@ class DocumentPacker:
         filled = [TrainingTokens([], [], [], []) for _ in range(rows)]
         misfits = 0
         while misfits < MISFITS:
-            parts = self.encode(text.draw(only_lookups))
+            parts = self.encode(text.draw(mix))
             row = next((row for row in filled if len(row.tokens) + min(len(parts.tokens), length) <= length), None)
             if row is None:
                 misfits += 1

@@ -10,6 +10,10 @@ from collections.abc import Sequence
 
 from medssr_dist.knowledge.hpo import Disease, Phenotype
 from medssr_dist.knowledge.names import decapitalize
+from medssr_dist.knowledge.vignettes import write_stem
+from medssr_dist.offline_teacher.common_questions import rephrase_stem
+from medssr_dist.offline_teacher.facts import Facts
+from medssr_dist.offline_teacher.rare_questions import write_diagnosis_stem
 
 SHORT_SHARE = 0.6  # of these stems: patient and findings in one sentence
 REASONS = (
@@ -74,6 +78,20 @@ def write_other_stem(disease: Disease, shown: list[Phenotype], sex: str, rng: ra
     if disease.inheritance and rng.random() < 0.1:
         clue = f"The family history fits {decapitalize(disease.inheritance[0])}."
     return " ".join(part for part in (case, clue, rng.choice(_ASKS)) if part)
+
+
+def write_stem_in_any_wording(disease: Disease, shown: list[Phenotype], sex: str, rng: random.Random) -> str:
+    """Write a vignette as the question sets do, as the offline teacher does with or without passages, or otherwise."""
+    form = rng.random()
+    if form < 0.25:
+        return write_stem(disease, shown, sex, rng)
+    if form < 0.5:
+        return rephrase_stem(write_stem(disease, shown, sex, rng), rng)
+    if form < 0.8:
+        modes = tuple(mode.removesuffix(" inheritance") for mode in disease.inheritance)
+        facts = Facts((), disease.genes, modes, " ".join(disease.onset), "")
+        return write_diagnosis_stem(disease.name, facts, [decapitalize(one.name) for one in shown], rng)
+    return write_other_stem(disease, shown, sex, rng)
 
 
 def write_passage(disease: Disease, findings: Sequence[str], rng: random.Random) -> str:

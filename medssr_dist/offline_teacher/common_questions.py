@@ -44,10 +44,11 @@ def compose_common(prompt: PromptParts, rng: random.Random, most_options: int) -
     if fresh and len(options) < most_options and base.asks_diagnosis and other.asks_diagnosis:
         options.append(rng.choice(fresh))
     rng.shuffle(options)
-    return CommonDraft(_rephrase(base.stem, rng), options[:most_options])
+    return CommonDraft(rephrase_stem(base.stem, rng), options[:most_options])
 
 
-def _rephrase(stem: str, rng: random.Random) -> str:
+def rephrase_stem(stem: str, rng: random.Random) -> str:
+    """Return the stem about a patient of another age, with other words around the case and before the question."""
     *case, ask = split_sentences(stem)
     old = " ".join(_shorten(case, len(ask.split())))
     new = _AGE.sub(lambda match: _change_age(match, rng), old, count=1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from medssr_dist.knowledge.names import derive_family, split_words
@@ -113,8 +113,14 @@ def _ask_diagnosis(subject: Subject, rng: random.Random) -> RareDraft | None:
     findings = _pick_findings(subject, rng)
     if not findings:
         return None
-    stem = " ".join([_write_vignette(subject, findings, rng), *_write_clues(subject, rng), rng.choice(_DIAGNOSIS_ASKS)])
+    stem = write_diagnosis_stem(subject.name, subject.facts, findings, rng)
     return RareDraft(stem, subject.name, _pick_other_diseases(subject, findings, rng))
+
+
+def write_diagnosis_stem(name: str, facts: Facts, findings: Sequence[str], rng: random.Random) -> str:
+    """Write a vignette of a patient with the disease `name` who shows `findings`, and a question for the diagnosis."""
+    case = [_write_vignette(facts, findings, rng), *_write_clues(name, facts, rng)]
+    return " ".join([*case, rng.choice(_DIAGNOSIS_ASKS)])
 
 
 def _ask_gene(subject: Subject, rng: random.Random) -> RareDraft | None:
@@ -124,18 +130,18 @@ def _ask_gene(subject: Subject, rng: random.Random) -> RareDraft | None:
     pool = [gene for facts in subject.others.values() for gene in facts.genes] + rng.sample(_SPARE_GENES, 4)
     ask = f"The diagnosis of {subject.name} is made. A variant in which of the following genes is the likely cause?"
     wrong = [gene for gene in dict.fromkeys(pool) if gene not in genes]
-    return RareDraft(f"{_write_vignette(subject, findings, rng)} {ask}", genes[0], wrong[:4])
+    return RareDraft(f"{_write_vignette(subject.facts, findings, rng)} {ask}", genes[0], wrong[:4])
 
 
 def _ask_inheritance(subject: Subject, rng: random.Random) -> RareDraft | None:
-    mode = _find_single_mode(subject)
+    mode = _find_single_mode(subject.name, subject.facts)
     if mode is None:
         return None
     wrong = [other for other in _ALL_MODES if other != mode and not (mode == "X-linked" and other.startswith(mode))]
     findings = _pick_findings(subject, rng)
     patient = draw_patient(rng, subject.facts.onset, subject.facts.modes)
     opening = (
-        f"{_write_vignette(subject, findings, rng)} The diagnosis of {subject.name} is made."
+        f"{_write_vignette(subject.facts, findings, rng)} The diagnosis of {subject.name} is made."
         if findings
         else f"The parents of {patient.article_noun} with newly diagnosed {subject.name} come for genetic counseling."
     )
@@ -151,7 +157,9 @@ def _ask_expected_finding(subject: Subject, rng: random.Random) -> RareDraft | N
         return None
     *shown, correct = findings
     ask = f"The diagnosis of {subject.name} is made. Which of the following further findings belongs to this disorder?"
-    return RareDraft(f"{_write_vignette(subject, shown, rng)} {ask}", correct, rng.sample(wrong, min(4, len(wrong))))
+    return RareDraft(
+        f"{_write_vignette(subject.facts, shown, rng)} {ask}", correct, rng.sample(wrong, min(4, len(wrong)))
+    )
 
 
 def _ask_by_quote(subject: Subject, rng: random.Random) -> RareDraft:
@@ -186,8 +194,8 @@ def _pick_findings(subject: Subject, rng: random.Random) -> list[str]:
     return first + rng.sample(others, count - len(first))
 
 
-def _write_vignette(subject: Subject, findings: list[str], rng: random.Random) -> str:
-    patient = draw_patient(rng, subject.facts.onset, subject.facts.modes)
+def _write_vignette(facts: Facts, findings: Sequence[str], rng: random.Random) -> str:
+    patient = draw_patient(rng, facts.onset, facts.modes)
     return rng.choice(_VIGNETTES).format(
         Patient=patient.article_noun.capitalize(),
         patient=patient.article_noun,
@@ -198,12 +206,12 @@ def _write_vignette(subject: Subject, findings: list[str], rng: random.Random) -
     )
 
 
-def _write_clues(subject: Subject, rng: random.Random) -> Iterable[str]:
-    mode = _find_single_mode(subject)
+def _write_clues(name: str, facts: Facts, rng: random.Random) -> Iterable[str]:
+    mode = _find_single_mode(name, facts)
     if mode and rng.random() < 0.4:
         yield f"The family history fits {mode if mode.startswith('X-') else mode.lower()} inheritance."
-    if subject.facts.genes and subject.facts.genes[0] not in subject.name and rng.random() < 0.25:
-        yield f"Sequencing reports a pathogenic variant in {subject.facts.genes[0]}."
+    if facts.genes and facts.genes[0] not in name and rng.random() < 0.25:
+        yield f"Sequencing reports a pathogenic variant in {facts.genes[0]}."
 
 
 def _pick_other_diseases(subject: Subject, findings: list[str], rng: random.Random) -> list[str]:
@@ -224,11 +232,11 @@ def _pick_other_diseases(subject: Subject, findings: list[str], rng: random.Rand
     return list(chosen.values())[: rng.choice((3, 4))]
 
 
-def _find_single_mode(subject: Subject) -> str | None:
+def _find_single_mode(name: str, facts: Facts) -> str | None:
     """Return the mode of inheritance if the passages state exactly one and the name does not contain it."""
-    modes = subject.facts.modes
-    return modes[0] if len(modes) == 1 and modes[0].casefold() not in subject.name.casefold() else None
+    modes = facts.modes
+    return modes[0] if len(modes) == 1 and modes[0].casefold() not in name.casefold() else None
 
 
-def _enumerate(items: list[str]) -> str:
+def _enumerate(items: Sequence[str]) -> str:
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"

@@ -9,7 +9,7 @@ import pytest
 from medssr_dist.data.answers import extract_answer
 from medssr_dist.knowledge.mini_world import EVALUATION, MINI_SETS, TEXT, load_mini_world, make_mini_questions
 from medssr_dist.knowledge.names import decapitalize
-from medssr_dist.mini_policy.mini_text import COMMON_TO_RARE, LOOKUP_SHARE, PASSAGE_SHARE, MiniText
+from medssr_dist.mini_policy.mini_text import LOOKUP_SHARE, PASSAGE_SHARE, PLAIN, VARIED, MiniText
 
 DRAWN = 4000
 
@@ -50,7 +50,7 @@ def test_shares_of_kinds_and_of_rare_diseases(text, documents):
     assert text.lookups / DRAWN == pytest.approx(LOOKUP_SHARE, abs=0.03)
     rare = {disease.id for disease in load_mini_world().rare}
     counts = collections.Counter(document.disease in rare for document in documents)
-    assert counts[False] / counts[True] == pytest.approx(COMMON_TO_RARE, rel=0.15)
+    assert counts[False] / counts[True] == pytest.approx(PLAIN.common_to_rare, rel=0.15)
 
 
 def test_rarity_says_nothing_about_the_answer(vignettes):
@@ -90,7 +90,7 @@ def test_two_replies_to_one_patient_differ(text):
     world = load_mini_world()
     patient = world.draw_patient(world.common[3], TEXT, random.Random(2))
     others = list(world.common[10:13])
-    assert len({text._write_reply(patient, others, "A") for _ in range(20)}) > 5
+    assert len({text._write_reply(patient, patient.disease, others, "A") for _ in range(20)}) > 5
 
 
 def test_state_continues_the_text():
@@ -100,3 +100,15 @@ def test_state_continues_the_text():
     other.set_state(one.get_state())
     assert [one.draw() for _ in range(10)] == [other.draw() for _ in range(10)]
     assert (one.passages, one.lookups, one.vignettes) == (other.passages, other.lookups, other.vignettes)
+
+
+def test_a_wrong_reply_names_the_option_that_it_chooses():
+    text, wrong, seen = MiniText(load_mini_world(), 9), 0, 0
+    while seen < 300:
+        question = (document := text.draw(VARIED)).question
+        if question is None:
+            continue
+        letter = document.text[-2]
+        assert question.options[letter] in document.text
+        wrong, seen = wrong + (letter != question.truth), seen + 1
+    assert VARIED.errors - 0.1 < wrong / seen < VARIED.errors + 0.1

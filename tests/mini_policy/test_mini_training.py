@@ -10,7 +10,7 @@ from medssr_dist.mini_policy import make
 from medssr_dist.mini_policy.__main__ import main
 from medssr_dist.mini_policy.learn import Learner, MiniShape
 from medssr_dist.mini_policy.make import MiniGoal, MiniPlan, make_mini_policy
-from medssr_dist.mini_policy.mini_text import Document, MiniText
+from medssr_dist.mini_policy.mini_text import LOOKUPS, Document, MiniText
 from medssr_dist.mini_policy.mini_tokenizer import train_tokenizer
 from medssr_dist.mini_policy.packing import IGNORED, LETTER_WEIGHT, DocumentPacker
 from medssr_dist.mini_policy.sampled_accuracy import MiniAccuracy, compute_accuracy, sample_replies
@@ -54,7 +54,7 @@ def test_loss_is_on_replies_and_on_whole_passages(tokenizer):
 def test_only_letters_of_lookups_are_learned(tokenizer):
     packer, text = DocumentPacker(tokenizer), MiniText(load_mini_world(), 4)
     for _ in range(30):
-        document = text.draw(only_lookups=True)
+        document = text.draw(LOOKUPS)
         learned = [target for target in packer.encode(document).targets if target != IGNORED]
         assert document.text.endswith(f"{tokenizer.decode(learned[-1:]).strip()}.")
         assert len(learned) < len(packer.encode(document).tokens) / 3
