@@ -15,6 +15,7 @@ MODULES = {
     "voting": "voting.run",
     "answers": "answers.run",
     "kernels": "kernels.run",
+    "method": "method.run",
     "training": "training.run",
     "update": "training.update",
 }

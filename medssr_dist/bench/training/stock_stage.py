@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from medssr_dist.training.backend.strategy import Strategy
 
 PIECES = ("trainer", "rollout", "weight_sync", "loss")
-DEMO = Path(__file__).parents[3] / "configs" / "demo_cpu.yaml"
+DEMO = Path(__file__).parents[3] / "configs" / "smollm2_cpu.yaml"
 
 
 class StockWorkers(RolloutWorkers):

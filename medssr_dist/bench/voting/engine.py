@@ -45,7 +45,7 @@ from medssr_dist.voting.segments import list_segments, read_votes
 from medssr_dist.voting.tally import Tally
 from medssr_dist.voting.vote_scheduler import VoteScheduler, collect_votes
 
-DEMO = Path(__file__).parents[3] / "configs" / "demo_cpu.yaml"
+DEMO = Path(__file__).parents[3] / "configs" / "smollm2_cpu.yaml"
 _VOTE_ONLY = ("training.stage1.enabled=false", "training.stage2.enabled=false")
 _SAMPLES = 16
 

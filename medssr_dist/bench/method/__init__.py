@@ -1,0 +1,1 @@
+"""`medssr bench method`: the paper's table in miniature, with controls."""

@@ -1,0 +1,135 @@
+"""The arms of `medssr bench method`: equal steps, honest controls, figures from the letters of the arms."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from vote_cases import tally_of
+
+from medssr_dist.bench.method.arm_runs import METHOD_CONFIG, ArmRun, write_config
+from medssr_dist.bench.method.arms import ARMS, BASE, SHUFFLED, TWO_STAGE
+from medssr_dist.bench.method.controls import draw_reward, shuffle_kept_labels
+from medssr_dist.bench.method.method_figures import read_arms
+from medssr_dist.config.load import load_config
+from medssr_dist.config.schema import Voting
+from medssr_dist.data.jsonl import JsonlLedger, read_jsonl
+from medssr_dist.data.records import Label, Question
+from medssr_dist.evaluation.question_letters import FinalLetters, QuestionLetters
+from medssr_dist.training.rollout.reward import GradedSample
+from medssr_dist.voting.labels import label_question
+
+
+def arm_config(tmp_path, arm, steps=40):
+    return load_config(write_config(tmp_path / f"{arm.name}.yaml", arm.make_settings(steps)))
+
+
+@pytest.mark.parametrize("arm", ARMS, ids=lambda arm: arm.name)
+def test_all_arms_but_the_base_take_equal_steps(tmp_path, arm):
+    training = arm_config(tmp_path, arm).training
+    stages = [stage for stage in (training.stage1, training.stage2) if stage.enabled]
+    assert sum(stage.steps for stage in stages) == (0 if arm.name == BASE else 40)
+    assert {stage.sequences for stage in stages} <= {256}
+
+
+def test_arms_differ_in_what_they_say_and_in_nothing_else(tmp_path):
+    from medssr_dist.config.load import dump_config
+    from medssr_dist.run.directory import flatten_settings
+
+    own = {f"training.{stage}.{key}" for stage in ("stage1", "stage2") for key in ("enabled", "steps")}
+    common = flatten_settings(dump_config(load_config(METHOD_CONFIG)))
+    for arm in ARMS:
+        settings = flatten_settings(dump_config(arm_config(tmp_path, arm)))
+        changed = {key for key in settings if settings[key] != common[key]}
+        assert changed <= own | set(arm.settings) | {"evaluation.policies"}, arm.name
+
+
+def make_label(number: int, letter: str, kept: bool) -> Label:
+    question = Question.make(f"Question {number}", ["w", "x", "y", "z"], source="made")
+    tally = tally_of(letter * 4 if kept else f"{letter}{letter}--")
+    voting = Voting(samples=4, threshold=0.9, confidence="requested")
+    return label_question(question, tally, voting, tokens=8, truncated=0, policy="p", sampling="s")
+
+
+def test_shuffled_labels_keep_letters_and_questions(tmp_path):
+    file, letters = tmp_path / "labeled.jsonl", "AABBBCCD" * 10
+    with JsonlLedger(file) as ledger:
+        for number, letter in enumerate(letters):
+            ledger.append(make_label(number, letter, kept=number % 4 > 0).model_dump(mode="json"))
+    before = [Label.model_validate(row) for row in read_jsonl(file)]
+    shuffle_kept_labels(file, 1)
+    after = [Label.model_validate(row) for row in read_jsonl(file)]
+    assert [label.question for label in after] == [label.question for label in before]
+    kept = [(old.answer, new.answer) for old, new in zip(before, after, strict=True) if old.kept]
+    assert Counter(old for old, _ in kept) == Counter(new for _, new in kept)
+    assert 0.1 < sum(old == new for old, new in kept) / len(kept) < 0.5  # as often as by chance
+    assert all(old == new for old, new in zip(before, after, strict=True) if not old.kept)
+
+
+def test_a_random_reward_does_not_read_the_answer():
+    def draw(letter, seed):
+        return draw_reward(GradedSample(f"The answer is {letter}", letter, "A", {"A": "x", "B": "y"}, "q", seed=seed))
+
+    rewards = [draw("A", seed) for seed in range(400)]
+    assert rewards == [draw("B", seed) for seed in range(400)] and set(rewards) == {0.0, 1.0}
+    assert 0.4 < sum(rewards) / 400 < 0.6
+
+
+def write_letters(run: ArmRun, shares: list[float], first: int = 0) -> None:
+    """Write letters of 4 generations to questions of which every second one is rare."""
+    file = run.run.evaluation.letters
+    file.parent.mkdir(parents=True)
+    with JsonlLedger(file) as ledger:
+        for number, share in enumerate(shares):
+            right = round(4 * share)
+            letters = FinalLetters(letters=("B",) * right + ("C",) * (4 - right))
+            row = QuestionLetters(
+                benchmark="mini",
+                question_id=f"q{first + number}",
+                truth="B",
+                rare=number % 2 == 1,
+                policies={run.arm.policy: {"ours": letters, "paper": letters}},
+            )
+            ledger.append(row.model_dump(mode="json"))
+
+
+def test_figures_pool_the_seeds_and_pair_the_questions(tmp_path: Path):
+    arms = {arm.name: arm for arm in ARMS}
+    runs = {name: [ArmRun(arms[name], seed, tmp_path, 40) for seed in (1, 2)] for name in (BASE, TWO_STAGE, SHUFFLED)}
+    write_letters(runs[BASE][0], [0.5, 0.25] * 20)
+    write_letters(runs[BASE][1], [0.5, 0.0] * 20)
+    write_letters(runs[TWO_STAGE][0], [0.75, 0.75] * 20)
+    write_letters(runs[TWO_STAGE][1], [0.75, 0.25] * 20)
+    write_letters(runs[SHUFFLED][0], [0.5, 0.25] * 20)
+    write_letters(runs[SHUFFLED][1], [0.25, 0.25] * 20)
+    found = read_arms(runs)
+    assert found[BASE].to_base is None and found[BASE].scores["rare"].by_seed == (0.25, 0.0)
+    gain = found[TWO_STAGE].to_base
+    assert gain["all"].by_seed == pytest.approx((0.375, 0.25)) and gain["rare"].by_seed == (0.5, 0.25)
+    assert gain["all"].test.difference == pytest.approx(0.3125) and gain["all"].test.questions == 80
+    assert gain["common"].test.low < 0.25 < gain["common"].test.high
+    assert found[SHUFFLED].two_stage_ahead["common"].by_seed == (0.25, 0.5)
+    assert found[TWO_STAGE].two_stage_ahead is None
+
+
+def test_an_arm_takes_over_what_it_shares(tmp_path):
+    from config_builder import make_config
+
+    from medssr_dist.run.directory import open_run
+
+    arms = {arm.name: arm for arm in ARMS}
+    base = ArmRun(arms[BASE], 1, tmp_path, 40).run
+    with open_run(base.root, make_config()) as run:
+        for step in ("synthesize", "vote"):
+            run.begin_step(step, make_config(), {})
+            run.finish_step(step)
+            run.step(step).folder.mkdir()
+        run.synthesis.questions.write_text("{}\n")
+        run.voting.labels.write_text("")
+    for name, steps in (("no_filter", ["synthesize"]), (TWO_STAGE, ["synthesize", "vote"])):
+        arm = ArmRun(arms[name], 1, tmp_path, 40)
+        arm.take_over()
+        assert list(arm.run.read_manifest().steps) == steps
+        assert arm.run.synthesis.questions.read_text() == "{}\n"
+        assert arm.run.voting.labels.exists() == ("vote" in steps)
