@@ -16,7 +16,16 @@ from medssr_dist.data.jsonl import read_json
 from medssr_dist.errors import InputError
 from medssr_dist.evaluation.question_letters import FinalLetters, QuestionLetters, read_question_letters
 from medssr_dist.evaluation.score_rows import align_table, format_accuracy, format_difference
-from medssr_dist.evaluation.scores import MACRO, RARE, Accuracy, ProtocolName, ProtocolScores, Scores, read_scores
+from medssr_dist.evaluation.scores import (
+    MACRO,
+    OTHERS,
+    RARE,
+    Accuracy,
+    ProtocolName,
+    ProtocolScores,
+    Scores,
+    read_scores,
+)
 from medssr_dist.evaluation.scoring import compare_rows, score_rows
 from medssr_dist.run.directory import flatten_settings
 from medssr_dist.run.paths import RunPaths
@@ -163,4 +172,5 @@ def _list_cells(rows: Sequence[QuestionLetters], protocol: ProtocolName) -> list
 def _find_score(scores: ProtocolScores, on: str) -> Accuracy:
     if on == MACRO:
         return scores.macro
-    return scores.rare if on == RARE and scores.rare else scores.benchmarks[on]
+    named = {RARE: scores.rare, OTHERS: scores.others}.get(on)
+    return named or scores.benchmarks[on]

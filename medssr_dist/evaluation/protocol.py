@@ -17,8 +17,6 @@ from functools import cached_property
 from itertools import product
 from typing import Any, Protocol
 
-from tqdm import tqdm
-
 from medssr_dist.config.schema import Evaluation
 from medssr_dist.data.jsonl import JsonlLedger, read_jsonl
 from medssr_dist.data.prompt_renderer import PromptRenderer
@@ -29,6 +27,7 @@ from medssr_dist.evaluation.policy_answers import Answer, PolicyAnswers, SecondP
 from medssr_dist.evaluation.reading_rules import SECOND_PASS, ReadingRule, list_rules
 from medssr_dist.inference.requests import Completion, SampleRequest
 from medssr_dist.run.paths import EvaluationPaths
+from medssr_dist.runtime.progress_bar import ProgressBar
 
 
 class Pool(Protocol):
@@ -229,7 +228,7 @@ class _Session:
 
     def _generate(self, requests: list[SampleRequest], name: str) -> Iterator[tuple[str, list[Completion]]]:
         if requests:
-            for done in tqdm(self.pool.generate(requests), total=len(requests), desc=name, unit="request"):
+            for done in ProgressBar(self.pool.generate(requests), total=len(requests), desc=name, unit="request"):
                 yield done
                 if self.should_stop():
                     raise Stopped("evaluation stopped; run the same command again to get the missing answers")

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from medssr_dist.evaluation.scores import (
     MACRO,
+    OTHERS,
     RARE,
     Accuracy,
     BenchmarkFacts,
@@ -39,7 +40,8 @@ class ScoreRow(NamedTuple):
 
 
 def list_score_rows(scores: Scores, protocol: ProtocolName | None = None) -> list[ScoreRow]:
-    """Return the benchmarks, each followed by its rare questions, then the macro average and all rare questions.
+    """Return the benchmarks, each followed by its rare questions, then the macro average, all rare questions and
+    all others.
 
     The label of rare questions says what marked them.
 
@@ -63,6 +65,10 @@ def list_score_rows(scores: Scores, protocol: ProtocolName | None = None) -> lis
     if whole:
         count = sum(facts.rare for facts in scores.benchmarks.values())
         rows.append(ScoreRow(f"{RARE}{_explain_rare(scores.benchmarks.values())}", RARE, count, None, whole))
+        others: dict[str, Accuracy] = {policy: found.others for policy, found in policies.items() if found.others}
+        if others:
+            total = sum(facts.questions for facts in scores.benchmarks.values())
+            rows.append(ScoreRow(OTHERS, OTHERS, total - count, None, others))
     return rows
 
 
@@ -78,9 +84,9 @@ def _explain_rare(benchmarks: Iterable[BenchmarkFacts]) -> str:
 
 
 def list_main_differences(scores: Scores) -> list[Difference]:
-    """Return the headline's differences on all benchmarks together and on the rare questions."""
+    """Return the headline's differences on all benchmarks together, on the rare questions and on the others."""
     whole = MACRO if len(scores.benchmarks) > 1 else next(iter(scores.benchmarks))
-    return [found for found in scores.headline_differences if found.on in (whole, RARE)]
+    return [found for found in scores.headline_differences if found.on in (whole, RARE, OTHERS)]
 
 
 def format_accuracy(score: Accuracy) -> str:

@@ -26,7 +26,8 @@ from medssr_dist.data.records import Record, parse_record
 ProtocolName = Literal["ours", "paper"]
 PROTOCOLS: tuple[ProtocolName, ...] = ("ours", "paper")
 STD_KINDS: Mapping[ProtocolName, str] = {"ours": "sample, over generations", "paper": "population, over generations"}
-MACRO, RARE = "macro average", "rare diseases"  # sets of questions beside the benchmarks
+# Sets of questions beside the benchmarks; OTHERS are those that are not marked as rare, where some are.
+MACRO, RARE, OTHERS = "macro average", "rare diseases", "other questions"
 Interval = tuple[float, float]
 
 
@@ -110,6 +111,7 @@ class ProtocolScores(_Part):
     benchmarks: dict[str, Score]
     macro: Accuracy = Field(description="unweighted mean over the benchmarks")
     rare: Score | None = Field(description="the rare-disease questions of all benchmarks; None if there are none")
+    others: Score | None = Field(None, description="all questions but these, where there are rare ones")
     rare_benchmarks: dict[str, Score] = Field({}, description="benchmark -> its rare-disease questions, if it has any")
 
 
@@ -145,7 +147,7 @@ class Difference(_Part):
     protocol: ProtocolName
     first: str
     second: str
-    on: str = Field(description="benchmark, 'macro average' or 'rare diseases'")
+    on: str = Field(description="benchmark, 'macro average', 'rare diseases' or 'other questions'")
     difference: float
     interval: Interval = Field(description="95%, of the difference, clustered by question")
     p: float = Field(description="two-sided, from a paired permutation test over questions")

@@ -29,6 +29,7 @@ from medssr_dist.evaluation.score_statistics import (
 )
 from medssr_dist.evaluation.scores import (
     MACRO,
+    OTHERS,
     PROTOCOLS,
     RARE,
     STD_KINDS,
@@ -120,22 +121,26 @@ def score_rows(
     whole = _Questions.of(benchmarks.values())
     shares = whole.spread(_share_right(row, row.policies[policy][protocol]) for row in rows)
     rare = [row for row in rows if row.rare]
+    others = [row for row in rows if not row.rare] if rare else []
     return ProtocolScores(
         benchmarks=scores,
         macro=_average([fmean(column) for column in columns], protocol, shares, whole.weights),
         rare=score(rare) if rare else None,
+        others=score(others) if others else None,
         rare_benchmarks={name: score(part) for name, part in group_rows(rare).items()},
     )
 
 
 def compare_rows(rows: Rows, policies: tuple[str, str], protocol: ProtocolName) -> list[Difference]:
-    """Return the differences of two policies on each benchmark, their macro average and the rare-disease questions."""
+    """Return the differences of two policies on each benchmark, their macro average, the rare diseases and the rest."""
     benchmarks = group_rows(rows)
     sets: dict[str, list[Rows]] = {name: [part] for name, part in benchmarks.items()}
     if len(benchmarks) > 1:
         sets[MACRO] = list(benchmarks.values())
     if rare := [row for row in rows if row.rare]:
         sets[RARE] = [rare]
+        if others := [row for row in rows if not row.rare]:
+            sets[OTHERS] = [others]
     return [_compare_set(name, parts, policies, protocol) for name, parts in sets.items()]
 
 

@@ -49,7 +49,7 @@ def test_settings_and_paired_scores_are_shown(tmp_path, capsys):
     equal, better = text.split("base of A and base of B")[1].split("stage1 of A and stage1 of B")
     assert "+0.0 (-" in equal and "p 1.000" in equal
     assert "+66.7 (" in better and "p 0.0" in better
-    assert "| rare diseases | 1 " in better
+    assert "| rare diseases   | 1 " in better and "| other questions | 4 " in better
 
 
 def test_last_policies_of_other_names_are_compared_too(tmp_path, capsys):

@@ -98,9 +98,8 @@ def test_copies_of_a_question_are_no_further_evidence(tmp_path):
 
 def test_differences_are_paired_over_questions(scores):
     found = {(each.protocol, each.on): each for each in scores.differences}
-    assert set(found) == {
-        (protocol, on) for protocol in ("ours", "paper") for on in ("first", "second", "macro average", "rare diseases")
-    }
+    sets = ("first", "second", "macro average", "rare diseases", "other questions")
+    assert set(found) == {(protocol, on) for protocol in ("ours", "paper") for on in sets}
     first = found["ours", "first"]
     assert (first.first, first.second, first.questions) == ("base", "stage1", 2)
     # base is right in 3/3 and 3/3, stage1 in 2/3 and 1/3; of 4 exchanges, 2 give a sum as large, which counts half
@@ -128,7 +127,7 @@ def test_scores_json_keeps_its_keys_and_reads_back(tmp_path, benchmarks):
     stage1 = written["policies"]["stage1"]
     assert list(stage1) == ["protocols", "tokens", "seconds"]
     assert list(stage1["protocols"]) == ["ours", "paper"]
-    assert list(stage1["protocols"]["ours"]) == ["benchmarks", "macro", "rare", "rare_benchmarks"]
+    assert list(stage1["protocols"]["ours"]) == ["benchmarks", "macro", "rare", "others", "rare_benchmarks"]
     assert stage1["protocols"]["ours"]["benchmarks"]["first"]["letters"] == {"A": 3, "B": 2, "none": 1}
     assert stage1["protocols"]["paper"]["macro"]["std"] == 0.4249  # percents 100, 0, 75
     assert read_scores(tmp_path / "scores.json") == scores
@@ -197,10 +196,11 @@ def test_report_writes_json_table_and_plot(tmp_path, benchmarks):
     assert cells[0] == ["benchmark", "questions", "constant", "base", "stage1"]
     assert cells[2][:3] == ["first", "2", "100.0"] and cells[2][4].startswith("50.0 (")
     assert cells[2][4].endswith(") [16.7%]")
-    labels = [row[0] for row in cells[2:7]]
-    assert labels == ["first", "first, rare (column)", "second", "macro average", "rare diseases (column)"]
-    assert len({len(line) for line in lines[:7]}) == 1
-    assert "benchmark     | stage1 - base" in table and "-50.0 (" in table
+    labels = [row[0] for row in cells[2:8]]
+    assert labels[:3] == ["first", "first, rare (column)", "second"]
+    assert labels[3:] == ["macro average", "rare diseases (column)", "other questions"]
+    assert len({len(line) for line in lines[:8]}) == 1
+    assert "benchmark       | stage1 - base" in table and "-50.0 (" in table
     assert "base pass@3 | base maj@3" in table and "stage1 ours" in table and "66.67 ± 47.14" in table
 
 
