@@ -6,6 +6,7 @@ DATA = {
     "medssr_dist.bench.answers": ["*.jsonl"],
     "medssr_dist.data": ["prompts/*.yaml"],
     "medssr_dist.knowledge": ["data/*"],
+    "medssr_dist.mini_policy": ["medssr-mini/*"],
     "medssr_dist.synthesis": ["*.yaml"],
     "medssr_dist.configs": ["*.yaml", "*/*.yaml"],
     "medssr_dist.launch": ["*.sh", "env.d/*", "containers/*"],

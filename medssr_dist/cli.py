@@ -40,6 +40,7 @@ _BENCHES = {
     "synthesis": "the API client compared with other clients; its memory; decontamination; retrieval",
     "voting": "the engine pool compared with vLLM alone; adaptive voting; coordinator; simulated clusters; stream mode",
     "answers": "the reader of answers compared with two others: wrong and missed letters",
+    "method": "the whole method on the mini policy: ablations, and controls with shuffled labels and a random reward",
     "kernels": "the log-prob and GRPO loss kernels compared with torch and other libraries",
     "training": "a GRPO step compared with stock OpenRLHF, and the gain from each optimization",
     "update": "the model update on one device: tokens/s, MFU and peak memory, with and without each optimization",

@@ -33,7 +33,9 @@ from medssr_dist.steps.step_inputs import find_base_model, fingerprint_base
 from medssr_dist.steps.synthesis_step import open_finished_questions, start_synthesis, synthesize, wants_more_questions
 from medssr_dist.steps.training_steps import read_supervised_questions, start_stage1, train_stage1, train_stage2
 from medssr_dist.steps.vote_step import vote, warn_of_missing_labels
-from medssr_dist.summary import build_summary, render_summary
+from medssr_dist.summary.closing_table import build_summary, render_summary
+from medssr_dist.summary.question_story import tell_question_story
+from medssr_dist.summary.summary_plot import draw_summary
 from medssr_dist.synthesis.prompts import load_question_prompt
 
 logger = logging.getLogger(__name__)
@@ -100,9 +102,11 @@ def refuse_bad_inputs(session: Session, steps: tuple[str, ...]) -> None:
 
 def _refuse_bad_training(config: Config) -> None:
     from medssr_dist.training.deadline import find_end_time
+    from medssr_dist.training.rollout.reward import load_reward
     from medssr_dist.training.trackers import check_trackers
 
     check_trackers(config.training)
+    load_reward(config.training.reward)
     find_end_time(config.runtime)
     if config.training.stage2.enabled:
         read_supervised_questions(config)
@@ -129,7 +133,9 @@ def stream_steps(session: Session) -> None:
 
 
 def _close_run(session: Session) -> None:
-    """Write summary.json and print the closing table."""
-    summary = build_summary(session.run.root)
-    write_json(session.run.summary_file, summary.model_dump(mode="json"))
-    print(render_summary(summary))
+    """Write summary.json and summary.png, and print the closing table and the story of one question."""
+    run = session.run
+    summary = build_summary(run.root)
+    write_json(run.summary_file, summary.model_dump(mode="json"))
+    draw_summary(summary, run.summary_plot)
+    print(render_summary(summary) + tell_question_story(run.root))

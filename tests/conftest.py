@@ -58,7 +58,7 @@ def tiny_config(tmp_path: Path, repo: Path, tiny_model: Path) -> Path:
     """The config of the demo with the tiny model and fewer questions, votes and steps."""
     training = {"prompts_per_step": 2, "samples_per_prompt": 4, "micro_batch_size": 4, "max_new_tokens": 1}
     tree = {
-        "extends": str(repo / "configs" / "demo_cpu.yaml"),
+        "extends": str(repo / "configs" / "smollm2_cpu.yaml"),
         "policy": {"model": str(tiny_model), "dtype": "bfloat16", "max_model_len": 256},
         "knowledge": {"corpora": [{"name": "hpo", "limit": 40}], "entities": 10},
         "synthesis": {"accepted": 8},

@@ -21,7 +21,9 @@ def run(tmp_path_factory) -> RunPaths:
 
 def test_whole_method_runs(medssr, tiny_config, run):
     done = medssr("run", "--config", tiny_config, "--run-dir", run.root, POLICIES)
-    assert "accuracy" in done.stdout
+    assert "accuracy" in done.stdout and "--- one question ---" in done.stdout
+    assert run.summary_plot.read_bytes().startswith(b"\x89PNG")
+    assert "starting 1 vLLM engine" in done.stderr and done.stderr.count("\n") < 250, "a clean run has a short log"
     questions = list(read_jsonl(run.synthesis.questions))
     assert len(questions) == 8
     votes, labels = stored_votes(run.voting.folder), stored_labels(run.voting.folder)

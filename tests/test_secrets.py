@@ -29,7 +29,7 @@ def key_file(tmp_path_factory) -> Path:
 @pytest.fixture
 def config_file(tmp_path, repo) -> Path:
     tree = {
-        "extends": str(repo / "configs" / "demo_cpu.yaml"),
+        "extends": str(repo / "configs" / "smollm2_cpu.yaml"),
         "synthesis": {"accepted": 12, "alpha": 0.0, "endpoints": [{"base_url": "http://localhost:1/v1", "model": "m"}]},
     }
     file = tmp_path / "keyed.yaml"

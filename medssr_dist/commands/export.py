@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 import yaml
-from tqdm import tqdm
 
 from medssr_dist.commands.export_forms import FORMS, ExportForm
 from medssr_dist.data.cards import CARD, render_header
@@ -26,6 +25,7 @@ from medssr_dist.data.prompt_forms import PromptForm, load_prompt_form, parse_pr
 from medssr_dist.data.records import Label, Question, Record, parse_record
 from medssr_dist.errors import InputError
 from medssr_dist.run.paths import RunPaths
+from medssr_dist.runtime.progress_bar import ProgressBar
 from medssr_dist.synthesis.card import size_category
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def _read_records(kind: type[_Kind], path: Path) -> Iterator[_Kind]:
     """Yield the records of a JSONL file. A last line without a newline is skipped: its writer has not finished it."""
     with (
         open(path, "rb") as file,
-        tqdm(total=path.stat().st_size, desc=f"export: {path.name}", unit="B", unit_scale=True) as bar,
+        ProgressBar(total=path.stat().st_size, desc=f"export: {path.name}", unit="B", unit_scale=True) as bar,
     ):
         for number, line in enumerate(file, start=1):
             if line.endswith(b"\n"):

@@ -171,9 +171,9 @@ def fetch_policy(policy: Policy) -> Path:
     Raises:
         InputError: it cannot be downloaded, or is not complete.
     """
-    from medssr_dist.runtime.models import EMBEDDED_MODEL, resolve_model
+    from medssr_dist.runtime.models import resolve_model
 
-    if policy.model != EMBEDDED_MODEL and not Path(policy.model).is_dir():
+    if not policy.model.startswith("embedded:") and not Path(policy.model).is_dir():
         _download("policy.model", policy.model, policy.revision)
     folder = resolve_model(policy)
     refuse_incomplete_model("policy.model", policy.model, folder, policy.trust_remote_code)

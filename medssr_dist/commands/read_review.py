@@ -7,7 +7,7 @@ from pathlib import Path
 from medssr_dist.data.jsonl import write_json
 from medssr_dist.errors import InputError
 from medssr_dist.run.paths import RunPaths
-from medssr_dist.summary import build_summary
+from medssr_dist.summary.closing_table import build_summary
 from medssr_dist.synthesis.card import update_review
 from medssr_dist.synthesis.review_report import ReviewReport, evaluate_review, format_review_share, list_review_rows
 

@@ -27,7 +27,9 @@ def _read_prompt(value: Any) -> Any:
 class Policy(Section):
     """The model that is trained; untrained, it also takes the votes."""
 
-    model: str = Field(description="model directory, Hugging Face id in the local cache, or embedded:smollm2-135m")
+    model: str = Field(
+        description="model directory, Hugging Face id in the local cache, embedded:smollm2-135m or embedded:medssr-mini"
+    )
     revision: str = Field("", description="commit of the Hugging Face id; '' = the one in the local cache")
     prompt: Annotated[PromptForm, BeforeValidator(_read_prompt)] = Field(
         default_factory=lambda: load_prompt_form("reason"),

@@ -10,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, Field, SecretStr, model_validat
 
 from medssr_dist.config.base import PathSource, Section, Source
 
-HPO_PASSAGES = "hpo:passages"
+HPO_PASSAGES, MINI_PASSAGES = "hpo:passages", "hpo:mini-passages"
 
 
 class CorpusSource(PathSource):
@@ -19,7 +19,8 @@ class CorpusSource(PathSource):
     path: str = Field(
         "",
         description="JSONL file with id, title and content, or a folder of such files (MedRAG's chunk/); "
-        "hpo:passages = the passages written from HPO; '' = the folder NAME/chunk in knowledge.corpora_root",
+        "hpo:passages = the passages written from HPO, hpo:mini-passages = those about the mini policy's diseases; "
+        "'' = the folder NAME/chunk in knowledge.corpora_root",
     )
     name: str = Field(
         "",
@@ -79,7 +80,8 @@ class Knowledge(Section):
     entities_file: str = Field(
         "",
         description="your own list of diseases to write questions about, instead of Orphanet's: .jsonl, .csv or .tsv "
-        "with name, id (optional) and synonyms (optional; in .csv and .tsv separated by |); '' = Orphanet's list",
+        "with name, id (optional) and synonyms (optional; in .csv and .tsv separated by |); "
+        "hpo:mini-rare, hpo:mini-common = the mini policy's diseases; '' = Orphanet's list",
     )
     must_name_entity: bool = Field(
         True,

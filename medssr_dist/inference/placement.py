@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 _LINGER_S = 0.02  # plus a millisecond per engine, so that many engines send fewer messages each
 
 
+logger = logging.getLogger(__name__)
+
+
 @contextmanager
 def open_engine_pool(
     config: Config, model: Path, events: Path | None = None, with_servers: bool = True
@@ -48,6 +52,7 @@ def open_engine_pool(
     with ExitStack() as stack:
         placement = EnginePlacement(config, model, count)
         stack.callback(placement.release)
+        logger.info("starting %d vLLM engine%s; on CPU this takes about half a minute", count, "s" * (count > 1))
         engines: list[Engine] = [placement.make_engine() for _ in range(count)]
         if servers:
             tokenize = partial(_tokenize, load_tokenizer(model, config.policy))

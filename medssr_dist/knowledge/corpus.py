@@ -6,10 +6,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from medssr_dist.config.base import PathSource
-from medssr_dist.config.synthesis import HPO_PASSAGES, CorpusSource, Knowledge
+from medssr_dist.config.synthesis import HPO_PASSAGES, MINI_PASSAGES, CorpusSource, Knowledge
 from medssr_dist.errors import InputError
 from medssr_dist.knowledge.corpus_files import FileCorpus, sample_file_passages
-from medssr_dist.knowledge.hpo_passages import HpoCorpus
+from medssr_dist.knowledge.hpo_passages import HpoCorpus, list_corpus_diseases
+from medssr_dist.knowledge.mini_world import load_mini_world
 from medssr_dist.knowledge.passages import Corpus, Passage
 
 
@@ -57,15 +58,20 @@ def _locate(source: CorpusSource, knowledge: Knowledge) -> CorpusSource:
 
 
 def read_corpus(source: PathSource) -> Corpus:
-    """Open the corpus of `source`: 'hpo:passages', a JSONL file, or a folder of such files (see FileCorpus).
+    """Open a corpus: 'hpo:passages', 'hpo:mini-passages', a JSONL file, or a folder of such files (see FileCorpus).
 
     Raises:
         InputError: the corpus cannot be used; the message names file and line.
     """
     if source.path == HPO_PASSAGES:
-        return HpoCorpus(source.limit)
+        return HpoCorpus(list_corpus_diseases(source.limit))
+    if source.path == MINI_PASSAGES:
+        return HpoCorpus(load_mini_world().diseases[: source.limit or None])
     if source.path.startswith("hpo:"):
-        raise InputError(f"knowledge.corpora has {source.path!r}, which is not an embedded corpus; use {HPO_PASSAGES}")
+        raise InputError(
+            f"knowledge.corpora has {source.path!r}, which is not an embedded corpus; use {HPO_PASSAGES} or "
+            f"{MINI_PASSAGES}"
+        )
     return FileCorpus(Path(source.path).expanduser(), source.limit)
 
 

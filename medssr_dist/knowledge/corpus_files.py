@@ -199,10 +199,10 @@ def _write_scan(folder: Path, scan: _Scan, columns: list[array[int] | np.ndarray
 
 def _iterate_files(files: list[_ScannedFile]) -> Iterator[tuple[_ScannedFile, Iterator[tuple[int, int, bytes]]]]:
     """Yield each file with its lines, with one progress bar for all."""
-    from tqdm import tqdm
+    from medssr_dist.runtime.progress_bar import ProgressBar
 
     total = sum(file.size for file in files)
-    with tqdm(total=total, desc="scan corpus", unit="B", unit_scale=True, disable=total < 10**7) as bar:
+    with ProgressBar(total=total, desc="scan corpus", unit="B", unit_scale=True, disable=total < 10**7) as bar:
         for file in files:
             yield file, _read_lines(file, bar.update)
 

@@ -163,11 +163,12 @@ class _BertEncoder:
         Batches are made of texts of similar length, so that they contain little padding.
         """
         import torch
-        from tqdm import tqdm
+
+        from medssr_dist.runtime.progress_bar import ProgressBar
 
         order = sorted(range(len(texts)), key=lambda i: -len("".join(texts[i])))
         vectors = np.empty((len(texts), self._network.config.hidden_size), dtype=np.float32)
-        progress = tqdm(total=len(texts), desc="batches", unit="text", leave=False, disable=None)
+        progress = ProgressBar(total=len(texts), desc="batches", unit="text", leave=False, disable=None)
         with torch.inference_mode(), progress:
             for start in range(0, len(order), self._batch_size):
                 rows = order[start : start + self._batch_size]

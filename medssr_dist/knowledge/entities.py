@@ -20,6 +20,7 @@ from medssr_dist.errors import InputError
 from medssr_dist.knowledge.hpo import Disease
 from medssr_dist.knowledge.hpo_passages import list_corpus_diseases
 from medssr_dist.knowledge.identity import find_groups_by_name
+from medssr_dist.knowledge.mini_world import MINI_LISTS
 from medssr_dist.knowledge.name_finder import list_keys
 from medssr_dist.knowledge.rare_diseases import load_rare_list
 from medssr_dist.knowledge.splits import EVALUATION, is_evaluation, split_group
@@ -123,7 +124,7 @@ def _find_only_hpo_limit(knowledge: Knowledge) -> int:
 
 
 def _read_own_list(knowledge: Knowledge, hold_out: bool) -> EntityList:
-    file = Path(knowledge.entities_file).expanduser()
+    file = MINI_LISTS.get(knowledge.entities_file, Path(knowledge.entities_file).expanduser())
     entities = read_entities(file)
     kept = [entity for entity in entities if not (hold_out and _is_held_out(entity))]
     left_out = len(entities) - len(kept)
@@ -132,7 +133,7 @@ def _read_own_list(knowledge: Knowledge, hold_out: bool) -> EntityList:
             "%d of %d entities of %s are diseases of %s, a benchmark of this run; no question is written about them",
             *(left_out, len(entities), file, EVALUATION),
         )
-    return EntityList(str(file), tuple(kept), {_HELD_OUT: left_out})
+    return EntityList(knowledge.entities_file, tuple(kept), {_HELD_OUT: left_out})
 
 
 def _is_held_out(entity: Entity) -> bool:

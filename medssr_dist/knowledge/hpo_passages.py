@@ -33,10 +33,9 @@ _ROOT = "HP:0000118"
 
 
 class HpoCorpus(Corpus):
-    """The passages of the first `limit` (0 = all) rare diseases: some ten thousand, held in memory."""
+    """The passages about `diseases`, held in memory; those about all rare diseases are some ten thousand."""
 
-    def __init__(self, limit: int):
-        diseases = list_corpus_diseases(limit)
+    def __init__(self, diseases: Iterable[Disease]):
         self._passages = [passage for disease in diseases for passage in describe_disease(disease)]
         self._by_id = {passage.id: passage for passage in self._passages}
         self.hash = hash_content([(p.id, p.title, p.content, p.source) for p in self._passages])

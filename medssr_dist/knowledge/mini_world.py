@@ -41,6 +41,7 @@ from medssr_dist.knowledge.vignettes import (
 DISEASES_PER_GROUP = 80
 COMMON, RARE = "common", "rare"
 LISTS = {group: Path(__file__).parent / "data" / f"mini_{group}.tsv" for group in (COMMON, RARE)}
+MINI_LISTS = {f"hpo:mini-{group}": file for group, file in LISTS.items()}  # values of knowledge.entities_file
 # Upper bound of each use, in percent of the hash range of patients.
 TEXT, SEEDS, SUPERVISED, CHECK, EVALUATION = (
     *("hpo:mini-text", "hpo:mini-seeds"),
@@ -144,7 +145,7 @@ def choose_mini_diseases() -> MiniWorld:
 
 @cache
 def load_mini_world() -> MiniWorld:
-    """Return the world of the two lists in data/, which are also lists for `knowledge.entities_file`."""
+    """Return the world of the two lists in data/."""
     known = {disease.id: disease for disease in load_rare_diseases()}
     ids = {group: [line.split("\t")[1] for line in read_text(file).splitlines()[1:]] for group, file in LISTS.items()}
     return MiniWorld(*([known[one] for one in ids[group]] for group in (COMMON, RARE)))

@@ -93,10 +93,10 @@ class Retriever:
         Raises:
             InputError: a model is not on this machine, an index does not fit into memory, or the disk is full.
         """
-        from tqdm import tqdm
+        from medssr_dist.runtime.progress_bar import ProgressBar
 
         missing = self.list_missing(entities)
-        with tqdm(total=len(missing), desc="retrieve", unit="entity", disable=len(missing) < 2) as bar:
+        with ProgressBar(total=len(missing), desc="retrieve", unit="entity", disable=len(missing) < 2) as bar:
             for searched in _split_batches(missing, _SEARCHED_AT_ONCE):
                 hits = self._search([entity.name for entity in searched])
                 for batch in _split_batches(list(enumerate(searched)), _RECORDED_AT_ONCE):

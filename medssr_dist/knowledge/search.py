@@ -59,10 +59,10 @@ class ExactIndex:
         self._vectors = vectors
 
     def search(self, queries: np.ndarray, k: int) -> Hits:
-        from tqdm import tqdm
+        from medssr_dist.runtime.progress_bar import ProgressBar
 
         best = Hits(np.full((len(queries), k), -np.inf, np.float32), np.full((len(queries), k), -1))
-        for start, shard in tqdm(self._vectors, "search", self._vectors.shard_count, leave=False, disable=None):
+        for start, shard in ProgressBar(self._vectors, "search", self._vectors.shard_count, leave=False, disable=None):
             scores, rows = _search_shard(queries, shard, min(k, len(shard)))
             rows = np.where(rows >= 0, rows + start, -1)
             best = _select_best(np.hstack([best.scores, scores]), np.hstack([best.rows, rows]), k)
@@ -146,7 +146,8 @@ def check_ivfpq(knowledge: Knowledge, passages: int, dimension: int) -> None:
 def build_ivfpq(vectors: Vectors, knowledge: Knowledge, file: Path) -> None:
     """Train lists and codes on a seeded sample, add all vectors, and write the index to `file`."""
     import faiss
-    from tqdm import tqdm
+
+    from medssr_dist.runtime.progress_bar import ProgressBar
 
     check_ivfpq(knowledge, len(vectors), vectors.dimension)
     quantizer = faiss.IndexFlatIP(vectors.dimension)
@@ -154,7 +155,7 @@ def build_ivfpq(vectors: Vectors, knowledge: Knowledge, file: Path) -> None:
     index = faiss.IndexIVFPQ(quantizer, vectors.dimension, lists, knowledge.pq_bytes, 8, faiss.METRIC_INNER_PRODUCT)
     count = count_training_vectors(knowledge, len(vectors))
     index.train(vectors.take(np.random.default_rng(0).choice(len(vectors), count, replace=False)))
-    with tqdm(total=len(vectors), desc="index", unit="vector") as bar:
+    with ProgressBar(total=len(vectors), desc="index", unit="vector") as bar:
         for part in _split_shards(vectors):
             index.add(part)
             bar.update(len(part))

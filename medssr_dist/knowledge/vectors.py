@@ -77,7 +77,7 @@ def encode_corpus(corpus: Corpus, knowledge: Knowledge, folder: Path, load: Call
     Raises:
         InputError: the disk is full, or the Ray cluster is too small.
     """
-    from tqdm import tqdm
+    from medssr_dist.runtime.progress_bar import ProgressBar
 
     size = knowledge.shard_size
     files = list_shard_files(folder, len(corpus), size)
@@ -88,7 +88,7 @@ def encode_corpus(corpus: Corpus, knowledge: Knowledge, folder: Path, load: Call
     for stale in folder.glob(".*.npy.*.tmp"):  # left by a killed run
         stale.unlink()
     done = len(corpus) - sum(map(len, missing.values()))
-    with tqdm(total=len(corpus), initial=done, desc="encode", unit="passage", smoothing=0) as bar:
+    with ProgressBar(total=len(corpus), initial=done, desc="encode", unit="passage", smoothing=0) as bar:
         for number, vectors in _encode(corpus, knowledge, missing, load):
             with replace_file(files[number]) as temporary, open(temporary, "wb") as file:
                 np.save(file, vectors)

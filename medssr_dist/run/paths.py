@@ -375,6 +375,11 @@ class RunPaths:
         return self.root / "summary.json"
 
     @property
+    def summary_plot(self) -> Path:
+        """The closing table, as a picture."""
+        return self.root / "summary.png"
+
+    @property
     def clock_file(self) -> Path:
         """Wall time of each step over all attempts, in seconds."""
         return self.root / "clock.json"

@@ -20,13 +20,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 EMBEDDED_MODEL = "embedded:smollm2-135m"
+MINI_MODEL = "embedded:medssr-mini"
+_MINI_FOLDER = Path(__file__).parents[1] / "mini_policy" / "medssr-mini"
 _FINGERPRINT_SAMPLES, _FINGERPRINT_BYTES = 256, 2**16
 
 
 def resolve_model(policy: Policy) -> Path:
     """Return the directory of `policy.model`, ready for transformers and vLLM.
 
-    The embedded model is converted, and a LoRA adapter merged into its base model, on first use.
+    SmolLM2 is converted, and a LoRA adapter merged into its base model, on first use; the mini policy lies in the
+    package.
 
     Raises:
         InputError: there is no such directory or cached model, or it needs policy.trust_remote_code and may not run
@@ -36,7 +39,7 @@ def resolve_model(policy: Policy) -> Path:
         if policy.revision:
             raise InputError(f"policy.revision = {policy.revision!r}: {EMBEDDED_MODEL} has no revisions; set it to ''")
         return _embedded_smollm2()
-    folder = Path(policy.model)
+    folder = _MINI_FOLDER if policy.model == MINI_MODEL else Path(policy.model)
     if not folder.is_dir():
         folder = _from_hub_cache(policy.model, policy.revision)
     elif policy.revision:
@@ -73,7 +76,7 @@ def _from_hub_cache(name: str, revision: str) -> Path:
         )
     raise InputError(
         f"policy.model = {name!r} is neither a directory nor a model in the local Hugging Face cache; "
-        f"give a directory, run `medssr prefetch` where there is internet, or use {EMBEDDED_MODEL}"
+        f"give a directory, run `medssr prefetch` where there is internet, or use {EMBEDDED_MODEL} or {MINI_MODEL}"
     )
 
 

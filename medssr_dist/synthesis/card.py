@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 from medssr_dist.config.base import PathSource
 from medssr_dist.config.schema import Config
-from medssr_dist.config.synthesis import HPO_PASSAGES, Checks
+from medssr_dist.config.synthesis import Checks
 from medssr_dist.data.cards import render_header
 from medssr_dist.data.jsonl import read_text, write_atomic
 from medssr_dist.data.records import LETTERS, Question
@@ -237,7 +237,7 @@ def _cite_hpo(sources: Iterable[PathSource]) -> str:
 
 def _cite_orphanet(config: Config) -> str:
     knowledge = config.knowledge
-    uses_names = not knowledge.entities_file or any(source.path == HPO_PASSAGES for source in knowledge.corpora)
+    uses_names = not knowledge.entities_file or any(source.path.startswith("hpo:") for source in knowledge.corpora)
     if config.synthesis.alpha == 0 or not uses_names:
         return ""
     return (

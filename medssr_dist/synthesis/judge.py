@@ -17,13 +17,12 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from tqdm import tqdm
-
 from medssr_dist.config.synthesis import Judge, Synthesis
 from medssr_dist.data.records import Provenance, Question
 from medssr_dist.data.thoughts import cut_thoughts
 from medssr_dist.errors import InputError
 from medssr_dist.run.paths import SynthesisPaths
+from medssr_dist.runtime.progress_bar import ProgressBar
 from medssr_dist.synthesis.checks.reply_parts import Rejection
 from medssr_dist.synthesis.client.budget import Spending
 from medssr_dist.synthesis.journal import Journal, JournalEntry
@@ -192,5 +191,7 @@ def open_verdicts(paths: SynthesisPaths, spending: Spending) -> Journal:
         spending.count(entry.model, entry.prompt_tokens, entry.completion_tokens)
         bar.update()
 
-    with tqdm(desc="synthesize: reading the verdicts", unit="verdict", disable=not paths.verdicts.exists()) as bar:
+    with ProgressBar(
+        desc="synthesize: reading the verdicts", unit="verdict", disable=not paths.verdicts.exists()
+    ) as bar:
         return Journal(paths.verdicts, count)

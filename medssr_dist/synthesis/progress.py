@@ -7,12 +7,11 @@ from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
 from medssr_dist.config.synthesis import Synthesis
 from medssr_dist.data.jsonl import write_json
 from medssr_dist.run.demand import QuestionDemand
 from medssr_dist.run.paths import SynthesisPaths
+from medssr_dist.runtime.progress_bar import ProgressBar
 from medssr_dist.synthesis.client.batch_runner import BatchRunner
 from medssr_dist.synthesis.client.budget import Spending
 from medssr_dist.synthesis.client.dispatcher import Dispatcher
@@ -52,7 +51,7 @@ class ProgressReporter:
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
         self._events = EventFileWriter(str(self._paths.tensorboard))
-        self._bar = tqdm(
+        self._bar = ProgressBar(
             total=self._demand.count_wanted(), initial=self._writer.judged.accepted, desc="synthesize", unit="question"
         )
         self.update()

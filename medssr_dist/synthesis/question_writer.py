@@ -13,14 +13,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tqdm import tqdm
-
 from medssr_dist.data.jsonl import JsonlLedger
 from medssr_dist.data.records import LETTERS, Question, Rejected
 from medssr_dist.errors import InputError
 from medssr_dist.knowledge.name_finder import is_same_name
 from medssr_dist.run.demand import QuestionDemand
 from medssr_dist.run.paths import SynthesisPaths
+from medssr_dist.runtime.progress_bar import ProgressBar
 from medssr_dist.synthesis.checks import Screen, TeacherReply
 from medssr_dist.synthesis.journal import Journal, JournalEntry
 from medssr_dist.synthesis.judge import QuestionJudge
@@ -121,7 +120,7 @@ class QuestionWriter:
     def _judge_journal(self, paths: SynthesisPaths) -> None:
         """Judge everything in the journal, then give the files their final names."""
         known = self._journal.first_missing
-        with tqdm(total=known, desc="synthesize: judging the journal", unit="reply", disable=not known) as bar:
+        with ProgressBar(total=known, desc="synthesize: judging the journal", unit="reply", disable=not known) as bar:
             while judged := self.advance():
                 bar.update(judged)
         for ledger, path in ((self._questions, paths.questions), (self._rejected, paths.rejected)):

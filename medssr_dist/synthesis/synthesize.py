@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import uvloop
-from tqdm import tqdm
 
 from medssr_dist.config.schema import Config
 from medssr_dist.config.synthesis import Endpoint, Synthesis
@@ -31,6 +30,7 @@ from medssr_dist.errors import InputError, Stopped
 from medssr_dist.run.demand import FixedDemand, QuestionDemand
 from medssr_dist.run.paths import SynthesisPaths
 from medssr_dist.run.stream import mark_end
+from medssr_dist.runtime.progress_bar import ProgressBar
 from medssr_dist.synthesis.card import write_card
 from medssr_dist.synthesis.checks import Screen
 from medssr_dist.synthesis.client.batch_runner import BatchRunner
@@ -221,7 +221,7 @@ def _open_journal(path: Path, plan: RequestPlan, spending: Spending) -> Journal:
         spending.count(entry.model, entry.prompt_tokens, entry.completion_tokens)
         bar.update()
 
-    with tqdm(desc="synthesize: checking the journal", unit="reply", disable=not path.exists()) as bar:
+    with ProgressBar(desc="synthesize: checking the journal", unit="reply", disable=not path.exists()) as bar:
         return Journal(path, check)
 
 

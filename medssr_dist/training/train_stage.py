@@ -12,8 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from tqdm import tqdm
-
 from medssr_dist.config.schema import Config
 from medssr_dist.config.training import Stage
 from medssr_dist.data.jsonl import write_atomic, write_json
@@ -25,6 +23,7 @@ from medssr_dist.run.paths import StagePaths
 from medssr_dist.run.stream import follow, follow_kept_labels, publish_taken, read_kept_count, read_kept_labels
 from medssr_dist.runtime.device import build_device_env
 from medssr_dist.runtime.models import publish_folder
+from medssr_dist.runtime.progress_bar import ProgressBar
 from medssr_dist.training.deadline import find_end_time
 from medssr_dist.training.rollout.examples import (
     Example,
@@ -73,12 +72,14 @@ class RunningStage:
             raise Stopped(f"{job.name} stopped after step {done}, its end time is over; the same command resumes")
         _drop_steps_after(job.paths, done)
         self._job, self._should_stop, self._started = replace(job, checkpoint=checkpoint), should_stop, time.monotonic()
+        training = job.config.training
+        logger.info("%s: starting %d training ranks and %d vLLM engines", job.name, training.ranks, training.engines)
         self._actor = ray.remote(num_cpus=1, runtime_env={"env_vars": build_device_env()})(StageActor).remote()
         board = start_board()
         self._watch = StallWatch(board, job.config.training.stall_s)
         self._result = self._actor.run.remote(self._job, examples, on_taken, board)
         self._trackers = Trackers(self._job)
-        self._bar = tqdm(total=job.expected_steps, desc=job.name, initial=done, bar_format=_BAR)
+        self._bar = ProgressBar(total=job.expected_steps, desc=job.name, initial=done, bar_format=_BAR)
 
     def check(self) -> bool:
         """Return whether the stage is done; then `folder`/hf and its summary are published.

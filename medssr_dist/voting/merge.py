@@ -13,12 +13,11 @@ from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
-from tqdm import tqdm
-
 from medssr_dist.data.jsonl import enumerate_rows, read_json
 from medssr_dist.data.records import Vote
 from medssr_dist.errors import InputError
 from medssr_dist.run.directory import RunDir, hold_run
+from medssr_dist.runtime.progress_bar import ProgressBar
 from medssr_dist.voting.ledger import LedgerState, VoteLedger, derive_seeds
 from medssr_dist.voting.segments import find_segment, list_segments, read_votes
 
@@ -127,7 +126,7 @@ def _add_votes(
     Only one segment of `source` and one of the run are in memory at a time.
     """
     counts: Counter[str] = Counter()
-    for number in tqdm(list_segments(source), desc="merge", unit="segment"):
+    for number in ProgressBar(list_segments(source), desc="merge", unit="segment"):
         votes = []
         for vote in read_votes(source, number):
             if obstacle := find_obstacle(vote):

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from pydantic import ValidationError
-from tqdm import tqdm
 
 from medssr_dist.config.schema import Voting
 from medssr_dist.data.jsonl import write_json
@@ -24,6 +23,7 @@ from medssr_dist.data.records import LETTERS, Label, Question
 from medssr_dist.data.wilson import measure_share, wilson_interval
 from medssr_dist.errors import InputError
 from medssr_dist.run.paths import VotingPaths
+from medssr_dist.runtime.progress_bar import ProgressBar
 from medssr_dist.voting.quality_records import (
     CountBounds,
     CurvePoint,
@@ -54,7 +54,7 @@ def write_quality(folder: Path, labels_file: Path, voting: Voting, truth: Truth)
     from medssr_dist.voting.quality_plots import plot_quality
 
     size = labels_file.stat().st_size
-    with tqdm(total=size, desc="quality of labels", unit="B", unit_scale=True, delay=2) as bar:
+    with ProgressBar(total=size, desc="quality of labels", unit="B", unit_scale=True, delay=2) as bar:
         quality = measure_quality(_read_labels(labels_file, bar.update), voting, truth)
     write_json(VotingPaths(folder).quality, quality.model_dump(mode="json"))
     plot_quality(quality, VotingPaths(folder).quality_plot)
@@ -105,6 +105,7 @@ class _LabelCounts:
         self.votes: Counter[str] = Counter()
         self.votes_taken: Counter[int] = Counter()  # votes -> questions
         self.with_truth = 0
+        self.chance = 0.0  # right labels to expect if each kept one with a truth were drawn from its options
         by_vote = min(voting.samples, _MAX_STEPS)
         steps = by_vote if voting.confidence == "requested" else _VALID_STEPS
         self.thresholds = sorted({*(i / steps for i in range(steps + 1)), voting.threshold})
@@ -120,6 +121,8 @@ class _LabelCounts:
         self.outcomes[label.outcome] += 1
         self.questions_by_rare[label.question.rare] += 1
         self.with_truth += truth is not None
+        if truth is not None and label.kept:
+            self.chance += 1 / len(label.question.options)
         self.votes.update(
             requested=label.requested,
             taken=label.taken,
@@ -172,6 +175,7 @@ class _LabelCounts:
             truth_known=truth_known,
             agree_with_truth=right,
             precision=measure_share(right, truth_known),
+            chance=_divide(self.chance, truth_known),
             by_kind=by_kind,
             votes=taken,
             votes_requested=votes["requested"],

@@ -184,6 +184,7 @@ class LabelQuality(QualityRecord):
         truth_known: of the kept labels, those with a known answer.
         agree_with_truth: of these, the right ones.
         precision: the share of right ones.
+        chance: what it would be if each label were drawn evenly from the options of its question.
         votes: votes taken, of `votes_requested`; `votes_saved` were not needed.
         votes_taken: number of votes -> questions for which so many were taken.
         tokens: generated in the votes taken.
@@ -206,6 +207,7 @@ class LabelQuality(QualityRecord):
     truth_known: int
     agree_with_truth: int
     precision: Share
+    chance: float | None = None
     by_kind: QualityByKind
     votes: int
     votes_requested: int

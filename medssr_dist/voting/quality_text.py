@@ -49,7 +49,8 @@ def _format_truth(quality: LabelQuality) -> str:
     split = [f"{name} {format_part(share.count, share.of)}" for name, share in kinds.items() if share.of]
     text = (
         f"{format_part(precision.count, precision.of)} of the kept labels with a truth agree "
-        f"(95%: {format_percent(precision.low)} to {format_percent(precision.high)})"
+        f"(95%: {format_percent(precision.low)} to {format_percent(precision.high)}; by chance "
+        f"{format_percent(quality.chance)})"
     )
     return f"{text}; {', '.join(split)}" if len(split) > 1 else text
 

@@ -12,8 +12,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tqdm import tqdm
-
 from medssr_dist.config.schema import Config
 from medssr_dist.data.jsonl import write_json
 from medssr_dist.data.records import Question
@@ -22,6 +20,7 @@ from medssr_dist.inference.placement import open_engine_pool
 from medssr_dist.run.paths import VotingPaths
 from medssr_dist.run.stream import QuestionFeed, has_room, mark_end
 from medssr_dist.runtime.models import fingerprint_model, load_tokenizer, make_prompt_renderer
+from medssr_dist.runtime.progress_bar import ProgressBar
 from medssr_dist.runtime.prompt_advice import list_prompt_advice
 from medssr_dist.voting.ledger import VoteLedger, hash_vote_sampling
 from medssr_dist.voting.quality import write_quality
@@ -73,7 +72,7 @@ def vote(
     with (
         VoteLedger(folder, fingerprint_model(model), sampling, config.voting.keep_text) as ledger,
         open_engine_pool(config, model, paths.engine_events) as pool,
-        tqdm(total=total, desc="vote", unit="question", initial=ledger.num_labels) as bar,
+        _open_bar(total, ledger.num_labels, config.voting.samples) as bar,
     ):
         _skip_labeled(feed, ledger, should_stop)
         trainer_lags = _CachedCheck(lambda: not has_room(paths.labels, ledger.num_kept, config.voting.buffer))
@@ -92,6 +91,12 @@ def vote(
     )
     write_json(paths.summary, summary.model_dump(mode="json"))
     return summary
+
+
+def _open_bar(questions: int | None, labels: int, samples: int) -> ProgressBar:
+    """Open a bar of votes; those that a label does not need count as taken."""
+    total = None if questions is None else questions * samples
+    return ProgressBar(total=total, desc="vote", unit="vote", initial=labels * samples)
 
 
 def _skip_labeled(feed: QuestionFeed, ledger: VoteLedger, should_stop: Callable[[], bool]) -> None:

@@ -15,9 +15,6 @@ import heapq
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
-
-from tqdm import tqdm
 
 from medssr_dist.config.schema import Config
 from medssr_dist.data.prompt_renderer import PromptRenderer
@@ -27,6 +24,7 @@ from medssr_dist.inference.leases import QuarantinedRequest, split_into_runs
 from medssr_dist.inference.pool import EnginePool, PoolOutcome
 from medssr_dist.inference.requests import Completion, SampleRequest
 from medssr_dist.run.stream import QuestionFeed
+from medssr_dist.runtime.progress_bar import ProgressBar
 from medssr_dist.voting.early_stopping import count_needed_votes, is_certain
 from medssr_dist.voting.labels import label_question, quarantine_question
 from medssr_dist.voting.ledger import VoteLedger, derive_seeds
@@ -68,6 +66,7 @@ class VoteScheduler:
 
     Attributes:
         num_votes: votes taken by this process.
+        num_settled: votes on all questions so far that are taken, or not needed because the label is certain.
     """
 
     def __init__(
@@ -88,6 +87,7 @@ class VoteScheduler:
         self._next_position = ledger.num_labels
         self._spare_from = 0  # the questions before this position have no spare votes left
         self.num_votes = 0
+        self.num_settled = ledger.num_labels * self._voting.samples
 
     @property
     def is_finished(self) -> bool:
@@ -148,6 +148,7 @@ class VoteScheduler:
             changed[outcome.key] = state
         for position, new in votes.items():
             self.num_votes += len(new)
+            self.num_settled += len(new)
             self._ledger.add_votes(position, new)
         for state in changed.values():
             self._advance(state)
@@ -183,6 +184,7 @@ class VoteScheduler:
         for seed, vote in self._ledger.known_votes(self._next_position, question).items():
             if seed in seeds:
                 state.add(vote)
+        self.num_settled += len(state.taken)
         self._open[self._next_position] = self._by_id[question.id] = state
         self._next_position += 1
         return state
@@ -200,6 +202,7 @@ class VoteScheduler:
                 policy=self._ledger.policy,
                 sampling=self._ledger.sampling,
             )
+            self.num_settled += self._voting.samples - len(state.taken)
         if state.label:
             self._to_request -= state.to_request
             state.to_request = 0
@@ -227,6 +230,7 @@ class VoteScheduler:
             policy=self._ledger.policy,
             sampling=self._ledger.sampling,
         )
+        self.num_settled += self._voting.samples - len(state.taken)
 
     def _write_labels(self) -> None:
         while not self._has_enough and (state := self._open.get(self._ledger.num_labels)) and state.label:
@@ -285,7 +289,7 @@ def collect_votes(
     pool: EnginePool,
     scheduler: VoteScheduler,
     ledger: VoteLedger,
-    bar: tqdm[Any],
+    bar: ProgressBar,
     should_stop: Callable[[], bool],
 ) -> None:
     """Request votes, store them and decide, until every question has its label.
@@ -296,9 +300,13 @@ def collect_votes(
     for outcomes in pool.run(scheduler):
         scheduler.add_outcomes(outcomes)
         ledger.commit()
-        bar.update(ledger.num_labels - bar.n)
-        bar.set_postfix(kept=ledger.num_kept, votes=scheduler.num_votes, refresh=False)
+        _show(bar, scheduler, ledger)
         if should_stop():
             raise Stopped("voting stopped; the same command takes the votes that are missing")
     ledger.commit()
-    bar.update(ledger.num_labels - bar.n)
+    _show(bar, scheduler, ledger)
+
+
+def _show(bar: ProgressBar, scheduler: VoteScheduler, ledger: VoteLedger) -> None:
+    bar.set_postfix(labels=ledger.num_labels, kept=ledger.num_kept, refresh=False)
+    bar.update(scheduler.num_settled - bar.n)

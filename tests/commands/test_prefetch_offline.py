@@ -72,9 +72,9 @@ def hub(tiny_model):
 @pytest.fixture
 def offline_config(tmp_path, repo) -> Path:
     tree = {
-        "extends": str(repo / "configs" / "demo_cpu.yaml"),
+        "extends": str(repo / "configs" / "smollm2_cpu.yaml"),
         "policy": {"model": "lab/tiny", "max_model_len": 256},
-        "knowledge": {"corpus": {"path": "hpo:passages", "limit": 40}, "entities": 10},
+        "knowledge": {"corpora": [{"path": "hpo:passages", "limit": 40}], "entities": 10},
         "synthesis": {"accepted": 6},
     }
     file = tmp_path / "offline.yaml"

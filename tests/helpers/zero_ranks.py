@@ -49,7 +49,7 @@ STEP_FIELDS = (
     "rollout_log_probs",
     "advantages",
 )
-CONFIG = REPO / "configs" / "demo_cpu.yaml"
+CONFIG = REPO / "configs" / "smollm2_cpu.yaml"
 
 
 def main() -> None:

@@ -225,7 +225,7 @@ def test_timings_show_the_first_engine_and_token_of_this_job(tmp_path, monkeypat
     ],
 )
 def test_a_config_is_fitted_to_one_node(repo, overrides, nodes, expected, slots):
-    file = repo / "configs" / "demo_cpu.yaml"
+    file = repo / "configs" / "smollm2_cpu.yaml"
     assert fit_config(file, overrides, nodes, 0, "run") == FittedConfig([*overrides, *expected], slots)
     assert fit_config(file, overrides, nodes, 8, "run").slots == 0
     assert fit_config(file, overrides, nodes, 0, "synthesize").slots == 0
@@ -233,19 +233,19 @@ def test_a_config_is_fitted_to_one_node(repo, overrides, nodes, expected, slots)
 
 def test_more_nodes_share_the_same_batch(repo):
     nodes = ["training.nodes=4", "training.engines=4", "voting.engines=4"]
-    assert fit_config(repo / "configs" / "demo_cpu.yaml", [], 4, 0, "run") == FittedConfig(nodes, 4)
+    assert fit_config(repo / "configs" / "smollm2_cpu.yaml", [], 4, 0, "run") == FittedConfig(nodes, 4)
 
 
 def test_a_number_of_nodes_that_does_not_fit_is_refused(repo, tmp_path):
     file = tmp_path / "two.yaml"
     file.write_text(
-        f"extends: {repo}/configs/demo_cpu.yaml\ntraining: {{nodes: 2, stage1: {{micro_batch_size: 4}}, "
+        f"extends: {repo}/configs/smollm2_cpu.yaml\ntraining: {{nodes: 2, stage1: {{micro_batch_size: 4}}, "
         "stage2: {micro_batch_size: 4}}\n"
     )
     with pytest.raises(InputError, match="laid out for 2 nodes .* the job has 3"):
         fit_config(file, [], 3, 8, "run")
     with pytest.raises(InputError, match=r"stage1: prompts_per_step x samples_per_prompt = 16 is fewer than ranks"):
-        fit_config(repo / "configs" / "demo_cpu.yaml", [], 9, 8, "run")
+        fit_config(repo / "configs" / "smollm2_cpu.yaml", [], 9, 8, "run")
 
 
 def test_missing_nodes_are_named():

@@ -97,7 +97,7 @@ def test_a_planted_key_is_in_no_output_of_slurm_and_no_file(cluster, repo, tmp_p
     endpoints = [{"base_url": "offline-teacher", "model": "m", "api_key": named}]
     synthesis = {"accepted": 6, "alpha": 0.0, "endpoints": endpoints}
     config = tmp_path / "config.yaml"
-    config.write_text(yaml.safe_dump({"extends": str(repo / "configs" / "demo_cpu.yaml"), "synthesis": synthesis}))
+    config.write_text(yaml.safe_dump({"extends": str(repo / "configs" / "smollm2_cpu.yaml"), "synthesis": synthesis}))
     env = {"CONFIG": str(config), "RUN_DIR": str(run), "MEDSSR_HOME": str(repo), "MEDSSR_PYTHON": sys.executable}
     job = cluster.sbatch(f"--output={run}.out", repo / "slurm" / "synthesize.sh", **env, PLANTED_KEY=key)
     shown = [""]

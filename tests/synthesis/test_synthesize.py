@@ -14,7 +14,7 @@ from medssr_dist.data.records import Question, hash_content
 from medssr_dist.errors import InputError, Stopped
 from medssr_dist.offline_teacher import start_teacher
 from medssr_dist.run.demand import FixedDemand
-from medssr_dist.summary import build_summary, render_summary
+from medssr_dist.summary.closing_table import build_summary, render_summary
 from medssr_dist.synthesis.checks import Screen
 from medssr_dist.synthesis.client.chat_client import Reply
 from medssr_dist.synthesis.journal import Journal

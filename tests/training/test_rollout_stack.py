@@ -37,7 +37,7 @@ def models(tmp_path_factory) -> tuple[Path, Path]:
 
 def run(models, tmp_path, repo, *overrides: str, **options) -> dict:
     case = {
-        "config": str(repo / "configs" / "demo_cpu.yaml"),
+        "config": str(repo / "configs" / "smollm2_cpu.yaml"),
         "overrides": [
             f"policy.model={models[0]}",
             "policy.dtype=bfloat16",

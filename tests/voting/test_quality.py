@@ -301,7 +301,8 @@ def test_rows_of_the_closing_table():
     assert lines == {
         "outcome": "labeled 5 of 9 (55.6%), ties 1, no valid vote 1, rejected 1, quarantined 1",
         "kept": "4 of 9 (44.4%) at winner's votes / requested votes >= 0.75",
-        "truth": "2 of 3 (66.7%) of the kept labels with a truth agree (95%: 20.8% to 93.9%); rare 1 of 2 (50.0%), "
+        "truth": "2 of 3 (66.7%) of the kept labels with a truth agree (95%: 20.8% to 93.9%; by chance 25.0%); "
+        "rare 1 of 2 (50.0%), "
         "common 1 of 1 (100.0%)",
         "votes": "30 taken, 3 of 36 (8.3%) saved; of those taken 16.7% invalid, 3.3% truncated",
         "letters": "favoured most A with 44.0% of the votes (even: 25.0%), least D with 4.0% of the votes (even: "

@@ -19,10 +19,9 @@ from itertools import islice
 from types import MappingProxyType
 from typing import NamedTuple
 
-from tqdm import tqdm
-
 from medssr_dist.config.synthesis import Checks
 from medssr_dist.data.records import Provenance, Question, Rejected
+from medssr_dist.runtime.progress_bar import ProgressBar
 from medssr_dist.synthesis.checks import flaws
 from medssr_dist.synthesis.checks.decontamination import Decontaminator
 from medssr_dist.synthesis.checks.grounding import Grounding
@@ -149,7 +148,7 @@ class _KnownQuestions:
         self._exact = HashSet()
         self._near = NearDuplicates(near) if near else None
         batches = range(0, len(references), _BATCH)
-        for start in tqdm(batches, desc="synthesize: reading seeds and benchmarks", delay=2, leave=False):
+        for start in ProgressBar(batches, desc="synthesize: reading seeds and benchmarks", delay=2, leave=False):
             part = references[start : start + _BATCH]
             self._add(self._hash([join_text(item.stem, item.options.values()) for item in part]))
 

@@ -20,7 +20,7 @@ from medssr_dist.evaluation.scores import (
     Scores,
 )
 from medssr_dist.run.paths import RunPaths
-from medssr_dist.summary import WIDTH, RunSummary, StepUsage, build_summary, render_summary
+from medssr_dist.summary.closing_table import WIDTH, RunSummary, StepUsage, build_summary, render_summary
 from medssr_dist.synthesis.synthesis_summary import AlphaShares
 from medssr_dist.training.stage_job import StageSummary
 from medssr_dist.voting.quality import measure_quality
@@ -124,7 +124,7 @@ def test_whole_run(tmp_path):
         "asked 0.500, achieved 0.475 (0.329 to 0.625) of requests",
         "labeled 30 of 36 (83.3%), ties 4, no valid vote 2",
         "12 of 36 (33.3%)",
-        "5 of 10 (50.0%) of the kept labels with a truth agree (95%: 23.7% to 76.3%)",
+        "5 of 10 (50.0%) of the kept labels with a truth agree (95%: 23.7% to 76.3%; by chance -)",
         "216 taken, 72 of 288 (25.0%) saved; of those taken 12.5% invalid, 6.2% truncated",
         "1:0.250  2:0.500",
         "medqa 60.0 25.0 (20.0 to 31.0) 25.0 (20.0 to 31.0)",

@@ -1,0 +1,1 @@
+"""The end of a run: closing table, picture, and the story of one question."""
