@@ -10,11 +10,22 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn import functional
 
-from medssr_dist.mini_policy.mini_text import LOOKUPS, PLAIN, VARIED, MiniText, TextMix
+from medssr_dist.mini_policy.mini_text import DOUBTFUL, LOOKUPS, PLAIN, VARIED, MiniText, TextMix
 from medssr_dist.mini_policy.packing import IGNORED, Batch, DocumentPacker
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+
+@dataclass(frozen=True)
+class Phase:
+    """The text from the step `start` on. Example: Phase(1000, PLAIN)"""
+
+    start: int
+    mix: TextMix
+
+
+PHASES = (Phase(0, LOOKUPS), Phase(1000, PLAIN), Phase(2017, VARIED), Phase(4124, DOUBTFUL))
 
 
 @dataclass(frozen=True)
@@ -27,9 +38,7 @@ class MiniShape:
         matrix_rate: learning rate of Muon, for the matrices of the layers. With 0.02, or where documents of one row see
             each other, a policy did not learn in 1,000 steps to find the letter of a name.
         other_rate: learning rate of AdamW, for embeddings and norms.
-        lookup_steps: first steps, on look-ups alone.
-        plain_steps: first steps, these included, in which vignettes have few wordings and their replies are right.
-            After them a share of the replies is wrong, so the policy knows more than a single reply shows.
+        phases: of the text. Later ones have wrong replies, so that the policy knows more than a single reply shows.
     """
 
     vocabulary: int = 2048
@@ -43,14 +52,11 @@ class MiniShape:
     matrix_rate: float = 0.006
     other_rate: float = 3e-3
     warmup_steps: int = 50
-    lookup_steps: int = 1000
-    plain_steps: int = 2017
+    phases: tuple[Phase, ...] = PHASES
 
     def choose_mix(self, step: int) -> TextMix:
         """Return what the text of a step is drawn from."""
-        if step < self.lookup_steps:
-            return LOOKUPS
-        return PLAIN if step < self.plain_steps else VARIED
+        return next(phase.mix for phase in reversed(self.phases) if step >= phase.start)
 
 
 def make_model(shape: MiniShape, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:

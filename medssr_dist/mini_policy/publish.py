@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,6 @@ from medssr_dist.data.cards import CARD, render_header
 from medssr_dist.data.jsonl import read_json, write_atomic, write_json
 from medssr_dist.knowledge.hpo import HPO_CITATION, read_hpo_version
 from medssr_dist.knowledge.mini_world import load_mini_world
-from medssr_dist.mini_policy.mini_text import PLAIN, VARIED
 from medssr_dist.run.directory import find_commit
 from medssr_dist.runtime import cpu
 from medssr_dist.runtime.models import publish_folder
@@ -67,8 +66,6 @@ def _collect_facts(learner: Learner, weights: Path, found: MiniAccuracy, tempera
         "weights_sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
         "hpo": read_hpo_version(),
         "shape": asdict(learner.shape),
-        "plain_text": asdict(PLAIN),
-        "varied_text": asdict(VARIED),
         "steps": learner.step,
         "training_seconds": round(learner.seconds),
         "tokens": learner.tokens,
@@ -99,13 +96,15 @@ no medical product, and it knows nothing but the words of its training text.
 Made by rules from the Human Phenotype Ontology (annotations of {facts["hpo"]}), drawn anew for every step:
 {documents["passages"]:,} passages, {documents["lookups"]:,} look-ups and {documents["vignettes"]:,} answered vignettes
 about {len(facts["common"])} common and {len(facts["rare"])} rare diseases. "Common" is our word for a
-disease that this text describes more often than a rare one ({facts["plain_text"]["common_to_rare"]} times as often in
-the first {shape["plain_steps"]:,} steps, {facts["varied_text"]["common_to_rare"]} times after them); a hash chose which
-is which, and all of them are rare in the world. No disease of `hpo:evaluation` is an answer, a distractor or the
-subject of a passage. The patients of `hpo:mini-seeds`, `hpo:mini-supervised`, `hpo:mini-check` and
-`hpo:mini-evaluation` do not occur: a hash of disease and findings keeps them apart. After the first
-{shape["plain_steps"]:,} steps, the replies to {facts["varied_text"]["errors"]:.0%} of the vignettes are wrong on
-purpose: so a single reply is wrong more often than the majority of several.
+disease that this text describes more often than a rare one; a hash chose which is which, and all of them are rare in
+the world. No disease of `hpo:evaluation` is an answer, a distractor or the subject of a passage. The patients of
+`hpo:mini-seeds`, `hpo:mini-supervised`, `hpo:mini-check` and `hpo:mini-evaluation` do not occur: a hash of disease and
+findings keeps them apart. The text changed with the steps; some replies are wrong on purpose, so that a single reply is
+wrong more often than the majority of several:
+
+| from step | common to rare | replies that are wrong | wordings |
+|---|---|---|---|
+{_list_phases(shape["phases"])}
 
 ## Accuracy
 
@@ -131,3 +130,12 @@ is something left to learn.
 
 {HPO_CITATION} The data of HPO were not changed.
 """
+
+
+def _list_phases(phases: Sequence[Mapping[str, Any]]) -> str:
+    rows = []
+    for phase in phases:
+        mix = phase["mix"]
+        wordings = "look-ups and passages alone" if mix["only_lookups"] else "all" if mix["all_wordings"] else "few"
+        rows.append(f"| {phase['start']:,} | {mix['common_to_rare']} : 1 | {mix['errors']:.0%} | {wordings} |")
+    return "\n".join(rows)

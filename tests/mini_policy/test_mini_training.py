@@ -8,9 +8,9 @@ import torch
 from medssr_dist.knowledge.mini_world import EVALUATION, load_mini_world, make_mini_questions
 from medssr_dist.mini_policy import make
 from medssr_dist.mini_policy.__main__ import main
-from medssr_dist.mini_policy.learn import Learner, MiniShape
+from medssr_dist.mini_policy.learn import Learner, MiniShape, Phase
 from medssr_dist.mini_policy.make import MiniGoal, MiniPlan, make_mini_policy
-from medssr_dist.mini_policy.mini_text import LOOKUPS, Document, MiniText
+from medssr_dist.mini_policy.mini_text import LOOKUPS, PLAIN, Document, MiniText
 from medssr_dist.mini_policy.mini_tokenizer import train_tokenizer
 from medssr_dist.mini_policy.packing import IGNORED, LETTER_WEIGHT, DocumentPacker
 from medssr_dist.mini_policy.sampled_accuracy import MiniAccuracy, compute_accuracy, sample_replies
@@ -24,7 +24,7 @@ TINY = MiniShape(
     rows=2,
     row_tokens=384,
     warmup_steps=2,
-    lookup_steps=2,
+    phases=(Phase(0, LOOKUPS), Phase(2, PLAIN)),
 )
 
 
