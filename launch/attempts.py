@@ -7,8 +7,10 @@ import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from medssr_dist.data.jsonl import read_json, write_json
+from medssr_dist.errors import InputError
 from medssr_dist.run.paths import STAGES, AttemptPaths, CheckpointPaths, RunPaths
 
 FIRST_ENGINE, FIRST_TOKEN = "a vLLM engine is ready", "first vLLM token"
@@ -63,12 +65,22 @@ class Attempt:
     @property
     def exit(self) -> AttemptExit | None:
         """How it ended; None while it is running, and forever if its node died."""
-        return AttemptExit(**read_json(self.paths.exit)) if self.paths.exit.exists() else None
+        if not self.paths.exit.exists():
+            return None
+        row = _read_object(self.paths.exit)
+        progress = row.get("progress", {})
+        if not isinstance(progress, dict) or not all(isinstance(size, int) for size in progress.values()):
+            raise InputError(f"{self.paths.exit} is damaged (progress); remove it")
+        if not isinstance(row.get("code"), int) or not isinstance(row.get("reason"), str):
+            raise InputError(f"{self.paths.exit} is damaged (code or reason); remove it")
+        return AttemptExit(row["code"], row["reason"], progress)
 
     @property
     def timings(self) -> dict[str, float]:
         """Milestone -> seconds since the job's start; {} before the attempt's end."""
-        timings: dict[str, float] = read_json(self.paths.timings) if self.paths.timings.exists() else {}
+        timings = _read_object(self.paths.timings) if self.paths.timings.exists() else {}
+        if not all(isinstance(seconds, int | float) for seconds in timings.values()):
+            raise InputError(f"{self.paths.timings} is damaged (seconds that are no number); remove it")
         return timings
 
     @property
@@ -144,7 +156,17 @@ def read_step_states(run: RunPaths) -> dict[str, bool]:
     """
     if not run.manifest_file.exists():
         return {}
-    return {name: bool(step["finished"]) for name, step in read_json(run.manifest_file)["steps"].items()}
+    steps = _read_object(run.manifest_file).get("steps")
+    if not isinstance(steps, dict) or not all(isinstance(step, dict) for step in steps.values()):
+        raise InputError(f"{run.manifest_file} is damaged (steps); put back a good copy")
+    return {name: bool(step.get("finished")) for name, step in steps.items()}
+
+
+def _read_object(file: Path) -> dict[str, Any]:
+    row = read_json(file)
+    if not isinstance(row, dict):
+        raise InputError(f"{file} is a {type(row).__name__}, not a JSON object; put back a good copy, or remove it")
+    return row
 
 
 def list_answer_files(run: RunPaths) -> list[Path]:

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING
 
 from medssr_dist import __version__
 from medssr_dist.commands.tool_arguments import add_config_tools, add_model_arguments
-from medssr_dist.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_STOPPED, Diverged, InputError, Stopped
-from medssr_dist.runtime.failures import describe_foreseen, to_line, write_traceback
+from medssr_dist.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_STOPPED, Diverged, InputError, Stopped, to_line
+from medssr_dist.runtime.failures import describe_foreseen, write_traceback
 from medssr_dist.runtime.logs import set_up_logging
+from medssr_dist.runtime.output import clean_output, discard_output
 
 if TYPE_CHECKING:
     from medssr_dist.config.schema import Config
@@ -61,15 +62,21 @@ def main(arguments: list[str] | None = None) -> int:
     """
     parser = _build_parser()
     _offer_completion(parser)
-    if mistake := _explain_dashes(sys.argv[1:] if arguments is None else arguments):
-        return _end(mistake, EXIT_BAD_INPUT)
-    args = parser.parse_args(arguments)
     os.umask(0o077)  # only the user may read what a command writes
     set_up_logging()
+    with clean_output():
+        if mistake := _explain_dashes(sys.argv[1:] if arguments is None else arguments):
+            return _end(mistake, EXIT_BAD_INPUT)
+        return _run(parser.parse_args(arguments))
+
+
+def _run(args: argparse.Namespace) -> int:
+    """Call the command; print why it ends early, if it does, and return its exit code."""
     try:
         call: Call = args.call
         code = call(args)
-        sys.stdout.flush()  # a closed pipe shows here, not when Python exits
+        if sys.stdout is not None:
+            sys.stdout.flush()  # a full disk or a closed pipe shows here
         return code
     except InputError as error:
         return _end(error, EXIT_BAD_INPUT)
@@ -111,8 +118,9 @@ def _end(message: object, code: int) -> int:
 
 def _end_by_failure(error: Exception, run_dir: Path | None) -> int:
     """End for a fault of the machine with the fix, or for a bug with the file that holds its traceback."""
+    if isinstance(error, OSError):
+        discard_output(sys.stdout)
     if isinstance(error, BrokenPipeError):  # `medssr ... | head`: the reader has all it wants
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python fails once more as it exits
         return EXIT_FAILED
     if foreseen := describe_foreseen(error):
         return _end(foreseen, EXIT_BAD_INPUT)

@@ -24,6 +24,7 @@ def write_result(path: Path, figures: Mapping[str, Any]) -> None:
             "versions": list_versions(),
             **figures,
         },
+        checked=False,
     )
 
 

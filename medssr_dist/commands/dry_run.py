@@ -290,7 +290,7 @@ def _plan_vote(config: Config, run: RunDir, folder: Path, model: Path) -> list[P
     prompts = _find_prompts(config, model)
     text = prompts.render(question).text if prompts else config.policy.prompt.fill_in(question) + "\n"
     write_atomic(folder / "vote_prompt.txt", text)
-    write_json(folder / "vllm_engine.json", _engine_options(config, model))
+    write_json(folder / "vllm_engine.json", _engine_options(config, model), checked=False)
     questions = expect_questions(config)
     return [
         PlanRow("votes", f"{questions:,} questions at most x {voting.samples} = {questions * voting.samples:,}"),
@@ -352,7 +352,9 @@ def _plan_training(config: Config, run: RunDir, folder: Path, model: Path) -> li
             continue
         stage_rows.append(PlanRow(name, _describe_stage(stage, examples[name], starts[name])))
         options = make_openrlhf_options(config, stage, run.stage(name).folder)
-        write_json(folder / f"openrlhf_{name}.json", {key: _to_json(value) for key, value in options.items()})
+        write_json(
+            folder / f"openrlhf_{name}.json", {key: _to_json(value) for key, value in options.items()}, checked=False
+        )
     return stage_rows + source_rows
 
 

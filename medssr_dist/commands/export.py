@@ -20,11 +20,13 @@ import yaml
 
 from medssr_dist.commands.export_forms import FORMS, ExportForm
 from medssr_dist.data.cards import CARD, render_header
-from medssr_dist.data.jsonl import raise_if_disk_full, read_json, read_text, write_atomic
+from medssr_dist.data.checksums import LineChecker
+from medssr_dist.data.jsonl import raise_if_disk_full, read_text, write_atomic
 from medssr_dist.data.prompt_forms import PromptForm, load_prompt_form, parse_prompt_form
 from medssr_dist.data.records import Label, Question, Record, parse_record
 from medssr_dist.errors import InputError
 from medssr_dist.run.paths import RunPaths
+from medssr_dist.run.recorded_config import read_recorded_config
 from medssr_dist.runtime.progress_bar import ProgressBar
 from medssr_dist.synthesis.card import size_category
 
@@ -122,11 +124,12 @@ def _read_records(kind: type[_Kind], path: Path) -> Iterator[_Kind]:
         open(path, "rb") as file,
         ProgressBar(total=path.stat().st_size, desc=f"export: {path.name}", unit="B", unit_scale=True) as bar,
     ):
+        checker = LineChecker(path)
         for number, line in enumerate(file, start=1):
             if line.endswith(b"\n"):
                 try:
-                    row = msgspec.json.decode(line, type=dict)
-                except msgspec.DecodeError as error:
+                    row = msgspec.json.decode(checker.open(line) or b"", type=dict)
+                except (msgspec.DecodeError, RecursionError) as error:
                     raise InputError(f"{path} line {number}: {error}; repair or delete the line") from None
                 yield parse_record(kind, row, f"{path} line {number}")
             bar.update(len(line))
@@ -134,7 +137,7 @@ def _read_records(kind: type[_Kind], path: Path) -> Iterator[_Kind]:
 
 def _read_prompt(run: RunPaths) -> PromptForm:
     """Return the run's prompt, with its system turn. Runs from before there were several have the one of `direct`."""
-    policy = read_json(run.config_file)["policy"] if run.config_file.exists() else {}
+    policy = read_recorded_config(run.root).policy if run.config_file.exists() else {}
     if "prompt" not in policy:
         return load_prompt_form("direct")
     form = parse_prompt_form(policy["prompt"], f"{run.config_file}: policy.prompt")

@@ -14,13 +14,14 @@ A run with HF_HUB_OFFLINE=1 and the same MEDSSR_CACHE and HF_HOME then finds eve
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from medssr_dist.commands.data_files import describe_sets, fetch_absent, list_absent, name_origin
 from medssr_dist.config.schema import Config, Policy
 from medssr_dist.config.synthesis import Knowledge
-from medssr_dist.data.jsonl import read_json
+from medssr_dist.data.records import read_record
 from medssr_dist.errors import InputError
 from medssr_dist.readers import name_source
 from medssr_dist.runtime.cache import make_cache_dir
@@ -73,6 +74,13 @@ def name_corpora(knowledge: Knowledge) -> str:
     return ", ".join(corpus.name for corpus in knowledge.corpora)
 
 
+@dataclass(frozen=True)
+class _WeightIndex:
+    """The index of a model's weight files: weight -> file."""
+
+    weight_map: dict[str, str]
+
+
 def refuse_incomplete_model(key: str, model: str, folder: Path, trust_remote_code: bool = False) -> None:
     """Check that the model in `folder` has all of its weights and a tokenizer that loads without a network.
 
@@ -86,7 +94,7 @@ def refuse_incomplete_model(key: str, model: str, folder: Path, trust_remote_cod
     from transformers import AutoTokenizer
 
     indexes = [*folder.glob("*.safetensors.index.json"), *folder.glob("*.bin.index.json")]
-    named = {name for index in indexes for name in read_json(index)["weight_map"].values()}
+    named = {name for index in indexes for name in read_record(_WeightIndex, index).weight_map.values()}
     found = {file.name for kind in ("*.safetensors", "*.bin") for file in folder.glob(kind) if file.stat().st_size}
     fix = "run `medssr prefetch` again where there is internet, or copy the model again"
     if missing := sorted(named - found) or ([] if found else ["any weights"]):

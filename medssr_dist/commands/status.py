@@ -7,19 +7,20 @@ the rate of a training stage is the average over its training steps.
 
 from __future__ import annotations
 
-import fcntl
 import json
+import os
 import re
 import time
 from pathlib import Path
 
-from medssr_dist.data.jsonl import read_json
+from medssr_dist.data.private_files import open_private, try_lock
 from medssr_dist.errors import EXIT_STOPPED, InputError
 from medssr_dist.estimates.step_progress import StepProgress, read_newest_metrics, read_progress
 from medssr_dist.launch.attempts import Attempt, list_attempts
 from medssr_dist.run.clock import format_duration
 from medssr_dist.run.directory import RunDir
 from medssr_dist.run.paths import RECORDED_STEPS, STAGES
+from medssr_dist.run.recorded_config import read_recorded_config
 
 _LOG_TAIL = 2**18  # bytes at the end of a log that are searched for a problem
 _PROBLEM = re.compile(
@@ -44,9 +45,10 @@ def print_status(run_dir: Path) -> None:
     attempts = run.read_manifest().attempts
     newest = f", newest {attempts[-1].started} on {attempts[-1].host}, commit {attempts[-1].commit}" if attempts else ""
     print(f"run {run.root}: {'running' if held else 'not running'}; {len(attempts)} attempts{newest}")
-    stages, progress = read_json(run.config_file)["training"], read_progress(run)
+    training, progress = read_recorded_config(run.root).training, read_progress(run)
+    stages = {"stage1": training.stage1, "stage2": training.stage2}
     for step in RECORDED_STEPS:
-        off = step in stages and not stages[step]["enabled"]
+        off = step in stages and not stages[step].enabled
         print(f"  {step:<12}{'off' if off else _describe_step(progress.get(step), held)}")
     for stage in STAGES:
         if metrics := read_newest_metrics(run, stage):
@@ -74,12 +76,8 @@ def is_held(run: RunDir) -> bool:
     file = run.lock_file
     if not file.exists():
         return False
-    with open(file) as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
+    with open(open_private(file, os.O_RDONLY)) as lock:
+        return not try_lock(lock, file, shared=True)
 
 
 def _describe_step(progress: StepProgress | None, held: bool) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -14,11 +16,40 @@ from pydantic import (
     model_validator,
 )
 
+_LARGEST = 10**12  # of any number: in seconds 30,000 years, in tokens more than any model has read
+
 
 class Section(BaseModel):
-    """Base class of all sections: unknown keys are errors, and values cannot change after loading."""
+    """Base class of all sections: unknown keys are errors, numbers finite, and values cannot change."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _refuse_huge_numbers(self) -> Self:
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            if isinstance(value, int | float) and abs(value) > _LARGEST:
+                raise ValueError(f"{name} is a number beyond 10^12; correct it")
+        return self
+
+
+def check_base_url(text: str) -> str:
+    """Return the address of an API. The messages do not repeat it: it may hold a password."""
+    try:
+        url = urlsplit(text)
+        has_host = bool(url.hostname) and (url.port is None or url.port > 0)
+    except ValueError:
+        raise ValueError("it is not of the form https://host/v1; correct it") from None
+    if url.username is not None or url.password is not None:
+        raise ValueError("it holds a user name or a key; give the key as api_key")
+    if url.query or url.fragment or "?" in text or "#" in text:
+        raise ValueError("it holds a query (from ? or # on); remove that, and give a key as api_key")
+    if url.scheme not in ("http", "https") or not has_host or not text.isprintable() or " " in text:
+        raise ValueError("it is not of the form https://host/v1; correct it")
+    return text
+
+
+BaseUrl = Annotated[str, AfterValidator(check_base_url)]  # of an HTTP API, without a secret
 
 
 class Columns(Section):

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import yaml
-
 from medssr_dist.config.shipped import find_shipped
-from medssr_dist.data.jsonl import read_text
+from medssr_dist.data.yaml_text import read_yaml
 from medssr_dist.errors import InputError
 
 SETS_FOLDER = find_shipped("configs") / "benchmarks"
@@ -53,4 +51,4 @@ def _expand(item: Any) -> list[Any]:
         )
     if wrong := sorted(set(beside) - set(_BESIDE)):
         raise InputError(f"{_KEY}: {wrong[0]!r} cannot stand beside `set: {name}`; only {' and '.join(_BESIDE)} can")
-    return [source | beside for source in yaml.safe_load(read_text(SETS_FOLDER / f"{name}.yaml"))]
+    return [source | beside for source in read_yaml(SETS_FOLDER / f"{name}.yaml")]

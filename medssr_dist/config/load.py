@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import re
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
@@ -18,19 +14,14 @@ from medssr_dist.config.key_list import list_siblings, suggest_paths
 from medssr_dist.config.schema import Config
 from medssr_dist.config.shipped import find_config_file
 from medssr_dist.config.training import REMOVED_ADVICE, REMOVED_KEYS
-from medssr_dist.data.jsonl import read_text
+from medssr_dist.config.variables import fill_variables
+from medssr_dist.data.yaml_text import parse_yaml, read_yaml
 from medssr_dist.errors import InputError
 
 Tree = dict[str, Any]  # the sections and values of a config, as YAML gives them
 
-_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
-_SECRET_FILE = "file:"
-# ${ENV} is allowed in secrets and paths only. Elsewhere, a run would depend on values that are not recorded.
-_VARIABLE_KEYS = re.compile(
-    r"(^|\.)(api_key|path|model|prompt|base_url|medcpt_query|medcpt_article|corpus|corpora|corpora_root|entities_file|"
-    r"seeds|benchmarks|data|prompt_file)(\.\d+)?$"
-)
-_SECRET_KEY = re.compile(r"(^|\.)api_key$")
+_MOST_FILES = 20  # that extend each other
+_MOST_SHOWN = 80  # characters of a wrong value in a message
 
 
 def load_config(path: Path, overrides: list[str] | None = None) -> Config:
@@ -61,10 +52,8 @@ def validate_tree(tree: Tree, overrides: list[str], where: str) -> Config:
     for override in overrides:
         apply_override(tree, override)
         expand_benchmark_sets(tree)
-    _refuse_literal_secrets(tree, "")
-    tree = _fill_variables(tree)
     try:
-        return Config.model_validate(tree)
+        return Config.model_validate(fill_variables(tree))
     except ValidationError as error:
         raise InputError(f"{where}: " + "; ".join(_explain(item) for item in error.errors())) from None
 
@@ -86,12 +75,14 @@ def read_layers(path: Path) -> list[ConfigLayer]:
     layers: list[ConfigLayer] = []
     file: Path | None = path
     while file is not None:
-        if any(layer.file == file for layer in layers):
+        if len(layers) > _MOST_FILES or any(layer.file == file for layer in layers):
             raise InputError(f"{file} extends itself; remove its line `extends`")
-        tree = _read_yaml(file)
+        tree = _read_settings(file)
         base = tree.pop("extends", None)
         layers.insert(0, ConfigLayer(file, tree))
-        file = _find_base(file, str(base)) if base else None
+        if base and not isinstance(base, str):
+            raise InputError(f"{file}: extends is a {_name_type(base)}, but must be the name of one file")
+        file = _find_base(file, base) if base else None
     return layers
 
 
@@ -109,14 +100,17 @@ def _find_base(file: Path, base: str) -> Path:
     return beside if beside.exists() or Path(base).is_absolute() else find_config_file(Path(base))
 
 
-def _read_yaml(path: Path) -> Tree:
-    try:
-        tree = yaml.safe_load(read_text(path))
-    except yaml.YAMLError as error:
-        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+def _read_settings(path: Path) -> Tree:
+    tree = read_yaml(path)
     if not isinstance(tree, dict):
         raise InputError(f"{path} holds no settings; `medssr config init` writes a first config")
     return tree
+
+
+def _name_type(value: Any) -> str:
+    """Return what a value is, in the words of YAML, for messages that must not repeat it."""
+    names = {dict: "section", list: "list", str: "text", bool: "switch (true or false)", int: "number", float: "number"}
+    return names.get(type(value), type(value).__name__)
 
 
 def merge_sections(base: Tree, changes: Tree) -> Tree:
@@ -136,99 +130,30 @@ def apply_override(tree: Tree, override: str) -> None:
     """
     key, separator, text = override.partition("=")
     if not separator or not key:
-        raise InputError(f"override {override!r} is not of the form key=value, e.g. voting.samples=16")
-    try:
-        value = yaml.safe_load(text) if text else ""
-    except yaml.YAMLError:
-        raise InputError(f"override {override!r}: the value is not valid YAML; quote it") from None
+        raise InputError(f"override {key!r} is not of the form key=value, e.g. voting.samples=16")
+    value = parse_yaml(text, f"the value of override {key}") if text else ""
     *parents, leaf = key.split(".")
     node: Tree | list[Any] = tree
     for parent in parents:
-        node = _enter(node, parent, override)
+        node = _enter(node, parent, key)
     if isinstance(node, list):
-        node[_parse_index(node, leaf, override)] = value
+        node[_parse_index(node, leaf, key)] = value
     else:
         node[leaf] = value
 
 
-def _enter(node: Tree | list[Any], name: str, override: str) -> Tree | list[Any]:
+def _enter(node: Tree | list[Any], name: str, key: str) -> Tree | list[Any]:
     """Return the section or list called `name` in a section, or item number `name` of a list."""
-    child = node[_parse_index(node, name, override)] if isinstance(node, list) else node.setdefault(name, {})
+    child = node[_parse_index(node, name, key)] if isinstance(node, list) else node.setdefault(name, {})
     if not isinstance(child, dict | list):
-        raise InputError(f"override {override!r}: {name} is a value, not a section")
+        raise InputError(f"override {key!r}: {name} is a value, not a section")
     return child
 
 
-def _parse_index(items: list[Any], name: str, override: str) -> int:
-    if not name.isdecimal() or int(name) >= len(items):
-        raise InputError(
-            f"override {override!r}: {name} is no item of a list of {len(items)}; items are counted from 0"
-        )
+def _parse_index(items: list[Any], name: str, key: str) -> int:
+    if not name.isdecimal() or len(name) > 9 or int(name) >= len(items):
+        raise InputError(f"override {key!r}: {name} is no item of a list of {len(items)}; items are counted from 0")
     return int(name)
-
-
-def _refuse_literal_secrets(node: Any, key: str) -> None:
-    if isinstance(node, dict | list):
-        for name, value in node.items() if isinstance(node, dict) else enumerate(node):
-            _refuse_literal_secrets(value, f"{key}.{name}" if key else str(name))
-    elif node is not None and _SECRET_KEY.search(key) and not _names_a_secret(str(node)):
-        raise InputError(
-            f"{key} must name an environment variable, e.g. ${{MEDSSR_API_KEY}}, or a file of mode 0600, e.g. "
-            f"{_SECRET_FILE}~/.medssr_api_key, not hold the key"
-        )
-
-
-def _names_a_secret(text: str) -> bool:
-    return bool(_VARIABLE.fullmatch(text)) or text.startswith(_SECRET_FILE)
-
-
-def _fill_variables(tree: Tree) -> Tree:
-    """Return the tree with environment variables and secrets filled in. Raises InputError with all that are not set."""
-    missing: dict[str, list[str]] = {}
-    filled: Tree = _fill(tree, "", missing)
-    if missing:
-        told = "; ".join(f"{name}, which is not set, is needed by {_name_few(keys)}" for name, keys in missing.items())
-        exports = " ".join(f"{name}=..." for name in missing)
-        raise InputError(f"environment variables: {told}; export {exports}")
-    return filled
-
-
-def _name_few(keys: list[str]) -> str:
-    return ", ".join(keys[:2]) + (f" and {len(keys) - 2} more" if len(keys) > 2 else "")
-
-
-def _fill(node: Any, key: str, missing: dict[str, list[str]]) -> Any:
-    """Return `node` filled in; variables that are not set are added to `missing`, with the keys that need them."""
-    if isinstance(node, dict):
-        return {name: _fill(value, f"{key}.{name}" if key else str(name), missing) for name, value in node.items()}
-    if isinstance(node, list):
-        return [_fill(value, f"{key}.{index}", missing) for index, value in enumerate(node)]
-    if isinstance(node, str) and _SECRET_KEY.search(key) and node.startswith(_SECRET_FILE):
-        return _read_secret(Path(node.removeprefix(_SECRET_FILE)).expanduser(), key)
-    if isinstance(node, str) and _VARIABLE.search(node):
-        if not _VARIABLE_KEYS.search(key):
-            raise InputError(f"{key}: ${{...}} is allowed in secrets and paths only; write the value itself")
-        for name in _VARIABLE.findall(node):
-            if name not in os.environ:
-                missing.setdefault(name, []).append(key)
-        return _VARIABLE.sub(lambda match: os.environ.get(match.group(1), ""), node)
-    return node
-
-
-def _read_secret(file: Path, key: str) -> str:
-    """Return the text of `file`, which must belong to this user and be closed to all others."""
-    try:
-        with open(file, encoding="utf-8") as handle:
-            info = os.fstat(handle.fileno())
-            if info.st_uid != os.getuid() or info.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-                raise InputError(
-                    f"{key}: {file} has mode {stat.S_IMODE(info.st_mode):04o} and owner {info.st_uid}: others may read "
-                    f"it; become its owner, then chmod 600 {file}"
-                )
-            return handle.read().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8"
-        raise InputError(f"{key}: {file} cannot be read ({reason}); write only the key into it, mode 0600") from None
 
 
 def _explain(item: ErrorDetails) -> str:
@@ -242,7 +167,11 @@ def _explain(item: ErrorDetails) -> str:
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "value_error":
         return f"{key}: {message}" if key else message
-    return f"{key} = {item['input']!r}: {message}"
+    value = item["input"]
+    if isinstance(value, dict | list):  # it may hold anything
+        return f"{key} is a {_name_type(value)}: {message}"
+    shown = repr(value)
+    return f"{key} = {shown if len(shown) <= _MOST_SHOWN else shown[:_MOST_SHOWN] + '...'}: {message}"
 
 
 def _suggest_key(location: tuple[int | str, ...]) -> str:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, SecretStr, model_validator
 
-from medssr_dist.config.base import Section, Source
+from medssr_dist.config.base import BaseUrl, Section, Source
 from medssr_dist.config.synthesis import Endpoint, Knowledge, Synthesis
 from medssr_dist.config.training import Training
 from medssr_dist.data.prompt_forms import PromptForm, load_prompt_form
@@ -61,7 +61,7 @@ class Policy(Section):
 class Server(Section):
     """A running OpenAI-compatible vLLM server that takes part in the vote."""
 
-    base_url: str = Field(pattern="^https?://", description="for example http://node7:8000/v1")
+    base_url: BaseUrl = Field(description="for example http://node7:8000/v1")
     model: str = Field("", description="the policy's name on the server; '' = the only model there")
     api_key: SecretStr | None = Field(None, description="'${VARIABLE}'; null = the server needs no key")
 
@@ -165,7 +165,7 @@ class Runtime(Section):
         description="stream: synthesis, vote and stage 1 run at the same time; sequential: one step after the other, "
         "each on all GPUs",
     )
-    random_seed: int = Field(42, ge=0, description="seed of draws, vignettes, votes, shuffles and training")
+    random_seed: int = Field(42, ge=0, lt=2**31, description="seed of draws, vignettes, votes, shuffles and training")
     gpu_memory_utilization: float = Field(
         0.85, gt=0, le=1, description="vLLM's share of a GPU's memory; not used on CPU"
     )

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field, SecretStr, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, SecretStr, model_validator
 
-from medssr_dist.config.base import PathSource, Section, Source
+from medssr_dist.config.base import PathSource, Section, Source, check_base_url
 
 HPO_PASSAGES, MINI_PASSAGES = "hpo:passages", "hpo:mini-passages"
 
@@ -159,10 +159,16 @@ def join_corpus_keys(settings: Mapping[str, Any]) -> dict[str, Any]:
     return others | {"knowledge.corpora": corpora}
 
 
+def _check_chat_url(text: str) -> str:
+    return text if text == "offline-teacher" else check_base_url(text)
+
+
 class Endpoint(Section):
     """An OpenAI-compatible chat endpoint and its limits."""
 
-    base_url: str = Field(description="e.g. https://host/v1; offline-teacher = start the offline stand-in")
+    base_url: Annotated[str, AfterValidator(_check_chat_url)] = Field(
+        description="e.g. https://host/v1; offline-teacher = start the offline stand-in"
+    )
     model: str = Field(description="model name sent to the API")
     api_key: SecretStr | None = Field(None, description="${ENV_VAR}, or file:PATH of mode 0600; null = send no key")
     concurrency: int = Field(64, ge=1, description="limit of requests in flight; their number adapts to the endpoint")
@@ -272,10 +278,11 @@ class Synthesis(Section):
 
     accepted: int = Field(
         ge=1,
+        le=100_000_000,
         description="questions to write; with voting.kept: the questions assumed to be needed, before the share of "
         "kept labels is measured",
     )
-    candidates: int = Field(0, ge=0, description="limit of requests; 0 = 2 x accepted + 10")
+    candidates: int = Field(0, ge=0, le=1_000_000_000, description="limit of requests; 0 = 2 x accepted + 10")
     alpha: float = Field(
         0.5, ge=0, le=1, description="share of requests whose prompt holds an entity and passages (rho < alpha)"
     )

@@ -1,4 +1,7 @@
-"""JSONL files and atomic writes: after a crash, a file holds complete lines or its old content, nothing in between."""
+"""JSONL files and atomic writes: after a crash, a file holds complete lines or its old content, nothing in between.
+
+What is written has checksums (`checksums.py`) and no secrets (`secret_registry.py`).
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,15 @@ import codecs
 import errno
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from medssr_dist.data.checksums import Damaged, LineChecker, open_document, seal_document, seal_line
+from medssr_dist.data.json_text import parse_json
+from medssr_dist.data.private_files import open_private, replace_private
 from medssr_dist.errors import InputError
+from medssr_dist.secret_registry import scrub, scrub_bytes
 
 _CHUNK = 2**20  # bytes read at once in the search for the last newline
 _COMPRESSED = {
@@ -22,41 +29,44 @@ _COMPRESSED = {
 }  # first bytes of a file -> the program that unpacks it
 
 
-def write_atomic(path: Path, text: str) -> None:
+def write_atomic(path: Path, text: str, flush: bool = True) -> None:
     """Write `text` to a temporary file and rename it to `path`; readers see the old file or the new one.
 
     Raises:
         InputError: the disk is full.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with replace_private(path, flush) as file:
+            file.write(scrub_bytes(text.encode("utf-8", "replace")))
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise_if_disk_full(error, path)
         raise
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON, atomically."""
-    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+def write_json(path: Path, value: Mapping[str, Any], checked: bool = True, flush: bool = True) -> None:
+    """Write `value` as indented JSON, atomically.
+
+    Args:
+        checked: add the checksum that `read_json` verifies; false for files that other programs read.
+        flush: wait until the file is on the disk.
+    """
+    document = seal_document(_scrub_values(value)) if checked else value
+    write_atomic(path, json.dumps(document, indent=2, ensure_ascii=False) + "\n", flush)
+
+
+def _scrub_values(value: Any) -> Any:
+    """Return `value` as it is read back: without secrets, with text as keys and lists in place of tuples."""
+    return json.loads(scrub(json.dumps(value)))
 
 
 def read_json(path: Path) -> Any:
-    """Read one JSON document.
+    """Read one JSON document, without its checksum.
 
     Raises:
-        InputError: the file is absent, not UTF-8 or not JSON; the message names it.
+        InputError: the file is absent, not UTF-8 or not JSON (`parse_json`), or differs from its checksum; the message
+            names it.
     """
-    try:
-        return json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path} is not valid JSON (line {error.lineno}: {error.msg}); repair or replace it") from None
+    return open_document(parse_json(read_text(path), str(path)), path)
 
 
 def read_text(path: Path) -> str:
@@ -77,23 +87,31 @@ def read_text(path: Path) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the JSON object of each line. Only one line is in memory at a time.
+def read_jsonl(path: Path, on_damage: Callable[[Damaged], object] | None = None) -> Iterator[dict[str, Any]]:
+    """Yield the JSON object of each line, without its checksum. Only one line is in memory at a time.
+
+    Args:
+        on_damage: called for each line that differs from its checksum; the line is then left out.
 
     Raises:
-        InputError: a line is not a JSON object; the message names file and line.
+        InputError: a line is not a JSON object, or differs from its checksum; the message names file and line.
     """
     try:
         with open(path, "rb") as file:
-            yield from (row for _, row in enumerate_rows(file, path))
+            yield from (row for _, row in enumerate_rows(file, path, on_damage=on_damage))
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; check the path") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); check the path and its permissions") from None
 
 
-def enumerate_rows(file: Iterable[bytes], path: Path, skip_torn: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (line number from 1, JSON object) for each line of a binary file, without the blank lines.
+def enumerate_rows(
+    file: Iterable[bytes],
+    path: Path,
+    skip_torn: bool = False,
+    on_damage: Callable[[Damaged], object] | None = None,
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (line number from 1, JSON object without its checksum) for each line of a binary file that is not blank.
 
     Lines end at newlines only. str.splitlines would also split at U+2028 and similar characters, which texts contain.
 
@@ -101,18 +119,20 @@ def enumerate_rows(file: Iterable[bytes], path: Path, skip_torn: bool = False) -
         file: the lines as bytes, for example a file opened in mode "rb".
         path: the name of the file in error messages.
         skip_torn: ignore a last line without a newline; its writer is still writing it or has died.
+        on_damage: called for each line that differs from its checksum; the line is then left out.
 
     Raises:
-        InputError: a line is not a JSON object; the message names file and line.
+        InputError: a line is not a JSON object, or differs from its checksum; the message names file and line.
     """
-    number = offset = 0
+    checker, offset = LineChecker(path, on_damage=on_damage), 0
     for raw in file:
         if skip_torn and not raw.endswith(b"\n"):
             return
-        for line in decode_text(raw, path, offset).removesuffix("\n").removesuffix("\r").split("\r"):
-            number += 1
+        text = checker.open(raw)
+        for part, line in enumerate(decode_text(text or b"", path, offset).split("\r")):
+            checker.number += part > 0
             if line.strip():
-                yield number, _parse_row(line, path, number)
+                yield checker.number, _parse_row(line, path, checker.number)
         offset += len(raw)
 
 
@@ -135,10 +155,7 @@ def decode_text(raw: bytes, path: Path, offset: int = 0) -> str:
 
 
 def _parse_row(line: str, path: Path, number: int) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path} line {number} is not JSON ({error.msg}); repair or drop the line") from None
+    row = parse_json(line, f"{path} line {number}")
     if not isinstance(row, dict):
         raise InputError(f"{path} line {number} is a {type(row).__name__}, not a JSON object")
     return row
@@ -159,7 +176,8 @@ class JsonlLedger:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.size = cut_torn_tail(self.path)
         # Unbuffered: on a full disk, closing a file with a buffer would fail a second time.
-        self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115
+        handle = open_private(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        self._file = open(handle, "ab", buffering=0)  # noqa: SIM115
         if not self.size:
             sync_folder(self.path.parent)
 
@@ -169,11 +187,12 @@ class JsonlLedger:
         Raises:
             InputError: the disk is full; none of the rows is written.
         """
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        self.write(text.encode("utf-8", "replace"))  # an API's reply may hold half a surrogate pair
+        texts = (json.dumps(row, ensure_ascii=False) for row in rows)
+        # An API's reply may hold half a surrogate pair.
+        self.write(b"".join(seal_line(text.encode("utf-8", "replace")) for text in texts))
 
     def write(self, lines: bytes) -> None:
-        """Append complete lines and flush them to disk.
+        """Append complete lines, which have their checksums, and flush them to disk.
 
         Raises:
             InputError: the disk is full; none of the lines is written.
@@ -203,7 +222,7 @@ def cut_torn_tail(path: Path) -> int:
     """Remove the text after the last newline of `path`. Return the size of the rest, bytes; 0 if there is no file."""
     if not path.exists():
         return 0
-    with open(path, "rb+") as file:
+    with open(open_private(path, os.O_RDWR), "rb+") as file:
         size = file.seek(0, os.SEEK_END)
         end = _last_newline(file, size) + 1
         if end != size:

@@ -11,11 +11,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from medssr_dist.data.jsonl import read_text
 from medssr_dist.data.records import Question, hash_content
+from medssr_dist.data.yaml_text import read_yaml
 from medssr_dist.errors import InputError
 
 _FOLDER = Path(__file__).with_name("prompts")
@@ -111,10 +110,7 @@ def load_prompt_form(name: str) -> PromptForm:
             f"policy.prompt = {name!r} is neither a preset ({', '.join(PRESETS)}) nor a file; correct it, or copy "
             f"{_FOLDER / 'reason.yaml'} to start a prompt of your own"
         )
-    try:
-        tree = yaml.safe_load(read_text(file))
-    except yaml.YAMLError as error:
-        raise InputError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from None
+    tree = read_yaml(file)
     if not isinstance(tree, dict):
         raise InputError(
             f"{file} holds no prompt; it needs the key user, with {{question}} and {{options}} in its text"

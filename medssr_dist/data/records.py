@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
+from medssr_dist.data.jsonl import read_json
 from medssr_dist.errors import InputError
 
 LETTERS = "ABCDEFGHIJ"
-RecordType = TypeVar("RecordType", bound=BaseModel)
+RecordType = TypeVar("RecordType")
 
 
 def hash_content(value: Any, length: int = 16) -> str:
@@ -26,9 +28,9 @@ def hash_content(value: Any, length: int = 16) -> str:
 
 
 class Record(BaseModel):
-    """Base class of all records: immutable, with a schema version; unknown fields are an error."""
+    """Base class of all records: immutable, with a schema version; unknown fields are an error, numbers are finite."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     schema_version: Literal[1] = 1
 
 
@@ -188,18 +190,31 @@ class Label(Record):
     sampling: str
 
 
-def parse_record(kind: type[RecordType], row: Mapping[str, Any], where: str) -> RecordType:
-    """Validate a JSON object as a record of type `kind`.
+def parse_record(kind: type[RecordType], row: Any, where: str) -> RecordType:
+    """Validate a JSON value as a record of type `kind`.
 
     Args:
+        kind: a pydantic model, a dataclass, or another type that pydantic can check.
         where: the place of the row in error messages, for example "questions.jsonl line 7".
 
     Raises:
         InputError: the row is not such a record; the message names place, field and reason.
     """
     try:
-        return kind.model_validate(row)
+        return _find_adapter(kind).validate_python(row)
     except ValidationError as error:
-        first = error.errors()[0]
+        first = error.errors(include_input=False, include_url=False)[0]
         field = ".".join(map(str, first["loc"])) or kind.__name__
         raise InputError(f"{where}: {field}: {first['msg']}") from None
+    except RecursionError:
+        raise InputError(f"{where} is nested too deep; repair or replace it") from None
+
+
+def read_record(kind: type[RecordType], file: Path) -> RecordType:
+    """Read a JSON file as a record of type `kind`. Raises InputError where it is not one, naming file and field."""
+    return parse_record(kind, read_json(file), str(file))
+
+
+@lru_cache(maxsize=256)
+def _find_adapter(kind: type[RecordType]) -> TypeAdapter[RecordType]:
+    return TypeAdapter(kind)

@@ -10,14 +10,15 @@ from pydantic import ValidationError
 
 from medssr_dist.config.schema import Config
 from medssr_dist.config.training import Stage, drop_removed_keys
-from medssr_dist.data.jsonl import read_json, read_jsonl
-from medssr_dist.data.records import parse_record
+from medssr_dist.data.jsonl import read_jsonl
+from medssr_dist.data.records import parse_record, read_record
 from medssr_dist.errors import InputError
 from medssr_dist.evaluation.scores import read_scores
 from medssr_dist.inference.event_log import EngineEvent
 from medssr_dist.run.clock import read_clock
 from medssr_dist.run.directory import RunDir
 from medssr_dist.run.paths import STAGES, SynthesisPaths, VotingPaths
+from medssr_dist.run.recorded_config import read_recorded_config
 from medssr_dist.runtime.cluster import count_slots
 from medssr_dist.synthesis.synthesis_summary import read_synthesis_progress, read_synthesis_summary
 from medssr_dist.training.step_metrics import read_metrics
@@ -111,8 +112,8 @@ def read_rates(run_dir: Path) -> Rates | None:
     run = RunDir(run_dir)
     if not run.config_file.exists():
         return None
+    tree = read_recorded_config(run.root).model_dump()
     try:
-        tree = read_json(run.config_file)
         config = Config.model_validate(tree | {"training": drop_removed_keys(tree["training"])})
     except ValidationError:
         what = "its config was written by another version of medssr"
@@ -151,7 +152,7 @@ def _synthesis_rate(paths: SynthesisPaths) -> float | None:
 def _vote_rate(paths: VotingPaths, samples: int, clock: dict[str, float]) -> VoteRate | None:
     if not paths.summary.exists():
         return None
-    summary = parse_record(VoteSummary, read_json(paths.summary), str(paths.summary))
+    summary = read_record(VoteSummary, paths.summary)
     start = _measure_engine_start(paths.engine_events)
     seconds = clock.get("vote", summary.seconds) - start
     labels = summary.quality
@@ -168,7 +169,7 @@ def _vote_rate(paths: VotingPaths, samples: int, clock: dict[str, float]) -> Vot
 
 def _measure_engine_start(file: Path) -> float:
     """Return the seconds from the start of the first engine until some engine was ready."""
-    events = [EngineEvent(**row) for row in read_jsonl(file)] if file.exists() else []
+    events = [parse_record(EngineEvent, row, str(file)) for row in read_jsonl(file)] if file.exists() else []
     began = next((event.time for event in events if event.event == "start"), 0.0)
     return next((event.time - began for event in events if event.event == "ready"), 0.0)
 

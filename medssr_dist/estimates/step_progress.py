@@ -8,16 +8,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from medssr_dist.config.schema import Evaluation
 from medssr_dist.config.training import Stage
-from medssr_dist.data.jsonl import read_json
+from medssr_dist.data.records import parse_record
 from medssr_dist.errors import InputError
 from medssr_dist.estimates.workload import count_benchmark_questions, count_stage_steps
 from medssr_dist.launch.attempts import list_attempts
 from medssr_dist.run.clock import read_clock
 from medssr_dist.run.directory import RunDir, StepRecord
+from medssr_dist.run.recorded_config import RecordedConfig, read_recorded_config
 from medssr_dist.run.stream import follow, read_kept_count
 from medssr_dist.synthesis.synthesis_summary import SynthesisProgress, read_synthesis_progress
 from medssr_dist.training.step_metrics import read_metrics
@@ -54,7 +53,7 @@ def read_progress(run: RunDir) -> dict[str, StepProgress]:
     """Return the progress of each step that has begun, by the name of the step. Empty before the first step."""
     if not run.manifest_file.exists():
         return {}
-    config, steps = read_json(run.config_file), run.read_manifest().steps
+    config, steps = read_recorded_config(run.root), run.read_manifest().steps
     return {step: _read_step(run, step, config, begun) for step, begun in steps.items()}
 
 
@@ -78,22 +77,31 @@ def count_lines(path: Path) -> int:
         return sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(_CHUNK), b""))
 
 
-def _read_step(run: RunDir, step: str, config: dict[str, Any], begun: StepRecord) -> StepProgress:
+@dataclass(frozen=True)
+class _AnswerKey:
+    """The fields of a line of answers.jsonl that are counted."""
+
+    policy: str
+    question_id: str
+    generation: int
+
+
+def _read_step(run: RunDir, step: str, config: RecordedConfig, begun: StepRecord) -> StepProgress:
     progress = _READERS[step](run, config, begun)
     seconds = read_clock(run.root).get(step)
     by_clock = seconds / progress.done if seconds and progress.done else None
     return replace(progress, seconds_per_unit=progress.seconds_per_unit or by_clock, finished=begun.finished)
 
 
-def _read_synthesis(run: RunDir, config: dict[str, Any], begun: StepRecord) -> StepProgress:
+def _read_synthesis(run: RunDir, config: RecordedConfig, begun: StepRecord) -> StepProgress:
     accepted, rejected = count_lines(run.synthesis.questions), count_lines(run.synthesis.rejected)
     replies = count_lines(run.synthesis.journal)
     note = f"{replies:,} replies, {rejected:,} rejected"
     live = run.synthesis.progress
     if live.exists():
         note += _describe_client(read_synthesis_progress(live), running=not begun.finished)
-    total = config["synthesis"]["accepted"]
-    if config["voting"].get("kept") and live.exists():  # the estimate of how many the kept labels need
+    total = config.synthesis.accepted
+    if config.voting.kept and live.exists():  # the estimate of how many the kept labels need
         total = read_synthesis_progress(live).wanted
     return StepProgress(accepted, total, "accepted questions", note)
 
@@ -112,25 +120,25 @@ def _describe_client(live: SynthesisProgress, running: bool) -> str:
     return text + f"{rate}, {live.in_flight} in flight" + "".join(problems)
 
 
-def _read_vote(run: RunDir, config: dict[str, Any], begun: StepRecord) -> StepProgress:
+def _read_vote(run: RunDir, config: RecordedConfig, begun: StepRecord) -> StepProgress:
     found = read_ledger_counts(run.voting.folder)
     questions = count_lines(run.synthesis.questions)
-    wanted = config["voting"].get("kept", 0)
+    wanted = config.voting.kept
     kept = f"{found.kept:,} of {wanted:,} labels kept" if wanted else f"{found.kept:,} labels kept"
     return StepProgress(found.labels, questions, "questions", f"{found.votes:,} votes, {kept}")
 
 
-def _read_stage1(run: RunDir, config: dict[str, Any], begun: StepRecord) -> StepProgress:
-    stage = config["training"]["stage1"]
+def _read_stage1(run: RunDir, config: RecordedConfig, begun: StepRecord) -> StepProgress:
+    stage = config.training.stage1
     kept = read_kept_count(run.voting.labels)
-    total = stage["steps"] or None
+    total = stage.steps or None
     if total is None and kept is not None:
-        total = count_stage_steps(Stage.model_validate(stage), kept)
+        total = count_stage_steps(parse_record(Stage, stage.model_dump(), str(run.config_file)), kept)
     return _read_stage(run, "stage1", total)
 
 
-def _read_stage2(run: RunDir, config: dict[str, Any], begun: StepRecord) -> StepProgress:
-    return _read_stage(run, "stage2", config["training"]["stage2"]["steps"] or None)
+def _read_stage2(run: RunDir, config: RecordedConfig, begun: StepRecord) -> StepProgress:
+    return _read_stage(run, "stage2", config.training.stage2.steps or None)
 
 
 def _read_stage(run: RunDir, stage: str, total: int | None) -> StepProgress:
@@ -139,31 +147,28 @@ def _read_stage(run: RunDir, stage: str, total: int | None) -> StepProgress:
     return StepProgress(len(steps), total, "steps", seconds_per_unit=each)
 
 
-def _read_evaluation(run: RunDir, config: dict[str, Any], begun: StepRecord) -> StepProgress:
+def _read_evaluation(run: RunDir, config: RecordedConfig, begun: StepRecord) -> StepProgress:
     names = {value: name for name, value in begun.inputs.items() if not name.startswith("benchmark ")}
-    keys = {
-        (row["policy"], row["question_id"], row["generation"])
-        for row in _read_rows(run.evaluation.answers)
-        if row["policy"] in names
-    }
+    answers = (parse_record(_AnswerKey, row, str(run.evaluation.answers)) for row in _read_rows(run.evaluation.answers))
+    keys = {(key.policy, key.question_id, key.generation) for key in answers if key.policy in names}
     by_policy = Counter(names[policy] for policy, _, _ in keys)
     note = ", ".join(f"{name} {by_policy[name]:,}" for name in names.values())
     questions = None if begun.finished else _count_questions(config)
-    total = questions and questions * config["evaluation"]["generations"] * len(names)
+    total = questions and questions * config.evaluation.generations * len(names)
     return StepProgress(len(keys), total, "answers", note)
 
 
-def _count_questions(config: dict[str, Any]) -> int | None:
+def _count_questions(config: RecordedConfig) -> int | None:
     """Return the number of distinct benchmark questions, or None if the benchmarks cannot be read on this machine."""
     try:
-        evaluation = Evaluation.model_validate(config["evaluation"])
-        return count_benchmark_questions(evaluation, config["runtime"]["random_seed"])
-    except (InputError, ValidationError):
+        evaluation = parse_record(Evaluation, config.evaluation.model_dump(), "evaluation")
+        return count_benchmark_questions(evaluation, config.runtime.random_seed)
+    except InputError:
         return None
 
 
 # Step -> reader(run, resolved config, the step's entry in the manifest).
-_READERS: dict[str, Callable[[RunDir, dict[str, Any], StepRecord], StepProgress]] = {
+_READERS: dict[str, Callable[[RunDir, RecordedConfig, StepRecord], StepProgress]] = {
     "synthesize": _read_synthesis,
     "vote": _read_vote,
     "stage1": _read_stage1,

@@ -17,7 +17,8 @@ from functools import cached_property
 from itertools import product
 from typing import Any, Protocol
 
-from medssr_dist.config.schema import Evaluation
+from medssr_dist.config.schema import Evaluation, Policy
+from medssr_dist.data.checksums import warn_of_damage
 from medssr_dist.data.jsonl import JsonlLedger, read_jsonl
 from medssr_dist.data.prompt_renderer import PromptRenderer
 from medssr_dist.data.records import Question, hash_content, parse_record
@@ -45,7 +46,7 @@ def evaluate_policy(
     paths: EvaluationPaths,
     *,
     policy: str,
-    model: str,
+    settings: Policy,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> PolicyAnswers:
     """Sample `evaluation.generations` answers per question; those on disk are reused.
@@ -56,17 +57,27 @@ def evaluate_policy(
         benchmarks: name -> questions; a question that occurs twice is answered once.
         paths: files to append to; several policies share them.
         policy: fingerprint of the policy, a part of the key.
-        model: name of the policy's model; the paper's rule has a form for Gemma's.
+        settings: section policy of the config. The paper's rule has a form for Gemma's models.
         should_stop: called after each request; True raises Stopped.
 
     Raises:
         Stopped: `should_stop` returned True. All answers so far are on disk.
         InputError: a line of a file is not valid, or the disk is full.
     """
-    found = PolicyAnswers(list_rules(model), evaluation.generations)
+    found = PolicyAnswers(list_rules(settings.model), evaluation.generations)
     with JsonlLedger(paths.answers) as answers, JsonlLedger(paths.second_passes) as second_passes:
         session = _Session(
-            pool, prompts, benchmarks, evaluation, random_seed, policy, found, answers, second_passes, should_stop
+            pool,
+            benchmarks,
+            prompts,
+            evaluation,
+            hash_sampling(evaluation, settings, prompts, random_seed),
+            random_seed,
+            policy,
+            found,
+            answers,
+            second_passes,
+            should_stop,
         )
         session.resume()
         session.run_first_pass()
@@ -74,13 +85,14 @@ def evaluate_policy(
     return found
 
 
-def hash_sampling(evaluation: Evaluation, prompts: PromptRenderer, random_seed: int) -> str:
-    """Return a hash of everything, except policy and question, that an answer depends on.
+def hash_sampling(evaluation: Evaluation, policy: Policy, prompts: PromptRenderer, random_seed: int) -> str:
+    """Return a hash of everything, except the weights and the question, that an answer depends on.
 
     The number of generations is left out: generation g is the same answer for every n. The wording of the second pass
     is in it for the lines of second_pass.jsonl.
     """
     parameters = evaluation.model_dump(include={"temperature", "top_p", "top_k", "max_tokens"})
+    parameters |= policy.model_dump(include={"max_model_len", "dtype"})
     return hash_content([parameters, random_seed, prompts.identity, prompts.chat_template, SECOND_PASS])
 
 
@@ -89,19 +101,16 @@ class _Session:
     """One call of `evaluate_policy`: the answers so far and the two passes that add the missing ones."""
 
     pool: Pool
-    prompts: PromptRenderer
     benchmarks: Mapping[str, Sequence[Question]]
+    prompts: PromptRenderer
     evaluation: Evaluation
+    sampling: str
     random_seed: int
     policy: str
     found: PolicyAnswers
     answer_file: JsonlLedger
     second_pass_file: JsonlLedger
     should_stop: Callable[[], bool]
-
-    @cached_property
-    def sampling(self) -> str:
-        return hash_sampling(self.evaluation, self.prompts, self.random_seed)
 
     @cached_property
     def questions(self) -> dict[str, Question]:
@@ -117,7 +126,7 @@ class _Session:
 
     def _read_own(self, file: JsonlLedger) -> Iterator[dict[str, Any]]:
         own = (self.policy, self.sampling)
-        return (row for row in read_jsonl(file.path) if (row.get("policy"), row.get("sampling")) == own)
+        return (row for row in read_jsonl(file.path, warn_of_damage) if (row.get("policy"), row.get("sampling")) == own)
 
     def _add_answer(self, row: dict[str, Any]) -> None:
         """Add a line of answers.jsonl.

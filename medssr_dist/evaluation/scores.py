@@ -20,8 +20,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from medssr_dist.data.jsonl import read_json
-from medssr_dist.data.records import Record, parse_record
+from medssr_dist.data.records import Record, read_record
 
 ProtocolName = Literal["ours", "paper"]
 PROTOCOLS: tuple[ProtocolName, ...] = ("ours", "paper")
@@ -179,4 +178,4 @@ class Scores(Record):
 
 def read_scores(file: Path) -> Scores:
     """Read a scores.json. Raises InputError naming the file and the field if it is absent or invalid."""
-    return parse_record(Scores, read_json(file), str(file))
+    return read_record(Scores, file)

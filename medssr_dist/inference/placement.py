@@ -21,7 +21,8 @@ from medssr_dist.inference.vllm_args import build_engine_env, build_engine_kwarg
 from medssr_dist.inference.vllm_engine import RayEngine
 from medssr_dist.inference.vllm_server import ServerEngine
 from medssr_dist.runtime.cluster import reserve_each
-from medssr_dist.runtime.models import fingerprint_model, load_tokenizer
+from medssr_dist.runtime.fingerprints import fingerprint_model
+from medssr_dist.runtime.models import load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

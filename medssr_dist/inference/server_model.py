@@ -8,7 +8,7 @@ import msgspec
 
 from medssr_dist.config.schema import Policy, Server
 from medssr_dist.errors import InputError
-from medssr_dist.runtime.models import fingerprint_model
+from medssr_dist.runtime.fingerprints import has_fingerprint
 
 
 class ModelCard(msgspec.Struct, frozen=True):
@@ -77,7 +77,7 @@ def _describe_difference(root: str, server: Server, policy: Policy, folder: Path
     """Return how the model loaded from `root` differs from the policy and what to do; "" if no difference is seen."""
     try:
         if Path(root).is_absolute() and Path(root).is_dir():
-            same = fingerprint_model(Path(root)) == fingerprint
+            same = has_fingerprint(Path(root), fingerprint)
             return "" if same else f"which has other weights than policy.model = {policy.model!r}; start it on that"
     except OSError:
         pass  # another user's directory: only its name can be compared

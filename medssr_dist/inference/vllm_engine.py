@@ -18,7 +18,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, Place
 from medssr_dist.errors import InputError
 from medssr_dist.inference.engine_protocol import EngineOutput, FailedLease, LeasedCompletion, LeasedRequest
 from medssr_dist.inference.requests import Completion, SampleRequest, find_choice_ids, make_empty_completions
-from medssr_dist.runtime.models import fingerprint_model
+from medssr_dist.runtime.fingerprints import fingerprint_model, has_fingerprint
 
 if TYPE_CHECKING:
     from vllm import CompletionOutput, SamplingParams
@@ -163,10 +163,10 @@ def end_children_with_this_process() -> subprocess.Popen[bytes]:
 
 def _check_weights(model: Path, fingerprint: str) -> None:
     """Raise InputError where the weights have changed. Called after loading, to see a directory replaced meanwhile."""
-    if (found := fingerprint_model(model)) != fingerprint:
+    if not has_fingerprint(model, fingerprint):
         raise InputError(
-            f"{model} holds other weights ({found}) than the run began with ({fingerprint}): put them back and run the "
-            "same command again, or give a new --run-dir"
+            f"{model} holds other weights ({fingerprint_model(model)}) than the run began with ({fingerprint}): put "
+            "them back and run the same command again, or give a new --run-dir"
         )
 
 

@@ -8,6 +8,7 @@ files are never loaded into memory, and are scanned again only if a file's size 
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from array import array
 from codecs import BOM_UTF8
@@ -20,8 +21,8 @@ from typing import Any, BinaryIO
 import msgspec
 import numpy as np
 
-from medssr_dist.data.jsonl import read_json, write_json
-from medssr_dist.data.records import hash_content
+from medssr_dist.data.jsonl import write_json
+from medssr_dist.data.records import hash_content, read_record
 from medssr_dist.errors import InputError
 from medssr_dist.knowledge.cache_files import hold_lock, replace_file
 from medssr_dist.knowledge.passages import Corpus, Passage
@@ -37,6 +38,7 @@ class _Line(msgspec.Struct):
     source: str | None = None
 
 
+logger = logging.getLogger(__name__)
 _decode = msgspec.json.Decoder(_Line).decode
 _SCAN_FILE = "corpus.json"
 _COLUMNS = 3  # of the table
@@ -154,7 +156,11 @@ def _read_scan(folder: Path, files: list[_ScannedFile]) -> _Scan | None:
     """Return the result of an earlier scan, or None if a file has changed since or the table is not complete."""
     if not (folder / _SCAN_FILE).exists():
         return None
-    scan = msgspec.convert(read_json(folder / _SCAN_FILE), _Scan)
+    try:
+        scan = read_record(_Scan, folder / _SCAN_FILE)
+    except InputError as error:
+        logger.warning("%s; the corpus is read anew", error)
+        return None
     table = scan.table(folder)
     is_complete = table.exists() and table.stat().st_size == 8 * _COLUMNS * scan.count
     return scan if scan.files == files and is_complete else None

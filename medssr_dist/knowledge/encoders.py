@@ -19,7 +19,7 @@ import numpy as np
 from medssr_dist.config.synthesis import Knowledge
 from medssr_dist.errors import InputError
 from medssr_dist.knowledge.passages import Passage
-from medssr_dist.runtime.models import fingerprint_model
+from medssr_dist.runtime.fingerprints import fingerprint_model
 
 if TYPE_CHECKING:
     import torch

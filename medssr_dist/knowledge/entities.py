@@ -5,7 +5,6 @@ user's own file.
 from __future__ import annotations
 
 import csv
-import json
 import logging
 import random
 from collections.abc import Iterator, Sequence
@@ -15,6 +14,7 @@ from typing import Any
 
 from medssr_dist.config.schema import Config
 from medssr_dist.config.synthesis import HPO_PASSAGES, Knowledge
+from medssr_dist.data.json_text import parse_json
 from medssr_dist.data.jsonl import read_text, write_json
 from medssr_dist.errors import InputError
 from medssr_dist.knowledge.hpo import Disease
@@ -182,9 +182,9 @@ def _read_rows(file: Path) -> Iterator[tuple[int, Any]]:
 
 def _parse_json(line: str, place: str) -> Any:
     try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{place} is not JSON ({error.msg}); each line is an object with name, id, synonyms") from None
+        return parse_json(line, place)
+    except InputError as error:
+        raise InputError(f"{error}; each line is an object with name, id, synonyms") from None
 
 
 def _parse_entity(row: Any, place: str) -> Entity:
@@ -195,7 +195,7 @@ def _parse_entity(row: Any, place: str) -> Entity:
     synonyms = row.get("synonyms") or []
     texts = [row.get("name"), row.get("id", ""), *(synonyms if isinstance(synonyms, list) else [None])]
     if not all(isinstance(text, str) for text in texts):
-        raise InputError(f"{place}: name and id are texts, and synonyms is a list of texts; found {row!r}")
+        raise InputError(f"{place}: name and id are texts, and synonyms is a list of texts; found {str(row)[:80]!r}")
     name, code, *others = (" ".join(text.split()) for text in texts)
     if not list_keys(name):
         raise InputError(f"{place}: the name {name!r} has fewer than three letters; give the name of the disease")

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from medssr_dist.config.synthesis import Knowledge
 from medssr_dist.data.jsonl import read_json, write_json
-from medssr_dist.data.records import hash_content
+from medssr_dist.data.records import hash_content, parse_record
 from medssr_dist.errors import InputError
 from medssr_dist.knowledge.cache_files import hold_lock
 from medssr_dist.knowledge.encoders import Encoder, identify_encoder, read_encoder_dimension
@@ -231,11 +231,11 @@ def _read_cached(folder: Path, vectors: Vectors, knowledge: Knowledge, corpus_ha
     expected = _describe_source(corpus_hash, vectors, knowledge)
     try:
         row = read_json(folder / FACTS_FILE)
-        facts, source = IndexFacts.model_validate(row), IndexSource.model_validate(row)
+        facts, source = parse_record(IndexFacts, row, FACTS_FILE), parse_record(IndexSource, row, FACTS_FILE)
         if source == expected:
             return _Cached(_load(vectors, knowledge, folder), facts)
         reason = f"it is of {source}, expected {expected}"
-    except (RuntimeError, InputError, ValidationError) as error:
+    except (RuntimeError, InputError) as error:
         reason = f"it cannot be read ({' '.join(str(error).split())[:200]})"
     logger.warning("index %s does not match its corpus: %s; building it again", folder, reason)
     return None

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from medssr_dist.config.synthesis import Knowledge
+from medssr_dist.data.checksums import warn_of_damage
 from medssr_dist.data.jsonl import JsonlLedger, read_jsonl
-from medssr_dist.data.records import hash_content
+from medssr_dist.data.records import hash_content, parse_record
 from medssr_dist.knowledge.cache_files import hold_lock
 from medssr_dist.knowledge.corpus import NamedCorpus, find_passage, open_corpora
 from medssr_dist.knowledge.encoders import Encoder, identify_encoder, identify_model, load_encoder
@@ -38,6 +39,17 @@ _RECORDED_AT_ONCE = 256  # entities; the most that a killed process loses
 _PASSAGES_CACHED = 4096
 
 Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class _LedgerRow:
+    """A line of retrieval.jsonl: the fields of FoundPassages, the entity's name, and the settings of the search."""
+
+    entity: str
+    settings: str
+    names: str
+    passage_ids: tuple[str, ...]
+    unnamed: int
 
 
 @dataclass(frozen=True)
@@ -203,8 +215,10 @@ class Retriever:
     def _known(self) -> dict[str, FoundPassages]:
         """Recorded passages by name, for these settings. Opening the ledger removes an incomplete last line."""
         with hold_lock(self._ledger), JsonlLedger(self._ledger):
-            rows = [row for row in read_jsonl(self._ledger) if row["settings"] == self._settings]
-        return {row["entity"]: FoundPassages(row["names"], tuple(row["passage_ids"]), row["unnamed"]) for row in rows}
+            rows = read_jsonl(self._ledger, warn_of_damage)
+            records = [parse_record(_LedgerRow, row, str(self._ledger)) for row in rows]
+        found = [row for row in records if row.settings == self._settings]
+        return {row.entity: FoundPassages(row.names, row.passage_ids, row.unnamed) for row in found}
 
     @cached_property
     def _settings(self) -> str:

@@ -40,11 +40,11 @@ def publish_mini_policy(learner: Learner, folder: Path, found: MiniAccuracy, tem
     learner.model.half().save_pretrained(partial)
     learner.model.float()
     learner.tokenizer.save_pretrained(partial)
-    write_json(partial / "config.json", read_json(partial / "config.json") | {"dtype": "float32"})
+    write_json(partial / "config.json", read_json(partial / "config.json") | {"dtype": "float32"}, checked=False)
     tokens = {"eos_token_id": learner.tokenizer.eos_token_id, "pad_token_id": learner.tokenizer.pad_token_id}
     GenerationConfig(**tokens).save_pretrained(partial)
     facts = _collect_facts(learner, partial / "model.safetensors", found, temperature)
-    write_json(partial / FACTS_FILE, facts)
+    write_json(partial / FACTS_FILE, facts, checked=False)
     write_atomic(partial / CARD, _write_card(facts))
     publish_folder(partial, folder)
     return folder

@@ -7,11 +7,11 @@ id -> item (PubMedQA), and columns, as pandas writes them: {"question": ["Q1", "
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from medssr_dist.data.json_text import parse_json
 from medssr_dist.errors import InputError
 from medssr_dist.readers.file_bytes import find_kind, read_data_text, read_unpacked
 from medssr_dist.readers.table_rows import Row, read_arrow, read_delimited, read_parquet
@@ -55,35 +55,6 @@ def _read_json_rows(path: Path, text: str) -> list[Row]:
     if not isinstance(document, list) or not all(isinstance(row, dict) for row in document):
         raise InputError(f"{path} must be a JSON list of objects, or JSONL with one object per line")
     return document
-
-
-def parse_json(text: str, where: str) -> Any:
-    """Return the value of a JSON text.
-
-    Args:
-        where: the place of the text, for the message.
-
-    Raises:
-        InputError: it is not JSON, has a key twice in one object, is too deep, or has a number of thousands of digits.
-    """
-    try:
-        return json.loads(text, object_pairs_hook=_make_object)
-    except json.JSONDecodeError as error:
-        place = f"line {error.lineno}: " if "\n" in text else ""
-        reason = f"{place}{error.msg}"
-    except ValueError as error:
-        reason = str(error).split(";")[0]
-    except RecursionError:
-        reason = "its lists and objects are nested too deep"
-    raise InputError(f"{where} is not valid JSON ({reason}); repair or replace it")
-
-
-def _make_object(pairs: list[tuple[str, Any]]) -> Row:
-    row = dict(pairs)
-    if len(row) != len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"an object has the key {next(key for key in keys if keys.count(key) > 1)[:40]!r} twice")
-    return row
 
 
 def _parse_line(line: str, where: str) -> Row:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import importlib.metadata
 import os
 import platform
@@ -21,9 +20,10 @@ from medssr_dist.config.load import dump_config
 from medssr_dist.config.schema import Config
 from medssr_dist.config.synthesis import join_corpus_keys
 from medssr_dist.config.training import ANSWER_REWARD, drop_removed_keys
-from medssr_dist.data.jsonl import read_json, write_json
+from medssr_dist.data.jsonl import write_json
+from medssr_dist.data.private_files import open_private, open_private_folder, remove_temporary, try_lock
 from medssr_dist.data.prompt_forms import load_prompt_form
-from medssr_dist.data.records import parse_record
+from medssr_dist.data.records import read_record
 from medssr_dist.errors import InputError
 from medssr_dist.run.paths import RunPaths
 
@@ -141,13 +141,16 @@ class RunDir(RunPaths):
     """The paths of a run and its manifest. `open_run` makes one and holds the run's lock."""
 
     def __init__(self, root: Path):
-        super().__init__(Path(root).resolve())
+        try:
+            super().__init__(Path(root).resolve())
+        except (OSError, RuntimeError, ValueError):  # a loop of links; a NUL in the name
+            raise InputError(f"run directory {str(root)!r} is no path; choose another with --run-dir") from None
 
     def read_manifest(self) -> Manifest:
         """Return the manifest, which is empty if the run was never opened. Raises InputError for a damaged file."""
         if not self.manifest_file.exists():
             return Manifest()
-        return parse_record(Manifest, read_json(self.manifest_file), str(self.manifest_file))
+        return read_record(Manifest, self.manifest_file)
 
     def write_manifest(self, manifest: Manifest) -> None:
         """Replace manifest.json; readers see the old or the new file."""
@@ -235,22 +238,22 @@ def hold_run(run: RunDir) -> Iterator[None]:
     """Hold the run's lock, so that no other process writes in it. New files are readable by this user alone.
 
     Raises:
-        InputError: another process holds the lock, or the path cannot be a directory.
+        InputError: another process holds the lock, the path cannot be a directory, or others own or may change it.
     """
     os.umask(0o077)
     try:
-        run.logs.mkdir(parents=True, exist_ok=True)
-        lock = open(run.lock_file, "w")  # noqa: SIM115
+        open_private_folder(run.root)
+        run.logs.mkdir(exist_ok=True)
+        lock = open_private(run.lock_file, os.O_RDWR | os.O_CREAT)
     except OSError as error:
         raise InputError(f"run directory {run.root}: {error.strerror}; choose another with --run-dir") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(
-                f"run directory {run.root} is in use by another medssr process; wait, or use another"
-            ) from None
+    try:
+        if not try_lock(lock, run.lock_file):
+            raise InputError(f"run directory {run.root} is in use by another medssr process; wait, or use another")
+        remove_temporary(run.root)
         yield
+    finally:
+        os.close(lock)
 
 
 def _record_attempt(run: RunDir) -> None:

@@ -23,7 +23,8 @@ RECORDED_STEPS = ("synthesize", "vote", *STAGES, "evaluate")  # as manifest.json
 
 TRACEBACK_PREFIX = "medssr-traceback-"  # of a file below the run directory that a bug leaves
 
-_CHECKPOINT_NAME = re.compile(r"global_step(\d+)$")
+_ATTEMPT_NAME = re.compile(r"[0-9]{1,9}$")
+_CHECKPOINT_NAME = re.compile(r"global_step(\d{1,9})$", re.ASCII)
 _COMPLETE_MARK = "complete.json"
 
 
@@ -426,7 +427,7 @@ class RunPaths:
 
     def attempts(self) -> list[AttemptPaths]:
         """The attempts of the run's Slurm jobs, oldest first; [] for a run that no launcher has started."""
-        folders = (file for file in self.attempts_folder.glob("*") if file.name.isdigit() and file.is_dir())
+        folders = (file for file in self.attempts_folder.glob("*") if _ATTEMPT_NAME.match(file.name) and file.is_dir())
         return [AttemptPaths(folder) for folder in sorted(folders, key=lambda folder: int(folder.name))]
 
 

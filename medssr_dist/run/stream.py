@@ -19,23 +19,41 @@ However small the buffers are, the steps never deadlock:
 
 from __future__ import annotations
 
-import json
-import os
 import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
-from medssr_dist.data.jsonl import read_json, write_json
-from medssr_dist.data.records import Label, Question, parse_record
+import msgspec
+
+from medssr_dist.data.checksums import LineChecker
+from medssr_dist.data.json_text import parse_json
+from medssr_dist.data.jsonl import write_json
+from medssr_dist.data.records import Label, Question, parse_record, read_record
+from medssr_dist.errors import InputError
 from medssr_dist.run.paths import end_mark, taken_file
 
 ALL_TAKEN = sys.maxsize  # published by a trainer that needs no more labels
 _POLL_S = 0.2
 _CHUNK = 2**16  # bytes of whole lines that are read at once
+
+
+@dataclass(frozen=True)
+class _Ended:
+    """The content of an end mark: the number of items for the follower."""
+
+    count: int
+
+
+@dataclass(frozen=True)
+class _Taken:
+    """What the trainer publishes: the number of kept labels that it has taken."""
+
+    taken: int
 
 
 class _Tail:
@@ -67,8 +85,26 @@ def follow(path: Path, ended: Callable[[], bool], start: int = 0) -> Iterator[di
     Args:
         ended: returns True once the file grows no more.
         start: number of rows to skip; they are not parsed.
+
+    Raises:
+        InputError: a line is not a JSON object, or differs from its checksum; the message names file and line.
     """
-    return map(json.loads, islice(_lines(path, ended), start, None))
+    checker = LineChecker(path, start)
+    for line in islice(_lines(path, ended), start, None):
+        yield _parse_line(checker, line, path)
+
+
+def _parse_line(checker: LineChecker, line: bytes, path: Path) -> dict[str, Any]:
+    """Return the object of the checker's next line. Raises InputError, with file and line."""
+    text = checker.open(line) or b""
+    where = f"{path} line {checker.number}"
+    try:
+        row = msgspec.json.decode(text)
+    except (ValueError, RecursionError):
+        row = parse_json(text.decode("utf-8", "replace"), where)
+    if not isinstance(row, dict):
+        raise InputError(f"{where} is a {type(row).__name__}, not a JSON object")
+    return row
 
 
 def _lines(path: Path, ended: Callable[[], bool]) -> Iterator[bytes]:
@@ -84,7 +120,7 @@ def _lines(path: Path, ended: Callable[[], bool]) -> Iterator[bytes]:
 
 def mark_end(stream: Path, count: int) -> None:
     """Mark that `stream` grows no more. `count`: how many items it has for its follower (questions, kept labels)."""
-    write_json(end_mark(stream), {"count": count})
+    write_json(end_mark(stream), asdict(_Ended(count)))
 
 
 def has_ended(stream: Path) -> bool:
@@ -115,7 +151,7 @@ class QuestionFeed:
         self.given = 0
         self.ended = False
         self._path, self._file_ended = path, ended
-        self._tail = _Tail(path)
+        self._tail, self._checker = _Tail(path), LineChecker(path)
         self._lines: deque[bytes] = deque()
         self._next_read = 0.0
 
@@ -126,7 +162,8 @@ class QuestionFeed:
         if not self._lines:
             return None
         self.given += 1
-        return parse_record(Question, json.loads(self._lines.popleft()), str(self._path))
+        row = _parse_line(self._checker, self._lines.popleft(), self._path)
+        return parse_record(Question, row, f"{self._path} line {self.given}")
 
     def _read_more(self) -> None:
         """Read new lines; after a read that found none, the next one is at least `_POLL_S` later."""
@@ -144,7 +181,7 @@ class QuestionFeed:
 
 def read_kept_count(labels: Path) -> int | None:
     """Return the number of kept labels of an ended stream; None if it has not ended."""
-    return cast(int, read_json(end_mark(labels))["count"]) if has_ended(labels) else None
+    return read_record(_Ended, end_mark(labels)).count if has_ended(labels) else None
 
 
 def read_kept_labels(labels: Path) -> Iterator[Label]:
@@ -162,13 +199,13 @@ class LabelCounter:
 
     def __init__(self, labels: Path):
         self.labels = self.kept = 0
-        self._path, self._tail = labels, _Tail(labels)
+        self._path, self._tail, self._checker = labels, _Tail(labels), LineChecker(labels)
 
     def read(self) -> None:
         """Count the labels that are new. Raises InputError for a line that is not a label."""
         while lines := self._tail.read():
             for line in lines:
-                self.kept += parse_record(Label, json.loads(line), str(self._path)).kept
+                self.kept += parse_record(Label, _parse_line(self._checker, line, self._path), str(self._path)).kept
             self.labels += len(lines)
 
 
@@ -197,21 +234,17 @@ def follow_kept_labels(labels: Path, start: int, watch: Callable[[], object] = l
 
     rows = follow(labels, ended, start)
     for number, row in enumerate(rows, start=start + 1):
-        label = parse_record(Label, row, str(labels))
+        label = parse_record(Label, row, f"{labels} line {number}")
         if label.kept:
             yield KeptLabel(number, label)
 
 
 def publish_taken(labels: Path, taken: int) -> None:
     """Publish to the vote how many kept labels the trainer has taken; ALL_TAKEN if it needs no more."""
-    file = taken_file(labels)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps({"taken": taken}))  # not flushed to disk: a restarted trainer publishes first
-    os.replace(temporary, file)
+    write_json(taken_file(labels), asdict(_Taken(taken)), flush=False)  # a restarted trainer publishes first
 
 
 def has_room(labels: Path, kept: int, buffer: int) -> bool:
     """Return whether at most `buffer` of the `kept` labels on disk wait for the trainer. Reads a small file."""
     file = taken_file(labels)
-    return kept <= buffer or (file.exists() and kept - read_json(file)["taken"] <= buffer)
+    return kept <= buffer or (file.exists() and kept - read_record(_Taken, file).taken <= buffer)

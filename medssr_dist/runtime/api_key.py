@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 from pydantic import SecretStr
 
+from medssr_dist import secret_registry
 from medssr_dist.errors import InputError
 
 ERROR_CHARS = 300  # of a server's error message
@@ -22,6 +23,7 @@ def build_auth_header(api_key: SecretStr | None, where: str) -> dict[str, str]:
     if api_key is None:
         return {}
     key = api_key.get_secret_value()
+    secret_registry.register_secret(key)
     if not key or not key.isascii() or not key.isprintable() or " " in key:
         raise InputError(
             f"{where}: the api_key is empty, or holds a space, a line break or a character outside ASCII; correct the "
@@ -31,9 +33,9 @@ def build_auth_header(api_key: SecretStr | None, where: str) -> dict[str, str]:
 
 
 def scrub(text: str, api_key: SecretStr | None) -> str:
-    """Return `text` with every occurrence of the key replaced by ***."""
+    """Return `text` with *** in place of the key, in any of its forms, and of all other secrets of this process."""
     key = api_key.get_secret_value() if api_key else ""
-    return text.replace(key, "***") if key else text
+    return secret_registry.scrub(text.replace(key, secret_registry.MASK) if key else text)
 
 
 def read_error_text(answer: bytes, api_key: SecretStr | None) -> str:

@@ -8,9 +8,10 @@ import tempfile
 import traceback
 from pathlib import Path
 
+from medssr_dist.errors import to_line as to_line
 from medssr_dist.run.paths import TRACEBACK_PREFIX
+from medssr_dist.secret_registry import scrub
 
-_LINE_CHARS = 500
 # What the operating system may refuse at any place, and what a user can do about it. Faults that pass by themselves
 # (EIO, ESTALE, ENOMEM) are not here: a Slurm job is to be requeued after them.
 _FIXES = {
@@ -26,10 +27,21 @@ _FIXES = {
     errno.ENOSYS: "that file system cannot do this; choose a folder on another one",
     errno.ENAMETOOLONG: "choose a shorter name",
     errno.ELOOP: "a link there leads back to itself",
+    errno.EFBIG: "a file would be larger than the limit; raise it with `ulimit -f unlimited`",
     errno.ENOENT: "check the path",
     errno.ENOTDIR: "a part of the path is a file",
     errno.EISDIR: "the path is a folder; name a file",
 }
+# Faults that libraries report with a general class, by words of their message.
+_BY_WORDS = (
+    (RuntimeError, "home directory", "your home directory is not known; set HOME"),
+    (KeyError, "getpwuid", "this user has no entry in the passwd file; set USER, LOGNAME and HOME"),
+    (RuntimeError, "Symlink loop", "a link in a path leads back to itself; correct the path"),
+    (ValueError, "embedded null byte", "a path holds a NUL; correct it"),
+    (RuntimeError, "shared memory", "/dev/shm is too small; enlarge it, e.g. docker run --shm-size=8g"),
+    (RuntimeError, "can't start new thread", "too many threads; raise the limit with `ulimit -u`"),
+)
+_PACKAGE = Path(__file__).parents[1]
 
 
 def describe_foreseen(error: BaseException) -> str | None:
@@ -50,18 +62,18 @@ def describe_foreseen(error: BaseException) -> str | None:
         return f"{where}{os.strerror(error.errno)}; {_FIXES[error.errno]}"
     if isinstance(error, UnicodeDecodeError | UnicodeEncodeError):
         return f"text that is not valid UTF-8 ({error.reason}); save the file as UTF-8"
-    if isinstance(error, RuntimeError) and "home directory" in str(error):
-        return "your home directory is not known; set HOME"
-    if isinstance(error, KeyError) and "getpwuid" in str(error):
-        return f"user {os.getuid()} has no entry in the passwd file; set USER, LOGNAME and HOME"
-    return None
+    if isinstance(error, RecursionError):
+        return f"an input is nested too deep ({_find_place(error)}); make it flatter"
+    if isinstance(error, OverflowError):
+        return f"a number in an input is too large ({error}, {_find_place(error)}); correct it"
+    text = str(error)
+    return next((fix for kind, words, fix in _BY_WORDS if isinstance(error, kind) and words in text), None)
 
 
-def to_line(text: str) -> str:
-    """Return `text` as one printable line of at most 500 characters, in which terminal escapes are shown as text."""
-    escaped = "".join(char if char.isprintable() else _escape(char) for char in text[: 2 * _LINE_CHARS])
-    shortened = len(text) > 2 * _LINE_CHARS or len(escaped) > _LINE_CHARS
-    return f"{escaped[: _LINE_CHARS - 4]} ..." if shortened else escaped
+def _find_place(error: BaseException) -> str:
+    """Return the last line of this package on the way to the error. Example: "read.py line 31"."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _PACKAGE in Path(frame.filename).parents]
+    return f"{Path(frames[-1].filename).name} line {frames[-1].lineno}" if frames else "in a library"
 
 
 def write_traceback(error: BaseException, folder: Path | None) -> Path:
@@ -73,9 +85,5 @@ def write_traceback(error: BaseException, folder: Path | None) -> Path:
     place = folder if folder and folder.is_dir() else None
     handle, name = tempfile.mkstemp(prefix=TRACEBACK_PREFIX, suffix=".txt", dir=place)
     with open(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
-        traceback.print_exception(error, file=file)
+        file.write(scrub("".join(traceback.format_exception(error))))
     return Path(name)
-
-
-def _escape(char: str) -> str:
-    return " " if char in "\n\r\t" else char.encode("unicode_escape").decode()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import sys
 
+from medssr_dist.errors import escape_controls
+
 PACKAGE_LOGGER = "medssr_dist"
 
 
@@ -27,7 +29,7 @@ def set_up_logging() -> None:
 
 class _PlainLine(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        line = super().format(record)
+        line = escape_controls(super().format(record), kept="\n\t")
         return line if record.levelno <= logging.INFO else f"{record.levelname.lower()}: {line}"
 
 

@@ -1,9 +1,7 @@
-"""The directory of `policy.model`, its tokenizer, and the fingerprint that identifies it in votes and answers."""
+"""The directory of `policy.model`, and its tokenizer."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import shutil
 from pathlib import Path
@@ -14,6 +12,7 @@ from medssr_dist.data.jsonl import read_json
 from medssr_dist.data.prompt_renderer import PromptRenderer
 from medssr_dist.errors import InputError
 from medssr_dist.runtime.cache import make_cache_dir
+from medssr_dist.runtime.fingerprints import fingerprint_model
 from medssr_dist.runtime.merged_adapter import find_merged, is_adapter, merge_adapter, read_base_name
 
 if TYPE_CHECKING:
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
 EMBEDDED_MODEL = "embedded:smollm2-135m"
 MINI_MODEL = "embedded:medssr-mini"
 _MINI_FOLDER = Path(__file__).parents[1] / "mini_policy" / "medssr-mini"
-_FINGERPRINT_SAMPLES, _FINGERPRINT_BYTES = 256, 2**16
 
 
 def resolve_model(policy: Policy) -> Path:
@@ -121,25 +119,6 @@ def publish_folder(partial: Path, target: Path) -> None:
     if target.exists():
         shutil.rmtree(target)
     os.replace(partial, target)
-
-
-def fingerprint_model(folder: Path) -> str:
-    """Return a hash of a model, 16 hex digits: of names, sizes and evenly spaced samples of config and weight files.
-
-    Two checkpoints of one architecture differ throughout their weights, so samples suffice. Reading a whole model of
-    16 GB would take longer than loading it.
-    """
-    digest = hashlib.sha256()
-    for file in sorted(folder.iterdir()):
-        if file.suffix not in (".safetensors", ".bin") and file.name != "config.json":
-            continue
-        size = file.stat().st_size
-        digest.update(json.dumps([file.name, size]).encode())
-        with open(file, "rb") as handle:
-            for offset in range(0, size, max(size // _FINGERPRINT_SAMPLES, _FINGERPRINT_BYTES)):
-                handle.seek(offset)
-                digest.update(handle.read(_FINGERPRINT_BYTES))
-    return digest.hexdigest()[:16]
 
 
 def load_tokenizer(folder: Path, policy: Policy) -> PreTrainedTokenizerBase:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from medssr_dist.config.schema import Config
 from medssr_dist.data.prompt_renderer import SAMPLE_QUESTION, PromptRenderer
+from medssr_dist.data.records import read_record
 
 THINKING_TOKENS = 8192  # an answer after thoughts takes up to this many; ours, from the limits that such models name
 REASONING_TOKENS = 256  # a reasoned answer takes at least this many
@@ -97,10 +98,17 @@ def _ends_its_turns(prompts: PromptRenderer, model: Path) -> bool:
     return bool(prompts.find_turn_ends() & {prompts.end_token, *_read_stop_ids(model)})
 
 
+@dataclass(frozen=True)
+class _StopTokens:
+    """The stop tokens in a generation_config.json or config.json."""
+
+    eos_token_id: int | list[int] | None = None
+
+
 def _read_stop_ids(model: Path) -> set[int]:
     """Return the stop tokens that the model directory names, as vLLM reads them."""
     for file in (model / "generation_config.json", model / "config.json"):
-        found = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id") if file.exists() else None
+        found = read_record(_StopTokens, file).eos_token_id if file.exists() else None
         if found is not None:
             return set(found) if isinstance(found, list) else {found}
     return set()

@@ -22,8 +22,14 @@ from medssr_dist.evaluation.scoring import build_scores, collect_letters
 from medssr_dist.run.directory import RunDir
 from medssr_dist.run.paths import STAGES
 from medssr_dist.run.session import Session
-from medssr_dist.runtime.models import fingerprint_model, load_tokenizer, make_prompt_renderer
-from medssr_dist.steps.step_inputs import find_base_model, hash_questions, name_revision
+from medssr_dist.runtime.models import load_tokenizer, make_prompt_renderer
+from medssr_dist.steps.step_inputs import (
+    find_base_model,
+    find_trained_model,
+    fingerprint_for_run,
+    hash_questions,
+    name_revision,
+)
 from medssr_dist.synthesis.synthesis_summary import read_synthesis_summary
 
 logger = logging.getLogger(__name__)
@@ -35,7 +41,7 @@ def evaluate(session: Session) -> None:
     benchmarks = read_benchmarks(config.evaluation, config.runtime.random_seed)
     policies = _find_policies(session)
     _warn_of_unchecked_benchmarks(session.run, benchmarks)
-    fingerprints = {name: fingerprint_model(folder) for name, folder in policies.items()}
+    fingerprints = {name: fingerprint_for_run(session, folder) for name, folder in policies.items()}
     fingerprints |= name_revision(find_base_model(session))
     fingerprints |= {f"benchmark {name}": hash_questions(questions) for name, questions in benchmarks.items()}
     evaluated = {name: EvaluatedPolicy(folder, config) for name, folder in policies.items()}
@@ -53,7 +59,7 @@ def _find_policies(session: Session) -> dict[str, Path]:
     folders = {"base": find_base_model(session)}
     for stage in STAGES:
         if getattr(session.config.training, stage).enabled:
-            folders[stage] = session.run.stage(stage).hf
+            folders[stage] = find_trained_model(session, stage)
     wanted: dict[str, Path] = {name: folders[name] for name in session.config.evaluation.policies if name in folders}
     for name, folder in wanted.items():
         if not folder.exists():
@@ -125,7 +131,7 @@ def _answer_benchmarks(
             config.evaluation,
             config.runtime.random_seed,
             paths,
-            policy=fingerprint_model(policy.folder),
-            model=config.policy.model,
+            policy=fingerprint_for_run(session, policy.folder),
+            settings=config.policy,
             should_stop=session.should_stop,
         )

@@ -9,8 +9,15 @@ from medssr_dist.data.records import Question
 from medssr_dist.errors import InputError
 from medssr_dist.readers import read_all, refuse_evaluation_items, refuse_unlabelled
 from medssr_dist.run.session import Session
-from medssr_dist.runtime.models import fingerprint_model
-from medssr_dist.steps.step_inputs import find_base_model, fingerprint_base, hash_labels, hash_questions, name_revision
+from medssr_dist.steps.step_inputs import (
+    find_base_model,
+    find_trained_model,
+    fingerprint_base,
+    fingerprint_for_run,
+    hash_labels,
+    hash_questions,
+    name_revision,
+)
 from medssr_dist.steps.synthesis_step import limit_questions
 
 if TYPE_CHECKING:
@@ -49,7 +56,7 @@ def train_stage2(session: Session) -> None:
     if stage.mix_pseudo_labels:
         _require_vote(session)
     questions = read_supervised_questions(config)
-    base, stage1 = find_base_model(session), session.run.stage("stage1").hf
+    base, stage1 = find_base_model(session), find_trained_model(session, "stage1")
     model = stage1 if config.training.stage1.enabled else base
     reference = stage1 if stage.reference == "stage1" else base
     labels, folder = session.run.voting.labels, session.run.stage("stage2").folder
@@ -62,8 +69,8 @@ def train_stage2(session: Session) -> None:
 
     fingerprints = {
         "data": hash_questions(questions),
-        "model": fingerprint_model(model),
-        "reference": fingerprint_model(reference),
+        "model": fingerprint_for_run(session, model),
+        "reference": fingerprint_for_run(session, reference),
         **name_revision(base),
     }
     if stage.mix_pseudo_labels:

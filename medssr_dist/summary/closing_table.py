@@ -13,8 +13,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from medssr_dist.data.jsonl import read_json
-from medssr_dist.data.records import Record, parse_record
+from medssr_dist.data.records import Record, read_record
 from medssr_dist.data.wilson import Share, format_part
 from medssr_dist.evaluation.score_rows import (
     format_accuracy,
@@ -114,7 +113,7 @@ def _read_steps(run: RunPaths) -> StepSummaries:
 
     return StepSummaries(
         synthesize=read("synthesize", read_synthesis_summary),
-        vote=read("vote", lambda file: parse_record(VoteSummary, read_json(file), str(file))),
+        vote=read("vote", lambda file: read_record(VoteSummary, file)),
         stage1=read("stage1", read_stage_summary),
         stage2=read("stage2", read_stage_summary),
         evaluate=read("evaluate", read_scores),

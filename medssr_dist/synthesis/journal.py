@@ -10,7 +10,6 @@ A written line survives a kill of the process at once, and a power cut after `sy
 
 from __future__ import annotations
 
-import fcntl
 import os
 from array import array
 from collections.abc import Callable
@@ -20,11 +19,14 @@ from typing import IO, Any
 import msgspec
 from pydantic import Field
 
+from medssr_dist.data.checksums import LineChecker, seal_line
 from medssr_dist.data.jsonl import raise_if_disk_full
+from medssr_dist.data.private_files import open_private, try_lock
 from medssr_dist.data.records import Provenance, Record, parse_record
 from medssr_dist.errors import InputError
 from medssr_dist.synthesis.client.chat_client import GaveUp, Reply
 
+_FIX = "put back a good copy of the file, or remove that line and run again: its request is then paid for again"
 _encode = msgspec.json.Encoder().encode
 
 
@@ -69,7 +71,7 @@ class Journal:
         self.first_missing = 0
         self._end = 0
         try:
-            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+            self._file = open_private(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
             self._reader = open(self.path, "rb")  # noqa: SIM115 - closed in close()
             self._scan(on_entry)
         except BaseException:
@@ -87,11 +89,11 @@ class Journal:
         if index not in self:
             raise KeyError(index)
         self._reader.seek(self._offsets[index])
-        return self._parse(self._reader.readline())
+        return self._parse(LineChecker(self.path, index, _FIX), self._reader.readline())
 
     def append(self, provenance: Provenance, outcome: Reply | GaveUp) -> None:
         """Write one outcome. Raises InputError if the disk is full."""
-        line = _encode(_build_row(provenance, outcome)) + b"\n"
+        line = seal_line(_encode(_build_row(provenance, outcome)))
         try:
             written = os.write(self._file, line)
             if written < len(line):
@@ -123,11 +125,12 @@ class Journal:
         self.close()
 
     def _scan(self, on_entry: Callable[[JournalEntry], None]) -> None:
+        checker = LineChecker(self.path, fix=_FIX)
         for line in self._reader:
             if not line.endswith(b"\n"):
                 os.truncate(self.path, self._end)
                 return
-            entry = self._parse(line)
+            entry = self._parse(checker, line)
             self._note(entry.provenance.index, len(line))
             on_entry(entry)
 
@@ -140,14 +143,14 @@ class Journal:
         while self.first_missing in self:
             self.first_missing += 1
 
-    def _parse(self, line: bytes) -> JournalEntry:
+    def _parse(self, checker: LineChecker, line: bytes) -> JournalEntry:
+        text = checker.open(line) or b""
+        where = f"{self.path} line {checker.number}"
         try:
-            row = msgspec.json.decode(line)
-        except ValueError:
-            raise InputError(
-                f"{self.path} holds a broken line: {line[:80]!r}; remove that line and run again"
-            ) from None
-        return parse_record(JournalEntry, row, str(self.path))
+            row = msgspec.json.decode(text)
+        except (ValueError, RecursionError):
+            raise InputError(f"{where} is broken; {_FIX}") from None
+        return parse_record(JournalEntry, row, where)
 
 
 def _build_row(provenance: Provenance, outcome: Reply | GaveUp) -> dict[str, Any]:
@@ -167,11 +170,9 @@ def _build_row(provenance: Provenance, outcome: Reply | GaveUp) -> dict[str, Any
 
 def _lock(path: Path) -> IO[str]:
     """Return an open file that holds the journal's lock until it is closed or its process ends."""
-    file = open(path.with_name(f".{path.name}.lock"), "a+", encoding="utf-8")  # noqa: SIM115
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
+    handle = open_private(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT)
+    file = open(handle, "r+", encoding="utf-8", errors="replace")  # noqa: SIM115
+    if not try_lock(file, path):
         holder = file.read().strip() or "unknown"
         file.close()
         raise InputError(

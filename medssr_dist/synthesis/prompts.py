@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-import yaml
 
 from medssr_dist.config.synthesis import Synthesis
-from medssr_dist.data.jsonl import read_text
 from medssr_dist.data.records import LETTERS, Question, hash_content
+from medssr_dist.data.yaml_text import read_yaml
 from medssr_dist.errors import InputError
 
 if TYPE_CHECKING:
@@ -66,10 +65,7 @@ def load_question_prompt(file: str | Path | None = None) -> QuestionPrompt:
         InputError: the file is not such a template, or a placeholder is unknown or missing; the message names it.
     """
     path = Path(file or DEFAULT_PROMPT)
-    try:
-        turns = yaml.safe_load(read_text(path))
-    except yaml.YAMLError as error:
-        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    turns = read_yaml(path)
     if not isinstance(turns, dict):
         raise InputError(f"{path} is no prompt: it needs the keys {', '.join(_PLACEHOLDERS)}; copy {DEFAULT_PROMPT}")
     if unknown := [str(key) for key in turns if key not in _PLACEHOLDERS]:

@@ -14,6 +14,7 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
+from medssr_dist.data.checksums import LineChecker
 from medssr_dist.data.jsonl import write_atomic
 from medssr_dist.data.records import LETTERS, Question
 
@@ -47,8 +48,9 @@ def write_review(
 def _sample(path: Path, count: int, rng: random.Random) -> list[bytes]:
     """Return `count` whole lines, each subset equally likely (Vitter 1985, algorithm R)."""
     kept: list[tuple[int, bytes]] = []
+    checker = LineChecker(path)
     with open(path, "rb") as file:
-        for number, line in enumerate(line for line in file if line.endswith(b"\n")):
+        for number, line in enumerate(checker.open(line) or b"" for line in file if line.endswith(b"\n")):
             if number < count:
                 kept.append((number, line))
             elif (place := rng.randrange(number + 1)) < count:

@@ -16,8 +16,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from medssr_dist.data.jsonl import read_json
-from medssr_dist.data.records import Question, Record, parse_record
+from medssr_dist.data.records import Label, Question, Record, parse_record, read_record
 from medssr_dist.data.wilson import Share, format_percent, measure_share
 from medssr_dist.errors import InputError
 from medssr_dist.run.stream import follow
@@ -70,7 +69,7 @@ class ReviewReport(Record):
 
 def read_review_report(file: Path) -> ReviewReport | None:
     """Read review.json; None if there is none. Raises InputError if it is not a report."""
-    return parse_record(ReviewReport, read_json(file), str(file)) if file.exists() else None
+    return read_record(ReviewReport, file) if file.exists() else None
 
 
 def evaluate_review(sheet: Path, questions: Path, labels: Path) -> ReviewReport:
@@ -235,8 +234,8 @@ def _read_questions(file: Path) -> dict[str, Question]:
 
 def _read_kept_answers(labels: Path) -> dict[str, str]:
     """Return question id -> letter of the kept pseudo-labels."""
-    rows = follow(labels, ended=lambda: True)
-    return {row["question"]["id"]: row["answer"] for row in rows if row["kept"]}
+    rows = (parse_record(Label, row, str(labels)) for row in follow(labels, ended=lambda: True))
+    return {label.question.id: label.answer for label in rows if label.kept and label.answer}
 
 
 def _measure_kind(reviews: list[_Reviewed], kept: Mapping[str, str]) -> KindReview:

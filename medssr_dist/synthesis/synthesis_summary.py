@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from medssr_dist.config.synthesis import Budget
 from medssr_dist.data.jsonl import read_json
+from medssr_dist.data.records import parse_record
 from medssr_dist.data.wilson import Share
-from medssr_dist.errors import InputError
 from medssr_dist.synthesis.client.endpoint_state import EndpointState
 
 
@@ -153,20 +153,9 @@ class SynthesisProgress(_Report):
 
 def read_synthesis_summary(file: Path) -> SynthesisSummary:
     """Read summary.json of the synthesis step. Raises InputError if it is absent or not a summary."""
-    try:
-        return SynthesisSummary.model_validate(read_json(file))
-    except ValidationError as error:
-        raise InputError(f"{file} is not the summary of a synthesis: {_first_problem(error)}") from None
+    return parse_record(SynthesisSummary, read_json(file), f"{file}, the summary of a synthesis")
 
 
 def read_synthesis_progress(file: Path) -> SynthesisProgress:
     """Read progress.json of the synthesis step. Raises InputError if it is absent or not a progress report."""
-    try:
-        return SynthesisProgress.model_validate(read_json(file))
-    except ValidationError as error:
-        raise InputError(f"{file} is not the progress of a synthesis: {_first_problem(error)}") from None
-
-
-def _first_problem(error: ValidationError) -> str:
-    first = error.errors()[0]
-    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    return parse_record(SynthesisProgress, read_json(file), f"{file}, the progress of a synthesis")

@@ -19,7 +19,7 @@ from medssr_dist.training.finite import describe_bad, find_bad_metrics
 from medssr_dist.training.model_card import write_model_card
 from medssr_dist.training.stage_job import StageJob
 from medssr_dist.training.step_metrics import StepMetrics
-from medssr_dist.training.weights.checkpoints import CheckpointKeeper
+from medssr_dist.training.weights.checkpoints import CheckpointKeeper, StoredFile
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -147,7 +147,7 @@ class AfterStep:
     def _count_bytes(self) -> int:
         return sum(self._all("count_checkpoint_bytes"))
 
-    def _write(self, folder: Path, tag: str, state: dict[str, Any]) -> list[dict[str, int]]:
+    def _write(self, folder: Path, tag: str, state: dict[str, Any]) -> list[dict[str, StoredFile]]:
         return self._all("write_checkpoint", folder, tag, state)
 
     def _all(self, method: str, *args: object) -> list[Any]:

@@ -16,6 +16,7 @@ from medssr_dist.training.finite import find_bad_weights
 from medssr_dist.training.stall_watch import Heartbeat, HeartbeatBoard
 from medssr_dist.training.update.actor import load_actor
 from medssr_dist.training.update.rank_update import RankUpdate
+from medssr_dist.training.weights.checkpoints import StoredFile
 from medssr_dist.training.weights.generation_config import copy_generation_config, keep_token_ids_only
 from medssr_dist.training.weights.lora import save_merged
 from medssr_dist.training.weights.rank_state import count_shard_bytes, get_rng_states, restore_rng_states, verify_files
@@ -131,8 +132,8 @@ class PolicyRank(ReportingRank, PolicyActor):
         """Return the size of this rank's part of a checkpoint, in bytes."""
         return count_shard_bytes(self.actor.model.module)
 
-    def write_checkpoint(self, folder: Path, tag: str, state: dict[str, Any]) -> dict[str, int]:
-        """Write this rank's part of a checkpoint below `folder`/`tag` and verify it; return file name -> bytes."""
+    def write_checkpoint(self, folder: Path, tag: str, state: dict[str, Any]) -> dict[str, StoredFile]:
+        """Write this rank's part of a checkpoint below `folder`/`tag` and verify it; return it by file name."""
         states = {"trainer": state, "rng": get_rng_states()}
         self.actor.model.save_checkpoint(str(folder), tag=tag, client_state=states, save_latest=False)
         return verify_files(folder / tag, self._rank)

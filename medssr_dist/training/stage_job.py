@@ -8,7 +8,7 @@ from pathlib import Path
 from medssr_dist.config.schema import Config
 from medssr_dist.config.training import Stage
 from medssr_dist.data.jsonl import read_json
-from medssr_dist.errors import InputError
+from medssr_dist.data.records import parse_record
 from medssr_dist.run.paths import StagePaths
 from medssr_dist.training.weights.checkpoints import Checkpoint
 
@@ -60,7 +60,8 @@ class StageCounts:
 class StageSummary(StageCounts):
     """A finished stage: the content of its summary.json.
 
-    seconds: time of the last attempt, including start-up. tokens: generated in all steps.
+    seconds: time of the last attempt, including start-up. tokens: generated in all steps. model: fingerprint of the
+    trained model, "" in files of earlier versions.
 
     Example: StageSummary(prompts=8, skipped_too_long=0, old_logprobs="...", seconds=61.5, steps=2,
         reward_by_step=[0.25, 0.5], tokens=512)
@@ -70,6 +71,7 @@ class StageSummary(StageCounts):
     steps: int
     reward_by_step: list[float]
     tokens: int
+    model: str = ""
 
 
 def read_stage_summary(file: Path) -> StageSummary:
@@ -78,8 +80,7 @@ def read_stage_summary(file: Path) -> StageSummary:
     Raises:
         InputError: the file is absent or not the summary of a stage.
     """
-    row = {"prompts": 0, "skipped_too_long": 0, "old_logprobs": ""} | read_json(file)
-    try:
-        return StageSummary(**row)
-    except TypeError as error:
-        raise InputError(f"{file} is not the summary of a training stage: {error}") from None
+    row = read_json(file)
+    if isinstance(row, dict):
+        row = {"prompts": 0, "skipped_too_long": 0, "old_logprobs": ""} | row
+    return parse_record(StageSummary, row, f"{file}, the summary of a training stage")

@@ -9,6 +9,7 @@ from dataclasses import MISSING, Field, asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from medssr_dist.data.records import parse_record
 from medssr_dist.run.stream import follow
 
 if TYPE_CHECKING:
@@ -89,7 +90,9 @@ class StepMetrics:
 
 def read_metrics(file: Path) -> list[StepMetrics]:
     """Read the whole lines of a metrics.jsonl; the stage may be writing the next one."""
-    return [StepMetrics.from_row(row) for row in follow(file, ended=lambda: True)]
+    names = {field.name for field in fields(StepMetrics)}
+    rows = ({name: row[name] for name in names & row.keys()} for row in follow(file, ended=lambda: True))
+    return [StepMetrics.from_row(parse_record(dict[str, int | float], row, str(file))) for row in rows]
 
 
 def _missing(field: Field) -> float | None:

@@ -19,7 +19,8 @@ from typing import Protocol
 
 from medssr_dist.config.load import dump_config
 from medssr_dist.config.training import Training
-from medssr_dist.data.jsonl import read_json, write_json
+from medssr_dist.data.jsonl import write_json
+from medssr_dist.data.records import read_record
 from medssr_dist.errors import InputError
 from medssr_dist.run.stream import follow
 from medssr_dist.training.stage_job import StageJob
@@ -178,9 +179,9 @@ def _make_run_name(job: StageJob) -> str:
 
 def _read_run_id(job: StageJob, tracker: str) -> str | None:
     file = job.paths.trackers
-    return read_json(file).get(tracker) if file.exists() else None
+    return read_record(dict[str, str], file).get(tracker) if file.exists() else None
 
 
 def _write_run_id(job: StageJob, tracker: str, run_id: str) -> None:
     file: Path = job.paths.trackers
-    write_json(file, (read_json(file) if file.exists() else {}) | {tracker: run_id})
+    write_json(file, (read_record(dict[str, str], file) if file.exists() else {}) | {tracker: run_id})

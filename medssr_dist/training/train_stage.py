@@ -7,21 +7,24 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from medssr_dist.config.schema import Config
 from medssr_dist.config.training import Stage
-from medssr_dist.data.jsonl import write_atomic, write_json
-from medssr_dist.data.records import Question
+from medssr_dist.data.checksums import seal_line
+from medssr_dist.data.jsonl import write_json
+from medssr_dist.data.private_files import replace_private
+from medssr_dist.data.records import Question, parse_record
 from medssr_dist.errors import Diverged, InputError, Stopped
 from medssr_dist.readers import name_source
 from medssr_dist.run.clock import format_duration
 from medssr_dist.run.paths import StagePaths
 from medssr_dist.run.stream import follow, follow_kept_labels, publish_taken, read_kept_count, read_kept_labels
 from medssr_dist.runtime.device import build_device_env
+from medssr_dist.runtime.fingerprints import fingerprint_model
 from medssr_dist.runtime.models import publish_folder
 from medssr_dist.runtime.progress_bar import ProgressBar
 from medssr_dist.training.deadline import find_end_time
@@ -288,13 +291,21 @@ def _clear_partial(paths: StagePaths) -> None:
         shutil.rmtree(export)
 
 
+@dataclass(frozen=True)
+class _StepNumber:
+    """The field of a line of metrics.jsonl or samples.jsonl that says which step it is of."""
+
+    step: int
+
+
 def _drop_steps_after(paths: StagePaths, step: int) -> None:
     """Remove the rows of steps after `step`, which will be taken again."""
     for file in (paths.metrics, paths.samples):
         rows = list(follow(file, ended=lambda: True))
-        kept = [row for row in rows if row["step"] <= step]
+        kept = [row for row in rows if parse_record(_StepNumber, row, str(file)).step <= step]
         if len(kept) < len(rows):
-            write_atomic(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
+            with replace_private(file) as target:
+                target.writelines(seal_line(json.dumps(row, ensure_ascii=False).encode()) for row in kept)
 
 
 def _publish(paths: StagePaths, counts: StageCounts, seconds: float) -> None:
@@ -306,5 +317,6 @@ def _publish(paths: StagePaths, counts: StageCounts, seconds: float) -> None:
         steps=len(steps),
         reward_by_step=[step.reward for step in steps],
         tokens=sum(step.tokens for step in steps),
+        model=fingerprint_model(paths.hf),
     )
     write_json(paths.summary, asdict(summary))

@@ -18,9 +18,10 @@ import msgspec
 from pydantic import BaseModel, ConfigDict
 
 from medssr_dist.config.schema import Config
-from medssr_dist.data.jsonl import JsonlLedger, read_json, write_json
+from medssr_dist.data.checksums import LineChecker, seal_line
+from medssr_dist.data.jsonl import JsonlLedger, write_json
 from medssr_dist.data.prompt_renderer import PromptRenderer
-from medssr_dist.data.records import Label, Question, Vote, hash_content
+from medssr_dist.data.records import Label, Question, Vote, hash_content, read_record
 from medssr_dist.errors import InputError
 from medssr_dist.run.paths import VotingPaths
 from medssr_dist.voting.segments import Segment, count_votes, find_segment, list_segments, pack_segment, remove_partial
@@ -82,7 +83,7 @@ class LedgerState(BaseModel):
     @classmethod
     def read(cls, file: Path) -> LedgerState | None:
         """Read the file; None where there is none."""
-        return cls.model_validate(read_json(file)) if file.exists() else None
+        return read_record(cls, file) if file.exists() else None
 
 
 class _QuestionId(msgspec.Struct):
@@ -102,6 +103,7 @@ class _Kept(msgspec.Struct):
     kept: bool
 
 
+_FIX = "repair the line, or cut the file before it: the votes are kept, and the labels follow from them again"
 _decode_label = msgspec.json.Decoder(_StoredLabel).decode
 _decode_kept = msgspec.json.Decoder(_Kept).decode
 
@@ -170,7 +172,7 @@ class VoteLedger:
         """Add the label of the question at `position`. Raises ValueError where another label is the next one."""
         if position != self.num_labels:
             raise ValueError(f"the next label is of question {self.num_labels}, not of question {position}")
-        self._label_lines.append(label.model_dump_json().encode() + b"\n")
+        self._label_lines.append(seal_line(label.model_dump_json().encode()))
         self._open_segment(position).forget(label.question.id)
         self.num_labels += 1
         self.num_kept += label.kept
@@ -244,8 +246,9 @@ class VoteLedger:
 
     def _read_labels(self) -> Iterator[_StoredLabel]:
         with open(self.labels_file, "rb") as file:
-            for number, line in enumerate(file, start=1):
-                label = _parse(_decode_label, line, f"{self.labels_file} line {number}")
+            checker = LineChecker(self.labels_file, fix=_FIX)
+            for line in file:
+                label = _parse(_decode_label, checker, line, self.labels_file)
                 if (label.policy, label.sampling) != (self.policy, self.sampling):
                     raise InputError(
                         f"{self.labels_file} holds labels of another policy or way of sampling ({label.policy}, "
@@ -309,16 +312,16 @@ def _read_kept(labels_file: Path, offset: int) -> Iterator[bool]:
     """Yield whether each label from byte `offset` on is kept; an incomplete last line is skipped."""
     with open(labels_file, "rb") as file:
         file.seek(offset)
+        checker = LineChecker(labels_file, fix=_FIX)
         for line in file:
             if line.endswith(b"\n"):
-                yield _parse(_decode_kept, line, str(labels_file)).kept
+                yield _parse(_decode_kept, checker, line, labels_file).kept
 
 
-def _parse(decode: Callable[[bytes], _Row], line: bytes, where: str) -> _Row:
+def _parse(decode: Callable[[bytes], _Row], checker: LineChecker, line: bytes, file: Path) -> _Row:
+    """Decode the checker's next line. Raises InputError, with file and line."""
+    text = checker.open(line) or b""
     try:
-        return decode(line)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{where} is not a label ({error}); repair the line, or cut the file before it: the votes are kept, and "
-            "the labels from there on follow from them again"
-        ) from None
+        return decode(text)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InputError(f"{file} line {checker.number} is not a label ({error}); {_FIX}") from None

@@ -13,10 +13,11 @@ from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
-from medssr_dist.data.jsonl import enumerate_rows, read_json
+from medssr_dist.data.jsonl import enumerate_rows
 from medssr_dist.data.records import Vote
 from medssr_dist.errors import InputError
 from medssr_dist.run.directory import RunDir, hold_run
+from medssr_dist.run.recorded_config import read_recorded_config
 from medssr_dist.runtime.progress_bar import ProgressBar
 from medssr_dist.voting.ledger import LedgerState, VoteLedger, derive_seeds
 from medssr_dist.voting.segments import find_segment, list_segments, read_votes
@@ -70,9 +71,8 @@ def merge_votes(root: Path, others: list[Path]) -> list[MergeCounts]:
     run = RunDir(root)
     sources = [_find_votes(other, run) for other in others]
     state = _read_state(run)
-    config = read_json(run.config_file)
-    keep_text, samples = config["voting"]["keep_text"], config["voting"]["samples"]
-    random_seed = config["runtime"]["random_seed"]
+    config = read_recorded_config(run.root)
+    keep_text, samples, random_seed = config.voting.keep_text, config.voting.samples, config.runtime.random_seed
     merged = []
     with hold_run(run), VoteLedger(run.voting.folder, state.policy, state.sampling, keep_text) as ledger:
         positions = _find_undecided(run.synthesis.questions, ledger.num_labels)

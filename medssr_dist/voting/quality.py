@@ -18,6 +18,7 @@ from typing import Literal, NamedTuple
 from pydantic import ValidationError
 
 from medssr_dist.config.schema import Voting
+from medssr_dist.data.checksums import LineChecker
 from medssr_dist.data.jsonl import write_json
 from medssr_dist.data.records import LETTERS, Label, Question
 from medssr_dist.data.wilson import measure_share, wilson_interval
@@ -63,9 +64,10 @@ def write_quality(folder: Path, labels_file: Path, voting: Voting, truth: Truth)
 
 def _read_labels(labels_file: Path, on_bytes: Callable[[int], object]) -> Iterator[Label]:
     with open(labels_file, "rb") as lines:
+        checker = LineChecker(labels_file)
         for number, line in enumerate(lines, start=1):
             try:
-                yield Label.model_validate_json(line)
+                yield Label.model_validate_json(checker.open(line) or b"")
             except ValidationError as error:
                 reason = error.errors()[0]["msg"]
                 raise InputError(f"{labels_file} line {number} is not a label of this version ({reason})") from None

@@ -8,12 +8,13 @@ and renamed; only then is the old file removed. So if a crash leaves both files,
 from __future__ import annotations
 
 import gzip
+import logging
 import os
 import re
 import shutil
 import zlib
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from sys import intern
@@ -21,10 +22,14 @@ from typing import Any, BinaryIO
 
 import msgspec
 
+from medssr_dist.data.checksums import Damaged, LineChecker, seal_line, warn_of_damage
 from medssr_dist.data.jsonl import JsonlLedger, cut_torn_tail, enumerate_rows, raise_if_disk_full, sync_folder
+from medssr_dist.data.private_files import open_private
 from medssr_dist.data.records import Vote, parse_record
 from medssr_dist.errors import InputError
 from medssr_dist.run.paths import packed_vote_segment, vote_segment
+
+logger = logging.getLogger(__name__)
 
 SEGMENT_QUESTIONS = 4096  # per segment
 _CHUNK = 2**20  # bytes
@@ -44,8 +49,11 @@ def list_segments(folder: Path) -> list[int]:
     return sorted({int(name[1]) for name in names if name})
 
 
-def read_votes(folder: Path, number: int) -> Iterator[Vote]:
+def read_votes(folder: Path, number: int, on_damage: Callable[[Damaged], object] = warn_of_damage) -> Iterator[Vote]:
     """Yield the votes of a segment in the order of their arrival, also while its ledger is being written.
+
+    Args:
+        on_damage: called for each line that differs from its checksum; the vote is left out, and so is taken again.
 
     Raises:
         InputError: a line is not a vote, or the gzip file is not complete; file and line are named.
@@ -53,7 +61,7 @@ def read_votes(folder: Path, number: int) -> Iterator[Vote]:
     with _open(folder, number) as file:
         path = Path(file.name)
         try:
-            for line, row in enumerate_rows(file, path, skip_torn=True):
+            for line, row in enumerate_rows(file, path, skip_torn=True, on_damage=on_damage):
                 yield parse_record(Vote, row, f"{path} line {line}")
         except _BAD_GZIP as error:
             raise _make_gzip_error(path, error) from None
@@ -124,9 +132,12 @@ class Segment:
         self.policy, self.sampling = policy, sampling
         _unpack_segment(self._path, packed_vote_segment(folder, number))
         if cut_torn_tail(self._path):
-            for vote in read_votes(folder, number):
+            damaged: list[Damaged] = []
+            for vote in read_votes(folder, number, damaged.append):
                 if (vote.policy, vote.sampling) == (policy, sampling):
                     self._remember(vote)
+            if damaged:
+                _drop_damaged(self._path, damaged)
 
     def find_votes(self, question_id: str) -> dict[int, Vote]:
         """Return seed -> vote, without the text, of the votes on a question."""
@@ -174,11 +185,19 @@ class Segment:
         self._seen[vote.question_id][vote.seed] = _KnownVote(vote.answer, method, vote.tokens, vote.truncated)
 
 
+def _drop_damaged(path: Path, damaged: list[Damaged]) -> None:
+    """Write the file anew without its damaged lines, so that they are neither counted nor packed."""
+    logger.warning("%s; %d such lines are dropped, and their votes taken again", damaged[0], len(damaged))
+    checker = LineChecker(path, on_damage=lambda error: None)
+    with open(path, "rb") as source, _write_atomically(path) as target:
+        target.writelines(line for line in source if checker.open(line) is not None)
+
+
 def _encode_line(row: dict[str, Any]) -> bytes:
     try:
-        return _encode(row) + b"\n"
+        return seal_line(_encode(row))
     except UnicodeEncodeError:  # half a surrogate pair in a server's reply
-        return _encode(row | {"text": row["text"].encode("utf-8", "replace").decode()}) + b"\n"
+        return seal_line(_encode(row | {"text": row["text"].encode("utf-8", "replace").decode()}))
 
 
 def _open(folder: Path, number: int) -> BinaryIO | gzip.GzipFile:
@@ -224,7 +243,8 @@ def _write_atomically(path: Path) -> Iterator[BinaryIO]:
     """Open a temporary file that is renamed to `path` once it is complete and on disk, and removed on failure."""
     temporary = path.with_name(f".{path.name.split('.')[0]}.aside")
     try:
-        with open(temporary, "wb") as file:
+        temporary.unlink(missing_ok=True)
+        with open(open_private(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -19,10 +19,11 @@ from medssr_dist.errors import InputError, Stopped
 from medssr_dist.inference.placement import open_engine_pool
 from medssr_dist.run.paths import VotingPaths
 from medssr_dist.run.stream import QuestionFeed, has_room, mark_end
-from medssr_dist.runtime.models import fingerprint_model, load_tokenizer, make_prompt_renderer
+from medssr_dist.runtime.fingerprints import fingerprint_model
+from medssr_dist.runtime.models import load_tokenizer, make_prompt_renderer
 from medssr_dist.runtime.progress_bar import ProgressBar
 from medssr_dist.runtime.prompt_advice import list_prompt_advice
-from medssr_dist.voting.ledger import VoteLedger, hash_vote_sampling
+from medssr_dist.voting.ledger import LedgerState, VoteLedger, hash_vote_sampling
 from medssr_dist.voting.quality import write_quality
 from medssr_dist.voting.quality_records import VoteSummary
 from medssr_dist.voting.vote_scheduler import VoteScheduler, collect_votes
@@ -67,10 +68,12 @@ def vote(
     paths = VotingPaths(folder)
     prompts = make_prompt_renderer(load_tokenizer(model, config.policy), config.policy)
     sampling = hash_vote_sampling(config, prompts)
+    state = LedgerState.read(paths.ledger)
+    known = (state.policy,) if state else ()
     for each in list_prompt_advice(config, prompts, model):
         logger.warning("%s; %s", each.detail, each.fix)
     with (
-        VoteLedger(folder, fingerprint_model(model), sampling, config.voting.keep_text) as ledger,
+        VoteLedger(folder, fingerprint_model(model, known), sampling, config.voting.keep_text) as ledger,
         open_engine_pool(config, model, paths.engine_events) as pool,
         _open_bar(total, ledger.num_labels, config.voting.samples) as bar,
     ):

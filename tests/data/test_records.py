@@ -182,7 +182,11 @@ def test_failed_atomic_write_keeps_the_old_file(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "needle"),
-    [(b'{"a": 1}\n[2]\n', "line 2 is a list"), (b'{"a": 1}\n\n{"b"\n', "line 3 is not JSON"), (b"\xff", "not UTF-8")],
+    [
+        (b'{"a": 1}\n[2]\n', "line 2 is a list"),
+        (b'{"a": 1}\n\n{"b"\n', "line 3 is not valid JSON"),
+        (b"\xff", "not UTF-8"),
+    ],
 )
 def test_bad_lines_are_named(tmp_path, content, needle):
     (tmp_path / "a.jsonl").write_bytes(content)

@@ -14,7 +14,7 @@ from medssr_dist.commands.plan_rows import describe_forecast
 from medssr_dist.config.load import merge_sections
 from medssr_dist.config.schema import Config, Evaluation
 from medssr_dist.config.training import REMOVED_KEYS
-from medssr_dist.data.jsonl import JsonlLedger, write_json
+from medssr_dist.data.jsonl import JsonlLedger, read_json, write_json
 from medssr_dist.data.records import Question
 from medssr_dist.errors import InputError
 from medssr_dist.estimates.rates import Rates, StageRate, VoteRate, read_rates
@@ -244,7 +244,7 @@ def test_no_rates(measured, tmp_path):
 def test_removed_keys_of_an_earlier_version_are_ignored(measured):
     root, _ = measured
     file = root / "config.resolved.json"
-    expected, tree = read_rates(root), json.loads(file.read_text())
+    expected, tree = read_rates(root), read_json(file)
     tree["training"] |= REMOVED_KEYS
     file.write_text(json.dumps(tree))
     assert read_rates(root) == expected
@@ -253,7 +253,7 @@ def test_removed_keys_of_an_earlier_version_are_ignored(measured):
 def test_settings_of_another_version_are_refused(measured):
     root, _ = measured
     file = root / "config.resolved.json"
-    tree = json.loads(file.read_text())
+    tree = read_json(file)
     tree["voting"]["shard_size"] = 64
     file.write_text(json.dumps(tree))
     with pytest.raises(InputError, match="by another version"):

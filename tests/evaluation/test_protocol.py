@@ -8,6 +8,7 @@ from evaluation_examples import (
     PROMPTS,
     QUESTIONS,
     TEXTS,
+    TINY,
     CharacterTokenizer,
     RecordingPool,
     answer_a,
@@ -201,7 +202,12 @@ def test_the_choice_of_protocol_asks_nothing_again(tmp_path):
 
 
 def test_sampling_hash_depends_on_the_chat_template():
-    assert hash_sampling(EVALUATION, PROMPTS, 1) != hash_sampling(EVALUATION, make_character_prompts("x"), 1)
+    assert hash_sampling(EVALUATION, TINY, PROMPTS, 1) != hash_sampling(
+        EVALUATION, TINY, make_character_prompts("x"), 1
+    )
+    for changes in ({"max_model_len": 128}, {"dtype": "float32"}):
+        other = TINY.model_copy(update=changes)
+        assert before != hash_sampling(EVALUATION, other, PROMPTS, 1)
 
 
 def test_repeated_question_is_answered_once(tmp_path):

@@ -6,6 +6,7 @@ import pytest
 from evaluation_examples import EVALUATION, QUESTIONS, TEXTS, RecordingPool, answer_a, run_policy, score_all
 
 from medssr_dist.config.schema import Evaluation
+from medssr_dist.data.jsonl import read_json
 from medssr_dist.data.records import Question
 from medssr_dist.errors import InputError
 from medssr_dist.evaluation.benchmarks import read_benchmarks
@@ -112,7 +113,7 @@ def test_scores_json_keeps_its_keys_and_reads_back(tmp_path, benchmarks):
     answers = make_answers(tmp_path, benchmarks)
     letters, scores = collect_letters(benchmarks, answers), score_all(benchmarks, answers)
     write_report(scores, letters, EvaluationPaths(tmp_path))
-    written = json.loads((tmp_path / "scores.json").read_text())
+    written = read_json(tmp_path / "scores.json")
     assert list(written) == ["schema_version", "protocol", "benchmarks", "policies", "differences"]
     assert written["protocol"] == {
         "generations": 3,

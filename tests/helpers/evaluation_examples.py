@@ -6,7 +6,7 @@ import random
 
 from stream_parts import Tokenizer
 
-from medssr_dist.config.schema import Evaluation
+from medssr_dist.config.schema import Evaluation, Policy
 from medssr_dist.data.prompt_forms import load_prompt_form
 from medssr_dist.data.prompt_renderer import PromptRenderer
 from medssr_dist.data.records import Question
@@ -34,6 +34,7 @@ def read_prompt(request) -> str:
 
 
 PROMPTS = make_character_prompts()
+TINY = Policy(model="tiny", prompt="direct")
 EVALUATION = Evaluation(generations=3, max_tokens=32)
 TEXTS = ["one", "two", "three", "four"]
 QUESTIONS = [
@@ -77,7 +78,7 @@ def run_policy(
 ) -> PolicyAnswers:
     benchmarks = {"set": QUESTIONS} if benchmarks is None else benchmarks
     paths = EvaluationPaths(folder)
-    return evaluate_policy(pool, prompts, benchmarks, evaluation, random_seed, paths, policy=policy, model="tiny")
+    return evaluate_policy(pool, prompts, benchmarks, evaluation, random_seed, paths, policy=policy, settings=TINY)
 
 
 def score_all(benchmarks, answers: dict[str, PolicyAnswers], evaluation=EVALUATION) -> Scores:

@@ -14,7 +14,7 @@ from medssr_dist.config.schema import Policy, Server
 from medssr_dist.errors import InputError
 from medssr_dist.inference import vllm_server
 from medssr_dist.inference.server_model import ModelCard, find_policy
-from medssr_dist.runtime.models import fingerprint_model
+from medssr_dist.runtime.fingerprints import fingerprint_model
 
 # --- the list of models --------------------------------------------------------------------------------
 

@@ -22,7 +22,8 @@ from medssr_dist.errors import InputError
 from medssr_dist.inference.requests import Completion, SampleRequest
 from medssr_dist.inference.vllm_args import build_engine_env, build_engine_kwargs
 from medssr_dist.inference.vllm_server import ServerEngine
-from medssr_dist.runtime.models import fingerprint_model, load_tokenizer
+from medssr_dist.runtime.fingerprints import fingerprint_model
+from medssr_dist.runtime.models import load_tokenizer
 
 pytestmark = pytest.mark.slow
 LENGTH = 256

@@ -6,6 +6,7 @@ import logging
 import pytest
 
 from medssr_dist.config.synthesis import Knowledge
+from medssr_dist.data.jsonl import read_json
 from medssr_dist.errors import InputError
 from medssr_dist.knowledge.entities import Entity, draw_entities, read_entities, write_entities
 from medssr_dist.knowledge.identity import find_group
@@ -52,7 +53,7 @@ def test_counts_of_the_list_add_up_and_are_written(tmp_path):
     counted = sum(drawn.left_out.values()) - sum(rare.left_out.values())
     assert counted + len(drawn.entities) == len(rare.diseases)
     write_entities(tmp_path / "entities.json", drawn)
-    written = json.loads((tmp_path / "entities.json").read_text(encoding="utf-8"))
+    written = read_json(tmp_path / "entities.json")
     assert written["source"] == rare.version and written["left_out"] == drawn.left_out
     assert written["entities"][0].keys() == {"id", "name", "synonyms"}
 
@@ -96,7 +97,7 @@ def test_own_evaluation_diseases_are_left_out_with_warning(tmp_path, caplog):
         ("e.txt", "Gout", "is not .jsonl, .csv or .tsv"),
         ("e.jsonl", '{"name": "Gout"}\n{"name": ""}', "line 2: the name '' has fewer than three letters"),
         ("e.jsonl", '{"nam": "Gout"}', "line 1 has the unknown field 'nam'"),
-        ("e.jsonl", "Gout", "line 1 is not JSON"),
+        ("e.jsonl", "Gout", "line 1 is not valid JSON"),
         ("e.jsonl", '["Gout"]', "line 1 is not an object"),
         ("e.jsonl", '{"name": "Gout", "synonyms": "Podagra"}', "line 1: .*synonyms is a list of texts"),
         ("e.jsonl", '{"name": 7}', "line 1: name and id are texts"),

@@ -16,7 +16,7 @@ from medssr_dist.errors import InputError
 from medssr_dist.run import directory
 from medssr_dist.run.directory import STEP_SECTIONS, find_commit, open_run
 from medssr_dist.run.paths import RECORDED_STEPS
-from medssr_dist.runtime.models import fingerprint_model
+from medssr_dist.runtime.fingerprints import fingerprint_model
 
 SECRET = "sk-0123456789-do-not-store"
 ENDPOINT = {"base_url": "http://localhost:1/v1", "model": "m", "api_key": "${RUN_DIR_TEST_KEY}"}
@@ -25,7 +25,7 @@ HOLD_THE_LOCK = """
 import sys
 from pathlib import Path
 from medssr_dist.config.load import load_config
-from medssr_dist.runtime.models import fingerprint_model
+from medssr_dist.runtime.fingerprints import fingerprint_model
 from medssr_dist.run.directory import open_run
 with open_run(Path(sys.argv[1]), load_config(Path(sys.argv[2]))):
     print("open", flush=True)
@@ -268,7 +268,10 @@ def test_changed_settings_are_refused_by_key_old_and_new(root, configured, step,
         ("synthesize", "synthesis.retry.tries=1"),
         ("synthesize", "synthesis.endpoints.0.base_url=http://other/v1"),
         ("synthesize", "synthesis.endpoints.0.api_key=null"),
-        ("synthesize", "synthesis.endpoints=[{base_url: a, model: m}, {base_url: b, model: m}]"),
+        (
+            "synthesize",
+            'synthesis.endpoints=[{base_url: "http://a/v1", model: m}, {base_url: "http://b/v1", model: m}]',
+        ),
         ("synthesize", "synthesis.accepted=9"),
         ("synthesize", "synthesis.budget.tokens=1000"),
         ("synthesize", "knowledge.batch_size=1"),

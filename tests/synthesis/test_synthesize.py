@@ -57,7 +57,7 @@ def test_run_writes_questions_in_order_with_provenance(plain):
     paid = list(read_jsonl(folder / "journal.jsonl"))
     assert summary.prompt_tokens == sum(row["prompt_tokens"] for row in paid)
     assert summary.tokens == summary.completion_tokens == sum(row["completion_tokens"] for row in paid)
-    assert json.loads((folder / "summary.json").read_text()) == summary.model_dump(mode="json")
+    assert read_json(folder / "summary.json") == summary.model_dump(mode="json")
     assert read_synthesis_summary(folder / "summary.json") == summary
     assert (folder / "README.md").exists() and (folder / "review.csv").exists()
     live = read_synthesis_progress(folder / "progress.json")

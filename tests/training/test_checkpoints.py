@@ -12,10 +12,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from medssr_dist.data.checksums import compute_file_checksum
 from medssr_dist.errors import InputError
 from medssr_dist.run.paths import CheckpointPaths
 from medssr_dist.training.weights import checkpoints
-from medssr_dist.training.weights.checkpoints import CheckpointKeeper, list_checkpoints, recover_checkpoint
+from medssr_dist.training.weights.checkpoints import CheckpointKeeper, StoredFile, list_checkpoints, recover_checkpoint
 
 
 class Disk:
@@ -26,13 +27,13 @@ class Disk:
         self.keeper = CheckpointKeeper(checkpoints, keep, lambda: needed, self.write)
         self.fails_at = ""
 
-    def write(self, folder: Path, tag: str, state: dict) -> list[dict[str, int]]:
+    def write(self, folder: Path, tag: str, state: dict) -> list[dict[str, StoredFile]]:
         (folder / tag).mkdir()
         (folder / tag / "rank0").write_text("x" * 100)
         if self.fails_at == "between ranks":
             raise RuntimeError("rank 1 died")
         (folder / tag / "rank1").write_text("x" * 100)
-        return [{"rank0": 100}, {"rank1": 100}]
+        return [{name: StoredFile(100, compute_file_checksum(folder / tag / name))} for name in ("rank0", "rank1")]
 
     def save(self, step: int, reward: float = 0.0):
         return self.keeper.save(step, {}, reward)

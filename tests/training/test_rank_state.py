@@ -15,9 +15,10 @@ import torch
 from places import HELPERS
 from zero_cases import VOCABULARY, make_batch, save_tiny_llama
 
+from medssr_dist.data.checksums import compute_file_checksum
 from medssr_dist.errors import InputError
 from medssr_dist.run.paths import CheckpointPaths
-from medssr_dist.training.weights.checkpoints import Checkpoint, CheckpointKeeper, recover_checkpoint
+from medssr_dist.training.weights.checkpoints import Checkpoint, CheckpointKeeper, StoredFile, recover_checkpoint
 from medssr_dist.training.weights.rank_state import convert_to_ranks, get_rng_states, restore_rng_states, verify_files
 
 
@@ -41,7 +42,9 @@ def written(tmp_path) -> Path:
 
 def test_a_rank_verifies_only_its_own_files(written):
     torch.save({}, written.with_name("zero_pp_rank_11_mp_rank_00_model_states.pt"))
-    assert verify_files(written.parent, 1) == {written.name: written.stat().st_size}
+    assert verify_files(written.parent, 1) == {
+        written.name: StoredFile(written.stat().st_size, compute_file_checksum(written))
+    }
 
 
 def test_a_flipped_byte_is_found(written):
@@ -111,7 +114,7 @@ def drift(weights: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -
 def test_ranks_resume_bit_for_bit_and_in_other_numbers(tmp_path):
     ranks, found = Ranks(tmp_path), []
 
-    def write(folder: Path, tag: str, state: dict) -> list[dict[str, int]]:
+    def write(folder: Path, tag: str, state: dict) -> list[dict[str, StoredFile]]:
         found.extend(ranks.run(2, steps=2, tag=tag))
         return [each["files"] for each in found]
 

@@ -184,7 +184,7 @@ def test_a_broken_line_is_named(tmp_path):
     other = make_run(tmp_path / "other", range(3), pairs(0))
     file = other / "voting" / "votes" / "00000.jsonl"
     file.write_bytes(b"{broken\n" + file.read_bytes())
-    with pytest.raises(InputError, match=r"other/voting/votes/00000\.jsonl line 1 is not JSON"):
+    with pytest.raises(InputError, match=r"other/voting/votes/00000\.jsonl line 1 is not valid JSON"):
         merge_votes(run, [other])
 
 

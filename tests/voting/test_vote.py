@@ -14,6 +14,7 @@ from stream_parts import Tokenizer, make_prompts
 
 from medssr_dist.config.schema import Config
 from medssr_dist.data.answers import extract_answer
+from medssr_dist.data.checksums import CRC_KEY
 from medssr_dist.data.jsonl import read_json
 from medssr_dist.data.records import Label, Question, Vote
 from medssr_dist.errors import InputError, Stopped
@@ -22,7 +23,7 @@ from medssr_dist.inference.pool import EnginePool
 from medssr_dist.inference.requests import Completion
 from medssr_dist.run import stream
 from medssr_dist.run.stream import QuestionFeed, publish_taken, read_kept_count
-from medssr_dist.runtime.models import fingerprint_model
+from medssr_dist.runtime.fingerprints import fingerprint_model
 from medssr_dist.voting import quality_plots, vote_scheduler
 from medssr_dist.voting import vote as voting_run
 from medssr_dist.voting.ledger import derive_seeds, hash_vote_sampling
@@ -363,7 +364,7 @@ def test_text_can_be_left_out(tmp_path, run):
 def test_votes_are_plain_json_lines(tmp_path, run):
     run()
     (file,) = (tmp_path / "voting" / "votes").glob("*.jsonl")
-    assert all(set(json.loads(line)) == set(Vote.model_fields) for line in file.read_text().splitlines())
+    assert all(set(json.loads(line)) == {*Vote.model_fields, CRC_KEY} for line in file.read_text().splitlines())
 
 
 def test_the_engines_extract_answers_like_extract_answer(tmp_path, run):

@@ -38,7 +38,8 @@ from medssr_dist.knowledge.vignettes import find_hpo_truth
 from medssr_dist.readers import read_questions
 from medssr_dist.run.paths import RunPaths, VotingPaths
 from medssr_dist.run.stream import QuestionFeed
-from medssr_dist.runtime.models import fingerprint_model, load_tokenizer, make_prompt_renderer, resolve_model
+from medssr_dist.runtime.fingerprints import fingerprint_model
+from medssr_dist.runtime.models import load_tokenizer, make_prompt_renderer, resolve_model
 from medssr_dist.voting.labels import label_question
 from medssr_dist.voting.ledger import VoteLedger
 from medssr_dist.voting.segments import list_segments, read_votes

@@ -26,7 +26,8 @@ from medssr_dist.commands.doctor.slurm_settings import list_job_hosts, read_host
 from medssr_dist.config.schema import Config
 from medssr_dist.errors import InputError
 from medssr_dist.run.directory import find_commit, list_versions
-from medssr_dist.runtime.models import find_policy_on_disk, fingerprint_model
+from medssr_dist.runtime.fingerprints import fingerprint_model
+from medssr_dist.runtime.models import find_policy_on_disk
 from medssr_dist.runtime.network import describe, find_node_address, list_interfaces
 
 _CONNECT_TIMEOUT_S = 10.0

@@ -6,12 +6,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import ValidationError
 from pydantic.dataclasses import dataclass
 
 from medssr_dist.commands.doctor.check_result import CheckResult
 from medssr_dist.data.jsonl import read_json, write_json
-from medssr_dist.errors import InputError
+from medssr_dist.data.records import parse_record
 
 _Record = TypeVar("_Record")
 _ADDRESS_SUFFIX = ".address.json"
@@ -97,7 +96,4 @@ def read_reports(folder: Path) -> dict[str, NodeReport]:
 
 
 def _read_record(kind: type[_Record], file: Path) -> _Record:
-    try:
-        return kind(**read_json(file))
-    except (TypeError, ValidationError) as error:
-        raise InputError(f"{file} is not a {kind.__name__} ({error}); run the doctor into a new folder") from None
+    return parse_record(kind, read_json(file), f"{file} (if it is damaged, run the doctor into a new folder)")

@@ -64,7 +64,7 @@ class BatchLedger:
         try:
             for row in read_jsonl(self._path):
                 self._apply(row)
-        except (KeyError, TypeError):
+        except (KeyError, TypeError, AttributeError):
             self._file.close()
             raise InputError(f"{self._path} holds a line that is no record of a batch; drop that line") from None
         if not self._run:

@@ -22,6 +22,7 @@ from typing import Any
 import msgspec
 
 from medssr_dist.config.synthesis import Endpoint, Synthesis
+from medssr_dist.data.private_files import replace_private
 from medssr_dist.errors import InputError
 from medssr_dist.run.paths import SynthesisPaths
 from medssr_dist.runtime.api_key import scrub
@@ -172,7 +173,7 @@ class BatchRunner:
         endpoint = worker.api.endpoint
         path = self._paths.batch_upload(self._workers.index(worker))
         try:
-            with open(path, "wb") as file:
+            with replace_private(path) as file:
                 file.writelines(self._request_lines(jobs, endpoint))
             file_id = await worker.api.upload(path)
         finally:

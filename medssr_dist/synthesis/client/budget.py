@@ -7,6 +7,7 @@ possible cost of a lost try counts as spent, so the budget is a hard limit.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -15,6 +16,8 @@ import numpy as np
 
 from medssr_dist.config.synthesis import Price, Synthesis
 from medssr_dist.data.jsonl import raise_if_disk_full
+from medssr_dist.data.private_files import open_private
+from medssr_dist.errors import InputError
 from medssr_dist.synthesis.client.chat_client import GaveUp, Reply
 from medssr_dist.synthesis.client.job import ChatJob
 
@@ -151,7 +154,12 @@ class ReservationLedger:
     def __init__(self, path: Path, requests: int):
         size = 4 * requests
         try:
-            with open(path, "ab") as file:
+            with open(open_private(path, os.O_RDWR | os.O_CREAT | os.O_APPEND), "ab") as file:
+                if file.tell() % 4:
+                    raise InputError(
+                        f"{path} has been cut or damaged; put back a good copy, or remove it: what requests in "
+                        "flight may have cost is then not counted"
+                    )
                 missing = max(0, size - file.tell())
                 file.write(bytes(missing))  # real bytes and no hole, so that a full disk shows now
         except OSError as error:

@@ -15,19 +15,33 @@ import logging
 import os
 import shutil
 import time
+import zipfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from medssr_dist.data.jsonl import read_json, sync_folder, write_atomic, write_json
+from medssr_dist.data.checksums import compute_file_checksum
+from medssr_dist.data.jsonl import sync_folder, write_atomic, write_json
+from medssr_dist.data.private_files import open_private
+from medssr_dist.data.records import read_record
 from medssr_dist.errors import InputError
 from medssr_dist.run.paths import CheckpointPaths, complete_mark
 
 logger = logging.getLogger(__name__)
 
+_READERS = 8  # threads that read files of a checkpoint
 _DELETED = ".deleted"  # suffix of a folder that is being deleted
 _NOT_SUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A file of a checkpoint, as it was read back. Example: StoredFile(size=1024, crc32="0a1b2c3d")"""
+
+    size: int
+    crc32: str
 
 
 @dataclass(frozen=True)
@@ -35,7 +49,8 @@ class Checkpoint:
     """A complete checkpoint: the content of its complete.json.
 
     step: finished steps. ranks: number of ZeRO-3 ranks that wrote it. reward: mean over the steps since the previous
-    checkpoint. seconds: time of writing and verifying. files: name -> size in bytes.
+    checkpoint. seconds: time of writing and verifying. files: name -> size in bytes. checksums: name -> CRC-32 of the
+    file; {} in checkpoints of earlier versions.
 
     Example: Checkpoint(step=20, ranks=2, reward=0.31, seconds=4.2, files={"zero_pp_rank_0_mp_rank_00_...": 1024})
     """
@@ -45,33 +60,56 @@ class Checkpoint:
     reward: float
     seconds: float
     files: dict[str, int] = field(repr=False)
+    checksums: dict[str, str] = field(default_factory=dict, repr=False)
 
-    def is_intact(self, folder: Path) -> bool:
+    def is_whole(self, folder: Path) -> bool:
         """Return whether all its files are in `folder` and have their original sizes."""
         files = {name: folder / name for name in self.files}
         return all(file.is_file() and file.stat().st_size == self.files[name] for name, file in files.items())
+
+    def is_intact(self, folder: Path) -> bool:
+        """Return whether it is whole and all its files have their checksums. Reads the files."""
+        if not self.is_whole(folder):
+            return False
+        with ThreadPoolExecutor(_READERS) as readers:
+            return all(readers.map(lambda name: self._is_sound(folder / name), self.files))
+
+    def _is_sound(self, file: Path) -> bool:
+        if file.name in self.checksums:
+            return compute_file_checksum(file) == self.checksums[file.name]
+        try:  # of an earlier version: torch's own checksums, of the tensors alone
+            with zipfile.ZipFile(file) as archive:
+                return archive.testzip() is None
+        except (zipfile.BadZipFile, EOFError, NotImplementedError, ValueError, RuntimeError):
+            return False
 
 
 def list_checkpoints(checkpoints: Path) -> list[Checkpoint]:
     """Return the complete checkpoints in the folder `checkpoints`, oldest first."""
     paths = CheckpointPaths(checkpoints)
-    return [Checkpoint(**read_json(complete_mark(paths.at(step)))) for step in paths.complete_steps()]
+    return [read_record(Checkpoint, complete_mark(paths.at(step))) for step in paths.complete_steps()]
 
 
 def recover_checkpoint(checkpoints: Path) -> Checkpoint | None:
     """Return the newest intact checkpoint, after DeepSpeed's pointer is set to it; None if there is none.
 
-    Files of interrupted saves are deleted. A checkpoint that has lost files, or whose files have become shorter, is
-    skipped and deleted, with a warning.
+    Files of interrupted saves are deleted. A checkpoint that has lost files, or whose files have changed, is skipped
+    and deleted, with a warning: what it holds would run as code if it were loaded.
     """
     paths = CheckpointPaths(checkpoints)
-    intact = []
-    for checkpoint in list_checkpoints(checkpoints):
-        folder = paths.at(checkpoint.step)
-        if checkpoint.is_intact(folder):
-            intact.append(checkpoint)
+    intact: list[Checkpoint] = []
+    for step in reversed(paths.complete_steps()):
+        folder = paths.at(step)
+        try:
+            checkpoint = read_record(Checkpoint, complete_mark(folder))
+        except InputError as error:
+            logger.warning("%s; the checkpoint before it is used", error)
+            continue
+        # Only the one that is loaded is read as a whole.
+        if checkpoint.is_whole(folder) if intact else checkpoint.is_intact(folder):
+            intact.insert(0, checkpoint)
         else:
-            logger.warning("checkpoint %s has lost files; the previous one is used", folder)
+            logger.warning("checkpoint %s has lost files or is damaged; the one before it is used", folder)
     if not intact:
         shutil.rmtree(paths.ranks, ignore_errors=True)
         return None
@@ -109,7 +147,7 @@ class CheckpointKeeper:
         keep: number of newest complete checkpoints to keep; the one with the best reward is always kept.
         count_bytes: returns the size of one checkpoint in bytes.
         write: write(folder, tag, state) makes every rank write its part below folder/tag and verify it. It returns
-            file name -> size in bytes, for each rank.
+            file name -> what was written, for each rank.
     """
 
     def __init__(
@@ -117,7 +155,7 @@ class CheckpointKeeper:
         checkpoints: Path,
         keep: int,
         count_bytes: Callable[[], int],
-        write: Callable[[Path, str, dict[str, Any]], list[dict[str, int]]],
+        write: Callable[[Path, str, dict[str, Any]], list[dict[str, StoredFile]]],
     ):
         self._paths, self._folder, self._keep = CheckpointPaths(checkpoints), CheckpointPaths(checkpoints).ranks, keep
         self._count_bytes, self._write = count_bytes, write
@@ -144,9 +182,11 @@ class CheckpointKeeper:
             if full:
                 raise InputError(self._describe_full_disk(needed)) from None
             raise
-        files = {name: size for part in parts for name, size in part.items()}
+        files = {name: file for part in parts for name, file in part.items()}
         seconds = round(time.monotonic() - started, 3)
-        checkpoint = Checkpoint(step, len(parts), reward, seconds, files)
+        sizes = {name: file.size for name, file in files.items()}
+        checksums = {name: file.crc32 for name, file in files.items()}
+        checkpoint = Checkpoint(step, len(parts), reward, seconds, sizes, checksums)
         self._mark_complete(partial, checkpoint)
         self._prune()
         return checkpoint
@@ -157,8 +197,9 @@ class CheckpointKeeper:
         A file system that cannot allocate (Lustre, NFS 3, ZFS) is asked for its free space instead.
         """
         test = self._folder / ".room"
+        test.unlink(missing_ok=True)
         try:
-            with open(test, "wb") as file:
+            with open(open_private(test, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as file:
                 _allocate(file.fileno(), needed)
         except OSError as error:
             if error.errno not in _NOT_SUPPORTED:

@@ -14,11 +14,12 @@ from typing import Any
 import numpy
 import torch
 
+from medssr_dist.data.checksums import compute_file_checksum
 from medssr_dist.data.jsonl import sync_folder, write_atomic
 from medssr_dist.errors import InputError
 from medssr_dist.run.paths import CheckpointPaths
 from medssr_dist.runtime.device import on_gpu
-from medssr_dist.training.weights.checkpoints import Checkpoint
+from medssr_dist.training.weights.checkpoints import Checkpoint, StoredFile
 
 _ADAM_BYTES = 12  # for each trained weight: its fp32 value and AdamW's two moments
 _SLACK_BYTES = 2**20  # for the rank's other state
@@ -53,24 +54,24 @@ def count_shard_bytes(module: torch.nn.Module) -> int:
     return total
 
 
-def verify_files(folder: Path, rank: int) -> dict[str, int]:
-    """Flush this rank's files in `folder` to disk and check their checksums; return name -> size in bytes.
+def verify_files(folder: Path, rank: int) -> dict[str, StoredFile]:
+    """Flush this rank's files in `folder` to disk and check torch's checksums; return name -> what was written.
 
     Raises:
         RuntimeError: a file does not match its checksum, or the rank has no file.
     """
-    sizes = {}
+    found = {}
     for file in sorted(folder.glob(f"*zero_pp_rank_{rank}_mp_rank_*.pt")):
         with open(file, "rb") as handle:
             os.fsync(handle.fileno())
             with zipfile.ZipFile(handle) as archive:
                 if damaged := archive.testzip():
                     raise RuntimeError(f"{file} is damaged: {damaged} differs from its checksum")
-        sizes[file.name] = file.stat().st_size
+        found[file.name] = StoredFile(file.stat().st_size, compute_file_checksum(file))
     sync_folder(folder)
-    if not sizes:
+    if not found:
         raise RuntimeError(f"rank {rank} has written no file into {folder}")
-    return sizes
+    return found
 
 
 def convert_to_ranks(checkpoints: Path, checkpoint: Checkpoint, ranks: int) -> bool:
