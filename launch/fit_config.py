@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from medssr_dist.config.load import load_config
 from medssr_dist.config.schema import Config
 from medssr_dist.errors import InputError
 from medssr_dist.runtime.cluster import count_slots_at_once
+from medssr_dist.secret_registry import list_variables
 
 
 @dataclass(frozen=True)
@@ -20,10 +21,12 @@ class FittedConfig:
     Attributes:
         overrides: the user's overrides, then the added ones.
         slots: logical GPUs that a CPU node needs; 0 on nodes with GPUs.
+        secrets: names of the environment variables that hold the config's API keys.
     """
 
     overrides: list[str]
     slots: int
+    secrets: tuple[str, ...] = field(default=(), compare=False)
 
 
 def fit_config(config_file: Path, overrides: list[str], nodes: int, gpus: int, step: str) -> FittedConfig:
@@ -43,7 +46,7 @@ def fit_config(config_file: Path, overrides: list[str], nodes: int, gpus: int, s
     added = [f"{key}={value}" for key, value in values.items() if key not in given]
     fitted = load_config(config_file, [*overrides, *added])
     slots = 0 if gpus or step == "synthesize" else -(-count_slots_at_once(fitted) // nodes)
-    return FittedConfig([*overrides, *added], slots)
+    return FittedConfig([*overrides, *added], slots, list_variables())
 
 
 def _scale_config(config: Config, nodes: int) -> dict[str, int]:

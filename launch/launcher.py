@@ -14,6 +14,7 @@ import math
 import os
 import signal
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from medssr_dist.errors import EXIT_BAD_INPUT, EXIT_STOPPED, InputError
 from medssr_dist.launch.attempts import Attempt, AttemptExit, read_step_states
@@ -137,9 +138,9 @@ class Launcher:
 
     async def _preflight(self) -> None:
         """Fit the config to the nodes, and run `medssr doctor` on every node in parallel."""
-        slots = await self._fit_config() if self.plan.config else self.plan.slots
+        layout = await self._fit_config() if self.plan.config else {"slots": self.plan.slots, "secrets": []}
         hosts = list(self.job.nodes)
-        self.hub.send_all({"do": "prepare", "hosts": hosts, "slots": slots})
+        self.hub.send_all({"do": "prepare", "hosts": hosts} | layout)
         if not self.plan.config:
             return
         folder = str(self.attempt.paths.preflight)
@@ -154,8 +155,8 @@ class Launcher:
         await self._wait_for_ends("gather", [self.head], _limit(PREFLIGHT_VARIABLE))
         self.timings.record("preflight passed")
 
-    async def _fit_config(self) -> int:
-        """Replace the overrides by those that fit the job; return the logical GPUs of a CPU node."""
+    async def _fit_config(self) -> dict[str, Any]:
+        """Replace the overrides by those that fit the job; return what else the nodes have to know of the config."""
         self.hub.send(
             self.head,
             {
@@ -168,7 +169,7 @@ class Launcher:
         )
         (event,) = await self._gather("layout", [self.head], _ANSWER_S, "read the config")
         self.overrides = event.data["overrides"]
-        return int(event.data["slots"])
+        return {name: event.data[name] for name in ("slots", "secrets")}
 
     async def _start_ray(self) -> None:
         if not self.plan.needs_ray:

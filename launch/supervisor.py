@@ -25,6 +25,7 @@ from medssr_dist.launch.ray_node import NodeResources, build_node_environment, b
 from medssr_dist.run.paths import AttemptPaths
 from medssr_dist.runtime.network import find_node_address
 from medssr_dist.runtime.temp_dir import open_ray_temp_dir
+from medssr_dist.secret_registry import take_variable
 
 _RAY = "ray"
 _END_S = 6.0  # from SIGTERM to SIGKILL of a component; Slurm gives the whole job 30 s (KillWait)
@@ -46,6 +47,7 @@ class Supervisor:
         self.components: dict[str, Component] = {}
         self.waits: dict[str, asyncio.Task[None]] = {}
         self.env: dict[str, str] = {}
+        self.secrets: dict[str, str] = {}
 
     def say_hello(self) -> None:
         """Report this node to the launcher."""
@@ -66,11 +68,15 @@ class Supervisor:
         except InputError as error:
             self.link.send({"event": "refused", "text": str(error)[:_TEXT_CHARS]})
         else:
-            self.link.send({"event": "layout", "overrides": fitted.overrides, "slots": fitted.slots})
+            secrets = list(fitted.secrets)
+            self.link.send(
+                {"event": "layout", "overrides": fitted.overrides, "slots": fitted.slots, "secrets": secrets}
+            )
 
-    async def do_prepare(self, hosts: list[str], slots: int) -> None:
-        """Set the environment of all components of this node."""
+    async def do_prepare(self, hosts: list[str], slots: int, secrets: list[str]) -> None:
+        """Set the environment of all components of this node; the variables `secrets` are not for Ray's workers."""
         self.slots = slots
+        self.secrets = {name: value for name in secrets if (value := take_variable(name)) is not None}
         self.env = build_node_environment(
             self.ip, self.block, slots, hosts, self.resources, self.attempt.token, self.temp_dir
         )
@@ -78,10 +84,13 @@ class Supervisor:
     async def do_ray(self, head: str | None) -> None:
         """Start Ray: the head if `head` is None, else a node that joins the head at this address."""
         command = build_ray_command(head, self.ip, self.block, self.resources, self.slots, self.temp_dir)
-        await self.do_start(_RAY, command, {})
+        await self._start(_RAY, command, {})
 
     async def do_start(self, name: str, command: list[str], env: dict[str, str]) -> None:
-        """Start a component; its lines and its end are sent to the launcher."""
+        """Start a component that reads the config; its lines and its end are sent to the launcher."""
+        await self._start(name, command, self.secrets | env)
+
+    async def _start(self, name: str, command: list[str], env: dict[str, str]) -> None:
         log = self.attempt.component_log(self.name, name)
         component = await Component.start(name, command, self.env | env, log, self._send_line)
         self.components[name] = component

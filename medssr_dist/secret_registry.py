@@ -51,6 +51,11 @@ def take_variable(name: str) -> str | None:
     return _variables.get(name)
 
 
+def list_variables() -> tuple[str, ...]:
+    """Return the names of the environment variables that were taken, sorted."""
+    return tuple(sorted(_variables))
+
+
 def scrub(text: str) -> str:
     """Return `text` with *** in place of every registered secret."""
     for form in _forms:

@@ -20,7 +20,7 @@ from medssr_dist.secret_registry import scrub_bytes
 logger = logging.getLogger(__name__)
 
 CRC_KEY = "crc32"
-_MARK = b',"crc32":"'
+_MARK = b'"crc32":"'
 _END = b'"}'
 _LENGTH = len(_MARK) + 8 + len(_END)
 _CHUNK = 2**22  # bytes of a file that are read at once
@@ -70,9 +70,9 @@ class LineChecker:
         self.number += 1
         text = line.rstrip(b"\r\n")
         if text[-_LENGTH:-10] == _MARK and text.endswith(_END):
-            body = text[:-_LENGTH] + b"}"
+            body = _remove_seal(text)
             self._sealed = True
-            if b"%08x" % zlib.crc32(body) == text[-10:-2]:
+            if body and b"%08x" % zlib.crc32(body) == text[-10:-2]:
                 return body
         elif not text.strip() or not (self._sealed or _resembles_seal(text)):
             return text
@@ -125,6 +125,14 @@ def open_document(value: Any, path: Path) -> Any:
 def _compute(value: dict[str, Any]) -> str:
     canonical = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return f"{zlib.crc32(canonical.encode()):08x}"
+
+
+def _remove_seal(text: bytes) -> bytes:
+    """Return a line without its checksum; b"" if something else than a comma stands before that."""
+    rest = text[:-_LENGTH]
+    if rest.endswith(b","):
+        return rest[:-1] + b"}"
+    return b"{}" if rest == b"{" else b""
 
 
 def _resembles_seal(text: bytes) -> bool:

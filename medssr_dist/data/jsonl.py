@@ -37,7 +37,7 @@ def write_atomic(path: Path, text: str, flush: bool = True) -> None:
     """
     try:
         with replace_private(path, flush) as file:
-            file.write(scrub_bytes(text.encode("utf-8", "replace")))
+            file.write(scrub_bytes(text.encode()))
     except OSError as error:
         raise_if_disk_full(error, path)
         raise

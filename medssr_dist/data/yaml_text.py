@@ -16,10 +16,12 @@ from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from medssr_dist.data.jsonl import read_text
 from medssr_dist.errors import InputError
 
+_CHARS = 1_000_000  # of a YAML text
 _DEPTH = 50  # of sections and lists within each other
 _VALUES = 1_000_000  # in one file, where each alias counts as what it stands for
 _QUOTED = re.compile(r"(['\"]).{2,}?\1")  # PyYAML quotes names of the file, and in the wrong place those are secrets
-_BAD_SCALAR = (ValueError, KeyError, AttributeError, TypeError, OverflowError)
+_UNWRITABLE = re.compile("[\0\ud800-\udfff]")
+_BAD_SCALAR = (ValueError, KeyError, AttributeError, TypeError, IndexError, OverflowError)
 
 
 def read_yaml(path: Path) -> Any:
@@ -36,6 +38,8 @@ def parse_yaml(text: str, where: str) -> Any:
     Raises:
         InputError: it is not valid YAML, or one of the things that are refused (see the module).
     """
+    if len(text) > _CHARS:
+        raise InputError(f"{where} has {len(text):,} characters, more than {_CHARS:,}: it is no config; check the path")
     try:
         loader = _PlainLoader(text)
         try:
@@ -48,11 +52,11 @@ def parse_yaml(text: str, where: str) -> Any:
             loader.dispose()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        reason = _QUOTED.sub("...", error.problem or error.context or "it is broken")
+        reason = _QUOTED.sub("...", ", ".join(filter(None, (error.context, error.problem))))
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
-        place, reason = f"line {line}: ", f"the character {error.character!r} is not allowed"
+        place, reason = f"line {line}: ", f"the character {chr(error.character)!r} is not allowed"
     except RecursionError:
         place, reason = "", f"sections and lists are nested more than {_DEPTH} deep"
     raise InputError(f"{where} is not valid YAML ({place}{reason}); correct it")
@@ -103,7 +107,7 @@ def _refuse_large(node: Node, sizes: dict[int, int], depth: int) -> int:
 
 
 def _is_plain(text: str) -> bool:
-    return "\0" not in text and not any("\ud800" <= char <= "\udfff" for char in text)
+    return not _UNWRITABLE.search(text)
 
 
 def _error(node: Node, problem: str) -> yaml.MarkedYAMLError:

@@ -18,6 +18,7 @@ from medssr_dist.config.base import PathSource
 from medssr_dist.config.schema import Config
 from medssr_dist.config.synthesis import Checks
 from medssr_dist.data.cards import render_header
+from medssr_dist.data.checksums import CRC_KEY
 from medssr_dist.data.jsonl import read_text, write_atomic
 from medssr_dist.data.records import LETTERS, Question
 from medssr_dist.knowledge.hpo import HPO_CITATION, read_hpo_version
@@ -114,7 +115,7 @@ def _build_header(accepted: int) -> dict[str, Any]:
         "tags": ["medical", "rare-diseases", "synthetic"],
         "pretty_name": "Synthetic medical multiple-choice questions",
         "configs": [{"config_name": "default", "data_files": data_files}],
-        "dataset_info": {"features": _list_features(Question)},
+        "dataset_info": {"features": [*_list_features(Question), {"name": CRC_KEY, "dtype": "string"}]},
     }
 
 

@@ -201,10 +201,9 @@ def test_the_choice_of_protocol_asks_nothing_again(tmp_path):
     assert pool.requests == []
 
 
-def test_sampling_hash_depends_on_the_chat_template():
-    assert hash_sampling(EVALUATION, TINY, PROMPTS, 1) != hash_sampling(
-        EVALUATION, TINY, make_character_prompts("x"), 1
-    )
+def test_sampling_hash_depends_on_chat_template_length_and_type():
+    before = hash_sampling(EVALUATION, TINY, PROMPTS, 1)
+    assert before != hash_sampling(EVALUATION, TINY, make_character_prompts("x"), 1)
     for changes in ({"max_model_len": 128}, {"dtype": "float32"}):
         other = TINY.model_copy(update=changes)
         assert before != hash_sampling(EVALUATION, other, PROMPTS, 1)

@@ -7,6 +7,7 @@ import pytest
 from journal_entries import entry, provenance, reply
 from places import HELPERS
 
+from medssr_dist.data.checksums import CRC_KEY
 from medssr_dist.errors import InputError
 from medssr_dist.synthesis.client.chat_client import GaveUp
 from medssr_dist.synthesis.journal import Journal
@@ -46,7 +47,7 @@ def test_why_a_reply_ended_is_kept_and_older_lines_are_read(tmp_path):
         journal.append(provenance(1), replace(reply(), finish_reason="length"))
     lines = path.read_text().splitlines()
     older = json.loads(lines[0])
-    del older["finish_reason"]
+    del older["finish_reason"], older[CRC_KEY]
     path.write_text(f"{json.dumps(older)}\n{lines[1]}\n")
     with Journal(path) as journal:
         assert [journal.read(index).finish_reason for index in (0, 1)] == ["", "length"]
@@ -68,10 +69,10 @@ def test_torn_tail_is_cut_and_the_rest_kept(tmp_path):
 def test_broken_line_in_the_middle_is_named(tmp_path):
     path = tmp_path / "journal.jsonl"
     path.write_text('{"oops\n{}\n')
-    with pytest.raises(InputError, match="broken line"):
+    with pytest.raises(InputError, match=r"journal\.jsonl line 1 is broken; .* remove that line"):
         Journal(path)
     path.write_text('{"reply": "x"}\n')
-    with pytest.raises(InputError, match=r"journal.jsonl: provenance"):
+    with pytest.raises(InputError, match=r"journal\.jsonl line 1: provenance"):
         Journal(path)
 
 
@@ -112,3 +113,18 @@ def test_a_write_cut_short_leaves_no_half_line(tmp_path):
     assert done.stdout == "cut\n", done.stderr
     with Journal(path) as journal:
         assert len(journal) == 2 and journal.read(2) == entry(2)
+
+
+def test_a_flipped_bit_of_a_paid_reply_is_found(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    with Journal(path) as journal:
+        for index in range(3):
+            journal.append(provenance(index), reply())
+    whole = path.read_bytes()
+    second = len(whole.splitlines(keepends=True)[0])
+    for bit in range(8 * second, 16 * second, 7):
+        changed = bytearray(whole)
+        changed[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(changed)
+        with pytest.raises(InputError, match=r"journal\.jsonl line (1|2|3) .*(remove that line|good copy)"):
+            Journal(path)

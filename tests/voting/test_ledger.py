@@ -11,6 +11,7 @@ from stored_votes import stored_labels, stored_votes
 from stream_parts import make_prompts
 
 from medssr_dist.config.schema import Config
+from medssr_dist.data.checksums import CRC_KEY
 from medssr_dist.data.jsonl import read_jsonl
 from medssr_dist.errors import InputError
 from medssr_dist.voting import segments
@@ -270,4 +271,4 @@ def test_datasets_loads_plain_and_packed_segments_together(tmp_path, monkeypatch
     assert sorted(zip(found["question_id"], found["seed"], strict=True)) == sorted(
         (question(position).id, seed) for position in range(6) for seed in range(K)
     )
-    assert set(found.column_names) == set(vote(0).model_dump())
+    assert set(found.column_names) == {*vote(0).model_dump(), CRC_KEY}

@@ -1,5 +1,6 @@
 """The vote ledger with broken files, random kills and a full disk: no vote is lost, doubled or mixed."""
 
+import json
 import random
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from ledger_writer import K, fill, keep_lines, label, names, question, vote
 from places import HELPERS, REPO
 from stored_votes import stored_labels, stored_votes
 
+from medssr_dist.data.jsonl import read_jsonl
 from medssr_dist.errors import InputError
 from medssr_dist.run.paths import VotingPaths, vote_segment
 from medssr_dist.voting import segments
@@ -29,13 +31,28 @@ def small_segments(monkeypatch):
 
 
 @pytest.mark.parametrize("line", [b"{broken\n", b"[1]\n", b'{"seed": 1}\n', b"\xff\n", b"\x00\x00\n"])
-def test_a_broken_vote_is_named(tmp_path, line):
+def test_a_broken_vote_without_checksums_is_named(tmp_path, line):
+    """As in a file of an earlier version."""
     fill(tmp_path, 1, labels=0)
     file = tmp_path / "votes" / "00000.jsonl"
-    rows = file.read_bytes().splitlines(keepends=True)
+    rows = [json.dumps(row).encode() + b"\n" for row in read_jsonl(file)]
     file.write_bytes(b"".join([*rows[:2], line, *rows[2:]]))
     with pytest.raises(InputError, match=r"00000\.jsonl (line 3|is not UTF-8)"):
         VoteLedger(tmp_path, "p", "s")
+
+
+@pytest.mark.parametrize("line", [b"{broken\n", b"[1]\n", b'{"seed": 1}\n', b"\xff\n", b"\x00\x00\n"])
+def test_a_damaged_vote_is_dropped_and_taken_again(tmp_path, caplog, line):
+    fill(tmp_path, 1, labels=0)
+    file = tmp_path / "votes" / "00000.jsonl"
+    rows = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"".join([*rows[:2], line, *rows[3:]]))
+    with VoteLedger(tmp_path, "p", "s") as ledger:
+        known = ledger.known_votes(0, question(0))
+        assert len(known) == K - 1 and "00000.jsonl line 3 does not match its checksum" in caplog.text
+        ledger.add_votes(0, [vote(0, seed) for seed in range(K)])
+    assert sorted(vote.seed for vote in stored_votes(tmp_path)) == list(range(K))
+    assert len(file.read_bytes().splitlines()) == K
 
 
 @pytest.mark.parametrize("line", [b"{broken\n", b"[1]\n", b'{"kept": true}\n', b"\xff\n", b"\n"])
@@ -44,7 +61,9 @@ def test_a_broken_label_is_named(tmp_path, line):
     file = tmp_path / "labeled.jsonl"
     rows = file.read_bytes().splitlines(keepends=True)
     file.write_bytes(b"".join([*rows[:2], line, *rows[2:]]))
-    with pytest.raises(InputError, match=r"labeled\.jsonl line 3 is not a label .* the votes are kept"):
+    with pytest.raises(
+        InputError, match=r"labeled\.jsonl line 3 (is not a label|does not match) .* the votes are kept"
+    ):
         VoteLedger(tmp_path, "p", "s")
 
 
