@@ -13,6 +13,7 @@ from medssr_dist.config.load import Tree, merge_layers, merge_sections, read_lay
 from medssr_dist.config.shipped import find_config_file, find_shipped, list_shipped_configs
 from medssr_dist.config.value_origins import trace_config
 from medssr_dist.data.jsonl import read_text, write_atomic
+from medssr_dist.data.yaml_text import parse_yaml
 from medssr_dist.errors import InputError
 
 _KEY_VARIABLE = "MEDSSR_API_KEY"
@@ -105,7 +106,7 @@ def _ask_config() -> str:
         endpoint["api_key"] = f"${{{variable}}}"
     synthesis: Tree = {"endpoints": [endpoint]}
     if accepted := _ask("synthesis.accepted", "", "questions to write; empty = as in the start"):
-        synthesis["accepted"] = yaml.safe_load(accepted)
+        synthesis["accepted"] = parse_yaml(accepted, "synthesis.accepted")
     for key, meaning in (("synthesis.seeds", "seed questions"), ("training.stage2.data", "questions with answers")):
         if path := _ask(key, "", f"{meaning}: file, folder or Hugging Face id; empty = as in the start"):
             section, *rest = key.split(".")

@@ -21,8 +21,8 @@ from medssr_dist.evaluation.scores import read_scores
 from medssr_dist.readers import count_facts
 from medssr_dist.readers.hub_sets import is_offline
 from medssr_dist.run.session import open_session
-from medssr_dist.runtime.merged_adapter import is_adapter, read_base_name
 from medssr_dist.runtime.fingerprints import fingerprint_model
+from medssr_dist.runtime.merged_adapter import is_adapter, read_base_name
 from medssr_dist.runtime.models import EMBEDDED_MODEL, resolve_model
 from medssr_dist.steps.evaluation_step import EvaluatedPolicy, score_policies
 from medssr_dist.steps.step_inputs import hash_questions

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from medssr_dist.config.benchmark_sets import list_benchmark_sets
 from medssr_dist.config.load import Tree, merge_layers, merge_sections, read_layers, validate_tree
 from medssr_dist.config.schema import Config
 from medssr_dist.config.shipped import find_config_file
+from medssr_dist.data.yaml_text import parse_yaml
 from medssr_dist.errors import InputError
 
 # A config needs these sections; an evaluation reads none of these values.
@@ -61,10 +60,7 @@ def _read_data(text: str) -> Any:
         return {"set": text}
     if not text.lstrip().startswith("{"):
         return text
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        value = None
+    value = parse_yaml(text, "--data")
     if not isinstance(value, dict):
         raise InputError(f"--data {text!r} is not valid YAML; write it as '{{path: lab/set, split: test}}'")
     return value
