@@ -5,7 +5,7 @@ Their messages are for people: one printable line of at most 500 characters, wit
 
 from __future__ import annotations
 
-from medssr_dist.secret_registry import scrub
+from medssr_dist.secret_registry import scrub_message
 
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
@@ -37,7 +37,7 @@ def to_line(text: str) -> str:
 
     Terminal escapes and other control characters are shown as text.
     """
-    text = scrub(text)
+    text = scrub_message(text)
     ends = text if len(text) <= 2 * _LINE_CHARS else text[:_LINE_CHARS] + text[-_LINE_CHARS:]
     line = escape_controls(ends, spaces="\n\r\t")
     if len(line) <= _LINE_CHARS and ends is text:

@@ -63,6 +63,11 @@ def scrub(text: str) -> str:
     return text
 
 
+def scrub_message(text: str) -> str:
+    """Return a text for people with *** also in place of what is a key by its form, registered or not."""
+    return _SHAPES.sub(MASK, scrub(text))
+
+
 def scrub_bytes(data: bytes) -> bytes:
     """Return UTF-8 `data` with *** in place of every registered secret."""
     for form in _encoded:

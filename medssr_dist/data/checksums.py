@@ -48,6 +48,7 @@ class LineChecker:
 
     Attributes:
         number: number of the last line, from 1.
+        matched: whether the last line had a checksum, and matched it: it is as this package has written it.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class LineChecker:
         on_damage: Callable[[Damaged], object] | None = None,
     ):
         self.number = start
+        self.matched = False
         self._path, self._fix, self._on_damage = path, fix, on_damage
         self._sealed = False
 
@@ -68,11 +70,13 @@ class LineChecker:
             Damaged: the line differs from its checksum, or has lost it.
         """
         self.number += 1
+        self.matched = False
         text = line.rstrip(b"\r\n")
         if text[-_LENGTH:-10] == _MARK and text.endswith(_END):
             body = _remove_seal(text)
             self._sealed = True
-            if body and b"%08x" % zlib.crc32(body) == text[-10:-2]:
+            self.matched = bool(body) and b"%08x" % zlib.crc32(body) == text[-10:-2]
+            if self.matched:
                 return body
         elif not text.strip() or not (self._sealed or _resembles_seal(text)):
             return text

@@ -129,11 +129,14 @@ def enumerate_rows(
         if skip_torn and not raw.endswith(b"\n"):
             return
         text = checker.open(raw)
-        for part, line in enumerate(decode_text(text or b"", path, offset).split("\r")):
+        offset += len(raw)
+        if text and checker.matched:
+            yield checker.number, json.loads(text)
+            continue
+        for part, line in enumerate(decode_text(text or b"", path, offset - len(raw)).split("\r")):
             checker.number += part > 0
             if line.strip():
                 yield checker.number, _parse_row(line, path, checker.number)
-        offset += len(raw)
 
 
 def decode_text(raw: bytes, path: Path, offset: int = 0) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from aiohttp import web
 
 from medssr_dist.config.synthesis import Endpoint
+from medssr_dist.data.private_files import open_private
 from medssr_dist.offline_teacher.batches import Batches
 from medssr_dist.offline_teacher.faults import FaultDraws, Faults, Gate, Stats, error_response, misbehave
 from medssr_dist.offline_teacher.replies import MODEL, NOTICE, BadRequest, complete, read_request
@@ -95,7 +96,8 @@ def start_teacher(log_path: Path, random_seed: int = 42, options: Sequence[str] 
     command = [sys.executable, "-m", "medssr_dist.offline_teacher.serve", "--port", "0"]
     command += ["--random-seed", str(random_seed)]
     command += ["--exit-with-parent", str(os.getpid()), *options]
-    with open(log_path, "a", encoding="utf-8") as log:
+    handle = open_private(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    with open(handle, "a", encoding="utf-8") as log:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, text=True)
     try:
         base_url = process.stdout.readline().strip()  # printed when it is ready; '' if it has ended

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from medssr_dist import __version__
 from medssr_dist.config.load import dump_config
@@ -25,7 +25,7 @@ from medssr_dist.data.private_files import open_private, open_private_folder, re
 from medssr_dist.data.prompt_forms import load_prompt_form
 from medssr_dist.data.records import read_record
 from medssr_dist.errors import InputError
-from medssr_dist.run.paths import RunPaths
+from medssr_dist.run.paths import RECORDED_STEPS, RunPaths
 
 # The settings that a step's results depend on. If one changed later, the directory would mix two runs.
 STEP_SECTIONS = {
@@ -126,6 +126,12 @@ class StepRecord(BaseModel):
     finished: str | None
 
 
+def _check_step(name: str) -> str:
+    if name not in RECORDED_STEPS:
+        raise ValueError(f"no step is called {name[:40]!r}")
+    return name
+
+
 class Manifest(BaseModel):
     """The content of manifest.json: every opening of the run, and the steps begun so far, by recorded step.
 
@@ -134,7 +140,7 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(frozen=True)
     attempts: tuple[RunAttempt, ...] = ()
-    steps: dict[str, StepRecord] = {}
+    steps: dict[Annotated[str, AfterValidator(_check_step)], StepRecord] = {}
 
 
 class RunDir(RunPaths):

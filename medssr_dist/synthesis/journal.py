@@ -89,7 +89,12 @@ class Journal:
         if index not in self:
             raise KeyError(index)
         self._reader.seek(self._offsets[index])
-        return self._parse(LineChecker(self.path, index, _FIX), self._reader.readline())
+        try:
+            return self._parse(LineChecker(self.path), self._reader.readline())
+        except InputError:  # it was sound when the file was opened
+            raise InputError(
+                f"{self.path}: the reply to request {index} was damaged since this run began; {_FIX}"
+            ) from None
 
     def append(self, provenance: Provenance, outcome: Reply | GaveUp) -> None:
         """Write one outcome. Raises InputError if the disk is full."""
