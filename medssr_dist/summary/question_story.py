@@ -13,11 +13,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from medssr_dist.data.jsonl import read_json, read_jsonl
-from medssr_dist.data.records import Label, Question, Vote, parse_record
+from medssr_dist.data.jsonl import read_jsonl
+from medssr_dist.data.records import Label, Question, Vote, parse_record, read_record
 from medssr_dist.evaluation.policy_answers import Answer
 from medssr_dist.evaluation.question_letters import QuestionLetters, read_question_letters
 from medssr_dist.evaluation.scores import read_scores
+from medssr_dist.run.directory import Manifest
 from medssr_dist.run.paths import STAGES, RunPaths
 from medssr_dist.voting.segments import list_segments, read_votes
 
@@ -95,7 +96,7 @@ def _tell_answers(run: RunPaths) -> Iterator[_Told]:
     row = _find_gain(read_question_letters(run.evaluation.letters), names, protocol)
     if row is None:
         return
-    prints: Mapping[str, str] = read_json(run.manifest_file)["steps"]["evaluate"]["inputs"]
+    prints: Mapping[str, str] = read_record(Manifest, run.manifest_file).steps["evaluate"].inputs
     answers = [parse_record(Answer, one, str(run.evaluation.answers)) for one in read_jsonl(run.evaluation.answers)]
     yield _Told("benchmark", f"{row.benchmark}, question {row.question_id}, right answer {row.truth}")
     for name in (names[0], names[-1]):
