@@ -4,10 +4,12 @@ from setuptools import find_packages, setup
 
 DATA = {
     "medssr_dist.bench.answers": ["*.jsonl"],
+    "medssr_dist.bench.method": ["*.yaml"],
     "medssr_dist.data": ["prompts/*.yaml"],
     "medssr_dist.knowledge": ["data/*"],
     "medssr_dist.mini_policy": ["medssr-mini/*"],
     "medssr_dist.synthesis": ["*.yaml"],
+    "medssr_dist.config": ["*.yaml"],
     "medssr_dist.configs": ["*.yaml", "*/*.yaml"],
     "medssr_dist.launch": ["*.sh", "env.d/*", "containers/*"],
     "medssr_dist.slurm": ["*.sh"],

@@ -15,7 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medssr_dist import __version__
-from medssr_dist.commands.tool_arguments import add_config_tools, add_model_arguments
+from medssr_dist.commands.tool_arguments import (
+    add_bench_arguments,
+    add_config_tools,
+    add_doctor_arguments,
+    add_exchange_arguments,
+    add_model_arguments,
+)
 from medssr_dist.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_STOPPED, Diverged, InputError, Stopped, to_line
 from medssr_dist.runtime.failures import describe_foreseen, write_traceback
 from medssr_dist.runtime.logs import set_up_logging
@@ -36,15 +42,6 @@ _STEPS = {
     "vote": "step 2: give the questions pseudo-labels by majority vote of the policy",
     "train": "step 3: GRPO on the pseudo-labels (stage 1), then on human-annotated questions (stage 2)",
     "evaluate": "step 4: score the base model, stage 1 and stage 2 on the benchmarks",
-}
-_BENCHES = {
-    "synthesis": "the API client compared with other clients; its memory; decontamination; retrieval",
-    "voting": "the engine pool compared with vLLM alone; adaptive voting; coordinator; simulated clusters; stream mode",
-    "answers": "the reader of answers compared with two others: wrong and missed letters",
-    "method": "the whole method on the mini policy: ablations, and controls with shuffled labels and a random reward",
-    "kernels": "the log-prob and GRPO loss kernels compared with torch and other libraries",
-    "training": "a GRPO step compared with stock OpenRLHF, and the gain from each optimization",
-    "update": "the model update on one device: tokens/s, MFU and peak memory, with and without each optimization",
 }
 _TOOLS = {
     "preview": "send a few requests for questions and show prompt, reply, checks and cost; nothing is kept",
@@ -153,7 +150,8 @@ def _build_parser() -> argparse.ArgumentParser:
     preview.add_argument("--n", type=int, default=5, metavar="N", help="requests to send (default: 5)")
     preview.add_argument("--no-prompts", action="store_true", help="leave out the prompts")
     _add_config_command(commands, "prefetch", _TOOLS["prefetch"], _prefetch)
-    _add_doctor_command(commands)
+    doctor = _add_config_command(commands, "doctor", _TOOLS["doctor"], _doctor)
+    add_doctor_arguments(doctor, _STEPS)
     _add_status_command(commands)
     _add_teacher_command(commands)
     _add_export_command(commands)
@@ -161,7 +159,8 @@ def _build_parser() -> argparse.ArgumentParser:
     _add_review_command(commands)
     _add_compare_command(commands)
     add_config_tools(commands, _config)
-    _add_bench_command(commands)
+    add_exchange_arguments(commands, _write_tasks, _score)
+    add_bench_arguments(commands, _bench)
     return parser
 
 
@@ -179,32 +178,6 @@ def _add_config_command(commands: Commands, name: str, text: str, call: Call) ->
     command.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. voting.samples=16")
     command.set_defaults(call=call)
     return command
-
-
-def _add_doctor_command(commands: Commands) -> None:
-    command = _add_config_command(commands, "doctor", _TOOLS["doctor"], _doctor)
-    where = command.add_mutually_exclusive_group()
-    where.add_argument("--login", action="store_true", help="on a login node: leave out the checks of a job's nodes")
-    where.add_argument(
-        "--node", action="store_true", help="on every node of a job, at the same time: write a report to --out"
-    )
-    where.add_argument("--gather", type=Path, metavar="DIR", help="on the job's head node: evaluate the reports in DIR")
-    command.add_argument(
-        "--out", type=Path, metavar="DIR", help="with --node: a new folder on a file system shared by all nodes"
-    )
-    command.add_argument(
-        "--wait",
-        type=float,
-        default=120,
-        metavar="S",
-        help="with --node: seconds to wait for absent nodes (default: 120)",
-    )
-    command.add_argument(
-        "--step", choices=list(_STEPS), default="run", help="the step that the job runs (default: run, all steps)"
-    )
-    command.add_argument(
-        "--rates", type=Path, metavar="RUN_DIR", help="predict the wall time from an earlier run's rates"
-    )
 
 
 def _add_status_command(commands: Commands) -> None:
@@ -279,28 +252,6 @@ def _add_compare_command(commands: Commands) -> None:
     command.add_argument("run_a", type=Path, metavar="RUN_A", help="differences are RUN_B - RUN_A")
     command.add_argument("run_b", type=Path, metavar="RUN_B")
     command.set_defaults(call=_compare)
-
-
-def _add_bench_command(commands: Commands) -> None:
-    command = commands.add_parser(
-        "bench",
-        help="run a committed benchmark",
-        description="\n".join(f"{name}: {text}" for name, text in _BENCHES.items()),
-        epilog="example:\n  medssr bench synthesis --json synthesis.json --quick",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    command.add_argument("name", choices=list(_BENCHES))
-    command.add_argument(
-        "--json", type=Path, required=True, help="file for the results; plots are written to the same folder"
-    )
-    command.add_argument("--quick", action="store_true", help="a shorter run with rougher results")
-    command.add_argument(
-        "--peers-python",
-        type=Path,
-        metavar="PYTHON",
-        help="synthesis, answers: a Python with the libraries compared with, if they are not installed in this one",
-    )
-    command.set_defaults(call=_bench)
 
 
 def _add_teacher_command(commands: Commands) -> None:
@@ -440,6 +391,23 @@ def _config(args: argparse.Namespace) -> int:
         config_command.print_keys(args.pattern, args.markdown)
     else:
         config_command.init_config(args.file, args.start, args.force)
+    return 0
+
+
+def _write_tasks(args: argparse.Namespace) -> int:
+    from medssr_dist.commands.benchmark_exchange import write_tasks
+    from medssr_dist.config.bare_evaluation import build_evaluation_config
+
+    config = build_evaluation_config("model", args.data, args.limit, "", None, args.set)
+    write_tasks(config, args.to, args.form)
+    return 0
+
+
+def _score(args: argparse.Namespace) -> int:
+    from medssr_dist.commands.benchmark_exchange import score_generations
+    from medssr_dist.config.bare_evaluation import build_evaluation_config
+
+    score_generations(build_evaluation_config("model", args.data, args.limit, "", None, args.set), args.files)
     return 0
 
 

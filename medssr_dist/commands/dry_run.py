@@ -14,9 +14,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from medssr_dist.commands.plan_rows import PlanRow, describe_forecast, print_rows
+from medssr_dist.commands.plan_rows import PlanRow, describe_forecast, describe_sources, print_rows
 from medssr_dist.commands.prefetch import find_indexes, name_corpora
-from medssr_dist.config.base import DataSource
 from medssr_dist.config.load import dump_config
 from medssr_dist.config.price_table import describe_cost
 from medssr_dist.config.schema import Config, Voting
@@ -37,8 +36,7 @@ from medssr_dist.estimates.workload import (
     list_policies,
 )
 from medssr_dist.evaluation.score_statistics import POWER, Assumptions, detectable_difference
-from medssr_dist.readers import name_source, read_all, read_questions, refuse_evaluation_items, refuse_unlabelled
-from medssr_dist.readers.hub_sets import find_hub_place
+from medssr_dist.readers import read_all, read_questions, refuse_evaluation_items, refuse_unlabelled
 from medssr_dist.run.demand import refuse_unvoted_demand
 from medssr_dist.run.directory import RunDir, find_commit
 from medssr_dist.run.paths import STAGES, STEPS, resolved_config
@@ -146,7 +144,7 @@ def _plan_synthesis(config: Config, run: RunDir, folder: Path, model: Path) -> l
         *[PlanRow("judge", f"{each.base_url} ({each.model})") for each in synthesis.judge_endpoints],
         PlanRow("cost", _describe_cost(synthesis, rendered.mean_tokens)),
         PlanRow("rare", f"alpha {synthesis.alpha:g}: {share} requests get one of {len(rare):,} entities"),
-        *_describe_sources("seeds", synthesis.seeds, config),
+        *describe_sources("seeds", synthesis.seeds, config),
         *_warn_of_few_seeds(len(seeds), expect_questions(config)),
         PlanRow("index", rendered.index_state),
     ]
@@ -343,7 +341,7 @@ def _plan_training(config: Config, run: RunDir, folder: Path, model: Path) -> li
     if training.stage2.enabled:
         _refuse_bad_supervised(config)
         examples["stage2"] = count_gold_examples(config) + count_mixed_labels(config)
-        source_rows = _describe_sources("data", training.stage2.data, config)
+        source_rows = describe_sources("data", training.stage2.data, config)
     stage_rows = []
     for name in STAGES:
         stage = getattr(training, name)
@@ -387,7 +385,7 @@ def _plan_evaluation(config: Config, run: RunDir, folder: Path, model: Path) -> 
             f"{count_answers(config):,}, and a second pass for those without an answer",
         ),
         PlanRow("detectable", _describe_detectable(questions, evaluation.generations)),
-        *_describe_sources("benchmarks", evaluation.benchmarks, config),
+        *describe_sources("benchmarks", evaluation.benchmarks, config),
     ]
 
 
@@ -405,18 +403,3 @@ def _describe_detectable(questions: int, generations: int) -> str:
 
 
 _PLANS = {"synthesize": _plan_synthesis, "vote": _plan_vote, "train": _plan_training, "evaluate": _plan_evaluation}
-
-
-def _describe_sources(label: str, sources: list[DataSource], config: Config) -> list[PlanRow]:
-    rows = []
-    for source in sources:
-        count = len(read_questions(source, config.runtime.random_seed))
-        rows.append(PlanRow(label, f"{name_source(source)}{_describe_place(source)}, {count:,} questions"))
-    return rows
-
-
-def _describe_place(source: DataSource) -> str:
-    if source.path.startswith("hpo:"):
-        return ""
-    place = find_hub_place(source, source.revision)
-    return f" ({f'huggingface.co/datasets/{place.label}' if place else Path(source.path).resolve()})"

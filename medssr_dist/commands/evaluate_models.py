@@ -23,7 +23,7 @@ from medssr_dist.readers.hub_sets import is_offline
 from medssr_dist.run.session import open_session
 from medssr_dist.runtime.fingerprints import fingerprint_model
 from medssr_dist.runtime.merged_adapter import is_adapter, read_base_name
-from medssr_dist.runtime.models import EMBEDDED_MODEL, resolve_model
+from medssr_dist.runtime.models import resolve_model
 from medssr_dist.steps.evaluation_step import EvaluatedPolicy, score_policies
 from medssr_dist.steps.step_inputs import hash_questions
 
@@ -75,7 +75,7 @@ def name_models(models: Sequence[str]) -> list[str]:
     """
     if twice := [model for model in models if models.count(model) > 1]:
         raise InputError(f"{twice[0]!r} is named twice; name each model once")
-    short = [model if model == EMBEDDED_MODEL else Path(model).name or model for model in models]
+    short = [Path(model.removeprefix("embedded:")).name or model for model in models]
     return [model if short.count(name) > 1 else name for name, model in zip(short, models, strict=True)]
 
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import NamedTuple
 
+from medssr_dist.config.base import DataSource
 from medssr_dist.config.schema import Config
 from medssr_dist.estimates.rates import Rates
 from medssr_dist.estimates.walltime import CONCURRENT_STEPS, DataCounts, forecast_walltime
+from medssr_dist.readers import name_source, read_questions
+from medssr_dist.readers.hub_sets import find_hub_place
 from medssr_dist.run.clock import format_duration
 from medssr_dist.runtime.cluster import count_slots_at_once
 
@@ -70,3 +74,23 @@ def _describe_rates(rates: Rates) -> list[str]:
     if rates.answers_per_s:
         lines.append(f"evaluate: {rates.answers_per_s:,.2f} answers/s")
     return lines
+
+
+def describe_sources(label: str, sources: list[DataSource], config: Config) -> list[PlanRow]:
+    """Return a row for each data set: its name, its place and the number of its questions.
+
+    Raises:
+        InputError: a data set cannot be read.
+    """
+    rows = []
+    for source in sources:
+        count = len(read_questions(source, config.runtime.random_seed))
+        rows.append(PlanRow(label, f"{name_source(source)}{_describe_place(source)}, {count:,} questions"))
+    return rows
+
+
+def _describe_place(source: DataSource) -> str:
+    if source.path.startswith("hpo:"):
+        return ""
+    place = find_hub_place(source, source.revision)
+    return f" ({f'huggingface.co/datasets/{place.label}' if place else Path(source.path).resolve()})"

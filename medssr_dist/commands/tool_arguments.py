@@ -1,15 +1,24 @@
-"""The arguments of `medssr config` and of `medssr evaluate MODEL`."""
+"""The arguments of some commands, beside those that every command with a config has."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]  # argparse has no public name for it
 
+BENCHES = {
+    "synthesis": "the API client compared with other clients; its memory; decontamination; retrieval",
+    "voting": "the engine pool compared with vLLM alone; adaptive voting; coordinator; simulated clusters; stream mode",
+    "answers": "the reader of answers compared with two others: wrong and missed letters",
+    "method": "the whole method on the mini policy: ablations, and controls with shuffled labels and a random reward",
+    "kernels": "the log-prob and GRPO loss kernels compared with torch and other libraries",
+    "training": "a GRPO step compared with stock OpenRLHF, and the gain from each optimization",
+    "update": "the model update on one device: tokens/s, MFU and peak memory, with and without each optimization",
+}
 _EVALUATE_EXAMPLE = "medssr evaluate Qwen/Qwen3-0.6B runs/demo/training/stage2/hf --data test.csv --limit 100"
 
 
@@ -53,4 +62,72 @@ def add_config_tools(commands: Commands, call: Callable[[argparse.Namespace], in
     init.add_argument("file", type=Path, nargs="?", default=Path("medssr.yaml"), help="default: medssr.yaml")
     init.add_argument("--from", dest="start", default="", metavar="NAME", help="copy this config of the project")
     init.add_argument("--force", action="store_true", help="replace the file if it exists")
+    command.set_defaults(call=call)
+
+
+def add_exchange_arguments(
+    commands: Commands, write: Callable[[argparse.Namespace], int], score: Callable[[argparse.Namespace], int]
+) -> None:
+    """Add `medssr tasks` and `medssr score`."""
+    text = "write benchmarks as tasks of lm-evaluation-harness or datasets of inspect_ai"
+    tasks = commands.add_parser("tasks", help=text, description=f"{text[0].upper()}{text[1:]}.")
+    tasks.add_argument("--to", type=Path, required=True, metavar="DIR", help="a new or empty folder")
+    tasks.add_argument("--form", choices=["lm_eval", "inspect"], default="lm_eval", help="default: lm_eval")
+    tasks.set_defaults(call=write)
+    text = "score generations that lm-evaluation-harness or inspect_ai has stored, by our protocols"
+    scores = commands.add_parser("score", help=text, description=f"{text[0].upper()}{text[1:]}.")
+    scores.add_argument("files", type=Path, nargs="+", metavar="FILE", help="samples_*.jsonl of lm_eval, or a JSON log")
+    scores.set_defaults(call=score)
+    for command in (tasks, scores):
+        command.add_argument("--data", action="append", required=True, metavar="X", help="as for `medssr evaluate`")
+        command.add_argument("--limit", type=int, default=0, metavar="N", help="first N questions of each")
+        command.add_argument("--set", action="append", default=[], metavar="key=value", help="e.g. policy.prompt=base")
+
+
+def add_doctor_arguments(command: argparse.ArgumentParser, steps: Iterable[str]) -> None:
+    """Add what `medssr doctor` takes beside a config. `steps`: the steps that a job may run."""
+    where = command.add_mutually_exclusive_group()
+    where.add_argument("--login", action="store_true", help="on a login node: leave out the checks of a job's nodes")
+    where.add_argument(
+        "--node", action="store_true", help="on every node of a job, at the same time: write a report to --out"
+    )
+    where.add_argument("--gather", type=Path, metavar="DIR", help="on the job's head node: evaluate the reports in DIR")
+    command.add_argument(
+        "--out", type=Path, metavar="DIR", help="with --node: a new folder on a file system shared by all nodes"
+    )
+    command.add_argument(
+        "--wait",
+        type=float,
+        default=120,
+        metavar="S",
+        help="with --node: seconds to wait for absent nodes (default: 120)",
+    )
+    command.add_argument(
+        "--step", choices=list(steps), default="run", help="the step that the job runs (default: run, all steps)"
+    )
+    command.add_argument(
+        "--rates", type=Path, metavar="RUN_DIR", help="predict the wall time from an earlier run's rates"
+    )
+
+
+def add_bench_arguments(commands: Commands, call: Callable[[argparse.Namespace], int]) -> None:
+    """Add `medssr bench`."""
+    command = commands.add_parser(
+        "bench",
+        help="run a committed benchmark",
+        description="\n".join(f"{name}: {text}" for name, text in BENCHES.items()),
+        epilog="example:\n  medssr bench synthesis --json synthesis.json --quick",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument("name", choices=list(BENCHES))
+    command.add_argument(
+        "--json", type=Path, required=True, help="file for the results; plots are written to the same folder"
+    )
+    command.add_argument("--quick", action="store_true", help="a shorter run with rougher results")
+    command.add_argument(
+        "--peers-python",
+        type=Path,
+        metavar="PYTHON",
+        help="synthesis, answers: a Python with the libraries compared with, if they are not installed in this one",
+    )
     command.set_defaults(call=call)

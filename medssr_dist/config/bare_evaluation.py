@@ -43,7 +43,7 @@ def build_evaluation_config(
         InputError: see `load_config`; a benchmark is neither a path nor YAML with a path; there is none.
     """
     given = merge_layers(read_layers(find_config_file(file))) if file else {}
-    read = {name: given[name] for name in ("policy", "voting", "evaluation", "runtime") if name in given}
+    read: Tree = {name: given[name] for name in ("policy", "voting", "evaluation", "runtime") if name in given}
     tree = merge_sections(merge_sections(read, _UNREAD), {"policy": {"model": model}})
     if data:
         tree = merge_sections(tree, {"evaluation": {"benchmarks": [_read_data(text) for text in data]}})

@@ -100,7 +100,7 @@ def _walk(section: type[BaseModel], prefix: str) -> Iterator[ConfigKey]:
 
 def _describe(section: type[BaseModel], path: str, field: FieldInfo) -> ConfigKey:
     limits = [
-        f"{sign} {value:g}"
+        f"{sign} {f'{value:,}' if isinstance(value, int) else f'{value:g}'}"
         for metadata in field.metadata
         for name, sign in _LIMITS.items()
         if isinstance(value := getattr(metadata, name, None), int | float)

@@ -9,6 +9,7 @@ import pytest
 
 from medssr_dist import cli
 from medssr_dist.bench.synthesis import run as synthesis_run
+from medssr_dist.commands.tool_arguments import BENCHES
 
 MODULES = {
     "synthesis": "synthesis.run",
@@ -31,7 +32,7 @@ def test_the_command_calls_its_benchmark(name, monkeypatch):
 
 
 def test_the_command_has_a_case_for_every_benchmark():
-    assert set(MODULES) == set(cli._BENCHES)
+    assert set(MODULES) == set(BENCHES)
 
 
 def test_the_python_of_other_clients_is_passed_on(monkeypatch):

@@ -89,7 +89,8 @@ def test_dry_run_counts_and_renders_and_starts_nothing(tree, tmp_path, capsys):
     assert "7 questions x 2 x 3 policies (base, stage1, stage2) = 42" in text
     # 2.802 times the root of (0.05 + 0.25 / 2) / 7
     assert "a true difference of 44.3 points between two policies is found in 80% of such evaluations" in text
-    assert "training ranks    2 CPU process slots" in text and "at once           3 CPU process slots" in text
+    assert "device            CPU, " in text and "training ranks    2 CPU process slots" in text
+    assert "at once           3 CPU process slots" in text
     rendered = tmp_path / "run" / "dry_run"
     assert sorted(file.name for file in rendered.iterdir()) == [
         "config.resolved.json",
@@ -107,7 +108,9 @@ def test_dry_run_shows_one_prompt_of_each_kind_without_index(tree, tmp_path, cap
     dry_run(make_config(**tree), tmp_path / "run", ("synthesize",))
     prompts = (tmp_path / "run" / "dry_run" / "prompts.txt").read_text()
     assert prompts.count("===== request") == 2 and prompts.count("[Entity]") == 1
-    assert "passage index is not built yet" in prompts and "not built" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert prompts.count("in place of a passage about") == 3 and "not built" in text
+    assert "warning: 6 seeds make 15 pairs for 40 questions" in text and "cost $0.00 (offline-teacher: table" in text
 
 
 def test_dry_run_options_are_json_and_stage2_follows_stage1(tree, tmp_path, capsys):

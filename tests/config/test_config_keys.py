@@ -117,7 +117,8 @@ def test_init_asks_for_what_is_needed(tmp_path, monkeypatch, capsys):
     init_config(tmp_path / "c.yaml", "")
     config = load_config(tmp_path / "c.yaml")
     assert (config.synthesis.accepted, config.synthesis.models) == (50, ["big-model"])
-    assert config.training.stage2.data[0].path == "lab/gold" and config.voting.samples == 8
+    assert config.training.stage2.data[0].path == "lab/gold"
+    assert config.voting == load_config(REPO / "configs/demo_cpu.yaml").voting
     assert "secret-value" not in (tmp_path / "c.yaml").read_text()
 
 
