@@ -76,7 +76,7 @@ class RunningStage:
         _drop_steps_after(job.paths, done)
         self._job, self._should_stop, self._started = replace(job, checkpoint=checkpoint), should_stop, time.monotonic()
         training = job.config.training
-        logger.info("%s: starting %d training ranks and %d vLLM engines", job.name, training.ranks, training.engines)
+        logger.info("%s: starting %d ranks, vLLM engines: %d", job.name, training.ranks, training.engines)
         self._actor = ray.remote(num_cpus=1, runtime_env={"env_vars": build_device_env()})(StageActor).remote()
         board = start_board()
         self._watch = StallWatch(board, job.config.training.stall_s)
