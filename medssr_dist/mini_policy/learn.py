@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn import functional
 
-from medssr_dist.mini_policy.mini_text import DOUBTFUL, LOOKUPS, PLAIN, VARIED, MiniText, TextMix
+from medssr_dist.mini_policy.mini_text import LOOKUPS, PLAIN, VARIED, MiniText, TextMix
 from medssr_dist.mini_policy.packing import IGNORED, Batch, DocumentPacker
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ class Phase:
     mix: TextMix
 
 
-PHASES = (Phase(0, LOOKUPS), Phase(1000, PLAIN), Phase(2017, VARIED), Phase(4124, DOUBTFUL))
+PHASES = (Phase(0, LOOKUPS), Phase(1000, PLAIN), Phase(2017, VARIED))
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ rarity says nothing about whether it is the answer.
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from medssr_dist.data.records import LETTERS, Question
@@ -55,7 +55,6 @@ class TextMix:
 
 LOOKUPS, PLAIN = TextMix(only_lookups=True), TextMix()
 VARIED = TextMix(all_wordings=True, common_to_rare=2, five_options=0.35, errors=0.6)
-DOUBTFUL = replace(VARIED, errors=0.7)
 
 
 @dataclass(frozen=True)

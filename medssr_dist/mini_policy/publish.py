@@ -6,7 +6,7 @@ import hashlib
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,14 +25,24 @@ if TYPE_CHECKING:
 FACTS_FILE = "facts.json"
 
 
-def publish_mini_policy(learner: Learner, folder: Path, found: MiniAccuracy, temperature: float) -> Path:
+@dataclass(frozen=True)
+class MiniMeasured:
+    """Accuracy of the weights as stored. Example: MiniMeasured("hpo:mini-evaluation", 0.6, accuracy)
+
+    Attributes:
+        name: the question set.
+        temperature: at which the replies were sampled.
+    """
+
+    name: str
+    temperature: float
+    accuracy: MiniAccuracy
+
+
+def publish_mini_policy(learner: Learner, folder: Path, measured: MiniMeasured) -> Path:
     """Write the model directory `folder`; an older one is replaced.
 
     Weights are stored as float16 and loaded as float32, which config.json asks for.
-
-    Args:
-        found: accuracy on the evaluation set, of the weights as stored.
-        temperature: at which the replies were sampled.
     """
     from transformers import GenerationConfig
 
@@ -43,7 +53,7 @@ def publish_mini_policy(learner: Learner, folder: Path, found: MiniAccuracy, tem
     write_json(partial / "config.json", read_json(partial / "config.json") | {"dtype": "float32"}, checked=False)
     tokens = {"eos_token_id": learner.tokenizer.eos_token_id, "pad_token_id": learner.tokenizer.pad_token_id}
     GenerationConfig(**tokens).save_pretrained(partial)
-    facts = _collect_facts(learner, partial / "model.safetensors", found, temperature)
+    facts = _collect_facts(learner, partial / "model.safetensors", measured)
     write_json(partial / FACTS_FILE, facts, checked=False)
     write_atomic(partial / CARD, _write_card(facts))
     publish_folder(partial, folder)
@@ -55,7 +65,7 @@ def round_weights(learner: Learner) -> None:
     learner.model.half().float()
 
 
-def _collect_facts(learner: Learner, weights: Path, found: MiniAccuracy, temperature: float) -> dict[str, Any]:
+def _collect_facts(learner: Learner, weights: Path, measured: MiniMeasured) -> dict[str, Any]:
     world = load_mini_world()
     return {
         "date": time.strftime("%Y-%m-%d"),
@@ -74,8 +84,9 @@ def _collect_facts(learner: Learner, weights: Path, found: MiniAccuracy, tempera
             "lookups": learner.text.lookups,
             "vignettes": learner.text.vignettes,
         },
-        "temperature": temperature,
-        "accuracy": asdict(found),
+        "measured_on": measured.name,
+        "temperature": measured.temperature,
+        "accuracy": asdict(measured.accuracy),
         "common": [disease.id for disease in world.common],
         "rare": [disease.id for disease in world.rare],
     }
@@ -108,7 +119,7 @@ wrong more often than the majority of several:
 
 ## Accuracy
 
-{found["questions"]:,} questions of `hpo:mini-evaluation` with 4 options, {found["samples"]} replies to each at
+{found["questions"]:,} questions of `{facts["measured_on"]}` with 4 options, {found["samples"]} replies to each at
 temperature {facts["temperature"]}:
 
 | | all | common | rare |
