@@ -22,6 +22,7 @@ from medssr_dist.config.schema import Config
 from medssr_dist.data.jsonl import write_json
 from medssr_dist.estimates.memory import refuse_too_little_memory
 from medssr_dist.evaluation.benchmarks import read_benchmarks
+from medssr_dist.readers import read_validation_questions
 from medssr_dist.run.background import BackgroundSteps
 from medssr_dist.run.clock import time_step
 from medssr_dist.run.demand import refuse_unvoted_demand
@@ -29,9 +30,15 @@ from medssr_dist.run.paths import STEPS
 from medssr_dist.run.session import Session, open_session
 from medssr_dist.run.stream import QuestionFeed, clear_end, has_ended
 from medssr_dist.steps.evaluation_step import evaluate
-from medssr_dist.steps.step_inputs import find_base_model, fingerprint_base
+from medssr_dist.steps.step_inputs import find_base_model
 from medssr_dist.steps.synthesis_step import open_finished_questions, start_synthesis, synthesize, wants_more_questions
-from medssr_dist.steps.training_steps import read_supervised_questions, start_stage1, train_stage1, train_stage2
+from medssr_dist.steps.training_steps import (
+    fingerprint_stage1,
+    read_supervised_questions,
+    start_stage1,
+    train_stage1,
+    train_stage2,
+)
 from medssr_dist.steps.vote_step import vote, warn_of_missing_labels
 from medssr_dist.summary.closing_table import build_summary, render_summary
 from medssr_dist.summary.question_story import tell_question_story
@@ -108,6 +115,7 @@ def _refuse_bad_training(config: Config) -> None:
     check_trackers(config.training)
     load_reward(config.training.reward)
     find_end_time(config.runtime)
+    read_validation_questions(config)
     if config.training.stage2.enabled:
         read_supervised_questions(config)
 
@@ -126,7 +134,7 @@ def stream_steps(session: Session) -> None:
             background.add("synthesize", synthesis)
         else:
             feed = open_finished_questions(session)
-        if session.config.training.stage1.enabled and session.begin_step("stage1", fingerprint_base(session)):
+        if session.config.training.stage1.enabled and session.begin_step("stage1", fingerprint_stage1(session)):
             background.add("stage1", start_stage1(session))
         vote(session, feed, background.poll, trainer_follows="stage1" in background.running)
         background.wait()

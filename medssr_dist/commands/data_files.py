@@ -34,9 +34,11 @@ class FetchResult:
 
 
 def list_sources(config: Config) -> list[DataSource]:
-    """Return the data sets of seeds, benchmarks and, if it is on, of stage 2."""
-    stage2 = config.training.stage2
-    return [*config.synthesis.seeds, *config.evaluation.benchmarks, *(stage2.data if stage2.enabled else [])]
+    """Return the data sets of seeds, benchmarks and, if they are on, of stage 2 and validation."""
+    stage2, validation = config.training.stage2, config.training.validation
+    supervised = stage2.data if stage2.enabled else []
+    held_out = validation.data if validation else []
+    return [*config.synthesis.seeds, *config.evaluation.benchmarks, *supervised, *held_out]
 
 
 def list_absent(config: Config) -> list[DataSource]:

@@ -36,7 +36,13 @@ from medssr_dist.estimates.workload import (
     list_policies,
 )
 from medssr_dist.evaluation.score_statistics import POWER, Assumptions, detectable_difference
-from medssr_dist.readers import read_all, read_questions, refuse_evaluation_items, refuse_unlabelled
+from medssr_dist.readers import (
+    read_all,
+    read_questions,
+    read_validation_questions,
+    refuse_evaluation_items,
+    refuse_unlabelled,
+)
 from medssr_dist.run.demand import refuse_unvoted_demand
 from medssr_dist.run.directory import RunDir, find_commit
 from medssr_dist.run.paths import STAGES, STEPS, resolved_config
@@ -338,10 +344,14 @@ def _plan_training(config: Config, run: RunDir, folder: Path, model: Path) -> li
     starts = {"stage1": model, "stage2": run.stage("stage1").hf if training.stage1.enabled else model}
     examples = {"stage1": config.voting.kept or config.synthesis.accepted, "stage2": 0}
     source_rows = []
+    if held_out := read_validation_questions(config):
+        validation = training.validation
+        text = f"{len(held_out):,} questions x {validation.generations} answers, every {validation.every} steps"
+        source_rows = [PlanRow("validation", text)]
     if training.stage2.enabled:
         _refuse_bad_supervised(config)
         examples["stage2"] = count_gold_examples(config) + count_mixed_labels(config)
-        source_rows = describe_sources("data", training.stage2.data, config)
+        source_rows += describe_sources("data", training.stage2.data, config)
     stage_rows = []
     for name in STAGES:
         stage = getattr(training, name)

@@ -86,7 +86,7 @@ def _list_paths() -> list[str]:
 
 def _walk(section: type[BaseModel], prefix: str) -> Iterator[ConfigKey]:
     for name, field in section.model_fields.items():
-        path = f"{prefix}{name}"
+        path = f"{prefix}{field.alias or name}"
         inner = find_section(field.annotation)
         if inner and not _is_container(field.annotation):
             if type(None) in get_args(field.annotation):  # a section that may be left out
@@ -162,7 +162,8 @@ environment variable.
 
 `medssr config show --config FILE` prints every value with where it comes from, `medssr config keys PATTERN` searches
 this list, and `medssr config init FILE` writes a first config. The keys of a data set are listed once, under
-`synthesis.seeds.N`; `training.stage2.data.N` and `evaluation.benchmarks.N` have the same ones.
+`synthesis.seeds.N`; `training.stage2.data.N`, `training.validate.data.N` and `evaluation.benchmarks.N` have the same
+ones.
 """
 
 

@@ -224,6 +224,16 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _refuse_equal_validations(self) -> Config:
+        validation = self.training.validation
+        if validation and validation.generations > 1 and self.evaluation.temperature == 0:
+            raise ValueError(
+                f"evaluation.temperature = 0 gives {validation.generations} equal generations; set "
+                "training.validate.generations=1"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _refuse_small_micro_batches(self) -> Config:
         for name in STAGES:
             tokens = getattr(self.training, name).micro_batch_tokens

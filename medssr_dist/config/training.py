@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from medssr_dist.config.base import Section, Source
 from medssr_dist.config.objective import Objective
+from medssr_dist.config.stage_checks import Guard, Validate
 
 ANSWER_REWARD = "answer"  # value of `training.reward`
 # Keys of earlier versions, with the value that training now always has.
@@ -80,7 +81,10 @@ class Stage(Objective):
     )
     save_steps: int = Field(10, ge=1, description="write a checkpoint every N steps")
     keep_checkpoints: int = Field(
-        1, ge=1, description="keep the N newest complete checkpoints, and the one with the best reward"
+        1,
+        ge=1,
+        description="keep the N newest complete checkpoints, and the best one: by training.validate if there is one, "
+        "else by reward",
     )
     export_steps: int = Field(0, ge=0, description="export a Hugging Face model every N steps; 0 = only at the end")
 
@@ -102,6 +106,9 @@ class Stage2(Stage):
 
 class Training(RolloutOptions):
     """Training with DeepSpeed ZeRO-3 and vLLM rollout engines, on OpenRLHF's actors (paper sections 3.3, 3.4)."""
+
+    # `validate` is a method of BaseModel, so the section has another name in Python.
+    model_config = ConfigDict(serialize_by_alias=True)
 
     nodes: int = Field(1, ge=1, description="nodes with training ranks")
     ranks_per_node: int = Field(8, ge=1, description="ZeRO-3 ranks per node: GPUs, or processes on CPU")
@@ -148,6 +155,13 @@ class Training(RolloutOptions):
     peak_tflops: float = Field(
         0.0, ge=0, description="peak TFLOP/s of a GPU in the training dtype, for MFU; 0 = look it up by the GPU's name"
     )
+    validation: Validate | None = Field(
+        None,
+        alias="validate",
+        description="held-out validation in both stages; it chooses the policy that a stage publishes. null = off: the "
+        "last one is published",
+    )
+    guard: Guard | None = Field(None, description="collapse guard of stage 1; null = off")
     stage1: Stage = Field(default_factory=Stage)
     stage2: Stage2 = Field(default_factory=Stage2)
 
@@ -206,6 +220,15 @@ class Training(RolloutOptions):
         if self.share_prompts and wrong:
             wanted = ", ".join(f"{name}={str(needs[name]).lower()}" for name in wrong)
             raise ValueError(f"share_prompts needs {wanted}; or set training.share_prompts=false")
+        return self
+
+    @model_validator(mode="after")
+    def _refuse_blind_guard(self) -> Training:
+        if self.guard and not self.guard.watches_rollouts and not self.validation:
+            raise ValueError(
+                "guard has no signal to watch: of its limits only validation_fall is on, and training.validate is off; "
+                "set training.validate, or another limit"
+            )
         return self
 
     @model_validator(mode="after")

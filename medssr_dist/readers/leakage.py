@@ -8,7 +8,7 @@ import unicodedata
 from medssr_dist.data.records import Question
 from medssr_dist.errors import InputError
 
-Identity = tuple[str, ...]
+ItemKey = tuple[str, ...]
 _SHOWN = 3
 # Ids that are unique over all data sets: UUID (MedMCQA), 24 hex digits (BioASQ), PubMed id of 7-8 digits.
 # Counters such as MedQA's "786" are not: every split starts again from 0.
@@ -23,12 +23,12 @@ def refuse_evaluation_items(seeds: list[Question], evaluation: list[Question]) -
     Two questions are the same item if they have the same data set and id, the same globally unique id (pmid 20297950
     and 'pubmedqa-20297950'), or the same stem apart from case, spaces and punctuation.
     """
-    held_out: dict[Identity, Question] = {}
+    held_out: dict[ItemKey, Question] = {}
     for question in evaluation:
-        held_out.update(dict.fromkeys(_list_identities(question), question))
+        held_out.update(dict.fromkeys(list_item_keys(question), question))
     found = [(seed, held_out[key]) for seed in seeds if (key := _find_shared(seed, held_out)) is not None]
     if found:
-        names = ", ".join(f"{_name_question(seed)} is {_name_question(item)}" for seed, item in found[:_SHOWN])
+        names = ", ".join(f"{name_question(seed)} is {name_question(item)}" for seed, item in found[:_SHOWN])
         more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
         raise InputError(
             f"{len(found)} of {len(seeds)} seed or training items are evaluation items: {names}{more}; "
@@ -40,21 +40,21 @@ def refuse_unlabelled(questions: list[Question]) -> None:
     """Raise InputError if a question has no human or ontology answer (`truth`)."""
     without = [question for question in questions if question.truth is None]
     if without:
-        names = ", ".join(map(_name_question, without[:_SHOWN]))
+        names = ", ".join(map(name_question, without[:_SHOWN]))
         raise InputError(
             f"{len(without)} of {len(questions)} questions have no answer, e.g. {names}; "
             "supervised training and evaluation need one for each: remove them or use the labelled split"
         )
 
 
-def _find_shared(question: Question, held_out: dict[Identity, Question]) -> Identity | None:
-    return next((key for key in _list_identities(question) if key in held_out), None)
+def _find_shared(question: Question, held_out: dict[ItemKey, Question]) -> ItemKey | None:
+    return next((key for key in list_item_keys(question) if key in held_out), None)
 
 
-def _list_identities(question: Question) -> list[Identity]:
+def list_item_keys(question: Question) -> list[ItemKey]:
     """Return the keys that two questions share if they are the same item."""
     stem = unicodedata.normalize("NFKC", question.stem).casefold()
-    keys: list[Identity] = [("text", re.sub(r"\W+", " ", stem).strip())]
+    keys: list[ItemKey] = [("text", re.sub(r"\W+", " ", stem).strip())]
     if question.source_id:
         keys.append(("id", question.source, question.source_id))
     if match := _GLOBAL_ID.search(question.source_id):
@@ -62,5 +62,6 @@ def _list_identities(question: Question) -> list[Identity]:
     return keys
 
 
-def _name_question(question: Question) -> str:
+def name_question(question: Question) -> str:
+    """Return data set and id, or the beginning of the stem, for a message."""
     return f"{question.source}:{question.source_id or repr(question.stem[:40])}"

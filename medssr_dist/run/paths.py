@@ -7,8 +7,9 @@
     evaluation/    EvaluationPaths
     attempts/NNNN/ AttemptPaths, one for each attempt of a Slurm job
 
-Nothing here reads or writes a file, apart from `CheckpointPaths.complete_steps` and `RunPaths.attempts`, which list
-folders. Standard library only: the launcher imports this module on nodes where nothing else is installed.
+Nothing here reads or writes a file, apart from `CheckpointPaths.complete_steps`, `RunPaths.attempts` and methods of
+StagePaths, which list folders. Standard library only: the launcher imports this module on nodes where nothing else is
+installed.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ RECORDED_STEPS = ("synthesize", "vote", *STAGES, "evaluate")  # as manifest.json
 TRACEBACK_PREFIX = "medssr-traceback-"  # of a file below the run directory that a bug leaves
 
 _ATTEMPT_NAME = re.compile(r"[0-9]{1,9}$")
+_CANDIDATE_NAME = re.compile(r"hf_best(\d{1,9})$", re.ASCII)
 _CHECKPOINT_NAME = re.compile(r"global_step(\d{1,9})$", re.ASCII)
 _COMPLETE_MARK = "complete.json"
 
@@ -172,6 +174,16 @@ class StagePaths(StepPaths):
         return self.folder / "metrics.jsonl"
 
     @property
+    def validation(self) -> Path:
+        """One line for each held-out validation."""
+        return self.folder / "validation.jsonl"
+
+    @property
+    def guard(self) -> Path:
+        """One line for each signal of the collapse guard that has passed its limit."""
+        return self.folder / "guard.jsonl"
+
+    @property
     def samples(self) -> Path:
         """Some rollouts of each step."""
         return self.folder / "samples.jsonl"
@@ -195,6 +207,15 @@ class StagePaths(StepPaths):
         """An export in between, where `export_steps` asks for it."""
         return self.folder / f"hf_step{step}"
 
+    def hf_candidate(self, step: int) -> Path:
+        """An export in between that the stage may publish: the best one, by validation or guard."""
+        return self.folder / f"hf_best{step}"
+
+    def candidates(self) -> list[int]:
+        """Steps of the exports that the stage may publish, in ascending order."""
+        found = (_CANDIDATE_NAME.match(folder.name) for folder in self.folder.glob("hf_best*"))
+        return sorted(int(match[1]) for match in found if match)
+
     def partial_exports(self) -> list[Path]:
         """Exports that were being written when the stage was killed."""
         return sorted(self.folder.glob("hf*.partial"))
@@ -215,7 +236,7 @@ class StagePaths(StepPaths):
 
     @property
     def results(self) -> tuple[Path, ...]:
-        return self.metrics, self.samples, self.hf, self.tensorboard
+        return self.metrics, self.validation, self.guard, self.samples, self.hf, self.tensorboard
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,13 @@ from medssr_dist.errors import InputError
 from medssr_dist.knowledge.entities import EntityList, draw_run_entities, write_entities
 from medssr_dist.knowledge.retrieval import Retriever
 from medssr_dist.offline_teacher import open_endpoints
-from medssr_dist.readers import name_source, read_all, read_questions, refuse_evaluation_items
+from medssr_dist.readers import (
+    name_source,
+    read_all,
+    read_questions,
+    read_validation_questions,
+    refuse_evaluation_items,
+)
 from medssr_dist.run.background import ThreadStep
 from medssr_dist.run.clock import time_step
 from medssr_dist.run.demand import QuestionDemand, make_demand
@@ -27,7 +33,7 @@ from medssr_dist.synthesis.synthesize import synthesize as write_questions
 
 @dataclass(frozen=True)
 class _Sources:
-    """What the questions are written from, and the benchmarks (by name) that they must not repeat.
+    """What the questions are written from, and the benchmarks and validation (by name) that they must not repeat.
 
     `entities` is None if no question has an entity (synthesis.alpha = 0).
     """
@@ -61,6 +67,8 @@ def _read_sources(session: Session) -> _Sources:
     seeds = read_all(config.synthesis.seeds, random_seed)
     benchmarks = {name_source(source): read_questions(source, random_seed) for source in config.evaluation.benchmarks}
     refuse_evaluation_items(seeds, [question for items in benchmarks.values() for question in items])
+    if held_out := read_validation_questions(config):
+        benchmarks["training.validate"] = held_out
     entities = draw_run_entities(config) if config.synthesis.alpha > 0 else None
     prompt = load_question_prompt(config.synthesis.prompt_file)
     return _Sources(prompt, seeds, benchmarks, entities, Retriever(config.knowledge))

@@ -5,10 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from medssr_dist.config.schema import Config
-from medssr_dist.data.records import Question
+from medssr_dist.data.records import Question, hash_content, parse_record
 from medssr_dist.errors import InputError
-from medssr_dist.readers import read_all, refuse_evaluation_items, refuse_unlabelled
+from medssr_dist.readers import (
+    read_all,
+    read_validation_questions,
+    refuse_evaluation_items,
+    refuse_shared,
+    refuse_unlabelled,
+)
 from medssr_dist.run.session import Session
+from medssr_dist.run.stream import follow
 from medssr_dist.steps.step_inputs import (
     find_base_model,
     find_trained_model,
@@ -29,7 +36,19 @@ def train_stage1(session: Session) -> None:
     if not session.config.training.stage1.enabled:
         return
     _require_vote(session)
-    session.run_step("stage1", fingerprint_base(session), lambda: start_stage1(session).wait())
+    session.run_step("stage1", fingerprint_stage1(session), lambda: start_stage1(session).wait())
+
+
+def fingerprint_stage1(session: Session) -> dict[str, str]:
+    """Return the inputs of stage 1 by name, as hashes; the labels are not among them, because they may come later."""
+    return fingerprint_base(session) | _fingerprint_validation(session.config)
+
+
+def _fingerprint_validation(config: Config) -> dict[str, str]:
+    """Return the hash of the held-out questions and of how they are sampled; {} if there is no validation."""
+    questions = read_validation_questions(config)
+    sampling = config.evaluation.model_dump(include={"temperature", "top_p", "top_k", "max_tokens"})
+    return {"validation": hash_content([hash_questions(questions), sampling])} if questions else {}
 
 
 def _require_vote(session: Session) -> None:
@@ -40,10 +59,20 @@ def _require_vote(session: Session) -> None:
 def start_stage1(session: Session) -> RunningStage:
     from medssr_dist.training.train_stage import start_stage1 as start
 
-    session.start_ray()
     labels, folder = session.run.voting.labels, session.run.stage("stage1").folder
-    limit = limit_questions(session)
-    return start(session.config, find_base_model(session), labels, folder, limit, session.should_stop)
+    limit, validation = limit_questions(session), _read_validation(session)
+    session.start_ray()
+    return start(session.config, find_base_model(session), labels, folder, limit, session.should_stop, validation)
+
+
+def _read_validation(session: Session) -> list[Question]:
+    """Return the held-out questions. Raises InputError if a synthetic question that exists already is one of them."""
+    held_out = read_validation_questions(session.config)
+    if held_out and session.config.training.uses_pseudo_labels:
+        file = session.run.synthesis.questions
+        written = [parse_record(Question, row, str(file)) for row in follow(file, ended=lambda: True)]
+        refuse_shared(held_out, {"the synthetic questions": written})
+    return held_out
 
 
 def train_stage2(session: Session) -> None:
@@ -64,14 +93,16 @@ def train_stage2(session: Session) -> None:
         raise InputError(f"stage 2 starts from stage 1's checkpoint, but {model} does not exist; run `medssr train`")
 
     def train() -> None:
+        validation = _read_validation(session)
         session.start_ray()
-        start_stage2(config, model, reference, questions, labels, folder, session.should_stop).wait()
+        start_stage2(config, model, reference, questions, labels, folder, session.should_stop, validation).wait()
 
     fingerprints = {
         "data": hash_questions(questions),
         "model": fingerprint_for_run(session, model),
         "reference": fingerprint_for_run(session, reference),
         **name_revision(base),
+        **_fingerprint_validation(config),
     }
     if stage.mix_pseudo_labels:
         fingerprints["labels"] = hash_labels(labels)

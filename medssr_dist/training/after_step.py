@@ -18,6 +18,7 @@ from medssr_dist.training.deadline import StopSign
 from medssr_dist.training.finite import describe_bad, find_bad_metrics
 from medssr_dist.training.model_card import write_model_card
 from medssr_dist.training.stage_job import StageJob
+from medssr_dist.training.stage_watch import StageWatch, copy_model
 from medssr_dist.training.step_metrics import StepMetrics
 from medssr_dist.training.weights.checkpoints import CheckpointKeeper, StoredFile
 
@@ -64,16 +65,22 @@ class AfterStep:
         job: the stage.
         policy: group of PolicyRanks.
         stop: checked after every step.
+        watch: decides whether the stage ends early, and which policy it publishes.
     """
 
-    def __init__(self, job: StageJob, policy: RayActorGroup, stop: StopSign):
-        self._job, self._policy, self._stop = job, policy, stop
+    def __init__(self, job: StageJob, policy: RayActorGroup, stop: StopSign, watch: StageWatch):
+        self._job, self._policy, self._stop, self._watch = job, policy, stop, watch
         self._keeper = CheckpointKeeper(
             job.paths.checkpoints, job.stage.keep_checkpoints, self._count_bytes, self._write
         )
         self._saved = self._step = job.checkpoint.step if job.checkpoint else 0
         self._state = LoopState()
         self._rewards: list[float] = []
+
+    @property
+    def ended_by(self) -> str:
+        """Why no further step follows, although there are samples; "" = it does."""
+        return self._watch.ended_by
 
     def resume(self) -> LoopState:
         """Return the state of the checkpoint that the ranks have loaded, or of the beginning."""
@@ -101,13 +108,16 @@ class AfterStep:
         with JsonlLedger(self._job.paths.metrics) as ledger:
             ledger.append(metrics.as_row())
         self._step, self._state = state.step, state
+        self._watch.add_step(metrics)
         self._rewards.append(metrics.reward)
         self._stop.record_step(metrics.seconds - metrics.seconds_wait)
-        if state.step % self._job.stage.save_steps == 0:
+        is_saved = state.step % self._job.stage.save_steps == 0
+        if self._watch.is_candidate(state.step, is_saved):
+            self._export_to(self._job.paths.hf_candidate(state.step))
+        if is_saved:
             self._save()
         if self._job.stage.export_steps and state.step % self._job.stage.export_steps == 0:
-            folder = self._job.paths.hf_at(state.step)
-            publish_folder(self.export(partial_export(folder)), folder)
+            self._export_to(self._job.paths.hf_at(state.step))
         self.check_stop()
 
     def save_and_stop(self, reason: Stopped) -> Stopped:
@@ -122,6 +132,18 @@ class AfterStep:
         self._all("export", str(folder))
         write_model_card(folder, self._job, self._step)
         return folder
+
+    def export_published(self) -> int:
+        """Write the policy that the stage publishes into `hf.partial`; return the step after which it was so."""
+        paths, step = self._job.paths, self._watch.choose(self._step)
+        if step == self._step:
+            self.export(paths.hf_partial)
+        else:
+            copy_model(paths.hf_candidate(step), paths.hf_partial)
+        return step
+
+    def _export_to(self, folder: Path) -> None:
+        publish_folder(self.export(partial_export(folder)), folder)
 
     def _find_bad_weights(self) -> dict[str, float]:
         return {name: value for found in self._all("find_bad_weights") for name, value in found.items()}
@@ -140,8 +162,10 @@ class AfterStep:
 
     def _save(self) -> None:
         reward = sum(self._rewards) / len(self._rewards)
-        checkpoint = self._keeper.save(self._step, self._state.as_dict(), reward)
+        accuracy = self._watch.find_accuracy(self._step)
+        checkpoint = self._keeper.save(self._step, self._state.as_dict(), reward, accuracy)
         self._stop.record_save(checkpoint.seconds)
+        self._watch.delete_candidates(self._step)
         self._saved, self._rewards = self._step, []
 
     def _count_bytes(self) -> int:

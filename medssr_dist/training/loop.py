@@ -11,7 +11,8 @@ For each step, with the policy pi_theta, the policy that sampled pi_old, and the
            rho_t = pi_theta(o_t | q, o_<t) / pi_old(o_t | q, o_<t)
        in `updates_per_rollout` optimizer steps (AdamW, ZeRO-3), micro-batch by micro-batch.
     4. Send the new weights to the rollout engines.
-    5. After the step: metrics line, checkpoint, export, and whether to stop.
+    5. If it is due, let the engines answer held-out questions (`training.validate`).
+    6. After the step: metrics line, checkpoint, export, and whether to stop.
 
 Deviations from the papers, each an option of the stage (`config/objective.py`, `config/training.py`):
 - the mean over tokens is taken over all answers of the step (`aggregation`), not first within each answer;
@@ -39,6 +40,7 @@ from medssr_dist.errors import Stopped
 from medssr_dist.training.after_step import AfterStep, LoopState, SampleLog
 from medssr_dist.training.backend.openrlhf import RayActorGroup
 from medssr_dist.training.rollout.sampler import StepSamples
+from medssr_dist.training.rollout.validator import Validator
 from medssr_dist.training.step_metrics import StepMetrics, rollout_means
 from medssr_dist.training.update.experience import ExperienceMaker
 from medssr_dist.training.update.grpo_terms import compute_advantages
@@ -52,6 +54,7 @@ class SampleSource(Protocol):
     def next_step(self) -> StepSamples | None: ...
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
+    def end(self) -> None: ...
 
 
 class WeightSender(Protocol):
@@ -71,10 +74,11 @@ class LoopParts:
     engines: WeightSender
     after_step: AfterStep
     sample_log: SampleLog
+    validator: Validator | None = None
 
 
 def run_grpo(parts: LoopParts) -> None:
-    """Train until the sampler has no more samples.
+    """Train until the sampler has no more samples, or a validation or the guard ends the stage.
 
     Raises:
         Stopped: the stage must end early; all finished steps are saved.
@@ -86,11 +90,17 @@ def run_grpo(parts: LoopParts) -> None:
         if state.sampler is not None:
             parts.sampler.load_state_dict(state.sampler)
             parts.engines.sync_weights()  # the engines started with the weights of step 0
+        if parts.validator and not state.step:
+            parts.validator.measure(0)
         clock = StepClock(parts.sampler)
-        while (rollout := parts.sampler.next_step()) is not None:
+        while not parts.after_step.ended_by and (rollout := parts.sampler.next_step()) is not None:
             clock.lap("generate")
             state = take_step(parts, rollout, state, clock)
             clock = StepClock(parts.sampler)
+        if parts.after_step.ended_by:
+            parts.sampler.end()
+        elif parts.validator:
+            parts.validator.measure(state.step)
     except Stopped as reason:
         raise parts.after_step.save_and_stop(reason) from None
 
@@ -114,6 +124,9 @@ def take_step(parts: LoopParts, rollout: StepSamples, state: LoopState, clock: S
 
     parts.engines.sync_weights()
     clock.lap("sync")
+    validation = parts.validator.measure_if_due(step) if parts.validator else None
+    if validation:
+        clock.lap("validate")
 
     found = update | rollout_means(samples) | rollout.metrics | clock.seconds()
     found |= {
@@ -123,6 +136,8 @@ def take_step(parts: LoopParts, rollout: StepSamples, state: LoopState, clock: S
     }
     if kl_in_reward is not None:
         found["kl"] = kl_in_reward
+    if validation:
+        found["validation_accuracy"] = validation.accuracy
     state = LoopState(step, state.prompts + rollout.drawn, parts.sampler.state_dict())
     tokens = int(found["response_length"] * found["samples"])
     now = round(time.time(), 3)

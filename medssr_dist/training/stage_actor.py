@@ -19,6 +19,7 @@ from medssr_dist.runtime.logs import set_up_logging
 from medssr_dist.runtime.models import load_tokenizer, make_prompt_renderer
 from medssr_dist.training.deadline import StopSign
 from medssr_dist.training.rollout.examples import Example, PromptLoader
+from medssr_dist.training.rollout.validator import Validator, make_validation_plan
 from medssr_dist.training.rollout.workers import RolloutWorkers
 from medssr_dist.training.stage_job import StageCounts, StageJob
 from medssr_dist.training.stall_watch import HeartbeatBoard
@@ -63,6 +64,7 @@ class StageActor:
             Diverged: training has produced NaN or an infinity.
         """
         from medssr_dist.training.after_step import AfterStep
+        from medssr_dist.training.stage_watch import StageWatch
         from medssr_dist.training.update.grpo_terms import describe_old_logprobs
 
         set_up_logging()  # to the stderr of this actor, which Ray writes to the run's logs
@@ -72,16 +74,22 @@ class StageActor:
         tokenizer = load_tokenizer(job.model, config.policy)
         room = config.policy.max_model_len - stage.max_new_tokens
         watched = partial(examples, watch=partial(stop.check, before_step=False))
-        prompts = PromptLoader(watched, make_prompt_renderer(tokenizer, config.policy), room, on_taken)
+        renderer = make_prompt_renderer(tokenizer, config.policy)
+        prompts = PromptLoader(watched, renderer, room, on_taken)
         processes = self.start_processes(job, strategy, board)
-        after_step = AfterStep(job, processes.policy, stop)
+        watch = StageWatch(job)
+        after_step = AfterStep(job, processes.policy, stop, watch)
+        plan = make_validation_plan(job, renderer)
+        validator = Validator(plan, processes.rollout.engines, watch.results, watch.add_result) if plan else None
         old_logprobs = describe_old_logprobs(config.training, stage)
         _log.info("log-probs before the update: %s", old_logprobs)
-        self.run_loop(job, strategy, processes, prompts, tokenizer, after_step)
-        self.export(job, after_step)
+        self.run_loop(job, strategy, processes, prompts, tokenizer, after_step, validator)
+        published = self.export(after_step)
         for bundle in processes.bundles:
             remove_placement_group(bundle)
-        return StageCounts(prompts.taken, prompts.skipped, old_logprobs)
+        return StageCounts(
+            prompts.taken, prompts.skipped, old_logprobs, published_step=published, ended_by=watch.ended_by
+        )
 
     def run_loop(
         self,
@@ -91,6 +99,7 @@ class StageActor:
         prompts: PromptLoader,
         tokenizer: PreTrainedTokenizerBase,
         after_step: AfterStep,
+        validator: Validator | None,
     ) -> None:
         """Run the GRPO loop to its end."""
         from medssr_dist.training.after_step import SampleLog
@@ -108,12 +117,13 @@ class StageActor:
             engines=processes.rollout,
             after_step=after_step,
             sample_log=SampleLog(job.paths.samples, tokenizer, config.training.keep_samples),
+            validator=validator,
         )
         run_grpo(parts)
 
-    def export(self, job: StageJob, after_step: AfterStep) -> None:
-        """Write the trained policy."""
-        after_step.export(job.paths.hf_partial)
+    def export(self, after_step: AfterStep) -> int | None:
+        """Write the policy that the stage publishes; return the step after which it was so, None if none is written."""
+        return after_step.export_published()
 
     def start_processes(self, job: StageJob, strategy: Strategy, board: HeartbeatBoard) -> Processes:
         """Start engines, policy and reference in parallel, and wait for all of them."""

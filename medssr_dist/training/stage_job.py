@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from medssr_dist.config.schema import Config
 from medssr_dist.config.training import Stage
 from medssr_dist.data.jsonl import read_json
-from medssr_dist.data.records import parse_record
+from medssr_dist.data.records import Question, parse_record
 from medssr_dist.run.paths import StagePaths
 from medssr_dist.training.weights.checkpoints import Checkpoint
 
@@ -21,7 +21,7 @@ class StageJob:
     model that it starts from. reference: folder of the model that the KL is measured against. folder: where it writes.
     data: description of the training data for the model card, one sentence. expected_steps: for the learning-rate
     schedule; exact unless the stage is one pass over a stream. checkpoint: the one that it resumes from. end: when it
-    will be ended from outside, seconds since the epoch.
+    will be ended from outside, seconds since the epoch. validation: questions of `training.validate`.
     """
 
     name: str
@@ -34,6 +34,7 @@ class StageJob:
     expected_steps: int
     checkpoint: Checkpoint | None
     end: float | None
+    validation: tuple[Question, ...] = ()
 
     @property
     def paths(self) -> StagePaths:
@@ -43,17 +44,21 @@ class StageJob:
 
 @dataclass(frozen=True)
 class StageCounts:
-    """The counts of a stage.
+    """What a stage counted, how it ended, and what it publishes.
 
     prompts: prompts drawn. skipped_too_long: examples whose prompt left no room for an answer. old_logprobs: where the
-    log-probs before the update came from, for readers.
+    log-probs before the update came from, for readers. published_step: the published policy was trained for so many
+    steps; None: for all. ended_by: why the stage ended before its last step; "" = it did not.
 
-    Example: StageCounts(prompts=1280, skipped_too_long=3, old_logprobs="from the training forward: ...")
+    Example: StageCounts(prompts=1280, skipped_too_long=3, old_logprobs="from the training forward: ...",
+        published_step=20, ended_by="guard: ...")
     """
 
     prompts: int
     skipped_too_long: int
     old_logprobs: str
+    published_step: int | None = field(default=None, kw_only=True)
+    ended_by: str = field(default="", kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,8 @@ class StageSummary(StageCounts):
     """A finished stage: the content of its summary.json.
 
     seconds: time of the last attempt, including start-up. tokens: generated in all steps. model: fingerprint of the
-    trained model, "" in files of earlier versions.
+    trained model, "" in files of earlier versions. accuracy_by_step: held-out accuracy after
+    each validated step. alarms: the collapse guard's, in words.
 
     Example: StageSummary(prompts=8, skipped_too_long=0, old_logprobs="...", seconds=61.5, steps=2,
         reward_by_step=[0.25, 0.5], tokens=512)
@@ -72,6 +78,8 @@ class StageSummary(StageCounts):
     reward_by_step: list[float]
     tokens: int
     model: str = ""
+    accuracy_by_step: dict[int, float] = field(default_factory=dict, kw_only=True)
+    alarms: list[str] = field(default_factory=list, kw_only=True)
 
 
 def read_stage_summary(file: Path) -> StageSummary:

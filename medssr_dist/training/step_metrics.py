@@ -29,10 +29,14 @@ class StepMetrics:
         loss, policy_loss, kl (to the reference), entropy, clip_ratio (share of clipped tokens), old_kl (to the policy
         before the update), rollout_kl (to the rollout engine's policy), importance_dropped (share of tokens),
         grad_norm and learning_rate of the last optimizer step, tokens_per_s_per_gpu, mfu (model FLOPs utilization).
+    Health of the votes, over all drawn groups, also those that are not trained on (`VoteHealth`): majority_agreement,
+        vote_entropy, letter_entropy, unanimous, drawn_length, drawn_truncated.
+    Validation, in the steps after which there is one: validation_accuracy, seconds_validate.
     Sampler: policy_lag (how many versions of the weights the samples are behind), zero_variance_drawn (share of the
         drawn groups), prompts_drawn, engine_restarts, seconds_rollout.
     Step: step (from 1), prompts (drawn so far), tokens (generated), time (since the epoch), seconds (of the whole step,
-        = seconds_generate + seconds_experience + seconds_update + seconds_sync), seconds_wait (waited for examples).
+        = seconds_generate + seconds_experience + seconds_update + seconds_sync + seconds_validate), seconds_wait (for
+        examples).
 
     Example:
         StepMetrics(step=1, reward=0.25, kl=0.0, grad_norm=0.8, seconds=12.5, ...)
@@ -75,6 +79,14 @@ class StepMetrics:
     prompts_drawn: int | None = None
     engine_restarts: int | None = None
     seconds_rollout: float | None = None
+    majority_agreement: float | None = None
+    vote_entropy: float | None = None
+    letter_entropy: float | None = None
+    unanimous: float | None = None
+    drawn_length: float | None = None
+    drawn_truncated: float | None = None
+    validation_accuracy: float | None = None
+    seconds_validate: float | None = None
 
     def as_row(self) -> dict[str, float]:
         """Return the line as JSON values: what was not measured, or is no finite number, is left out."""

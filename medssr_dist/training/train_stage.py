@@ -6,7 +6,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from medssr_dist.runtime.device import build_device_env
 from medssr_dist.runtime.fingerprints import fingerprint_model
 from medssr_dist.runtime.models import publish_folder
 from medssr_dist.runtime.progress_bar import ProgressBar
+from medssr_dist.training.collapse_guard import read_alarms
 from medssr_dist.training.deadline import find_end_time
 from medssr_dist.training.rollout.examples import (
     Example,
@@ -40,6 +41,7 @@ from medssr_dist.training.stage_job import StageCounts, StageJob, StageSummary
 from medssr_dist.training.stall_watch import StallWatch, start_board
 from medssr_dist.training.step_metrics import StepMetrics, read_metrics
 from medssr_dist.training.trackers import Trackers
+from medssr_dist.training.validation_log import find_best, read_validations
 from medssr_dist.training.weights.checkpoints import recover_checkpoint
 
 if TYPE_CHECKING:
@@ -74,6 +76,7 @@ class RunningStage:
         if job.end is not None and time.time() > job.end:  # check this before the start, which takes minutes
             raise Stopped(f"{job.name} stopped after step {done}, its end time is over; the same command resumes")
         _drop_steps_after(job.paths, done)
+        self._alarms = len(read_alarms(job.paths.guard))  # those of an earlier attempt have been shown
         self._job, self._should_stop, self._started = replace(job, checkpoint=checkpoint), should_stop, time.monotonic()
         training = job.config.training
         logger.info("%s: starting %d ranks, vLLM engines: %d", job.name, training.ranks, training.engines)
@@ -104,6 +107,7 @@ class RunningStage:
         except ray.exceptions.RayTaskError as error:
             raise _explain(error, self._job.folder) from None
         _publish(self._job.paths, counts, round(time.monotonic() - self._started, 1))
+        _tell_end(self._job, counts)
         ray.kill(self._actor)
         return True
 
@@ -144,6 +148,10 @@ class RunningStage:
         if steps and steps[-1].step > self._bar.n:
             self._bar.n = steps[-1].step
             self._bar.set_postfix(_make_bar_text(steps, self._job.expected_steps))
+        alarms = read_alarms(self._job.paths.guard)
+        for alarm in alarms[self._alarms :]:
+            logger.warning("%s: collapse guard: %s", self._job.name, alarm.describe())
+        self._alarms = len(alarms)
 
 
 def _make_bar_text(steps: list[StepMetrics], total: int) -> dict[str, str]:
@@ -151,7 +159,9 @@ def _make_bar_text(steps: list[StepMetrics], total: int) -> dict[str, str]:
     recent = steps[-_PACE_STEPS:]
     pace = sum(step.seconds for step in recent) / len(recent)
     time_left = format_duration(pace * max(0, total - steps[-1].step))
-    return {"reward": f"{steps[-1].reward:.2f}", "kl": f"{steps[-1].kl:.1e}", "ETA": time_left}
+    accuracies = [step.validation_accuracy for step in steps if step.validation_accuracy is not None]
+    validated = {"held-out": f"{accuracies[-1]:.3f}"} if accuracies else {}
+    return {"reward": f"{steps[-1].reward:.2f}", "kl": f"{steps[-1].kl:.1e}", **validated, "ETA": time_left}
 
 
 def _explain(error: RayTaskError, folder: Path) -> Exception:
@@ -183,19 +193,27 @@ def _explain(error: RayTaskError, folder: Path) -> Exception:
 
 
 def start_stage1(
-    config: Config, model: Path, labels: Path, folder: Path, most_examples: int, should_stop: Callable[[], bool]
+    config: Config,
+    model: Path,
+    labels: Path,
+    folder: Path,
+    most_examples: int,
+    should_stop: Callable[[], bool],
+    validation: Sequence[Question] = (),
 ) -> RunningStage:
     """Start stage 1: self-supervised GRPO on the kept pseudo-labels, as they arrive (paper section 3.3).
 
     Args:
         labels: the label stream, `labeled.jsonl`.
         most_examples: upper limit of the number of labels, for the learning-rate schedule.
+        validation: the questions of `training.validate`, also of `start_stage2`.
     """
     stage = config.training.stage1
     known = read_kept_count(labels)
     publish_taken(labels, 0)  # an earlier attempt's count is no longer valid
     steps = _count_expected_steps(stage, most_examples if known is None else known)
     job = _make_job("stage1", config, model, model, folder, _describe_pseudo_labels(config), steps)
+    job = replace(job, validation=tuple(validation))
     return RunningStage(job, partial(_iter_label_examples, labels), partial(publish_taken, labels), should_stop)
 
 
@@ -207,10 +225,12 @@ def start_stage2(
     labels: Path,
     folder: Path,
     should_stop: Callable[[], bool],
+    validation: Sequence[Question] = (),
 ) -> RunningStage:
     """Start stage 2: supervised GRPO on human-annotated questions (paper section 3.4); see `plan_stage2`."""
     plan = plan_stage2(config, model, reference, questions, labels, folder)
-    return RunningStage(plan.job, plan.examples, ignore_taken, should_stop)
+    job = replace(plan.job, validation=tuple(validation))
+    return RunningStage(job, plan.examples, ignore_taken, should_stop)
 
 
 class Stage2Plan(NamedTuple):
@@ -299,13 +319,28 @@ class _StepNumber:
 
 
 def _drop_steps_after(paths: StagePaths, step: int) -> None:
-    """Remove the rows of steps after `step`, which will be taken again."""
-    for file in (paths.metrics, paths.samples):
+    """Remove the rows and candidates of steps after `step`, which will be taken again."""
+    for candidate in paths.candidates():
+        if candidate > step:
+            shutil.rmtree(paths.hf_candidate(candidate))
+    for file in (paths.metrics, paths.validation, paths.guard, paths.samples):
         rows = list(follow(file, ended=lambda: True))
         kept = [row for row in rows if parse_record(_StepNumber, row, str(file)).step <= step]
         if len(kept) < len(rows):
             with replace_private(file) as target:
                 target.writelines(seal_line(json.dumps(row, ensure_ascii=False).encode()) for row in kept)
+
+
+def _tell_end(job: StageJob, counts: StageCounts) -> None:
+    """Log an early end, and a validation that was better before the stage than after any of its steps."""
+    if counts.ended_by:
+        logger.warning("%s ended early, %s; published: step %d", job.name, counts.ended_by, counts.published_step)
+    results = read_validations(job.paths.validation)
+    best = find_best(results)
+    if best and results[0].step == 0 and results[0].accuracy > best.accuracy:
+        start, accuracy = results[0].accuracy, best.accuracy
+        text = "%s: held-out accuracy was higher before its first step (%.3f) than at its best (%.3f, step %d)"
+        logger.warning(text, job.name, start, accuracy, best.step)
 
 
 def _publish(paths: StagePaths, counts: StageCounts, seconds: float) -> None:
@@ -318,5 +353,7 @@ def _publish(paths: StagePaths, counts: StageCounts, seconds: float) -> None:
         reward_by_step=[step.reward for step in steps],
         tokens=sum(step.tokens for step in steps),
         model=fingerprint_model(paths.hf),
+        accuracy_by_step={result.step: result.accuracy for result in read_validations(paths.validation)},
+        alarms=[alarm.describe() for alarm in read_alarms(paths.guard)],
     )
     write_json(paths.summary, asdict(summary))

@@ -21,6 +21,7 @@ from medssr_dist.run.paths import CheckpointPaths, RunPaths
 from medssr_dist.training.after_step import AfterStep
 from medssr_dist.training.finite import describe_bad, find_bad_metrics, find_bad_weights
 from medssr_dist.training.stage_job import StageJob
+from medssr_dist.training.stage_watch import StageWatch
 from medssr_dist.training.train_stage import _explain
 from medssr_dist.training.weights.checkpoints import list_checkpoints
 
@@ -102,7 +103,7 @@ def after_step(tmp_path, monkeypatch):
     stage2 = {"enabled": True, "data": ["d"], "learning_rate": 0.5, "max_grad_norm": 0}
     config = make_config(training={"stage2": stage2})
     job = StageJob("stage2", config, config.training.stage2, Path(), Path(), tmp_path, "", 4, None, None)
-    return lambda policy: AfterStep(job, policy, None)
+    return lambda policy: AfterStep(job, policy, None, StageWatch(job))
 
 
 def test_a_finite_update_passes(after_step):

@@ -35,6 +35,7 @@ class StandIn:
     """Plays all parts of the loop and records its calls; there are samples for `steps` steps."""
 
     waited_s = 0.0
+    ended_by = ""
 
     def __init__(self, steps: int, resumed: LoopState | None = None):
         self.calls: list[str] = []

@@ -14,7 +14,7 @@ LABEL = json.dumps({"answer": "B", "options": {"A": "yes", "B": "no"}, "id": "q1
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("The answer is (B).", (1.0, False)), ("The answer is A", (0.0, False)), ("perhaps", (0.0, True))],
+    [("The answer is (B).", (1.0, "B")), ("The answer is A", (0.0, "A")), ("perhaps", (0.0, None))],
 )
 def test_exact_match_and_invalid_answers(text, expected):
     assert score(text, LABEL) == expected

@@ -17,5 +17,5 @@ class AgentExecutor(SingleTurnAgentExecutor):
         output = await super().execute(prompt, label, sampling_params, max_length, hf_tokenizer, llm_engine, images)
         start, end = output["action_ranges"][0]
         text = hf_tokenizer.decode(output["observation_tokens"][start:end], skip_special_tokens=True)
-        reward, is_invalid = score(text, label)
-        return output | {"reward": reward, "scores": reward, "extra_logs": {"invalid_answer": float(is_invalid)}}
+        reward, letter = score(text, label)
+        return output | {"reward": reward, "scores": reward, "extra_logs": {"invalid_answer": float(letter is None)}}

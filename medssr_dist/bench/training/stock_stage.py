@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from medssr_dist.training.after_step import AfterStep
     from medssr_dist.training.backend.openrlhf import RayActorGroup
     from medssr_dist.training.backend.strategy import Strategy
+    from medssr_dist.training.rollout.validator import Validator
 
 PIECES = ("trainer", "rollout", "weight_sync", "loss")
 DEMO = Path(__file__).parents[3] / "configs" / "smollm2_cpu.yaml"
@@ -120,16 +121,17 @@ class StockStage(StageActor):
         prompts: PromptLoader,
         tokenizer: Any,
         after_step: AfterStep,
+        validator: Validator | None,
     ) -> None:
         if "trainer" not in self._pieces:
-            super().run_loop(job, strategy, processes, prompts, tokenizer, after_step)
+            super().run_loop(job, strategy, processes, prompts, tokenizer, after_step, validator)
             return
         from medssr_dist.bench.training.stock_trainer import StockTrainer
 
         engines = processes.rollout.engines.handles
         StockTrainer(job, strategy, processes.policy, processes.reference, engines, prompts, tokenizer).fit()
 
-    def export(self, job: StageJob, after_step: AfterStep) -> None:
+    def export(self, after_step: AfterStep) -> None:
         """Export nothing, because only times are measured."""
 
 

@@ -21,7 +21,7 @@ from medssr_dist.commands.prefetch import (
 )
 from medssr_dist.config.schema import Config
 from medssr_dist.errors import InputError
-from medssr_dist.readers import read_all, refuse_evaluation_items, refuse_unlabelled
+from medssr_dist.readers import read_all, read_validation_questions, refuse_evaluation_items, refuse_unlabelled
 from medssr_dist.run.directory import RunDir
 from medssr_dist.runtime.models import find_policy_on_disk, load_tokenizer, make_prompt_renderer
 from medssr_dist.runtime.prompt_advice import list_prompt_advice
@@ -96,7 +96,9 @@ def check_data(config: Config, run_dir: Path) -> CheckResult:
     for questions in sets.values():
         refuse_evaluation_items(questions, benchmarks)
     refuse_unlabelled([*sets.get("supervised", []), *benchmarks])
-    counts = ", ".join(f"{len(items):,} {name}" for name, items in (sets | {"evaluation": benchmarks}).items())
+    sets |= {"evaluation": benchmarks}
+    sets |= {"validation": held_out} if (held_out := read_validation_questions(config)) else {}
+    counts = ", ".join(f"{len(items):,} {name}" for name, items in sets.items())
     if not benchmarks:
         return CheckResult("warn", counts, "name a data set in evaluation.benchmarks, or run without `evaluate`")
     return CheckResult("pass", counts)

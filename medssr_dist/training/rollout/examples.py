@@ -171,13 +171,17 @@ class PromptLoader:
             yield found
 
     def _render(self, example: Example) -> DrawnPrompt | None:
-        prompt = self._prompts.render(example.question)
-        if len(prompt.ids) > self._max_prompt_tokens:
-            return None
-        label = {
-            "answer": example.answer,
-            "options": example.question.options,
-            "id": example.question.id,
-            "confidence": example.confidence,
-        }
-        return DrawnPrompt(prompt.text, list(prompt.ids), json.dumps(label))
+        prompt = render_example(self._prompts, example)
+        return prompt if len(prompt.ids) <= self._max_prompt_tokens else None
+
+
+def render_example(prompts: PromptRenderer, example: Example) -> DrawnPrompt:
+    """Return the policy's prompt for an example, with the label that its answers are graded by."""
+    prompt = prompts.render(example.question)
+    label = {
+        "answer": example.answer,
+        "options": example.question.options,
+        "id": example.question.id,
+        "confidence": example.confidence,
+    }
+    return DrawnPrompt(prompt.text, list(prompt.ids), json.dumps(label))

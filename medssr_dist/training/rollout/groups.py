@@ -17,7 +17,8 @@ class Sampling:
     """How a stage samples.
 
     n: samples for each prompt. max_tokens: limit of generated tokens for each sample. logprobs: keep the engine's
-    log-prob of each generated token. random_seed: seed of the run. stop: strings that end a sample.
+    log-prob of each generated token. random_seed: seed of the run. stop: strings that end a sample. top_k: 0 = off.
+    series: name of the series of seeds, "" = that of the rollouts.
 
     Example: Sampling(n=8, temperature=1.0, top_p=1.0, max_tokens=2048, logprobs=False, random_seed=42)
     """
@@ -29,13 +30,15 @@ class Sampling:
     logprobs: bool
     random_seed: int
     stop: tuple[str, ...] = ()
+    top_k: int = 0
+    series: str = ""
 
 
 @dataclass(frozen=True)
 class GroupRequest:
     """A request for the n samples of one prompt.
 
-    number: of the prompt in the stage, from 0. prompt_ids: tokens of `prompt`. label: read by the reward.
+    number: of the prompt in its series, from 0. prompt_ids: tokens of `prompt`. label: read by the reward.
     """
 
     number: int
@@ -47,7 +50,8 @@ class GroupRequest:
     @property
     def seed(self) -> int:
         """Seed of sample 0; sample i uses `seed + i`, on any engine, and again after a restart."""
-        name = f"{self.sampling.random_seed}/{self.number}".encode()
+        series = f"{self.sampling.series}/" if self.sampling.series else ""
+        name = f"{self.sampling.random_seed}/{series}{self.number}".encode()
         return int.from_bytes(hashlib.sha256(name).digest()[:6], "big")
 
 
@@ -57,9 +61,10 @@ class Sample:
 
     token_ids: generated tokens, including the end token, or those that complete a stop string. logprobs: one for each
     token, or None if not requested. invalid: the text names no option. truncated: it was cut off at max_tokens.
-    version: of the weights that it was sampled from.
+    version: of the weights that it was sampled from. letter: the option that it names; None if it names none (samples
+    that an earlier version left in a checkpoint have None).
 
-    Example: Sample([9, 2], None, reward=1.0, invalid=False, truncated=False, version=3)
+    Example: Sample([9, 2], None, reward=1.0, invalid=False, truncated=False, version=3, letter="B")
     """
 
     token_ids: list[int]
@@ -68,6 +73,7 @@ class Sample:
     invalid: bool
     truncated: bool
     version: int
+    letter: str | None = None
 
 
 @dataclass(frozen=True)

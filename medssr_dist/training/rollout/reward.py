@@ -52,13 +52,14 @@ RewardFunction = Callable[[GradedSample], float]
 
 
 class Reward(NamedTuple):
-    """value: 1.0 or 0.0, or what a reward function of the user returned. is_invalid: the text names no option.
+    """value: 1.0 or 0.0, or what a reward function of the user returned. letter: the answer extracted from the text;
+    None if it names no option.
 
-    Example: Reward(0.0, is_invalid=True)
+    Example: Reward(0.0, letter=None)
     """
 
     value: float
-    is_invalid: bool
+    letter: str | None
 
 
 def reward_answer(sample: GradedSample) -> float:
@@ -96,7 +97,7 @@ def score(
         value = float(reward(sample))
         if not math.isfinite(value):
             raise ValueError(f"the reward is {value}, not a finite number")
-        return Reward(value, letter is None)
+        return Reward(value, letter)
     except Exception as error:
         cause = f"{type(error).__name__}: {error}"
         raise RewardError(f"the reward raised {cause}; generated text: {text!r}; label: {label}") from error

@@ -80,8 +80,8 @@ class RolloutEngine(RolloutActor):
             logprobs = [step[token].logprob for token, step in zip(token_ids, output.logprobs, strict=True)]
         truncated = output.finish_reason == "length"
         text = find_opening(request.prompt) + output.text
-        reward, is_invalid = score(text, request.label, truncated, self._reward, seed)
-        return Sample(token_ids, logprobs, reward, is_invalid, truncated, self._version)
+        reward, letter = score(text, request.label, truncated, self._reward, seed)
+        return Sample(token_ids, logprobs, reward, letter is None, truncated, self._version, letter)
 
     async def set_version(self, version: int) -> None:
         """Set the version of the engine's current weights."""
@@ -124,6 +124,7 @@ def make_sampling_params(request: GroupRequest) -> SamplingParams:
         seed=request.seed,
         temperature=sampling.temperature,
         top_p=sampling.top_p,
+        top_k=sampling.top_k,
         max_tokens=sampling.max_tokens,
         min_tokens=1,
         # The graded text ends before a stop string; the tokens go on to the one that completes it. All of them were

@@ -11,12 +11,13 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from medssr_dist.training.rollout.engines import RolloutEngines
 from medssr_dist.training.rollout.examples import PromptLoader
 from medssr_dist.training.rollout.groups import Group, GroupRequest, Sampling
+from medssr_dist.training.rollout.vote_health import VoteHealth, measure_health
 
 if TYPE_CHECKING:
     from medssr_dist.training.backend.openrlhf import Experience
@@ -46,22 +47,25 @@ class RolloutBatch:
     """The groups of one step, in the order of their prompts.
 
     drawn: number of prompts drawn for it. flat: how many of the drawn groups had equal rewards. seconds: time from the
-    first request to the last group.
+    first request to the last group. health: of all drawn groups; None in batches that an earlier version made.
     """
 
     groups: list[Group]
     drawn: int
     flat: int
     seconds: float
+    health: VoteHealth | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values, for a checkpoint."""
-        return vars(self) | {"groups": [group.as_dict() for group in self.groups]}
+        return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> RolloutBatch:
         """Read what `as_dict` has returned."""
-        return cls(**values | {"groups": [Group.from_dict(group) for group in values["groups"]]})
+        health = values.get("health")
+        groups = [Group.from_dict(group) for group in values["groups"]]
+        return cls(**values | {"groups": groups, "health": VoteHealth(**health) if health else None})
 
 
 @dataclass(frozen=True)
@@ -164,6 +168,10 @@ class Sampler:
         with self.ranks_free:
             self.ranks_free.notify_all()
 
+    def end(self) -> None:
+        """Report that no more prompts will be drawn, because the stage ends early."""
+        self._prompts.finish()
+
     def state_dict(self) -> dict[str, Any]:
         """Return the state between two steps, as plain values, for a checkpoint."""
         self.finish_batch()  # first, because a batch that is being made draws prompts
@@ -209,7 +217,8 @@ class Sampler:
         if self._made == self._plan.steps:
             self._prompts.finish()
         spare = sorted(flat, key=_get_number)[: self._plan.prompts - len(varied)]
-        return RolloutBatch(sorted(varied + spare, key=_get_number), drawn, len(flat), time.monotonic() - since)
+        groups, health = sorted(varied + spare, key=_get_number), measure_health(varied + flat)
+        return RolloutBatch(groups, drawn, len(flat), time.monotonic() - since, health)
 
     def _draw(self, count: int, wrap: bool) -> int:
         """Draw `count` prompts and send them to the engines; return `count`, or 0 if the pass was already over."""
@@ -223,7 +232,8 @@ class Sampler:
 
     def _measure(self, batch: RolloutBatch) -> dict[str, float]:
         samples = [sample for group in batch.groups for sample in group.samples]
-        return {
+        health = asdict(batch.health) if batch.health else {}
+        return health | {
             "policy_lag": sum(self.returned - sample.version for sample in samples) / len(samples),
             "zero_variance_drawn": batch.flat / batch.drawn,
             "prompts_drawn": batch.drawn,

@@ -50,7 +50,8 @@ class Checkpoint:
 
     step: finished steps. ranks: number of ZeRO-3 ranks that wrote it. reward: mean over the steps since the previous
     checkpoint. seconds: time of writing and verifying. files: name -> size in bytes. checksums: name -> CRC-32 of the
-    file; {} in checkpoints of earlier versions.
+    file; {} in checkpoints of earlier versions. accuracy: held-out, of this very policy; None if it
+    was not validated.
 
     Example: Checkpoint(step=20, ranks=2, reward=0.31, seconds=4.2, files={"zero_pp_rank_0_mp_rank_00_...": 1024})
     """
@@ -61,6 +62,12 @@ class Checkpoint:
     seconds: float
     files: dict[str, int] = field(repr=False)
     checksums: dict[str, str] = field(default_factory=dict, repr=False)
+    accuracy: float | None = None
+
+    @property
+    def rank(self) -> tuple[float, float, int]:
+        """What the best checkpoint has the highest of: validated accuracy, then reward, then step."""
+        return (-1.0 if self.accuracy is None else self.accuracy), self.reward, self.step
 
     def is_whole(self, folder: Path) -> bool:
         """Return whether all its files are in `folder` and have their original sizes."""
@@ -144,7 +151,7 @@ class CheckpointKeeper:
 
     Args:
         checkpoints: folder of the stage's checkpoints.
-        keep: number of newest complete checkpoints to keep; the one with the best reward is always kept.
+        keep: number of newest complete checkpoints to keep; the best one is always kept (`Checkpoint.rank`).
         count_bytes: returns the size of one checkpoint in bytes.
         write: write(folder, tag, state) makes every rank write its part below folder/tag and verify it. It returns
             file name -> what was written, for each rank.
@@ -160,12 +167,13 @@ class CheckpointKeeper:
         self._paths, self._folder, self._keep = CheckpointPaths(checkpoints), CheckpointPaths(checkpoints).ranks, keep
         self._count_bytes, self._write = count_bytes, write
 
-    def save(self, step: int, state: dict[str, Any], reward: float) -> Checkpoint:
+    def save(self, step: int, state: dict[str, Any], reward: float, accuracy: float | None = None) -> Checkpoint:
         """Write the checkpoint of `step`, mark it complete, and delete old ones.
 
         Args:
             state: state of the loop, besides weights and optimizer (`LoopState.as_dict`); picklable.
-            reward: mean reward since the previous checkpoint; the best checkpoint is the one with the highest.
+            reward: mean reward since the previous checkpoint.
+            accuracy: validated accuracy of this policy; None if it was not validated.
 
         Raises:
             InputError: the disk has too little space. Earlier checkpoints are not changed.
@@ -186,7 +194,7 @@ class CheckpointKeeper:
         seconds = round(time.monotonic() - started, 3)
         sizes = {name: file.size for name, file in files.items()}
         checksums = {name: file.crc32 for name, file in files.items()}
-        checkpoint = Checkpoint(step, len(parts), reward, seconds, sizes, checksums)
+        checkpoint = Checkpoint(step, len(parts), reward, seconds, sizes, checksums, accuracy)
         self._mark_complete(partial, checkpoint)
         self._prune()
         return checkpoint
@@ -229,7 +237,7 @@ class CheckpointKeeper:
 
     def _prune(self) -> None:
         complete = list_checkpoints(self._paths.folder)
-        best = max(complete, key=lambda checkpoint: (checkpoint.reward, checkpoint.step))
+        best = max(complete, key=lambda checkpoint: checkpoint.rank)
         _delete_others(self._paths, [*complete[-self._keep :], best])
 
 

@@ -1,0 +1,149 @@
+"""The collapse guard: signs in a stage's metrics and validations that training on its own labels has begun to harm.
+
+Self-labelled training makes a policy surer of what it thinks already. That helps while sure answers are right more
+often than others, and harms later: with every intrinsic reward that was tried, accuracy rises, then falls (arXiv
+2603.08660). The training reward does not show it, because it is the agreement with the labels.
+
+Each signal compares the mean of a metric over the last `window` steps with an earlier mean over `window` steps: the
+first ones, or for a signal that may rise first, the highest ones so far. Two conditions must hold: the difference is
+above the limit of the config, and above 3 standard errors, from the variance of the steps in both windows. The second
+keeps small steps, whose metrics vary much, from raising alarms. A validation is compared with the best one before it,
+by the same two conditions, question by question.
+
+The guard has no state besides the lines of metrics.jsonl and validation.jsonl: after a restart it reads them again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, variance
+from typing import NamedTuple
+
+from medssr_dist.config.stage_checks import Guard
+from medssr_dist.run.stream import follow
+from medssr_dist.training.step_metrics import StepMetrics
+from medssr_dist.training.validation_log import ValidationResult
+
+STANDARD_ERRORS = 3.0
+
+
+@dataclass(frozen=True)
+class GuardAlarm:
+    """A signal that has passed its limit.
+
+    step: the step after which it did. signal: the key of `training.guard`. metric: what was measured. value: its mean
+    over the last steps. reference: the mean that it was compared with. limit: of the config.
+
+    Example: GuardAlarm(step=40, signal="agreement_fall", metric="majority_agreement", value=0.61, reference=0.84,
+        limit=0.15)
+    """
+
+    step: int
+    signal: str
+    metric: str
+    value: float
+    reference: float
+    limit: float
+
+    def describe(self) -> str:
+        """Return the alarm in words."""
+        return (
+            f"{self.metric} is {self.value:.3g} after step {self.step}, it was {self.reference:.3g} "
+            f"(training.guard.{self.signal} = {self.limit:g})"
+        )
+
+
+def read_alarms(file: Path) -> list[GuardAlarm]:
+    """Read a guard.jsonl; [] if there is none."""
+    return [GuardAlarm(**row) for row in follow(file, ended=lambda: True)]
+
+
+class _Window(NamedTuple):
+    """Mean and variance of a metric over the steps of a window."""
+
+    mean: float
+    variance: float
+
+
+@dataclass(frozen=True)
+class _Signal:
+    """A watched metric.
+
+    passes: passes(now, reference, limit) returns whether the limit is passed. from_highest: the reference is the window
+    with the highest mean, else the first one.
+    """
+
+    name: str
+    metric: str
+    passes: Callable[[float, float, float], bool]
+    from_highest: bool = False
+
+
+_SIGNALS = (
+    _Signal("agreement_fall", "majority_agreement", lambda now, then, limit: now < then - limit, from_highest=True),
+    _Signal("vote_entropy_floor", "vote_entropy", lambda now, then, limit: now < limit * then),
+    _Signal("letter_entropy_fall", "letter_entropy", lambda now, then, limit: now < then - limit),
+    _Signal("length_ratio", "drawn_length", lambda now, then, limit: not then / limit <= now <= limit * then),
+    _Signal("truncation_rise", "drawn_truncated", lambda now, then, limit: now > then + limit),
+)
+
+
+class CollapseGuard:
+    """Watches the metrics and validations of a stage.
+
+    Attributes:
+        alarms: the first alarm of each signal, in the order in which they came.
+    """
+
+    def __init__(self, settings: Guard):
+        self._settings = settings
+        self._values: dict[str, list[float]] = {signal.name: [] for signal in _SIGNALS}
+        self._references: dict[str, _Window] = {}
+        self.alarms: list[GuardAlarm] = []
+
+    def see_step(self, metrics: StepMetrics) -> None:
+        """Add the metrics of the next step."""
+        for signal in _SIGNALS:
+            value, limit = getattr(metrics, signal.metric), getattr(self._settings, signal.name)
+            if value is not None and math.isfinite(value) and limit:
+                self._values[signal.name].append(value)
+                self._check(signal, limit, metrics.step)
+
+    def see_validations(self, results: Sequence[ValidationResult]) -> None:
+        """Compare the newest of all validations so far with the best one before it."""
+        limit = self._settings.validation_fall
+        if not limit or len(results) < 2:
+            return
+        newest, best = results[-1], max(results[:-1], key=lambda result: result.accuracy)
+        fall = newest.measure_fall(best)
+        if fall.accuracy > max(limit, STANDARD_ERRORS * fall.error):
+            numbers = (newest.accuracy, best.accuracy, limit)
+            self._raise_alarm(GuardAlarm(newest.step, "validation_fall", "validation_accuracy", *numbers))
+
+    def _check(self, signal: _Signal, limit: float, step: int) -> None:
+        values, window = self._values[signal.name], self._settings.window
+        if len(values) < 2 * window:
+            return
+        then = self._find_reference(signal, _measure(values[-2 * window : -window]))
+        now = _measure(values[-window:])
+        error = math.sqrt((now.variance + then.variance) / window)
+        if signal.passes(now.mean, then.mean, limit) and abs(now.mean - then.mean) > STANDARD_ERRORS * error:
+            self._raise_alarm(GuardAlarm(step, signal.name, signal.metric, now.mean, then.mean, limit))
+
+    def _find_reference(self, signal: _Signal, newest: _Window) -> _Window:
+        """Return the window to compare with; `newest` is the last one that the present window does not overlap."""
+        known = self._references.setdefault(signal.name, newest)
+        if signal.from_highest and newest.mean > known.mean:
+            self._references[signal.name] = newest
+        return self._references[signal.name]
+
+    def _raise_alarm(self, alarm: GuardAlarm) -> None:
+        if alarm.signal not in [known.signal for known in self.alarms]:
+            self.alarms.append(alarm)
+
+
+def _measure(values: Sequence[float]) -> _Window:
+    return _Window(fmean(values), variance(values))
