@@ -197,12 +197,22 @@ def _describe_review(review: ReviewReport) -> str:
 def _describe_stage(name: str, found: StageSummary | None) -> list[TableRow]:
     if found is None:
         return [TableRow(name, "not run")]
-    rewards = list(enumerate(found.reward_by_step, start=1))
-    if len(rewards) > _SHOWN_STEPS:
-        last = len(rewards) - 1
-        rewards = [rewards[round(i * last / (_SHOWN_STEPS - 1))] for i in range(_SHOWN_STEPS)]
-    shown = "  ".join(f"{step}:{reward:.3f}" for step, reward in rewards) or "none"
-    return [TableRow(name, f"{found.steps:,} steps"), TableRow("", f"mean reward by step  {shown}")]
+    shown = _format_curve(list(enumerate(found.reward_by_step, start=1)))
+    rows = [TableRow(name, f"{found.steps:,} steps"), TableRow("", f"mean reward by step  {shown}")]
+    if found.accuracy_by_step:
+        rows.append(TableRow("", f"held-out accuracy by step  {_format_curve(list(found.accuracy_by_step.items()))}"))
+    if found.published_step not in (None, found.steps):
+        rows.append(TableRow("", f"published: the policy after step {found.published_step}"))
+    rows += [TableRow("", f"ended early, {found.ended_by}")] if found.ended_by else []
+    return rows + [TableRow("", f"collapse guard: {alarm}") for alarm in found.alarms]
+
+
+def _format_curve(points: list[tuple[int, float]]) -> str:
+    """Return up to _SHOWN_STEPS points of a curve, evenly spread, as 'step:value'."""
+    if len(points) > _SHOWN_STEPS:
+        last = len(points) - 1
+        points = [points[round(i * last / (_SHOWN_STEPS - 1))] for i in range(_SHOWN_STEPS)]
+    return "  ".join(f"{step}:{value:.3f}" for step, value in points) or "none"
 
 
 def _format_scores(found: Scores | None) -> list[str]:

@@ -10,10 +10,12 @@ from medssr_dist.config.schema import Policy
 from medssr_dist.data.cards import CARD, render_header
 from medssr_dist.data.jsonl import write_atomic
 from medssr_dist.errors import InputError
+from medssr_dist.readers import name_source
 from medssr_dist.run.directory import find_commit, list_versions
 from medssr_dist.runtime.models import find_revision, resolve_model
 from medssr_dist.training.stage_job import StageJob
 from medssr_dist.training.step_metrics import StepMetrics, read_metrics
+from medssr_dist.training.validation_log import read_validations
 
 _NOTICE = """\
 > **For research only. Not for clinical use.** The model was trained to choose the letter of an option in medical
@@ -35,7 +37,7 @@ def write_model_card(folder: Path, job: StageJob, step: int) -> None:
         "Training data": job.data,
         "Training": _describe_training(job, step),
         "Prompt": _describe_prompt(job.config.policy),
-        "Metrics": _describe_metrics(steps),
+        "Metrics": _describe_metrics(steps) + _describe_validation(job, step),
         "Settings": _render_table(["setting", "value"], job.stage.model_dump(mode="json", exclude={"data"}).items()),
         "Versions": _render_table(["package", "version"], (list_versions() | {"commit": find_commit()}).items()),
         "Known limits": _LIMITS,
@@ -108,6 +110,19 @@ def _describe_metrics(steps: list[StepMetrics]) -> str:
     ]
     note = "Measured on training questions at the rollout temperature; not an evaluation result."
     return f"{_render_table(['', *names], table)}\n\n{note}"
+
+
+def _describe_validation(job: StageJob, step: int) -> str:
+    """Return a sentence about the held-out accuracy of this policy; "" if it was not validated."""
+    result = next((each for each in read_validations(job.paths.validation) if each.step == step), None)
+    validation = job.config.training.validation
+    if result is None or validation is None:
+        return ""
+    return (
+        f"\n\nHeld-out validation: accuracy {result.accuracy:.3f} (standard error {result.error:.3f}) on "
+        f"{len(result.right):,} questions x {result.generations} answers: {', '.join(map(name_source, validation.data))}. "
+        "It chose among the policies of this stage, so it is not an evaluation result either."
+    )
 
 
 def _render_table(head: Sequence[object], rows: Iterable[Sequence[object]]) -> str:

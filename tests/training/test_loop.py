@@ -41,7 +41,7 @@ class StandIn:
         self.calls: list[str] = []
         self.finished: list[tuple] = []
         self.returned, self._steps, self._resumed = 0, steps, resumed or LoopState()
-        self.stop_after, self.is_bad = 0, False
+        self.stop_after, self.end_after, self.is_bad = 0, 0, False
 
     # the sampler
     def next_step(self) -> StepSamples | None:
@@ -56,6 +56,9 @@ class StandIn:
 
     def load_state_dict(self, state: dict) -> None:
         self.returned = state["batches"]["given"]
+
+    def end(self) -> None:
+        self.calls.append("end")
 
     # the experience maker
     def plan(self, samples, advantage_N, step) -> SimpleNamespace:
@@ -97,6 +100,8 @@ class StandIn:
         self.finished.append((metrics, state))
         if self.stop_after == state.step:
             raise Stopped("as requested")
+        if self.end_after == state.step:
+            self.ended_by = "guard"
 
     def save_and_stop(self, reason: Stopped) -> Stopped:
         self.calls.append("save")
@@ -112,8 +117,22 @@ def without_ray(monkeypatch):
     monkeypatch.setattr(ray, "get", lambda found: found)
 
 
-def run(part: StandIn) -> None:
-    run_grpo(LoopParts(Stage(samples_per_prompt=2), part, part, part, part, part, part))
+def run(part: StandIn, validator: StandInValidator | None = None) -> None:
+    run_grpo(LoopParts(Stage(samples_per_prompt=2), part, part, part, part, part, part, validator))
+
+
+class StandInValidator:
+    """Validates after every second step; the accuracy is a tenth of the step."""
+
+    def __init__(self, calls: list[str]):
+        self._calls = calls
+
+    def measure_if_due(self, step: int) -> SimpleNamespace | None:
+        return self.measure(step) if step % 2 == 0 else None
+
+    def measure(self, step: int) -> SimpleNamespace:
+        self._calls.append(f"validate {step}")
+        return SimpleNamespace(accuracy=step / 10)
 
 
 def test_a_step_samples_updates_syncs_and_finishes():
@@ -142,6 +161,31 @@ def test_a_stopped_loop_saves_its_finished_steps():
     with pytest.raises(Stopped, match="as requested"):
         run(part)
     assert part.calls[-2:] == ["finish", "save"] and len(part.finished) == 2
+
+
+def test_validation_follows_the_sync_and_the_last_step():
+    part = StandIn(steps=3)
+    run(part, StandInValidator(part.calls))
+    steps = ["sample", "log-probs", "load_update", "update", "sync"]
+    assert part.calls[0] == "validate 0"
+    assert part.calls[1:] == [*steps, "finish", *steps, "validate 2", "finish", *steps, "finish", "validate 3"]
+    assert [metrics.validation_accuracy for metrics, _ in part.finished] == [None, 0.2, None]
+    validated = part.finished[1][0]
+    assert validated.seconds_validate is not None and part.finished[0][0].seconds_validate is None
+
+
+def test_a_stage_that_ends_early_draws_no_more_samples():
+    part = StandIn(steps=9)
+    part.end_after = 2
+    run(part, StandInValidator(part.calls))
+    assert len(part.finished) == 2 and part.calls[-2:] == ["finish", "end"]
+
+
+def test_a_resumed_stage_that_had_ended_takes_no_step():
+    part = StandIn(steps=9, resumed=LoopState(2, 6, {"batches": {"given": 2}, "prompts": {"place": 6}}))
+    part.ended_by = "guard"
+    run(part, StandInValidator(part.calls))
+    assert part.calls == ["sync", "end"]
 
 
 def test_weights_of_a_bad_update_reach_no_engine():

@@ -1,0 +1,1 @@
+"""The collapse guard on runs with wrong labels and on sound runs."""
