@@ -118,10 +118,11 @@ def _describe_validation(job: StageJob, step: int) -> str:
     validation = job.config.training.validation
     if result is None or validation is None:
         return ""
+    names = ", ".join(map(name_source, validation.data))
     return (
         f"\n\nHeld-out validation: accuracy {result.accuracy:.3f} (standard error {result.error:.3f}) on "
-        f"{len(result.right):,} questions x {result.generations} answers: {', '.join(map(name_source, validation.data))}. "
-        "It chose among the policies of this stage, so it is not an evaluation result either."
+        f"{len(result.right):,} questions x {result.generations} answers: {names}. It chose "
+        "among the policies of this stage, so it is not an evaluation result either."
     )
 
 

@@ -1,4 +1,4 @@
-"""Which policy a stage publishes, and when it ends early; a stage that is read again from its files decides the same."""
+"""Which policy a stage publishes, and when it ends early; read again from its files, it decides the same."""
 
 from __future__ import annotations
 
