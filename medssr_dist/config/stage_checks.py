@@ -42,7 +42,7 @@ class Guard(Section):
     """The collapse guard of stage 1. Training on one's own labels helps at first and harms later (arXiv 2603.08660).
 
     A signal is the mean of a metric over the last `window` steps, compared with an earlier mean over `window` steps. It
-    must also differ by three standard errors, which come from the variation between steps. All limits are ours.
+    must also differ by five standard errors, which come from the variation between steps. All limits are ours.
     """
 
     action: Literal["stop", "warn"] = Field(

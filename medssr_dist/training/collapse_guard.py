@@ -6,9 +6,11 @@ often than others, and harms later: with every intrinsic reward that was tried, 
 
 Each signal compares the mean of a metric over the last `window` steps with an earlier mean over `window` steps: the
 first ones, or for a signal that may rise first, the highest ones so far. Two conditions must hold: the difference is
-above the limit of the config, and above 3 standard errors, from the variance of the steps in both windows. The second
-keeps small steps, whose metrics vary much, from raising alarms. A validation is compared with the best one before it,
-by the same two conditions, question by question.
+above the limit of the config, and above 5 standard errors. The second keeps small steps, whose metrics vary much, from
+raising alarms; it is so high because the highest of many windows is too high by chance. The error of a mean comes from
+the mean absolute change d from one step to the next: d sqrt(pi) / 2 is the standard deviation of independent normal
+values, and a slow trend hardly adds to it. A validation is compared with the best one before it, question by question;
+its difference must be above the limit and above 3 standard errors.
 
 The guard has no state besides the lines of metrics.jsonl and validation.jsonl: after a restart it reads them again.
 """
@@ -18,16 +20,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from statistics import fmean, variance
-from typing import NamedTuple
+from statistics import fmean
 
 from medssr_dist.config.stage_checks import Guard
 from medssr_dist.run.stream import follow
 from medssr_dist.training.step_metrics import StepMetrics
 from medssr_dist.training.validation_log import ValidationResult
 
-STANDARD_ERRORS = 3.0
+_STEP_ERRORS, _VALIDATION_ERRORS = 5.0, 3.0  # standard errors
 
 
 @dataclass(frozen=True)
@@ -59,13 +61,6 @@ class GuardAlarm:
 def read_alarms(file: Path) -> list[GuardAlarm]:
     """Read a guard.jsonl; [] if there is none."""
     return [GuardAlarm(**row) for row in follow(file, ended=lambda: True)]
-
-
-class _Window(NamedTuple):
-    """Mean and variance of a metric over the steps of a window."""
-
-    mean: float
-    variance: float
 
 
 @dataclass(frozen=True)
@@ -101,7 +96,7 @@ class CollapseGuard:
     def __init__(self, settings: Guard):
         self._settings = settings
         self._values: dict[str, list[float]] = {signal.name: [] for signal in _SIGNALS}
-        self._references: dict[str, _Window] = {}
+        self._references: dict[str, float] = {}
         self.alarms: list[GuardAlarm] = []
 
     def see_step(self, metrics: StepMetrics) -> None:
@@ -119,7 +114,7 @@ class CollapseGuard:
             return
         newest, best = results[-1], max(results[:-1], key=lambda result: result.accuracy)
         fall = newest.measure_fall(best)
-        if fall.accuracy > max(limit, STANDARD_ERRORS * fall.error):
+        if fall.accuracy > max(limit, _VALIDATION_ERRORS * fall.error):
             numbers = (newest.accuracy, best.accuracy, limit)
             self._raise_alarm(GuardAlarm(newest.step, "validation_fall", "validation_accuracy", *numbers))
 
@@ -127,17 +122,16 @@ class CollapseGuard:
         values, window = self._values[signal.name], self._settings.window
         if len(values) < 2 * window:
             return
-        then = self._find_reference(signal, _measure(values[-2 * window : -window]))
-        now = _measure(values[-window:])
-        error = math.sqrt((now.variance + then.variance) / window)
-        if signal.passes(now.mean, then.mean, limit) and abs(now.mean - then.mean) > STANDARD_ERRORS * error:
-            self._raise_alarm(GuardAlarm(step, signal.name, signal.metric, now.mean, then.mean, limit))
+        then = self._find_reference(signal, fmean(values[-2 * window : -window]))
+        now, error = fmean(values[-window:]), _estimate_deviation(values) * math.sqrt(2 / window)
+        if signal.passes(now, then, limit) and abs(now - then) > _STEP_ERRORS * error:
+            self._raise_alarm(GuardAlarm(step, signal.name, signal.metric, now, then, limit))
 
-    def _find_reference(self, signal: _Signal, newest: _Window) -> _Window:
-        """Return the window to compare with; `newest` is the last one that the present window does not overlap."""
+    def _find_reference(self, signal: _Signal, newest: float) -> float:
+        """Return the mean to compare with; `newest` is the one that ends where the present window begins."""
         known = self._references.setdefault(signal.name, newest)
-        if signal.from_highest and newest.mean > known.mean:
-            self._references[signal.name] = newest
+        if signal.from_highest:
+            self._references[signal.name] = max(known, newest)
         return self._references[signal.name]
 
     def _raise_alarm(self, alarm: GuardAlarm) -> None:
@@ -145,5 +139,6 @@ class CollapseGuard:
             self.alarms.append(alarm)
 
 
-def _measure(values: Sequence[float]) -> _Window:
-    return _Window(fmean(values), variance(values))
+def _estimate_deviation(values: Sequence[float]) -> float:
+    """Return the standard deviation of single steps, from the changes between successive ones."""
+    return fmean(abs(after - before) for before, after in pairwise(values)) * math.sqrt(math.pi) / 2

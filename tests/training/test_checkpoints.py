@@ -86,6 +86,15 @@ def test_best_and_newest_are_kept(tmp_path, rewards, keep, kept):
     assert recover_checkpoint(tmp_path).step == len(rewards)
 
 
+def test_the_best_is_the_one_with_the_highest_accuracy(tmp_path):
+    """A checkpoint that was not validated is no better than one that was, whatever its reward."""
+    disk = Disk(tmp_path)
+    for step, (reward, accuracy) in enumerate([(0.1, 0.5), (0.9, 0.4), (0.8, None), (0.2, None)], start=1):
+        disk.keeper.save(step, {}, reward, accuracy)
+    assert disk.found == ["global_step1", "global_step4"]
+    assert [saved.accuracy for saved in list_checkpoints(disk.checkpoints)] == [0.5, None]
+
+
 def test_partial_first_checkpoint_is_deleted(disk):
     disk.folder.mkdir(parents=True)
     disk.leave_partial(1)

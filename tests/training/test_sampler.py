@@ -80,6 +80,21 @@ def test_a_policy_without_variance_still_gets_batches():
     assert metrics["zero_variance_drawn"] == 1.0 and metrics["prompts_drawn"] == 8
 
 
+def test_the_health_of_the_votes_is_of_all_drawn_groups():
+    made = make_sampler(Engines({1, 2}))
+    metrics = made.next_step().metrics
+    assert (metrics["majority_agreement"], metrics["unanimous"]) == (0, 0)  # these answers name no option
+    assert (metrics["vote_entropy"], metrics["drawn_length"], metrics["drawn_truncated"]) == (None, 2, 0)
+
+
+def test_the_early_end_of_a_stage_is_reported_to_the_vote():
+    taken = []
+    made = make_sampler(Engines({1}), taken=taken)
+    made.next_step()
+    made.end()
+    assert taken[-1] == ALL_TAKEN
+
+
 def test_share_without_variance_is_of_all_drawn_groups():
     made = make_sampler(Engines({1, 2}))
     step = made.next_step()
