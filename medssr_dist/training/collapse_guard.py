@@ -64,10 +64,10 @@ def read_alarms(file: Path) -> list[GuardAlarm]:
 
 
 @dataclass(frozen=True)
-class _Signal:
-    """A watched metric.
+class GuardSignal:
+    """A metric that is compared with its earlier means.
 
-    passes: passes(now, reference, limit) returns whether the limit is passed. from_highest: the reference is the window
+    name: the key of `training.guard` that holds its limit. metric: field of StepMetrics. passes: passes(now, reference, limit) returns whether the limit is passed. from_highest: the reference is the window
     with the highest mean, else the first one.
     """
 
@@ -77,12 +77,12 @@ class _Signal:
     from_highest: bool = False
 
 
-_SIGNALS = (
-    _Signal("agreement_fall", "majority_agreement", lambda now, then, limit: now < then - limit, from_highest=True),
-    _Signal("vote_entropy_floor", "vote_entropy", lambda now, then, limit: now < limit * then),
-    _Signal("letter_entropy_fall", "letter_entropy", lambda now, then, limit: now < then - limit),
-    _Signal("length_ratio", "drawn_length", lambda now, then, limit: not then / limit <= now <= limit * then),
-    _Signal("truncation_rise", "drawn_truncated", lambda now, then, limit: now > then + limit),
+SIGNALS = (
+    GuardSignal("agreement_fall", "majority_agreement", lambda now, then, limit: now < then - limit, from_highest=True),
+    GuardSignal("vote_entropy_floor", "vote_entropy", lambda now, then, limit: now < limit * then),
+    GuardSignal("letter_entropy_fall", "letter_entropy", lambda now, then, limit: now < then - limit),
+    GuardSignal("length_ratio", "drawn_length", lambda now, then, limit: not then / limit <= now <= limit * then),
+    GuardSignal("truncation_rise", "drawn_truncated", lambda now, then, limit: now > then + limit),
 )
 
 
@@ -95,13 +95,13 @@ class CollapseGuard:
 
     def __init__(self, settings: Guard):
         self._settings = settings
-        self._values: dict[str, list[float]] = {signal.name: [] for signal in _SIGNALS}
+        self._values: dict[str, list[float]] = {signal.name: [] for signal in SIGNALS}
         self._references: dict[str, float] = {}
         self.alarms: list[GuardAlarm] = []
 
     def see_step(self, metrics: StepMetrics) -> None:
         """Add the metrics of the next step."""
-        for signal in _SIGNALS:
+        for signal in SIGNALS:
             value, limit = getattr(metrics, signal.metric), getattr(self._settings, signal.name)
             if value is not None and math.isfinite(value) and limit:
                 self._values[signal.name].append(value)
@@ -118,7 +118,7 @@ class CollapseGuard:
             numbers = (newest.accuracy, best.accuracy, limit)
             self._raise_alarm(GuardAlarm(newest.step, "validation_fall", "validation_accuracy", *numbers))
 
-    def _check(self, signal: _Signal, limit: float, step: int) -> None:
+    def _check(self, signal: GuardSignal, limit: float, step: int) -> None:
         values, window = self._values[signal.name], self._settings.window
         if len(values) < 2 * window:
             return
@@ -127,7 +127,7 @@ class CollapseGuard:
         if signal.passes(now, then, limit) and abs(now - then) > _STEP_ERRORS * error:
             self._raise_alarm(GuardAlarm(step, signal.name, signal.metric, now, then, limit))
 
-    def _find_reference(self, signal: _Signal, newest: float) -> float:
+    def _find_reference(self, signal: GuardSignal, newest: float) -> float:
         """Return the mean to compare with; `newest` is the one that ends where the present window begins."""
         known = self._references.setdefault(signal.name, newest)
         if signal.from_highest:

@@ -14,6 +14,7 @@ from medssr_dist.config.schema import Config
 from medssr_dist.data.prompt_forms import load_prompt_form
 from medssr_dist.synthesis.checks import flaws
 from medssr_dist.synthesis.judge import CRITERIA
+from medssr_dist.training.collapse_guard import SIGNALS
 
 CONFIGS = sorted(
     file for file in (REPO / "configs").rglob("*.yaml") if file.parent.name not in ("benchmarks", "prompts")
@@ -149,6 +150,7 @@ ALIASES = {
 ALIASES |= {"benchmarks": {"source"}, "endpoints": {"endpoint"}, "knowledge": {"_knowledge"}, "": {"config", "found"}}
 ALIASES |= {"synthesis": {"_synthesis"}, "retry": {"_retry"}, "budget": {"_budget"}, "prices": {"price"}}
 ALIASES |= {"prompt": {"form", "self", "_system", "prompts"}}
+ALIASES |= {"guard": {"settings", "_settings"}}
 ALIASES |= {"checks": {"_checks"}, "voting": {"_voting"}, "servers": {"server", "_server"}}
 
 
@@ -187,6 +189,7 @@ def test_every_key_is_read():
     read = names_read() | {("synthesis", "candidates")}  # through Synthesis.most_candidates
     read |= {("checks", name) for name, check in vars(flaws).items() if callable(check)}  # Screen asks by name
     read |= {("judge", name) for name in CRITERIA} | {("judge", "endpoints")}  # by name; Synthesis.judge_endpoints
+    read |= {("guard", signal.name) for signal in SIGNALS}  # by name
     unread = []
     for path in fields(Config):
         parent = path[-2] if len(path) > 1 else ""
