@@ -67,8 +67,8 @@ def read_alarms(file: Path) -> list[GuardAlarm]:
 class GuardSignal:
     """A metric that is compared with its earlier means.
 
-    name: the key of `training.guard` that holds its limit. metric: field of StepMetrics. passes: passes(now, reference, limit) returns whether the limit is passed. from_highest: the reference is the window
-    with the highest mean, else the first one.
+    name: the key of `training.guard` that holds its limit. metric: field of StepMetrics. passes: passes(now, reference,
+    limit) returns whether the limit is passed. from_highest: the reference is the highest mean, else the first one.
     """
 
     name: str
