@@ -76,10 +76,10 @@ class StageActor:
         watched = partial(examples, watch=partial(stop.check, before_step=False))
         renderer = make_prompt_renderer(tokenizer, config.policy)
         prompts = PromptLoader(watched, renderer, room, on_taken)
+        plan = make_validation_plan(job, renderer)
         processes = self.start_processes(job, strategy, board)
         watch = StageWatch(job)
         after_step = AfterStep(job, processes.policy, stop, watch)
-        plan = make_validation_plan(job, renderer)
         validator = Validator(plan, processes.rollout.engines, watch.results, watch.add_result) if plan else None
         old_logprobs = describe_old_logprobs(config.training, stage)
         _log.info("log-probs before the update: %s", old_logprobs)
