@@ -10,7 +10,7 @@ from config_builder import make_config
 from step_rows import append_steps, make_metrics
 from stream_parts import label
 
-from medssr_dist.bench.guard.judge import judge_run
+from medssr_dist.bench.guard.guard_verdict import judge_run
 from medssr_dist.bench.guard.planted_labels import plant_wrong_majorities
 from medssr_dist.bench.guard.run import SOUND, WRONG, bench_guard, summarize
 from medssr_dist.config.stage_checks import Guard

@@ -6,7 +6,8 @@
 
 First `synthesize` and `vote` run once, in RUN_DIR/base. Then stage 1 is trained `--runs` times on its labels in another
 order and with other seeds, and as often on the same labels with the planted ones. Each run goes to its last step, and
-`judge.py` finds afterwards where the guard would have stopped it. The same command resumes, and skips finished runs.
+`guard_verdict.py` finds afterwards where the guard would have stopped it. The same command resumes: it skips finished
+runs.
 
 Aims: of the runs with wrong labels, at least 95% publish a policy within 1 point of the held-out peak; of the sound
 ones, at most 5% are stopped.
@@ -21,7 +22,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from medssr_dist.bench.guard.judge import GuardVerdict, judge_run
+from medssr_dist.bench.guard.guard_verdict import GuardVerdict, judge_run
 from medssr_dist.bench.guard.planted_labels import plant_wrong_majorities
 from medssr_dist.bench.result_file import write_result
 from medssr_dist.config.load import dump_config, load_config
