@@ -92,7 +92,11 @@ def _draw_rewards(axes: Axes, stages: dict[str, StageSummary | None]) -> None:
             sum(part) / len(part) for part in (rewards[max(0, i - _MEAN_OF + 1) : i + 1] for i in range(len(rewards)))
         ]
         axes.plot(steps, rewards, color=_COLOURS[name], alpha=0.35)
-        axes.plot(steps, means, color=_COLOURS[name], linewidth=2, label=name.replace("stage", "stage "))
+        label = name.replace("stage", "stage ")
+        axes.plot(steps, means, color=_COLOURS[name], linewidth=2, label=label)
+        if held_out := found.accuracy_by_step:
+            places = [start + step for step in held_out]
+            axes.plot(places, [*held_out.values()], "o:", color=_COLOURS[name], label=f"{label}, held-out accuracy")
         start += len(rewards)
     axes.set(title=f"Mean reward by step (bold: mean of {_MEAN_OF})", xlabel="step", ylabel="reward", ylim=(0, 1))
     axes.legend()

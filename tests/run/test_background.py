@@ -217,8 +217,8 @@ class World:
     def accepted(self):
         return (self.root / "synthesis" / "questions.jsonl").read_bytes().count(b"\n")
 
-    def start_stage1(self, config, model, labels, folder, most_examples, should_stop):
-        assert most_examples == 60
+    def start_stage1(self, config, model, labels, folder, most_examples, should_stop, validation):
+        assert most_examples == 60 and validation == []
         publish_taken(labels, 0)
         side = ThreadStep(lambda should_stop: self.train(config.training.stage1, labels, folder, should_stop), never)
         side.wait = None  # in stream mode nothing waits for stage 1 alone

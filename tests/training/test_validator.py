@@ -19,7 +19,10 @@ from medssr_dist.training.validation_log import append_validation, read_validati
 
 
 class Engines:
-    """Answers question n right in its first n samples, and returns the groups in a random order."""
+    """Answers question n right in its first n samples, and returns the groups in a random order.
+
+    The reward, which may be a user's own, is not what validation counts.
+    """
 
     def __init__(self, order: int = 0):
         self.asked: list[GroupRequest] = []
@@ -32,10 +35,9 @@ class Engines:
 
     def next_group(self) -> Group:
         request = self._open.pop(self._rng.randrange(len(self._open)))
-        samples = [
-            Sample([7], None, float(i < request.number), i == request.sampling.n - 1, False, 0)
-            for i in range(request.sampling.n)
-        ]
+        count = request.sampling.n
+        letters = ["B" if i < request.number else None if i == count - 1 else "A" for i in range(count)]
+        samples = [Sample([7], None, 0.5, letter is None, False, 0, letter) for letter in letters]
         return Group(request.number, request.prompt, request.prompt_ids, request.label, samples)
 
 

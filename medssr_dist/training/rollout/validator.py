@@ -7,6 +7,7 @@ alone, and one that is repeated after a restart gives the same numbers.
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Callable
@@ -126,9 +127,10 @@ class Validator:
             group = self._engines.next_group()
             answers[group.number] = group.samples
         samples = [sample for number in sorted(answers) for sample in answers[number]]
+        truths = [json.loads(prompt.label)["answer"] for prompt in plan.prompts]
         return make_result(
-            step,
-            right=[sum(sample.reward == 1 for sample in answers[number]) for number in sorted(answers)],
+            step,  # letters, not rewards: the reward may be a function of the user's own
+            right=[sum(sample.letter == truth for sample in answers[number]) for number, truth in enumerate(truths)],
             generations=plan.sampling.n,
             invalid=sum(sample.invalid for sample in samples) / len(samples),
             truncated=sum(sample.truncated for sample in samples) / len(samples),
