@@ -25,6 +25,7 @@ from pathlib import Path
 from statistics import fmean
 
 from medssr_dist.config.stage_checks import Guard
+from medssr_dist.data.records import parse_record
 from medssr_dist.run.stream import follow
 from medssr_dist.training.step_metrics import StepMetrics
 from medssr_dist.training.validation_log import ValidationResult
@@ -60,7 +61,7 @@ class GuardAlarm:
 
 def read_alarms(file: Path) -> list[GuardAlarm]:
     """Read a guard.jsonl; [] if there is none."""
-    return [GuardAlarm(**row) for row in follow(file, ended=lambda: True)]
+    return [parse_record(GuardAlarm, row, str(file)) for row in follow(file, ended=lambda: True)]
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ import shutil
 from dataclasses import asdict
 from pathlib import Path
 
+from medssr_dist.data.checksums import seal_line
 from medssr_dist.data.jsonl import write_atomic
 from medssr_dist.training.collapse_guard import CollapseGuard
 from medssr_dist.training.stage_job import StageJob
@@ -133,7 +134,7 @@ class StageWatch:
 
     def _write_alarms(self) -> None:
         alarms = self._guard.alarms if self._guard else []
-        text = "".join(json.dumps(asdict(alarm)) + "\n" for alarm in alarms)
+        text = b"".join(seal_line(json.dumps(asdict(alarm)).encode()) for alarm in alarms).decode()
         if text or self._paths.guard.exists():
             write_atomic(self._paths.guard, text)
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from medssr_dist.data.jsonl import JsonlLedger
+from medssr_dist.data.records import parse_record
 from medssr_dist.run.stream import follow
 
 
@@ -71,7 +72,7 @@ def _mean_and_error(values: Sequence[float]) -> tuple[float, float]:
 
 def read_validations(file: Path) -> list[ValidationResult]:
     """Read the whole lines of a validation.jsonl; [] if there is none."""
-    return [ValidationResult(**row) for row in follow(file, ended=lambda: True)]
+    return [parse_record(ValidationResult, row, str(file)) for row in follow(file, ended=lambda: True)]
 
 
 def append_validation(file: Path, result: ValidationResult) -> None:
