@@ -32,9 +32,11 @@ from medssr_dist.data.jsonl import JsonlLedger
 from medssr_dist.data.records import Label
 from medssr_dist.data.wilson import Share, measure_share
 from medssr_dist.errors import EXIT_BAD_INPUT, EXIT_STOPPED, InputError, Stopped
+from medssr_dist.estimates.memory import refuse_too_little_memory
 from medssr_dist.knowledge.vignettes import find_hpo_truth
 from medssr_dist.readers import read_validation_questions
 from medssr_dist.run.paths import RunPaths
+from medssr_dist.run.session import open_session
 from medssr_dist.run.stream import mark_end, read_kept_labels
 from medssr_dist.runtime.logs import set_up_logging
 
@@ -109,9 +111,12 @@ def _require_checks(config: Config) -> Guard:
 
 def _take_labels(config: Config, folder: Path) -> list[Label]:
     """Write and label the questions once; return the kept labels."""
-    from medssr_dist.pipeline import run_steps
+    from medssr_dist.steps.synthesis_step import open_finished_questions, synthesize
+    from medssr_dist.steps.vote_step import vote
 
-    run_steps(config, folder, ("synthesize", "vote"))
+    with open_session(config, folder, before_ray=refuse_too_little_memory) as session:
+        synthesize(session)
+        vote(session, open_finished_questions(session))
     labels = list(read_kept_labels(RunPaths(folder).voting.labels))
     if not labels:
         raise InputError(f"{folder}: no label is kept; lower voting.threshold, or write more questions")
@@ -120,7 +125,6 @@ def _take_labels(config: Config, folder: Path) -> list[Label]:
 
 def _train(config: Config, folder: Path, labels: list[Label], seed: int) -> Path:
     """Train stage 1 on `labels` to its last step, unless it has been; return its folder, without its models."""
-    from medssr_dist.run.session import open_session
     from medssr_dist.runtime.models import resolve_model
     from medssr_dist.training.train_stage import start_stage1
 
@@ -129,7 +133,7 @@ def _train(config: Config, folder: Path, labels: list[Label], seed: int) -> Path
     if paths.summary.exists():
         return paths.folder
     config = _change_for_run(config, seed)
-    with open_session(config, folder, before_ray=lambda config: None) as session:
+    with open_session(config, folder, before_ray=refuse_too_little_memory) as session:
         _write_labels(run.voting.labels, labels)
         session.start_ray()
         held_out, model = read_validation_questions(config), resolve_model(config.policy)
