@@ -208,7 +208,7 @@ class Config(Section):
         if self.policy.dtype == "float32" and trained and training.attention == "flash_attention_2":
             raise ValueError(
                 "policy.dtype = float32 cannot be trained with attention=flash_attention_2, which computes in 16 bits; "
-                "set training.attention=sdpa"
+                "set training.attention=varlen"
             )
         return self
 

@@ -44,6 +44,10 @@ class RolloutOptions(Section):
     sync_timeout_s: float = Field(
         600.0, gt=0, description="the run ends if a rank or an engine does not take part for this long, seconds"
     )
+    verify_sync: bool = Field(
+        False,
+        description="after each sync, compare the checksums of all weights on both sides; false = of four random ones",
+    )
     stall_s: float = Field(
         1800.0,
         gt=0,
@@ -120,8 +124,10 @@ class Training(RolloutOptions):
     offload_reference: bool = Field(False, description="keep the reference model's weights in host memory")
     lora_rank: int = Field(0, ge=0, description="train adapters of this rank on all linear layers; 0 = all weights")
     lora_alpha: int = Field(32, ge=1, description="the adapters are scaled by lora_alpha / lora_rank")
-    attention: Literal["flash_attention_2", "sdpa", "eager"] = Field(
-        "flash_attention_2", description="attention kernel of the trained model; sdpa on CPU"
+    attention: Literal["varlen", "flash_attention_2", "sdpa", "eager"] = Field(
+        "varlen",
+        description="attention of the trained model. varlen: torch's flash attention for packed sequences on GPU, "
+        "torch's dense attention elsewhere; flash_attention_2: needs the package flash-attn; sdpa, eager: dense",
     )
     packing: bool = Field(False, description="concatenate sequences instead of padding them")
     share_prompts: bool = Field(

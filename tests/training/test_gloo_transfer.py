@@ -145,3 +145,23 @@ def test_flatten_and_unflatten_are_inverse(counts):
     flat = transfer.flatten([*tensors, torch.zeros(1, dtype=torch.uint8)])[:-1]
     found = [tensor for _, tensor in transfer.unflatten(flat, bucket)] if bucket else []
     assert all(torch.equal(*pair) for pair in zip(found, tensors, strict=True))
+
+
+def test_a_weight_that_differs_from_its_checksum_is_refused():
+    policy, source = Layers(0), ZeroSource(Layers(0), 40)
+    engine = make_sender(source, Client([Receiver(0, Layers(1))]), world_size=2)
+    engine.checksums = source.compute_checksums(["scale", "layers.0.bias"])
+    engine.send_weights()
+    failures = []
+    engine.client._all = lambda call: [failures.append(_catch(call, each)) for each in engine.client.receivers]
+    engine.checksums = dict(engine.checksums) | {"scale": 1}
+    engine.send_weights()
+    assert "scale of 2 compared weights did not arrive" in str(next(filter(None, failures)))
+    assert policy.scale.shape == (3,)
+
+
+def _catch(call, receiver) -> Exception | None:
+    try:
+        return call(receiver)
+    except Exception as error:
+        return error

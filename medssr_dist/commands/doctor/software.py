@@ -108,8 +108,11 @@ def check_devices(config: Config, run_dir: Path) -> CheckResult:
             detail = f"torch sees no GPU; the driver lists {len(driver)}, Slurm gave {given} to this node"
             return CheckResult("fail", detail, "install the cuda set, update the driver, or give the container --nv")
         if config.training.attention == "flash_attention_2":
-            return CheckResult("fail", "no GPU, but flash attention needs CUDA", "set training.attention=sdpa")
+            return CheckResult("fail", "no GPU, but flash attention needs CUDA", "set training.attention=varlen")
         return _check_cpu(config.policy.dtype)
+    if config.training.attention == "flash_attention_2" and _version("flash-attn") is None:
+        detail = "training.attention = flash_attention_2 needs the package flash-attn, which is absent"
+        return CheckResult("fail", detail, "set training.attention=varlen")
     import torch
 
     here = torch.cuda.device_count()

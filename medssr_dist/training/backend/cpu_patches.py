@@ -1,6 +1,6 @@
 """The patches that OpenRLHF and DeepSpeed need on a machine without GPU.
 
-On GPU, only the version is checked.
+On GPU, the version is checked, and OpenRLHF is imported without flash-attn where that is absent.
 
 Importing `backend/openrlhf.py` applies the patches in every process before OpenRLHF is imported. Each patch, and what
 in OpenRLHF 0.11.2 or DeepSpeed 0.19.6 makes it necessary:
@@ -18,6 +18,7 @@ from __future__ import annotations
 import importlib
 import importlib.machinery
 import importlib.metadata
+import importlib.util
 import os
 import sys
 import types
@@ -37,15 +38,18 @@ def apply() -> None:
     version = importlib.metadata.version("openrlhf")
     if version != SUPPORTED_OPENRLHF:
         raise RuntimeError(f"training needs openrlhf {SUPPORTED_OPENRLHF}, found {version}")
-    if _applied or on_gpu():
+    if _applied:
         return
-    os.environ["DS_ACCELERATOR"] = "cpu"
-    _replace_cuda_calls()
-    _import_without_flash_attn()
-    _use_cpu_mesh()
-    _leave_out_shm_op()
-    _wait_for_every_gather()
-    _applied = True
+    _applied, on_cpu = True, not on_gpu()
+    if on_cpu:
+        os.environ["DS_ACCELERATOR"] = "cpu"
+        _replace_cuda_calls()
+    if importlib.util.find_spec("flash_attn") is None:
+        _import_without_flash_attn()
+    if on_cpu:
+        _use_cpu_mesh()
+        _leave_out_shm_op()
+        _wait_for_every_gather()
 
 
 def _replace_cuda_calls() -> None:
@@ -81,7 +85,7 @@ def _import_without_flash_attn() -> None:
 
 
 def _refuse_flash_attn(*args, **kwargs):
-    raise RuntimeError("packing and ring attention need flash-attn, which needs a GPU")
+    raise RuntimeError("ring attention, and packing in OpenRLHF's own network, need the package flash-attn")
 
 
 def _use_cpu_mesh() -> None:

@@ -73,6 +73,7 @@ _FIXED = {
     "vllm.sync_backend": "nccl",
     "vllm.sync_with_ray": False,
 }
+VARLEN = "medssr_varlen"  # name of our attention in transformers (update/varlen_attention.py)
 # policy.dtype -> OpenRLHF's name; "fp32" is added by openrlhf.py.
 _DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 
@@ -102,7 +103,7 @@ def make_openrlhf_options(config: Config, stage: Stage, folder: Path) -> dict[st
             "ckpt.path": str(StagePaths(folder).checkpoints),
             "data.max_len": config.policy.max_model_len,
             "ds.adam_offload": training.offload_optimizer,
-            "ds.attn_implementation": training.attention,
+            "ds.attn_implementation": VARLEN if training.attention == "varlen" else training.attention,
             "ds.lora.alpha": training.lora_alpha,
             "ds.lora.rank": training.lora_rank,
             "ds.packing_samples": training.packing,

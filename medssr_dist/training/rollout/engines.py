@@ -153,5 +153,7 @@ def _is_death(error: Exception) -> bool:
     """Return whether the error means that an engine's actor, or vLLM's process behind it, has died."""
     from vllm.v1.engine.exceptions import EngineDeadError
 
-    died = (ray.exceptions.RayActorError, EngineDeadError)
+    from medssr_dist.training.weights.sync import EngineDiedError
+
+    died = (ray.exceptions.RayActorError, EngineDeadError, EngineDiedError)
     return isinstance(error, died) or isinstance(getattr(error, "cause", None), died)

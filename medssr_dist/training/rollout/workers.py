@@ -72,7 +72,7 @@ class RolloutWorkers:
         """Return vLLM's arguments, which are the same for all engines."""
         training = self._config.training
         options = build_engine_kwargs(model, self._config.policy, self._config.runtime, training.tensor_parallel_size)
-        options["weight_transfer_config"] = {"backend": "nccl" if on_gpu() else "gloo"}
+        options["weight_transfer_config"] = {"backend": "medssr_nccl" if on_gpu() else "gloo"}
         if self._stage.importance != "off":
             options["logprobs_mode"] = "processed_logprobs"  # after temperature and top-p
         return options
@@ -82,7 +82,12 @@ class RolloutWorkers:
         from medssr_dist.training.weights.sync import SyncSettings
 
         training = self._config.training
-        settings = SyncSettings(training.sync_bucket_mb * 2**20, training.sync_timeout_s, training.tensor_parallel_size)
+        settings = SyncSettings(
+            training.sync_bucket_mb * 2**20,
+            training.sync_timeout_s,
+            training.tensor_parallel_size,
+            training.verify_sync,
+        )
         return RankSync(ranks, settings)
 
     def make_sampler(self, prompts: PromptLoader) -> Sampler:

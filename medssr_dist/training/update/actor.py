@@ -11,14 +11,17 @@ action, H hidden size, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 
 from medssr_dist.config.training import Training
+from medssr_dist.errors import InputError
 from medssr_dist.kernels import linear_logprob
 from medssr_dist.training.backend.openrlhf import Actor
 from medssr_dist.training.backend.strategy import Strategy
+from medssr_dist.training.update import varlen_attention  # noqa: F401  registers itself with transformers
 from medssr_dist.training.update.lm_head import KernelHead, install_head
 from medssr_dist.training.update.sequence_layout import Layout, lay_out_packed, lay_out_padded, lay_out_shared
 
@@ -74,13 +77,23 @@ class KernelActor(Actor):
             return compute(hidden.flatten(0, 1).index_select(0, layout.row_R), weight_VH, layout.target_R)
 
         with self.head.computing(compute_rows):
-            output = self.model(layout.token_SL, attention_mask=layout.attention, position_ids=layout.position_SL)
+            output = self.model(
+                layout.token_SL,
+                attention_mask=layout.attention,
+                position_ids=layout.position_SL,
+                **layout.make_limits(),
+            )
         return output["logits"]
 
 
 def load_actor(strategy: Strategy, folder: str, ds_config: dict[str, Any], lora_rank: int = 0) -> KernelActor:
     """Load the model in `folder` for this rank, in shards if `ds_config` is for ZeRO-3."""
     args, training = strategy.args, strategy.config.training
+    if training.attention == "flash_attention_2" and find_spec("flash_attn") is None:
+        raise InputError(
+            "training.attention = flash_attention_2 needs the package flash-attn, which is absent; set "
+            "training.attention=varlen"
+        )
     return KernelActor(
         folder,
         attn_implementation=args.ds.attn_implementation,

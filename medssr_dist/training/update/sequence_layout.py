@@ -14,6 +14,7 @@ S rows of the model's input and L its length (S = B, L = T if padded; S = 1 if p
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -24,6 +25,7 @@ class Layout:
     """The model's input, and where its output predicts the actions, sequence by sequence.
 
     attention: the model's mask: [S, L], or bool [1, 1, L, L], or None if the positions separate the sequences.
+    length_N: tokens of each sequence of a packed row; None if the mask separates the sequences.
     row_R: index into the S x L positions of the output that predict an action. target_R: the action predicted there.
     """
 
@@ -32,6 +34,15 @@ class Layout:
     attention: torch.Tensor | None
     row_R: torch.Tensor
     target_R: torch.Tensor
+    length_N: torch.Tensor | None = None
+
+    def make_limits(self) -> dict[str, Any]:
+        """Return the limits of the sequences in a packed row, under transformers' names; {} if there is a mask."""
+        if self.length_N is None:
+            return {}
+        limits, longest = F.pad(self.length_N.cumsum(0, dtype=torch.int32), (1, 0)), int(self.length_N.max())
+        names = {"cu_seq_lens": limits, "max_length": longest}
+        return {f"{name}_{side}": value for name, value in names.items() for side in ("q", "k")}
 
 
 def lay_out_padded(token_BT: torch.Tensor, attention_BT: torch.Tensor, action_BA: torch.Tensor) -> Layout:
@@ -47,7 +58,8 @@ def lay_out_packed(token_BT: torch.Tensor, attention_BT: torch.Tensor, action_BA
     is_real_BT, predicts_BT = attention_BT.bool(), _mark_predicting(token_BT, action_BA)
     position_BT = attention_BT.long().cumsum(-1) - 1
     row_R, target_R = _list_rows(predicts_BT[is_real_BT]), _list_targets(token_BT, predicts_BT)
-    return Layout(token_BT[is_real_BT][None], position_BT[is_real_BT][None], None, row_R, target_R)
+    packed = token_BT[is_real_BT][None], position_BT[is_real_BT][None]
+    return Layout(*packed, None, row_R, target_R, length_N=attention_BT.sum(-1))
 
 
 def lay_out_shared(token_BT: torch.Tensor, attention_BT: torch.Tensor, action_BA: torch.Tensor) -> Layout:

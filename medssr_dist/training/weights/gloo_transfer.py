@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import timedelta
-from typing import Any, ClassVar
+from types import MappingProxyType
+from typing import ClassVar
 
 import torch
 from vllm.distributed.weight_transfer.base import (
@@ -31,19 +31,26 @@ from vllm.distributed.weight_transfer.base import (
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory, WeightTransferTrainerFactory
 
+from medssr_dist.training.weights.checksums import ArrivalCheck
+from medssr_dist.training.weights.run_together import run_together
+
 BACKEND = "gloo"
+NCCL_BACKEND = "medssr_nccl"  # nccl_transfer.py, which is imported on GPU only
 _IN_FLIGHT = 2  # buckets that are being sent while the next one is gathered
 
 
 def register() -> None:
-    """Register both ends with vLLM's factories; a second call in a process changes nothing."""
-    ends = {
-        WeightTransferEngineFactory: GlooWeightTransferEngine,
-        WeightTransferTrainerFactory: GlooTrainerWeightTransferEngine,
-    }
-    for factory, end in ends.items():
-        if BACKEND not in factory._registry:
-            factory.register_engine(BACKEND, end)
+    """Register both ends of both backends with vLLM's factories; a second call in a process changes nothing."""
+    here, nccl = __name__, "medssr_dist.training.weights.nccl_transfer"
+    ends = [
+        (WeightTransferEngineFactory, BACKEND, here, "GlooWeightTransferEngine"),
+        (WeightTransferTrainerFactory, BACKEND, here, "GlooTrainerWeightTransferEngine"),
+        (WeightTransferEngineFactory, NCCL_BACKEND, nccl, "CheckedNcclWorker"),
+        (WeightTransferTrainerFactory, NCCL_BACKEND, nccl, "CheckedNcclTrainer"),
+    ]
+    for factory, backend, module, end in ends:
+        if backend not in factory._registry:
+            factory.register_engine(backend, module, end)
 
 
 @dataclass
@@ -62,21 +69,26 @@ class GlooInitInfo(WeightTransferInitInfo):
 
 @dataclass
 class GlooUpdateInfo(WeightTransferUpdateInfo):
-    """The weights of one update, in order. bucket_sizes: number of weights in each broadcast."""
+    """The weights of one update, in order.
+
+    bucket_sizes: number of weights in each broadcast. checksums: of the weights that are compared.
+    """
 
     names: list[str]
     dtype_names: list[str]
     shapes: list[list[int]]
     bucket_sizes: list[int]
+    checksums: dict[str, int]
 
     @classmethod
-    def from_source(cls, source: WeightSource) -> GlooUpdateInfo:
+    def from_source(cls, source: WeightSource, checksums: Mapping[str, int]) -> GlooUpdateInfo:
         metas = source.metadata()
         return cls(
             names=[meta.name for meta in metas],
             dtype_names=[str(meta.dtype).removeprefix("torch.") for meta in metas],
             shapes=[list(meta.shape) for meta in metas],
             bucket_sizes=[len(names) for names in source.groups()],
+            checksums=dict(checksums),
         )
 
     def iter_buckets(self) -> Iterator[list[ParamMeta]]:
@@ -142,8 +154,13 @@ def unflatten(flat: torch.Tensor, bucket: list[ParamMeta]) -> Iterator[tuple[str
 
 
 class GlooTrainerWeightTransferEngine(TrainerWeightTransferEngine[GlooTrainerInitInfo]):
-    """The trainer's end: the next bucket is gathered while two buckets are in flight."""
+    """The trainer's end: the next bucket is gathered while two buckets are in flight.
 
+    Attributes:
+        checksums: of the weights that the engines compare; set before each `send_weights`.
+    """
+
+    checksums: Mapping[str, int] = MappingProxyType({})
     init_info_cls = GlooTrainerInitInfo
 
     @classmethod
@@ -155,7 +172,7 @@ class GlooTrainerWeightTransferEngine(TrainerWeightTransferEngine[GlooTrainerIni
             world = (init_info.world_size, init_info.timeout_s)
             engine._group = GlooGroup(init_info.master_address, 0, 0, *world)
             worker_info = GlooInitInfo(init_info.master_address, engine._group.port, 1, *world)
-            _run_together(engine._group.join, client.init_weight_transfer_engine, asdict(worker_info))
+            run_together(engine._group.join, client.init_weight_transfer_engine, asdict(worker_info))
         return engine
 
     def send_weights(self) -> None:
@@ -169,7 +186,8 @@ class GlooTrainerWeightTransferEngine(TrainerWeightTransferEngine[GlooTrainerIni
                 pass
             return
         self.client.start_weight_update()
-        _run_together(self._broadcast, self.client.update_weights, asdict(GlooUpdateInfo.from_source(self.source)))
+        update_info = GlooUpdateInfo.from_source(self.source, self.checksums)
+        run_together(self._broadcast, self.client.update_weights, asdict(update_info))
         self.client.finish_weight_update()
 
     def _broadcast(self) -> None:
@@ -190,22 +208,6 @@ class GlooTrainerWeightTransferEngine(TrainerWeightTransferEngine[GlooTrainerIni
             work.wait()
 
 
-def _run_together(
-    send: Callable[[], None], receive: Callable[[dict[str, Any]], None], argument: dict[str, Any]
-) -> None:
-    """Run `send()` while `receive(argument)` runs in a thread: both take part in the same collectives.
-
-    Errors of either are raised. If `send` fails, `receive` is not waited for, because it may never return.
-    """
-    thread = ThreadPoolExecutor(max_workers=1)
-    try:
-        future = thread.submit(receive, argument)
-        send()
-        future.result()
-    finally:
-        thread.shutdown(wait=False)
-
-
 class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
     """A worker's end: each layer is loaded, and repacked for the CPU, when its last weight has arrived."""
 
@@ -224,19 +226,23 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo
         initialize_layerwise_reload(self.model)
 
     def receive_weights(self, update_info: GlooUpdateInfo) -> None:
-        """Receive all buckets; the next one is received while this one is loaded."""
+        """Receive all buckets; the next one is received while this one is loaded. Raises ChecksumError."""
+        check = ArrivalCheck(update_info.checksums)
         ahead: deque[tuple[list[ParamMeta], torch.Tensor, torch.distributed.Work]] = deque()
         for bucket in update_info.iter_buckets():
             flat = torch.empty(sum(math.prod(meta.shape) * meta.dtype.itemsize for meta in bucket), dtype=torch.uint8)
             ahead.append((bucket, flat, self._group.broadcast(flat)))
             if len(ahead) == _IN_FLIGHT:
-                self._load(*ahead.popleft())
+                self._load(check, *ahead.popleft())
         while ahead:
-            self._load(*ahead.popleft())
+            self._load(check, *ahead.popleft())
+        check.finish()
 
-    def _load(self, bucket: list[ParamMeta], flat: torch.Tensor, work: torch.distributed.Work) -> None:
+    def _load(
+        self, check: ArrivalCheck, bucket: list[ParamMeta], flat: torch.Tensor, work: torch.distributed.Work
+    ) -> None:
         work.wait()
-        self.model.load_weights(unflatten(flat, bucket))
+        self.model.load_weights(check.watch(unflatten(flat, bucket)))
 
     def finish_weight_update(self) -> None:
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload

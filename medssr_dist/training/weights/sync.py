@@ -1,14 +1,17 @@
 """The training rank's end of the weight sync: ZeRO-3 weights are gathered by buckets and sent to all rollout engines.
 
 It replaces OpenRLHF's `broadcast_to_vllm`, which makes one Ray call, one gather and one wait for each parameter. The
-weights go through vLLM's weight-transfer API: its packed NCCL engine on GPU, ours over gloo on CPU
-(`gloo_transfer.py`).
+weights go through vLLM's weight-transfer API: its packed NCCL transport on GPU (`nccl_transfer.py`), ours over gloo on
+CPU (`gloo_transfer.py`). After each sync the engines compare the checksums of a few weights, or of all
+(`training.verify_sync`), with those that the ranks have computed from a gather of its own (`checksums.py`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -19,12 +22,18 @@ from vllm.distributed.weight_transfer.base import ParamMeta, TrainerInitInfo, We
 from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
 
 from medssr_dist.runtime.device import on_gpu
+from medssr_dist.training.weights.checksums import choose_sampled, compute_checksum
 from medssr_dist.training.weights.gloo_transfer import GlooTrainerInitInfo, register
 from medssr_dist.training.weights.lora import list_weights
+from medssr_dist.training.weights.stream_order import StreamOrder
 
 
 class SyncError(Exception):
     """The weights did not reach every engine; the message names the missing ranks or engines."""
+
+
+class EngineDiedError(SyncError):
+    """An engine died during a sync; the message names it."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +43,7 @@ class SyncSettings:
     bucket_bytes: size of one gather and of one broadcast; a larger weight is sent alone.
     timeout_s: limit of each wait for another process, seconds.
     workers: number of vLLM workers of an engine (its tensor-parallel size).
+    verify_all: compare the checksums of all weights after a sync, not of a few.
 
     Example: SyncSettings(bucket_bytes=256 * 2**20, timeout_s=600.0, workers=1)
     """
@@ -41,6 +51,7 @@ class SyncSettings:
     bucket_bytes: int
     timeout_s: float
     workers: int
+    verify_all: bool = False
 
 
 class ZeroSource(WeightSource):
@@ -63,21 +74,38 @@ class ZeroSource(WeightSource):
 
     def iter_groups(self) -> Iterator[tuple[list[str], list[torch.Tensor]]]:
         """Yield (names, tensors) of each bucket, after one gather; the tensors are valid until the next iteration."""
+        for names in self._groups:
+            with self._gather(names) as tensors:
+                yield names, tensors
+
+    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield (name, tensor) of each weight, which may be read on any CUDA stream that takes it from here."""
+        for names, tensors in self.iter_groups():
+            order = StreamOrder()
+            for name, tensor in zip(names, tensors, strict=False):
+                yield name, order.hand_over(tensor)
+
+    def compute_checksums(self, names: list[str]) -> dict[str, int]:
+        """Return the checksums of these weights on rank 0, each from a gather of its own. A collective."""
+        found = {}
+        for name in names:
+            with self._gather([name]) as tensors:
+                if tensors:
+                    found[name] = int(compute_checksum(tensors[0]))
+        return found
+
+    @contextmanager
+    def _gather(self, names: list[str]) -> Iterator[list[torch.Tensor]]:
         from deepspeed.runtime.zero import GatheredParameters
         from deepspeed.runtime.zero.partition_parameters import is_zero_param
 
-        for names in self._groups:
-            weights = [self._weights[name] for name in names]
-            parameters = [parameter for each in weights for parameter in each.parameters]
-            if len(parameters) == len(weights) and all(map(is_zero_param, parameters)):
-                yield names, gather_on_rank_0(parameters)
-            else:
-                with GatheredParameters(parameters):
-                    yield names, [each.value() for each in weights]
-
-    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
-        for names, tensors in self.iter_groups():
-            yield from zip(names, tensors, strict=False)
+        weights = [self._weights[name] for name in names]
+        parameters = [parameter for each in weights for parameter in each.parameters]
+        if len(parameters) == len(weights) and all(map(is_zero_param, parameters)):
+            yield gather_on_rank_0(parameters)
+        else:
+            with GatheredParameters(parameters):
+                yield [each.value() for each in weights]
 
 
 def split_into_buckets(metas: list[ParamMeta], most_bytes: int) -> list[list[ParamMeta]]:
@@ -116,18 +144,20 @@ def gather_on_rank_0(parameters: list[torch.nn.Parameter]) -> list[torch.Tensor]
 
 
 class EngineClient:
-    """vLLM's VLLMWeightSyncClient for engines that are Ray actors; at a timeout it names the engine.
+    """vLLM's VLLMWeightSyncClient for engines that are Ray actors; it names an engine that dies or does not answer.
 
     Args:
         engines: rollout engine actors by name.
 
     Attributes:
         version: version of the weights that are being sent.
+        abort: called when an engine has failed, in the thread that waits for it: the transfer itself may wait for ever.
     """
 
     def __init__(self, engines: dict[str, ray.actor.ActorHandle], settings: SyncSettings):
         self._engines, self._settings = engines, settings
         self.version = 0
+        self.abort: Callable[[], None] = _do_nothing
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
         offsets = [init_info["rank_offset"] + self._settings.workers * index for index in range(len(self._engines))]
@@ -143,17 +173,45 @@ class EngineClient:
         self._all("finish_weight_update", [(self.version,)] * len(self._engines))
 
     def _all(self, method: str, arguments: list[tuple[Any, ...]] | None = None) -> None:
-        """Call `method` of every engine and wait for all. Raises SyncError, which names engines that do not answer."""
+        """Call `method` of every engine and wait for all.
+
+        Raises:
+            SyncError: an engine has failed, or does not answer in time; the message names it. EngineDiedError: it died.
+        """
         arguments = arguments or [()] * len(self._engines)
-        refs = {
+        pending = {
             getattr(engine, method).remote(*given): name
             for (name, engine), given in zip(self._engines.items(), arguments, strict=True)
         }
-        ready, missing = ray.wait(list(refs), num_returns=len(refs), timeout=self._settings.timeout_s)
-        ray.get(ready)
-        if missing:
-            names = ", ".join(refs[ref] for ref in missing)
-            raise SyncError(f"weight sync: no answer from {names} to {method} within {self._settings.timeout_s:g} s")
+        deadline = time.monotonic() + self._settings.timeout_s
+        try:
+            while pending:
+                done, _ = ray.wait(list(pending), timeout=max(0.0, deadline - time.monotonic()))
+                if not done:
+                    names = ", ".join(pending.values())
+                    limit = f"{self._settings.timeout_s:g} s"
+                    raise SyncError(f"weight sync: no answer from {names} to {method} within {limit}")
+                _get(done[0], pending.pop(done[0]), method)
+        except SyncError:
+            self.abort()
+            raise
+
+
+def _do_nothing() -> None:
+    """Do nothing: what a transfer without an end of its own needs when an engine fails."""
+
+
+def _get(ref: ray.ObjectRef, name: str, method: str) -> None:
+    """Wait for the call `ref` of the engine `name`. Raises SyncError."""
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    try:
+        ray.get(ref)
+    except ray.exceptions.RayError as error:
+        cause = getattr(error, "cause", None) or error
+        died = isinstance(cause, (ray.exceptions.RayActorError, EngineDeadError))
+        reason = (str(cause).strip().splitlines() or [type(cause).__name__])[-1][:300]
+        raise (EngineDiedError if died else SyncError)(f"weight sync: {name} failed in {method}: {reason}") from error
 
 
 class WeightSync:
@@ -178,10 +236,14 @@ class WeightSync:
         self._transfer = WeightTransferTrainerFactory.trainer_init(
             self._init_info(address, world_size), client=self._client, source=self._source
         )
+        self._client.abort = getattr(self._transfer, "abort", _do_nothing)
 
     def send(self, version: int) -> None:
         """Send the current weights, as version number `version`, to the connected engines. Raises SyncError."""
         self._wait_for_ranks()
+        names = [meta.name for meta in self._source.metadata()]
+        compared = names if self._settings.verify_all else choose_sampled(names, version)
+        self._transfer.checksums = self._source.compute_checksums(compared)
         self._client.version = version
         try:
             self._transfer.send_weights()
@@ -191,12 +253,13 @@ class WeightSync:
     def _init_info(self, address: str, world_size: int) -> TrainerInitInfo:
         if not on_gpu():
             return GlooTrainerInitInfo(address, world_size, self._settings.timeout_s, rank=self._rank)
-        from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
         from vllm.utils.network_utils import get_open_port
+
+        from medssr_dist.training.weights.nccl_transfer import CheckedNcclInitInfo
 
         port = get_open_port() if self._rank == 0 else 0
         size = self._settings.bucket_bytes
-        return NCCLTrainerInitInfo(address, port, world_size, packed_buffer_size_bytes=size, rank=self._rank)
+        return CheckedNcclInitInfo(address, port, world_size, packed_buffer_size_bytes=size, rank=self._rank)
 
     def _wait_for_ranks(self) -> None:
         """Wait for all ranks. Raises SyncError at the timeout, which names the missing ranks."""
