@@ -3,7 +3,7 @@ VENV ?= .venv
 RUN ?= runs/demo
 export VENV
 
-.PHONY: install demo mini-policy test test-isa test-slow test-slurm test-slurm-short lint format clean
+.PHONY: install demo mini-policy test check-cuda test-isa test-slow test-slurm test-slurm-short lint format clean
 
 install:
 	launch/install.sh
@@ -30,6 +30,9 @@ test-slurm: install  ## a real Slurm of two nodes on this machine: every fault, 
 test-slurm-short: install  ## one and two nodes, one requeue, a failing preflight, a planted key; minutes
 	tests/slurm_packages.sh
 	$(VENV)/bin/python -m pytest -q -m "slurm and not slow"
+
+check-cuda:  ## install the CUDA set into .venv-cuda and import every module as on a GPU; 11 GB, no GPU needed
+	tests/check_cuda.sh
 
 lint: install  ## check style, format and types; changes nothing
 	$(VENV)/bin/ruff check .

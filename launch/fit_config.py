@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from medssr_dist.config.load import load_config
 from medssr_dist.config.schema import Config
 from medssr_dist.errors import InputError
+from medssr_dist.run.paths import STAGES
 from medssr_dist.runtime.cluster import count_slots_at_once
 from medssr_dist.secret_registry import list_variables
 
@@ -33,7 +35,7 @@ def fit_config(config_file: Path, overrides: list[str], nodes: int, gpus: int, s
     """Return the overrides that spread the config over `nodes` nodes.
 
     A config for `training.nodes` nodes is repeated as often as it fits: training ranks and engines grow in proportion.
-    The batch stays the same. Settings that the user overrides stay as they are.
+    Batch and learning rate grow as `training.scale_batch` says. Settings that the user overrides stay as they are.
 
     Args:
         gpus: real GPUs of a node; 0 on CPU.
@@ -49,15 +51,28 @@ def fit_config(config_file: Path, overrides: list[str], nodes: int, gpus: int, s
     return FittedConfig([*overrides, *added], slots, list_variables())
 
 
-def _scale_config(config: Config, nodes: int) -> dict[str, int]:
+def _scale_config(config: Config, nodes: int) -> dict[str, int | float]:
     training = config.training
     if nodes % training.nodes:
         raise InputError(
             f"the config is laid out for {training.nodes} nodes (training.nodes), the job has {nodes}; "
             f"ask for a multiple of {training.nodes} nodes"
         )
-    return {
+    return _scale_batch(config, nodes // training.nodes) | {
         "training.nodes": nodes,
         "training.engines": training.engines * nodes // training.nodes,
         "voting.engines": config.voting.engines * nodes // training.nodes,
     }
+
+
+def _scale_batch(config: Config, times: int) -> dict[str, int | float]:
+    """Return prompts_per_step and learning_rate of each stage for `times` as many nodes."""
+    if times == 1 or config.training.scale_batch == "none":
+        return {}
+    growth = times if config.training.scale_batch == "linear" else math.sqrt(times)
+    values: dict[str, int | float] = {}
+    for name in STAGES:
+        stage = getattr(config.training, name)
+        values[f"training.{name}.prompts_per_step"] = round(stage.prompts_per_step * growth)
+        values[f"training.{name}.learning_rate"] = stage.learning_rate * growth
+    return values

@@ -26,6 +26,16 @@ case "$version" in
     *) echo "install.sh: $python is Python $version; set PYTHON to a Python 3.11 or 3.12" >&2; exit 2 ;;
 esac
 
+if [ "$kind" = cuda ]; then # say what does not fit before 11 GB are downloaded
+    driver=$(nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | head -n 1 || true)
+    if [ -n "$driver" ] && [ "${driver%%.*}" -lt 580 ]; then
+        echo "install.sh: the GPU driver is $driver; torch for CUDA 13.0 needs 580 or newer" >&2
+        exit 2
+    fi
+    command -v "${CC:-gcc}" >/dev/null || command -v clang >/dev/null ||
+        echo "install.sh: no C compiler here; the nodes need one, and the headers of Python, for Triton" >&2
+fi
+
 stamp="$venv/.medssr-$kind-$(cat requirements/*.txt setup.py pyproject.toml "$0" | sha256sum | cut -c1-16)"
 if [ -e "$stamp" ]; then
     echo "install.sh: $venv is up to date ($kind)"
@@ -35,12 +45,11 @@ fi
 echo "install.sh: installing the $kind set into $venv"
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
 pip=("$venv/bin/python" -m pip --disable-pip-version-check install --quiet)
-"${pip[@]}" torch==2.13.0
 if [ "$kind" = cpu ]; then
+    "${pip[@]}" torch==2.13.0
     "${pip[@]}" --no-deps -r requirements/cpu.txt
 else
-    "${pip[@]}" setuptools wheel packaging ninja psutil
-    "${pip[@]}" --no-build-isolation -r requirements/cuda.txt
+    "${pip[@]}" --no-deps --require-hashes -r requirements/cuda.txt
 fi
 "${pip[@]}" --no-deps -r requirements/embedded.txt
 "${pip[@]}" --no-deps --no-build-isolation -e .

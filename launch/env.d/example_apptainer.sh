@@ -8,9 +8,12 @@
 : "${PROJECT:=/project/$USER}" "${MEDSSR_HOME:=$PWD}"
 
 export MEDSSR_CACHE=$PROJECT/cache HF_HOME=$PROJECT/huggingface MEDSSR_SCRATCH=/tmp
+# vLLM, Triton and FlashInfer keep what they compile on the local disk of each node, other programs in this HOME.
+mkdir -p "$PROJECT/home"
+export XDG_CACHE_HOME=/tmp/medssr-$USER/cache TRITON_HOME=/tmp/medssr-$USER FLASHINFER_WORKSPACE_BASE=/tmp/medssr-$USER
 
 # --nv: the host's GPU driver. --bind: paths outside the image that are needed inside. /dev/shm is the host's.
-MEDSSR_PREFIX=(apptainer exec --nv --no-home --bind "$PROJECT,$MEDSSR_HOME,/tmp" --pwd "$MEDSSR_HOME"
+MEDSSR_PREFIX=(apptainer exec --nv --home "$PROJECT/home" --bind "$PROJECT,$MEDSSR_HOME,/tmp" --pwd "$MEDSSR_HOME"
     "$PROJECT/medssr.sif")
 export MEDSSR_PYTHON=/opt/medssr/bin/python
 # Python outside the image, where srun and scontrol are.

@@ -38,6 +38,11 @@ class RolloutOptions(Section):
     async_rollout: bool = Field(
         False, description="generate the samples of the next step while this step trains; they are one step off-policy"
     )
+    rollout_dtype: Literal["policy", "fp8"] = Field(
+        "policy",
+        description="weights of the rollout engines. policy: in policy.dtype; fp8: in 8 bits, for GPUs from compute "
+        "capability 8.9 on; needs an importance correction",
+    )
     sync_bucket_mb: int = Field(
         256, ge=1, description="MiB of weights gathered and sent together; a larger weight is sent alone"
     )
@@ -115,6 +120,11 @@ class Training(RolloutOptions):
     model_config = ConfigDict(serialize_by_alias=True)
 
     nodes: int = Field(1, ge=1, description="nodes with training ranks")
+    scale_batch: Literal["none", "linear", "sqrt"] = Field(
+        "none",
+        description="whether a Slurm job on more nodes than `nodes` takes larger steps: prompts_per_step and the "
+        "learning rate grow with the number of nodes, or with its square root; it then resumes on as many nodes only",
+    )
     ranks_per_node: int = Field(8, ge=1, description="ZeRO-3 ranks per node: GPUs, or processes on CPU")
     engines: int = Field(1, ge=1, description="vLLM rollout engines")
     tensor_parallel_size: int = Field(1, ge=1, description="GPUs per rollout engine")
@@ -191,6 +201,16 @@ class Training(RolloutOptions):
             if stage.importance == "off" and self.async_rollout:
                 raise ValueError(
                     f"{name}: async_rollout trains on samples of older weights; set training.{name}.importance=token"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _refuse_uncorrected_fp8(self) -> Training:
+        for name, stage in self._enabled_stages().items():
+            if stage.importance == "off" and self.rollout_dtype == "fp8":
+                raise ValueError(
+                    f"{name}: rollout_dtype=fp8 samples from another policy than the trained one; set "
+                    f"training.{name}.importance=token, or training.rollout_dtype=policy"
                 )
         return self
 

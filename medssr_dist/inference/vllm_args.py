@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,7 @@ from medssr_dist.config.schema import Policy, Runtime
 from medssr_dist.runtime.device import build_device_env, on_gpu
 
 _SLEEP_S = 2e-4
+_FLASHINFER_SAMPLER = "VLLM_USE_FLASHINFER_SAMPLER"
 
 
 def build_engine_kwargs(model: Path, policy: Policy, runtime: Runtime, tensor_parallel_size: int) -> dict[str, Any]:
@@ -45,7 +47,8 @@ def build_engine_env(runtime: Runtime, threads: int) -> dict[str, str]:
     env = {"VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1", "TOKENIZERS_PARALLELISM": "false"}
     env |= build_device_env()
     if on_gpu():
-        return env
+        # FlashInfer would compile its sampler when an engine starts, which needs nvcc and minutes.
+        return env | {_FLASHINFER_SAMPLER: os.environ.get(_FLASHINFER_SAMPLER, "0")}
     return env | {
         "VLLM_CPU_KVCACHE_SPACE": str(runtime.cpu_kv_cache_gib),
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",

@@ -101,11 +101,33 @@ def test_job_size_gives_the_options_of_sbatch(monkeypatch):
 
 
 def test_driver_lines():
-    text = "NVIDIA H100 80GB HBM3, 550.54.15, 3\nNVIDIA A100, SXM, 550.54.15, [N/A]\n"
+    text = "NVIDIA H100 80GB HBM3, 580.65.06, 3, Default\nNVIDIA A100, SXM, 580.65.06, [N/A], Exclusive_Process\n"
     assert software.parse_driver(text) == [
-        ("NVIDIA H100 80GB HBM3", "550.54.15", 3),
-        ("NVIDIA A100, SXM", "550.54.15", 0),
+        ("NVIDIA H100 80GB HBM3", "580.65.06", 3, "Default"),
+        ("NVIDIA A100, SXM", "580.65.06", 0, "Exclusive_Process"),
     ]
+
+
+def test_caches_that_cannot_be_written_fail(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert run_check(CHECKS["caches"], eight_gpu_config(), tmp_path).status == "pass"
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TRITON_HOME", str(tmp_path / "file" / "triton"))
+    result = run_check(CHECKS["caches"], eight_gpu_config(), tmp_path)
+    assert result.status == "fail" and "TRITON_HOME" in result.detail and "XDG_CACHE_HOME" in result.fix
+
+
+def test_infiniband_without_its_library_fails(monkeypatch, tmp_path):
+    monkeypatch.setattr(software, "_INFINIBAND", tmp_path)
+    assert run_check(CHECKS["fabric"], eight_gpu_config(), tmp_path).detail == "no InfiniBand on this node"
+    (tmp_path / "mlx5_0").mkdir()
+
+    def absent(name):
+        raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setattr(software.ctypes, "CDLL", absent)
+    result = run_check(CHECKS["fabric"], eight_gpu_config(), tmp_path)
+    assert result.status == "fail" and "NCCL would use TCP: libibverbs.so.1" in result.detail
 
 
 def test_gpus_of_slurm_that_torch_cannot_see_fail(monkeypatch, tmp_path):
@@ -114,7 +136,8 @@ def test_gpus_of_slurm_that_torch_cannot_see_fail(monkeypatch, tmp_path):
     result = run_check(CHECKS["devices"], eight_gpu_config(), tmp_path)
     assert result.status == "fail" and "Slurm gave 4 to this node" in result.detail and "--nv" in result.fix
     monkeypatch.setenv("MEDSSR_DEVICE", "cpu")
-    assert "flash attention needs CUDA" in run_check(CHECKS["devices"], eight_gpu_config(), tmp_path).detail
+    asked = eight_gpu_config(training={"attention": "flash_attention_2"})
+    assert "flash attention needs CUDA" in run_check(CHECKS["devices"], asked, tmp_path).detail
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,12 @@ def test_a_token_budget_holds_the_longest_sequence():
 
 
 def test_float32_is_trained_without_flash_attention():
-    assert "set training.attention=sdpa" in refused(config, {"dtype": "float32"})
-    assert config({"dtype": "float32"}, attention="sdpa")
+    asked = {"dtype": "float32"}
+    assert "set training.attention=varlen" in refused(config, asked, attention="flash_attention_2")
+    assert config(asked)
+
+
+def test_rollouts_in_8_bits_need_an_importance_correction():
+    assert "importance=token" in refused(config, rollout_dtype="fp8")
+    assert config(stage={"importance": "token"}, rollout_dtype="fp8")
     assert config({"dtype": "float32"}, {"enabled": False})

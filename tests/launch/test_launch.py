@@ -13,6 +13,7 @@ import pytest
 from attempt_files import write_timings
 from ledger_writer import fill
 
+from medssr_dist.config.load import load_config
 from medssr_dist.data.jsonl import JsonlLedger, read_json
 from medssr_dist.errors import InputError
 from medssr_dist.inference.event_log import EventLog
@@ -234,6 +235,20 @@ def test_a_config_is_fitted_to_one_node(repo, overrides, nodes, expected, slots)
 def test_more_nodes_share_the_same_batch(repo):
     nodes = ["training.nodes=4", "training.engines=4", "voting.engines=4"]
     assert fit_config(repo / "configs" / "smollm2_cpu.yaml", [], 4, 0, "run") == FittedConfig(nodes, 4)
+
+
+@pytest.mark.parametrize(("growth", "times"), [("none", 1), ("linear", 4), ("sqrt", 2)])
+def test_steps_grow_with_the_nodes(repo, growth, times):
+    file, asked = repo / "configs" / "demo_cpu.yaml", [f"training.scale_batch={growth}"]
+    one, four = (
+        load_config(file, []).training,
+        load_config(file, fit_config(file, asked, 4, 0, "run").overrides).training,
+    )
+    for before, after in ((one.stage1, four.stage1), (one.stage2, four.stage2)):
+        assert after.prompts_per_step == times * before.prompts_per_step
+        assert after.learning_rate == pytest.approx(times * before.learning_rate)
+    kept = fit_config(file, [*asked, "training.stage1.prompts_per_step=4"], 4, 0, "run").overrides
+    assert load_config(file, kept).training.stage1.prompts_per_step == 4  # what the user sets stays
 
 
 def test_a_number_of_nodes_that_does_not_fit_is_refused(repo, tmp_path):

@@ -81,8 +81,8 @@ class Qwen3Shapes(torch.nn.Module):
     def __init__(self):
         super().__init__()
         hidden, wide, keys, vocabulary, head = 4096, 12288, 1024, 151936, 128
-        layer = [(hidden,), (hidden, hidden), (keys, hidden), (keys, hidden), (hidden, hidden)]
-        layer += [(head,), (head,), (hidden,), (wide, hidden), (wide, hidden), (hidden, wide)]
+        layer = [(hidden, hidden), (keys, hidden), (keys, hidden), (hidden, hidden), (head,), (head,)]
+        layer += [(wide, hidden), (wide, hidden), (hidden, wide), (hidden,), (hidden,)]
         shapes = [(vocabulary, hidden), *layer * 36, (hidden,), (vocabulary, hidden)]
         make = lambda shape: torch.nn.Parameter(torch.empty(shape, dtype=torch.bfloat16, device="meta"))  # noqa: E731
         self.weights = torch.nn.ParameterList(map(make, shapes))

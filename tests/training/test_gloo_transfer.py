@@ -122,7 +122,7 @@ def test_registering_twice_is_harmless():
 
 def test_update_info_describes_the_buckets():
     source = ZeroSource(Layers(0), 40)
-    info = transfer.GlooUpdateInfo(**asdict(transfer.GlooUpdateInfo.from_source(source)))
+    info = transfer.GlooUpdateInfo(**asdict(transfer.GlooUpdateInfo.from_source(source, {})))
     assert [[meta.name for meta in bucket] for bucket in info.iter_buckets()] == source.groups()
     assert [meta for bucket in info.iter_buckets() for meta in bucket] == source.metadata()
 

@@ -46,6 +46,8 @@ NODE: dict[str, Check] = {
     "compiler": software.check_compiler,
     "devices": software.check_devices,
     "limits": software.check_limits,
+    "caches": software.check_caches,
+    "fabric": software.check_fabric,
     "memory": storage.check_memory,
     "disk": storage.check_disk,
     "temp": storage.check_temp,
@@ -66,7 +68,8 @@ LOGIN: dict[str, Check] = {
 
 
 _ONLY_FOR_SYNTHESIS = {"knowledge", "endpoints", "api keys"}
-_NOT_FOR_SYNTHESIS = {"imports", "compiler", "devices", "memory", "model", "prompt", "gpus", "trackers"}
+_NOT_FOR_SYNTHESIS = {"imports", "compiler", "devices", "caches", "fabric", "memory"}
+_NOT_FOR_SYNTHESIS |= {"model", "prompt", "gpus", "trackers"}
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.metadata
 import os
 import platform
@@ -10,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
@@ -36,6 +38,9 @@ _FAST_16_BIT = {
     "bfloat16": ("avx512_bf16", "amx_bf16", "avx512_bw", "avx_ne_convert", "bf16"),
     "float16": ("avx512_fp16", "amx_fp16", "fp16_arith"),
 }
+_INFINIBAND = Path("/sys/class/infiniband")
+# Where libraries keep what they compile; each is below HOME unless it is set.
+_CACHE_VARIABLES = ("HOME", "XDG_CACHE_HOME", "TRITON_HOME", "FLASHINFER_WORKSPACE_BASE")
 _BUSY_MIB = 1024  # if more memory of a GPU is in use before the run, another process uses it
 
 
@@ -122,6 +127,9 @@ def check_devices(config: Config, run_dir: Path) -> CheckResult:
     if given and given != here:
         fix = "check CUDA_VISIBLE_DEVICES and the --gpus options of the job"
         return CheckResult("fail", f"{detail}; Slurm gave {given}", fix)
+    if modes := sorted({gpu.compute_mode for gpu in driver} - {"Default"}):
+        fix = "set it back with `nvidia-smi -c 0`, or submit with --gpu_cmode=shared where Slurm sets it"
+        return CheckResult("fail", f"{detail}; compute mode {', '.join(modes)}: a GPU takes one process only", fix)
     if max((gpu.used_mib for gpu in driver), default=0) > _BUSY_MIB:
         detail = f"{detail}; another process uses memory of a GPU"
         return CheckResult("warn", detail, "request whole nodes (--exclusive)")
@@ -143,16 +151,21 @@ def _count_slurm_gpus() -> int:
 
 
 class DriverGpu(NamedTuple):
-    """One GPU as the driver reports it. Example: DriverGpu("NVIDIA A100", driver="550.54.15", used_mib=3)."""
+    """One GPU as the driver reports it. Example: DriverGpu("NVIDIA H100", driver="580.65.06", used_mib=3)."""
 
     name: str
     driver: str
     used_mib: int
+    compute_mode: str = "Default"
 
 
 def _read_driver() -> list[DriverGpu]:
     """Return the GPUs that nvidia-smi lists; none if it is missing or fails."""
-    command = ["nvidia-smi", "--query-gpu=name,driver_version,memory.used", "--format=csv,noheader,nounits"]
+    command = [
+        "nvidia-smi",
+        "--query-gpu=name,driver_version,memory.used,compute_mode",
+        "--format=csv,noheader,nounits",
+    ]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except FileNotFoundError:
@@ -161,9 +174,9 @@ def _read_driver() -> list[DriverGpu]:
 
 
 def parse_driver(text: str) -> list[DriverGpu]:
-    """Parse the CSV output of nvidia-smi. Example of a line: "NVIDIA A100, 550.54.15, 3"."""
-    rows = [line.rsplit(", ", 2) for line in text.splitlines() if line.strip()]
-    return [DriverGpu(name, driver, int(used) if used.isdecimal() else 0) for name, driver, used in rows]
+    """Parse the CSV output of nvidia-smi. Example of a line: "NVIDIA H100, 580.65.06, 3, Default"."""
+    rows = [line.rsplit(", ", 3) for line in text.splitlines() if line.strip()]
+    return [DriverGpu(name, driver, int(used) if used.isdecimal() else 0, mode) for name, driver, used, mode in rows]
 
 
 def _describe_driver(gpus: list[DriverGpu]) -> str:
@@ -171,6 +184,38 @@ def _describe_driver(gpus: list[DriverGpu]) -> str:
         return "driver not known (no nvidia-smi)"
     kinds = Counter((gpu.name, gpu.driver) for gpu in gpus)
     return ", ".join(f"{count} x {name} with driver {version}" for (name, version), count in kinds.items())
+
+
+def check_caches(config: Config, run_dir: Path) -> CheckResult:
+    """Check that the folders can be written in which vLLM, Triton and FlashInfer keep what they compile."""
+    home = os.environ.get("HOME") or str(Path.home())
+    folders = {name: Path(os.environ.get(name) or home) for name in _CACHE_VARIABLES}
+    closed = [f"{name} ({folder})" for name, folder in folders.items() if not _is_writable(folder)]
+    if closed:
+        fix = f"export {', '.join(name for name in _CACHE_VARIABLES)} as folders of a local disk, and make them"
+        return CheckResult("fail", f"not writable: {', '.join(closed)}", fix)
+    return CheckResult("pass", ", ".join(sorted(map(str, set(folders.values())))))
+
+
+def _is_writable(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
+
+
+def check_fabric(config: Config, run_dir: Path) -> CheckResult:
+    """Check that NCCL can use InfiniBand where the node has it."""
+    if not any(_INFINIBAND.glob("*")):
+        return CheckResult("pass", "no InfiniBand on this node")
+    try:
+        ctypes.CDLL("libibverbs.so.1")
+    except OSError as error:
+        fix = "install libibverbs1, ibverbs-providers and librdmacm1 (in the image of a container)"
+        return CheckResult("fail", f"this node has InfiniBand, but NCCL would use TCP: {error}", fix)
+    return CheckResult("pass", f"InfiniBand: {', '.join(sorted(device.name for device in _INFINIBAND.glob('*')))}")
 
 
 def check_limits(config: Config, run_dir: Path) -> CheckResult:
@@ -187,7 +232,7 @@ def check_limits(config: Config, run_dir: Path) -> CheckResult:
         if processes < _COMFORTABLE_PROCESSES:
             fixes.append("ulimit -u 65536")
     locked = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
-    if Path("/sys/class/infiniband").is_dir() and locked != resource.RLIM_INFINITY:
+    if _INFINIBAND.is_dir() and locked != resource.RLIM_INFINITY:
         detail += f", {locked:,} bytes of locked memory for InfiniBand"
         fixes.append("ulimit -l unlimited")
     status: Status = "fail" if fatal else "warn" if fixes else "pass"

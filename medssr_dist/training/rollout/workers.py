@@ -73,6 +73,8 @@ class RolloutWorkers:
         training = self._config.training
         options = build_engine_kwargs(model, self._config.policy, self._config.runtime, training.tensor_parallel_size)
         options["weight_transfer_config"] = {"backend": "medssr_nccl" if on_gpu() else "gloo"}
+        if training.rollout_dtype == "fp8":
+            options["quantization"] = "fp8"
         if self._stage.importance != "off":
             options["logprobs_mode"] = "processed_logprobs"  # after temperature and top-p
         return options
