@@ -113,6 +113,8 @@ def test_caches_that_cannot_be_written_fail(monkeypatch, tmp_path):
     assert run_check(CHECKS["caches"], eight_gpu_config(), tmp_path).status == "pass"
     (tmp_path / "file").touch()
     monkeypatch.setenv("TRITON_HOME", str(tmp_path / "file" / "triton"))
+    assert run_check(CHECKS["caches"], eight_gpu_config(), tmp_path).status == "warn"  # nothing is compiled on CPU
+    monkeypatch.setattr("medssr_dist.runtime.device.on_gpu", lambda: True)
     result = run_check(CHECKS["caches"], eight_gpu_config(), tmp_path)
     assert result.status == "fail" and "TRITON_HOME" in result.detail and "XDG_CACHE_HOME" in result.fix
 

@@ -31,8 +31,8 @@ from vllm.distributed.weight_transfer.base import (
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory, WeightTransferTrainerFactory
 
-from medssr_dist.training.weights.checksums import ArrivalCheck
 from medssr_dist.training.weights.run_together import run_together
+from medssr_dist.training.weights.weight_checks import ArrivalCheck
 
 BACKEND = "gloo"
 NCCL_BACKEND = "medssr_nccl"  # nccl_transfer.py, which is imported on GPU only

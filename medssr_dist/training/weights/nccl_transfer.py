@@ -18,9 +18,9 @@ from vllm.distributed.weight_transfer.nccl_engine import (
     NCCLWeightTransferUpdateInfo,
 )
 
-from medssr_dist.training.weights.checksums import ArrivalCheck
 from medssr_dist.training.weights.gloo_transfer import NCCL_BACKEND
 from medssr_dist.training.weights.run_together import run_together
+from medssr_dist.training.weights.weight_checks import ArrivalCheck
 
 
 @dataclass

@@ -3,7 +3,7 @@
 It replaces OpenRLHF's `broadcast_to_vllm`, which makes one Ray call, one gather and one wait for each parameter. The
 weights go through vLLM's weight-transfer API: its packed NCCL transport on GPU (`nccl_transfer.py`), ours over gloo on
 CPU (`gloo_transfer.py`). After each sync the engines compare the checksums of a few weights, or of all
-(`training.verify_sync`), with those that the ranks have computed from a gather of its own (`checksums.py`).
+(`training.verify_sync`), with those that the ranks have computed from a gather of its own (`weight_checks.py`).
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from vllm.distributed.weight_transfer.base import ParamMeta, TrainerInitInfo, We
 from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
 
 from medssr_dist.runtime.device import on_gpu
-from medssr_dist.training.weights.checksums import choose_sampled, compute_checksum
 from medssr_dist.training.weights.gloo_transfer import GlooTrainerInitInfo, register
 from medssr_dist.training.weights.lora import list_weights
 from medssr_dist.training.weights.stream_order import StreamOrder
+from medssr_dist.training.weights.weight_checks import choose_sampled, compute_checksum
 
 
 class SyncError(Exception):

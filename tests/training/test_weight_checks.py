@@ -9,8 +9,8 @@ pytest.importorskip("vllm", reason="vllm is not installed")
 
 from vllm.distributed.weight_transfer import packed_tensor  # noqa: E402
 
-from medssr_dist.training.weights import checksums, stream_order, sync  # noqa: E402
-from medssr_dist.training.weights.checksums import (  # noqa: E402
+from medssr_dist.training.weights import stream_order, sync, weight_checks  # noqa: E402
+from medssr_dist.training.weights.weight_checks import (  # noqa: E402
     ArrivalCheck,
     ChecksumError,
     choose_sampled,
@@ -20,7 +20,7 @@ from medssr_dist.training.weights.checksums import (  # noqa: E402
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8, torch.float64])
 def test_a_checksum_shows_each_kind_of_damage(dtype, monkeypatch):
-    monkeypatch.setattr(checksums, "_CHUNK", 16)  # several chunks
+    monkeypatch.setattr(weight_checks, "_CHUNK", 16)  # several chunks
     weight = torch.arange(1, 61).to(dtype).view(6, 10)
     whole = int(compute_checksum(weight))
     assert int(compute_checksum(weight.t().contiguous().t())) == whole  # the same values, laid out in another way
@@ -32,7 +32,7 @@ def test_a_checksum_shows_each_kind_of_damage(dtype, monkeypatch):
         assert int(compute_checksum(damaged)) != whole
 
 
-def test_each_sync_compares_other_weights_and_every_rank_the_same():
+def test_each_sync_compares_other_weights():
     names = [f"layer {number}" for number in range(100)]
     chosen = [choose_sampled(names, version) for version in range(20)]
     assert chosen == [choose_sampled(names, version) for version in range(20)]
