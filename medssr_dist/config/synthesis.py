@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,6 +12,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, SecretSt
 from medssr_dist.config.base import PathSource, Section, Source, check_base_url
 
 HPO_PASSAGES, MINI_PASSAGES = "hpo:passages", "hpo:mini-passages"
+_API_VERSION = re.compile(r"\?api-version=[\w.-]{1,40}$")
 
 
 class CorpusSource(PathSource):
@@ -160,17 +162,28 @@ def join_corpus_keys(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_chat_url(text: str) -> str:
-    return text if text == "offline-teacher" else check_base_url(text)
+    """Return the address of a chat API; Azure's `?api-version=` is the one query that it may have."""
+    if text == "offline-teacher":
+        return text
+    check_base_url(_API_VERSION.sub("", text))
+    return text
 
 
 class Endpoint(Section):
     """An OpenAI-compatible chat endpoint and its limits."""
 
     base_url: Annotated[str, AfterValidator(_check_chat_url)] = Field(
-        description="e.g. https://host/v1; offline-teacher = start the offline stand-in"
+        description="e.g. https://host/v1, or https://host/openai/deployments/NAME?api-version=2024-10-21; "
+        "offline-teacher = start the offline stand-in"
     )
     model: str = Field(description="model name sent to the API")
     api_key: SecretStr | None = Field(None, description="${ENV_VAR}, or file:PATH of mode 0600; null = send no key")
+    api_key_header: str = Field(
+        "Authorization",
+        pattern="^[A-Za-z0-9-]+$",
+        description="header that carries the key; Authorization = with the word Bearer, any other = the key alone, as "
+        "api-key for Azure",
+    )
     concurrency: int = Field(64, ge=1, description="limit of requests in flight; their number adapts to the endpoint")
     requests_per_minute: int = Field(0, ge=0, description="rate limit of the account; 0 = not known")
     tokens_per_minute: int = Field(0, ge=0, description="rate limit of the account, prompt and reply; 0 = not known")

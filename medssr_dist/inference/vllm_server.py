@@ -13,7 +13,7 @@ The API key is sent in the Authorization header only, and removed from everythin
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,30 @@ from yarl import URL
 from medssr_dist.config.schema import Policy, Server
 from medssr_dist.errors import InputError
 from medssr_dist.inference.engine_protocol import EngineOutput, FailedLease, LeasedCompletion, LeasedRequest
-from medssr_dist.inference.requests import Completion, SampleRequest, find_choice_ids, make_empty_completions
+from medssr_dist.inference.requests import SampleRequest, find_choice_ids, make_empty_completions
 from medssr_dist.inference.server_model import ModelCard, find_policy
-from medssr_dist.runtime.api_key import ERROR_CHARS, build_auth_header, read_error_text, scrub
+from medssr_dist.inference.server_stream import (
+    LeaseRefused,
+    ServerError,
+    ServerLost,
+    StreamChunk,
+    StreamedSamples,
+    UnusableServer,
+)
+from medssr_dist.runtime.api_key import build_auth_header
+from medssr_dist.runtime.http.api_failure import ApiFailure, classify_answer, classify_error, quote_words
+from medssr_dist.runtime.http.error_body import describe_error
+from medssr_dist.runtime.http.event_stream import read_events
+from medssr_dist.runtime.http.failure_words import Scope
+from medssr_dist.runtime.http.http_answer import (
+    ACCEPT_ENCODING,
+    BadBody,
+    HttpAnswer,
+    decode_text,
+    parse_json,
+    read_answer,
+    stream_body,
+)
 
 _CONNECT_S = 30.0
 _START_S = 180.0  # a server that is busy for others answers the first request late
@@ -34,43 +55,11 @@ _REPORT_S = 1.0  # interval between two reports of tokens while no sample finish
 _CHUNK_TOKENS = 16  # per chunk: a chunk per token costs the server more than the token; older servers ignore it
 # What a server would otherwise take from the model's generation config; its stop tokens stay.
 _NEUTRAL = {"min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
-_REQUEST_ERRORS = {400, 413, 422}  # HTTP statuses that concern this request, not the server
-
-
-class _HttpError(Exception):
-    """An error of the server. `status`: the HTTP status, where there was one."""
-
-    def __init__(self, message: str, status: int | None = None):
-        super().__init__(message)
-        self.status = status
-
-
-class ServerLost(_HttpError):
-    """The server can no longer be used: connection lost, overload, or key or model no longer accepted."""
-
-
-class LeaseRefused(_HttpError):
-    """The server refuses this request permanently; other requests may succeed."""
+_REFUSALS_IN_A_ROW = 5  # without a sample between them: the server refuses everything
 
 
 class _ModelList(msgspec.Struct):
     data: list[ModelCard]
-
-
-class _Choice(msgspec.Struct):
-    index: int
-    text: str
-    finish_reason: str | None = None
-
-
-class _Usage(msgspec.Struct):
-    completion_tokens: int
-
-
-class _Chunk(msgspec.Struct):
-    choices: list[_Choice] = []
-    usage: _Usage | None = None
-    error: Any = None
 
 
 class ServerEngine:
@@ -93,6 +82,7 @@ class ServerEngine:
         self._url = _parse_base_url(server)
         self._headers = {
             "Content-Type": "application/json",
+            **ACCEPT_ENCODING,
             **build_auth_header(server.api_key, f"voting.servers: {server.base_url}"),
         }
         self._server, self._policy, self._folder, self._fingerprint = server, policy, folder, fingerprint
@@ -105,6 +95,7 @@ class ServerEngine:
         self._news = asyncio.Event()
         self._output = EngineOutput()
         self._error: Exception | None = None
+        self._doubted: list[FailedLease] = []  # refused since the last sample
 
     async def start(self) -> None:
         """Check that the server has the policy and that it answers a request for two tokens.
@@ -116,12 +107,13 @@ class ServerEngine:
         await self.stop()
         if isinstance(self._error, InputError):
             raise self._error  # a restart does not change the server's settings
-        self._output, self._error = EngineOutput(), None
+        self._output, self._error, self._doubted = EngineOutput(), None, []
         self._open_session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, force_close=True),
             timeout=aiohttp.ClientTimeout(sock_connect=_CONNECT_S),  # the pool detects a server that hangs
             headers=self._headers,
             cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
         )
         try:
             await asyncio.wait_for(self._check(), _START_S)
@@ -190,33 +182,33 @@ class ServerEngine:
     async def _list_models(self) -> list[ModelCard]:
         try:
             async with self._session.get(self._url / "models", allow_redirects=False) as response:
-                status, answer = response.status, await response.read()
-        except (TimeoutError, aiohttp.ClientError, OSError) as error:
+                answer = await read_answer(response)
+        except (TimeoutError, aiohttp.ClientError, OSError, BadBody) as error:
             raise self._make_lost(error) from None
-        if status != 200:
-            raise self._make_error(status, answer)
+        if answer.status != 200:
+            raise self._make_error(classify_answer(answer, self._server.api_key))
         try:
-            return msgspec.json.decode(answer, type=_ModelList).data
-        except msgspec.DecodeError:
+            return msgspec.convert(parse_json(answer.body), _ModelList).data
+        except (ValueError, RecursionError):
             raise InputError(
                 f"voting.servers: {self._server.base_url}/models does not answer with a list of models, but "
-                f"{self._quote(answer)}; base_url is that of a vLLM server's OpenAI API, as http://node7:8000/v1"
+                f"{self._quote(answer.body)}; base_url is that of a vLLM server's OpenAI API, as http://node7:8000/v1"
             ) from None
 
     def _explain_failed_start(self, error: Exception) -> Exception:
         """Return an InputError where a retry cannot help, or where the first start failed; else a ServerLost."""
         where = f"voting.servers: {self._server.base_url}"
-        status = error.status if isinstance(error, _HttpError) else None
+        scope = error.scope if isinstance(error, ServerError) else Scope.TRY
         reason = str(error) or f"no sample within {_START_S:g} s"
-        if status in (401, 403):
+        if self._has_been_up and scope is not Scope.KEY:
+            return ServerLost(reason, scope)  # a gateway or a server that starts again may answer anything
+        if scope.is_account:
             return InputError(f"{where} refuses the key ({reason}); set api_key to the key it was started with")
-        if status in (404, 405) or isinstance(error, LeaseRefused):
+        if scope is Scope.ADDRESS or isinstance(error, LeaseRefused):
             return InputError(
                 f"{where} does not serve completions of the policy ({reason}); base_url is that of a vLLM server's "
                 "OpenAI API, as http://node7:8000/v1"
             )
-        if self._has_been_up:
-            return ServerLost(reason)
         return InputError(
             f"{where} does not answer ({reason}); start it, correct base_url, or take it out of voting.servers"
         )
@@ -228,12 +220,21 @@ class ServerEngine:
         try:
             await self._request_completions(lease_id, request)
         except LeaseRefused as refusal:
-            self._output.failed.append(FailedLease(lease_id, str(refusal)))
+            self._doubted.append(FailedLease(lease_id, str(refusal)))
+            if len(self._doubted) >= _REFUSALS_IN_A_ROW:  # the pool asks for all of them again, here or elsewhere
+                self._error = self._error or ServerLost(f"it refuses every request now ({refusal})", refusal.scope)
         except Exception as error:  # a fault of our own too, which nothing else would show
             self._error = self._error or error
         finally:
             self._tasks.pop(lease_id, None)
+            if not self._tasks and not self._error:  # nothing can show any more whether other requests pass
+                self._report_refusals()
             self._news.set()
+
+    def _report_refusals(self) -> None:
+        """Report the refused leases: the server answers others, or there are no others."""
+        self._output.failed += self._doubted
+        self._doubted = []
 
     async def _request_completions(self, lease_id: int, request: SampleRequest) -> None:
         try:
@@ -270,109 +271,49 @@ class ServerEngine:
 
     async def _stream(self, lease_id: int, request: SampleRequest, body: dict[str, Any]) -> None:
         """Post the request and store each sample as it finishes. Raises ServerLost, LeaseRefused or InputError."""
-        samples = _StreamedSamples(request, body["max_tokens"])
+        samples = StreamedSamples(request, body["max_tokens"])
         data = msgspec.json.encode(body)
         try:
             async with self._session.post(self._url / "completions", data=data, allow_redirects=False) as response:
                 if response.status != 200:
-                    raise self._make_error(response.status, await response.read())
-                async for event in _read_events(response.content):
+                    raise self._make_error(classify_answer(await read_answer(response), self._server.api_key))
+                async for event in read_events(stream_body(response)):
                     before = samples.tokens
                     finished = samples.add(self._parse_chunk(event))
                     self._output.tokens += samples.tokens - before
                     if finished:
                         self._output.samples.append(LeasedCompletion(lease_id, finished))
+                        self._report_refusals()
                         self._news.set()
-        except (TimeoutError, aiohttp.ClientError, OSError) as error:
+        except (TimeoutError, aiohttp.ClientError, OSError, BadBody) as error:
             raise self._make_lost(error) from None
-        except _UnusableServer as error:
+        except UnusableServer as error:
             raise InputError(f"voting.servers: {self._server.base_url} {error}") from None
         if samples.missing:
             raise ServerLost(f"it ended a stream with {samples.missing} of {request.n} samples missing")
 
-    def _parse_chunk(self, event: bytes) -> _Chunk:
+    def _parse_chunk(self, event: bytes) -> StreamChunk:
         try:
-            chunk = msgspec.json.decode(event, type=_Chunk)
-        except msgspec.DecodeError:
+            chunk = msgspec.convert(parse_json(event), StreamChunk)
+        except (ValueError, RecursionError):
             raise ServerLost(f"it sent what is no completion: {self._quote(event)}") from None
         if chunk.error is not None:
-            code = chunk.error.get("code") if isinstance(chunk.error, dict) else None
-            raise self._make_error(code if isinstance(code, int) else 500, event)
+            said = describe_error(chunk.error)
+            raise self._make_error(classify_error(HttpAnswer(said.status or 500), said, self._server.api_key))
         return chunk
 
     # --- error messages ----------------------------------------------------------------------------
 
-    def _make_error(self, status: int, answer: bytes) -> _HttpError:
-        """Return the exception for an HTTP status other than 200."""
-        kind = LeaseRefused if status in _REQUEST_ERRORS else ServerLost
-        return kind(f"HTTP {status}: {self._quote(answer)}", status)
+    def _make_error(self, failure: ApiFailure) -> ServerError:
+        """Return the exception for an answer that is no completion."""
+        return (LeaseRefused if failure.scope.is_refusal else ServerLost)(failure.reason, failure.scope)
 
     def _make_lost(self, error: Exception) -> ServerLost:
-        return ServerLost(scrub(f"{type(error).__name__}: {error}", self._server.api_key)[:ERROR_CHARS])
+        return ServerLost(quote_words(f"{type(error).__name__}: {error}", self._server.api_key))
 
     def _quote(self, answer: bytes) -> str:
-        """Return the server's error message, without the key."""
-        return read_error_text(answer, self._server.api_key)
-
-
-class _UnusableServer(Exception):
-    """The server's samples cannot be votes of this run. The message continues the server's address."""
-
-
-class _StreamedSamples:
-    """The samples of one lease while their text arrives.
-
-    Attributes:
-        missing: number of samples that have not finished.
-        tokens: generated so far, over all samples.
-    """
-
-    def __init__(self, request: SampleRequest, max_tokens: int):
-        self._request, self._max_tokens = request, max_tokens
-        self._texts: list[list[str]] = [[] for _ in range(request.n)]
-        self._counts = [0] * request.n
-        self.missing = request.n
-        self.tokens = 0
-
-    def add(self, chunk: _Chunk) -> Completion | None:
-        """Add a chunk; return the sample that it finishes. Raises ServerLost and _UnusableServer."""
-        if not chunk.choices:  # the token counts of the whole request, at its end
-            return None
-        if len(chunk.choices) > 1 or chunk.usage is None:
-            raise _UnusableServer(
-                "does not count the tokens of each sample in its stream; the vote needs a vLLM server"
-            )
-        choice, tokens = chunk.choices[0], chunk.usage.completion_tokens
-        index = choice.index
-        if not 0 <= index < self._request.n:
-            raise ServerLost(f"it sent sample {index} of {self._request.n}")
-        self._texts[index].append(choice.text)
-        self.tokens += tokens - self._counts[index]
-        self._counts[index] = tokens
-        return self._finish(index, choice.finish_reason) if choice.finish_reason else None
-
-    def _finish(self, index: int, reason: str) -> Completion:
-        tokens = self._counts[index]
-        if reason not in ("stop", "length"):  # "abort": the server shuts down, or another client ended it
-            raise ServerLost(f"it ended a sample early, with finish_reason {reason!r}")
-        if reason == "length" and tokens < self._max_tokens:
-            raise _UnusableServer(
-                f"cuts answers at {tokens} tokens where {self._max_tokens} were asked for; restart it without "
-                "max_new_tokens in its generation config, or take it out of voting.servers"
-            )
-        self.missing -= 1
-        text = "".join(self._texts[index])
-        return Completion.from_text(self._request, self._request.seed + index, text, tokens, reason == "length")
-
-
-async def _read_events(stream: aiohttp.StreamReader) -> AsyncIterator[bytes]:
-    """Yield the data of the server-sent events, up to the end mark. Other lines, such as comments, are skipped."""
-    rest = b""
-    async for piece in stream.iter_any():
-        *lines, rest = (rest + piece).split(b"\n")
-        for line in lines:
-            if line.startswith(b"data:") and (data := line[5:].strip()) != b"[DONE]":
-                yield data
+        """Return what the server sent, on one line without the key."""
+        return quote_words(decode_text(answer[:10_000]), self._server.api_key)
 
 
 def _parse_base_url(server: Server) -> URL:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import msgspec
 from pydantic import SecretStr
 
 from medssr_dist import secret_registry
 from medssr_dist.errors import InputError
 
-ERROR_CHARS = 300  # of a server's error message
+AUTHORIZATION = "Authorization"
 
 
-def build_auth_header(api_key: SecretStr | None, where: str) -> dict[str, str]:
+def build_auth_header(api_key: SecretStr | None, where: str, name: str = AUTHORIZATION) -> dict[str, str]:
     """Return the header that carries the key; {} if there is no key.
 
     Args:
         where: the key's place in the config and the server, for the error message.
+        name: of the header; any other than Authorization holds the key alone, without "Bearer".
 
     Raises:
         InputError: the key is empty or has characters that a header cannot carry.
@@ -29,23 +29,10 @@ def build_auth_header(api_key: SecretStr | None, where: str) -> dict[str, str]:
             f"{where}: the api_key is empty, or holds a space, a line break or a character outside ASCII; correct the "
             "variable that it is taken from"
         )
-    return {"Authorization": f"Bearer {key}"}
+    return {name: f"Bearer {key}" if name.casefold() == AUTHORIZATION.casefold() else key}
 
 
 def scrub(text: str, api_key: SecretStr | None) -> str:
     """Return `text` with *** in place of the key, in any of its forms, and of all other secrets of this process."""
     key = api_key.get_secret_value() if api_key else ""
     return secret_registry.scrub(text.replace(key, secret_registry.MASK) if key else text)
-
-
-def read_error_text(answer: bytes, api_key: SecretStr | None) -> str:
-    """Return the error message of a server's answer on one line, without the key; the whole answer if it has none.
-
-    Example: b'{"error": {"message": "no such model"}}' gives "no such model".
-    """
-    try:
-        error = msgspec.json.decode(answer)["error"]
-        text = str(error["message"] if isinstance(error, dict) else error)
-    except (msgspec.DecodeError, LookupError, TypeError, RecursionError):
-        text = answer.decode("utf-8", "replace")
-    return scrub(" ".join(text.split()), api_key)[:ERROR_CHARS] or "(nothing)"

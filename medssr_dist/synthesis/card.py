@@ -26,6 +26,7 @@ from medssr_dist.knowledge.orphanet import ORPHANET_CITATION, read_orphanet_vers
 from medssr_dist.readers.hub_sets import find_hub_place
 from medssr_dist.run.directory import find_commit
 from medssr_dist.run.paths import SynthesisPaths
+from medssr_dist.runtime.failures import to_line
 from medssr_dist.synthesis.review_report import (
     ReviewReport,
     format_review_share,
@@ -247,9 +248,14 @@ def _cite_orphanet(config: Config) -> str:
 
 
 def _render_models(models: ModelReplies) -> str:
-    rows = [("asked", f"`{name}`", "") for name in models.asked]
-    rows += [("answered", f"`{name}`", f"{count:,}") for name, count in sorted(models.answered.items())]
+    rows = [("asked", _render_name(name), "") for name in models.asked]
+    rows += [("answered", _render_name(name), f"{count:,}") for name, count in sorted(models.answered.items())]
     return _render_table(("", "model", "replies"), rows)
+
+
+def _render_name(name: str) -> str:
+    """Render a name that a server gave itself, so that it is text whatever it holds."""
+    return f"`{to_line(name).replace('`', chr(39))}`"
 
 
 def _render_checks(checks: Checks) -> str:
@@ -281,7 +287,7 @@ def _render_judge(judge: JudgeSummary | None) -> str:
         )
         for name, counts in judge.scores.items()
     ]
-    models = ", ".join(f"`{name}`" for name in judge.models)
+    models = ", ".join(map(_render_name, judge.models))
     outcome = "kept" if judge.not_judged_kept else "refused"
     return (
         f"A language model ({models}) scored {judge.judged:,} questions that had passed the checks, from 1 to 5; "

@@ -19,6 +19,7 @@ from medssr_dist.errors import InputError
 from medssr_dist.knowledge.name_finder import is_same_name
 from medssr_dist.run.demand import QuestionDemand
 from medssr_dist.run.paths import SynthesisPaths
+from medssr_dist.runtime.failures import to_line
 from medssr_dist.runtime.progress_bar import ProgressBar
 from medssr_dist.synthesis.checks import Screen, TeacherReply
 from medssr_dist.synthesis.journal import Journal, JournalEntry
@@ -29,6 +30,7 @@ _CHUNK = 256  # replies in memory at once
 _ALARM_WINDOW = 200  # replies over which the share of rejected ones is measured
 _CUT = ("truncated", "still_thinking")  # reasons that more room for the reply mends
 _CUT_SHARE = 0.05  # share of such replies above which a warning is given
+_EXAMPLE_CHARS = 120
 _MORE_ROOM = "raise synthesis.max_tokens (or ask the endpoint for shorter thoughts) in a new --run-dir"
 
 logger = logging.getLogger(__name__)
@@ -81,6 +83,7 @@ class QuestionWriter:
         self._max_reject_share = max_reject_share
         self._recent: deque[bool] = deque(maxlen=_ALARM_WINDOW)
         self._may_warn = True
+        self._examples: dict[str, str] = {}  # reason -> the first rejected reply, or why there is none
         paths = SynthesisPaths(folder)
         self._questions = _open_partial(paths.questions)
         self._rejected = _open_partial(paths.rejected)
@@ -175,6 +178,7 @@ class QuestionWriter:
         self._recent.append(isinstance(outcome, Rejected))
         if isinstance(outcome, Rejected):
             self.rejected[outcome.reason] += 1
+            self._examples.setdefault(outcome.reason, outcome.reply[:_EXAMPLE_CHARS] or outcome.detail)
             return
         self.judged.accepted += 1
         self.accepted_rare += entity is not None
@@ -196,17 +200,30 @@ class QuestionWriter:
                 _MORE_ROOM,
             )
 
+    def raise_if_hardly_accepted(self) -> None:
+        """Raise InputError if requests are used up and hardly any reply, or none at all, became a question."""
+        total, accepted = self.judged.total, self.judged.accepted
+        missing = accepted < self._demand.count_wanted()
+        if missing and not total:
+            raise InputError("no request fits into synthesis.budget; raise it")
+        if missing and (not accepted or total - accepted > self._max_reject_share * total):
+            raise InputError(self._explain(f"{total - accepted:,} of {total:,} replies were rejected"))
+
     def _raise_if_too_many_rejected(self) -> None:
         rejected = sum(self._recent)
         if len(self._recent) == _ALARM_WINDOW and rejected > self._max_reject_share * _ALARM_WINDOW:
-            reasons = ", ".join(f"{reason} {count:,}" for reason, count in self.rejected.most_common(3))
-            is_cut = self.rejected.most_common(1)[0][0] in _CUT
-            change = _MORE_ROOM if is_cut else "change the model or synthesis.checks in a new --run-dir"
-            raise InputError(
-                f"{rejected} of the last {_ALARM_WINDOW} replies were rejected (mostly: {reasons}); read "
-                f"{self._rejected.path}, then {change}, or raise "
-                f"synthesis.max_reject_share = {self._max_reject_share:g} to continue here"
-            )
+            raise InputError(self._explain(f"{rejected} of the last {_ALARM_WINDOW} replies were rejected"))
+
+    def _explain(self, what: str) -> str:
+        """Return `what` with the commonest reasons, a reply rejected for the first of them, and what to change."""
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in self.rejected.most_common(3))
+        reason = self.rejected.most_common(1)[0][0]
+        example = to_line(self._examples[reason])[:_EXAMPLE_CHARS]
+        change = _MORE_ROOM if reason in _CUT else "change the model or synthesis.checks in a new --run-dir"
+        return (
+            f"{what} (mostly: {reasons}); read {self._rejected.path}, then {change}, or raise "
+            f"synthesis.max_reject_share = {self._max_reject_share:g} to continue here; an example: {example!r}"
+        )
 
 
 def _reject_without_reply(entry: JournalEntry) -> Rejected:

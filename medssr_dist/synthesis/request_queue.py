@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from medssr_dist.config.synthesis import Synthesis
 from medssr_dist.data.records import Provenance
 from medssr_dist.run.demand import QuestionDemand
-from medssr_dist.synthesis.client.budget import PaidTries, ReservationLedger, Spending, TokenCounter
+from medssr_dist.synthesis.client.budget import PaidTries, ReservationLedger, Spending
 from medssr_dist.synthesis.client.chat_client import GaveUp, Reply
 from medssr_dist.synthesis.client.job import ChatJob
 from medssr_dist.synthesis.journal import Journal
@@ -76,7 +76,6 @@ class RequestQueue(PaidTries):
         self._should_stop = should_stop
         self._should_hold = should_hold
         self._held_since: float | None = None
-        self._count_tokens = TokenCounter()
         self._provenances: dict[int, Provenance] = {}  # of the requests in flight
         self._cursor = 0
         self._out_of_budget = False
@@ -152,8 +151,8 @@ class RequestQueue(PaidTries):
 
     def finish(self, job: ChatJob, outcome: Reply | GaveUp) -> None:
         """Write the outcome to the journal, exactly once per job. Raises InputError if the disk is full."""
-        provenance = self._provenances.pop(job.index)
-        self._journal.append(provenance, outcome)
+        outcome = self.correct_usage(job, outcome)
+        self._journal.append(self._provenances.pop(job.index), outcome)
         self.settle(job, outcome)
         self.delivered += 1
         self.wake.set()

@@ -123,7 +123,8 @@ def synthesize(
         The summary, which is also written to summary.json.
 
     Raises:
-        InputError: unusable seeds or endpoints, a folder of other settings, or too many rejected replies.
+        InputError: unusable seeds or endpoints, a folder of other settings, or too many rejected replies;
+            also if none, or hardly any, became a question.
         Stopped: `should_stop` returned true; the same call resumes.
     """
     check_inputs(config, inputs.seeds, inputs.entities)
@@ -303,6 +304,7 @@ def _finish(
     """Judge the rest; write the end mark, the review sheet, the card and the summary."""
     while work.writer.advance():
         pass
+    work.writer.raise_if_hardly_accepted()
     paths = SynthesisPaths(folder)
     mark_end(paths.questions, work.writer.judged.accepted)
     summary = _summarize(config, inputs, work, started)

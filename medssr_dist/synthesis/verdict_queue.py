@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from medssr_dist.config.synthesis import Judge
 from medssr_dist.data.records import Provenance
-from medssr_dist.synthesis.client.budget import PaidTries, ReservationLedger, Spending, TokenCounter
+from medssr_dist.synthesis.client.budget import PaidTries, ReservationLedger, Spending
 from medssr_dist.synthesis.client.chat_client import GaveUp, Reply
 from medssr_dist.synthesis.client.job import ChatJob
 from medssr_dist.synthesis.judge import QuestionJudge
@@ -43,7 +43,6 @@ class VerdictQueue(PaidTries):
         super().__init__(reservations, spending)
         self._is_over = is_over
         self._should_stop = should_stop
-        self._count_tokens = TokenCounter()
         self._provenances: dict[int, Provenance] = {}  # of the requests in flight
 
     @property
@@ -76,6 +75,7 @@ class VerdictQueue(PaidTries):
 
     def finish(self, job: ChatJob, outcome: Reply | GaveUp) -> None:
         """Write the verdict to its journal, exactly once per job. Raises InputError if the disk is full."""
+        outcome = self.correct_usage(job, outcome)
         self._judge.journal.append(self._provenances.pop(job.index), outcome)
         self.settle(job, outcome)
         self.wake.set()

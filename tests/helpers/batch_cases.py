@@ -12,7 +12,7 @@ from config_builder import make_config
 
 from medssr_dist.data.jsonl import read_jsonl
 from medssr_dist.data.records import Question, hash_content
-from medssr_dist.synthesis.client import dispatcher
+from medssr_dist.synthesis.client import backoff
 from medssr_dist.synthesis.client.batch_runner import BatchRunner
 from medssr_dist.synthesis.client.chat_client import Reply
 from medssr_dist.synthesis.client.job import ChatJob
@@ -127,5 +127,5 @@ def times_served(url, salt, count):
 
 @pytest.fixture(autouse=True)
 def quick_backoff(monkeypatch):
-    monkeypatch.setattr(dispatcher, "BACKOFF_FIRST_S", 0.01)
-    monkeypatch.setattr(dispatcher, "BACKOFF_LAST_S", 0.1)
+    monkeypatch.setattr(backoff, "BACKOFF_FIRST_S", 0.01)
+    monkeypatch.setattr(backoff, "BACKOFF_LAST_S", 0.1)

@@ -12,7 +12,7 @@ import pytest
 from aiohttp import web
 from config_builder import make_config
 
-from medssr_dist.synthesis.client import dispatcher, endpoint, rate_limits
+from medssr_dist.synthesis.client import backoff, dispatcher, endpoint, rate_limits
 from medssr_dist.synthesis.client.chat_client import GaveUp, Reply
 from medssr_dist.synthesis.client.dispatcher import Dispatcher
 from medssr_dist.synthesis.client.job import ChatJob
@@ -21,8 +21,8 @@ from medssr_dist.synthesis.client.job import ChatJob
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     random.seed(3)
-    monkeypatch.setattr(dispatcher, "BACKOFF_FIRST_S", 0.01)
-    monkeypatch.setattr(dispatcher, "BACKOFF_LAST_S", 0.1)
+    monkeypatch.setattr(backoff, "BACKOFF_FIRST_S", 0.01)
+    monkeypatch.setattr(backoff, "BACKOFF_LAST_S", 0.1)
     monkeypatch.setattr(dispatcher, "DRAIN_S", 0.3)
     monkeypatch.setattr(dispatcher, "TICK_S", 0.05)
     monkeypatch.setattr(endpoint, "FIRST_CONTACT_S", 0.1)

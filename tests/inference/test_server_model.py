@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import msgspec
 import pytest
 from far_server import POLICY, ask
 from hypothesis import given
@@ -12,9 +13,10 @@ from hypothesis import strategies as st
 
 from medssr_dist.config.schema import Policy, Server
 from medssr_dist.errors import InputError
-from medssr_dist.inference import vllm_server
 from medssr_dist.inference.server_model import ModelCard, find_policy
+from medssr_dist.inference.server_stream import StreamChunk, StreamedSamples
 from medssr_dist.runtime.fingerprints import fingerprint_model
+from medssr_dist.runtime.http.event_stream import read_events
 
 # --- the list of models --------------------------------------------------------------------------------
 
@@ -93,9 +95,9 @@ async def test_samples_are_whole_wherever_the_stream_is_cut(data):
         stream += b"\n"
     cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=6)))
     pieces = [stream[a:b] for a, b in zip([0, *cuts], [*cuts, len(stream)], strict=True)]
-    streamed, samples = vllm_server._StreamedSamples(ask(n=len(texts), seed=10), 8), []
-    async for line in vllm_server._read_events(Pieces(pieces)):
-        if sample := streamed.add(vllm_server.msgspec.json.decode(line, type=vllm_server._Chunk)):
+    streamed, samples = StreamedSamples(ask(n=len(texts), seed=10), 8), []
+    async for line in read_events(Pieces(pieces).iter_any()):
+        if sample := streamed.add(msgspec.json.decode(line, type=StreamChunk)):
             samples.append(sample)
     assert {sample.seed - 10: sample.text for sample in samples} == {i: "".join(t) for i, t in enumerate(texts)}
     assert (streamed.missing, streamed.tokens) == (0, 2 * len(order))

@@ -16,7 +16,9 @@ from medssr_dist.errors import InputError
 from medssr_dist.inference import vllm_server
 from medssr_dist.inference.engine_protocol import EngineOutput
 from medssr_dist.inference.requests import Completion
-from medssr_dist.inference.vllm_server import ServerEngine, ServerLost
+from medssr_dist.inference.server_stream import ServerLost
+from medssr_dist.inference.vllm_server import ServerEngine
+from medssr_dist.runtime.http import event_stream
 
 
 @pytest.fixture
@@ -203,6 +205,13 @@ def send(*events: bytes, then: str | None = None):
     return script
 
 
+def packed(encoding: str, body: bytes):
+    async def script(request, say):
+        return web.Response(body=body, headers={"Content-Encoding": encoding})
+
+    return script
+
+
 LOSSES = {
     "overload": (status(429, b'{"error": "slow down"}'), "HTTP 429: slow down"),
     "engine dead": (status(500, b"EngineCore is dead"), "HTTP 500: EngineCore is dead"),
@@ -217,6 +226,22 @@ LOSSES = {
     "aborted at the server": (send(event(0, "(", 1, "abort")), "finish_reason 'abort'"),
     "an unknown sample": (send(event(1, "(", 1)), "sample 1 of 1"),
     "no JSON": (send(b"data: <html>\n\n"), "no completion: <html>"),
+    "key expired, 400": (status(400, b'{"error": {"message": "API key expired"}}'), "HTTP 400: API key expired"),
+    "no credit, 400": (status(400, b'{"error": "credit balance is too low"}'), "HTTP 400: credit balance"),
+    "load, 413": (status(413, b'{"error": {"code": "rate_limit_exceeded"}}'), "HTTP 413"),
+    "load, 498": (status(498), "HTTP 498"),
+    "error in a list": (send(b'data: {"error": [{"message": "gone"}]}\n\n'), "HTTP 500: gone"),
+    "GBK": (status(502, "网关".encode("gbk")), "HTTP 502"),
+    "escapes": (status(500, b"\x1b[31mred\x07"), r"HTTP 500: .x1b\[31mred.x07$"),
+    "counts that fall": (send(event(0, "(", 5), event(0, "A", 3)), "counts 3 tokens in a sample that had 5"),
+    "negative counts": (send(event(0, "(", -5)), "counts -5 tokens"),
+    "absurd counts": (send(event(0, "(", 10**15)), "counts 1000000000000000 tokens"),
+    "infinite counts": (
+        send(event(0, "(", 1).replace(b'"completion_tokens": 1', b'"completion_tokens": 1e999')),
+        "no compl",
+    ),
+    "brotli": (packed("br", b"x"), "Content-Encoding: br"),
+    "broken gzip": (packed("gzip", b"\x1f\x8b" + b"x" * 50), "is not gzip"),
 }
 
 
@@ -245,6 +270,70 @@ async def test_a_lost_server_is_reported_after_finished_samples(far_end, script,
         await engine.start()
         engine.submit([(3, ask(n=2))], [])
         assert {lease for lease, _ in (await take_all(engine, 2)).samples} == {3}
+
+
+async def test_refusing_everything_loses_the_server_and_no_request(far_end):
+    asked = []
+
+    async def script(body, say):
+        asked.append(body["seed"])
+        if body["seed"] == 0:
+            return await far_end.answer(body, say)
+        return web.json_response({"error": {"message": "nope"}}, status=400)
+
+    far_end.script = script
+    async with running(far_end) as engine:
+        engine.submit([(0, ask())], [])
+        await take_all(engine, 1)
+        engine.submit([(lease, ask(seed=lease)) for lease in range(1, 8)], [])
+        with pytest.raises(ServerLost, match="refuses every request now .HTTP 400: nope"):
+            assert not (await engine.collect()).failed
+            await engine.collect()
+        await engine.start()
+        engine.submit([(9, ask(seed=9)), (10, ask(seed=10))], [])  # too few to say: reported at the end
+        assert sorted(lease for lease, _ in (await engine.collect()).failed) == [9, 10]
+
+
+async def test_texts_and_bodies_of_any_form_are_read(far_end):
+    async def script(body, say):
+        await say(b"\r\n: hello\r\nevent: x\r\n" + event(0, "cut \ud83d", 1, "stop").replace(b"\n", b"\r\n"))
+
+    far_end.script = script
+    async with running(far_end) as engine:
+        engine.submit([(1, ask())], [])
+        [(_, sample)] = (await take_all(engine, 1)).samples
+        assert sample.text == "cut \ufffd"
+
+
+async def test_an_endless_event_loses_the_server(far_end, monkeypatch):
+    monkeypatch.setattr(event_stream.read_lines, "__defaults__", (2**16,))
+
+    async def script(body, say):
+        await say(b"data: ")
+        for _ in range(100):
+            await say(b"x" * 2**16)
+
+    far_end.script = script
+    async with running(far_end) as engine:
+        engine.submit([(1, ask())], [])
+        with pytest.raises(ServerLost, match="an event of the stream is longer"):
+            await engine.collect()
+
+
+async def test_a_gateway_that_answers_anything_later_ends_nothing(far_end):
+    statuses = []
+    list_models = far_end.models
+
+    async def models(request):
+        return web.Response(status=statuses.pop(), text="gateway") if statuses else await list_models(request)
+
+    far_end.models = models
+    async with running(far_end) as engine:
+        for code in (400, 403, 404, 429, 500):
+            statuses.append(code)
+            with pytest.raises(ServerLost, match=f"HTTP {code}"):
+                await engine.start()
+        await engine.start()
 
 
 async def test_a_server_that_cuts_answers_stays_refused(far_end):

@@ -74,11 +74,11 @@ async def test_a_single_job_that_always_fails_at_the_end_is_given_up():
     assert jobs.given_up[9].reason == "no_reply" and len(jobs.replies) == 9
 
 
-async def test_a_prompt_that_is_refused_for_good_is_not_asked_again():
+async def test_a_prompt_that_is_refused_twice_is_given_up():
     server, jobs = Server(lambda prompt, _: 400 if prompt == "7" else None), Jobs(20)
     await run([server], jobs, concurrency=1)
     assert jobs.given_up == {7: GaveUp("refused_by_api", "HTTP 400: 7 is bad")}
-    assert server.asked["7"] == 1 and len(jobs.replies) == 19
+    assert server.asked["7"] == 2 and len(jobs.replies) == 19
 
 
 async def test_a_wrong_model_name_ends_the_run_with_the_servers_words():

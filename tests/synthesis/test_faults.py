@@ -28,7 +28,7 @@ from medssr_dist.data.records import Question, hash_content
 from medssr_dist.errors import InputError
 from medssr_dist.knowledge.entities import Entity
 from medssr_dist.offline_teacher import start_teacher
-from medssr_dist.synthesis.client import dispatcher, rate_limits
+from medssr_dist.synthesis.client import backoff, rate_limits
 from medssr_dist.synthesis.request_plan import RequestPlan
 from medssr_dist.synthesis.synthesize import SynthesisInputs, synthesize
 
@@ -53,8 +53,8 @@ SEEDS = [
 
 @pytest.fixture(autouse=True)
 def quick_waits(monkeypatch):
-    monkeypatch.setattr(dispatcher, "BACKOFF_FIRST_S", 0.02)
-    monkeypatch.setattr(dispatcher, "BACKOFF_LAST_S", 0.2)
+    monkeypatch.setattr(backoff, "BACKOFF_FIRST_S", 0.02)
+    monkeypatch.setattr(backoff, "BACKOFF_LAST_S", 0.2)
     monkeypatch.setattr(rate_limits, "FIRST_COOLDOWN_S", 0.1)
 
 

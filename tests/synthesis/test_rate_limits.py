@@ -3,8 +3,8 @@ import random
 
 import pytest
 
-from medssr_dist.synthesis.client import dispatcher
-from medssr_dist.synthesis.client.dispatcher import backoff_seconds
+from medssr_dist.synthesis.client import backoff
+from medssr_dist.synthesis.client.backoff import backoff_seconds
 from medssr_dist.synthesis.client.rate_limits import (
     BREAKER_FAILURES,
     BREAKER_S,
@@ -245,8 +245,8 @@ def test_breaker_keeps_retry_after_and_replaces_cancelled_probe():
 
 
 def test_jitter_is_full_and_bounded(monkeypatch):
-    monkeypatch.setattr(dispatcher, "BACKOFF_FIRST_S", 0.5)
-    monkeypatch.setattr(dispatcher, "BACKOFF_LAST_S", 30.0)
+    monkeypatch.setattr(backoff, "BACKOFF_FIRST_S", 0.5)
+    monkeypatch.setattr(backoff, "BACKOFF_LAST_S", 30.0)
     for failures, most in ((1, 0.5), (2, 1.0), (4, 4.0), (50, 30.0)):
         waits = [backoff_seconds(failures) for _ in range(2000)]
         assert 0 <= min(waits) < 0.05 * most and 0.95 * most < max(waits) <= most

@@ -308,8 +308,8 @@ def test_too_many_refused_replies_raise_the_alarm(tmp_path):
 
 @pytest.mark.parametrize("transport", ["chat", "batch"])
 def test_replies_at_the_token_limit_are_counted_as_such(tmp_path, transport):
-    summary = run(config(accepted=5, max_tokens=20, transport=transport, poll_s=0.05), tmp_path)
-    assert summary.rejected_by_reason == {"truncated": 20} and summary.stopped_by == "cap"
+    with pytest.raises(InputError, match="20 of 20 replies were rejected .mostly: truncated 20.*synthesis.max_tokens"):
+        run(config(accepted=5, max_tokens=20, transport=transport, poll_s=0.05), tmp_path)
     assert all("limit of tokens" in row["detail"] for row in read_jsonl(tmp_path / "rejected.jsonl"))
 
 

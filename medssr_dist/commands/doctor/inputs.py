@@ -23,9 +23,10 @@ from medssr_dist.config.schema import Config
 from medssr_dist.errors import InputError
 from medssr_dist.readers import read_all, read_validation_questions, refuse_evaluation_items, refuse_unlabelled
 from medssr_dist.run.directory import RunDir
+from medssr_dist.runtime.http.proxy import find_proxy
 from medssr_dist.runtime.models import find_policy_on_disk, load_tokenizer, make_prompt_renderer
 from medssr_dist.runtime.prompt_advice import list_prompt_advice
-from medssr_dist.synthesis.client.chat_client import build_chat_url, find_proxy
+from medssr_dist.synthesis.client.chat_client import build_api_url
 from medssr_dist.training.trackers import check_trackers
 
 
@@ -128,7 +129,7 @@ class _Answer(NamedTuple):
 def _connect(base_url: str) -> _Answer:
     if base_url == "offline-teacher":
         return _Answer(True, "offline-teacher, started by the run")
-    url, via = build_chat_url(base_url), ""
+    url, via = build_api_url(base_url, "/chat/completions"), ""
     if proxy := find_proxy(url):
         via, url = f" (proxy for {url.host})", URL(proxy)
     where = f"{url.host}:{url.port}{via}"

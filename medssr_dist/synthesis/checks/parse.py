@@ -49,7 +49,7 @@ def read_reply(text: str, finish_reason: str = "") -> Draft | Rejection:
 
     Returns:
         The draft, or a rejection whose reason is truncated, refused, still_thinking, not_parsable, empty,
-        bare_letters, unclear_labels, options_in_stem, option_count, duplicate_options, answer_leaked or
+        garbled, bare_letters, unclear_labels, options_in_stem, option_count, duplicate_options, answer_leaked or
         option_too_long.
     """
     try:
@@ -155,6 +155,8 @@ def _check(draft: Draft, found: RawQuestion) -> None:
         raise RejectedReply("answer_leaked", f"the reply has {found.leak}")
     if _NO_TEXT.fullmatch(stem) or any(map(_NO_TEXT.fullmatch, options)):
         raise RejectedReply("empty", "the stem or an option is empty")
+    if "\ufffd" in stem + "".join(options):
+        raise RejectedReply("garbled", "letters were lost: the reply is not in UTF-8, or the model broke them")
     if not 2 <= count <= len(LETTERS):
         raise RejectedReply("option_count", f"{count} options; a question has 2-{len(LETTERS)}")
     if len({option.casefold().rstrip(".") for option in options}) < count:

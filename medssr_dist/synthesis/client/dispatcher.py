@@ -9,6 +9,11 @@ A refusal because of load never counts against a job. A failure does, unless tha
 was sent since the job's last failure: then the endpoint is down, and its circuit breaker handles it. If only failing
 jobs are left and all circuits are open, a few new jobs are sent as probes: a reply to one of them shows that the
 endpoint works and the jobs fail.
+
+A refusal of a request does not say whether its prompt is refused or, from now on, every request. The job is in doubt
+until the endpoint replies to something that was sent after the refusal. Then a job whose prompt is the reason is given
+up; any other is sent once more, and given up when it is refused again. If instead only refusals come, the endpoint is
+paused, and the jobs in doubt are sent again later.
 """
 
 from __future__ import annotations
@@ -16,10 +21,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import heapq
-import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, contextmanager
-from dataclasses import dataclass, field
 from itertools import count
 from math import inf
 from time import monotonic
@@ -27,38 +30,22 @@ from typing import Any
 
 from medssr_dist.config.synthesis import Endpoint, Synthesis
 from medssr_dist.errors import InputError
-from medssr_dist.synthesis.client.chat_client import GaveUp, NoReply, NotAnEndpoint, PromptRefused, Reply, TryFailed
-from medssr_dist.synthesis.client.endpoint import EndpointWorker
+from medssr_dist.runtime.http.api_failure import ApiFailure
+from medssr_dist.runtime.http.failure_words import Scope
+from medssr_dist.synthesis.client.active_job import ActiveJob, ActiveTry
+from medssr_dist.synthesis.client.backoff import backoff_seconds
+from medssr_dist.synthesis.client.chat_client import GaveUp, Reply
+from medssr_dist.synthesis.client.chat_reply import NoReply
+from medssr_dist.synthesis.client.doubts import Doubts
+from medssr_dist.synthesis.client.endpoint import FIRST_ANSWERS, EndpointWorker
 from medssr_dist.synthesis.client.endpoint_state import EndpointState
-from medssr_dist.synthesis.client.job import ChatJob, JobQueue
+from medssr_dist.synthesis.client.job import JobQueue
 from medssr_dist.synthesis.client.request_body import RESPONSE_FORMAT
 
-BACKOFF_FIRST_S = 0.5
-BACKOFF_LAST_S = 30.0
-MAX_RETRY_AFTER_S = 600.0  # a server that asks for more has no quota left; patience_s handles that case
 DRAIN_S = 5.0  # how long to wait for the requests in flight when the run cannot continue
 TICK_S = 0.25
+_OWN_SCOPES = (Scope.CONTENT, Scope.CONTEXT)  # reasons that lie in the prompt
 MAX_PROBES = 3  # new jobs sent to find out whether the endpoint or the job fails
-
-
-@dataclass(slots=True, eq=False)
-class _ActiveJob:
-    """A job that is not finished: its tries in flight, and its failures, whether they count against it or not."""
-
-    job: ChatJob
-    tries: list[_Try] = field(default_factory=list)
-    failures: int = 0
-    failed_at: float = -inf
-
-
-@dataclass(slots=True, eq=False)
-class _Try:
-    """One try in flight."""
-
-    active: _ActiveJob
-    worker: EndpointWorker
-    sent_at: float
-    task: asyncio.Task[None] = field(init=False)
 
 
 class Dispatcher:
@@ -81,10 +68,11 @@ class Dispatcher:
         self._workers = [EndpointWorker(endpoint, synthesis, response_format) for endpoint in endpoints]
         self._max_waiting = max(1000, 8 * sum(endpoint.concurrency for endpoint in endpoints))
         self._wake = asyncio.Event()
-        self._next: _ActiveJob | None = None  # taken from the queue or the heap, and not sent yet
-        self._waiting: list[tuple[float, int, _ActiveJob]] = []  # heap of retries by the time they are due
+        self._next: ActiveJob | None = None  # taken from the queue or the heap, and not sent yet
+        self._waiting: list[tuple[float, int, ActiveJob]] = []  # heap of retries by the time they are due
+        self._doubts: Doubts[EndpointWorker, ActiveJob] = Doubts()
         self._order = count()
-        self._in_flight: set[_Try] = set()
+        self._in_flight: set[ActiveTry] = set()
         self._probes = 0  # since the last reply
         self._active_jobs = 0  # taken from the queue and not finished
         self._failing_since: float | None = None  # first failure after the last reply
@@ -140,11 +128,16 @@ class Dispatcher:
 
     def _send(self, now: float) -> None:
         """Send everything that may be sent now."""
+        for worker in self._workers:
+            if self._is_suspect(worker) and not self._sent_later(worker):  # what was awaited has been replied to
+                self._ask_again(worker, now)
         while (active := self._peek(now)) and (worker := self._choose_worker(active.job.tokens, now)):
             self._next = None
             self._start_try(active, worker, now)
+        if self._doubts and not self._in_flight and not self._waiting and self._next is None:
+            self._settle_doubts(now)
 
-    def _peek(self, now: float) -> _ActiveJob | None:
+    def _peek(self, now: float) -> ActiveJob | None:
         """Return what to send next: a retry that is due, else a new job."""
         if self._next is None:
             if self._waiting and self._waiting[0][0] <= now:
@@ -155,14 +148,14 @@ class Dispatcher:
             self._wake_at(self._waiting[0][0])
         return self._next
 
-    def _take_new(self, probe: bool = False) -> _ActiveJob | None:
+    def _take_new(self, probe: bool = False) -> ActiveJob | None:
         job = self._queue.next_job(probe)
         if job is None:
             return None
         self._active_jobs += 1
-        return _ActiveJob(job)
+        return ActiveJob(job)
 
-    def _take_probe(self) -> _ActiveJob | None:
+    def _take_probe(self) -> ActiveJob | None:
         """Return a new job to send instead of a failing one, if no endpoint works normally."""
         if self._probes == MAX_PROBES or not all(worker.is_failing for worker in self._workers):
             return None
@@ -176,7 +169,7 @@ class Dispatcher:
         """Return the endpoint with the lowest load that may send now; `avoid` only if there is no other."""
         best, soonest = None, inf
         for worker in self._workers:
-            at = worker.ready_at(tokens, now)
+            at = inf if self._is_suspect(worker) else worker.ready_at(tokens, now)
             if at > now:
                 soonest = min(soonest, at)
             elif best is None or (worker is avoid, worker.load) < (best is avoid, best.load):
@@ -185,18 +178,18 @@ class Dispatcher:
             self._wake_at(soonest)
         return best
 
-    def _start_try(self, active: _ActiveJob, worker: EndpointWorker, now: float) -> None:
+    def _start_try(self, active: ActiveJob, worker: EndpointWorker, now: float) -> None:
         self._queue.record_sent(active.job)
         worker.record_sent(active.job.tokens, now)
         self.attempts += 1
-        attempt = _Try(active, worker, now)
+        attempt = ActiveTry(active, worker, now)
         active.tries.append(attempt)
         self._in_flight.add(attempt)
         attempt.task = self._loop.create_task(self._run_try(attempt))
         if self._retry.hedge_after_s and len(active.tries) == 1:
             self._loop.call_later(self._retry.hedge_after_s, self._hedge, attempt)
 
-    def _hedge(self, first: _Try) -> None:
+    def _hedge(self, first: ActiveTry) -> None:
         """Send a second try in parallel with a slow first one, as soon as an endpoint has a slot for it."""
         active, now = first.active, monotonic()
         if active.tries != [first] or self._stopped:
@@ -208,13 +201,13 @@ class Dispatcher:
         self.hedges += 1
         self._start_try(active, worker, now)
 
-    async def _run_try(self, attempt: _Try) -> None:
+    async def _run_try(self, attempt: ActiveTry) -> None:
         """Run one try to its end. An error while its outcome is handled ends the run."""
         try:
             try:
                 reply = await attempt.worker.client.ask(attempt.active.job.messages)
-            except NoReply as failure:
-                self._handle_failure(attempt, failure, monotonic())
+            except NoReply as error:
+                self._handle_failure(attempt, error.failure, monotonic())
             else:
                 self._handle_reply(attempt, reply, monotonic())
         except Exception as error:
@@ -223,7 +216,7 @@ class Dispatcher:
 
     # ---- outcomes
 
-    def _handle_reply(self, attempt: _Try, reply: Reply, now: float) -> None:
+    def _handle_reply(self, attempt: ActiveTry, reply: Reply, now: float) -> None:
         active = attempt.active
         self._failing_since = None
         self._probes = 0
@@ -235,8 +228,13 @@ class Dispatcher:
             loser.worker.record_cancelled()
             self._queue.record_lost(active.job)
         self._finish(active, reply)
+        for refused, failure in self._doubts.resolve(attempt.worker, attempt.sent_at):
+            if failure.scope in _OWN_SCOPES:
+                self._finish(refused, GaveUp("refused_by_api", failure.reason))
+            else:
+                self._wait_for_retry(refused, attempt.worker, None, now)
 
-    def _handle_failure(self, attempt: _Try, failure: NoReply, now: float) -> None:
+    def _handle_failure(self, attempt: ActiveTry, failure: ApiFailure, now: float) -> None:
         active, worker = attempt.active, attempt.worker
         if self._failing_since is None:
             self._failing_since = now
@@ -251,31 +249,77 @@ class Dispatcher:
             return
         if gave_up:
             self._finish(active, gave_up)
-        elif not self._stopped:
-            retry_after = getattr(failure, "retry_after", None)
-            due = now if worker.dead_reason else now + backoff_seconds(active.failures, retry_after)
-            heapq.heappush(self._waiting, (due, next(self._order), active))
+        elif failure.scope.is_refusal and not worker.is_failing:
+            self._doubts.add(worker, active, failure, now)
+        else:
+            self._wait_for_retry(active, worker, failure.retry_after, now)
+        if self._is_suspect(worker) and not self._sent_later(worker):
+            worker.pause(failure, now)
+        if worker.is_failing:
+            self._ask_again(worker, now)
 
-    def _count_against_job(self, active: _ActiveJob, worker: EndpointWorker, failure: NoReply) -> GaveUp | None:
+    def _count_against_job(self, active: ActiveJob, worker: EndpointWorker, failure: ApiFailure) -> GaveUp | None:
         """Count a failure against the job if the job caused it. Return its outcome if that was the last try."""
-        if worker.served_at == -inf:
+        refused_before = active.refused_at
+        if failure.scope.is_refusal:
+            active.refused_at = monotonic()
+        if not worker.has_replied:
             return None  # the endpoint is on trial, not the job
-        if isinstance(failure, PromptRefused):
-            return GaveUp("refused_by_api", str(failure))
+        if failure.scope.is_refusal:
+            is_proven = worker.served_at >= refused_before  # it has replied to what was sent after the last refusal
+            is_own = failure.scope in _OWN_SCOPES and failure.is_certain
+            return GaveUp("refused_by_api", failure.reason) if is_own or is_proven else None
         # A single job has no other job whose reply could show that the endpoint works.
         endpoint_works = worker.served_at > active.failed_at or self._active_jobs == 1
-        if not (endpoint_works and isinstance(failure, TryFailed | NotAnEndpoint)):
+        counts = failure.scope in (Scope.TRY, Scope.ADDRESS) or failure.scope.is_account
+        if not (endpoint_works and counts):
             return None
         active.job.tries += 1
         if active.job.tries < self._retry.tries:
             return None
-        return GaveUp("no_reply", f"{active.job.tries} tries failed; the last: {failure}")
+        return GaveUp("no_reply", f"{active.job.tries} tries failed; the last: {failure.reason}")
 
-    def _remove(self, attempt: _Try) -> None:
+    def _wait_for_retry(self, active: ActiveJob, worker: EndpointWorker, retry_after: float | None, now: float) -> None:
+        if not self._stopped:
+            due = now if worker.dead_reason else now + backoff_seconds(active.failures, retry_after)
+            heapq.heappush(self._waiting, (due, next(self._order), active))
+
+    # ---- refusals
+
+    def _is_suspect(self, worker: EndpointWorker) -> bool:
+        """Whether it may refuse everything: what is in flight is awaited before more is sent."""
+        in_doubt = self._doubts.count(worker)
+        return worker.has_replied and in_doubt >= FIRST_ANSWERS and in_doubt >= self._sent_later(worker)
+
+    def _sent_later(self, worker: EndpointWorker) -> int:
+        """Return how many tries in flight were sent after the first refusal that is in doubt."""
+        mine = (each for each in self._in_flight if each.worker is worker)
+        return sum(self._doubts.is_later(each.sent_at, worker) for each in mine)
+
+    def _ask_again(self, worker: EndpointWorker, now: float) -> None:
+        """Send the jobs in doubt again, later or elsewhere."""
+        for refused, _ in self._doubts.drain(worker):
+            self._wait_for_retry(refused, worker, None, now)
+
+    def _settle_doubts(self, now: float) -> None:
+        """Nothing is in flight that could show whether the endpoint works: send a new job, else the refused ones."""
+        self._next = self._take_new(probe=True)
+        if self._next is not None:
+            self._wake.set()
+            return
+        for worker in self._workers:
+            for refused, failure in self._doubts.drain(worker):
+                refused.alone += worker.has_replied
+                if refused.alone >= self._retry.tries:
+                    self._finish(refused, GaveUp("refused_by_api", failure.reason))
+                else:
+                    self._wait_for_retry(refused, worker, None, now)
+
+    def _remove(self, attempt: ActiveTry) -> None:
         attempt.active.tries.remove(attempt)
         self._in_flight.discard(attempt)
 
-    def _finish(self, active: _ActiveJob, outcome: Reply | GaveUp) -> None:
+    def _finish(self, active: ActiveJob, outcome: Reply | GaveUp) -> None:
         self._active_jobs -= 1
         self._queue.finish(active.job, outcome)
 
@@ -309,7 +353,7 @@ class Dispatcher:
         if self._error:
             raise self._error
 
-    async def _cancel(self, attempts: list[_Try]) -> None:
+    async def _cancel(self, attempts: list[ActiveTry]) -> None:
         for attempt in attempts:
             attempt.task.cancel()
         await asyncio.gather(*(attempt.task for attempt in attempts), return_exceptions=True)
@@ -339,14 +383,3 @@ def _frozen_heap() -> Iterator[None]:
         yield
     finally:
         gc.unfreeze()
-
-
-def backoff_seconds(failures: int, retry_after: float | None = None) -> float:
-    """Return the seconds until the next try after so many failures.
-
-    If the server asked for `retry_after` seconds: these (at most MAX_RETRY_AFTER_S) and up to a tenth more. Else full
-    jitter: uniform from 0 to BACKOFF_FIRST_S * 2^(failures - 1), at most BACKOFF_LAST_S.
-    """
-    if retry_after is not None:
-        return min(retry_after, MAX_RETRY_AFTER_S) * random.uniform(1, 1.1)
-    return random.uniform(0, min(BACKOFF_LAST_S, BACKOFF_FIRST_S * 2 ** min(failures - 1, 10)))

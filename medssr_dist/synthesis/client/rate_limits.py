@@ -261,6 +261,12 @@ class CircuitBreaker:
         if self.state == "half-open":
             self.state = "open"
 
+    def trip(self, now: float, reason: str) -> None:
+        """Open a closed circuit whatever was counted: the endpoint is known to refuse everything."""
+        if self.state == "closed":
+            self._failures = max(1, self._failures)
+            self.state, self.reason, self._until = "open", reason, now + self._cooldown
+
     def record_failure(self, now: float, reason: str, retry_after: float = 0.0) -> None:
         """A try brought no reply. An open circuit stays open for at least the server's `retry_after` seconds."""
         self._failures += 1

@@ -1,0 +1,1 @@
+"""What the clients of chat APIs, batches and voting servers share: reading answers, failures, waits, proxies."""
