@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from medssr_dist.data.records import read_record
 from medssr_dist.errors import InputError
 from medssr_dist.evaluation.question_letters import FinalLetters, QuestionLetters, read_question_letters
 from medssr_dist.evaluation.score_rows import align_table, format_accuracy, format_difference
@@ -28,7 +29,6 @@ from medssr_dist.evaluation.scores import (
 from medssr_dist.evaluation.scoring import compare_rows, score_rows
 from medssr_dist.run.directory import flatten_settings
 from medssr_dist.run.paths import RunPaths
-from medssr_dist.run.recorded_config import read_recorded_config
 
 _SAMPLING = ("temperature", "top_p", "top_k", "max_tokens")
 _FIRST, _SECOND = "A", "B"
@@ -85,7 +85,7 @@ def _read_run(root: Path) -> EvaluatedRun:
             "for it again, which uses its stored answers"
         )
     letters = read_question_letters(run.evaluation.letters)
-    return EvaluatedRun(root, flatten_settings(read_recorded_config(root).model_dump()), scores, letters)
+    return EvaluatedRun(root, flatten_settings(read_record(dict[str, Any], run.config_file)), scores, letters)
 
 
 def _refuse_other_sampling(first: EvaluatedRun, second: EvaluatedRun) -> None:
