@@ -64,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
     with clean_output():
         if mistake := _explain_dashes(sys.argv[1:] if arguments is None else arguments):
             return _end(mistake, EXIT_BAD_INPUT)
-        return _run(parser.parse_args(arguments))
+        return _run(_parse(parser, arguments))
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -85,6 +85,16 @@ def _run(args: argparse.Namespace) -> int:
         return _end("interrupted; the same command resumes the run", EXIT_STOPPED)
     except Exception as error:
         return _end_by_failure(error, getattr(args, "run_dir", None))
+
+
+def _parse(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argparse.Namespace:
+    """Parse the arguments; models and overrides may also stand behind options, where argparse does not expect them."""
+    args, rest = parser.parse_known_args(arguments)
+    if rest and (any(argument.startswith("-") for argument in rest) or not hasattr(args, "overrides")):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        args.overrides = [*args.overrides, *rest]
+    return args
 
 
 def _offer_completion(parser: argparse.ArgumentParser) -> None:

@@ -4,6 +4,7 @@ import pytest
 from config_builder import write_config
 from places import REPO
 
+from medssr_dist.cli import main
 from medssr_dist.commands.completion import complete_key
 from medssr_dist.commands.config_command import init_config, print_keys, show_config
 from medssr_dist.config.key_list import find_keys, list_keys_of_config, render_markdown, suggest_paths
@@ -97,8 +98,9 @@ def test_shipped_configs_are_found_from_any_folder(tmp_path, monkeypatch, name):
 
 @pytest.mark.parametrize("name", list_shipped_configs())
 def test_init_copies_a_config_that_loads_elsewhere(tmp_path, monkeypatch, name, capsys):
-    for variable in ("MEDSSR_DATA", "MEDSSR_API_BASE", "MEDSSR_API_MODEL", "MEDSSR_API_KEY"):
-        monkeypatch.setenv(variable, "http://x")
+    for variable in ("DATA", "API_BASE", "API_MODEL"):
+        monkeypatch.setenv(f"MEDSSR_{variable}", f"http://{variable.lower()}")
+    monkeypatch.setenv("MEDSSR_API_KEY", "k-4f9a17c2e8b35d60")
     init_config(tmp_path / "mine.yaml", name)
     assert load_config(tmp_path / "mine.yaml") == load_config(REPO / f"configs/{name}.yaml")
     with pytest.raises(InputError, match="exists; give another name"):
@@ -132,3 +134,12 @@ def test_keys_that_match_nothing_are_told(capsys):
 def test_keys_complete_as_overrides():
     assert complete_key("voting.sam") == ["voting.samples="]
     assert "synthesis.endpoints.0.model=" in complete_key("synthesis.endpoints.0.m")
+
+
+def test_overrides_may_stand_before_and_behind_options(capsys):
+    assert main(["config", "show", "voting.samples=3", "--config", "demo_cpu", "voting.top_p=0.5"]) == 0
+    text = capsys.readouterr().out
+    assert "voting.samples = 3 " in text and "voting.top_p = 0.5 " in text
+    for wrong in (["config", "show", "--config", "demo_cpu", "--nothing"], ["config", "keys", "a", "b"]):
+        with pytest.raises(SystemExit, match="2"):
+            main(wrong)
