@@ -108,7 +108,9 @@ class GrpoMetrics(NamedTuple):
         ratio_mean, ratio_min, ratio_max: of the policy ratio.
         old_kl: mean of old_logp - logp.
         reference_log_ratio: mean of logp - ref_logp.
-        rollout_kl: mean of rollout_logp - old_logp.
+        rollout_kl: mean of rollout_logp - old_logp, the KL of the rollout engine's policy to the trained one.
+        rollout_beyond_2x: share of the tokens whose probabilities under the two differ by more than a factor of 2.
+        rollout_ratio_max: the largest of these factors, at most e^80.
         importance_dropped: share of the tokens (level "sequence": of the sequences) outside the importance interval.
     """
 
@@ -122,4 +124,6 @@ class GrpoMetrics(NamedTuple):
     old_kl: torch.Tensor
     reference_log_ratio: torch.Tensor
     rollout_kl: torch.Tensor
+    rollout_beyond_2x: torch.Tensor
+    rollout_ratio_max: torch.Tensor
     importance_dropped: torch.Tensor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -10,6 +11,10 @@ import torch
 from medssr_dist.kernels import checks
 from medssr_dist.kernels.backends import Operations
 from medssr_dist.kernels.grpo_options import GrpoMetrics, GrpoOptions
+
+_LOG_2 = math.log(2)
+_MOST_LOG_RATIO = 80.0  # beyond it, a ratio is infinite in float32
+_EXTREMES = [7, 8, 11]  # among the sums of TokenLoss
 
 
 class TokenInputs(NamedTuple):
@@ -189,9 +194,9 @@ def _divergence(old_logp: torch.Tensor, rollout_logp: torch.Tensor, options: Grp
 
 
 class TokenLoss(NamedTuple):
-    """The loss of some tokens: sums [11] and slopes d loss / d logp [n].
+    """The loss of some tokens: sums [13] and slopes d loss / d logp [n].
 
-    `sums` holds the nine of torch_ops.grpo_tokens, then the sum of rollout_logp - old_logp and the tokens dropped.
+    `sums` holds the nine of torch_ops.grpo_tokens, then the three of `_compare_with_rollout` and the tokens dropped.
     """
 
     sums: torch.Tensor
@@ -212,10 +217,7 @@ def compute_token_loss(
     if options.ratio == "sequence":
         base = old_logp if options.importance_level == "off" else _rollout_logp(tokens)
         log_ratio = _sequence_mean(logp - base, tokens)
-    extra = logp.new_zeros(2)
-    if tokens.dropped is not None:
-        drift = torch.where(tokens.mask != 0, _rollout_logp(tokens) - old_logp, 0.0)
-        extra = torch.stack([drift.sum(), tokens.dropped.sum()])
+    dropped = logp.new_zeros(1) if tokens.dropped is None else tokens.dropped.sum()[None]
     sums, d_policy, d_kl = operations.grpo_tokens(
         logp,
         old_logp,
@@ -231,7 +233,16 @@ def compute_token_loss(
     )
     if options.ratio == "sequence":
         d_policy = _through_sequence_mean(d_policy, tokens)
-    return TokenLoss(torch.cat([sums, extra]), d_policy + options.kl_coef * d_kl)
+    compared = _compare_with_rollout(old_logp, tokens)
+    return TokenLoss(torch.cat([sums, compared, dropped]), d_policy + options.kl_coef * d_kl)
+
+
+def _compare_with_rollout(old_logp: torch.Tensor, tokens: Tokens) -> torch.Tensor:
+    """Return [3]: the sum of rollout_logp - old_logp, the tokens where it is beyond log 2, and its largest size."""
+    if tokens.rollout_logp is None or not tokens.mask.numel():
+        return old_logp.new_zeros(3)
+    drift = torch.where(tokens.mask != 0, tokens.rollout_logp - old_logp, 0.0)
+    return torch.stack([drift.sum(), (drift.abs() > _LOG_2).sum(), drift.abs().max()])
 
 
 def _sequence_mean(values: torch.Tensor, tokens: Tokens) -> torch.Tensor:
@@ -254,10 +265,10 @@ def combine_loss(sums: torch.Tensor, options: GrpoOptions) -> torch.Tensor:
 
 
 def join_sums(parts: list[torch.Tensor]) -> torch.Tensor:
-    """Return the sums over several runs of tokens: the maximum of the two extremes, the total of the others."""
+    """Return the sums over several runs of tokens: the maximum of the three extremes, the total of the others."""
     stacked = torch.stack(parts)
     total = stacked.sum(0)
-    total[7:9] = stacked[:, 7:9].amax(0)
+    total[_EXTREMES] = stacked[:, _EXTREMES].amax(0)
     return total
 
 
@@ -269,7 +280,7 @@ def make_metrics(sums: torch.Tensor, tokens: Tokens, options: GrpoOptions) -> Gr
     units = count
     if options.importance_level == "sequence":
         units = (sum_over_sequences(tokens.mask, tokens.lengths) > 0).sum()
-    some = count > 0
+    some, has_rollout = count > 0, tokens.rollout_logp is not None
     return GrpoMetrics(
         policy_loss=sums[0],
         kl_loss=sums[1],
@@ -281,5 +292,7 @@ def make_metrics(sums: torch.Tensor, tokens: Tokens, options: GrpoOptions) -> Gr
         old_kl=share[5],
         reference_log_ratio=share[6],
         rollout_kl=share[9],
-        importance_dropped=sums[10] / units.clamp(min=1),
+        rollout_beyond_2x=share[10],
+        rollout_ratio_max=torch.where(some, sums[11].clamp(max=_MOST_LOG_RATIO).exp(), 0.0) * has_rollout,
+        importance_dropped=sums[12] / units.clamp(min=1),
     )

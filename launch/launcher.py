@@ -39,6 +39,8 @@ _STOP_S = {signal.SIGUSR1: 240.0, signal.SIGINT: 240.0, None: 60.0, signal.SIGTE
 _END_S = 20.0  # how long the supervisors have to end everything and to clean up
 _SRUN_S = 10.0  # srun waits for the tasks of a dead node until it gets a signal
 _TICK_S = 1.0
+_IMPORT_ERRORS = ("ImportError", "ModuleNotFoundError", "AttributeError")
+_USER_SITE = "/.local/lib/python"  # in the path of a package that `pip install --user` has installed
 _LAST_LINES = 50  # of a supervisor's log, in which an error is looked for
 
 
@@ -52,6 +54,16 @@ def _limit(variable: str) -> float:
     if not 0 < seconds < math.inf:
         raise InputError(f"{variable} = {text!r} is not a time; give seconds, for example {_LIMITS_S[variable]:.0f}")
     return seconds
+
+
+def _explain_import(error: str, lines: Sequence[str]) -> str:
+    """Return which packages hide the installed ones, if that may be why `error`, of a log's `lines`, was raised."""
+    if not error.startswith(_IMPORT_ERRORS):
+        return ""
+    if any(_USER_SITE in line for line in lines):
+        return " (packages in ~/.local come before the installed packages; export PYTHONNOUSERSITE=1)"
+    shadow = os.environ.get("PYTHONPATH", "")
+    return f" (PYTHONPATH={shadow} comes before the installed packages)" if shadow else ""
 
 
 class AttemptEnded(Exception):
@@ -108,11 +120,7 @@ class Launcher:
         errors = [line.strip() for line in lines[-_LAST_LINES:] if "Error" in line.partition(":")[0]]
         if not errors:
             return ""
-        shadow = os.environ.get("PYTHONPATH", "")
-        hint = (
-            f" (PYTHONPATH={shadow} comes before the installed packages)" if shadow and "Import" in errors[-1] else ""
-        )
-        return f": {errors[-1]}{hint}"
+        return f": {errors[-1]}{_explain_import(errors[-1], lines)}"
 
     async def _start_supervisors(self) -> asyncio.subprocess.Process:
         plan, log = self.plan, self.attempt.paths.component_log("%N", "supervisor")

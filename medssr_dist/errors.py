@@ -24,8 +24,12 @@ class InputError(_EndOfRun):
     """An input of the user cannot be used (exit code 2). The message names the value and the fix."""
 
 
-class Diverged(_EndOfRun):
-    """Training met a NaN or an infinity (exit code 1). The message names step, quantity, value and what to do."""
+class TrainingFailed(_EndOfRun):
+    """A training stage cannot go on (exit code 1). The message names the cause; the last checkpoint is kept."""
+
+
+class Diverged(TrainingFailed):
+    """Training met a NaN or an infinity. The message names step, quantity, value and what to do."""
 
 
 class Stopped(_EndOfRun):

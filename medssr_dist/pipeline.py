@@ -29,6 +29,7 @@ from medssr_dist.run.demand import refuse_unvoted_demand
 from medssr_dist.run.paths import STEPS
 from medssr_dist.run.session import Session, open_session
 from medssr_dist.run.stream import QuestionFeed, clear_end, has_ended
+from medssr_dist.runtime.model_faults import refuse_unfit_model
 from medssr_dist.steps.evaluation_step import evaluate
 from medssr_dist.steps.step_inputs import find_base_model
 from medssr_dist.steps.synthesis_step import open_finished_questions, start_synthesis, synthesize, wants_more_questions
@@ -100,7 +101,7 @@ def refuse_bad_inputs(session: Session, steps: tuple[str, ...]) -> None:
     if "synthesize" in steps:
         load_question_prompt(config.synthesis.prompt_file)
     if set(steps) & {"vote", "train", "evaluate"}:
-        find_base_model(session)
+        refuse_unfit_model(config, find_base_model(session))
     if "train" in steps:
         _refuse_bad_training(config)
     if "evaluate" in steps:

@@ -47,6 +47,7 @@ from medssr_dist.run.demand import refuse_unvoted_demand
 from medssr_dist.run.directory import RunDir, find_commit
 from medssr_dist.run.paths import STAGES, STEPS, resolved_config
 from medssr_dist.runtime.device import describe_device
+from medssr_dist.runtime.model_faults import refuse_unfit_model
 from medssr_dist.runtime.models import find_policy_on_disk
 
 _SAMPLED_PASSAGES = 200  # of each corpus, where there is no index
@@ -112,7 +113,11 @@ class _Policy(NamedTuple):
 
 def _locate_policy(config: Config) -> _Policy:
     try:
-        return _Policy(find_policy_on_disk(config.policy) or Path(config.policy.model), None)
+        folder = find_policy_on_disk(config.policy)
+        if folder is None:
+            return _Policy(Path(config.policy.model), None)
+        refuse_unfit_model(config, folder)
+        return _Policy(folder, None)
     except InputError as error:
         return _Policy(Path(config.policy.model), str(error))
 

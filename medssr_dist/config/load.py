@@ -13,7 +13,7 @@ from medssr_dist.config.benchmark_sets import expand_benchmark_sets
 from medssr_dist.config.key_list import list_siblings, suggest_paths
 from medssr_dist.config.schema import Config
 from medssr_dist.config.shipped import find_config_file
-from medssr_dist.config.training import REMOVED_ADVICE, REMOVED_KEYS
+from medssr_dist.config.training import REMOVED_KEYS
 from medssr_dist.config.variables import fill_variables
 from medssr_dist.data.yaml_text import parse_yaml, read_yaml
 from medssr_dist.errors import InputError
@@ -158,9 +158,9 @@ def _parse_index(items: list[Any], name: str, key: str) -> int:
 
 def _explain(item: ErrorDetails) -> str:
     key = ".".join(str(part) for part in item["loc"])
-    if item["type"] == "extra_forbidden" and item["loc"][0] == "training" and item["loc"][-1] in REMOVED_KEYS:
-        return f"{key} {REMOVED_ADVICE}"
     if item["type"] == "extra_forbidden":
+        if removed := REMOVED_KEYS.get(key):
+            return removed.explain(key)
         return f"unknown key {key!r}{_suggest_key(item['loc'])}"
     if item["type"] == "missing":
         return f"{key} is missing; set it in the file or as an override"

@@ -11,6 +11,8 @@ The loss is equation 3 of arXiv 2402.03300. Related algorithms are other values 
 | DAPO's clip-higher (arXiv 2503.14476) | `clip_high: 0.28` |
 | GSPO (arXiv 2507.18071) | `ratio: sequence`, `aggregation: sequence_mean`, `clip_low: 3.0e-4`, `clip_high: 4.0e-4` |
 | dual clip (arXiv 1912.09729) | `dual_clip: 3.0` |
+| truncated importance sampling (TIS) | `importance: token`, `importance_mode: clip`, `importance_low: 0` |
+| masked importance sampling (MIS) | `importance: token`, `importance_mode: mask` |
 """
 
 from __future__ import annotations
@@ -58,7 +60,7 @@ class Objective(Section):
     importance: Literal["off", "token", "sequence"] = Field(
         "off",
         description="correct for the difference between the rollout engine's probabilities and the trained policy's, "
-        "per token or per sequence",
+        "per token or per sequence; off: it is measured only",
     )
     importance_mode: Literal["mask", "clip"] = Field(
         "mask",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import ConfigDict, Field, model_validator
 
@@ -12,24 +12,45 @@ from medssr_dist.config.objective import Objective
 from medssr_dist.config.stage_checks import Guard, Validate
 
 ANSWER_REWARD = "answer"  # value of `training.reward`
-# Keys of earlier versions, with the value that training now always has.
-REMOVED_KEYS = {"rollout": "grouped", "weight_sync": "packed", "logprob": "kernels"}
-REMOVED_ADVICE = (
-    "was removed: training always uses this project's own implementation (`medssr bench training` compares it with "
-    "OpenRLHF's); remove the key or the override"
-)
+_OWN = "training always uses this project's own implementation (`medssr bench training` compares it with OpenRLHF's)"
+_WHOLE = "rollouts are drawn from the whole distribution, because its log-probs are what is trained"
 
 
-def drop_removed_keys(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+class RemovedKey(NamedTuple):
+    """A key of earlier versions: the value that training now always has, and why."""
+
+    value: str | float
+    reason: str
+
+    def explain(self, key: str) -> str:
+        """Return the message for a config that has the key."""
+        return f"{key} was removed: {self.reason}; remove the key or the override"
+
+
+REMOVED_KEYS = {
+    "training.rollout": RemovedKey("grouped", _OWN),
+    "training.weight_sync": RemovedKey("packed", _OWN),
+    "training.logprob": RemovedKey("kernels", _OWN),
+    "training.stage1.top_p": RemovedKey(1.0, _WHOLE),
+    "training.stage2.top_p": RemovedKey(1.0, _WHOLE),
+}
+
+
+def drop_removed_keys(settings: Mapping[str, Any], above: str = "") -> dict[str, Any]:
     """Return the settings of an earlier version without the removed keys; other values of them stay.
 
     Args:
-        prefix: of the keys of the section `training`: "" for the section itself, "training." for dotted keys.
+        settings: a config as a tree, or by dotted key.
+        above: key of the section that `settings` is, with a dot behind it; "" for a whole config.
 
-    Example: drop_removed_keys({"nodes": 1, "logprob": "kernels"}) == {"nodes": 1}
+    Example: drop_removed_keys({"training.nodes": 1, "training.logprob": "kernels"}) == {"training.nodes": 1}
     """
-    removed = {prefix + key: value for key, value in REMOVED_KEYS.items()}
-    return {key: value for key, value in settings.items() if key not in removed or removed[key] != value}
+    kept: dict[str, Any] = {}
+    for name, value in settings.items():
+        removed = REMOVED_KEYS.get(above + name)
+        if removed is None or removed.value != value:
+            kept[name] = drop_removed_keys(value, f"{above}{name}.") if isinstance(value, dict) else value
+    return kept
 
 
 class RolloutOptions(Section):
@@ -82,8 +103,9 @@ class Stage(Objective):
         0.03, ge=0, le=1, description="warm-up, share of the steps; if > 0, the first step has learning rate 0"
     )
     max_grad_norm: float = Field(1.0, ge=0, description="clip the gradient norm to this; 0 = no clipping")
-    temperature: float = Field(1.0, gt=0, le=2, description="sampling temperature of the rollout")
-    top_p: float = Field(1.0, gt=0, le=1, description="nucleus sampling; 1 = off")
+    temperature: float = Field(
+        1.0, gt=0, le=2, description="sampling temperature of the rollout; the log-probs that are trained have it too"
+    )
     max_new_tokens: int = Field(2048, ge=1, description="limit of a rollout, tokens")
     drop_zero_variance: bool = Field(
         True, description="drop groups whose rewards are all equal, and sample groups of the next prompts instead"

@@ -9,6 +9,7 @@ import codecs
 import errno
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -256,7 +257,9 @@ def sync_folder(folder: Path) -> None:
 
 def raise_if_disk_full(error: OSError, path: Path) -> None:
     """Raise an InputError that names `path` if `error` is 'no space left' or 'quota exceeded'."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    # numpy.save reports a short write without a number, as "15360 requested and 10208 written".
+    is_short_write = error.errno is None and re.search(r"\d+ requested and \d+ written", str(error)) is not None
+    if is_short_write or error.errno in (errno.ENOSPC, errno.EDQUOT):
         raise InputError(
             f"no space left while writing {path}; free some space and run the same command again: nothing is lost"
         ) from None

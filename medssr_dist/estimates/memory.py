@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 from medssr_dist.config.schema import Config, Policy
 from medssr_dist.errors import InputError
 from medssr_dist.runtime.device import read_available_memory
+from medssr_dist.runtime.model_files import read_stored_weights
 from medssr_dist.runtime.models import find_policy_on_disk
 
 _EMBEDDED_PARAMETERS = 134_515_008  # SmolLM2-135M; used until its weights have been converted and can be counted
@@ -169,15 +168,6 @@ def count_parameters(policy: Policy) -> int:
     folder = find_policy_on_disk(policy)
     if folder is None:
         return _EMBEDDED_PARAMETERS
-    counted = sum(_parameters_in(file) for file in folder.glob("*.safetensors"))
+    weights = [weight for file in folder.glob("*.safetensors") for weight in read_stored_weights(file)]
+    counted = sum(math.prod(weight.shape) for weight in weights)
     return counted or sum(file.stat().st_size for file in folder.glob("*.bin")) // 2
-
-
-def _parameters_in(file: Path) -> int:
-    """Return the number of parameters in a safetensors file.
-
-    The file begins with the length of its JSON header (8 bytes, little-endian), followed by the header.
-    """
-    with open(file, "rb") as handle:
-        header = json.loads(handle.read(int.from_bytes(handle.read(8), "little")))
-    return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")

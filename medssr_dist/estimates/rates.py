@@ -114,7 +114,7 @@ def read_rates(run_dir: Path) -> Rates | None:
         return None
     tree = read_recorded_config(run.root).model_dump()
     try:
-        config = Config.model_validate(tree | {"training": drop_removed_keys(tree["training"])})
+        config = Config.model_validate(drop_removed_keys(tree))
     except ValidationError:
         what = "its config was written by another version of medssr"
         raise InputError(f"the rates of {run.root} cannot be read: {what}") from None

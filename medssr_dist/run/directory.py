@@ -35,7 +35,8 @@ STEP_SECTIONS = {
     "stage2": ("policy", "training", "runtime.random_seed"),
     "evaluate": ("policy", "evaluation", "runtime.random_seed"),
 }
-# These settings change how a step runs, not its results. They may change between attempts.
+# These settings change how a step runs, its speed and its memory, and of its results only the rounding. They may change
+# between attempts, so that a run that has no memory left is resumed with less need of it.
 _FREE_KEYS = (
     "policy.revision",  # the commit itself is an input of the steps
     "synthesis.accepted",
@@ -67,14 +68,29 @@ _FREE_KEYS = (
     "training.tensor_parallel_size",
     "training.nodes",
     "training.ranks_per_node",
+    "training.colocate_reference",
+    "training.gradient_checkpointing",
+    "training.offload_optimizer",
+    "training.offload_reference",
+    "training.attention",
+    "training.packing",
+    "training.share_prompts",
+    "training.batching",
+    "training.old_logprobs",
+    "training.sync_bucket_mb",
+    "training.sync_timeout_s",
+    "training.stall_s",
+    "training.peak_tflops",
     "training.trackers",
     "training.tracker_project",
     "training.keep_samples",
     "training.stage1.micro_batch_size",
+    "training.stage1.micro_batch_tokens",
     "training.stage1.save_steps",
     "training.stage1.export_steps",
     "training.stage1.keep_checkpoints",
     "training.stage2.micro_batch_size",
+    "training.stage2.micro_batch_tokens",
     "training.stage2.save_steps",
     "training.stage2.export_steps",
     "training.stage2.keep_checkpoints",
@@ -305,7 +321,7 @@ def _update_record(before: StepRecord, now: StepRecord) -> StepRecord:
     added = {key: value for key, value in _EARLIER_VALUES.items() if key in now.settings}
     added |= {key: now.settings[key] for key in _SEEN_IN_PROMPTS if key in now.settings}
     inputs = {key: now.inputs[key] for key in _NEW_INPUTS if key in now.inputs}
-    settings = added | join_corpus_keys(drop_removed_keys(before.settings, "training."))
+    settings = added | join_corpus_keys(drop_removed_keys(before.settings))
     return before.model_copy(update={"settings": settings, "inputs": inputs | before.inputs})
 
 

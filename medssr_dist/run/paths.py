@@ -189,6 +189,11 @@ class StagePaths(StepPaths):
         return self.folder / "samples.jsonl"
 
     @property
+    def schedule(self) -> Path:
+        """The length of the learning-rate schedule, which a restart keeps."""
+        return self.folder / "schedule.json"
+
+    @property
     def checkpoints(self) -> Path:
         """What training resumes from; see CheckpointPaths."""
         return self.folder / "checkpoints"

@@ -16,6 +16,7 @@ from medssr_dist.runtime.models import publish_folder
 from medssr_dist.training.backend.openrlhf import Experience, RayActorGroup
 from medssr_dist.training.deadline import StopSign
 from medssr_dist.training.finite import describe_bad, find_bad_metrics
+from medssr_dist.training.mismatch import MismatchWatch
 from medssr_dist.training.model_card import write_model_card
 from medssr_dist.training.stage_job import StageJob
 from medssr_dist.training.stage_watch import StageWatch, copy_model
@@ -70,6 +71,7 @@ class AfterStep:
 
     def __init__(self, job: StageJob, policy: RayActorGroup, stop: StopSign, watch: StageWatch):
         self._job, self._policy, self._stop, self._watch = job, policy, stop, watch
+        self._mismatch = MismatchWatch(job.name)
         self._keeper = CheckpointKeeper(
             job.paths.checkpoints, job.stage.keep_checkpoints, self._count_bytes, self._write
         )
@@ -107,6 +109,7 @@ class AfterStep:
         # First the metrics: a restart deletes rows after the checkpoint, but it cannot restore a missing row.
         with JsonlLedger(self._job.paths.metrics) as ledger:
             ledger.append(metrics.as_row())
+        self._mismatch.check(metrics)
         self._step, self._state = state.step, state
         self._watch.add_step(metrics)
         self._rewards.append(metrics.reward)

@@ -27,7 +27,9 @@ class StepMetrics:
         rewards are all equal. advantage_abs: mean absolute advantage.
     Update, means over all tokens of the step:
         loss, policy_loss, kl (to the reference), entropy, clip_ratio (share of clipped tokens), old_kl (to the policy
-        before the update), rollout_kl (to the rollout engine's policy), importance_dropped (share of tokens),
+        before the update), rollout_kl (of the rollout engine's policy to the policy before the update; with
+        async_rollout, of an older one), rollout_beyond_2x (share of tokens whose two probabilities differ by more than
+        a factor of 2), rollout_ratio_max (the largest such factor), importance_dropped (share of tokens),
         grad_norm and learning_rate of the last optimizer step, tokens_per_s_per_gpu, mfu (model FLOPs utilization).
     Health of the votes, over all drawn groups, also those that are not trained on (`VoteHealth`): majority_agreement,
         vote_entropy, letter_entropy, unanimous, drawn_length, drawn_truncated.
@@ -71,6 +73,8 @@ class StepMetrics:
     tokens: int
     seconds_wait: float
     rollout_kl: float | None = None
+    rollout_beyond_2x: float | None = None
+    rollout_ratio_max: float | None = None
     importance_dropped: float | None = None
     label_confidence: float | None = None
     mfu: float | None = None

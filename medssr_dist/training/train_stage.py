@@ -10,15 +10,15 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from medssr_dist.config.schema import Config
 from medssr_dist.config.training import Stage
 from medssr_dist.data.checksums import seal_line
-from medssr_dist.data.jsonl import write_json
+from medssr_dist.data.jsonl import read_json, write_json
 from medssr_dist.data.private_files import replace_private
 from medssr_dist.data.records import Question, parse_record
-from medssr_dist.errors import Diverged, InputError, Stopped
+from medssr_dist.errors import Stopped
 from medssr_dist.readers import name_source
 from medssr_dist.run.clock import format_duration
 from medssr_dist.run.paths import StagePaths
@@ -37,6 +37,7 @@ from medssr_dist.training.rollout.examples import (
     shuffle,
 )
 from medssr_dist.training.stage_actor import Examples, StageActor
+from medssr_dist.training.stage_errors import explain_stage_error
 from medssr_dist.training.stage_job import StageCounts, StageJob, StageSummary
 from medssr_dist.training.stall_watch import StallWatch, start_board
 from medssr_dist.training.step_metrics import StepMetrics, read_metrics
@@ -44,10 +45,6 @@ from medssr_dist.training.trackers import Trackers
 from medssr_dist.training.validation_log import find_best, read_validations
 from medssr_dist.training.weights.checkpoints import recover_checkpoint
 
-if TYPE_CHECKING:
-    from ray.exceptions import RayTaskError
-
-_FULL_DISK_BYTES = 2**28  # with less free space, the disk counts as full
 _BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} steps [{elapsed}{postfix}]"
 _PACE_STEPS = 5  # the time left is estimated from this many last steps
 
@@ -105,7 +102,7 @@ class RunningStage:
         try:
             counts = ray.get(self._result)
         except ray.exceptions.RayTaskError as error:
-            raise _explain(error, self._job.folder) from None
+            raise explain_stage_error(error, self._job) from None
         _publish(self._job.paths, counts, round(time.monotonic() - self._started, 1))
         _tell_end(self._job, counts)
         ray.kill(self._actor)
@@ -164,34 +161,6 @@ def _make_bar_text(steps: list[StepMetrics], total: int) -> dict[str, str]:
     return {"reward": f"{steps[-1].reward:.2f}", "kl": f"{steps[-1].kl:.1e}", **validated, "ETA": time_left}
 
 
-def _explain(error: RayTaskError, folder: Path) -> Exception:
-    """Return the error to raise for a failed stage: its own Stopped, Diverged or InputError, if it raised one.
-
-    If memory or disk is full, it is an InputError, otherwise the error itself.
-
-    torch and DeepSpeed report a full disk in several ways, so the disk itself is checked.
-    """
-    import ray
-
-    if isinstance(error.cause, Stopped):
-        return Stopped(f"{folder.name} {error.cause}")
-    if isinstance(error.cause, (Diverged, InputError)):
-        return error.cause
-    if isinstance(error.cause, ray.exceptions.OutOfMemoryError):
-        return InputError(
-            "the machine ran out of memory while training, and Ray ended a worker; lower micro_batch_size, set "
-            "runtime.mode=sequential or end other programs, and run the same command again: it resumes from "
-            "the last complete checkpoint"
-        )
-    free = shutil.disk_usage(folder).free
-    if free < _FULL_DISK_BYTES:
-        return InputError(
-            f"training ended with {free / 2**20:.0f} MiB free in {folder}: the disk is full; free some space and run "
-            "the same command again, it resumes from the last complete checkpoint"
-        )
-    return error
-
-
 def start_stage1(
     config: Config,
     model: Path,
@@ -211,7 +180,9 @@ def start_stage1(
     stage = config.training.stage1
     known = read_kept_count(labels)
     publish_taken(labels, 0)  # an earlier attempt's count is no longer valid
-    steps = _count_expected_steps(stage, most_examples if known is None else known)
+    if known is None and not config.voting.kept:
+        _warn_of_open_schedule(stage)
+    steps = fix_schedule(StagePaths(folder), _count_expected_steps(stage, most_examples if known is None else known))
     job = _make_job("stage1", config, model, model, folder, _describe_pseudo_labels(config), steps)
     job = replace(job, validation=tuple(validation))
     return RunningStage(job, partial(_iter_label_examples, labels), partial(publish_taken, labels), should_stop)
@@ -302,6 +273,29 @@ def ignore_taken(taken: int) -> None:
 
 def _count_expected_steps(stage: Stage, examples: int) -> int:
     return stage.steps or max(1, -(-examples // stage.prompts_per_step))
+
+
+def fix_schedule(paths: StagePaths, steps: int) -> int:
+    """Return the length of the learning-rate schedule, in steps of the stage: the one that the stage was begun with.
+
+    Args:
+        steps: the length if the stage begins now. A pass over a stream is planned for the most labels that there may
+            be; a restart that knows their number must not change the schedule under way.
+    """
+    if not paths.schedule.exists():
+        paths.folder.mkdir(parents=True, exist_ok=True)
+        write_json(paths.schedule, {"steps": steps})
+    return int(read_json(paths.schedule)["steps"])
+
+
+def _warn_of_open_schedule(stage: Stage) -> None:
+    if not stage.steps and stage.lr_scheduler != "constant_with_warmup":
+        logger.warning(
+            "stage1: lr_scheduler = %s is planned for the most labels that there may be; the vote may keep fewer, and "
+            "the stage then ends before the learning rate is down; set training.stage1.steps or voting.kept, use "
+            "runtime.mode=sequential, or use constant_with_warmup",
+            stage.lr_scheduler,
+        )
 
 
 def _clear_partial(paths: StagePaths) -> None:

@@ -8,7 +8,6 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-import ray
 from config_builder import config_tree, make_config
 from journal_entries import entry
 from ledger_writer import fill, question
@@ -29,7 +28,6 @@ from medssr_dist.run.directory import open_run
 from medssr_dist.run.paths import STEPS, vote_segment
 from medssr_dist.run.stream import mark_end
 from medssr_dist.runtime.models import find_policy_on_disk
-from medssr_dist.training.train_stage import _explain
 
 
 def questions_file(path, first, count):
@@ -264,7 +262,8 @@ def test_doctor_compares_the_memory_of_all_parts_with_free(tree, tmp_path, monke
 
 
 def test_parameters_are_counted_in_safetensors_headers(tree, tmp_path):
-    header = json.dumps({"__metadata__": {}, "a": {"shape": [3, 4]}, "b": {"shape": [5]}}).encode()
+    entries = {"a": {"shape": [3, 4], "data_offsets": [0, 24]}, "b": {"shape": [5], "data_offsets": [24, 34]}}
+    header = json.dumps({"__metadata__": {}} | entries).encode()
     model = tmp_path / "model"
     model.mkdir()
     (model / "config.json").write_text("{}")
@@ -344,15 +343,6 @@ def test_a_model_too_large_for_the_memory_is_refused(tree, tmp_path, monkeypatch
     monkeypatch.setattr("medssr_dist.estimates.memory.read_available_memory", lambda: 2 * 10**9)
     with pytest.raises(InputError, match=r"needs at least 3\.\d GB to train here, 2\.0 GB are free"):
         refuse_too_little_memory(make_config(**tree))
-
-
-def test_a_stage_out_of_memory_or_disk_explains_it(tmp_path, monkeypatch):
-    error = SimpleNamespace(cause=RuntimeError("unexpected pos 64 vs 0"))
-    assert _explain(error, tmp_path) is error
-    out_of_memory = SimpleNamespace(cause=ray.exceptions.OutOfMemoryError("killed"))
-    assert "lower micro_batch_size" in str(_explain(out_of_memory, tmp_path))
-    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=2**20))
-    assert "1 MiB free" in str(_explain(error, tmp_path))
 
 
 @pytest.mark.parametrize("command", [[], ["run"], ["doctor"], ["review"], ["compare"], ["bench"]])

@@ -102,7 +102,7 @@ def test_stage2_reference_needs_stage1(config_file):
     assert "reference: base" in message
 
 
-@pytest.mark.parametrize("key", ["rollout=grouped", "weight_sync=packed", "logprob=kernels"])
+@pytest.mark.parametrize("key", ["rollout=grouped", "weight_sync=packed", "logprob=kernels", "stage1.top_p=0.9"])
 def test_a_removed_key_says_what_to_do(config_file, key):
     message = refused(config_file, f"training.{key}")
     assert f"training.{key.partition('=')[0]} was removed" in message and "remove the key" in message

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import math
 import sys
 import types
 from dataclasses import replace
@@ -160,6 +161,29 @@ def test_kl_term_is_openrlhf_s(estimator, unbiased, distance):
         torch.testing.assert_close(
             *(torch.autograd.grad(each, logp, retain_graph=True)[0] for each in (loss, theirs)), rtol=1e-5, atol=1e-6
         )
+
+
+@pytest.mark.parametrize("linear", [False, True])
+def test_rollout_mismatch_is_measured_without_a_correction(linear):
+    """Over rows in several runs; the difference that is masked is the largest."""
+    given = inputs(Case(400, 8, 300), torch.float32)
+    logp = linear_logprob(given.hidden, given.weight, given.target).detach()
+    mask = torch.ones(400, dtype=torch.bool)
+    mask[7] = False
+    drift = torch.zeros(400)
+    drift[[3, 5, 7, 300]] = torch.tensor([1.0, -0.9, 9.0, 0.5])
+    advantages = torch.linspace(-1, 1, 400)
+    data = {"mask": mask, "rollout_logp": logp + drift}
+    if linear:
+        head = (given.hidden, given.weight, given.target)
+        loss, found = linear_grpo_loss(*head, advantages, workspace_bytes=1, **data)
+        plain = linear_grpo_loss(*head, advantages, mask=mask).loss
+    else:
+        loss, found = grpo_loss(logp, advantages, **data)
+        plain = grpo_loss(logp, advantages, mask=mask).loss
+    torch.testing.assert_close(loss, plain)
+    expected = {"rollout_kl": (1.0 - 0.9 + 0.5) / 399, "rollout_beyond_2x": 2 / 399, "rollout_ratio_max": math.e}
+    assert {name: float(getattr(found, name)) for name in expected} == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -27,6 +27,16 @@ async def test_a_node_under_another_name_is_named_at_once(launcher):
     assert end.value.exit.code == EXIT_BAD_INPUT
 
 
+async def test_packages_of_the_home_folder_are_named(launcher, monkeypatch):
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    log = launcher.attempt.paths.component_log("n2", "supervisor")
+    where = '  File "/home/me/.local/lib/python3.11/site-packages/pydantic/main.py", line 3'
+    log.write_text(f"Traceback (most recent call last):\n{where}\nAttributeError: no attribute 'Field'\n")
+    launcher.hub.put(Event("n1", "srun", {"code": 1}))
+    with pytest.raises(AttemptEnded, match=r"no attribute 'Field' \(packages in ~/.local .* PYTHONNOUSERSITE=1\)"):
+        await launcher._next(1.0)
+
+
 async def test_an_import_error_of_a_supervisor_is_the_reason(launcher, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", "/old/site")
     log = launcher.attempt.paths.component_log("n2", "supervisor")

@@ -121,7 +121,7 @@ def test_a_run_of_an_earlier_version_is_resumed(root, configured):
     file = root / "manifest.json"
     manifest = read_json(file)
     settings = manifest["steps"]["stage1"]["settings"]
-    settings |= {f"training.{key}": value for key, value in REMOVED_KEYS.items()}
+    settings |= {key: removed.value for key, removed in REMOVED_KEYS.items()}
     write_json(file, manifest)
     with open_run(root, configured()) as run:
         run.begin_step("stage1", configured(), INPUTS)

@@ -20,9 +20,9 @@ from medssr_dist.errors import EXIT_FAILED, Diverged
 from medssr_dist.run.paths import CheckpointPaths, RunPaths
 from medssr_dist.training.after_step import AfterStep
 from medssr_dist.training.finite import describe_bad, find_bad_metrics, find_bad_weights
+from medssr_dist.training.stage_errors import explain_stage_error
 from medssr_dist.training.stage_job import StageJob
 from medssr_dist.training.stage_watch import StageWatch
-from medssr_dist.training.train_stage import _explain
 from medssr_dist.training.weights.checkpoints import list_checkpoints
 
 SOUND = {"loss": 0.5, "policy_loss": 0.5, "kl": 0.0, "grad_norm": 3.47, "mfu": math.nan}
@@ -136,7 +136,7 @@ def test_divergence_ends_the_command_with_exit_code_1(monkeypatch, capsys):
     class Failed(Exception):
         cause = Diverged("stage2 step 3: loss is nan")
 
-    error = _explain(Failed(), Path("stage2"))
+    error = explain_stage_error(Failed(), SimpleNamespace(name="stage2", folder=Path("stage2")))
     monkeypatch.setattr(cli, "_status", lambda args: (_ for _ in ()).throw(error))
     assert cli.main(["status", "run"]) == EXIT_FAILED == 1
     assert capsys.readouterr().err == "medssr: stage2 step 3: loss is nan\n"

@@ -248,7 +248,6 @@ def test_no_fixed_option_is_also_set_by_the_config():
         ),
         ({"updates_per_rollout": 4}, {"train.batch_size": 128}),
         ({"temperature": 0.7}, {"rollout.temperature": 0.7}),
-        ({"top_p": 0.9}, {"rollout.top_p": 0.9}),
         ({"max_new_tokens": 12}, {"rollout.max_new_tokens": 12}),
         ({"micro_batch_size": 4}, {"train.micro_batch_size": 4, "rollout.micro_batch_size": 4}),
         (

@@ -24,6 +24,7 @@ from medssr_dist.errors import InputError
 from medssr_dist.readers import read_all, read_validation_questions, refuse_evaluation_items, refuse_unlabelled
 from medssr_dist.run.directory import RunDir
 from medssr_dist.runtime.http.proxy import find_proxy
+from medssr_dist.runtime.model_faults import refuse_unfit_model
 from medssr_dist.runtime.models import find_policy_on_disk, load_tokenizer, make_prompt_renderer
 from medssr_dist.runtime.prompt_advice import list_prompt_advice
 from medssr_dist.synthesis.client.chat_client import build_api_url
@@ -37,12 +38,13 @@ def is_synthesis_finished(run_dir: Path) -> bool:
 
 
 def check_model(config: Config, run_dir: Path) -> CheckResult:
-    """Check that the policy is on this machine, with all weights and a tokenizer that loads without a network."""
+    """Check that the policy is on this machine, with all weights and a tokenizer, and that it fits the config."""
     folder = find_policy_on_disk(config.policy)
     if folder is None:
         detail, nodes = f"{config.policy.model}, converted on first use", len(list_job_hosts())
         return CheckResult("pass", detail) if nodes == 1 else CheckResult("warn", detail, "run `medssr prefetch`")
     refuse_incomplete_model("policy.model", config.policy.model, folder, config.policy.trust_remote_code)
+    refuse_unfit_model(config, folder)
     return CheckResult("pass", str(folder))
 
 

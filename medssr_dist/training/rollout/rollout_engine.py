@@ -126,7 +126,6 @@ def make_sampling_params(request: GroupRequest) -> SamplingParams:
         top_p=sampling.top_p,
         top_k=sampling.top_k,
         max_tokens=sampling.max_tokens,
-        min_tokens=1,
         # The graded text ends before a stop string; the tokens go on to the one that completes it. All of them were
         # sampled, so all are trained on: the policy learns to go on to the string that ends its answer.
         stop=list(sampling.stop),

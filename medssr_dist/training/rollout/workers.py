@@ -75,8 +75,7 @@ class RolloutWorkers:
         options["weight_transfer_config"] = {"backend": "medssr_nccl" if on_gpu() else "gloo"}
         if training.rollout_dtype == "fp8":
             options["quantization"] = "fp8"
-        if self._stage.importance != "off":
-            options["logprobs_mode"] = "processed_logprobs"  # after temperature and top-p
+        options["logprobs_mode"] = "processed_logprobs"  # at the sampling temperature
         return options
 
     def make_sync(self, ranks: RayActorGroup) -> RankSync:
@@ -117,13 +116,13 @@ def make_batch_plan(config: Config, stage: Stage) -> BatchPlan:
 
 
 def make_sampling(config: Config, stage: Stage) -> Sampling:
-    """Return how the stage samples."""
+    """Return how the stage samples: from the whole distribution, because its log-probs are what is trained."""
     return Sampling(
         n=stage.samples_per_prompt,
         temperature=stage.temperature,
-        top_p=stage.top_p,
+        top_p=1.0,
         max_tokens=stage.max_new_tokens,
-        logprobs=stage.importance != "off",
+        logprobs=True,
         random_seed=config.runtime.random_seed,
         stop=config.policy.prompt.stop,
     )

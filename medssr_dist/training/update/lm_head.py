@@ -16,9 +16,7 @@ import torch
 from torch import nn
 
 from medssr_dist.errors import InputError
-
-# Settings of models that change the logits after the output layer; the kernels do not support them.
-_LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+from medssr_dist.runtime.model_files import LOGIT_CHANGES
 
 
 class KernelHead(nn.Linear):
@@ -51,7 +49,7 @@ def install_head(model: nn.Module) -> None:
         InputError: the model's logits are not just hidden states times a matrix.
     """
     head = model.get_output_embeddings()
-    changes = [name for name in _LOGIT_CHANGES if getattr(model.config, name, None) not in (None, 1.0)]
+    changes = [name for name in LOGIT_CHANGES if getattr(model.config, name, None) not in (None, 1.0)]
     changes += ["an output bias"] if getattr(head, "bias", None) is not None else []
     if changes or not isinstance(head, nn.Linear):
         found = ", ".join(changes) or type(head).__name__

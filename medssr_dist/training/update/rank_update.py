@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from medssr_dist.training.update.actor import KernelActor
 
 
+LARGEST = "rollout_ratio_max"  # the metric that is no mean
+
+
 @dataclass(frozen=True)
 class StepCounts:
     """The divisors of the loss in one optimizer step, over all ranks and micro-batches; 0-d tensors, at least 1.
@@ -99,8 +102,10 @@ class RankUpdate:
             "clip_ratio": metrics.clip_share,
             "old_kl": metrics.old_kl,
         }
+        if experience.rollout_log_probs is not None:
+            found |= {name: getattr(metrics, name) for name in ("rollout_kl", "rollout_beyond_2x", LARGEST)}
         if self.strategy.grpo.importance != "off":
-            found |= {"rollout_kl": metrics.rollout_kl, "importance_dropped": metrics.importance_dropped}
+            found["importance_dropped"] = metrics.importance_dropped
         return found
 
     def _compute_loss(self, experience: Experience, counts: StepCounts) -> tuple[torch.Tensor, GrpoMetrics]:
@@ -159,20 +164,25 @@ def count_step(micro_batches: list[Experience], device: torch.device) -> StepCou
 
 
 class _TokenMeans:
-    """Means of metrics over micro-batches, weighted by their numbers of tokens."""
+    """Means of metrics over micro-batches, weighted by their numbers of tokens; of LARGEST, the maximum."""
 
     def __init__(self, device: torch.device):
         self._tokens = torch.zeros((), device=device)
+        self._largest = torch.zeros((), device=device)
         self._sums: dict[str, torch.Tensor] = {}
 
     def add(self, metrics: dict[str, torch.Tensor], tokens: torch.Tensor) -> None:
         self._tokens += tokens.float()
         for name, value in metrics.items():
             self._sums[name] = self._sums.get(name, 0.0) + value.float().mean() * tokens
+        if LARGEST in metrics:
+            self._largest = torch.maximum(self._largest, metrics[LARGEST].float())
 
     def reduce(self) -> dict[str, float]:
-        """Return the means over all ranks; a collective."""
+        """Return the metrics over all ranks; a collective."""
         sums = torch.stack([self._tokens, *self._sums.values()])
         dist.all_reduce(sums)
+        dist.all_reduce(self._largest, op=dist.ReduceOp.MAX)
         tokens, *values = sums.tolist()
-        return {name: value / max(tokens, 1) for name, value in zip(self._sums, values, strict=True)}
+        found = {name: value / max(tokens, 1) for name, value in zip(self._sums, values, strict=True)}
+        return found | ({LARGEST: self._largest.item()} if LARGEST in found else {})

@@ -1,0 +1,41 @@
+"""Warns when the rollout engines compute other probabilities than the training forward, and when that is over."""
+
+from __future__ import annotations
+
+import logging
+
+from medssr_dist.training.step_metrics import StepMetrics
+
+# Ours: with 16-bit weights, a KL of 0.001 to 0.01 and a few tokens in 1,000 beyond a factor of 2 are usual.
+_MOST_KL, _MOST_BEYOND_2X = 0.05, 0.02
+
+logger = logging.getLogger(__name__)
+
+
+class MismatchWatch:
+    """Looks at the metrics of each step.
+
+    Args:
+        stage: name of the stage.
+    """
+
+    def __init__(self, stage: str):
+        self._stage, self._is_far = stage, False
+
+    def check(self, step: StepMetrics) -> None:
+        """Warn at the first step at which the probabilities are far apart, and say when they are close again."""
+        if step.rollout_kl is None or step.policy_lag:  # samples of older weights differ by the steps in between
+            return
+        beyond, largest = step.rollout_beyond_2x or 0.0, step.rollout_ratio_max or 0.0
+        is_far = abs(step.rollout_kl) > _MOST_KL or beyond > _MOST_BEYOND_2X
+        numbers = f"KL {step.rollout_kl:.2g}, {beyond:.2%} of tokens beyond a factor of 2, the largest {largest:.3g}"
+        if is_far and not self._is_far:
+            logger.warning(
+                "%s step %d: the rollout engines' probabilities differ from those of the training forward (%s); "
+                "correct for it with training.%s.importance=token, or compare "
+                "policy.dtype and training.attention with what vLLM uses",
+                *(self._stage, step.step, numbers, self._stage),
+            )
+        if self._is_far and not is_far:
+            logger.info("%s step %d: the probabilities are close again (%s)", self._stage, step.step, numbers)
+        self._is_far = is_far

@@ -1,0 +1,79 @@
+"""What ended a training stage, as an error with the setting that helps; what is no known fault stays as it is."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING
+
+from medssr_dist.errors import InputError, Stopped, TrainingFailed
+from medssr_dist.training.stage_job import StageJob
+
+if TYPE_CHECKING:
+    from ray.exceptions import RayTaskError
+
+_FULL_DISK_BYTES = 2**28  # with less free space, the disk counts as full
+_RESUMES = "the same command then resumes from the last complete checkpoint"
+
+
+def explain_stage_error(error: RayTaskError, job: StageJob) -> Exception:
+    """Return the error to raise for a failed stage: its own Stopped, TrainingFailed or InputError, if it raised one.
+
+    If memory or disk is full, it is an InputError, otherwise the error itself. torch and DeepSpeed report a full disk
+    in several ways, so the disk itself is checked.
+    """
+    import ray
+
+    cause = _find_cause(error)
+    if isinstance(cause, Stopped):
+        return Stopped(f"{job.name} {cause}")
+    if isinstance(cause, (TrainingFailed, InputError)):
+        return cause
+    if isinstance(cause, ray.exceptions.OutOfMemoryError):
+        return InputError(
+            "the machine ran out of memory while training, and Ray ended a worker; end other programs, set "
+            f"runtime.mode=sequential, or {_advise_on_memory(job, host=True)}; {_RESUMES}"
+        )
+    if _is_out_of_memory(cause):
+        return InputError(f"{job.name} ran out of memory; {_advise_on_memory(job)}; {_RESUMES}")
+    free = shutil.disk_usage(job.folder).free
+    if free < _FULL_DISK_BYTES:
+        return InputError(
+            f"training ended with {free / 2**20:.0f} MiB free in {job.folder}: the disk is full; free some space; "
+            f"{_RESUMES}"
+        )
+    return error
+
+
+def _find_cause(error: BaseException) -> BaseException:
+    """Return the error at the bottom: Ray wraps it once for each actor that it has passed."""
+    cause = getattr(error, "cause", None)
+    return error if cause is None or cause is error else _find_cause(cause)
+
+
+def _is_out_of_memory(cause: BaseException) -> bool:
+    import torch
+
+    return isinstance(cause, torch.OutOfMemoryError) or "can't allocate memory" in str(cause)
+
+
+def _advise_on_memory(job: StageJob, host: bool = False) -> str:
+    """Return the settings that lower the need of memory; all of them may change in a run that has begun.
+
+    Args:
+        host: whether the memory of the machine is full, not that of a GPU.
+    """
+    training, stage, name = job.config.training, job.stage, f"training.{job.name}"
+    least_size = stage.samples_per_prompt if training.share_prompts else 1
+    least_tokens = job.config.policy.max_model_len
+    ways = []
+    if stage.micro_batch_tokens > least_tokens:
+        ways.append(f"lower {name}.micro_batch_tokens = {stage.micro_batch_tokens} (to {least_tokens} at least)")
+    if not stage.micro_batch_tokens and stage.micro_batch_size > least_size:
+        ways.append(f"lower {name}.micro_batch_size = {stage.micro_batch_size} (to {least_size} at least)")
+    if not training.gradient_checkpointing:
+        ways.append("set training.gradient_checkpointing=true")
+    if not training.offload_optimizer and not host:
+        ways.append("set training.offload_optimizer=true")
+    if not training.offload_reference and not host and stage.kl_coef > 0:
+        ways.append("set training.offload_reference=true")
+    return " or ".join([*ways, "train on more ranks (training.nodes, training.ranks_per_node)"])

@@ -1,0 +1,35 @@
+"""A step at which rollout engines and training forward disagree is warned of, once until they agree again."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+import pytest
+from step_rows import make_metrics
+
+from medssr_dist.training.mismatch import MismatchWatch
+
+CLOSE = {"rollout_kl": 0.002, "rollout_beyond_2x": 0.001, "rollout_ratio_max": 5.0, "policy_lag": 0.0}
+
+
+def watch(caplog, *steps):
+    """Return the messages after each step."""
+    caplog.set_level(logging.INFO)
+    meter = MismatchWatch("stage1")
+    for number, values in enumerate(steps, start=1):
+        meter.check(replace(make_metrics(step=number), **(CLOSE | values)))
+    return [record.getMessage() for record in caplog.records]
+
+
+@pytest.mark.parametrize("values", [{"rollout_kl": 0.3}, {"rollout_kl": -0.3}, {"rollout_beyond_2x": 0.1}])
+def test_a_mismatch_is_told_once_until_it_is_over(caplog, values):
+    begins, ends = watch(caplog, {}, values, values, {}, {})
+    assert begins.startswith("stage1 step 2: the rollout engines' probabilities differ")
+    assert "training.stage1.importance=token" in begins and "the largest 5" in begins
+    assert ends.startswith("stage1 step 4: the probabilities are close again")
+
+
+@pytest.mark.parametrize("values", [{}, {"rollout_kl": 0.3, "policy_lag": 1.0}, {"rollout_kl": None}])
+def test_what_is_no_mismatch_is_not_told(caplog, values):
+    assert watch(caplog, values) == []
