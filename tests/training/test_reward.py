@@ -38,8 +38,8 @@ def not_a_number(sample: GradedSample) -> float:
 
 def test_a_function_of_the_user_gives_the_reward():
     reward = load_reward(f"{__name__}:half_for_any_letter")
-    assert score("The answer is A", LABEL, reward=reward) == (0.5, False)
-    assert score("perhaps", LABEL, reward=reward) == (0.0, True)
+    assert score("The answer is A", LABEL, reward=reward) == (0.5, "A")
+    assert score("perhaps", LABEL, reward=reward) == (0.0, None)
 
 
 def test_a_function_gets_all_that_is_known():
