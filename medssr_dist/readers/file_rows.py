@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from medssr_dist.data.checksums import LineChecker, open_document
 from medssr_dist.data.json_text import parse_json
 from medssr_dist.errors import InputError
 from medssr_dist.readers.file_bytes import find_kind, read_data_text, read_unpacked
@@ -46,10 +47,12 @@ def _read_json_rows(path: Path, text: str) -> list[Row]:
             f"{path} is neither JSON nor JSONL: it begins with {text.strip()[:20]!r}; name a table .csv or .tsv"
         )
     if _is_jsonl(text):
-        numbered = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+        checker = LineChecker(path)  # lines that this package has written end in a checksum
+        lines = [(checker.open(line.encode()) or b"").decode() for line in text.split("\n")]
+        numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
         rows = [_parse_line(line, f"{path} line {number}") for number, line in numbered]
         return _open_object(path, rows[0]) if len(rows) == 1 else rows
-    document = parse_json(text, str(path))
+    document = open_document(parse_json(text, str(path)), path)
     if isinstance(document, dict):
         return _open_object(path, document)
     if not isinstance(document, list) or not all(isinstance(row, dict) for row in document):
