@@ -42,7 +42,7 @@ def load(monkeypatch):
     """Return a function that loads a config; each environment variable in a shipped config has a value."""
     for file in CONFIGS:
         for name in re.findall(r"\$\{(\w+)\}", file.read_text(encoding="utf-8")):
-            monkeypatch.setenv(name, f"value-of-{name}")
+            monkeypatch.setenv(name, f"https://host/{name}" if name.endswith("_BASE") else f"value-of-{name}")
     return lambda name, *overrides: load_config(REPO / "configs" / name, list(overrides))
 
 
@@ -171,7 +171,7 @@ def fields(section: type[BaseModel], path: tuple[str, ...] = ()) -> Iterator[tup
 def names_read() -> set[tuple[str, str]]:
     """Return (object, attribute) of each attribute that the package reads outside config/."""
     found = set()
-    for file in (REPO / "medssr_dist").rglob("*.py"):
+    for file in [*(REPO / "medssr_dist").rglob("*.py"), *(REPO / "launch").rglob("*.py")]:
         if file.parent.name == "config":
             continue
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
