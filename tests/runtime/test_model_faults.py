@@ -229,6 +229,7 @@ def test_every_command_tells_it_before_it_starts(model, tmp_path, capsys, monkey
         "training": tree["training"],
     }
     sections["synthesis"] = {"seeds": ["hpo:seeds"], "alpha": 0.0}
+    sections["evaluation"] = {"benchmarks": [{"path": "hpo:evaluation", "limit": 4}]}
     file = write_config(tmp_path / "c.yaml", **sections)
     assert cli.main([*command, "--config", str(file), "--run-dir", str(tmp_path / "run")]) == EXIT_BAD_INPUT
     out = capsys.readouterr()

@@ -91,7 +91,7 @@ def _write(
         alphas=alphas,
         quick=quick,
     )
-    write_result(json_path, asdict(figures))
+    write_result(json_path, asdict(figures) | {"precision": [point.model_dump() for point in figures.precision]})
     draw_method_plot(figures, json_path.with_suffix(".png"))
     return figures
 
