@@ -14,6 +14,7 @@ from attempt_files import write_timings
 from ledger_writer import fill
 
 from medssr_dist.config.load import load_config
+from medssr_dist.data.checksums import compute_file_checksum
 from medssr_dist.data.jsonl import JsonlLedger, read_json
 from medssr_dist.errors import InputError
 from medssr_dist.inference.event_log import EventLog
@@ -32,7 +33,7 @@ from medssr_dist.launch.ray_node import NodeResources, build_node_environment, b
 from medssr_dist.launch.ray_watch import describe_missing_nodes
 from medssr_dist.launch.timings import Timings
 from medssr_dist.run.paths import RunPaths
-from medssr_dist.training.weights.checkpoints import CheckpointKeeper, list_checkpoints, recover_checkpoint
+from medssr_dist.training.weights.checkpoints import CheckpointKeeper, StoredFile, list_checkpoints, recover_checkpoint
 
 LOOPBACK = "127.0.0.1"
 
@@ -141,12 +142,12 @@ def test_attempts_without_progress_are_counted(tmp_path):
 def _save(run: Path, step: int, complete: bool = True) -> None:
     """Have training's own writer begin the checkpoint of `step`, and complete it unless a rank is lost."""
 
-    def write(folder: Path, tag: str, state: dict) -> list[dict[str, int]]:
+    def write(folder: Path, tag: str, state: dict) -> list[dict[str, StoredFile]]:
         (folder / tag).mkdir()
         (folder / tag / "rank0").write_text("x")
         if not complete:
             raise KeyboardInterrupt  # a kill: nothing is cleaned up
-        return [{"rank0": 1}]
+        return [{"rank0": StoredFile(1, compute_file_checksum(folder / tag / "rank0"))}]
 
     keeper = CheckpointKeeper(RunPaths(run).stage("stage1").checkpoints, 1, lambda: 1, write)
     with suppress(KeyboardInterrupt):

@@ -122,7 +122,7 @@ def test_any_broken_text_is_told_in_one_short_line(read, text, needle):
     assert needle in message and message.isprintable() and len(message) < 4000
 
 
-def test_questions_that_this_package_wrote_are_read_as_a_data_set(tmp_path):
+def test_questions_with_checksums_are_read_as_a_data_set(tmp_path):
     file = tmp_path / "questions.jsonl"
     with JsonlLedger(file) as ledger:
         ledger.append({"question": "Which?", "options": ["iron", "zinc"]})
