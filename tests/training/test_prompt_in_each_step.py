@@ -58,7 +58,7 @@ def ask_in_vote(config, prompts, folder):
 def ask_in_evaluation(config, prompts, folder):
     pool = Pool()
     paths = RunPaths(folder).evaluation
-    evaluate_policy(pool, prompts, {"set": [QUESTION]}, config.evaluation, 1, paths, policy="p", model="tiny")
+    evaluate_policy(pool, prompts, {"set": [QUESTION]}, config.evaluation, 1, paths, policy="p", settings=config.policy)
     return pool.first
 
 
