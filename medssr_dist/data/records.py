@@ -10,7 +10,7 @@ import hashlib
 import json
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
@@ -200,8 +200,9 @@ def parse_record(kind: type[RecordType], row: Any, where: str) -> RecordType:
     Raises:
         InputError: the row is not such a record; the message names place, field and reason.
     """
+    adapter: TypeAdapter[RecordType] = _find_adapter(cast(Any, kind))
     try:
-        return _find_adapter(kind).validate_python(row)
+        return adapter.validate_python(row)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         field = ".".join(map(str, first["loc"])) or kind.__name__
@@ -216,5 +217,5 @@ def read_record(kind: type[RecordType], file: Path) -> RecordType:
 
 
 @lru_cache(maxsize=256)
-def _find_adapter(kind: type[RecordType]) -> TypeAdapter[RecordType]:
+def _find_adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)

@@ -155,7 +155,7 @@ def test_goal_not_met_in_time_is_one_line(plan, monkeypatch):
     [
         (["--hours", "0"], "--hours 0 must be above 0"),
         (["--threads", "-1"], "--threads -1 must be above 0"),
-        (["--low", "0.6"], "--low 0.6 and --high 0.53 must be shares from 0 to 1, low below high"),
+        (["--low", "0.6"], "--low 0.6 and --high 0.55 must be shares from 0 to 1, low below high"),
         (["--gap", "7"], "--gap 7 is not within 0..1"),
     ],
 )
