@@ -114,10 +114,11 @@ def test_the_audit_counts_lost_doubled_and_wrong(voted):
     labels = (folder / "labeled.jsonl").read_text().splitlines(keepends=True)
     first = json.loads(labels[0])
     first["kept"], first["answer"], first["outcome"] = False, None, "tie"
+    first.pop("crc32")
     (folder / "labeled.jsonl").write_text("".join([json.dumps(first) + "\n", *labels[1:-1]]))
     found = audit_ledger(*voted)
-    last = Label.model_validate_json(labels[-1])
-    assert found.labels_unlike_full_voting == 2 and found.lost == 8 - last.taken
+    last = json.loads(labels[-1])
+    assert found.labels_unlike_full_voting == 2 and found.lost == 8 - last["taken"]
 
 
 # --- small runs ----------------------------------------------------------------------------------------------------

@@ -194,7 +194,7 @@ def test_a_restarted_reader_sees_the_same_labels(labels_file):
 def test_a_row_that_is_no_label_names_the_file(labels_file):
     labels_file.write_text(json.dumps(label(0).model_dump() | {"outcome": "maybe"}) + "\n")
     mark_end(labels_file, 1)
-    with pytest.raises(InputError, match="labeled.jsonl: outcome"):
+    with pytest.raises(InputError, match="labeled.jsonl line 1: outcome"):
         list(read_kept_labels(labels_file))
 
 
@@ -313,7 +313,7 @@ def test_a_half_written_question_waits(questions_file):
 
 def test_a_row_that_is_no_question_names_the_file(questions_file):
     questions_file.write_text(json.dumps(rows(0)[0] | {"stem": ""}) + "\n")
-    with pytest.raises(InputError, match="questions.jsonl: .*must not be empty"):
+    with pytest.raises(InputError, match="questions.jsonl line 1: .*must not be empty"):
         QuestionFeed(questions_file).next()
 
 

@@ -18,7 +18,7 @@ from batch_cases import (
     times_served,
 )
 
-from medssr_dist.data.jsonl import read_jsonl
+from medssr_dist.data.jsonl import JsonlLedger, read_jsonl
 from medssr_dist.errors import InputError
 from medssr_dist.offline_teacher import start_teacher
 from medssr_dist.run.paths import SynthesisPaths
@@ -235,8 +235,8 @@ def test_a_batch_at_an_endpoint_that_is_gone(teacher, tmp_path):
     )
     run(settings(teacher), tmp_path, FileQueue(tmp_path, 3, "gone"))  # the offline teacher of the earlier run has ended
     assert times_served(teacher, "gone", 3) == [1] * 3
-    with open(ledger, "a") as file:
-        file.write(json.dumps(row | {"base_url": "https://paid.example/v1", "part": "9"}) + "\n")
+    with JsonlLedger(ledger) as file:
+        file.append(row | {"base_url": "https://paid.example/v1", "part": "9"})
     with pytest.raises(InputError, match="paid.example.*put it back"):
         run(settings(teacher), tmp_path, FileQueue(tmp_path, 3, "gone"))
     ledger.write_text('{"event": "created", "part": "7", "id": "x"}\n')
