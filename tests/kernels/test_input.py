@@ -169,8 +169,14 @@ def test_a_wheel_carries_it_inside_the_package(repo, tmp_path):
     source.mkdir()
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         (source / name).write_bytes((repo / name).read_bytes())
-    for folder in ("medssr_dist", "kernels", "launch"):
-        for file in (repo / folder).rglob("*.py"):
+    for folder, kind in {
+        "medssr_dist": "*.py",
+        "kernels": "*.py",
+        "launch": "*.py",
+        "configs": "*.yaml",
+        "slurm": "*.sh",
+    }.items():
+        for file in (repo / folder).rglob(kind):
             (source / file.relative_to(repo)).parent.mkdir(parents=True, exist_ok=True)
             (source / file.relative_to(repo)).write_bytes(file.read_bytes())
     code = f"from setuptools import build_meta\nprint(build_meta.build_wheel({str(tmp_path)!r}))"
