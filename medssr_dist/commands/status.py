@@ -27,8 +27,9 @@ _PROBLEM = re.compile(
     r"\b\w*(Error|Exception)\b\s*[:(]|(?i:out of memory)"
     r"|\b(ERROR|FATAL|CRITICAL|Killed|Segmentation fault|No space left)\b"
 )
-# The resource tracker of multiprocessing prints this when an engine ends; it is harmless.
-_NOISE = re.compile(r"KeyError: '/(psm_|mp-)")
+# Harmless: what the resource tracker of multiprocessing prints when an engine ends, and Ray's lines of the levels
+# information and warning, which tell of every process that ends.
+_NOISE = re.compile(r"KeyError: '/(psm_|mp-)|^\[[-\d]+ [\d:,]+ [IW] \d+ \d+\] ")
 
 
 def print_status(run_dir: Path) -> None:

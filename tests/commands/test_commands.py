@@ -214,7 +214,8 @@ def test_status_shows_the_newest_problem_without_noise(tree, tmp_path):
     old, new, noise = (run.logs / f"worker-{name}.err" for name in ("old", "new", "noise"))
     old.write_text("RuntimeError: older\n")
     new.write_text("ValueError: first\nRuntimeError: the engine died\nWARNING: 0 errors so far\n")
-    noise.write_text("Traceback (most recent call last):\nKeyError: '/psm_ca2083e7'\n")
+    ended = "[2026-01-31 18:39:31,726 I 17076 17076] (gcs_server) manager.cc:1869: RpcError: RPC error: Socket closed"
+    noise.write_text(f"Traceback (most recent call last):\nKeyError: '/psm_ca2083e7'\n{ended}\n")
     for age, file in enumerate((noise, new, old)):
         os.utime(file, (10**9 - age, 10**9 - age))
     problem = find_newest_problem(run)
