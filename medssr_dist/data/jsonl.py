@@ -77,15 +77,20 @@ def read_text(path: Path) -> str:
         InputError: the file is absent, unreadable, compressed or not UTF-8; the message names the file and the wrong
             byte.
     """
+    text = decode_text(read_bytes(Path(path)), Path(path))
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def read_bytes(path: Path) -> bytes:
+    """Read a whole file. Raises InputError if it is absent or unreadable; the message names it."""
     try:
-        text = decode_text(Path(path).read_bytes(), Path(path))
+        return path.read_bytes()
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; check the path") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); check the path and its permissions") from None
     except ValueError:  # a NUL or half a surrogate pair
         raise InputError(f"{str(path)!r} cannot be the name of a file; check the path") from None
-    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def read_jsonl(path: Path, on_damage: Callable[[Damaged], object] | None = None) -> Iterator[dict[str, Any]]:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from medssr_dist.data.jsonl import decode_text
+from medssr_dist.data.jsonl import decode_text, read_bytes
 from medssr_dist.errors import InputError
 
 FileKind = Literal["json", "csv", "tsv", "parquet", "arrow"]
@@ -49,14 +49,7 @@ def read_unpacked(path: Path) -> bytes:
     Raises:
         InputError: the file is absent or unreadable, damaged, or an archive of files.
     """
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist; check the path") from None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}); check the path and its permissions") from None
-    except ValueError:  # a NUL or half a surrogate pair
-        raise InputError(f"{str(path)!r} cannot be the name of a file; check the path") from None
+    content = read_bytes(path)
     if content.startswith(_ARCHIVE):
         if path.suffix.lower() in _EXCEL:
             raise InputError(f"{path} is an Excel file; save its sheet as CSV (UTF-8)")

@@ -5,7 +5,6 @@ A gain that remains with one of them does not come from the labels.
 
 from __future__ import annotations
 
-import os
 import random
 from collections import defaultdict
 from pathlib import Path
@@ -36,9 +35,6 @@ def shuffle_kept_labels(file: Path, random_seed: int) -> None:
         rng.shuffle(answers)
         for place, answer in zip(places, answers, strict=True):
             labels[place] = labels[place].model_copy(update={"answer": answer})
-    partial = file.with_name(f".{file.name}.partial")
-    partial.unlink(missing_ok=True)
-    with JsonlLedger(partial) as ledger:
-        for label in labels:
-            ledger.append(label.model_dump(mode="json"))
-    os.replace(partial, file)
+    file.unlink()
+    with JsonlLedger(file) as ledger:
+        ledger.append(*(label.model_dump(mode="json") for label in labels))
