@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import inspect
 import os
 import re
 import sys
@@ -424,8 +425,12 @@ def _score(args: argparse.Namespace) -> int:
 def _bench(args: argparse.Namespace) -> int:
     folder_module = "training.update" if args.name == "update" else f"{args.name}.run"
     module = importlib.import_module(f"medssr_dist.bench.{folder_module}")
-    options = {"peers_python": args.peers_python} if args.peers_python else {}
-    getattr(module, f"bench_{args.name}")(args.json, quick=args.quick, **options)
+    measure = getattr(module, f"bench_{args.name}")
+    given = {"peers_python": args.peers_python, "parallel": args.parallel}
+    options = {name: value for name, value in given.items() if value is not None}
+    for name in options.keys() - inspect.signature(measure).parameters.keys():
+        raise InputError(f"`medssr bench {args.name}` has no --{name.replace('_', '-')}; leave it out")
+    measure(args.json, quick=args.quick, **options)
     return 0
 
 

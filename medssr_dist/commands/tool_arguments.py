@@ -124,6 +124,7 @@ def add_bench_arguments(commands: Commands, call: Callable[[argparse.Namespace],
         "--json", type=Path, required=True, help="file for the results; plots are written to the same folder"
     )
     command.add_argument("--quick", action="store_true", help="a shorter run with rougher results")
+    command.add_argument("--parallel", type=int, metavar="N", help="method: seeds at the same time")
     command.add_argument(
         "--peers-python",
         type=Path,

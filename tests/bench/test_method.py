@@ -133,3 +133,18 @@ def test_an_arm_takes_over_what_it_shares(tmp_path):
         assert list(arm.run.read_manifest().steps) == steps
         assert arm.run.synthesis.questions.read_text() == "{}\n"
         assert arm.run.voting.labels.exists() == ("vote" in steps)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["method", "--parallel", "0"], "--parallel is 0"),
+        (["voting", "--parallel", "2"], "`medssr bench voting` has no --parallel"),
+        (["kernels", "--peers-python", "x"], "`medssr bench kernels` has no --peers-python"),
+    ],
+)
+def test_options_that_a_benchmark_lacks_are_refused(tmp_path, capsys, arguments, message):
+    from medssr_dist.cli import main
+
+    assert main(["bench", *arguments, "--json", str(tmp_path / "x.json")]) == 2
+    assert message in capsys.readouterr().err

@@ -49,6 +49,7 @@ class Arm:
 ARMS = (
     Arm(BASE, "base policy", "base", {}, shares=()),
     Arm(TWO_STAGE, "two stages", "stage2", {"stage1": 0.5, "stage2": 0.5}),
+    Arm(SHUFFLED, "stage 1, shuffled labels", "stage1", {"stage1": 1.0}, shuffles=True),
     Arm("stage1_only", "stage 1 only", "stage1", {"stage1": 1.0}),
     Arm("stage2_only", "stage 2 only", "stage2", {"stage2": 1.0}),
     Arm("mix", "one stage, mixed", "stage2", {"stage2": 1.0}, {"training.stage2.mix_pseudo_labels": True}),
@@ -68,7 +69,6 @@ ARMS = (
         {"synthesis.alpha": 0.0},
         shares=(),
     ),
-    Arm(SHUFFLED, "stage 1, shuffled labels", "stage1", {"stage1": 1.0}, shuffles=True),
     Arm("random_reward", "stage 1, random reward", "stage1", {"stage1": 1.0}, {"training.reward": RANDOM_REWARD}),
 )
 QUICK_ARMS = tuple(arm for arm in ARMS if arm.name in (BASE, TWO_STAGE, SHUFFLED))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from medssr_dist.bench.method.method_figures import AlphaFigures, MethodFigures,
 from medssr_dist.bench.method.method_report import draw_method_plot, format_method_table, list_aims
 from medssr_dist.bench.result_file import write_result
 from medssr_dist.config.load import load_config
+from medssr_dist.errors import InputError
 from medssr_dist.evaluation.scores import read_scores
 from medssr_dist.run.directory import RunDir
 from medssr_dist.synthesis.synthesis_summary import read_synthesis_summary
@@ -40,7 +42,7 @@ class MethodScale:
     settings: dict[str, Any]
 
 
-FULL = MethodScale(ARMS, (1, 2, 3), 80, (0.0, 0.25, 0.5, 0.75, 1.0), 400, {})
+FULL = MethodScale(ARMS, (1, 2, 3), 40, (0.0, 0.25, 0.5, 0.75, 1.0), 400, {})
 QUICK = MethodScale(
     QUICK_ARMS,
     (1,),
@@ -55,21 +57,26 @@ QUICK = MethodScale(
 )
 
 
-def bench_method(json_path: Path, quick: bool = False) -> None:
-    """Run all arms, write `json_path` and a figure beside it, print the tables.
+def bench_method(json_path: Path, quick: bool = False, parallel: int = 1) -> None:
+    """Run all arms, write `json_path` and a figure into the same folder, print the tables.
+
+    Args:
+        parallel: seeds that run at the same time; a seed with this small policy leaves much of two cores idle.
 
     Raises:
-        InputError: a run has failed; the message names its log.
+        InputError: a run has failed; the message names its log. `parallel` is below 1.
     """
+    if parallel < 1:
+        raise InputError(f"--parallel is {parallel}; give the number of seeds at the same time, at least 1")
     json_path, scale = Path(json_path), QUICK if quick else FULL
     folder = json_path.with_suffix(".runs")
     runs = {arm.name: [ArmRun(arm, seed, folder, scale.steps) for seed in scale.seeds] for arm in scale.arms}
-    for place in range(len(scale.seeds)):
-        for arm in scale.arms:
-            runs[arm.name][place].finish(scale.settings)
-        _write(json_path, {name: found[: place + 1] for name, found in runs.items()}, (), quick)
     alphas = tuple(_measure_alpha(folder, alpha, scale.alpha_questions) for alpha in scale.alphas)
-    figures = _write(json_path, runs, alphas, quick)
+    with ThreadPoolExecutor(parallel) as pool:
+        for number, arm in enumerate(scale.arms, 1):
+            list(pool.map(lambda run: run.finish(scale.settings), runs[arm.name]))
+            finished = {one.name: runs[one.name] for one in scale.arms[:number]}
+            figures = _write(json_path, finished, alphas, quick)
     print(format_method_table(figures))
     print("\n".join(["", *format_aims(list_aims(figures), figures)]))
 
@@ -77,7 +84,7 @@ def bench_method(json_path: Path, quick: bool = False) -> None:
 def _write(
     json_path: Path, runs: dict[str, list[ArmRun]], alphas: tuple[AlphaFigures, ...], quick: bool
 ) -> MethodFigures:
-    """Write the figures of the seeds that have finished."""
+    """Write the figures of the arms that have finished."""
     base = runs[BASE]
     scores = read_scores(base[0].run.evaluation.scores)
     figures = MethodFigures(
