@@ -9,11 +9,10 @@ from medssr_dist.config.schema import Config
 from medssr_dist.data.records import Question
 from medssr_dist.errors import InputError
 from medssr_dist.knowledge.identity import load_groups
-from medssr_dist.readers.leakage import ItemKey, list_item_keys, name_question, refuse_unlabelled
+from medssr_dist.readers.leakage import ItemKey, find_same_items, list_item_keys, name_pairs, refuse_unlabelled
 from medssr_dist.readers.read import read_all
 
 _KEY = "training.validate.data"
-_SHOWN = 3
 _DISEASE_ID = re.compile(r"(?:ORPHA|OMIM):\d+")  # in a set with one question per disease, such as hpo:supervised
 
 
@@ -48,19 +47,12 @@ def refuse_shared(validation: list[Question], others: Mapping[str, list[Question
     disease in sets that have one question for each disease, under whatever id of Orphanet or OMIM.
     """
     for name, items in others.items():
-        known = {key: item for item in items for key in _list_keys(item)}
-        pairs = [(question, known[key]) for question in validation if (key := _find(question, known)) is not None]
+        pairs = find_same_items(validation, items, _list_keys)
         if pairs:
-            shown = ", ".join(f"{name_question(one)} is {name_question(other)}" for one, other in pairs[:_SHOWN])
-            more = f" and {len(pairs) - _SHOWN} more" if len(pairs) > _SHOWN else ""
             raise InputError(
-                f"{_KEY}: {len(pairs)} of {len(validation)} questions are also in {name}: {shown}{more}; remove them "
-                "from one of the two, or name other questions"
+                f"{_KEY}: {len(pairs)} of {len(validation)} questions are also in {name}: {name_pairs(pairs)}; remove "
+                "them from one of the two, or name other questions"
             )
-
-
-def _find(question: Question, known: Mapping[ItemKey, Question]) -> ItemKey | None:
-    return next((key for key in _list_keys(question) if key in known), None)
 
 
 def _list_keys(question: Question) -> list[ItemKey]:

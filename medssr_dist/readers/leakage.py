@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Callable, Iterable, Sequence
 
 from medssr_dist.data.records import Question
 from medssr_dist.errors import InputError
@@ -23,15 +24,10 @@ def refuse_evaluation_items(seeds: list[Question], evaluation: list[Question]) -
     Two questions are the same item if they have the same data set and id, the same globally unique id (pmid 20297950
     and 'pubmedqa-20297950'), or the same stem apart from case, spaces and punctuation.
     """
-    held_out: dict[ItemKey, Question] = {}
-    for question in evaluation:
-        held_out.update(dict.fromkeys(list_item_keys(question), question))
-    found = [(seed, held_out[key]) for seed in seeds if (key := _find_shared(seed, held_out)) is not None]
+    found = find_same_items(seeds, evaluation)
     if found:
-        names = ", ".join(f"{name_question(seed)} is {name_question(item)}" for seed, item in found[:_SHOWN])
-        more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
         raise InputError(
-            f"{len(found)} of {len(seeds)} seed or training items are evaluation items: {names}{more}; "
+            f"{len(found)} of {len(seeds)} seed or training items are evaluation items: {name_pairs(found)}; "
             "remove them from the seed or training file, or do not evaluate on that benchmark"
         )
 
@@ -47,8 +43,26 @@ def refuse_unlabelled(questions: list[Question]) -> None:
         )
 
 
-def _find_shared(question: Question, held_out: dict[ItemKey, Question]) -> ItemKey | None:
-    return next((key for key in list_item_keys(question) if key in held_out), None)
+def find_same_items(
+    questions: Iterable[Question],
+    others: Iterable[Question],
+    list_keys: Callable[[Question], list[ItemKey]] | None = None,
+) -> list[tuple[Question, Question]]:
+    """Return each of `questions` that shares a key with one of `others`, with that one.
+
+    Args:
+        list_keys: the keys of a question; None: those of `list_item_keys`.
+    """
+    list_keys = list_keys or list_item_keys
+    known = {key: other for other in others for key in list_keys(other)}
+    pairs = ((question, next(filter(known.__contains__, list_keys(question)), None)) for question in questions)
+    return [(question, known[key]) for question, key in pairs if key is not None]
+
+
+def name_pairs(pairs: Sequence[tuple[Question, Question]]) -> str:
+    """Return the first pairs of `find_same_items` by name, and how many there are more."""
+    shown = ", ".join(f"{name_question(one)} is {name_question(other)}" for one, other in pairs[:_SHOWN])
+    return shown + (f" and {len(pairs) - _SHOWN} more" if len(pairs) > _SHOWN else "")
 
 
 def list_item_keys(question: Question) -> list[ItemKey]:
