@@ -59,6 +59,18 @@ class RolloutOptions(Section):
     async_rollout: bool = Field(
         False, description="generate the samples of the next step while this step trains; they are one step off-policy"
     )
+    over_draw: bool = Field(
+        False,
+        description="draw as many prompts at once as a step needs by the share of groups with equal rewards so far; "
+        "surplus groups are kept for the next step; false = draw a further prompt whenever such a group has arrived",
+    )
+    max_policy_lag: int = Field(
+        1,
+        ge=0,
+        le=8,
+        description="samples that are kept for later are trained on if their weights are at most this many steps older "
+        "than the policy; else their prompt is sampled again",
+    )
     rollout_dtype: Literal["policy", "fp8"] = Field(
         "policy",
         description="weights of the rollout engines. policy: in policy.dtype; fp8: in 8 bits, for GPUs from compute "
@@ -219,10 +231,28 @@ class Training(RolloutOptions):
 
     @model_validator(mode="after")
     def _refuse_uncorrected_off_policy(self) -> Training:
+        switches = [name for name in ("async_rollout", "over_draw") if getattr(self, name)]
         for name, stage in self._enabled_stages().items():
-            if stage.importance == "off" and self.async_rollout:
+            if stage.importance == "off" and switches:
                 raise ValueError(
-                    f"{name}: async_rollout trains on samples of older weights; set training.{name}.importance=token"
+                    f"{name}: {switches[0]} trains on samples of older weights; set training.{name}.importance=token"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _refuse_unfit_over_draw(self) -> Training:
+        needed = 2 if self.async_rollout else 1
+        if self.over_draw and self.max_policy_lag < needed:
+            also = " and async_rollout" if self.async_rollout else ""
+            raise ValueError(
+                f"max_policy_lag = {self.max_policy_lag} lets no surplus group of over_draw{also} be trained on; set "
+                f"training.max_policy_lag={needed} or more, or training.over_draw=false"
+            )
+        for name, stage in self._enabled_stages().items():
+            if self.over_draw and not stage.drop_zero_variance:
+                raise ValueError(
+                    f"{name}: over_draw replaces groups with equal rewards, but drop_zero_variance=false trains on "
+                    f"them; set training.over_draw=false, or training.{name}.drop_zero_variance=true"
                 )
         return self
 

@@ -35,7 +35,8 @@ class StepMetrics:
         vote_entropy, letter_entropy, unanimous, drawn_length, drawn_truncated.
     Validation, in the steps after which there is one: validation_accuracy, seconds_validate.
     Sampler: policy_lag (how many versions of the weights the samples are behind), zero_variance_drawn (share of the
-        drawn groups), prompts_drawn, engine_restarts, seconds_rollout.
+        drawn groups), prompts_drawn, groups_carried (with over_draw: left for later steps), engine_restarts,
+        seconds_rollout.
     Step: step (from 1), prompts (drawn so far), tokens (generated), time (since the epoch), seconds (of the whole step,
         = seconds_generate + seconds_experience + seconds_update + seconds_sync + seconds_validate), seconds_wait (for
         examples).
@@ -81,6 +82,7 @@ class StepMetrics:
     policy_lag: float | None = None
     zero_variance_drawn: float | None = None
     prompts_drawn: int | None = None
+    groups_carried: int | None = None
     engine_restarts: int | None = None
     seconds_rollout: float | None = None
     majority_agreement: float | None = None

@@ -72,6 +72,7 @@ def test_resolved_is_json_without_the_secret(config_file):
         ("training.stage1.updates_per_rollout=65", ["stage1", "512 is fewer", "8 x 65"]),
         ("training.stage2.data=[]", ["stage2.data is empty"]),
         ("training.async_rollout=true", ["stage1: async_rollout", "training.stage1.importance=token"]),
+        ("training.over_draw=true", ["stage1: over_draw", "training.stage1.importance=token"]),
         ("training.sync_timeout_s=0", ["training.sync_timeout_s = 0"]),
         ("evaluation.policies=[stage3]", ["evaluation.policies.0 = 'stage3'"]),
         ("voting.samples", ["key=value"]),

@@ -3,42 +3,18 @@
 from __future__ import annotations
 
 import json
-import random
 import threading
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sampler_parts import SAMPLING, Engines, draw_batches
 from stream_parts import example, make_prompts
 
 from medssr_dist.run.stream import ALL_TAKEN
 from medssr_dist.training.rollout.examples import PromptLoader
 from medssr_dist.training.rollout.groups import Group, GroupRequest, Sample, Sampling
 from medssr_dist.training.rollout.sampler import BatchPlan, Sampler
-
-SAMPLING = Sampling(n=2, temperature=1.0, top_p=1.0, max_tokens=4, logprobs=True, random_seed=3)
-
-
-class Engines:
-    """Returns groups in random order; the prompts numbered in `flat` (modulo `cycle`) get equal rewards."""
-
-    restarts = 0
-
-    def __init__(self, flat, order: int = 0, cycle: int = 10**9):
-        self._flat, self._rng, self._cycle, self._requests = flat, random.Random(order), cycle, []
-        self.version = 0
-        self.hold = threading.Event()
-        self.hold.set()
-
-    def submit(self, request: GroupRequest) -> None:
-        self._requests.append(request)
-
-    def next_group(self) -> Group:
-        self.hold.wait()
-        request = self._requests.pop(self._rng.randrange(len(self._requests)))
-        rewards = [0.0, float(request.number % self._cycle not in self._flat)]
-        samples = [Sample([7, 8], [-1.0, -2.0], reward, False, False, self.version) for reward in rewards]
-        return Group(request.number, request.prompt, request.prompt_ids, request.label, samples)
 
 
 def make_sampler(engines, examples=8, prompts=2, steps=0, drop=True, ahead=False, taken=None) -> Sampler:
@@ -47,14 +23,6 @@ def make_sampler(engines, examples=8, prompts=2, steps=0, drop=True, ahead=False
     loader = PromptLoader(lambda start: enumerate(listed[start:], start + 1), make_prompts(), 10**6, on_taken)
     found = Sampler(BatchPlan(prompts, steps, drop, ahead), SAMPLING, loader, engines, lambda doing: None)
     found.loader = loader
-    return found
-
-
-def draw_batches(made: Sampler) -> list[list[int]]:
-    """Return the N of 'Question N' of each prompt, for all remaining batches."""
-    found = []
-    while step := made.next_step():
-        found.append([int(sample.prompts[0].split()[1]) for sample in step.samples[:: SAMPLING.n]])
     return found
 
 

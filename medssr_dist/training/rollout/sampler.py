@@ -3,6 +3,10 @@
 It replaces OpenRLHF's SamplesGenerator, which sends each sample as one request and returns an incomplete batch after
 filtering. Here a batch depends only on the order of the prompts, not on which engine is faster: a group without
 variance is replaced by the group of the next prompt, so a batch is the first groups with variance.
+
+With `training.over_draw` a batch draws more prompts from the start (`over_draw.py`). What is drawn depends on how many
+groups have variance, so batches still do not depend on the engines. Groups beyond the batch are carried over: the next
+batch begins with them, and they are part of the state that a checkpoint stores.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from medssr_dist.training.rollout.engines import RolloutEngines
 from medssr_dist.training.rollout.examples import PromptLoader
 from medssr_dist.training.rollout.groups import Group, GroupRequest, Sampling
+from medssr_dist.training.rollout.over_draw import FlatShare
 from medssr_dist.training.rollout.vote_health import VoteHealth, measure_health
 
 if TYPE_CHECKING:
@@ -31,23 +36,28 @@ class BatchPlan:
 
     prompts: number of prompts in a batch. steps: number of batches; 0 = one pass over the data. drop_zero_variance:
     replace groups whose rewards are all equal. ahead: sample the next batch while this one is trained on (one step
-    off-policy).
+    off-policy). over_draw: draw by the share of equal rewards so far, and carry surplus groups over. max_lag: a carried
+    group whose weights are more steps older than this is sampled again.
 
-    Example: BatchPlan(prompts=64, steps=0, drop_zero_variance=True, ahead=False)
+    Example: BatchPlan(prompts=64, steps=0, drop_zero_variance=True, ahead=False, over_draw=True, max_lag=1)
     """
 
     prompts: int
     steps: int
     drop_zero_variance: bool
     ahead: bool
+    over_draw: bool = False
+    max_lag: int = 1
 
 
 @dataclass(frozen=True)
 class RolloutBatch:
     """The groups of one step, in the order of their prompts.
 
-    drawn: number of prompts drawn for it. flat: how many of the drawn groups had equal rewards. seconds: time from the
-    first request to the last group. health: of all drawn groups; None in batches that an earlier version made.
+    drawn: number of prompts drawn for it. flat: how many of the sampled groups had equal rewards. seconds: time from
+    the first request to the last group. health: of all sampled groups; None if there are none, and in batches that an
+    earlier version made. again: prompts of carried groups that were sampled again. carried: groups that are left for
+    later batches.
     """
 
     groups: list[Group]
@@ -55,6 +65,8 @@ class RolloutBatch:
     flat: int
     seconds: float
     health: VoteHealth | None = None
+    again: int = 0
+    carried: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values, for a checkpoint."""
@@ -110,6 +122,8 @@ class Sampler:
         self._engines, self._report = engines, report
         self._next_batch: Future[RolloutBatch | None] | None = None
         self._ready: list[RolloutBatch] = []  # made but not yet returned
+        self._carried: list[Group] = []  # with variance, beyond the batches made, in the order of their prompts
+        self._flat_share = FlatShare()
         self._made = 0
         self._training = False
         self._error: BaseException | None = None
@@ -176,6 +190,9 @@ class Sampler:
         """Return the state between two steps, as plain values, for a checkpoint."""
         self.finish_batch()  # first, because a batch that is being made draws prompts
         batches = {"made": self._made, "given": self.returned, "left": [batch.as_dict() for batch in self._ready]}
+        if self._plan.over_draw or self._carried:
+            batches["carried"] = [group.as_dict() for group in self._carried]
+            batches["flat_share"] = asdict(self._flat_share)
         return {"batches": batches, "prompts": self._prompts.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -186,56 +203,119 @@ class Sampler:
         batches = state["batches"]
         self._made, self.returned = batches["made"], batches["given"]
         self._ready = [RolloutBatch.from_dict(batch) for batch in batches["left"]]
+        self._carried = [Group.from_dict(group) for group in batches.get("carried", [])]
+        self._flat_share = FlatShare(**batches.get("flat_share", {}))
         self._prompts.load_state_dict(state["prompts"])
 
     def _make(self) -> RolloutBatch | None:
         """Make the next batch; None if there are no more. If it fails, its prompts will be drawn again."""
-        before = self._prompts.state_dict()
+        before, carried = self._prompts.state_dict(), list(self._carried)
         try:
             return self._collect()
         except BaseException:
             self._prompts.load_state_dict(before)
+            self._carried = carried
             raise
 
     def _collect(self) -> RolloutBatch | None:
         if self._plan.steps and self._made == self._plan.steps:
             self._prompts.finish()
             return None
-        since = time.monotonic()
-        most = self._plan.prompts * (_MOST_DRAWS if self._plan.drop_zero_variance else 1)
-        drawn = self._draw(self._plan.prompts, bool(self._plan.steps))
-        if not drawn:
+        since, plan = time.monotonic(), self._plan
+        varied, again = self._take_carried()
+        drawn = self._draw_first(plan.prompts - len(varied) - again, bool(varied or again))
+        if not (drawn or varied or again):
             self._prompts.finish()
             return None
-        varied, flat = [], []
-        while len(varied) + len(flat) < drawn:
-            group = self._engines.next_group()
-            (varied if group.has_variance else flat).append(group)
-            if self._plan.drop_zero_variance and not group.has_variance and drawn < most:
-                drawn += self._draw(1, wrap=True)
-        self._made += 1
-        if self._made == self._plan.steps:
-            self._prompts.finish()
-        spare = sorted(flat, key=_get_number)[: self._plan.prompts - len(varied)]
-        groups, health = sorted(varied + spare, key=_get_number), measure_health(varied + flat)
-        return RolloutBatch(groups, drawn, len(flat), time.monotonic() - since, health)
+        most = plan.prompts * (_MOST_DRAWS if plan.drop_zero_variance else 1)
+        new: list[Group] = []
+        flat: list[Group] = []
+        while len(new) < drawn + again:
+            new.append(self._engines.next_group())
+            (varied if new[-1].has_variance else flat).append(new[-1])
+            possible = len(varied) + drawn + again - len(new)  # groups with variance, if all that come have it
+            if plan.drop_zero_variance and possible < plan.prompts and drawn < most:
+                drawn += self._draw_more(most - drawn)
+        return self._close_batch(varied, flat, new, drawn, again, since)
 
-    def _draw(self, count: int, wrap: bool) -> int:
-        """Draw `count` prompts and send them to the engines; return `count`, or 0 if the pass was already over."""
+    def _take_carried(self) -> tuple[list[Group], int]:
+        """Return the carried groups that can be trained on; request the others again and return their number."""
+        carried, self._carried = self._carried, []
+        fresh = [group for group in carried if self._made - group.samples[0].version <= self._plan.max_lag]
+        stale = [group for group in carried if self._made - group.samples[0].version > self._plan.max_lag]
+        for group in stale:
+            self._engines.submit(
+                GroupRequest(group.number, group.prompt, group.prompt_ids, group.label, self._sampling)
+            )
+        return fresh, len(stale)
+
+    def _draw_first(self, missing: int, begun: bool) -> int:
+        """Draw the prompts that a batch begins with: `missing` ones, and more by the share of flat groups so far.
+
+        A single pass ends with a batch that is filled from the beginning; a batch that is `begun` is filled so too.
+        """
+        if missing <= 0:
+            return 0
+        wrap = bool(self._plan.steps)
+        drawn = self._draw(missing, wrap or begun)
+        if drawn and self._is_over_drawn:
+            extra = self._flat_share.count_draws(missing, _MOST_DRAWS * self._plan.prompts) - missing
+            drawn += self._draw(extra, wrap, fill=wrap)
+        return drawn
+
+    def _draw_more(self, most: int) -> int:
+        """Draw one prompt in place of a flat group, or, with over-draw, as many as are expected to have one varied."""
+        drawn = self._draw(1, wrap=True)
+        if self._is_over_drawn:
+            wrap = bool(self._plan.steps)
+            drawn += self._draw(self._flat_share.count_draws(1, most) - 1, wrap, fill=wrap)
+        return drawn
+
+    @property
+    def _is_over_drawn(self) -> bool:
+        """Whether the batch may draw surplus prompts; the last of a fixed number of batches has no next one."""
+        return self._plan.over_draw and self._made + 1 != self._plan.steps
+
+    def _close_batch(
+        self, varied: list[Group], flat: list[Group], new: list[Group], drawn: int, again: int, since: float
+    ) -> RolloutBatch:
+        plan = self._plan
+        varied = sorted(varied, key=_get_number)
+        self._carried = varied[plan.prompts :]
+        self._flat_share.add(len(flat), len(new))
+        self._made += 1
+        if self._made == plan.steps:
+            self._prompts.finish()
+        spare = sorted(flat, key=_get_number)[: max(0, plan.prompts - len(varied))]
+        groups = sorted(varied[: plan.prompts] + spare, key=_get_number)
+        health = measure_health(new) if new else None
+        seconds = time.monotonic() - since
+        return RolloutBatch(groups, drawn, len(flat), seconds, health, again, len(self._carried))
+
+    def _draw(self, count: int, wrap: bool, fill: bool = True) -> int:
+        """Draw `count` prompts and send them to the engines; return their number, 0 if the pass was already over.
+
+        Args:
+            wrap: begin again if the pass is over before the first prompt.
+            fill: begin again if the pass ends after the first prompt.
+        """
         for index in range(count):
-            drawn = self._prompts.draw(wrap=wrap or index > 0)
+            drawn = self._prompts.draw(wrap=wrap if index == 0 else fill)
             if drawn is None:
-                return 0
+                return index
             number = self._prompts.taken - 1
             self._engines.submit(GroupRequest(number, drawn.text, drawn.ids, drawn.label, self._sampling))
-        return count
+        return max(0, count)
 
     def _measure(self, batch: RolloutBatch) -> dict[str, float]:
         samples = [sample for group in batch.groups for sample in group.samples]
-        health = asdict(batch.health) if batch.health else {}
-        return health | {
+        found = asdict(batch.health) if batch.health else {}
+        if sampled := batch.drawn + batch.again:
+            found["zero_variance_drawn"] = batch.flat / sampled
+        if self._plan.over_draw:
+            found["groups_carried"] = batch.carried
+        return found | {
             "policy_lag": sum(self.returned - sample.version for sample in samples) / len(samples),
-            "zero_variance_drawn": batch.flat / batch.drawn,
             "prompts_drawn": batch.drawn,
             "engine_restarts": self._engines.restarts,
             "seconds_rollout": round(batch.seconds, 6),

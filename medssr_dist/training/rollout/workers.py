@@ -112,7 +112,15 @@ class RolloutWorkers:
 
 def make_batch_plan(config: Config, stage: Stage) -> BatchPlan:
     """Return how the batches of the stage are made."""
-    return BatchPlan(stage.prompts_per_step, stage.steps, stage.drop_zero_variance, config.training.async_rollout)
+    training = config.training
+    return BatchPlan(
+        stage.prompts_per_step,
+        stage.steps,
+        stage.drop_zero_variance,
+        training.async_rollout,
+        training.over_draw,
+        training.max_policy_lag,
+    )
 
 
 def make_sampling(config: Config, stage: Stage) -> Sampling:
