@@ -3,7 +3,7 @@ VENV ?= .venv
 RUN ?= runs/demo
 export VENV
 
-.PHONY: install demo mini-policy test check-cuda test-isa test-slow test-slurm test-slurm-short lint format clean
+.PHONY: install demo mini-policy test check-cuda test-isa test-slow test-slurm test-slurm-short lint format docs clean
 
 install:
 	launch/install.sh
@@ -43,5 +43,10 @@ format: install  ## format all files and fix what ruff can fix
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
+docs:  ## build the pages of docs/ as a site into runs/site; a warning is an error
+	python3 -m venv $(VENV)-docs
+	$(VENV)-docs/bin/python -m pip install --quiet -r requirements/docs.txt
+	NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/mkdocs build --quiet
+
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) $(VENV)-docs runs
