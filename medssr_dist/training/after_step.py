@@ -71,7 +71,8 @@ class AfterStep:
 
     def __init__(self, job: StageJob, policy: RayActorGroup, stop: StopSign, watch: StageWatch):
         self._job, self._policy, self._stop, self._watch = job, policy, stop, watch
-        self._mismatch = MismatchWatch(job.name)
+        quantized = job.config.training.rollout_dtype
+        self._mismatch = MismatchWatch(job.name, job.config.policy.dtype if quantized == "policy" else quantized)
         self._keeper = CheckpointKeeper(
             job.paths.checkpoints, job.stage.keep_checkpoints, self._count_bytes, self._write
         )

@@ -21,7 +21,7 @@ def tiny_tokenizer():
     )
 
 
-def tiny_llama(vocabulary: int):
+def tiny_llama(vocabulary: int, tied: bool = False):
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -38,7 +38,7 @@ def tiny_llama(vocabulary: int):
             pad_token_id=1,
             eos_token_id=2,
             bos_token_id=None,
-            tie_word_embeddings=False,
+            tie_word_embeddings=tied,
             dtype="bfloat16",
         )
     )

@@ -18,12 +18,16 @@ PROMPTS = [[3, 4, 5, 6], [3, 4, 5, 6, 7, 8, 9], [10, 11, 12], [5, 5, 5, 5, 5]]
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory) -> tuple[Path, Path]:
-    """Two models of the same tiny shape with different random weights."""
+    return make_models(tmp_path_factory, tied=False)
+
+
+def make_models(tmp_path_factory, tied: bool) -> tuple[Path, Path]:
+    """Two models of the same tiny shape with different random weights. `tied`: whether embedding and head are one."""
     folders = []
     tokenizer = tiny_tokenizer()
     for index in range(2):
         folder = tmp_path_factory.mktemp("model")
-        model = tiny_llama(len(tokenizer)).bfloat16()
+        model = tiny_llama(len(tokenizer), tied).bfloat16()
         torch.manual_seed(index + 1)
         with torch.no_grad():
             for weight in model.parameters():
@@ -79,7 +83,10 @@ def logp_error(folder: Path, groups: list[dict]) -> float:
     return worst
 
 
-def test_engines_sample_from_synced_weights(models, tmp_path, repo):
+@pytest.mark.parametrize("tied", [False, True])
+def test_engines_sample_from_synced_weights(tmp_path_factory, tmp_path, repo, tied):
+    """Also the output head: vLLM on CPU multiplies by a packed copy of it."""
+    models = make_models(tmp_path_factory, tied)
     found = run(models, tmp_path, repo)
     assert logp_error(models[0], found["before"]) < 0.1 < logp_error(models[1], found["before"])
     assert logp_error(models[1], found["after"]) < 0.1 < logp_error(models[0], found["after"])

@@ -248,6 +248,23 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
 
         finalize_layerwise_reload(self.model, self.model_config)
+        repack_tied_heads(self.model)
 
     def shutdown(self) -> None:
         self._group = None
+
+
+def repack_tied_heads(model: torch.nn.Module) -> None:
+    """Make the output heads that share their weight with an embedding use its new values.
+
+    On CPU, vLLM multiplies by a packed copy of each weight. A reload packs only the layers that were given a weight
+    themselves, and a tied head is given none: it would multiply by the first weights for ever (docs/upstream.md).
+    """
+    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
+
+    layers = [layer for layer in model.modules() if isinstance(layer, VocabParallelEmbedding)]
+    heads = [layer for layer in layers if isinstance(layer, ParallelLMHead)]
+    embedded = {layer.weight.data_ptr() for layer in layers if layer not in heads}
+    for head in heads:
+        if head.weight.data_ptr() in embedded:
+            head.quant_method.process_weights_after_loading(head)
