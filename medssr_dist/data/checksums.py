@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +33,17 @@ class Damaged(InputError):
 
 def seal_line(row: bytes) -> bytes:
     """Return the JSON object `row` as a line with its checksum and a newline. Secrets are scrubbed."""
-    row = scrub_bytes(row)
-    separator = b"" if len(row) == 2 else b","
-    return b'%s%s"crc32":"%08x"}\n' % (row[:-1], separator, zlib.crc32(row))
+    return seal_lines([row])
+
+
+def seal_lines(rows: Iterable[bytes]) -> bytes:
+    """Return JSON objects as lines, each with its checksum and a newline. Secrets are scrubbed."""
+    parts: list[bytes] = []
+    for row in rows:
+        row = scrub_bytes(row)
+        parts.append(row[:-1])
+        parts.append((b'"crc32":"%08x"}\n' if len(row) == 2 else b',"crc32":"%08x"}\n') % zlib.crc32(row))
+    return b"".join(parts)
 
 
 class LineChecker:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import codecs
 import errno
+import io
 import json
 import os
 import re
@@ -14,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from medssr_dist.data.checksums import Damaged, LineChecker, open_document, seal_document, seal_line
+from medssr_dist.data.checksums import Damaged, LineChecker, open_document, seal_document, seal_lines
 from medssr_dist.data.json_text import parse_json
 from medssr_dist.data.private_files import open_private, replace_private
 from medssr_dist.errors import InputError
@@ -198,7 +199,7 @@ class JsonlLedger:
         """
         texts = (json.dumps(row, ensure_ascii=False) for row in rows)
         # An API's reply may hold half a surrogate pair.
-        self.write(b"".join(seal_line(text.encode("utf-8", "replace")) for text in texts))
+        self.write(seal_lines(text.encode("utf-8", "replace") for text in texts))
 
     def write(self, lines: bytes) -> None:
         """Append complete lines, which have their checksums, and flush them to disk.
@@ -206,15 +207,7 @@ class JsonlLedger:
         Raises:
             InputError: the disk is full; none of the lines is written.
         """
-        rest = memoryview(lines)
-        try:
-            while rest:
-                rest = rest[self._file.write(rest) :]
-            os.fsync(self._file.fileno())
-        except OSError as error:
-            os.truncate(self.path, self.size)
-            raise_if_disk_full(error, self.path)
-            raise
+        append_whole(self._file, self.path, self.size, lines, flush=True)
         self.size += len(lines)
 
     def close(self) -> None:
@@ -225,6 +218,27 @@ class JsonlLedger:
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
+
+
+def append_whole(file: io.FileIO, path: Path, size: int, content: bytes, flush: bool = False) -> None:
+    """Append `content` to an unbuffered file of `size` bytes; after an error, the file is as it was.
+
+    Args:
+        flush: wait until the content is on the disk.
+
+    Raises:
+        InputError: the disk is full.
+    """
+    rest = memoryview(content)
+    try:
+        while rest:
+            rest = rest[file.write(rest) :]
+        if flush:
+            os.fsync(file.fileno())
+    except OSError as error:
+        os.truncate(path, size)
+        raise_if_disk_full(error, path)
+        raise
 
 
 def cut_torn_tail(path: Path) -> int:

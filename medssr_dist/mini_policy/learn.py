@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn import functional
 
-from medssr_dist.mini_policy.mini_text import LOOKUPS, PLAIN, VARIED, MiniText, TextMix
+from medssr_dist.mini_policy.mini_text import LOOKUPS, PLAIN, VARIED, MiniText, TextMix, TextState
 from medssr_dist.mini_policy.packing import IGNORED, Batch, DocumentPacker
 
 if TYPE_CHECKING:
@@ -140,7 +140,8 @@ class Learner:
 
     def load(self, file: Path) -> None:
         """Continue from `file`, which `save` has written."""
-        state: dict[str, Any] = torch.load(file, weights_only=False)
+        with torch.serialization.safe_globals([TextState]):
+            state: dict[str, Any] = torch.load(file, weights_only=True)
         self.model.load_state_dict(state["model"])
         for optimizer, saved in zip(self._optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)

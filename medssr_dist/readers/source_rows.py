@@ -6,6 +6,7 @@ and shards from the names of files and from the head of README.md.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from medssr_dist.readers.file_bytes import has_data_suffix
 from medssr_dist.readers.file_rows import read_rows
 from medssr_dist.readers.hub_sets import CONVERTED, HubPlace, find_hub_place, locate_hub_set
 from medssr_dist.readers.table_rows import Row, list_table_rows
+
+_MOST_ENTRIES = 20_000  # of a folder that is one data set; the hub advises at most 10,000 files
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ def _refuse_parts_of_a_file(source: DataSource, where: str) -> None:
 
 
 def _read_folder(folder: Path, source: DataSource, where: str, place: HubPlace | None) -> list[Row]:
-    files = [file for file in sorted(folder.rglob("*")) if has_data_suffix(file.name) and not _is_hidden(file, folder)]
+    files = _list_data_files(folder, where)
     is_saved = any((folder / name).exists() for name in ("state.json", "dataset_dict.json"))
     if not files:
         advice = f"; try revision: {CONVERTED}" if place and place.revision != CONVERTED else ""
@@ -74,8 +77,24 @@ def _read_folder(folder: Path, source: DataSource, where: str, place: HubPlace |
     return _load_with_datasets(folder, source, where, is_saved)
 
 
-def _is_hidden(file: Path, folder: Path) -> bool:
-    return any(part.startswith((".", "__")) for part in file.relative_to(folder).parts)
+def _list_data_files(folder: Path, where: str) -> list[Path]:
+    """Return the data files below a folder, sorted, without hidden ones.
+
+    Raises:
+        InputError: the folder has too many entries to be one data set, for example because it is a home folder.
+    """
+    found: list[Path] = []
+    entries = 0
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith((".", "__"))]
+        entries += len(folders) + len(names)
+        if entries > _MOST_ENTRIES:
+            raise InputError(
+                f"{where} has more than {_MOST_ENTRIES:,} files and folders, so it is not one data set; name the "
+                "folder that holds the data set alone"
+            )
+        found += [Path(place, name) for name in names if has_data_suffix(name) and not name.startswith((".", "__"))]
+    return sorted(found)
 
 
 def _choose_converted(folder: Path, source: DataSource, where: str) -> Path:

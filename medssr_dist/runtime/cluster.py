@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING
 from medssr_dist.config.schema import Config
 from medssr_dist.errors import InputError
 from medssr_dist.runtime.device import on_gpu
+from medssr_dist.runtime.network import list_interfaces
 from medssr_dist.runtime.temp_dir import open_ray_temp_dir
 
 if TYPE_CHECKING:
     from ray.util.placement_group import PlacementGroup
 
+_LOOPBACK = "127.0.0.1"
 _PLACEMENT_S = 120.0  # engines of the step before may need a while to end
 
 
@@ -130,12 +132,15 @@ def _require_token(folder: Path) -> None:
 
 
 def _stay_on_loopback() -> None:
-    """Make Ray use the loopback address, as it does by itself on systems where its clusters have one node.
+    """Make Ray, gloo, NCCL and vLLM use the loopback address.
 
-    `_node_ip_address` would not do: `ray.init` replaces a loopback address by one that other machines reach.
+    Ray does so by itself on systems where its clusters have one node. `_node_ip_address` would not do: `ray.init`
+    replaces a loopback address by one that other machines reach.
     """
     from ray._private import ray_constants
 
+    interface = next((name for name, address in list_interfaces().items() if address == _LOOPBACK), "lo")
+    os.environ |= {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": interface, "VLLM_HOST_IP": _LOOPBACK}
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # for the processes that Ray starts
     ray_constants.ENABLE_RAY_CLUSTER = False
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from medssr_dist.config.synthesis import Synthesis
 from medssr_dist.data.jsonl import write_json
 from medssr_dist.run.demand import QuestionDemand
+from medssr_dist.run.event_file import EventFile
 from medssr_dist.run.paths import SynthesisPaths
 from medssr_dist.runtime.progress_bar import ProgressBar
 from medssr_dist.synthesis.client.batch_runner import BatchRunner
@@ -48,9 +49,7 @@ class ProgressReporter:
         self._shown = self._written = 0.0
 
     def __enter__(self) -> ProgressReporter:
-        from tensorboard.summary.writer.event_file_writer import EventFileWriter
-
-        self._events = EventFileWriter(str(self._paths.tensorboard))
+        self._events = EventFile(self._paths.tensorboard)
         self._bar = ProgressBar(
             total=self._demand.count_wanted(), initial=self._writer.judged.accepted, desc="synthesize", unit="question"
         )
@@ -130,11 +129,5 @@ class ProgressReporter:
                 f"{each.name}/in_flight": each.in_flight,
                 f"{each.name}/refusals": each.refusals,
             }
-        self._write_scalars(scalars, step=progress.judged)
-
-    def _write_scalars(self, scalars: dict[str, float], step: int) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.compat.proto.summary_pb2 import Summary
-
-        values = [Summary.Value(tag=f"synthesis/{name}", simple_value=value) for name, value in scalars.items()]
-        self._events.add_event(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
+        named = {f"synthesis/{name}": value for name, value in scalars.items()}
+        self._events.add(progress.judged, named)

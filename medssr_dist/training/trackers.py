@@ -22,6 +22,7 @@ from medssr_dist.config.training import Training
 from medssr_dist.data.jsonl import write_json
 from medssr_dist.data.records import read_record
 from medssr_dist.errors import InputError
+from medssr_dist.run.event_file import EventFile
 from medssr_dist.run.stream import follow
 from medssr_dist.training.stage_job import StageJob
 from medssr_dist.training.step_metrics import StepMetrics
@@ -46,18 +47,13 @@ class TensorBoard:
     """Event files in the stage's folder; steps after `job.checkpoint` of an earlier attempt are replaced."""
 
     def __init__(self, job: StageJob):
-        from torch.utils.tensorboard import SummaryWriter
-
-        after = job.checkpoint.step + 1 if job.checkpoint else 0
-        self._writer = SummaryWriter(job.paths.tensorboard, purge_step=after)
+        self._events = EventFile(job.paths.tensorboard, job.checkpoint.step + 1 if job.checkpoint else 0)
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
-        for name, value in metrics.items():
-            self._writer.add_scalar(f"train/{name}", value, step)
-        self._writer.flush()
+        self._events.add(step, {f"train/{name}": value for name, value in metrics.items()})
 
     def close(self) -> None:
-        self._writer.close()
+        self._events.close()
 
 
 class Wandb:

@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 
 import msgspec
 
-from medssr_dist.data.checksums import Damaged, LineChecker, seal_line, warn_of_damage
+from medssr_dist.data.checksums import Damaged, LineChecker, seal_lines, warn_of_damage
 from medssr_dist.data.jsonl import JsonlLedger, cut_torn_tail, enumerate_rows, raise_if_disk_full, sync_folder
 from medssr_dist.data.private_files import open_private
 from medssr_dist.data.records import Vote, parse_record
@@ -127,7 +127,7 @@ class Segment:
     def __init__(self, folder: Path, number: int, policy: str, sampling: str):
         self._path = vote_segment(folder, number)
         self._file: JsonlLedger | None = None  # opened by the first write
-        self._lines: list[bytes] = []
+        self._rows: list[bytes] = []
         self._seen: dict[str, dict[int, _KnownVote]] = defaultdict(dict)  # question -> seed -> vote
         self.policy, self.sampling = policy, sampling
         _unpack_segment(self._path, packed_vote_segment(folder, number))
@@ -165,15 +165,15 @@ class Segment:
         if vote.seed in self._seen[vote.question_id]:
             return False
         self._remember(vote)
-        self._lines.append(_encode_line(vars(vote) if keep_text else vars(vote) | {"text": ""}))
+        self._rows.append(_encode_row(vars(vote) if keep_text else vars(vote) | {"text": ""}))
         return True
 
     def write(self) -> None:
         """Append the added votes to the file and flush it to disk. Raises InputError when the disk is full."""
-        if self._lines:
+        if self._rows:
             self._file = self._file or JsonlLedger(self._path)
-            self._file.write(b"".join(self._lines))
-            self._lines.clear()
+            self._file.write(seal_lines(self._rows))
+            self._rows.clear()
 
     def close(self) -> None:
         if self._file:
@@ -193,11 +193,11 @@ def _drop_damaged(path: Path, damaged: list[Damaged]) -> None:
         target.writelines(line for line in source if checker.open(line) is not None)
 
 
-def _encode_line(row: dict[str, Any]) -> bytes:
+def _encode_row(row: dict[str, Any]) -> bytes:
     try:
-        return seal_line(_encode(row))
+        return _encode(row)
     except UnicodeEncodeError:  # half a surrogate pair in a server's reply
-        return seal_line(_encode(row | {"text": row["text"].encode("utf-8", "replace").decode()}))
+        return _encode(row | {"text": row["text"].encode("utf-8", "replace").decode()})
 
 
 def _open(folder: Path, number: int) -> BinaryIO | gzip.GzipFile:

@@ -62,7 +62,7 @@ def make_strategy(job: dict, world: int):
             "training.deterministic=true",
         ],
     )
-    strategy = Strategy(config, config.training.stage1, Path(job["folder"]), job["universal"])
+    strategy = Strategy(config, config.training.stage1, Path(job["folder"]), job["universal"], "test")
     strategy.args.vllm.sync_backend = "gloo"
     return strategy
 

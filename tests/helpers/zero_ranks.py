@@ -116,7 +116,7 @@ def make_strategy(case: SimpleNamespace, sequences: int, world: int):
     overrides += [f"training.stage1.{name}={value}" for name, value in stage.items()]
     overrides += [f"policy.model={case.model}", f"policy.dtype={case.dtype}"]
     config = load_config(CONFIG, overrides)
-    strategy = CLASSES[case.path][0](config, config.training.stage1, Path(case.model) / "stage")
+    strategy = CLASSES[case.path][0](config, config.training.stage1, Path(case.model) / "stage", group_secret="test")
     strategy.args.vllm.sync_backend = "gloo"
     train_config, eval_config = strategy.get_ds_train_config, strategy.get_ds_eval_config
     optimizer = {"type": "SGD", "params": {"lr": case.learning_rate}}

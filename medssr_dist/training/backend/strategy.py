@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from medssr_dist.config.schema import Config
 from medssr_dist.config.training import Stage
+from medssr_dist.runtime.device import on_gpu
 from medssr_dist.training.backend.openrlhf import DeepspeedStrategy
 from medssr_dist.training.backend.options import make_namespace, make_openrlhf_options
+from medssr_dist.training.group_store import join_ranks, make_group_secret
 
 
 class Strategy(DeepspeedStrategy):
@@ -23,11 +28,14 @@ class Strategy(DeepspeedStrategy):
         update_ends: whether the current micro-batch is the last of its optimizer step.
     """
 
-    def __init__(self, config: Config, stage: Stage, folder: Path, universal: bool = False):
+    def __init__(
+        self, config: Config, stage: Stage, folder: Path, universal: bool = False, group_secret: str | None = None
+    ):
         """
         Args:
             folder: the stage's folder.
             universal: whether the checkpoint to resume from has DeepSpeed's universal form.
+            group_secret: the secret of the ranks' process groups; None: a new one.
         """
         args = make_namespace(make_openrlhf_options(config, stage, folder) | {"ds.use_universal_ckpt": universal})
         super().__init__(
@@ -41,6 +49,17 @@ class Strategy(DeepspeedStrategy):
         )
         self.config, self.grpo = config, stage
         self.update_ends = True
+        self._group_secret = group_secret or make_group_secret()
+
+    def setup_distributed(self, timeout: timedelta = timedelta(minutes=60)) -> None:
+        """Join the group of the ranks through a store that is closed to strangers, then set up DeepSpeed in it.
+
+        Raises:
+            StrangerError: a member of the group is none of our ranks.
+        """
+        if not torch.distributed.is_initialized():
+            join_ranks(self._group_secret, "nccl" if on_gpu() else "gloo", timeout)
+        super().setup_distributed(timeout)
 
     def make_optimizer_settings(self, optimizer_steps: int) -> dict[str, Any]:
         """Return the settings of optimizer and learning-rate schedule for `prepare`.

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from types import MappingProxyType
 from typing import ClassVar
@@ -31,6 +31,7 @@ from vllm.distributed.weight_transfer.base import (
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory, WeightTransferTrainerFactory
 
+from medssr_dist.training.group_store import GroupStore, make_group_secret
 from medssr_dist.training.weights.run_together import run_together
 from medssr_dist.training.weights.weight_checks import ArrivalCheck
 
@@ -58,6 +59,7 @@ class GlooInitInfo(WeightTransferInitInfo):
     """What a worker needs to join the group.
 
     rank_offset: rank of the engine's first worker in the group. world_size: 1 sender + all workers.
+    secret: the group's secret, which members prove to each other that they know.
     """
 
     master_address: str
@@ -65,6 +67,7 @@ class GlooInitInfo(WeightTransferInitInfo):
     rank_offset: int
     world_size: int
     timeout_s: float
+    secret: str = field(repr=False)
 
 
 @dataclass
@@ -116,21 +119,26 @@ class GlooGroup:
 
     Args:
         port: port of the store at `address`; 0 in the sender, which opens the store at a free port.
+        secret: the group's secret.
     """
 
-    def __init__(self, address: str, port: int, rank: int, world_size: int, timeout_s: float):
-        from torch.distributed import PrefixStore, TCPStore
-        from vllm.distributed.utils import init_gloo_process_group
-
-        timeout = timedelta(seconds=timeout_s)
-        self._store = TCPStore(address, port, is_master=rank == 0, timeout=timeout, wait_for_workers=False)
+    def __init__(self, address: str, port: int, rank: int, world_size: int, timeout_s: float, secret: str):
+        self._rank, self._size, self._timeout = rank, world_size, timedelta(seconds=timeout_s)
+        self._store = GroupStore(address, port, rank, secret, self._timeout)
         self.port = self._store.port
-        self._join = lambda: init_gloo_process_group(PrefixStore("weights", self._store), rank, world_size, timeout)
-        self._group = None
+        self._group: torch.distributed.ProcessGroup | None = None
 
     def join(self) -> None:
-        """Join, and wait for all other members. Raises RuntimeError at the timeout."""
-        self._group = self._join()
+        """Join, and wait for all other members. Raises RuntimeError at the timeout, StrangerError for a stranger."""
+        from vllm.distributed.utils import init_gloo_process_group
+
+        self._group = init_gloo_process_group(self._store.names, self._rank, self._size, self._timeout)
+        self._store.check_members(self._gather)
+
+    def _gather(self, own: torch.Tensor) -> list[torch.Tensor]:
+        found = [torch.empty_like(own) for _ in range(self._size)]
+        self._group.allgather([found], [own]).wait()
+        return found
 
     def broadcast(self, flat: torch.Tensor) -> torch.distributed.Work:
         """Send (rank 0) or receive `flat`, uint8 [bytes]; it is complete after `wait` of the returned work."""
@@ -169,7 +177,7 @@ class GlooTrainerWeightTransferEngine(TrainerWeightTransferEngine[GlooTrainerIni
     ) -> GlooTrainerWeightTransferEngine:
         engine = cls(client=client, source=source, is_sender=init_info.is_sender)
         if engine.is_sender:
-            world = (init_info.world_size, init_info.timeout_s)
+            world = (init_info.world_size, init_info.timeout_s, make_group_secret())
             engine._group = GlooGroup(init_info.master_address, 0, 0, *world)
             worker_info = GlooInitInfo(init_info.master_address, engine._group.port, 1, *world)
             run_together(engine._group.join, client.init_weight_transfer_engine, asdict(worker_info))
@@ -217,7 +225,7 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo
     def init_transfer_engine(self, init_info: GlooInitInfo) -> None:
         worker = self.parallel_config.data_parallel_index * self.parallel_config.world_size + self.parallel_config.rank
         member = (init_info.master_address, init_info.master_port, init_info.rank_offset + worker)
-        self._group = GlooGroup(*member, init_info.world_size, init_info.timeout_s)
+        self._group = GlooGroup(*member, init_info.world_size, init_info.timeout_s, init_info.secret)
         self._group.join()
 
     def start_weight_update(self) -> None:
