@@ -151,6 +151,8 @@ def _build_parser() -> argparse.ArgumentParser:
         if name == "evaluate":
             add_model_arguments(command)
             command.set_defaults(call=_evaluate)
+        text = "with --dry-run: plan for GPUs, or for the CPU, whatever this machine has"
+        command.add_argument("--device", choices=("cpu", "gpu"), help=text)
         command.add_argument(
             "--sbatch", action="store_true", help="print the batch script of a Slurm job that does this"
         )
@@ -292,6 +294,8 @@ def _run_steps(args: argparse.Namespace) -> int:
 
     config = _load(args)
     steps = STEPS if args.command == "run" else (args.command,)
+    if args.device and not args.dry_run:
+        raise InputError("--device needs --dry-run; a run uses the GPUs that it finds, or the device in MEDSSR_DEVICE")
     if args.sbatch:
         from medssr_dist.commands.batch_script import render_batch_script
 
@@ -299,7 +303,10 @@ def _run_steps(args: argparse.Namespace) -> int:
         return 0
     if args.dry_run:
         from medssr_dist.commands.dry_run import dry_run
+        from medssr_dist.runtime.device import choose_device
 
+        if args.device:
+            choose_device(args.device)
         dry_run(config, args.run_dir, steps, args.rates)
         return 0
     if args.rates:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from medssr_dist.commands.plan_rows import PlanRow, describe_forecast, describe_sources, print_rows
+from medssr_dist.commands.plan_slots import describe_checkpoints, plan_memory, plan_slots
 from medssr_dist.commands.prefetch import find_indexes, name_corpora
 from medssr_dist.config.load import dump_config
 from medssr_dist.config.price_table import describe_cost
@@ -46,6 +47,7 @@ from medssr_dist.readers import (
 from medssr_dist.run.demand import refuse_unvoted_demand
 from medssr_dist.run.directory import RunDir, find_commit
 from medssr_dist.run.paths import STAGES, STEPS, resolved_config
+from medssr_dist.runtime.cluster import refuse_unfit_rollout
 from medssr_dist.runtime.device import describe_device
 from medssr_dist.runtime.model_faults import refuse_unfit_model
 from medssr_dist.runtime.models import find_policy_on_disk
@@ -79,7 +81,8 @@ def dry_run(config: Config, run_dir: Path, steps: tuple[str, ...], rates_of: Pat
     if steps == STEPS and not config.training.uses_pseudo_labels:
         steps = ("train", "evaluate")
     print(f"dry run of {', '.join(steps)} in {run.root}; nothing is started")
-    print_rows("slots", [PlanRow("device", describe_device()), *_plan_slots(config)])
+    refuse_unfit_rollout(config)
+    print_rows("slots", [PlanRow("device", describe_device()), *plan_slots(config), *plan_memory(config)])
     for step in steps:
         print_rows(step, [PlanRow("state", _describe_state(run, step)), *_PLANS[step](config, run, folder, model)])
     if steps == STEPS:
@@ -130,15 +133,6 @@ def _describe_state(run: RunDir, step: str) -> str:
         state = "not begun" if not found else f"finished at {found.finished}" if found.finished else "begun"
         states.append(f"{name} {state}" if step == "train" else state)
     return ", ".join(states)
-
-
-def _plan_slots(config: Config) -> list[PlanRow]:
-    from medssr_dist.runtime.cluster import count_slots, count_slots_at_once
-    from medssr_dist.runtime.device import on_gpu
-
-    kind = "GPUs" if on_gpu() else "CPU process slots"
-    needed = [PlanRow(name, f"{count} {kind}") for name, count in count_slots(config).items() if count]
-    return [*needed, PlanRow("at once", f"{count_slots_at_once(config)} {kind} (runtime.mode={config.runtime.mode})")]
 
 
 def _plan_synthesis(config: Config, run: RunDir, folder: Path, model: Path) -> list[PlanRow]:
@@ -334,10 +328,11 @@ def _describe_prompt(config: Config, prompts: PromptRenderer | None, model: Path
 
 def _engine_options(config: Config, model: Path) -> dict[str, dict[str, Any]]:
     """Return the options of vLLM for the engines of the vote and of the rollout."""
-    from medssr_dist.inference.vllm_args import build_engine_kwargs
+    from medssr_dist.inference.vllm_args import build_engine_kwargs, build_rollout_kwargs
 
-    sizes = {"voting": config.voting.tensor_parallel_size, "rollout": config.training.tensor_parallel_size}
-    return {name: build_engine_kwargs(model, config.policy, config.runtime, size) for name, size in sizes.items()}
+    voting = config.voting
+    kwargs = build_engine_kwargs(model, config.policy, config.runtime, voting.tensor_parallel_size)
+    return {"voting": kwargs | {"max_num_seqs": voting.in_flight}, "rollout": build_rollout_kwargs(model, config)}
 
 
 def _plan_training(config: Config, run: RunDir, folder: Path, model: Path) -> list[PlanRow]:
@@ -364,6 +359,7 @@ def _plan_training(config: Config, run: RunDir, folder: Path, model: Path) -> li
             stage_rows.append(PlanRow(name, "off"))
             continue
         stage_rows.append(PlanRow(name, _describe_stage(stage, examples[name], starts[name])))
+        stage_rows.append(PlanRow("", describe_checkpoints(config, stage)))
         options = make_openrlhf_options(config, stage, run.stage(name).folder)
         write_json(
             folder / f"openrlhf_{name}.json", {key: _to_json(value) for key, value in options.items()}, checked=False

@@ -76,6 +76,18 @@ class RolloutOptions(Section):
         description="weights of the rollout engines. policy: in policy.dtype; fp8: in 8 bits, for GPUs from compute "
         "capability 8.9 on; needs an importance correction",
     )
+    max_num_seqs: int = Field(
+        0,
+        ge=0,
+        description="samples that a rollout engine computes at the same time; 0 = by the GPU's memory: 512 from 70 GB "
+        "on, 256 from 35 GB on, else 128; on CPU vLLM's default",
+    )
+    max_num_batched_tokens: int = Field(
+        0,
+        ge=0,
+        description="limit of the tokens that a rollout engine computes in one forward pass; 0 = by the GPU's memory: "
+        "16,384 from 70 GB on, 8,192 from 35 GB on, else 4,096; not used on CPU",
+    )
     sync_bucket_mb: int = Field(
         256, ge=1, description="MiB of weights gathered and sent together; a larger weight is sent alone"
     )
@@ -122,7 +134,12 @@ class Stage(Objective):
     drop_zero_variance: bool = Field(
         True, description="drop groups whose rewards are all equal, and sample groups of the next prompts instead"
     )
-    save_steps: int = Field(10, ge=1, description="write a checkpoint every N steps")
+    save_steps: int = Field(
+        0,
+        ge=0,
+        description="write a checkpoint every N steps; 0 = by its size: every 10 steps; above 40 GB less often, so "
+        "that a step writes 4 GB on average, but at least every 50 steps",
+    )
     keep_checkpoints: int = Field(
         1,
         ge=1,
@@ -166,6 +183,11 @@ class Training(RolloutOptions):
     gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
     offload_optimizer: bool = Field(False, description="keep the optimizer state in host memory")
     offload_reference: bool = Field(False, description="keep the reference model's weights in host memory")
+    hpz: bool = Field(
+        False,
+        description="keep a copy of the weights on each node, in shards (ZeRO++'s hpZ): the backward pass then gathers "
+        "them within the node; takes memory (2 bytes x parameters / ranks_per_node); no effect on one node",
+    )
     lora_rank: int = Field(0, ge=0, description="train adapters of this rank on all linear layers; 0 = all weights")
     lora_alpha: int = Field(32, ge=1, description="the adapters are scaled by lora_alpha / lora_rank")
     attention: Literal["varlen", "flash_attention_2", "sdpa", "eager"] = Field(

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from medssr_dist.config.schema import Config, Policy
 from medssr_dist.errors import InputError
-from medssr_dist.runtime.device import read_available_memory
+from medssr_dist.estimates.model_shape import find_shape
+from medssr_dist.runtime.device import read_available_memory, read_free_gpu_bytes
 from medssr_dist.runtime.model_files import read_stored_weights
 from medssr_dist.runtime.models import find_policy_on_disk
 
@@ -15,6 +16,8 @@ _EMBEDDED_PARAMETERS = 134_515_008  # SmolLM2-135M; used until its weights have 
 # Bytes of a process in addition to weights, optimizer state and KV cache: libraries, buffers, and the activations of a
 # rank. Measured on CPU in the demo with two ranks (SmolLM2-135M, 8 sequences of 200 tokens in one forward pass).
 _ENGINE_BYTES, _RANK_BYTES, _REFERENCE_BYTES, _DRIVER_BYTES = 2.1e9, 2.5e9, 0.7e9, 1.7e9
+# On a GPU: CUDA, NCCL and the kernels' buffers; and how many weights DeepSpeed gathers at most (its default).
+_GPU_RANK_BYTES, _GATHERED_PARAMETERS = 2e9, 1_000_000_000
 _OPTIMIZER_BYTES = 12  # bytes per trained parameter: the fp32 master weight and the two moments of Adam
 
 
@@ -40,8 +43,8 @@ def estimate_memory(config: Config, parameters: int) -> list[MemoryDemand]:
     """Return the memory demands of the run that `config` describes.
 
     On CPU there is one demand, for the whole run. On GPU there is one for the GPU of an engine, one for the GPU of a
-    training rank, and one for each thing that is offloaded to the memory of the host. Activations on the GPU are not
-    counted, because they depend on sequence lengths and kernels.
+    training rank, and one for each thing that is offloaded to the memory of the host. A GPU that is not here is assumed
+    to have ASSUMED_GPU_BYTES. Activations are those of the largest micro-batch, where the model's shape is known.
 
     Args:
         parameters: number of parameters of the policy, see `count_parameters`.
@@ -50,14 +53,13 @@ def estimate_memory(config: Config, parameters: int) -> list[MemoryDemand]:
 
     if not on_gpu():
         return [MemoryDemand("the run", _cpu_bytes(config, parameters), read_available_memory())]
-    import torch
-
-    training, free = config.training, torch.cuda.mem_get_info()[0]
+    training, free = config.training, read_free_gpu_bytes()
     size = min(config.voting.tensor_parallel_size, training.tensor_parallel_size)
     room = free * config.runtime.gpu_memory_utilization
     optimizer = _OPTIMIZER_BYTES * _trained_parameters(config, parameters) if training.offload_optimizer else 0
     reference = _bytes_per_weight(config) * parameters if training.offload_reference and _has_reference(config) else 0
     rank = (_training_state_bytes(config, parameters) - optimizer - reference) / training.ranks
+    rank += _working_bytes(config, parameters)
     demands = [
         MemoryDemand("an engine's GPU", _bytes_per_weight(config) * parameters / size, room),
         MemoryDemand("a training rank's GPU", rank, free),
@@ -67,6 +69,31 @@ def estimate_memory(config: Config, parameters: int) -> list[MemoryDemand]:
     if reference:
         demands.append(MemoryDemand("the reference on the host", reference / training.nodes, read_available_memory()))
     return demands
+
+
+def _working_bytes(config: Config, parameters: int) -> float:
+    """Return the bytes that a rank's GPU needs besides its shards: libraries, gathered weights, activations, hpz."""
+    training, weight = config.training, _bytes_per_weight(config)
+    gathered = weight * min(parameters, _GATHERED_PARAMETERS)
+    copy = weight * parameters / training.ranks_per_node if training.hpz and training.nodes > 1 else 0
+    return _GPU_RANK_BYTES + gathered + copy + _activation_bytes(config)
+
+
+def _activation_bytes(config: Config) -> float:
+    """Return the bytes of the activations of the largest micro-batch; 0 if the model's shape is not known.
+
+    All layers keep theirs, or with gradient checkpointing their input alone, and one layer has gradients of its own.
+    """
+    shape, training = find_shape(config.policy), config.training
+    if shape is None:
+        return 0
+    stages = [stage for stage in (training.stage1, training.stage2) if stage.enabled]
+    longest = config.policy.max_model_len
+    tokens = max((stage.micro_batch_tokens or stage.micro_batch_size * longest for stage in stages), default=0)
+    kept = shape.hidden * shape.layers + shape.activations
+    if not training.gradient_checkpointing:
+        kept = shape.activations * shape.layers
+    return _bytes_per_weight(config) * tokens * (kept + shape.activations)
 
 
 def refuse_too_little_memory(config: Config) -> None:
@@ -152,8 +179,13 @@ def estimate_checkpoint_bytes(config: Config, parameters: int) -> float:
     Each stage holds its newest checkpoints, the best one, the one that is being written, and the exported model.
     """
     stages = [stage for stage in (config.training.stage1, config.training.stage2) if stage.enabled]
-    checkpoint = _bytes_per_weight(config) * parameters + _OPTIMIZER_BYTES * _trained_parameters(config, parameters)
+    checkpoint = estimate_one_checkpoint(config, parameters)
     return sum(checkpoint * (stage.keep_checkpoints + 2) + _bytes_per_weight(config) * parameters for stage in stages)
+
+
+def estimate_one_checkpoint(config: Config, parameters: int) -> float:
+    """Return the bytes of one checkpoint: weights, and the fp32 weights and moments of the optimizer."""
+    return _bytes_per_weight(config) * parameters + _OPTIMIZER_BYTES * _trained_parameters(config, parameters)
 
 
 def count_parameters(policy: Policy) -> int:

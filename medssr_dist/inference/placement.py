@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -21,6 +20,7 @@ from medssr_dist.inference.vllm_args import build_engine_env, build_engine_kwarg
 from medssr_dist.inference.vllm_engine import RayEngine
 from medssr_dist.inference.vllm_server import ServerEngine
 from medssr_dist.runtime.cluster import reserve_each
+from medssr_dist.runtime.device import count_threads
 from medssr_dist.runtime.fingerprints import fingerprint_model
 from medssr_dist.runtime.models import load_tokenizer
 
@@ -85,7 +85,7 @@ class EnginePlacement:
         size = config.voting.tensor_parallel_size
         self._kwargs = build_engine_kwargs(model, config.policy, config.runtime, size)
         self._kwargs["max_num_seqs"] = config.voting.in_flight  # vLLM's own default is lower behind AsyncLLMEngine
-        threads = max(1, (os.cpu_count() or 1) // max(1, engines))
+        threads = count_threads(engines)
         self._env = build_engine_env(config.runtime, threads)
         self._linger_s = _LINGER_S + engines / 1000
         self.fingerprint = fingerprint_model(model)

@@ -6,10 +6,10 @@ import os
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from medssr_dist.config.schema import Policy, Runtime
-from medssr_dist.runtime.device import build_device_env, on_gpu
+from medssr_dist.config.schema import Config, Policy, Runtime
+from medssr_dist.runtime.device import build_device_env, on_gpu, read_gpu_bytes
 
 _SLEEP_S = 2e-4
 _FLASHINFER_SAMPLER = "VLLM_USE_FLASHINFER_SAMPLER"
@@ -36,10 +36,40 @@ def build_engine_kwargs(model: Path, policy: Policy, runtime: Runtime, tensor_pa
         "generation_config": "vllm",
     }
     if on_gpu():
+        limits = choose_limits(read_gpu_bytes())
+        kwargs["max_num_batched_tokens"] = max(limits.max_num_batched_tokens, policy.max_model_len)
+        kwargs["max_num_seqs"] = limits.max_num_seqs
         return kwargs | {"gpu_memory_utilization": runtime.gpu_memory_utilization}
     # A seeded request that is split over two prefill steps needs Generator.set_offset, which CPU generators do not
     # have: prompts are prefilled in one step.
     return kwargs | {"enable_chunked_prefill": False, "max_num_batched_tokens": max(4096, policy.max_model_len)}
+
+
+def build_rollout_kwargs(model: Path, config: Config) -> dict[str, Any]:
+    """Return the keyword arguments of a rollout engine: those of a voting engine, with limits and dtype of its own."""
+    training = config.training
+    kwargs = build_engine_kwargs(model, config.policy, config.runtime, training.tensor_parallel_size)
+    if training.max_num_seqs:
+        kwargs["max_num_seqs"] = training.max_num_seqs
+    if training.max_num_batched_tokens and on_gpu():
+        kwargs["max_num_batched_tokens"] = max(training.max_num_batched_tokens, config.policy.max_model_len)
+    if training.rollout_dtype == "fp8":
+        kwargs["quantization"] = "fp8"
+    return kwargs | {"logprobs_mode": "processed_logprobs"}  # at the sampling temperature
+
+
+class EngineLimits(NamedTuple):
+    """vLLM's limits of one forward pass. Example: EngineLimits(max_num_seqs=512, max_num_batched_tokens=16384)"""
+
+    max_num_seqs: int
+    max_num_batched_tokens: int
+
+
+def choose_limits(gpu_bytes: int) -> EngineLimits:
+    """Return the limits for a GPU with so much memory; behind AsyncLLMEngine, vLLM's own are 128 and 2,048."""
+    if gpu_bytes >= 70e9:
+        return EngineLimits(512, 16384)
+    return EngineLimits(256, 8192) if gpu_bytes >= 35e9 else EngineLimits(128, 4096)
 
 
 def build_engine_env(runtime: Runtime, threads: int) -> dict[str, str]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from medssr_dist.config.schema import Config
 from medssr_dist.errors import InputError
-from medssr_dist.runtime.device import on_gpu
+from medssr_dist.runtime.device import on_gpu, read_compute_capability
 from medssr_dist.runtime.network import list_interfaces
 from medssr_dist.runtime.temp_dir import open_ray_temp_dir
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ray.util.placement_group import PlacementGroup
 
 _LOOPBACK = "127.0.0.1"
+_FP8_CAPABILITY = 8.9
 _PLACEMENT_S = 120.0  # engines of the step before may need a while to end
 
 
@@ -49,6 +50,21 @@ def count_slots_at_once(config: Config) -> int:
     return voting + training if config.runtime.mode == "stream" else max(voting, training)
 
 
+def refuse_unfit_rollout(config: Config) -> None:
+    """Raise InputError if the rollout engines are to sample in 8 bits where this device cannot."""
+    training = config.training
+    if training.rollout_dtype != "fp8" or not (training.stage1.enabled or training.stage2.enabled):
+        return
+    capability = read_compute_capability()
+    if on_gpu() and (capability is None or capability >= _FP8_CAPABILITY):
+        return
+    here = f"this GPU has {capability}" if on_gpu() else "this run uses the CPU"
+    raise InputError(
+        f"training.rollout_dtype = fp8 needs GPUs of compute capability {_FP8_CAPABILITY} or newer, and {here}; set "
+        "training.rollout_dtype=policy"
+    )
+
+
 @contextmanager
 def open_ray_cluster(config: Config, logs: Path) -> Iterator[None]:
     """Connect to Ray for the duration of the block; a cluster started here ends with it.
@@ -56,11 +72,12 @@ def open_ray_cluster(config: Config, logs: Path) -> Iterator[None]:
     Args:
         logs: folder that gets the logs of the workers.
     Raises:
-        InputError: the cluster has fewer GPUs than the config needs.
+        InputError: the cluster has fewer GPUs than the config needs, or they cannot sample in 8 bits.
     """
     import ray
 
     slots = count_slots_at_once(config)
+    refuse_unfit_rollout(config)
     on_sigterm = signal.getsignal(signal.SIGTERM)
     with ExitStack() as stack:
         if address := os.environ.get("RAY_ADDRESS", ""):

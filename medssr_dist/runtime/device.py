@@ -10,6 +10,9 @@ from typing import Any
 
 from medssr_dist.errors import InputError
 
+ASSUMED_GPU_BYTES = 80 * 10**9  # of a GPU that is not here; that of an A100 or H100
+_ASSUMED_GPUS = f"GPUs, none visible here: {ASSUMED_GPU_BYTES / 1e9:.0f} GB each are assumed"
+
 
 @lru_cache(maxsize=1)
 def on_gpu() -> bool:
@@ -39,7 +42,7 @@ def describe_device() -> str:
         return f"CPU, {os.cpu_count()} cores, {read_available_memory() / 1e9:.0f} GB free{forced}"
     torch = _import_torch()
     names = Counter(torch.cuda.get_device_name(place) for place in range(torch.cuda.device_count()))
-    return (", ".join(f"{count} x {name}" for name, count in names.items()) or "GPUs, none visible here") + forced
+    return (", ".join(f"{count} x {name}" for name, count in names.items()) or _ASSUMED_GPUS) + forced
 
 
 def _import_torch() -> Any:
@@ -56,6 +59,54 @@ def _import_torch() -> Any:
 def build_device_env() -> dict[str, str]:
     """Return the environment that passes the run's device to a Ray actor, even to one without a GPU."""
     return {"MEDSSR_DEVICE": "cuda" if on_gpu() else "cpu", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+
+
+def read_gpu_bytes() -> int:
+    """Return the memory of this machine's first GPU, in bytes; ASSUMED_GPU_BYTES where none is visible.
+
+    The driver is asked, not torch, which would take memory of the GPU for itself.
+    """
+    nvml = _open_nvml()
+    return int(nvml.nvmlDeviceGetMemoryInfo(nvml.nvmlDeviceGetHandleByIndex(0)).total) if nvml else ASSUMED_GPU_BYTES
+
+
+def read_compute_capability() -> float | None:
+    """Return the compute capability of this machine's first GPU, for instance 9.0; None where none is visible."""
+    nvml = _open_nvml()
+    if nvml is None:
+        return None
+    major, minor = nvml.nvmlDeviceGetCudaComputeCapability(nvml.nvmlDeviceGetHandleByIndex(0))
+    return float(f"{major}.{minor}")
+
+
+def _open_nvml() -> Any | None:
+    """Return the driver's library of NVIDIA, or None where it or a GPU is missing."""
+    try:
+        import pynvml
+    except ImportError:  # not in the CPU set
+        return None
+    try:
+        pynvml.nvmlInit()
+        return pynvml if pynvml.nvmlDeviceGetCount() else None
+    except pynvml.NVMLError:
+        return None
+
+
+def read_free_gpu_bytes() -> int:
+    """Return the free bytes of the current GPU; ASSUMED_GPU_BYTES where none is visible, for plans."""
+    cuda = _import_torch().cuda
+    return int(cuda.mem_get_info()[0]) if cuda.device_count() else ASSUMED_GPU_BYTES
+
+
+def choose_device(device: str) -> None:
+    """Plan for this device, `cpu` or `gpu`, whatever this machine has."""
+    os.environ["MEDSSR_DEVICE"] = {"cpu": "cpu", "gpu": "cuda"}[device]
+    on_gpu.cache_clear()
+
+
+def count_threads(processes: int) -> int:
+    """Return the CPU threads that each of `processes` processes on this node may use."""
+    return max(1, len(os.sched_getaffinity(0)) // max(1, processes))
 
 
 def read_available_memory() -> int:

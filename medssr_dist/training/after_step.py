@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from medssr_dist.training.deadline import StopSign
 from medssr_dist.training.finite import describe_bad, find_bad_metrics
 from medssr_dist.training.mismatch import MismatchWatch
 from medssr_dist.training.model_card import write_model_card
+from medssr_dist.training.save_interval import choose_save_steps
 from medssr_dist.training.stage_job import StageJob
 from medssr_dist.training.stage_watch import StageWatch, copy_model
 from medssr_dist.training.step_metrics import StepMetrics
@@ -85,6 +87,10 @@ class AfterStep:
         """Why no further step follows, although there are samples; "" = it does."""
         return self._watch.ended_by
 
+    @cached_property
+    def _save_steps(self) -> int:
+        return self._job.stage.save_steps or choose_save_steps(self._count_bytes())
+
     def resume(self) -> LoopState:
         """Return the state of the checkpoint that the ranks have loaded, or of the beginning."""
         return LoopState.from_dict(self._all("get_checkpoint_states")[0])
@@ -115,7 +121,7 @@ class AfterStep:
         self._watch.add_step(metrics)
         self._rewards.append(metrics.reward)
         self._stop.record_step(metrics.seconds - metrics.seconds_wait)
-        is_saved = state.step % self._job.stage.save_steps == 0
+        is_saved = state.step % self._save_steps == 0
         if self._watch.is_candidate(state.step, is_saved):
             self._export_to(self._job.paths.hf_candidate(state.step))
         if is_saved:

@@ -282,6 +282,7 @@ def test_values_follow_the_stage(stage, setting, expected):
         ({"colocate_reference": False}, {"train.colocate_actor_ref": False}),
         ({"ranks_per_node": 4}, {"actor.num_gpus_per_node": 4}),
         ({"nodes": 2}, {"actor.num_nodes": 2}),
+        ({"nodes": 2, "ranks_per_node": 4, "hpz": True}, {"ds.zpg": 4}),
         ({"deterministic": True}, {"train.full_determinism_enable": True}),
     ],
 )

@@ -33,51 +33,13 @@ from medssr_dist.bench.training.stock_stage import DEMO
 from medssr_dist.config.load import load_config
 from medssr_dist.config.schema import Config
 from medssr_dist.config.training import Stage
+from medssr_dist.estimates.model_shape import SHAPES
 from medssr_dist.runtime.models import resolve_model
 
 if TYPE_CHECKING:
     from medssr_dist.training.backend.openrlhf import Experience
 
 Result = TypeVar("Result")
-
-_QWEN3 = {"model_type": "qwen3", "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936}
-# Hugging Face config of each shape, as published with the model.
-SHAPES = {
-    "SmolLM2-135M": {
-        "model_type": "llama",
-        "hidden_size": 576,
-        "intermediate_size": 1536,
-        "num_hidden_layers": 30,
-        "num_attention_heads": 9,
-        "num_key_value_heads": 3,
-        "vocab_size": 49152,
-        "tie_word_embeddings": True,
-    },
-    "Qwen3-0.6B": _QWEN3
-    | {
-        "hidden_size": 1024,
-        "intermediate_size": 3072,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 16,
-        "tie_word_embeddings": True,
-    },
-    "Qwen3-1.7B": _QWEN3
-    | {
-        "hidden_size": 2048,
-        "intermediate_size": 6144,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 16,
-        "tie_word_embeddings": True,
-    },
-    "Qwen3-8B": _QWEN3
-    | {
-        "hidden_size": 4096,
-        "intermediate_size": 12288,
-        "num_hidden_layers": 36,
-        "num_attention_heads": 32,
-        "tie_word_embeddings": False,
-    },
-}
 
 
 @dataclass(frozen=True)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from medssr_dist.inference.vllm_args import build_engine_env, build_engine_kwargs
+from medssr_dist.inference.vllm_args import build_engine_env, build_rollout_kwargs
 from medssr_dist.runtime.cluster import reserve_bundles
-from medssr_dist.runtime.device import on_gpu
+from medssr_dist.runtime.device import count_threads, on_gpu
 from medssr_dist.training.rollout.engines import RolloutEngines, engine_name
 from medssr_dist.training.rollout.groups import Sampling
 from medssr_dist.training.rollout.sampler import BatchPlan, Sampler
@@ -70,13 +69,8 @@ class RolloutWorkers:
 
     def engine_options(self, model: Path) -> dict[str, Any]:
         """Return vLLM's arguments, which are the same for all engines."""
-        training = self._config.training
-        options = build_engine_kwargs(model, self._config.policy, self._config.runtime, training.tensor_parallel_size)
-        options["weight_transfer_config"] = {"backend": "medssr_nccl" if on_gpu() else "gloo"}
-        if training.rollout_dtype == "fp8":
-            options["quantization"] = "fp8"
-        options["logprobs_mode"] = "processed_logprobs"  # at the sampling temperature
-        return options
+        backend = {"backend": "medssr_nccl" if on_gpu() else "gloo"}
+        return build_rollout_kwargs(model, self._config) | {"weight_transfer_config": backend}
 
     def make_sync(self, ranks: RayActorGroup) -> RankSync:
         """Set up the weight sync from `ranks`."""
@@ -154,7 +148,7 @@ class EngineStarter:
         self._board, self._options, self._gpus = board, options, training.tensor_parallel_size
         self._reward = training.reward
         self.bundles = reserve_bundles([{"GPU": self._gpus, "CPU": 1}] * training.engines, "the rollout engines")
-        self._env = build_engine_env(config.runtime, max(1, (os.cpu_count() or 1) // training.engines))
+        self._env = build_engine_env(config.runtime, count_threads(training.engines))
         self._env["GOMP_SPINCOUNT"] = "0"  # waiting threads sleep: the ranks that send weights need the cores
         self._actor = ray.remote(RolloutEngine)
 
