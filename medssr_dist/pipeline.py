@@ -22,7 +22,7 @@ from medssr_dist.config.schema import Config
 from medssr_dist.data.jsonl import write_json
 from medssr_dist.estimates.memory import refuse_too_little_memory
 from medssr_dist.evaluation.benchmarks import read_benchmarks
-from medssr_dist.readers import read_validation_questions
+from medssr_dist.readers import read_calibration_questions, read_validation_questions
 from medssr_dist.run.background import BackgroundSteps
 from medssr_dist.run.clock import time_step
 from medssr_dist.run.demand import refuse_unvoted_demand
@@ -45,6 +45,8 @@ from medssr_dist.summary.closing_table import build_summary, render_summary
 from medssr_dist.summary.question_story import tell_question_story
 from medssr_dist.summary.summary_plot import draw_summary
 from medssr_dist.synthesis.prompts import load_question_prompt
+from medssr_dist.voting.label_rule import load_label_rule
+from medssr_dist.voting.question_forms import Paraphrases
 
 logger = logging.getLogger(__name__)
 
@@ -102,6 +104,10 @@ def refuse_bad_inputs(session: Session, steps: tuple[str, ...]) -> None:
         load_question_prompt(config.synthesis.prompt_file)
     if set(steps) & {"vote", "train", "evaluate"}:
         refuse_unfit_model(config, find_base_model(session))
+    if "vote" in steps:
+        load_label_rule(config.voting.rule)
+        Paraphrases.read(config.voting.paraphrases)
+        read_calibration_questions(config)
     if "train" in steps:
         _refuse_bad_training(config)
     if "evaluate" in steps:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, SecretStr, model_validator
 
 from medssr_dist.config.base import BaseUrl, Section, Source
+from medssr_dist.config.labels import MAJORITY, RULES, Calibrate
 from medssr_dist.config.synthesis import Endpoint, Knowledge, Synthesis
 from medssr_dist.config.training import Training
 from medssr_dist.data.prompt_forms import PromptForm, load_prompt_form
@@ -71,7 +72,32 @@ class Voting(Section):
 
     samples: int = Field(16, ge=1, description="K, answers per question")
     threshold: float = Field(
-        0.5, ge=0, le=1, description="a label is kept if its confidence is at least this; 0 = keep all"
+        0.5,
+        ge=0,
+        le=1,
+        description="a label is kept if its confidence is at least this; 0 = keep all. With calibrate, the lowest one "
+        "that is tried",
+    )
+    calibrate: Calibrate | None = Field(
+        None, description="choose the threshold by human-labelled questions, with a guarantee; null = off"
+    )
+    rule: str = Field(
+        MAJORITY,
+        description="how votes become a label: majority; length or logprob (votes weigh as much as they are long or "
+        "probable); agreement (each form of the question has one voice; needs shuffle_options or paraphrases); "
+        "package.module:function = a function of your own, see docs/voting.md. All but majority need adaptive=never",
+    )
+    shuffle_options: bool = Field(
+        False,
+        description="each vote sees the options in an order of its own, which is stored with it; see docs/voting.md",
+    )
+    paraphrases: str = Field(
+        "",
+        description="JSONL file with further stems of the questions, {id: ..., stems: [...]}; the votes see all stems "
+        "in turn. '' = none",
+    )
+    record_logprobs: bool = Field(
+        False, description="store the mean token log-prob of each vote; rule=logprob does so in any case"
     )
     kept: int = Field(
         0,
@@ -118,6 +144,35 @@ class Voting(Section):
     question_buffer: int = Field(
         512, ge=1, description="stream: questions that the vote has not taken; at this many, synthesis waits"
     )
+
+    @property
+    def needs_logprobs(self) -> bool:
+        """Whether the votes are stored with their mean token log-prob."""
+        return self.record_logprobs or self.rule == "logprob"
+
+    @model_validator(mode="after")
+    def _refuse_unfit_rule(self) -> Voting:
+        if self.rule != MAJORITY and self.adaptive != "never":
+            raise ValueError(
+                f"rule = {self.rule!r} needs every vote, but adaptive = {self.adaptive} ends the vote on a question by "
+                "counts of votes; set adaptive=never"
+            )
+        if self.rule not in RULES and ":" not in self.rule:
+            raise ValueError(
+                f"rule = {self.rule!r} is neither {', '.join(RULES)} nor of the form package.module:function"
+            )
+        if self.rule not in RULES and not self.keep_text:
+            raise ValueError(f"rule = {self.rule!r} is given the texts of the votes; set keep_text=true")
+        if self.rule == "agreement" and not (self.shuffle_options or self.paraphrases):
+            raise ValueError(
+                "rule = agreement needs several forms of a question; set shuffle_options=true or paraphrases"
+            )
+        if self.calibrate and self.adaptive == "statistical":
+            raise ValueError(
+                "calibrate needs the labels of all K votes, which adaptive = statistical may miss; set "
+                "adaptive=lossless"
+            )
+        return self
 
     @model_validator(mode="after")
     def _refuse_unfit(self) -> Voting:
@@ -209,6 +264,15 @@ class Config(Section):
             raise ValueError(
                 "policy.dtype = float32 cannot be trained with attention=flash_attention_2, which computes in 16 bits; "
                 "set training.attention=varlen"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _refuse_paraphrases_in_stream(self) -> Config:
+        if self.voting.paraphrases and self.runtime.mode == "stream":
+            raise ValueError(
+                "voting.paraphrases are of questions that exist, but runtime.mode = stream votes as they come; "
+                "set runtime.mode=sequential, and write the file between `medssr synthesize` and `medssr vote`"
             )
         return self
 

@@ -151,6 +151,15 @@ class Vote(Record):
     text: str
     tokens: int = Field(description="generated tokens")
     truncated: bool = Field(description="the answer reached the token limit")
+    order: str = Field(
+        "",
+        description="letters of the question's options in the order in which the policy saw them, for example 'CABD'; "
+        "`text` names the letters that it saw, `answer` is the question's own. '' = in the question's order",
+    )
+    paraphrase: int = Field(0, description="number of the stem that the policy saw; 0 = the question's own")
+    logprob: float | None = Field(
+        None, description="mean log-prob of the generated tokens, at temperature 1; None if it was not recorded"
+    )
 
     @property
     def key(self) -> VoteKey:
@@ -188,6 +197,7 @@ class Label(Record):
     reason: str = Field("", description="why the question is quarantined")
     policy: str
     sampling: str
+    rule: str = Field("majority", description="how the votes became the label (voting.rule)")
 
 
 def parse_record(kind: type[RecordType], row: Any, where: str) -> RecordType:

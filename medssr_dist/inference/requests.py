@@ -24,6 +24,7 @@ class SampleRequest:
         opening: the mark with which the prompt opens the thoughts of a sample; it is put in front of the sample's text.
         choices: generate exactly one of these texts (each a single token), greedily; () = free text.
         expected_tokens: tokens that a sample is expected to take; 0 = as many as the mean of all samples.
+        logprobs: return the mean log-prob of each sample's tokens too.
     """
 
     key: str
@@ -39,6 +40,7 @@ class SampleRequest:
     opening: str = ""
     choices: tuple[str, ...] = ()
     expected_tokens: float = 0.0
+    logprobs: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,7 @@ class Completion:
         truncated: whether it was cut at the token limit, or ends inside its thoughts.
         answer: the letter that the text answers; None if it names none.
         method: the form in which the answer was found (`data.answers`); None without an answer.
+        logprob: mean log-prob of its tokens in the policy's own distribution (temperature 1); None if not asked for.
     """
 
     seed: int
@@ -62,13 +65,22 @@ class Completion:
     truncated: bool
     answer: str | None = None
     method: str | None = None
+    logprob: float | None = None
 
     @classmethod
-    def from_text(cls, request: SampleRequest, seed: int, text: str, tokens: int, truncated: bool) -> Completion:
+    def from_text(
+        cls,
+        request: SampleRequest,
+        seed: int,
+        text: str,
+        tokens: int,
+        truncated: bool,
+        logprob: float | None = None,
+    ) -> Completion:
         """Build a sample of `request` and extract its answer from `text`; a truncated one must state it."""
         text = request.opening + text
         found = extract_answer(text, request.options, truncated)
-        return cls(seed, text, tokens, truncated or found.is_open, found.letter, found.method)
+        return cls(seed, text, tokens, truncated or found.is_open, found.letter, found.method, logprob)
 
 
 @dataclass(frozen=True, slots=True)

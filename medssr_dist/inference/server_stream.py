@@ -33,10 +33,15 @@ class UnusableServer(Exception):
     """The server's samples cannot be votes of this run. The message continues the server's address."""
 
 
+class _Logprobs(msgspec.Struct):
+    token_logprobs: list[float | None] = []
+
+
 class _Choice(msgspec.Struct):
     index: int
     text: str
     finish_reason: str | None = None
+    logprobs: _Logprobs | None = None
 
 
 class _Usage(msgspec.Struct):
@@ -61,6 +66,7 @@ class StreamedSamples:
         self._request, self._max_tokens = request, max_tokens
         self._texts: list[list[str]] = [[] for _ in range(request.n)]
         self._counts = [0] * request.n
+        self._logprobs: list[list[float]] = [[] for _ in range(request.n)]
         self.missing = request.n
         self.tokens = 0
 
@@ -77,6 +83,8 @@ class StreamedSamples:
         if not self._counts[index] <= tokens <= _MOST_TOKENS:
             raise ServerLost(f"it counts {tokens} tokens in a sample that had {self._counts[index]}")
         self._texts[index].append(replace_surrogates(choice.text))
+        if choice.logprobs:
+            self._logprobs[index] += [each for each in choice.logprobs.token_logprobs if each is not None]
         self.tokens += tokens - self._counts[index]
         self._counts[index] = tokens
         return self._finish(index, choice.finish_reason) if choice.finish_reason else None
@@ -92,4 +100,17 @@ class StreamedSamples:
             )
         self.missing -= 1
         text = "".join(self._texts[index])
-        return Completion.from_text(self._request, self._request.seed + index, text, tokens, reason == "length")
+        seed, logprob = self._request.seed + index, self._average_logprob(index)
+        return Completion.from_text(self._request, seed, text, tokens, reason == "length", logprob)
+
+    def _average_logprob(self, index: int) -> float | None:
+        """Return the mean log-prob of a finished sample; None where it was not asked for or there is no token."""
+        found, tokens = self._logprobs[index], self._counts[index]
+        if not self._request.logprobs or not tokens:
+            return None
+        if len(found) != tokens:
+            raise UnusableServer(
+                f"returns {len(found)} log-probs for {tokens} tokens; the vote needs a vLLM server with log-probs, or "
+                "voting.rule without them"
+            )
+        return sum(found) / tokens

@@ -120,7 +120,9 @@ class VllmActor:
     def _finish(self, lease_id: int, request: SampleRequest, sample: CompletionOutput) -> None:
         truncated = sample.finish_reason == "length"
         seed = request.seed + sample.index  # vLLM draws sample i of a request with its seed + i
-        completion = Completion.from_text(request, seed, sample.text, len(sample.token_ids), truncated)
+        tokens, total = len(sample.token_ids), sample.cumulative_logprob
+        logprob = total / tokens if request.logprobs and tokens and total is not None else None
+        completion = Completion.from_text(request, seed, sample.text, tokens, truncated, logprob)
         self._output.samples.append(LeasedCompletion(lease_id, completion))
         self._news.set()
 
@@ -138,6 +140,7 @@ class VllmActor:
             top_k=0 if greedy else request.top_k,
             max_tokens=1 if greedy else min(request.max_tokens, room),
             stop=list(request.stop),
+            logprobs=0 if request.logprobs else None,  # 0: of the sampled token alone
             allowed_token_ids=find_choice_ids(request.choices, self._tokenize) if greedy else None,
             # Cumulative: a sample is seen as it finishes, not with the last one of its request.
             output_kind=RequestOutputKind.CUMULATIVE,

@@ -259,6 +259,7 @@ class ServerEngine:
             "top_k": request.top_k,
             "max_tokens": min(request.max_tokens, room),
             "stop": list(request.stop),
+            **({"logprobs": 0} if request.logprobs else {}),  # 0: of the sampled token alone
             **_NEUTRAL,
             "stream": True,
             "stream_options": {"include_usage": True, "continuous_usage_stats": True},

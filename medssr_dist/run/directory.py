@@ -16,6 +16,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from medssr_dist import __version__
+from medssr_dist.config.labels import MAJORITY
 from medssr_dist.config.load import dump_config
 from medssr_dist.config.schema import Config
 from medssr_dist.config.synthesis import join_corpus_keys
@@ -64,6 +65,7 @@ _FREE_KEYS = (
     "voting.buffer",
     "voting.question_buffer",
     "voting.keep_text",
+    "voting.paraphrases",  # their content counts, see the hash of the way of sampling
     "training.engines",
     "training.tensor_parallel_size",
     "training.nodes",
@@ -106,6 +108,10 @@ _EARLIER_VALUES = {
     "policy.prompt": load_prompt_form("direct").label,
     "policy.system_prompt": "",
     "training.reward": ANSWER_REWARD,
+    "voting.calibrate": None,
+    "voting.record_logprobs": False,
+    "voting.rule": MAJORITY,
+    "voting.shuffle_options": False,
 }
 # Keys of retrieval that an earlier version did not record. A synthesis that goes on compares its prompts themselves.
 _SEEN_IN_PROMPTS = (

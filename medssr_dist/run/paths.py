@@ -153,6 +153,21 @@ class VotingPaths(StepPaths):
         return self.folder / "engines.jsonl"
 
     @property
+    def calibration(self) -> Path:
+        """Votes and labels of the human-labelled questions of `voting.calibrate`; its files are named as here."""
+        return self.folder / "calibration"
+
+    @property
+    def calibration_questions(self) -> Path:
+        """These questions, as the vote reads them."""
+        return self.calibration / "questions.jsonl"
+
+    @property
+    def certificate(self) -> Path:
+        """What `voting.calibrate` promises of the kept labels, and from what."""
+        return self.folder / "certificate.json"
+
+    @property
     def quality(self) -> Path:
         return self.folder / "quality.json"
 

@@ -14,6 +14,7 @@ from medssr_dist.offline_teacher import open_endpoints
 from medssr_dist.readers import (
     name_source,
     read_all,
+    read_calibration_questions,
     read_questions,
     read_validation_questions,
     refuse_evaluation_items,
@@ -69,6 +70,8 @@ def _read_sources(session: Session) -> _Sources:
     refuse_evaluation_items(seeds, [question for items in benchmarks.values() for question in items])
     if held_out := read_validation_questions(config):
         benchmarks["training.validate"] = held_out
+    if calibration := read_calibration_questions(config):
+        benchmarks["voting.calibrate"] = calibration
     entities = draw_run_entities(config) if config.synthesis.alpha > 0 else None
     prompt = load_question_prompt(config.synthesis.prompt_file)
     return _Sources(prompt, seeds, benchmarks, entities, Retriever(config.knowledge))

@@ -5,12 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
+from medssr_dist.data.records import Question, parse_record
 from medssr_dist.knowledge.vignettes import find_hpo_truth
+from medssr_dist.readers import CALIBRATION, name_source, read_calibration_questions, refuse_shared
 from medssr_dist.run.session import Session
-from medssr_dist.run.stream import QuestionFeed, read_kept_count
-from medssr_dist.steps.step_inputs import find_base_model, fingerprint_base
+from medssr_dist.run.stream import QuestionFeed, follow, read_kept_count
+from medssr_dist.steps.step_inputs import find_base_model, fingerprint_base, hash_questions
 from medssr_dist.steps.synthesis_step import limit_questions
 from medssr_dist.synthesis.synthesis_summary import read_synthesis_summary
+from medssr_dist.voting.calibration import CalibrationSlice
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +30,7 @@ def vote(
     from medssr_dist.voting.vote import vote as label_questions
 
     model, folder = find_base_model(session), session.run.voting.folder
+    calibration = _read_calibration(session)
 
     def should_stop() -> bool:
         watch()
@@ -35,9 +39,24 @@ def vote(
     def take_votes() -> None:
         session.start_ray()
         total = None if session.config.voting.kept else limit_questions(session)
-        label_questions(session.config, feed, total, model, folder, find_hpo_truth, should_stop, trainer_follows)
+        label_questions(
+            session.config, feed, total, model, folder, find_hpo_truth, should_stop, trainer_follows, calibration
+        )
 
-    session.run_step("vote", fingerprint_base(session), take_votes)
+    inputs = {"calibration": hash_questions(list(calibration.questions))} if calibration else {}
+    session.run_step("vote", fingerprint_base(session) | inputs, take_votes)
+
+
+def _read_calibration(session: Session) -> CalibrationSlice | None:
+    """Read the slice of `voting.calibrate`. Raises InputError if a synthetic question that exists is one of its own."""
+    calibrate = session.config.voting.calibrate
+    if calibrate is None:
+        return None
+    questions = read_calibration_questions(session.config)
+    file = session.run.synthesis.questions
+    written = [parse_record(Question, row, str(file)) for row in follow(file, ended=lambda: True)]
+    refuse_shared(questions, {"the synthetic questions": written}, CALIBRATION)
+    return CalibrationSlice(tuple(questions), tuple(map(name_source, calibrate.data)))
 
 
 def warn_of_missing_labels(session: Session) -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from medssr_dist.config.schema import Voting
 from medssr_dist.data.records import Label, Question
 from medssr_dist.voting.early_stopping import bound_confidence, find_decision
-from medssr_dist.voting.tally import Tally
+from medssr_dist.voting.question_votes import OptionShares
+from medssr_dist.voting.tally import Tally, reaches_threshold
+
+_Outcome = Literal["labeled", "tie", "all_invalid", "rejected", "quarantined"]
+_EQUAL = 1e-12  # shares that differ by less are equal: they are sums in floating point
 
 
 def label_question(
@@ -40,6 +45,53 @@ def label_question(
         policy=policy,
         sampling=sampling,
     )
+
+
+def label_by_rule(
+    question: Question,
+    tally: Tally,
+    shares: OptionShares,
+    voting: Voting,
+    *,
+    tokens: int,
+    truncated: int,
+    policy: str,
+    sampling: str,
+) -> Label:
+    """Return the label that a rule other than the majority gives after all K votes.
+
+    The winner is the option with the largest share; two equal ones are a tie. The share is the confidence among the
+    valid votes; times valid / K it is the confidence among the votes requested.
+
+    Args:
+        shares: of the options, as the rule returns them; {} = there is no winner.
+
+    Raises:
+        ValueError: not all K votes are taken.
+    """
+    if tally.taken != voting.samples:
+        raise ValueError(f"rule {voting.rule} needs all {voting.samples} votes on question {question.id}, not {tally}")
+    ranked = sorted(shares.items(), key=lambda item: -item[1])
+    is_tie = len(ranked) > 1 and math.isclose(ranked[0][1], ranked[1][1], rel_tol=_EQUAL, abs_tol=_EQUAL)
+    top = ranked[0][1] if ranked else 0.0
+    all_valid = tally.valid == voting.samples  # then no rounding error may come in
+    of = {"valid": top, "requested": top if all_valid else top * tally.valid / voting.samples}
+    outcome: _Outcome = "all_invalid" if not tally.valid else "tie" if is_tie or not ranked else "labeled"
+    label = _make_label(
+        question,
+        tally,
+        voting,
+        outcome=outcome,
+        kept=outcome == "labeled" and reaches_threshold(of[voting.confidence], 1, voting.threshold),
+        answer=ranked[0][0] if outcome == "labeled" else None,
+        reason="",
+        tokens=tokens,
+        truncated=truncated,
+        policy=policy,
+        sampling=sampling,
+    )
+    confidence = {f"confidence_{name}": (share, share) for name, share in of.items()}
+    return label.model_copy(update=confidence | {"rule": voting.rule})
 
 
 def quarantine_question(
@@ -78,7 +130,7 @@ def _make_label(
     tally: Tally,
     voting: Voting,
     *,
-    outcome: Literal["labeled", "tie", "all_invalid", "rejected", "quarantined"],
+    outcome: _Outcome,
     kept: bool,
     answer: str | None,
     reason: str,

@@ -29,9 +29,16 @@ from medssr_dist.voting.segments import Segment, count_votes, find_segment, list
 _Row = TypeVar("_Row")
 
 
-def hash_vote_sampling(config: Config, prompts: PromptRenderer) -> str:
-    """Return a hash of everything that affects a sampled answer, apart from the model and the question."""
+def hash_vote_sampling(config: Config, prompts: PromptRenderer, paraphrases: str = "") -> str:
+    """Return a hash of everything that affects a sampled answer, apart from the model and the question.
+
+    Args:
+        paraphrases: hash of the further stems (`Paraphrases.hash`).
+    """
     voting = config.voting
+    forms = {"shuffle_options": config.runtime.random_seed} if voting.shuffle_options else {}
+    extras = {"paraphrases": paraphrases} if paraphrases else {}
+    recorded = {"logprobs": True} if voting.needs_logprobs else {}
     return hash_content(
         {
             "temperature": voting.temperature,
@@ -41,6 +48,9 @@ def hash_vote_sampling(config: Config, prompts: PromptRenderer) -> str:
             "dtype": config.policy.dtype,
             "instruction": prompts.identity,
             "chat_template": prompts.chat_template,
+            **forms,
+            **extras,
+            **recorded,
         }
     )
 
@@ -114,6 +124,10 @@ class VoteLedger:
     Votes of other policies or ways of sampling in the same files are left alone and never counted. Nothing is on disk
     before `commit`; `close` and the end of the context commit what is in memory.
 
+    Args:
+        keep_text: store the texts of the votes.
+        hold_text: keep the texts of votes without a label in memory too, for a rule that reads them.
+
     Attributes:
         labels_file: labeled.jsonl.
         num_labels: labels so far, which is also the position of the next label.
@@ -123,8 +137,8 @@ class VoteLedger:
         InputError: there are labels of another policy or way of sampling, or a line is broken (file and line named).
     """
 
-    def __init__(self, folder: Path, policy: str, sampling: str, keep_text: bool = True):
-        self.policy, self.sampling, self.keep_text = policy, sampling, keep_text
+    def __init__(self, folder: Path, policy: str, sampling: str, keep_text: bool = True, hold_text: bool = False):
+        self.policy, self.sampling, self.keep_text, self._hold_text = policy, sampling, keep_text, hold_text
         paths = VotingPaths(Path(folder))
         self.labels_file, self._state_file, self._folder = paths.labels, paths.ledger, paths.votes
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -148,7 +162,7 @@ class VoteLedger:
         self._write_state()
 
     def known_votes(self, position: int, question: Question) -> dict[int, Vote]:
-        """Return seed -> vote, without the text, of the votes on a question; empty once it has its label."""
+        """Return seed -> vote of the votes on a question; empty once it has its label. Texts only with `hold_text`."""
         return {} if position < self.num_labels else self._open_segment(position).find_votes(question.id)
 
     def add_votes(self, position: int, votes: list[Vote]) -> int:
@@ -236,7 +250,7 @@ class VoteLedger:
     def _open_segment(self, position: int) -> Segment:
         number = find_segment(position)
         if number not in self._segments:
-            self._segments[number] = Segment(self._folder, number, self.policy, self.sampling)
+            self._segments[number] = Segment(self._folder, number, self.policy, self.sampling, self._hold_text)
         return self._segments[number]
 
     def _close_segments(self) -> None:

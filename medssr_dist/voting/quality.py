@@ -25,6 +25,7 @@ from medssr_dist.data.wilson import measure_share, wilson_interval
 from medssr_dist.errors import InputError
 from medssr_dist.run.paths import VotingPaths
 from medssr_dist.runtime.progress_bar import ProgressBar
+from medssr_dist.voting.certificate import KindThresholds, LabelCertificate
 from medssr_dist.voting.quality_records import (
     CountBounds,
     CurvePoint,
@@ -46,7 +47,9 @@ _MAX_STEPS = 50  # thresholds, and bins of the histogram, where K is larger
 _VALID_STEPS = 20  # the same for winner's votes / valid votes, which are not multiples of 1 / K
 
 
-def write_quality(folder: Path, labels_file: Path, voting: Voting, truth: Truth) -> LabelQuality:
+def write_quality(
+    folder: Path, labels_file: Path, voting: Voting, truth: Truth, certificate: LabelCertificate | None = None
+) -> LabelQuality:
     """Measure the labels of `labels_file` and write quality.json and quality.png into `folder`.
 
     Raises:
@@ -56,13 +59,14 @@ def write_quality(folder: Path, labels_file: Path, voting: Voting, truth: Truth)
 
     size = labels_file.stat().st_size
     with ProgressBar(total=size, desc="quality of labels", unit="B", unit_scale=True, delay=2) as bar:
-        quality = measure_quality(_read_labels(labels_file, bar.update), voting, truth)
+        quality = measure_quality(read_labels(labels_file, bar.update), voting, truth, certificate)
     write_json(VotingPaths(folder).quality, quality.model_dump(mode="json"))
     plot_quality(quality, VotingPaths(folder).quality_plot)
     return quality
 
 
-def _read_labels(labels_file: Path, on_bytes: Callable[[int], object]) -> Iterator[Label]:
+def read_labels(labels_file: Path, on_bytes: Callable[[int], object] = lambda size: None) -> Iterator[Label]:
+    """Yield the labels of a file. `on_bytes` gets the size of each line. Raises InputError for a line that is none."""
     with open(labels_file, "rb") as lines:
         checker = LineChecker(labels_file)
         for number, line in enumerate(lines, start=1):
@@ -74,14 +78,17 @@ def _read_labels(labels_file: Path, on_bytes: Callable[[int], object]) -> Iterat
             on_bytes(len(line))
 
 
-def measure_quality(labels: Iterable[Label], voting: Voting, truth: Truth) -> LabelQuality:
+def measure_quality(
+    labels: Iterable[Label], voting: Voting, truth: Truth, certificate: LabelCertificate | None = None
+) -> LabelQuality:
     """Return the quality of `labels`, in memory that does not grow with their number.
 
     Args:
         voting: the settings that the labels were decided with.
         truth: returns the known answer of a question, or None; it is only counted, never used as a label.
+        certificate: of the thresholds that the labels were decided with; None = `voting.threshold`.
     """
-    counts = _LabelCounts(voting)
+    counts = _LabelCounts(voting, certificate)
     for label in labels:
         counts.add(label, truth(label.question))
     return counts.summarize()
@@ -99,8 +106,8 @@ class _LabelCase(NamedTuple):
 class _LabelCounts:
     """The counts of one pass. Their size depends on K and the number of thresholds, not on the number of labels."""
 
-    def __init__(self, voting: Voting) -> None:
-        self.voting = voting
+    def __init__(self, voting: Voting, certificate: LabelCertificate | None) -> None:
+        self.voting, self.certificate = voting, certificate
         self.outcomes: Counter[str] = Counter()
         self.questions_by_rare: Counter[bool] = Counter()
         self.cases: Counter[_LabelCase] = Counter()
@@ -110,8 +117,9 @@ class _LabelCounts:
         self.chance = 0.0  # right labels to expect if each kept one with a truth were drawn from its options
         by_vote = min(voting.samples, _MAX_STEPS)
         steps = by_vote if voting.confidence == "requested" else _VALID_STEPS
-        self.thresholds = sorted({*(i / steps for i in range(steps + 1)), voting.threshold})
-        self.own = bisect_left(self.thresholds, voting.threshold)
+        own = certificate.find_thresholds() if certificate else KindThresholds(voting.threshold, voting.threshold)
+        self.thresholds = sorted({*(i / steps for i in range(steps + 1)), *own})
+        self.own = {rare: bisect_left(self.thresholds, own.find(rare)) for rare in (False, True)}
         # One bin for each possible number of votes, where these are few enough.
         centred = [(i - 0.5) / by_vote for i in range(by_vote + 2)]
         even = [i / _VALID_STEPS for i in range(_VALID_STEPS + 1)]
@@ -146,10 +154,10 @@ class _LabelCounts:
         kept_below = bisect_right(self.thresholds, least) if label.outcome == "labeled" else 0
         open_below = bisect_right(self.thresholds, most)
         if label.kept:  # at the run's threshold, hence at all lower ones
-            kept_below = max(kept_below, self.own + 1)
+            kept_below = max(kept_below, self.own[label.question.rare] + 1)
             open_below = max(open_below, kept_below)
         else:
-            open_below = min(open_below, self.own)
+            open_below = min(open_below, self.own[label.question.rare])
             kept_below = min(kept_below, open_below)
         return _LabelCase(label.question.rare, kept_below, open_below, _classify_answer(label, truth))
 
@@ -162,7 +170,8 @@ class _LabelCounts:
         taken, invalid = votes["taken"], votes["taken"] - votes["valid"]
         return LabelQuality(
             samples=voting.samples,
-            threshold=voting.threshold,
+            threshold=self.thresholds[min(self.own.values())],
+            certificate=self.certificate,
             confidence=voting.confidence,
             adaptive=voting.adaptive,
             questions=questions,
@@ -200,7 +209,7 @@ class _LabelCounts:
         cases = Counter({case: count for case, count in self.cases.items() if case.rare == rare})
         kept: Counter[AnswerKind] = Counter()
         for case, count in cases.items():
-            if case.kept_below > self.own:
+            if case.kept_below > self.own[rare]:
                 kept[case.answer] += count
         return KindQuality(
             questions=self.questions_by_rare[rare],

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict
 
 from medssr_dist.data.wilson import Share
+from medssr_dist.voting.certificate import LabelCertificate
 
 
 class QualityRecord(BaseModel):
@@ -189,6 +190,8 @@ class LabelQuality(QualityRecord):
         votes_taken: number of votes -> questions for which so many were taken.
         tokens: generated in the votes taken.
         curve: a point for each threshold, ascending.
+        threshold: the lower one where rare and common questions have thresholds of their own (`certificate`).
+        certificate: what `voting.calibrate` promises of the kept labels; None = no threshold was calibrated.
     """
 
     samples: int
@@ -220,6 +223,7 @@ class LabelQuality(QualityRecord):
     histogram: Histograms
     curve: tuple[CurvePoint, ...]
     letters: LetterBias
+    certificate: LabelCertificate | None = None
 
 
 class VoteSummary(QualityRecord):

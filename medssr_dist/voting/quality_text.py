@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from medssr_dist.data.wilson import format_part, format_percent
+from medssr_dist.voting.certificate import format_certificate
 from medssr_dist.voting.quality_records import LabelQuality, LetterBias
 
 
@@ -26,6 +27,7 @@ def format_quality(quality: LabelQuality, kept_wanted: int = 0) -> list[TableRow
         TableRow("outcome", ", ".join(outcomes)),
         TableRow("kept", f"{format_part(quality.kept, quality.questions)} at {format_threshold(quality)}{wanted}"),
         TableRow("truth", _format_truth(quality)),
+        *([TableRow("promise", format_certificate(quality.certificate))] if quality.certificate else []),
         TableRow(
             "votes",
             f"{quality.votes:,} taken, {format_part(quality.votes_saved, quality.votes_requested)} saved; of those "
@@ -38,7 +40,13 @@ def format_quality(quality: LabelQuality, kept_wanted: int = 0) -> list[TableRow
 
 def format_threshold(quality: LabelQuality) -> str:
     """Example: "winner's votes / requested votes >= 0.5"."""
-    return f"winner's votes / {quality.confidence} votes >= {quality.threshold:g}"
+    if quality.certificate is None:
+        return f"winner's votes / {quality.confidence} votes >= {quality.threshold:g}"
+    own = [
+        f"{each.threshold:.4g}{'' if each.kind == 'all' else f' ({each.kind})'}"
+        for each in quality.certificate.thresholds
+    ]
+    return f"winner's votes / {quality.confidence} votes >= {' or '.join(own)}"
 
 
 def _format_truth(quality: LabelQuality) -> str:

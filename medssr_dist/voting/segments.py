@@ -113,6 +113,10 @@ class _KnownVote(msgspec.Struct, frozen=True, gc=False):
     method: str | None
     tokens: int
     truncated: bool
+    order: str
+    paraphrase: int
+    logprob: float | None
+    text: str  # "" unless texts are held
 
 
 class Segment:
@@ -124,12 +128,12 @@ class Segment:
         InputError: a line is not a vote, or the gzip file is not complete; file and line are named.
     """
 
-    def __init__(self, folder: Path, number: int, policy: str, sampling: str):
+    def __init__(self, folder: Path, number: int, policy: str, sampling: str, hold_text: bool = False):
         self._path = vote_segment(folder, number)
         self._file: JsonlLedger | None = None  # opened by the first write
         self._rows: list[bytes] = []
         self._seen: dict[str, dict[int, _KnownVote]] = defaultdict(dict)  # question -> seed -> vote
-        self.policy, self.sampling = policy, sampling
+        self.policy, self.sampling, self._hold_text = policy, sampling, hold_text
         _unpack_segment(self._path, packed_vote_segment(folder, number))
         if cut_torn_tail(self._path):
             damaged: list[Damaged] = []
@@ -140,7 +144,7 @@ class Segment:
                 _drop_damaged(self._path, damaged)
 
     def find_votes(self, question_id: str) -> dict[int, Vote]:
-        """Return seed -> vote, without the text, of the votes on a question."""
+        """Return seed -> vote of the votes on a question; without the text, unless texts are held."""
         return {
             seed: Vote(
                 question_id=question_id,
@@ -149,9 +153,12 @@ class Segment:
                 seed=seed,
                 answer=vote.answer,
                 method=vote.method,
-                text="",
+                text=vote.text,
                 tokens=vote.tokens,
                 truncated=vote.truncated,
+                order=vote.order,
+                paraphrase=vote.paraphrase,
+                logprob=vote.logprob,
             )
             for seed, vote in self._seen.get(question_id, {}).items()
         }
@@ -180,9 +187,17 @@ class Segment:
             self._file.close()
 
     def _remember(self, vote: Vote) -> None:
-        """Keep a vote without its text, in little memory: the votes on a whole window of questions are kept."""
-        method = vote.method and intern(vote.method)
-        self._seen[vote.question_id][vote.seed] = _KnownVote(vote.answer, method, vote.tokens, vote.truncated)
+        """Keep a vote in little memory, usually without its text: a whole window of questions has its votes here."""
+        self._seen[vote.question_id][vote.seed] = _KnownVote(
+            vote.answer,
+            vote.method and intern(vote.method),
+            vote.tokens,
+            vote.truncated,
+            intern(vote.order),
+            vote.paraphrase,
+            vote.logprob,
+            vote.text if self._hold_text else "",
+        )
 
 
 def _drop_damaged(path: Path, damaged: list[Damaged]) -> None:

@@ -118,7 +118,7 @@ class DecisionRule(NamedTuple):
         return Decision("labeled", self.keeps(top, ranked.valid))
 
 
-def reaches_threshold(votes: int, of: int, threshold: float) -> bool:
+def reaches_threshold(votes: float, of: int, threshold: float) -> bool:
     """Whether the share `votes` / `of` reaches the threshold. All comparisons with a threshold use this function.
 
     The quotient is the double nearest to the exact share. So is a threshold, whether it is written as 0.3 or computed

@@ -15,6 +15,7 @@ import heapq
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypedDict
 
 from medssr_dist.config.schema import Config
 from medssr_dist.data.prompt_renderer import PromptRenderer
@@ -25,9 +26,12 @@ from medssr_dist.inference.pool import EnginePool, PoolOutcome
 from medssr_dist.inference.requests import Completion, SampleRequest
 from medssr_dist.run.stream import QuestionFeed
 from medssr_dist.runtime.progress_bar import ProgressBar
+from medssr_dist.voting.certificate import KindThresholds
 from medssr_dist.voting.early_stopping import count_needed_votes, is_certain
-from medssr_dist.voting.labels import label_question, quarantine_question
+from medssr_dist.voting.label_rule import NamedRule
+from medssr_dist.voting.labels import label_by_rule, label_question, quarantine_question
 from medssr_dist.voting.ledger import VoteLedger, derive_seeds
+from medssr_dist.voting.question_forms import NO_PARAPHRASES, Paraphrases, QuestionForm, list_forms
 from medssr_dist.voting.tally import Tally
 
 
@@ -38,22 +42,39 @@ class QuestionState:
     position: int
     question: Question
     all_seeds: range  # of its K votes
-    prompt: array[int]  # token ids
+    forms: tuple[QuestionForm, ...]  # which its votes take in turn
+    prompts: tuple[array[int], ...]  # token ids of each form
     tally: Tally = field(default_factory=Tally)
     taken: set[int] = field(default_factory=set)  # seeds of the votes taken
     in_flight: set[int] = field(default_factory=set)  # seeds that were requested and have not arrived
     to_request: int = 0  # votes of the present wave that have not been requested
     tokens: int = 0  # in the votes taken
     truncated: int = 0  # votes taken that were cut at the token limit
+    votes: list[Vote] = field(default_factory=list)  # taken; only for a rule that weighs them
     label: Label | None = None
 
-    def add(self, vote: Vote) -> None:
-        """Count a vote."""
+    def find_form(self, seed: int) -> int:
+        """Return the number of the form that the vote with this seed takes."""
+        return (seed - self.all_seeds.start) % len(self.forms)
+
+    def add(self, vote: Vote, hold: bool) -> None:
+        """Count a vote, and hold it if the rule needs it."""
+        if hold:
+            self.votes.append(vote)
         self.in_flight.discard(vote.seed)
         self.taken.add(vote.seed)
         self.tally = self.tally.add(vote.answer)
         self.tokens += vote.tokens
         self.truncated += vote.truncated
+
+
+class _VoteFacts(TypedDict):
+    """What a label says of its votes, whatever its outcome is."""
+
+    tokens: int
+    truncated: int
+    policy: str
+    sampling: str
 
 
 class VoteScheduler:
@@ -63,6 +84,9 @@ class VoteScheduler:
         feed: the questions in order, from position `ledger.num_labels` on.
         ledger: has the votes of earlier attempts, and gets the new votes and labels.
         should_wait: called before a question is started; True while the trainer lags behind.
+        rule: how votes become a label; None = majority.
+        paraphrases: further stems of the questions.
+        thresholds: calibrated thresholds; None = `voting.threshold` for all questions.
 
     Attributes:
         num_votes: votes taken by this process.
@@ -76,8 +100,17 @@ class VoteScheduler:
         ledger: VoteLedger,
         prompts: PromptRenderer,
         should_wait: Callable[[], bool] = lambda: False,
+        *,
+        rule: NamedRule | None = None,
+        paraphrases: Paraphrases = NO_PARAPHRASES,
+        thresholds: KindThresholds | None = None,
     ):
         self._config, self._voting = config, config.voting
+        self._rule, self._paraphrases = rule, paraphrases
+        self._voting_of = {
+            rare: self._voting.model_copy(update={"threshold": thresholds.find(rare)}) if thresholds else self._voting
+            for rare in (False, True)
+        }
         self._feed, self._ledger, self._prompts, self._should_wait = feed, ledger, prompts, should_wait
         self._open: dict[int, QuestionState] = {}  # by position, ascending, from `ledger.num_labels` on
         self._by_id: dict[str, QuestionState] = {}
@@ -140,8 +173,8 @@ class VoteScheduler:
             if isinstance(outcome, QuarantinedRequest):
                 self._quarantine(state, outcome.reason)
             elif outcome.sample.seed not in state.taken:
-                vote = self._make_vote(state.question, outcome.sample)
-                state.add(vote)
+                vote = self._make_vote(state, outcome.sample)
+                state.add(vote, self._rule is not None)
                 votes.setdefault(state.position, []).append(vote)
             else:
                 continue
@@ -179,11 +212,14 @@ class VoteScheduler:
         if question.id in self._by_id:
             raise InputError(f"question {question.id} comes twice ({question.stem[:60]!r}); drop one of the two")
         seeds = derive_seeds(question.id, self._config.runtime.random_seed, self._voting.samples)
-        prompt = array("I", self._prompts.render(question).ids)  # a quarter of the memory of a tuple
-        state = QuestionState(self._next_position, question, seeds, prompt)
+        shuffle, random_seed = self._voting.shuffle_options, self._config.runtime.random_seed
+        forms = list_forms(question, shuffle, self._paraphrases, random_seed)
+        # An array takes a quarter of the memory of a tuple.
+        prompts = tuple(array("I", self._prompts.render(form.shown).ids) for form in forms[: len(seeds)])
+        state = QuestionState(self._next_position, question, seeds, forms, prompts)
         for seed, vote in self._ledger.known_votes(self._next_position, question).items():
             if seed in seeds:
-                state.add(vote)
+                state.add(vote, self._rule is not None)
         self.num_settled += len(state.taken)
         self._open[self._next_position] = self._by_id[question.id] = state
         self._next_position += 1
@@ -192,16 +228,8 @@ class VoteScheduler:
     def _advance(self, state: QuestionState) -> None:
         """Decide the question if that is possible; else start its next wave once the present one has arrived."""
         letters = tuple(state.question.options)
-        if state.label is None and is_certain(state.tally, letters, self._voting):
-            state.label = label_question(
-                state.question,
-                state.tally,
-                self._voting,
-                tokens=state.tokens,
-                truncated=state.truncated,
-                policy=self._ledger.policy,
-                sampling=self._ledger.sampling,
-            )
+        if state.label is None and is_certain(state.tally, letters, self._voting_of[state.question.rare]):
+            state.label = self._label(state)
             self.num_settled += self._voting.samples - len(state.taken)
         if state.label:
             self._to_request -= state.to_request
@@ -213,22 +241,34 @@ class VoteScheduler:
             self._to_request += state.to_request
             heapq.heappush(self._requesting, state.position)
 
+    def _label(self, state: QuestionState) -> Label:
+        voting = self._voting_of[state.question.rare]
+        if self._rule is None:
+            return label_question(state.question, state.tally, voting, **self._list_facts(state))
+        shares = self._rule.share(state.question, state.votes, self._ledger.labels_file.parents[1])
+        return label_by_rule(state.question, state.tally, shares, voting, **self._list_facts(state))
+
+    def _list_facts(self, state: QuestionState) -> _VoteFacts:
+        return {
+            "tokens": state.tokens,
+            "truncated": state.truncated,
+            "policy": self._ledger.policy,
+            "sampling": self._ledger.sampling,
+        }
+
     def _size_wave(self, state: QuestionState, letters: tuple[str, ...]) -> int:
         """Return the votes of the next wave: the fewest that may decide, or all where half a window waits for them."""
         if self._next_position - state.position > self._voting.window // 2:
             return self._voting.samples - len(state.taken)
-        return count_needed_votes(state.tally, letters, self._voting)
+        return count_needed_votes(state.tally, letters, self._voting_of[state.question.rare])
 
     def _quarantine(self, state: QuestionState, reason: str) -> None:
         state.label = quarantine_question(
             state.question,
             state.tally,
-            self._voting,
+            self._voting_of[state.question.rare],
             reason,
-            tokens=state.tokens,
-            truncated=state.truncated,
-            policy=self._ledger.policy,
-            sampling=self._ledger.sampling,
+            **self._list_facts(state),
         )
         self.num_settled += self._voting.samples - len(state.taken)
 
@@ -252,15 +292,16 @@ class VoteScheduler:
         self._to_request = 0
 
     def _make_request(self, state: QuestionState, max_samples: int) -> SampleRequest:
-        """Request the lowest seeds that have not been requested: at most `max_samples`, without a gap."""
+        """Request the lowest seeds that have not been requested: at most `max_samples`, without a gap, in one form."""
         free = [seed for seed in state.all_seeds if seed not in state.taken and seed not in state.in_flight]
         first, size = split_into_runs(free)[0]
-        size = min(size, max_samples)
+        size = min(size, max_samples) if len(state.forms) == 1 else 1
+        form = state.find_form(first)
         state.in_flight.update(range(first, first + size))
         return SampleRequest(
             key=state.question.id,
-            prompt=state.prompt,
-            options=state.question.options,
+            prompt=state.prompts[form],
+            options=state.forms[form].shown.options,
             n=size,
             seed=first,
             temperature=self._voting.temperature,
@@ -269,19 +310,24 @@ class VoteScheduler:
             stop=self._prompts.stop,
             opening=self._prompts.opening,
             expected_tokens=state.tokens / len(state.taken) if state.taken else 0.0,
+            logprobs=self._voting.needs_logprobs,
         )
 
-    def _make_vote(self, question: Question, sample: Completion) -> Vote:
+    def _make_vote(self, state: QuestionState, sample: Completion) -> Vote:
+        form = state.forms[state.find_form(sample.seed)]
         return Vote(
-            question_id=question.id,
+            question_id=state.question.id,
             policy=self._ledger.policy,
             sampling=self._ledger.sampling,
             seed=sample.seed,
-            answer=sample.answer,
+            answer=form.restore(sample.answer),
             method=sample.method,
             text=sample.text,
             tokens=sample.tokens,
             truncated=sample.truncated,
+            order=form.order,
+            paraphrase=form.paraphrase,
+            logprob=sample.logprob,
         )
 
 

@@ -101,6 +101,7 @@ def check_data(config: Config, run_dir: Path) -> CheckResult:
     refuse_unlabelled([*sets.get("supervised", []), *benchmarks])
     sets |= {"evaluation": benchmarks}
     sets |= {"validation": held_out} if (held_out := read_validation_questions(config)) else {}
+    sets |= {"calibration": calibration} if (calibration := read_calibration_questions(config)) else {}
     counts = ", ".join(f"{len(items):,} {name}" for name, items in sets.items())
     if not benchmarks:
         return CheckResult("warn", counts, "name a data set in evaluation.benchmarks, or run without `evaluate`")

@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
+from medssr_dist.data.option_references import find_reference
 from medssr_dist.data.records import Provenance, Question
 from medssr_dist.knowledge.name_finder import find_name, is_same_name
 from medssr_dist.knowledge.names import derive_family
@@ -68,15 +69,6 @@ _HINTS = (
     " are provided",
     " displayed",
     " depicted",
-)
-_LETTER = r"(?:(?:option|choice|answer)s? )?\(?[a-e1-5]\)?"
-_ALL_OR_NONE = re.compile(
-    r"\b(?:all|none|both|neither|any|either|some|two|more than one) (?:of )?(?:the )?"
-    r"(?:above|(?:other |above )?(?:options|choices|answers)|others)\b|"
-    r"^(?:all|none|both|neither|any|either) of (?:these|them|the following)\W*$|"
-    rf"^(?:both |either |neither |only )?{_LETTER}(?:,? (?:and|or|nor|&) |, ){_LETTER}(?:,? (?:and |or |& )?{_LETTER})*"
-    r"(?: only| both)?\W*$",
-    re.IGNORECASE,
 )
 _NEGATIVE = re.compile(
     r"\b(?:EXCEPT|NOT|LEAST|FALSE|INCORRECT)\b|"
@@ -170,7 +162,7 @@ def _has_values(text: str) -> bool:
 
 def all_or_none(draft: Draft, provenance: Provenance) -> Rejection | None:
     """Reject an option that refers to other options, such as 'all of the above'."""
-    found = next(filter(_ALL_OR_NONE.search, draft.options), None)
+    found = find_reference(draft.options)
     return Rejection("all_or_none", f"an option is {found!r}") if found else None
 
 
@@ -203,11 +195,6 @@ class RepeatedKeyWord:
         if clue is None:
             return None
         return Rejection("repeated_key_word", f"{clue.decode()!r} is in the stem and in one option")
-
-
-def refers_to_options(options: Sequence[str]) -> bool:
-    """Return whether an option refers to others by their place, so that the options must keep their order."""
-    return any(map(_ALL_OR_NONE.search, options))
 
 
 def _key_words(text: str) -> set[bytes]:

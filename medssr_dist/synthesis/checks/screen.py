@@ -20,6 +20,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from medssr_dist.config.synthesis import Checks
+from medssr_dist.data.option_references import find_reference
 from medssr_dist.data.records import Provenance, Question, Rejected
 from medssr_dist.runtime.progress_bar import ProgressBar
 from medssr_dist.synthesis.checks import flaws
@@ -121,7 +122,7 @@ class Screen:
     def _build_question(self, case: _Case) -> Question:
         options = case.draft.options
         order = tuple(range(len(options)))
-        if self._rejects_all_or_none or not flaws.refers_to_options(options):  # such options must keep their order
+        if self._rejects_all_or_none or not find_reference(options):  # such options must keep their order
             order = _draw_permutation(self._random_seed, case.provenance.index, len(options))
         return Question.make(
             case.draft.stem,
