@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from medssr_dist.commands.plan_rows import PlanRow, describe_forecast, describe_sources, print_rows
 from medssr_dist.commands.plan_slots import describe_checkpoints, plan_memory, plan_slots
 from medssr_dist.commands.prefetch import find_indexes, name_corpora
+from medssr_dist.config.labels import MAJORITY
 from medssr_dist.config.load import dump_config
 from medssr_dist.config.price_table import describe_cost
 from medssr_dist.config.schema import Config, Voting
@@ -39,6 +40,7 @@ from medssr_dist.estimates.workload import (
 from medssr_dist.evaluation.score_statistics import POWER, Assumptions, detectable_difference
 from medssr_dist.readers import (
     read_all,
+    read_calibration_questions,
     read_questions,
     read_validation_questions,
     refuse_evaluation_items,
@@ -297,6 +299,7 @@ def _plan_vote(config: Config, run: RunDir, folder: Path, model: Path) -> list[P
     questions = expect_questions(config)
     return [
         PlanRow("votes", f"{questions:,} questions at most x {voting.samples} = {questions * voting.samples:,}"),
+        *_describe_calibration(config),
         PlanRow("kept", f"{_describe_kept(voting)}"),
         *_describe_prompt(config, prompts, model),
     ]
@@ -304,7 +307,19 @@ def _plan_vote(config: Config, run: RunDir, folder: Path, model: Path) -> list[P
 
 def _describe_kept(voting: Voting) -> str:
     wanted = f"{voting.kept:,} " if voting.kept else ""
-    return f"{wanted}labels with confidence of {voting.confidence} votes >= {voting.threshold:g}"
+    least = "the calibrated threshold" if voting.calibrate else f"{voting.threshold:g}"
+    rule = "" if voting.rule == MAJORITY else f", rule {voting.rule}"
+    return f"{wanted}labels with confidence of {voting.confidence} votes >= {least}{rule}"
+
+
+def _describe_calibration(config: Config) -> list[PlanRow]:
+    """Describe the votes on the slice of `voting.calibrate`."""
+    if config.voting.calibrate is None:
+        return []
+    questions, samples = len(read_calibration_questions(config)), config.voting.samples
+    wanted = config.voting.calibrate
+    text = f"{questions:,} questions x {samples} = {questions * samples:,} votes first, for a precision of "
+    return [PlanRow("calibration", f"{text}{wanted.precision:g} with confidence {wanted.confidence:g}")]
 
 
 def _find_prompts(config: Config, model: Path) -> PromptRenderer | None:

@@ -10,7 +10,14 @@ from medssr_dist.config.schema import Config
 from medssr_dist.data.records import Question
 from medssr_dist.errors import InputError
 from medssr_dist.knowledge.identity import load_groups
-from medssr_dist.readers.leakage import ItemKey, find_same_items, list_item_keys, name_pairs, name_question, refuse_unlabelled
+from medssr_dist.readers.leakage import (
+    ItemKey,
+    find_same_items,
+    list_item_keys,
+    name_pairs,
+    name_question,
+    refuse_unlabelled,
+)
 from medssr_dist.readers.read import read_all
 
 VALIDATION, CALIBRATION = "training.validate.data", "voting.calibrate.data"  # their keys
@@ -23,7 +30,7 @@ def read_validation_questions(config: Config) -> list[Question]:
     Raises:
         InputError: a question has no answer, or is also a seed, a question of stage 2 or a benchmark item.
     """
-    validation, random_seed = config.training.validation, config.runtime.random_seed
+    validation = config.training.validation
     if validation is None:
         return []
     return _read_held_out(config, validation.data, VALIDATION)

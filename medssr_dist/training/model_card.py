@@ -9,9 +9,12 @@ from pathlib import Path
 from medssr_dist.config.schema import Policy
 from medssr_dist.data.cards import CARD, render_header
 from medssr_dist.data.jsonl import write_atomic
+from medssr_dist.data.label_certificate import LabelCertificate, format_certificate
+from medssr_dist.data.records import read_record
 from medssr_dist.errors import InputError
 from medssr_dist.readers import name_source
 from medssr_dist.run.directory import find_commit, list_versions
+from medssr_dist.run.paths import RunPaths
 from medssr_dist.runtime.models import find_revision, resolve_model
 from medssr_dist.training.stage_job import StageJob
 from medssr_dist.training.step_metrics import StepMetrics, read_metrics
@@ -34,7 +37,7 @@ def write_model_card(folder: Path, job: StageJob, step: int) -> None:
     """Write `folder`/README.md for the checkpoint of `step` in this folder."""
     steps = [metrics for metrics in read_metrics(job.paths.metrics) if metrics.step <= step]
     sections = {
-        "Training data": job.data,
+        "Training data": job.data + _describe_promise(job),
         "Training": _describe_training(job, step),
         "Prompt": _describe_prompt(job.config.policy),
         "Metrics": _describe_metrics(steps) + _describe_validation(job, step),
@@ -63,6 +66,15 @@ def _make_header(policy: Policy) -> dict[str, object]:
 def _get_base_name(policy: Policy) -> str:
     """Return the base model's name without its folders, which are private to the user."""
     return policy.model.rstrip("/").rpartition("/")[2]
+
+
+def _describe_promise(job: StageJob) -> str:
+    """Return what `voting.calibrate` promises of the pseudo-labels; "" where it is off or the stage has none."""
+    uses_labels = job.name == "stage1" or job.config.training.stage2.mix_pseudo_labels
+    file = RunPaths(job.paths.folder.parents[1]).voting.certificate
+    if job.config.voting.calibrate is None or not uses_labels or not file.exists():
+        return ""
+    return f"\n\nPseudo-labels: {format_certificate(read_record(LabelCertificate, file))}."
 
 
 def _describe_training(job: StageJob, step: int) -> str:

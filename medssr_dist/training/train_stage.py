@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from medssr_dist.config.labels import MAJORITY
 from medssr_dist.config.schema import Config
 from medssr_dist.config.training import Stage
 from medssr_dist.data.checksums import seal_line
@@ -250,10 +251,12 @@ def _make_job(
 
 def _describe_pseudo_labels(config: Config) -> str:
     voting, synthesis = config.voting, config.synthesis
+    rule = "the majority" if voting.rule == MAJORITY else f"the rule {voting.rule}"
+    least = "the calibrated threshold" if voting.calibrate else f"{voting.threshold:g}"
     return (
         f"synthetic questions (alpha = {synthesis.alpha:g} of the requests with a rare disease and its passages), each "
-        f"labelled by the majority of up to {voting.samples} answers of the base model and kept if its share of the "
-        f"{voting.confidence} votes is at least {voting.threshold:g}."
+        f"labelled by {rule} of up to {voting.samples} answers of the base model and kept if its share of the "
+        f"{voting.confidence} votes is at least {least}."
     )
 
 

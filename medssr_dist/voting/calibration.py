@@ -11,10 +11,10 @@ from medssr_dist.config.labels import Calibrate
 from medssr_dist.config.schema import Voting
 from medssr_dist.data.exact_bound import bound_from_below
 from medssr_dist.data.jsonl import JsonlLedger
+from medssr_dist.data.label_certificate import CertifiedThreshold, LabelCertificate
 from medssr_dist.data.records import Label, Question, hash_content
 from medssr_dist.data.wilson import format_part
 from medssr_dist.errors import InputError
-from medssr_dist.voting.certificate import CertifiedThreshold, LabelCertificate
 from medssr_dist.voting.fixed_sequence import (
     JudgedLabel,
     KeptCounts,

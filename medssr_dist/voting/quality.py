@@ -20,12 +20,12 @@ from pydantic import ValidationError
 from medssr_dist.config.schema import Voting
 from medssr_dist.data.checksums import LineChecker
 from medssr_dist.data.jsonl import write_json
+from medssr_dist.data.label_certificate import KindThresholds, LabelCertificate
 from medssr_dist.data.records import LETTERS, Label, Question
 from medssr_dist.data.wilson import measure_share, wilson_interval
 from medssr_dist.errors import InputError
 from medssr_dist.run.paths import VotingPaths
 from medssr_dist.runtime.progress_bar import ProgressBar
-from medssr_dist.voting.certificate import KindThresholds, LabelCertificate
 from medssr_dist.voting.quality_records import (
     CountBounds,
     CurvePoint,

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
+from medssr_dist.data.label_certificate import LabelCertificate
 from medssr_dist.data.wilson import Share
-from medssr_dist.voting.certificate import LabelCertificate
 
 
 class QualityRecord(BaseModel):

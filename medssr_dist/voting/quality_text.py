@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from medssr_dist.data.label_certificate import format_certificate
 from medssr_dist.data.wilson import format_part, format_percent
-from medssr_dist.voting.certificate import format_certificate
 from medssr_dist.voting.quality_records import LabelQuality, LetterBias
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from medssr_dist.config.labels import MAJORITY, RULES
 from medssr_dist.config.schema import Config
 from medssr_dist.data.jsonl import write_json
+from medssr_dist.data.label_certificate import KindThresholds, LabelCertificate, format_certificate
 from medssr_dist.data.prompt_renderer import PromptRenderer
 from medssr_dist.data.records import Question
 from medssr_dist.errors import InputError, Stopped
@@ -29,7 +30,6 @@ from medssr_dist.runtime.models import load_tokenizer, make_prompt_renderer
 from medssr_dist.runtime.progress_bar import ProgressBar
 from medssr_dist.runtime.prompt_advice import list_prompt_advice
 from medssr_dist.voting.calibration import CalibrationSlice, certify, make_slice_voting
-from medssr_dist.voting.certificate import KindThresholds, LabelCertificate, format_certificate
 from medssr_dist.voting.label_rule import NamedRule, load_label_rule
 from medssr_dist.voting.ledger import LedgerState, VoteLedger, hash_vote_sampling
 from medssr_dist.voting.quality import read_labels, write_quality

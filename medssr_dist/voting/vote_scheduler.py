@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import TypedDict
 
 from medssr_dist.config.schema import Config
+from medssr_dist.data.label_certificate import KindThresholds
 from medssr_dist.data.prompt_renderer import PromptRenderer
 from medssr_dist.data.records import Label, Question, Vote
 from medssr_dist.errors import InputError, Stopped
@@ -26,7 +27,6 @@ from medssr_dist.inference.pool import EnginePool, PoolOutcome
 from medssr_dist.inference.requests import Completion, SampleRequest
 from medssr_dist.run.stream import QuestionFeed
 from medssr_dist.runtime.progress_bar import ProgressBar
-from medssr_dist.voting.certificate import KindThresholds
 from medssr_dist.voting.early_stopping import count_needed_votes, is_certain
 from medssr_dist.voting.label_rule import NamedRule
 from medssr_dist.voting.labels import label_by_rule, label_question, quarantine_question

@@ -26,7 +26,9 @@ from medssr_dist.run.stream import QuestionFeed, publish_taken, read_kept_count
 from medssr_dist.runtime.fingerprints import fingerprint_model
 from medssr_dist.voting import quality_plots, vote_scheduler
 from medssr_dist.voting import vote as voting_run
+from medssr_dist.voting.calibration import CalibrationSlice
 from medssr_dist.voting.ledger import derive_seeds, hash_vote_sampling
+from medssr_dist.voting.quality_text import format_quality
 
 K = 4
 TOKENIZER = Tokenizer()
@@ -373,3 +375,176 @@ def test_the_engines_extract_answers_like_extract_answer(tmp_path, run):
     for vote in stored_votes(tmp_path / "voting"):
         found = extract_answer(vote.text, options[vote.question_id])
         assert (vote.answer, vote.method) == (found.letter, found.method)
+
+
+# --- option orders, rules of labels, calibration ----------------------------------------------------
+
+
+def reply_by_text(request, seed) -> Completion:
+    """A policy that knows the option "two", wherever it stands; every fourth vote names the first letter shown."""
+    index = seed - derive_seeds(request.key, 42, 12).start
+    knows = next(letter for letter, text in request.options.items() if text == "two")
+    letter = "A" if index % 4 == 3 else knows
+    return Completion.from_text(request, seed, f"The answer is ({letter}).", 5 + index, truncated=False, logprob=-0.5)
+
+
+def shuffled(**voting) -> Config:
+    return config(**{"samples": 12, "shuffle_options": True} | voting)
+
+
+def test_each_vote_stores_its_order_and_the_questions_own_letter(tmp_path, run):
+    run(FarEngine(answer=reply_by_text), settings=shuffled())
+    votes, labels = stored(tmp_path / "voting")
+    for vote in votes:
+        (shown,) = vote.text.split("(")[1][0]
+        assert vote.answer == vote.order["ABC".index(shown)]
+    assert {label.answer for label in labels} == {"B"}
+    first = [vote for vote in votes if vote.question_id == QUESTIONS[0].id]
+    orders = [vote.order for vote in sorted(first, key=lambda vote: vote.seed)]
+    assert len(set(orders)) == 3 and orders == orders[:3] * 4
+
+
+def test_a_letter_bias_spreads_over_all_options(tmp_path, run):
+    """Three votes of twelve on each question name the letter A: one for each option, as each stands there once."""
+    run(FarEngine(answer=reply_by_text), settings=shuffled(samples=36))
+    for label in stored_labels(tmp_path / "voting"):
+        assert sum(label.counts.values()) == 36 and label.counts["A"] == label.counts["C"] == 3
+
+
+@pytest.mark.parametrize("after", [0, 5, 20, 50])
+@pytest.mark.parametrize("rule", ["majority", "length", "agreement", f"{__name__}:count_texts"])
+def test_an_interrupted_shuffled_vote_resumes_exactly(tmp_path, run, after, rule):
+    settings = shuffled(rule=rule)
+    run(FarEngine(answer=reply_by_text), folder="whole", settings=settings)
+    answered = count()
+
+    def answer(request, seed):
+        if next(answered) == after:
+            raise KeyboardInterrupt
+        return reply_by_text(request, seed)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(FarEngine(answer=answer), settings=settings)
+    run(FarEngine(answer=reply_by_text), settings=settings)
+    taken, labels = stored(tmp_path / "voting")
+    whole_votes, whole_labels = stored(tmp_path / "whole")
+    assert len({vote.key for vote in taken}) == len(taken) == 72
+    assert set(taken) == set(whole_votes) and labels == whole_labels
+    assert {label.rule for label in labels} == {rule}
+
+
+def count_texts(found):
+    """A user's rule that reads texts, also those of an earlier attempt."""
+    assert all(vote.text.startswith("The answer is") for vote in found.votes)
+    return {"B": 0.75, "A": 0.25}
+
+
+@pytest.mark.parametrize("adaptive", ["lossless", "kept"])
+def test_early_stopping_keeps_the_labels_of_shuffled_votes(tmp_path, run, adaptive):
+    run(FarEngine(answer=reply_by_text), folder="full", settings=shuffled())
+    early = run(FarEngine(answer=reply_by_text), settings=shuffled(adaptive=adaptive))
+    full, labels = stored_labels(tmp_path / "full"), stored_labels(tmp_path / "voting")
+    assert decisions(labels) == decisions(full) and early.votes_taken_now < 72
+
+
+def test_other_orders_are_another_way_of_sampling(run):
+    run(questions=QUESTIONS[:2])
+    with pytest.raises(InputError, match="another policy or way of sampling"):
+        run(FarEngine(answer=reply_by_text), questions=QUESTIONS[:2], settings=shuffled())
+
+
+def test_logprobs_are_asked_for_and_stored_where_a_rule_needs_them(tmp_path, run):
+    engine = FarEngine(answer=reply_by_text)
+    run(engine, settings=shuffled(rule="logprob"))
+    assert all(request.logprobs for request in engine.given)
+    assert {vote.logprob for vote in stored_votes(tmp_path / "voting")} == {-0.5}
+    plain = FarEngine(answer=reply_by_text)
+    run(plain, folder="plain", settings=shuffled())
+    assert not any(request.logprobs for request in plain.given)
+
+
+def make_slice(count: int, right: int) -> CalibrationSlice:
+    """Questions on which every vote is for "two"; it is the known answer of the first `right` ones."""
+    return CalibrationSlice(
+        tuple(
+            Question.make(f"Slice {i}?", ["one", "two", "three"], source="slice", truth="B" if i < right else "C")
+            for i in range(count)
+        ),
+        ("slice.jsonl",),
+    )
+
+
+def knows_two(request, seed) -> Completion:
+    if request.key in SEEDS:
+        return reply(request, seed)
+    return Completion.from_text(request, seed, "The answer is (B).", 5, truncated=False)
+
+
+CALIBRATE = {"data": [{"path": "slice.jsonl"}]}
+
+
+def test_the_slice_is_voted_on_first_and_sets_the_threshold(tmp_path, run):
+    """All 60 labels of the slice have a share of 1 and are right, so the lowest threshold passes: 0.25."""
+    settings = config(calibrate=CALIBRATE, threshold=0.25, adaptive="lossless")
+    summary = run(FarEngine(answer=knows_two), settings=settings, calibration=make_slice(60, 60))
+    certificate = summary.quality.certificate
+    assert certificate.data == ("slice.jsonl",) and certificate.thresholds[0].threshold == 0.25
+    assert read_json(tmp_path / "voting" / "certificate.json") == certificate.model_dump(mode="json")
+    assert len(stored_votes(tmp_path / "voting" / "calibration")) == 60 * K  # no early stopping on the slice
+    assert [label.kept for label in stored_labels(tmp_path / "voting")] == [True, False, False, True, False, True]
+    assert summary.quality.threshold == 0.25 and "share >= 0.25" in dict(format_quality(summary.quality))["promise"]
+    again = FarEngine(answer=knows_two)
+    assert run(again, settings=settings, calibration=make_slice(60, 60)).quality.certificate == certificate
+    assert again.attempts == 0
+
+
+def test_a_refused_slice_keeps_its_votes_and_may_grow(tmp_path, run):
+    settings = config(calibrate=CALIBRATE, adaptive="lossless")
+    with pytest.raises(InputError, match="give about 29 questions"):
+        run(FarEngine(answer=knows_two), settings=settings, calibration=make_slice(20, 20))
+    assert not stored_labels(tmp_path / "voting")
+    engine = FarEngine(answer=knows_two)
+    run(engine, settings=settings, calibration=make_slice(30, 30))
+    assert len(stored_votes(tmp_path / "voting" / "calibration")) == 30 * K
+    assert sum(request.n for request in engine.given if request.key not in SEEDS) == 10 * K
+
+
+@pytest.mark.parametrize("after", [3, 90, 130])
+def test_an_interrupted_calibration_resumes(tmp_path, run, after):
+    settings, slice_ = config(calibrate=CALIBRATE), make_slice(30, 30)
+    run(FarEngine(answer=knows_two), folder="whole", settings=settings, calibration=slice_)
+    answered = count()
+
+    def answer(request, seed):
+        if next(answered) == after:
+            raise KeyboardInterrupt
+        return knows_two(request, seed)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(FarEngine(answer=answer), settings=settings, calibration=slice_)
+    run(FarEngine(answer=knows_two), settings=settings, calibration=slice_)
+    for part in ("", "calibration"):
+        votes, labels = stored(tmp_path / "voting" / part)
+        whole_votes, whole_labels = stored(tmp_path / "whole" / part)
+        assert set(votes) == set(whole_votes) and len(votes) == len(whole_votes) and labels == whole_labels
+
+
+def test_stems_of_the_slice_must_be_there(tmp_path, run):
+    file = tmp_path / "stems.jsonl"
+    file.write_text(json.dumps({"id": QUESTIONS[0].id, "stems": ["Another stem?"]}) + "\n")
+    settings = config(calibrate=CALIBRATE, paraphrases=str(file))
+    with pytest.raises(InputError, match="no stems for 30 of 30 questions"):
+        run(FarEngine(answer=knows_two), settings=settings, calibration=make_slice(30, 30))
+
+
+def test_votes_store_the_stem_that_they_saw(tmp_path, run):
+    file = tmp_path / "stems.jsonl"
+    file.write_text(json.dumps({"id": QUESTIONS[0].id, "stems": ["Another stem?"]}) + "\n")
+    engine = FarEngine(answer=reply)
+    run(engine, questions=QUESTIONS[:1], settings=config(paraphrases=str(file)))
+    votes = sorted(stored_votes(tmp_path / "voting"), key=lambda vote: vote.seed)
+    assert [vote.paraphrase for vote in votes] == [0, 1, 0, 1]
+    shown = QUESTIONS[0].model_copy(update={"stem": "Another stem?"})
+    prompts = {0: make_prompts().render(QUESTIONS[0]).ids, 1: make_prompts().render(shown).ids}
+    for request in engine.given:
+        assert tuple(request.prompt) == prompts[(request.seed - SEEDS[QUESTIONS[0].id].start) % 2]

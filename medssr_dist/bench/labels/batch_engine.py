@@ -1,7 +1,7 @@
 """An engine of the pool for a tiny policy on a CPU: whole batches through transformers, without vLLM.
 
-A step of vLLM costs more than the forward pass of a model with 1M parameters. The votes are as real as those of vLLM: the
-same prompts, temperature and token limit, each drawn from the policy's own distribution by its seed (inverse of the
+A step of vLLM costs more than the forward pass of a model with 1M parameters. The votes are as real as those of vLLM:
+the same prompts, temperature and token limit, each drawn from the policy's own distribution by its seed (inverse of the
 cumulated probabilities, at uniform numbers that depend on the seed alone). Only the numbers drawn are others.
 """
 

@@ -21,7 +21,13 @@ from medssr_dist.commands.prefetch import (
 )
 from medssr_dist.config.schema import Config
 from medssr_dist.errors import InputError
-from medssr_dist.readers import read_all, read_validation_questions, refuse_evaluation_items, refuse_unlabelled
+from medssr_dist.readers import (
+    read_all,
+    read_calibration_questions,
+    read_validation_questions,
+    refuse_evaluation_items,
+    refuse_unlabelled,
+)
 from medssr_dist.run.directory import RunDir
 from medssr_dist.runtime.http.proxy import find_proxy
 from medssr_dist.runtime.model_faults import refuse_unfit_model
