@@ -30,6 +30,7 @@ HEAVY = ("torch", "vllm", "ray", "transformers", "openrlhf", "deepspeed", "faiss
 # Only heavy code imports these: modules, or folders with all that is in them.
 HEAVY_MODULES = (
     "bench.kernels",
+    "bench.labels.batch_engine",
     "bench.training",
     "inference.placement",
     "inference.vllm_engine",

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from medssr_dist.commands.plan_rows import PlanRow, describe_forecast, describe_sources, print_rows
 from medssr_dist.commands.plan_slots import describe_checkpoints, plan_memory, plan_slots
 from medssr_dist.commands.prefetch import find_indexes, name_corpora
-from medssr_dist.config.labels import MAJORITY
+from medssr_dist.config.label_settings import MAJORITY
 from medssr_dist.config.load import dump_config
 from medssr_dist.config.price_table import describe_cost
 from medssr_dist.config.schema import Config, Voting

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, SecretStr, model_validator
 
 from medssr_dist.config.base import BaseUrl, Section, Source
-from medssr_dist.config.labels import MAJORITY, RULES, Calibrate
+from medssr_dist.config.label_settings import MAJORITY, RULES, Calibrate
 from medssr_dist.config.synthesis import Endpoint, Knowledge, Synthesis
 from medssr_dist.config.training import Training
 from medssr_dist.data.prompt_forms import PromptForm, load_prompt_form

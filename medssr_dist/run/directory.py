@@ -16,7 +16,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from medssr_dist import __version__
-from medssr_dist.config.labels import MAJORITY
+from medssr_dist.config.label_settings import MAJORITY
 from medssr_dist.config.load import dump_config
 from medssr_dist.config.schema import Config
 from medssr_dist.config.synthesis import join_corpus_keys

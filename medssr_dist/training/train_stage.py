@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from medssr_dist.config.labels import MAJORITY
+from medssr_dist.config.label_settings import MAJORITY
 from medssr_dist.config.schema import Config
 from medssr_dist.config.training import Stage
 from medssr_dist.data.checksums import seal_line

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from medssr_dist.config.labels import MAJORITY
+from medssr_dist.config.label_settings import MAJORITY
 from medssr_dist.data.records import Question, Vote
 from medssr_dist.errors import InputError
 from medssr_dist.runtime.failures import write_traceback

@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from medssr_dist.config.labels import MAJORITY, RULES
+from medssr_dist.config.label_settings import MAJORITY, RULES
 from medssr_dist.config.schema import Config
 from medssr_dist.data.jsonl import write_json
 from medssr_dist.data.label_certificate import KindThresholds, LabelCertificate, format_certificate

@@ -435,7 +435,7 @@ def test_an_interrupted_shuffled_vote_resumes_exactly(tmp_path, run, after, rule
 
 def count_texts(found):
     """A user's rule that reads texts, also those of an earlier attempt."""
-    assert all(vote.text.startswith("The answer is") for vote in found.votes)
+    assert all(vote.text for vote in found.votes)
     return {"B": 0.75, "A": 0.25}
 
 
@@ -453,7 +453,7 @@ def test_other_orders_are_another_way_of_sampling(run):
         run(FarEngine(answer=reply_by_text), questions=QUESTIONS[:2], settings=shuffled())
 
 
-def test_logprobs_are_asked_for_and_stored_where_a_rule_needs_them(tmp_path, run):
+def test_logprobs_are_stored_where_a_rule_needs_them(tmp_path, run):
     engine = FarEngine(answer=reply_by_text)
     run(engine, settings=shuffled(rule="logprob"))
     assert all(request.logprobs for request in engine.given)
