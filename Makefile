@@ -1,9 +1,10 @@
 # Everything a user types. VENV and PYTHON as in launch/install.sh.
 VENV ?= .venv
 RUN ?= runs/demo
+FUZZ_SECONDS ?= 600
 export VENV
 
-.PHONY: install demo mini-policy test check-cuda test-isa test-slow test-slurm test-slurm-short lint format docs clean
+.PHONY: install demo mini-policy test check-cuda test-isa test-slow test-slurm test-slurm-short fuzz lint format docs clean
 
 install:
 	launch/install.sh
@@ -30,6 +31,9 @@ test-slurm: install  ## a real Slurm of two nodes on this machine: every fault, 
 test-slurm-short: install  ## one and two nodes, one requeue, a failing preflight, a planted key; minutes
 	tests/slurm_packages.sh
 	$(VENV)/bin/python -m pytest -q -m "slurm and not slow"
+
+fuzz: install  ## feed every reader of files and replies with damaged input, 10 minutes each; FUZZ_SECONDS is the time
+	$(VENV)/bin/python tests/fuzz_readers.py --seconds $(FUZZ_SECONDS)
 
 check-cuda:  ## install the CUDA set into .venv-cuda and import every module as on a GPU; 11 GB, no GPU needed
 	tests/check_cuda.sh

@@ -313,6 +313,9 @@ class Launcher:
         if event.kind in ("refused", "unfit"):
             code = EXIT_BAD_INPUT if event.kind == "refused" else EXIT_FAULT
             raise AttemptEnded(code, f"{event.node}: {event.data['text']}")
+        if event.kind == "failed":
+            hint = _explain_import(event.data["text"], event.data["lines"])
+            raise AttemptEnded(EXIT_FAULT, f"{event.node}: the supervisor failed: {event.data['text']}{hint}")
         if event.ended == DRIVER:
             self.is_driver_running = False
         if event.ended == "ray":

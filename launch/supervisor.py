@@ -12,6 +12,7 @@ import os
 import signal
 import socket
 import sys
+import traceback
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -174,6 +175,10 @@ async def _serve(supervisor: Supervisor) -> int:
     except ConnectionLost as lost:
         print(f"{supervisor.name}: the launcher is lost, {lost}; everything on this node ends", flush=True)
         return EXIT_LAUNCHER_LOST
+    except Exception as error:  # packages that do not fit, for example: the launcher gets the reason before the end
+        lines = traceback.format_exc()[-_TEXT_CHARS:].splitlines()
+        link.send({"event": "failed", "text": f"{type(error).__name__}: {error}"[:_TEXT_CHARS], "lines": lines})
+        raise
     finally:
         await supervisor.end_all()
         heartbeats.cancel()
