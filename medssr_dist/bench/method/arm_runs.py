@@ -49,12 +49,15 @@ class ArmRun:
         if self.run.is_finished("evaluate"):
             return
         _log.info("seed %d, %s", self.seed, self.arm.title)
-        merged = {**settings, **self.arm.make_settings(self.steps), "runtime.random_seed": self.seed}
-        config = write_config(self.run.root.with_suffix(".yaml"), merged)
+        config = write_config(self.run.root.with_suffix(".yaml"), self.list_settings(settings))
         if self.arm.shares and not self.run.manifest_file.exists():
             self.take_over()
         for command in ("synthesize", "vote", "evaluate") if self.arm.name == BASE else ("run",):
             call_medssr(command, config, self.run.root)
+
+    def list_settings(self, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the dotted keys of the arm. `settings`: those that hold for all arms."""
+        return {**settings, **self.arm.make_settings(self.steps), "runtime.random_seed": self.seed}
 
     def take_over(self) -> None:
         """Copy the results of the steps that the arm shares with the base arm of the same seed."""
