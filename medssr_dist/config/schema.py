@@ -67,10 +67,23 @@ class Server(Section):
     api_key: SecretStr | None = Field(None, description="'${VARIABLE}'; null = the server needs no key")
 
 
+class OnlineVote(Section):
+    """Votes of the policy in training, in place of those of the base policy (TTRL, arXiv 2504.16084)."""
+
+    every: int = Field(
+        ge=1,
+        description="after every N steps the policy votes again on the questions of the next N steps; their labels and "
+        "whether they are kept follow from these votes",
+    )
+
+
 class Voting(Section):
     """Majority vote of the base policy (paper section 3.2)."""
 
     samples: int = Field(16, ge=1, description="K, answers per question")
+    online: OnlineVote | None = Field(
+        None, description="stage 1: the policy in training votes again on the questions that come next; null = off"
+    )
     threshold: float = Field(
         0.5,
         ge=0,
@@ -176,6 +189,12 @@ class Voting(Section):
 
     @model_validator(mode="after")
     def _refuse_unfit(self) -> Voting:
+        if self.online and self.servers:
+            raise ValueError(
+                "online asks the policy in training, but the servers hold another one, the base policy: "
+                f"{self.servers[0].base_url}; set voting.servers=[] (the vote itself must then be finished, or use "
+                "engines), or voting.online=null"
+            )
         if not self.engines and not self.servers:
             raise ValueError("engines is 0 and servers is empty, so nothing can vote; set engines=1 or name a server")
         if self.max_engines and self.max_engines < self.engines:
@@ -284,6 +303,36 @@ class Config(Section):
             raise ValueError(
                 f"voting.kept = {kept} is above the limit of requests, synthesis.candidates = {most}{where}; raise "
                 "synthesis.candidates, or lower voting.kept"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _refuse_votes_unlike_rollouts(self) -> Config:
+        stage, voting = self.training.stage1, self.voting
+        if not (stage.enabled and stage.first_rollouts == "votes"):
+            return self
+        for key, value, wanted in (
+            ("temperature", voting.temperature, stage.temperature),
+            ("top_p", voting.top_p, 1.0),
+            ("max_tokens", voting.max_tokens, stage.max_new_tokens),
+            ("keep_text", voting.keep_text, True),
+        ):
+            if value != wanted:
+                raise ValueError(
+                    f"training.stage1.first_rollouts = votes needs votes that are sampled as rollouts are: "
+                    f"voting.{key} = {value} is not {wanted}; set voting.{key}={str(wanted).lower()}, or "
+                    "training.stage1.first_rollouts=engines"
+                )
+        if voting.online:
+            raise ValueError(
+                "training.stage1.first_rollouts = votes and voting.online cannot both be set: the votes of the base "
+                "policy have not elected the labels that online gives; set voting.online=null, or "
+                "training.stage1.first_rollouts=engines"
+            )
+        if voting.samples < stage.samples_per_prompt:
+            raise ValueError(
+                f"voting.samples = {voting.samples} is fewer than training.stage1.samples_per_prompt = "
+                f"{stage.samples_per_prompt}, but first_rollouts = votes takes groups of votes; raise voting.samples"
             )
         return self
 

@@ -154,6 +154,23 @@ class Stage(Objective):
         return self.prompts_per_step * self.samples_per_prompt
 
 
+class Stage1(Stage):
+    """The self-supervised stage, on pseudo-labels (paper section 3.3)."""
+
+    first_rollouts: Literal["engines", "votes"] = Field(
+        "engines",
+        description="votes: the votes with the first samples_per_prompt seeds of a question are its group, as long as "
+        "the policy is at most max_policy_lag steps past the one that voted; engines: every group is sampled anew",
+    )
+    flat_limit: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="pass over a question if all rewards of its group would be equal with a higher probability than "
+        "this, by its votes; 0.09 = at most 1.1 prompts are drawn for each one trained on. 1 = take all",
+    )
+
+
 class Stage2(Stage):
     """The supervised stage: the same algorithm on human-annotated questions (paper section 3.4)."""
 
@@ -234,7 +251,7 @@ class Training(RolloutOptions):
         "last one is published",
     )
     guard: Guard | None = Field(None, description="collapse guard of stage 1; null = off")
-    stage1: Stage = Field(default_factory=Stage)
+    stage1: Stage1 = Field(default_factory=Stage1)
     stage2: Stage2 = Field(default_factory=Stage2)
 
     @property
@@ -286,6 +303,24 @@ class Training(RolloutOptions):
                     f"{name}: rollout_dtype=fp8 samples from another policy than the trained one; set "
                     f"training.{name}.importance=token, or training.rollout_dtype=policy"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _refuse_uncorrected_votes(self) -> Training:
+        stage = self.stage1
+        if not (stage.enabled and stage.first_rollouts == "votes"):
+            return self
+        if self.max_policy_lag and stage.importance == "off":
+            raise ValueError(
+                f"stage1: first_rollouts=votes trains on votes of the base policy for max_policy_lag = "
+                f"{self.max_policy_lag} steps after its first; set training.stage1.importance=token, or "
+                "training.max_policy_lag=0"
+            )
+        if not stage.kl_coef:
+            raise ValueError(
+                "stage1: first_rollouts=votes takes the log-probs of votes from the reference model, and kl_coef = 0 "
+                "loads none; set training.stage1.kl_coef, or training.stage1.first_rollouts=engines"
+            )
         return self
 
     @model_validator(mode="after")

@@ -160,11 +160,27 @@ class Vote(Record):
     logprob: float | None = Field(
         None, description="mean log-prob of the generated tokens, at temperature 1; None if it was not recorded"
     )
+    token_ids: tuple[int, ...] | None = Field(
+        None, description="the generated tokens; None if the vote cannot be a rollout (training.stage1.first_rollouts)"
+    )
 
     @property
     def key(self) -> VoteKey:
         """What identifies the vote."""
         return VoteKey(self.question_id, self.policy, self.sampling, self.seed)
+
+
+class WeightedVote(NamedTuple):
+    """A vote that is a rollout of stage 1, and the weight of its advantage.
+
+    Example: WeightedVote(vote=Vote(...), weight=1.0)
+
+    Attributes:
+        weight: probability that the question would have the same kept label without this vote.
+    """
+
+    vote: Vote
+    weight: float
 
 
 class Label(Record):

@@ -25,6 +25,7 @@ class SampleRequest:
         choices: generate exactly one of these texts (each a single token), greedily; () = free text.
         expected_tokens: tokens that a sample is expected to take; 0 = as many as the mean of all samples.
         logprobs: return the mean log-prob of each sample's tokens too.
+        keep_tokens: return the generated tokens too.
     """
 
     key: str
@@ -41,6 +42,7 @@ class SampleRequest:
     choices: tuple[str, ...] = ()
     expected_tokens: float = 0.0
     logprobs: bool = False
+    keep_tokens: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,7 @@ class Completion:
         answer: the letter that the text answers; None if it names none.
         method: the form in which the answer was found (`data.answers`); None without an answer.
         logprob: mean log-prob of its tokens in the policy's own distribution (temperature 1); None if not asked for.
+        token_ids: the generated tokens; None if they were not asked for.
     """
 
     seed: int
@@ -66,6 +69,7 @@ class Completion:
     answer: str | None = None
     method: str | None = None
     logprob: float | None = None
+    token_ids: tuple[int, ...] | None = None
 
     @classmethod
     def from_text(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -42,6 +43,7 @@ class _Choice(msgspec.Struct):
     text: str
     finish_reason: str | None = None
     logprobs: _Logprobs | None = None
+    token_ids: list[int] | None = None
 
 
 class _Usage(msgspec.Struct):
@@ -67,6 +69,7 @@ class StreamedSamples:
         self._texts: list[list[str]] = [[] for _ in range(request.n)]
         self._counts = [0] * request.n
         self._logprobs: list[list[float]] = [[] for _ in range(request.n)]
+        self._token_ids: list[list[int]] = [[] for _ in range(request.n)]
         self.missing = request.n
         self.tokens = 0
 
@@ -85,6 +88,7 @@ class StreamedSamples:
         self._texts[index].append(replace_surrogates(choice.text))
         if choice.logprobs:
             self._logprobs[index] += [each for each in choice.logprobs.token_logprobs if each is not None]
+        self._token_ids[index] += choice.token_ids or []
         self.tokens += tokens - self._counts[index]
         self._counts[index] = tokens
         return self._finish(index, choice.finish_reason) if choice.finish_reason else None
@@ -101,7 +105,8 @@ class StreamedSamples:
         self.missing -= 1
         text = "".join(self._texts[index])
         seed, logprob = self._request.seed + index, self._average_logprob(index)
-        return Completion.from_text(self._request, seed, text, tokens, reason == "length", logprob)
+        completion = Completion.from_text(self._request, seed, text, tokens, reason == "length", logprob)
+        return replace(completion, token_ids=self._find_token_ids(index)) if self._request.keep_tokens else completion
 
     def _average_logprob(self, index: int) -> float | None:
         """Return the mean log-prob of a finished sample; None where it was not asked for or there is no token."""
@@ -114,3 +119,13 @@ class StreamedSamples:
                 "voting.rule without them"
             )
         return sum(found) / tokens
+
+    def _find_token_ids(self, index: int) -> tuple[int, ...]:
+        """Return the tokens of a finished sample. Raises UnusableServer where the server does not send all of them."""
+        found = tuple(self._token_ids[index])
+        if len(found) != self._counts[index]:
+            raise UnusableServer(
+                f"sends {len(found)} of the {self._counts[index]} tokens of a sample, but votes that are first "
+                "rollouts need them; take it out of voting.servers, or set training.stage1.first_rollouts=engines"
+            )
+        return found

@@ -8,6 +8,7 @@ import signal
 import subprocess
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -123,6 +124,8 @@ class VllmActor:
         tokens, total = len(sample.token_ids), sample.cumulative_logprob
         logprob = total / tokens if request.logprobs and tokens and total is not None else None
         completion = Completion.from_text(request, seed, sample.text, tokens, truncated, logprob)
+        if request.keep_tokens:
+            completion = replace(completion, token_ids=tuple(sample.token_ids))
         self._output.samples.append(LeasedCompletion(lease_id, completion))
         self._news.set()
 

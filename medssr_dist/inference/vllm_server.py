@@ -265,6 +265,8 @@ class ServerEngine:
             "stream_options": {"include_usage": True, "continuous_usage_stats": True},
             "stream_interval": _CHUNK_TOKENS,
         }
+        if request.keep_tokens:
+            body["return_token_ids"] = True
         if request.choices:
             greedy = {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "max_tokens": 1}
             return body | greedy | {"allowed_token_ids": find_choice_ids(request.choices, self._tokenize)}

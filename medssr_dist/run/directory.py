@@ -32,7 +32,7 @@ from medssr_dist.run.paths import RECORDED_STEPS, RunPaths
 STEP_SECTIONS = {
     "synthesize": ("knowledge", "synthesis", "runtime.random_seed"),
     "vote": ("policy", "voting", "runtime.random_seed"),
-    "stage1": ("policy", "training", "runtime.random_seed"),
+    "stage1": ("policy", "training", "voting.online", "runtime.random_seed"),
     "stage2": ("policy", "training", "runtime.random_seed"),
     "evaluate": ("policy", "evaluation", "runtime.random_seed"),
 }
@@ -299,8 +299,10 @@ def _select_settings(step: str, config: Config) -> dict[str, Any]:
     tree = dump_config(config)
     tree["policy"]["prompt"] = config.policy.prompt.label  # its text is in config.resolved.json
     for key, value in flatten_settings(tree).items():
-        is_other_stage = step == "stage1" and key.startswith("training.stage2.")
-        if _is_below(key, STEP_SECTIONS[step]) and not _is_below(key, _FREE_KEYS) and not is_other_stage:
+        is_other = (step == "stage1" and key.startswith("training.stage2.")) or (
+            step == "vote" and _is_below(key, ("voting.online",))
+        )
+        if _is_below(key, STEP_SECTIONS[step]) and not _is_below(key, _FREE_KEYS) and not is_other:
             kept[key] = value
     if step == "synthesize":  # addresses, keys and limits of endpoints may change; models and reply format may not
         kept["synthesis.models"] = config.synthesis.models

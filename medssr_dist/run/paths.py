@@ -143,6 +143,11 @@ class VotingPaths(StepPaths):
         return self.folder / "labeled.jsonl"
 
     @property
+    def online_questions(self) -> Path:
+        """The questions of a vote of the policy in training (`StagePaths.revote_at`)."""
+        return self.folder / "questions.jsonl"
+
+    @property
     def ledger(self) -> Path:
         """Policy, way of sampling and counts of the votes."""
         return self.folder / "ledger.json"
@@ -202,6 +207,24 @@ class StagePaths(StepPaths):
     def samples(self) -> Path:
         """Some rollouts of each step."""
         return self.folder / "samples.jsonl"
+
+    @property
+    def flips(self) -> Path:
+        """One line for each label that the policy in training has voted differently on (`voting.online`)."""
+        return self.folder / "flips.jsonl"
+
+    @property
+    def revotes(self) -> Path:
+        """A vote by the policy in training for each step after which there was one; see `revote_at`."""
+        return self.folder / "revotes"
+
+    def revote_at(self, step: int) -> Path:
+        """The vote after `step` steps: the folder of its VotingPaths, which also holds its questions."""
+        return self.revotes / f"step{step:06d}"
+
+    def revoted_steps(self) -> list[int]:
+        """Steps after which there was a vote, in ascending order."""
+        return sorted(int(folder.name.removeprefix("step")) for folder in self.revotes.glob("step*"))
 
     @property
     def schedule(self) -> Path:

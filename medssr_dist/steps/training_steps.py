@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from medssr_dist.config.schema import Config
@@ -29,6 +30,7 @@ from medssr_dist.steps.synthesis_step import limit_questions
 
 if TYPE_CHECKING:
     from medssr_dist.training.train_stage import RunningStage
+    from medssr_dist.voting.first_votes import FirstVotes
 
 
 def train_stage1(session: Session) -> None:
@@ -58,11 +60,38 @@ def _require_vote(session: Session) -> None:
 
 def start_stage1(session: Session) -> RunningStage:
     from medssr_dist.training.train_stage import start_stage1 as start
+    from medssr_dist.voting.online_vote import vote_online
 
     labels, folder = session.run.voting.labels, session.run.stage("stage1").folder
     limit, validation = limit_questions(session), _read_validation(session)
+    votes = _find_first_votes(session)
     session.start_ray()
-    return start(session.config, find_base_model(session), labels, folder, limit, session.should_stop, validation)
+    model = find_base_model(session)
+    revote = partial(vote_online, session.config.without_secrets()) if session.config.voting.online else None
+    return start(session.config, model, labels, folder, limit, session.should_stop, validation, votes, revote)
+
+
+def _find_first_votes(session: Session) -> FirstVotes | None:
+    """Return the votes that are stage 1's first rollouts; None if it has none.
+
+    Raises:
+        InputError: the votes that exist are of another policy, prompt or way of sampling, or lack their tokens.
+    """
+    from medssr_dist.runtime.fingerprints import fingerprint_model
+    from medssr_dist.runtime.models import load_tokenizer, make_prompt_renderer
+    from medssr_dist.voting.first_votes import FirstVotes
+    from medssr_dist.voting.ledger import LedgerState, hash_vote_sampling
+
+    config = session.config
+    if config.training.stage1.first_rollouts != "votes":
+        return None
+    model, folder = find_base_model(session), session.run.voting.folder
+    prompts = make_prompt_renderer(load_tokenizer(model, config.policy), config.policy)
+    state = LedgerState.read(session.run.voting.ledger)
+    policy = fingerprint_model(model, (state.policy,) if state else ())
+    votes = FirstVotes(folder, config, policy, hash_vote_sampling(config, prompts))
+    votes.check()
+    return votes
 
 
 def _read_validation(session: Session) -> list[Question]:

@@ -12,7 +12,8 @@ For each step, with the policy pi_theta, the policy that sampled pi_old, and the
        in `updates_per_rollout` optimizer steps (AdamW, ZeRO-3), micro-batch by micro-batch.
     4. Send the new weights to the rollout engines.
     5. If it is due, let the engines answer held-out questions (`training.validate`).
-    6. After the step: metrics line, checkpoint, export, and whether to stop.
+    6. If it is due, let the policy vote again on the questions that come next (`voting.online`).
+    7. After the step: metrics line, checkpoint, export, and whether to stop.
 
 Deviations from the papers, each an option of the stage (`config/objective.py`, `config/training.py`):
 - the mean over tokens is taken over all answers of the step (`aggregation`), not first within each answer;
@@ -29,7 +30,7 @@ example: reward_BG, logp_BA. As a suffix, A, R and N are these sizes, not the ad
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import ray
@@ -39,6 +40,7 @@ from medssr_dist.config.training import Stage
 from medssr_dist.errors import Stopped
 from medssr_dist.training.after_step import AfterStep, LoopState, SampleLog
 from medssr_dist.training.backend.openrlhf import RayActorGroup
+from medssr_dist.training.rollout.revoter import Revoter
 from medssr_dist.training.rollout.sampler import StepSamples
 from medssr_dist.training.rollout.validator import Validator
 from medssr_dist.training.step_metrics import StepMetrics, rollout_means
@@ -75,6 +77,7 @@ class LoopParts:
     after_step: AfterStep
     sample_log: SampleLog
     validator: Validator | None = None
+    revoter: Revoter | None = None
 
 
 def run_grpo(parts: LoopParts) -> None:
@@ -112,7 +115,10 @@ def take_step(parts: LoopParts, rollout: StepSamples, state: LoopState, clock: S
 
     reward_BG = torch.cat([sample.rewards for sample in samples]).view(-1, stage.samples_per_prompt)
     groups = compute_advantages(reward_BG, stage)
-    work = parts.experience.plan(samples, groups.advantage, state.step)
+    advantage_N = groups.advantage
+    if rollout.weights is not None:  # of votes
+        advantage_N = advantage_N * torch.tensor(rollout.weights)
+    work = parts.experience.plan(samples, advantage_N, state.step)
     parts.experience.add_log_probs(work)
     kl_in_reward = parts.experience.subtract_kl(work)
     ray.get(parts.policy.async_run_method_batch(method_name="load_update", updates=work.shares))
@@ -127,6 +133,9 @@ def take_step(parts: LoopParts, rollout: StepSamples, state: LoopState, clock: S
     validation = parts.validator.measure_if_due(step) if parts.validator else None
     if validation:
         clock.lap("validate")
+    revotes = parts.revoter.vote_if_due(step, rollout.drawn) if parts.revoter else None
+    if revotes:
+        clock.lap("revote")
 
     found = update | rollout_means(samples) | rollout.metrics | clock.seconds()
     found |= {
@@ -138,6 +147,8 @@ def take_step(parts: LoopParts, rollout: StepSamples, state: LoopState, clock: S
         found["kl"] = kl_in_reward
     if validation:
         found["validation_accuracy"] = validation.accuracy
+    if revotes:
+        found |= asdict(revotes)
     state = LoopState(step, state.prompts + rollout.drawn, parts.sampler.state_dict())
     tokens = int(found["response_length"] * found["samples"])
     now = round(time.time(), 3)

@@ -18,6 +18,7 @@ from medssr_dist.runtime.logs import set_up_logging
 from medssr_dist.runtime.models import load_tokenizer, make_prompt_renderer
 from medssr_dist.training.deadline import StopSign
 from medssr_dist.training.rollout.examples import Example, PromptLoader
+from medssr_dist.training.rollout.revoter import Revoter, make_revoter
 from medssr_dist.training.rollout.validator import Validator, make_validation_plan
 from medssr_dist.training.rollout.workers import RolloutWorkers
 from medssr_dist.training.stage_job import StageCounts, StageJob
@@ -82,7 +83,8 @@ class StageActor:
         validator = Validator(plan, processes.rollout.engines, watch.results, watch.add_result) if plan else None
         old_logprobs = describe_old_logprobs(config.training, stage)
         _log.info("log-probs before the update: %s", old_logprobs)
-        self.run_loop(job, strategy, processes, prompts, tokenizer, after_step, validator)
+        revoter = make_revoter(job, prompts, renderer, processes.rollout.engines)
+        self.run_loop(job, strategy, processes, prompts, tokenizer, after_step, validator, revoter)
         published = self.export(after_step)
         for bundle in processes.bundles:
             remove_placement_group(bundle)
@@ -99,6 +101,7 @@ class StageActor:
         tokenizer: PreTrainedTokenizerBase,
         after_step: AfterStep,
         validator: Validator | None,
+        revoter: Revoter | None,
     ) -> None:
         """Run the GRPO loop to its end."""
         from medssr_dist.training.after_step import SampleLog
@@ -108,7 +111,7 @@ class StageActor:
         config, stage = job.config, job.stage
         parts = LoopParts(
             stage=stage,
-            sampler=processes.rollout.make_sampler(prompts),
+            sampler=processes.rollout.make_sampler(prompts, job.votes),
             experience=ExperienceMaker(
                 config, stage, processes.policy, processes.reference, pad_token=tokenizer.pad_token_id
             ),
@@ -117,6 +120,7 @@ class StageActor:
             after_step=after_step,
             sample_log=SampleLog(job.paths.samples, tokenizer, config.training.keep_samples),
             validator=validator,
+            revoter=revoter,
         )
         run_grpo(parts)
 

@@ -10,6 +10,8 @@ from medssr_dist.config.training import Stage
 from medssr_dist.data.jsonl import read_json
 from medssr_dist.data.records import Question, parse_record
 from medssr_dist.run.paths import StagePaths
+from medssr_dist.training.rollout.first_rollouts import VoteSource
+from medssr_dist.training.rollout.revoter import VoteFunction
 from medssr_dist.training.weights.checkpoints import Checkpoint
 
 
@@ -21,7 +23,8 @@ class StageJob:
     model that it starts from. reference: folder of the model that the KL is measured against. folder: where it writes.
     data: description of the training data for the model card, one sentence. expected_steps: for the learning-rate
     schedule; exact unless the stage is one pass over a stream. checkpoint: the one that it resumes from. end: when it
-    will be ended from outside, seconds since the epoch. validation: questions of `training.validate`.
+    will be ended from outside, seconds since the epoch. validation: questions of `training.validate`. votes: on the
+    questions of stage 1, if they are its first rollouts. revote: lets the policy vote again on questions.
     """
 
     name: str
@@ -35,6 +38,8 @@ class StageJob:
     checkpoint: Checkpoint | None
     end: float | None
     validation: tuple[Question, ...] = ()
+    votes: VoteSource | None = None
+    revote: VoteFunction | None = None
 
     @property
     def paths(self) -> StagePaths:

@@ -37,6 +37,8 @@ from medssr_dist.training.rollout.examples import (
     make_labeled_examples,
     shuffle,
 )
+from medssr_dist.training.rollout.first_rollouts import VoteSource
+from medssr_dist.training.rollout.revoter import VoteFunction
 from medssr_dist.training.stage_actor import Examples, StageActor
 from medssr_dist.training.stage_errors import explain_stage_error
 from medssr_dist.training.stage_job import StageCounts, StageJob, StageSummary
@@ -170,6 +172,8 @@ def start_stage1(
     most_examples: int,
     should_stop: Callable[[], bool],
     validation: Sequence[Question] = (),
+    votes: VoteSource | None = None,
+    revote: VoteFunction | None = None,
 ) -> RunningStage:
     """Start stage 1: self-supervised GRPO on the kept pseudo-labels, as they arrive (paper section 3.3).
 
@@ -177,6 +181,8 @@ def start_stage1(
         labels: the label stream, `labeled.jsonl`.
         most_examples: upper limit of the number of labels, for the learning-rate schedule.
         validation: the questions of `training.validate`, also of `start_stage2`.
+        votes: the votes on the questions, if they are its first rollouts.
+        revote: takes the votes of the policy in training.
     """
     stage = config.training.stage1
     known = read_kept_count(labels)
@@ -185,7 +191,7 @@ def start_stage1(
         _warn_of_open_schedule(stage)
     steps = fix_schedule(StagePaths(folder), _count_expected_steps(stage, most_examples if known is None else known))
     job = _make_job("stage1", config, model, model, folder, _describe_pseudo_labels(config), steps)
-    job = replace(job, validation=tuple(validation))
+    job = replace(job, validation=tuple(validation), votes=votes, revote=revote)
     return RunningStage(job, partial(_iter_label_examples, labels), partial(publish_taken, labels), should_stop)
 
 
@@ -316,11 +322,14 @@ class _StepNumber:
 
 
 def _drop_steps_after(paths: StagePaths, step: int) -> None:
-    """Remove the rows and candidates of steps after `step`, which will be taken again."""
+    """Remove the rows, candidates and votes of steps after `step`, which will be taken again."""
+    for revoted in paths.revoted_steps():
+        if revoted > step:
+            shutil.rmtree(paths.revote_at(revoted))
     for candidate in paths.candidates():
         if candidate > step:
             shutil.rmtree(paths.hf_candidate(candidate))
-    for file in (paths.metrics, paths.validation, paths.guard, paths.samples):
+    for file in (paths.metrics, paths.validation, paths.guard, paths.samples, paths.flips):
         rows = list(follow(file, ended=lambda: True))
         kept = [row for row in rows if parse_record(_StepNumber, row, str(file)).step <= step]
         if len(kept) < len(rows):

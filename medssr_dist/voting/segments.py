@@ -172,7 +172,8 @@ class Segment:
         if vote.seed in self._seen[vote.question_id]:
             return False
         self._remember(vote)
-        self._rows.append(_encode_row(vars(vote) if keep_text else vars(vote) | {"text": ""}))
+        row = {name: value for name, value in vars(vote).items() if name != "token_ids" or value is not None}
+        self._rows.append(_encode_row(row if keep_text else row | {"text": ""}))
         return True
 
     def write(self) -> None:

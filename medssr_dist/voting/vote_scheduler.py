@@ -118,6 +118,8 @@ class VoteScheduler:
         self._to_request = 0  # votes of the present waves that have not been requested
         self._unwanted: list[str] = []
         self._next_position = ledger.num_labels
+        stage = config.training.stage1
+        self._first_rollouts = stage.samples_per_prompt if stage.first_rollouts == "votes" else 0  # votes with tokens
         self._spare_from = 0  # the questions before this position have no spare votes left
         self.num_votes = 0
         self.num_settled = ledger.num_labels * self._voting.samples
@@ -311,6 +313,7 @@ class VoteScheduler:
             opening=self._prompts.opening,
             expected_tokens=state.tokens / len(state.taken) if state.taken else 0.0,
             logprobs=self._voting.needs_logprobs,
+            keep_tokens=first < state.all_seeds.start + self._first_rollouts,
         )
 
     def _make_vote(self, state: QuestionState, sample: Completion) -> Vote:
@@ -328,6 +331,7 @@ class VoteScheduler:
             order=form.order,
             paraphrase=form.paraphrase,
             logprob=sample.logprob,
+            token_ids=sample.token_ids,
         )
 
 

@@ -29,6 +29,7 @@ class Engines:
         self.hold.wait()
         request = self._requests.pop(self._rng.randrange(len(self._requests)))
         rewards = [0.0, float(request.number % self._cycle not in self._flat)]
+        rewards = rewards[-request.sampling.n :]
         samples = [Sample([7, 8], [-1.0, -2.0], reward, False, False, self.version) for reward in rewards]
         return Group(request.number, request.prompt, request.prompt_ids, request.label, samples)
 

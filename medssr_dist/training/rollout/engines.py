@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import ray
+
+from medssr_dist.inference.requests import CompletedRequest, SampleRequest
 
 if TYPE_CHECKING:
     from medssr_dist.training.rollout.groups import Group, GroupRequest
@@ -42,8 +44,8 @@ class RolloutEngines:
         self._engines = [start(index) for index in range(count)]
         self._ready: set[int] = set()
         self._starting: dict[ray.ObjectRef, int] = {}
-        self._in_flight: dict[ray.ObjectRef, tuple[GroupRequest, int, ray.actor.ActorHandle]] = {}
-        self._waiting: deque[GroupRequest] = deque()
+        self._in_flight: dict[ray.ObjectRef, tuple[GroupRequest | SampleRequest, int, ray.actor.ActorHandle]] = {}
+        self._waiting: deque[GroupRequest | SampleRequest] = deque()
         self._deaths: Counter[int] = Counter()
         self.restarts = 0
 
@@ -79,20 +81,27 @@ class RolloutEngines:
             done, _ = ray.wait(list(self._starting))
             self._finish_start(done[0], needs_weights=False)
 
-    def submit(self, request: GroupRequest) -> None:
-        """Send the request to the least busy engine, at once or as soon as one is ready."""
+    def submit(self, request: GroupRequest | SampleRequest) -> None:
+        """Send the request to the least busy engine, immediately or as soon as one is ready."""
         self._waiting.append(request)
         self._dispatch()
 
     def next_group(self) -> Group:
         """Wait for the next finished group, of any request, and return it. Raises RewardError, EngineLostError."""
+        return cast("Group", self._next_answer())
+
+    def next_completed(self) -> CompletedRequest:
+        """Wait for the next finished request of a vote, while no groups are requested. Raises EngineLostError."""
+        return cast("CompletedRequest", self._next_answer())
+
+    def _next_answer(self) -> Group | CompletedRequest:
         while True:
             self._dispatch()
             done, _ = ray.wait([*self._in_flight, *self._starting])
             if done[0] in self._starting:
                 self._finish_start(done[0], needs_weights=True)
-            elif group := self._receive(done[0]):
-                return group
+            elif answer := self._receive(done[0]):
+                return answer
 
     def _dispatch(self) -> None:
         load = Counter(dict.fromkeys(self._ready, 0))
@@ -101,13 +110,14 @@ class RolloutEngines:
             index = min(self._ready, key=lambda index: (load[index], index))
             request, engine = self._waiting.popleft(), self._engines[index]
             load[index] += 1
-            self._in_flight[engine.sample_group.remote(request)] = (request, index, engine)
+            answer = engine.complete if isinstance(request, SampleRequest) else engine.sample_group
+            self._in_flight[answer.remote(request)] = (request, index, engine)
 
-    def _receive(self, ref: ray.ObjectRef) -> Group | None:
-        """Return the finished group; None if its engine has died: the request then waits to be sent again."""
+    def _receive(self, ref: ray.ObjectRef) -> Group | CompletedRequest | None:
+        """Return the finished answer; None if its engine has died: the request then waits to be sent again."""
         request, index, engine = self._in_flight.pop(ref)
         try:
-            group = ray.get(ref)
+            answer = ray.get(ref)
         except ray.exceptions.RayError as error:
             if not _is_death(error):
                 raise getattr(error, "cause", None) or error from None
@@ -116,7 +126,7 @@ class RolloutEngines:
                 self._restart(index, error)
             return None
         del self._deaths[index]
-        return group
+        return answer
 
     def _restart(self, index: int, error: Exception) -> None:
         self._deaths[index] += 1

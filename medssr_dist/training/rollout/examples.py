@@ -19,7 +19,8 @@ from medssr_dist.run.stream import ALL_TAKEN
 class Example:
     """One question to train on, and the answer that earns the reward.
 
-    confidence: lower bound of the share of valid votes for a pseudo-label; None for a human answer.
+    confidence: lower bound of the share of valid votes for a pseudo-label; None for a human answer. label: that the
+    pseudo-label comes from.
 
     Example: Example(Question.make("Which?", ["yes", "no"], source="medqa"), "B", confidence=0.71)
     """
@@ -27,23 +28,26 @@ class Example:
     question: Question
     answer: str
     confidence: float | None = None
+    label: Label | None = None
 
 
 class DrawnPrompt(NamedTuple):
     """A prompt for the rollout engines, and its label for the reward.
 
     text: the rendered prompt. ids: its tokens. label: JSON object with `answer`, `options`, `id` and `confidence` of
-    the example.
+    the example. votes: the pseudo-label with its counts of votes; None for a human answer. place: of the example.
     """
 
     text: str
     ids: list[int]
     label: str
+    votes: Label | None = None
+    place: int = 0
 
 
 def make_labeled_example(label: Label) -> Example:
     """Return the example of a question with its pseudo-label."""
-    return Example(label.question, label.answer, label.confidence_valid[0])
+    return Example(label.question, label.answer, label.confidence_valid[0], label)
 
 
 def make_labeled_examples(labels: Iterable[Label]) -> Iterator[Example]:
@@ -100,6 +104,7 @@ class PromptLoader:
         self._place = 0
         self._first_pass = True
         self._pass: Iterator[DrawnPrompt] | None = None
+        self._relabels: dict[str, Label] = {}  # question -> its newest label, if the policy has voted again
         self.taken = 0
         self.skipped = 0
         self.waited_s = 0.0
@@ -122,6 +127,25 @@ class PromptLoader:
             self._pass = None
         return None
 
+    def relabel(self, labels: Iterable[Label]) -> None:
+        """Use these labels of their questions from now on; a question whose label is not kept is left out."""
+        self._relabels |= {label.question.id: label for label in labels}
+
+    def look_ahead(self, count: int, wrap: bool) -> list[Label]:
+        """Return the labels, as they are now, of the next `count` questions with a prompt that fits; each once.
+
+        Args:
+            wrap: look on from the beginning after the last question. There may be fewer than `count` in any case.
+        """
+        found: dict[str, Label] = {}
+        for start in (self._place, 0) if wrap else (self._place,):
+            for _, example in self._examples(start):
+                if example.label is not None and example.question.id not in found and self._render(example):
+                    found[example.question.id] = self._relabels.get(example.question.id, example.label)
+                if len(found) == count:
+                    return list(found.values())
+        return list(found.values())
+
     def finish(self) -> None:
         """Report that no more prompts will be drawn."""
         self._on_taken(ALL_TAKEN)
@@ -130,12 +154,16 @@ class PromptLoader:
         """Yield prompts from the current place to the end of the examples."""
         for place, example in self._measure_waiting(self._examples(self._place)):
             self._place = place
+            if label := self._relabels.get(example.question.id):
+                if not label.kept:
+                    continue
+                example = make_labeled_example(label)
             prompt = self._render(example)
             self.taken += prompt is not None
             self.skipped += prompt is None and self._first_pass
             self._report_taken()
             if prompt:
-                yield prompt
+                yield prompt._replace(place=place)
         if not self.taken:
             raise InputError("no example to train on: every label was rejected, or every prompt is too long")
         self._place, self._first_pass = 0, False
@@ -184,4 +212,4 @@ def render_example(prompts: PromptRenderer, example: Example) -> DrawnPrompt:
         "id": example.question.id,
         "confidence": example.confidence,
     }
-    return DrawnPrompt(prompt.text, list(prompt.ids), json.dumps(label))
+    return DrawnPrompt(prompt.text, list(prompt.ids), json.dumps(label), example.label)

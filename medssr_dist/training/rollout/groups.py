@@ -62,7 +62,8 @@ class Sample:
     token_ids: generated tokens, including the end token, or those that complete a stop string. logprobs: one for each
     token, or None if not requested. invalid: the text names no option. truncated: it was cut off at max_tokens.
     version: of the weights that it was sampled from. letter: the option that it names; None if it names none (samples
-    that an earlier version left in a checkpoint have None).
+    that an earlier version left in a checkpoint have None). vote_weight: of a vote that serves as a sample, the weight
+    of its advantage; None for a sample of a rollout engine. The log-probs of a vote are NaN: they were not kept.
 
     Example: Sample([9, 2], None, reward=1.0, invalid=False, truncated=False, version=3, letter="B")
     """
@@ -74,6 +75,7 @@ class Sample:
     truncated: bool
     version: int
     letter: str | None = None
+    vote_weight: float | None = None
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from medssr_dist.data.thoughts import find_opening
+from medssr_dist.inference.requests import CompletedRequest, Completion, SampleRequest
 from medssr_dist.inference.vllm_engine import end_children_with_this_process
 from medssr_dist.training.backend.openrlhf import RolloutActor
 from medssr_dist.training.rollout.groups import Group, GroupRequest, Sample
@@ -50,25 +51,36 @@ class RolloutEngine(RolloutActor):
         Raises:
             RewardError: a sample could not be graded.
         """
-        self._open += 1
-        try:
-            outputs = await self._generate(request)
-        finally:
-            self._open -= 1
-            self._beat()
+        outputs = await self._generate(request.prompt_ids, make_sampling_params(request))
         samples = [self._grade(request, output, request.seed + place) for place, output in enumerate(outputs)]
         return Group(request.number, request.prompt, request.prompt_ids, request.label, samples)
 
-    async def _generate(self, request: GroupRequest) -> list[Any]:
+    async def complete(self, request: SampleRequest) -> CompletedRequest:
+        """Answer a request of a vote with the current weights, as the engines of the vote do."""
+        outputs = await self._generate(list(request.prompt), make_vote_params(request))
+        samples = [
+            Completion.from_text(
+                request, request.seed + place, output.text, len(output.token_ids), output.finish_reason == "length"
+            )
+            for place, output in enumerate(outputs)
+        ]
+        return CompletedRequest(request.key, samples)
+
+    async def _generate(self, prompt_ids: list[int], params: SamplingParams) -> list[Any]:
         """Return vLLM's finished CompletionOutputs, in the order of the samples."""
         from vllm.inputs import TokensPrompt
 
         done = {}
-        prompt = TokensPrompt(prompt_token_ids=request.prompt_ids)
-        async for output in self.llm.generate(prompt, make_sampling_params(request), os.urandom(8).hex()):
+        prompt = TokensPrompt(prompt_token_ids=prompt_ids)
+        self._open += 1
+        try:
+            async for output in self.llm.generate(prompt, params, os.urandom(8).hex()):
+                self._beat()
+                done |= {sample.index: sample for sample in output.outputs if sample.finish_reason is not None}
+        finally:
+            self._open -= 1
             self._beat()
-            done |= {sample.index: sample for sample in output.outputs if sample.finish_reason is not None}
-        return [done[index] for index in range(request.sampling.n)]
+        return [done[index] for index in range(params.n)]
 
     def _beat(self) -> None:
         prompts = f"{self._open} prompts" if self._open else ""
@@ -131,5 +143,23 @@ def make_sampling_params(request: GroupRequest) -> SamplingParams:
         stop=list(sampling.stop),
         logprobs=0 if sampling.logprobs else None,  # 0: only that of the sampled token
         output_kind=RequestOutputKind.CUMULATIVE,  # each sample is returned when it is finished
+        stream_interval=_STREAM_TOKENS,
+    )
+
+
+def make_vote_params(request: SampleRequest) -> SamplingParams:
+    """Return vLLM's SamplingParams of a request of a vote."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return SamplingParams(
+        n=request.n,
+        seed=request.seed,
+        temperature=request.temperature,
+        top_p=request.top_p,
+        top_k=request.top_k,
+        max_tokens=request.max_tokens,
+        stop=list(request.stop),
+        output_kind=RequestOutputKind.CUMULATIVE,
         stream_interval=_STREAM_TOKENS,
     )

@@ -13,20 +13,23 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from medssr_dist.training.rollout.engines import RolloutEngines
 from medssr_dist.training.rollout.examples import PromptLoader
-from medssr_dist.training.rollout.groups import Group, GroupRequest, Sampling
+from medssr_dist.training.rollout.first_rollouts import PromptChoice
+from medssr_dist.training.rollout.groups import Group, GroupRequest, Sample, Sampling
 from medssr_dist.training.rollout.over_draw import FlatShare
 from medssr_dist.training.rollout.vote_health import VoteHealth, measure_health
 
 if TYPE_CHECKING:
     from medssr_dist.training.backend.openrlhf import Experience
 
+_MOST_PASSED_OVER = 50  # a batch passes over at most this multiple of its number of prompts
 _MOST_DRAWS = 4  # a batch draws at most this multiple of its number of prompts
 
 
@@ -57,7 +60,7 @@ class RolloutBatch:
     drawn: number of prompts drawn for it. flat: how many of the sampled groups had equal rewards. seconds: time from
     the first request to the last group. health: of all sampled groups; None if there are none, and in batches that an
     earlier version made. again: prompts of carried groups that were sampled again. carried: groups that are left for
-    later batches.
+    later batches. passed_over: prompts that were not drawn, by their votes. tokens: that engines generated.
     """
 
     groups: list[Group]
@@ -67,6 +70,8 @@ class RolloutBatch:
     health: VoteHealth | None = None
     again: int = 0
     carried: int = 0
+    passed_over: int = 0
+    tokens: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values, for a checkpoint."""
@@ -86,11 +91,13 @@ class StepSamples:
 
     samples: N = B x G Experiences of one sequence each; the G samples of a prompt are adjacent.
     drawn: number of prompts drawn for the step. metrics: the sampler's metrics, by field name of StepMetrics.
+    weights: N factors of the advantages; None = all are 1.
     """
 
     samples: list[Experience]
     drawn: int
     metrics: dict[str, float] = field(default_factory=dict)
+    weights: list[float] | None = None
 
 
 class Sampler:
@@ -103,6 +110,7 @@ class Sampler:
     Args:
         report: heartbeat of the controller; called with what it does with the current batch, and with "" while it
             waits.
+        choice: uses the votes on the prompts; None = every prompt is drawn, and every group sampled.
 
     Attributes:
         returned: number of batches returned so far; the version of the weights after training on all of them.
@@ -117,9 +125,13 @@ class Sampler:
         prompts: PromptLoader,
         engines: RolloutEngines,
         report: Callable[[str], None],
+        choice: PromptChoice | None = None,
     ):
         self._plan, self._sampling, self._prompts = plan, sampling, prompts
-        self._engines, self._report = engines, report
+        self._engines, self._report, self._choice = engines, report, choice
+        self._from_votes: dict[int, list[Sample]] = {}  # number of a prompt -> its samples that are votes
+        self._complete: deque[Group] = deque()  # groups of votes alone
+        self._passed_over = 0  # in the batch that is being made
         self._next_batch: Future[RolloutBatch | None] | None = None
         self._ready: list[RolloutBatch] = []  # made but not yet returned
         self._carried: list[Group] = []  # with variance, beyond the batches made, in the order of their prompts
@@ -153,7 +165,7 @@ class Sampler:
             self._next_batch = Future()
             threading.Thread(target=self._make_ahead, args=(self._next_batch,), daemon=True).start()
         samples = [experience for group in batch.groups for experience in group.make_experiences(self.returned)]
-        step = StepSamples(samples, batch.drawn, self._measure(batch))
+        step = StepSamples(samples, batch.drawn, self._measure(batch), _find_weights(batch))
         self.returned += 1
         self._report(f"step {self.returned}")
         return step
@@ -215,6 +227,7 @@ class Sampler:
         except BaseException:
             self._prompts.load_state_dict(before)
             self._carried = carried
+            self._complete.clear()
             raise
 
     def _collect(self) -> RolloutBatch | None:
@@ -222,6 +235,7 @@ class Sampler:
             self._prompts.finish()
             return None
         since, plan = time.monotonic(), self._plan
+        self._passed_over = 0
         varied, again = self._take_carried()
         drawn = self._draw_first(plan.prompts - len(varied) - again, bool(varied or again))
         if not (drawn or varied or again):
@@ -231,7 +245,7 @@ class Sampler:
         new: list[Group] = []
         flat: list[Group] = []
         while len(new) < drawn + again:
-            new.append(self._engines.next_group())
+            new.append(self._next_group())
             (varied if new[-1].has_variance else flat).append(new[-1])
             possible = len(varied) + drawn + again - len(new)  # groups with variance, if all that come have it
             if plan.drop_zero_variance and possible < plan.prompts and drawn < most:
@@ -290,7 +304,9 @@ class Sampler:
         groups = sorted(varied[: plan.prompts] + spare, key=_get_number)
         health = measure_health(new) if new else None
         seconds = time.monotonic() - since
-        return RolloutBatch(groups, drawn, len(flat), seconds, health, again, len(self._carried))
+        tokens = sum(len(each.token_ids) for group in new for each in group.samples if each.vote_weight is None)
+        carried, passed_over = len(self._carried), self._passed_over
+        return RolloutBatch(groups, drawn, len(flat), seconds, health, again, carried, passed_over, tokens)
 
     def _draw(self, count: int, wrap: bool, fill: bool = True) -> int:
         """Draw `count` prompts and send them to the engines; return their number, 0 if the pass was already over.
@@ -300,12 +316,41 @@ class Sampler:
             fill: begin again if the pass ends after the first prompt.
         """
         for index in range(count):
-            drawn = self._prompts.draw(wrap=wrap if index == 0 else fill)
-            if drawn is None:
+            if not self._draw_one(wrap if index == 0 else fill):
                 return index
-            number = self._prompts.taken - 1
-            self._engines.submit(GroupRequest(number, drawn.text, drawn.ids, drawn.label, self._sampling))
         return max(0, count)
+
+    def _draw_one(self, wrap: bool) -> bool:
+        """Draw the next prompt that is not passed over, and have its group sampled; False if the pass is over."""
+        most = _MOST_PASSED_OVER * self._plan.prompts
+        while drawn := self._prompts.draw(wrap):
+            samples = self._choice.find_samples(drawn, self._made) if self._choice else []
+            if self._choice and self._passed_over < most and self._choice.passes_over(drawn, samples):
+                self._passed_over += 1
+                continue
+            self._request(
+                GroupRequest(self._prompts.taken - 1, drawn.text, drawn.ids, drawn.label, self._sampling), samples
+            )
+            return True
+        return False
+
+    def _request(self, request: GroupRequest, samples: list[Sample]) -> None:
+        """Have the engines sample what `samples` lack of a group."""
+        missing = self._sampling.n - len(samples)
+        if not missing:
+            self._complete.append(Group(request.number, request.prompt, request.prompt_ids, request.label, samples))
+            return
+        if samples:
+            self._from_votes[request.number] = samples
+            request = replace(request, sampling=replace(self._sampling, n=missing))
+        self._engines.submit(request)
+
+    def _next_group(self) -> Group:
+        """Return a group of votes alone, or wait for the next one of the engines and add its votes."""
+        if self._complete:
+            return self._complete.popleft()
+        group = self._engines.next_group()
+        return replace(group, samples=self._from_votes.pop(group.number, []) + group.samples)
 
     def _measure(self, batch: RolloutBatch) -> dict[str, float]:
         samples = [sample for group in batch.groups for sample in group.samples]
@@ -314,12 +359,25 @@ class Sampler:
             found["zero_variance_drawn"] = batch.flat / sampled
         if self._plan.over_draw:
             found["groups_carried"] = batch.carried
+        if self._choice:
+            found["votes_used"] = sum(sample.vote_weight is not None for sample in samples) / len(samples)
+            found["prompts_passed_over"] = batch.passed_over
+        if batch.tokens is not None:
+            found["tokens_drawn"] = batch.tokens
         return found | {
             "policy_lag": sum(self.returned - sample.version for sample in samples) / len(samples),
             "prompts_drawn": batch.drawn,
             "engine_restarts": self._engines.restarts,
             "seconds_rollout": round(batch.seconds, 6),
         }
+
+
+def _find_weights(batch: RolloutBatch) -> list[float] | None:
+    """Return the factors of the advantages, one for each sample; None if no sample is a vote."""
+    weights = [sample.vote_weight for group in batch.groups for sample in group.samples]
+    if all(weight is None for weight in weights):
+        return None
+    return [1.0 if weight is None else weight for weight in weights]
 
 
 def _get_number(group: Group) -> int:

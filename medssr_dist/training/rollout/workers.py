@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from medssr_dist.config.training import Stage1
 from medssr_dist.inference.vllm_args import build_engine_env, build_rollout_kwargs
 from medssr_dist.runtime.cluster import reserve_bundles
 from medssr_dist.runtime.device import count_threads, on_gpu
 from medssr_dist.training.rollout.engines import RolloutEngines, engine_name
+from medssr_dist.training.rollout.first_rollouts import PromptChoice
 from medssr_dist.training.rollout.groups import Sampling
+from medssr_dist.training.rollout.reward import load_reward
 from medssr_dist.training.rollout.sampler import BatchPlan, Sampler
 from medssr_dist.training.stall_watch import Heartbeat, HeartbeatBoard
 
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
     from medssr_dist.config.training import Stage
     from medssr_dist.training.backend.openrlhf import RayActorGroup
     from medssr_dist.training.rollout.examples import PromptLoader
+    from medssr_dist.training.rollout.first_rollouts import VoteSource
     from medssr_dist.training.weights.sync import SyncSettings
 
 
@@ -85,11 +89,12 @@ class RolloutWorkers:
         )
         return RankSync(ranks, settings)
 
-    def make_sampler(self, prompts: PromptLoader) -> Sampler:
-        """Make the sampler of the stage."""
+    def make_sampler(self, prompts: PromptLoader, votes: VoteSource | None = None) -> Sampler:
+        """Make the sampler of the stage. `votes`: its first rollouts; None = there are none."""
         plan, sampling = make_batch_plan(self._config, self._stage), make_sampling(self._config, self._stage)
         report = Heartbeat(self._board, "controller").beat
-        self.sampler = Sampler(plan, sampling, prompts, self.engines, report)
+        choice = make_prompt_choice(self._config, self._stage, votes)
+        self.sampler = Sampler(plan, sampling, prompts, self.engines, report, choice)
         return self.sampler
 
     def sync_weights(self) -> None:
@@ -115,6 +120,15 @@ def make_batch_plan(config: Config, stage: Stage) -> BatchPlan:
         training.over_draw,
         training.max_policy_lag,
     )
+
+
+def make_prompt_choice(config: Config, stage: Stage, votes: VoteSource | None) -> PromptChoice | None:
+    """Return how the stage uses the votes on its questions; None if it does not."""
+    limit = stage.flat_limit if isinstance(stage, Stage1) else 1.0
+    if votes is None and limit == 1:
+        return None
+    reward = load_reward(config.training.reward)
+    return PromptChoice(stage.samples_per_prompt, limit, votes, reward, config.training.max_policy_lag)
 
 
 def make_sampling(config: Config, stage: Stage) -> Sampling:

@@ -91,6 +91,8 @@ class ExperienceMaker:
             self._compute(self._reference, work.batches, "base_action_log_probs")
         if find_old_logprobs_reason(self._training, self._stage):
             self._compute(self._policy, work.batches, "action_log_probs")
+        for batch in work.batches:
+            fill_vote_log_probs(batch)
 
     def subtract_kl(self, work: UpdateWork) -> float | None:
         """With `kl_in: reward`, subtract the KL to the reference from the advantages; return the mean KL of a token."""
@@ -107,6 +109,13 @@ class ExperienceMaker:
             setattr(batch, field, logp_BA)
         if self._training.colocate_reference:
             ray.get(group.async_run_method(method_name="empty_cache"))
+
+
+def fill_vote_log_probs(batch: Experience) -> None:
+    """Give votes the reference's log-probs [B, A] in place of NaN: stage 1's reference is the policy that voted."""
+    found = batch.rollout_log_probs
+    if found is not None and (unknown_BA := found.isnan()).any():
+        batch.rollout_log_probs = torch.where(unknown_BA, batch.base_action_log_probs.to(found.device), found)
 
 
 def _count_tokens(samples: list[Experience]) -> int:
