@@ -10,8 +10,7 @@ from medssr_dist.config.training import Stage
 from medssr_dist.data.jsonl import read_json
 from medssr_dist.data.records import Question, parse_record
 from medssr_dist.run.paths import StagePaths
-from medssr_dist.training.rollout.first_rollouts import VoteSource
-from medssr_dist.training.rollout.revoter import VoteFunction
+from medssr_dist.training.vote_access import VoteFunction, VoteSource
 from medssr_dist.training.weights.checkpoints import Checkpoint
 
 

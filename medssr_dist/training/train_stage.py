@@ -37,8 +37,6 @@ from medssr_dist.training.rollout.examples import (
     make_labeled_examples,
     shuffle,
 )
-from medssr_dist.training.rollout.first_rollouts import VoteSource
-from medssr_dist.training.rollout.revoter import VoteFunction
 from medssr_dist.training.stage_actor import Examples, StageActor
 from medssr_dist.training.stage_errors import explain_stage_error
 from medssr_dist.training.stage_job import StageCounts, StageJob, StageSummary
@@ -46,6 +44,7 @@ from medssr_dist.training.stall_watch import StallWatch, start_board
 from medssr_dist.training.step_metrics import StepMetrics, read_metrics
 from medssr_dist.training.trackers import Trackers
 from medssr_dist.training.validation_log import find_best, read_validations
+from medssr_dist.training.vote_access import VoteFunction, VoteSource
 from medssr_dist.training.weights.checkpoints import recover_checkpoint
 
 _BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} steps [{elapsed}{postfix}]"

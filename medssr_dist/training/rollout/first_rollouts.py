@@ -10,21 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from medssr_dist.data.records import Label, WeightedVote
 from medssr_dist.training.rollout.examples import DrawnPrompt
 from medssr_dist.training.rollout.groups import Sample
 from medssr_dist.training.rollout.reward import RewardFunction, score
+from medssr_dist.training.vote_access import VoteSource
 
 _VOTER_VERSION = 0  # version of the weights that voted: those that stage 1 begins with
-
-
-class VoteSource(Protocol):
-    """Where the votes on a question are read."""
-
-    def find(self, position: int, label: Label) -> list[WeightedVote]:
-        """Return the votes with the first G seeds that were taken; `position`: of the question in the ledger."""
 
 
 @dataclass(frozen=True)

@@ -14,33 +14,21 @@ import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from medssr_dist.data.jsonl import JsonlLedger, read_jsonl
 from medssr_dist.data.prompt_renderer import PromptRenderer
-from medssr_dist.data.records import Label, Question, parse_record
+from medssr_dist.data.records import Label, parse_record
 from medssr_dist.run.paths import StagePaths, VotingPaths
 from medssr_dist.runtime.fingerprints import fingerprint_model
 from medssr_dist.training.rollout.engines import RolloutEngines
 from medssr_dist.training.rollout.examples import PromptLoader
+from medssr_dist.training.vote_access import VoteFunction
 
 if TYPE_CHECKING:
     from medssr_dist.training.stage_job import StageJob
 
 _log = logging.getLogger(__name__)
-
-
-class VoteFunction(Protocol):
-    """Takes the votes of a policy (`voting.online_vote.vote_online`)."""
-
-    def __call__(
-        self,
-        folder: Path,
-        policy: str,
-        questions: Sequence[Question],
-        prompts: PromptRenderer,
-        engines: RolloutEngines,
-    ) -> list[Label]: ...
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from medssr_dist.config.training import Stage
     from medssr_dist.training.backend.openrlhf import RayActorGroup
     from medssr_dist.training.rollout.examples import PromptLoader
-    from medssr_dist.training.rollout.first_rollouts import VoteSource
+    from medssr_dist.training.vote_access import VoteSource
     from medssr_dist.training.weights.sync import SyncSettings
 
 
