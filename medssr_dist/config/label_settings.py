@@ -29,3 +29,13 @@ class Calibrate(Section):
         description="rare and common questions get thresholds of their own where `data` has enough of both; false = "
         "one threshold for both",
     )
+
+
+class OnlineVote(Section):
+    """Votes of the policy in training, in place of those of the base policy (TTRL, arXiv 2504.16084)."""
+
+    every: int = Field(
+        ge=1,
+        description="after every N steps the policy votes again on the questions of the next N steps; their labels and "
+        "whether they are kept follow from these votes",
+    )

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, SecretStr, model_validator
 
 from medssr_dist.config.base import BaseUrl, Section, Source
-from medssr_dist.config.label_settings import MAJORITY, RULES, Calibrate
+from medssr_dist.config.label_settings import MAJORITY, RULES, Calibrate, OnlineVote
 from medssr_dist.config.synthesis import Endpoint, Knowledge, Synthesis
 from medssr_dist.config.training import Training
 from medssr_dist.data.prompt_forms import PromptForm, load_prompt_form
@@ -65,16 +65,6 @@ class Server(Section):
     base_url: BaseUrl = Field(description="for example http://node7:8000/v1")
     model: str = Field("", description="the policy's name on the server; '' = the only model there")
     api_key: SecretStr | None = Field(None, description="'${VARIABLE}'; null = the server needs no key")
-
-
-class OnlineVote(Section):
-    """Votes of the policy in training, in place of those of the base policy (TTRL, arXiv 2504.16084)."""
-
-    every: int = Field(
-        ge=1,
-        description="after every N steps the policy votes again on the questions of the next N steps; their labels and "
-        "whether they are kept follow from these votes",
-    )
 
 
 class Voting(Section):
@@ -195,6 +185,11 @@ class Voting(Section):
                 f"{self.servers[0].base_url}; set voting.servers=[] (the vote itself must then be finished, or use "
                 "engines), or voting.online=null"
             )
+        if self.online and (self.calibrate or self.needs_logprobs):
+            key, reason = ("calibrate", "its certificate holds for the votes of the base policy alone")
+            if not self.calibrate:
+                key, reason = ("record_logprobs", "rollout engines do not return the log-probs of votes")
+            raise ValueError(f"online cannot be used with voting.{key}: {reason}; leave one of the two out")
         if not self.engines and not self.servers:
             raise ValueError("engines is 0 and servers is empty, so nothing can vote; set engines=1 or name a server")
         if self.max_engines and self.max_engines < self.engines:
@@ -323,11 +318,22 @@ class Config(Section):
                     f"voting.{key} = {value} is not {wanted}; set voting.{key}={str(wanted).lower()}, or "
                     "training.stage1.first_rollouts=engines"
                 )
-        if voting.online:
+        others = {
+            "online": "the votes of the base policy have not elected the labels that it gives",
+            "calibrate": "the weights of votes follow from voting.threshold",
+            "shuffle_options": "stage 1 asks with the question's own order",
+            "paraphrases": "stage 1 asks with the question's own stem",
+        }
+        for key, reason in others.items():
+            if getattr(voting, key):
+                raise ValueError(
+                    f"training.stage1.first_rollouts = votes cannot be used with voting.{key}: {reason}; leave "
+                    f"voting.{key} out, or set training.stage1.first_rollouts=engines"
+                )
+        if voting.rule != MAJORITY:
             raise ValueError(
-                "training.stage1.first_rollouts = votes and voting.online cannot both be set: the votes of the base "
-                "policy have not elected the labels that online gives; set voting.online=null, or "
-                "training.stage1.first_rollouts=engines"
+                f"training.stage1.first_rollouts = votes needs majority labels, not voting.rule = {voting.rule}: the "
+                "weights of votes follow from their counts; set training.stage1.first_rollouts=engines"
             )
         if voting.samples < stage.samples_per_prompt:
             raise ValueError(

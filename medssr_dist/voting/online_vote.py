@@ -18,7 +18,8 @@ from medssr_dist.inference.pool import PoolOutcome
 from medssr_dist.inference.requests import CompletedRequest, PoolResult, SampleRequest
 from medssr_dist.run.paths import VotingPaths
 from medssr_dist.run.stream import QuestionFeed
-from medssr_dist.voting.ledger import VoteLedger, hash_vote_sampling
+from medssr_dist.voting.ledger import VoteLedger
+from medssr_dist.voting.vote import VoteMethod
 from medssr_dist.voting.vote_scheduler import VoteScheduler
 
 
@@ -54,8 +55,9 @@ def vote_online(
         file.append(*(question.model_dump(mode="json") for question in questions))
     voting = config.voting.model_copy(update={"kept": 0, "window": max(config.voting.window, len(questions))})
     config = config.model_copy(update={"voting": voting})
-    with VoteLedger(folder, policy, hash_vote_sampling(config, prompts), voting.keep_text) as ledger:
-        scheduler = VoteScheduler(config, QuestionFeed(paths.online_questions), ledger, prompts)
+    method = VoteMethod.from_config(config, prompts)
+    with method.open_ledger(folder, policy) as ledger:
+        scheduler = method.make_scheduler(QuestionFeed(paths.online_questions), ledger)
         _collect(scheduler, ledger, engines, voting.in_flight)
     rows = read_jsonl(paths.labels)
     return [parse_record(Label, row, f"{paths.labels} line {line}") for line, row in enumerate(rows, start=1)]

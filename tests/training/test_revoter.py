@@ -128,7 +128,7 @@ def test_servers_that_hold_another_policy_are_refused():
         make_config(voting={"online": {"every": 2}, "servers": servers})
 
 
-def test_the_votes_cannot_also_be_first_rollouts():
-    stage = {"first_rollouts": "votes", "importance": "token"}
-    with pytest.raises(ValidationError, match=r"cannot both be set.*set voting.online=null"):
-        make_config(voting={"online": {"every": 2}}, training={"stage1": stage})
+@pytest.mark.parametrize("other", [{"record_logprobs": True}, {"rule": "logprob", "adaptive": "never"}])
+def test_log_probs_of_votes_are_refused(other):
+    with pytest.raises(ValidationError, match="online cannot be used with voting.record_logprobs"):
+        make_config(voting={"online": {"every": 2}} | other)
