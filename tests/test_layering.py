@@ -40,6 +40,7 @@ HEAVY_MODULES = (
     "mini_policy.packing",
     "mini_policy.sampled_accuracy",
     "training",
+    "voting.online_vote",
     "voting.vote",
 )
 # Of `training`, what the command line and the estimates read before anything heavy is needed.
