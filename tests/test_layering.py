@@ -16,6 +16,7 @@ LAYERS = (
     ("data",),
     ("config",),
     ("runtime",),
+    ("sources",),
     ("launch", "run", "inference", "knowledge"),
     ("readers",),
     ("synthesis", "voting", "training", "evaluation"),

@@ -13,7 +13,7 @@ from medssr_dist.config.schema import Config
 from medssr_dist.data.jsonl import write_atomic
 from medssr_dist.errors import InputError
 from medssr_dist.readers import count_facts, name_source, read_questions
-from medssr_dist.readers.hub_sets import fetch_hub_set, find_hub_place, is_cached, is_offline
+from medssr_dist.sources.hub_sets import fetch_hub_set, find_hub_place, is_cached, is_offline
 
 _HUB = "hf://datasets/"
 _TIMEOUT_S = 30.0

@@ -19,11 +19,11 @@ from medssr_dist.evaluation.benchmarks import read_benchmarks
 from medssr_dist.evaluation.score_report import render_table
 from medssr_dist.evaluation.scores import read_scores
 from medssr_dist.readers import count_facts
-from medssr_dist.readers.hub_sets import is_offline
 from medssr_dist.run.session import open_session
 from medssr_dist.runtime.fingerprints import fingerprint_model
 from medssr_dist.runtime.merged_adapter import is_adapter, read_base_name
 from medssr_dist.runtime.models import resolve_model
+from medssr_dist.sources.hub_sets import is_offline
 from medssr_dist.steps.evaluation_step import EvaluatedPolicy, score_policies
 from medssr_dist.steps.step_inputs import hash_questions
 

@@ -11,9 +11,9 @@ from medssr_dist.config.schema import Config
 from medssr_dist.estimates.rates import Rates
 from medssr_dist.estimates.walltime import CONCURRENT_STEPS, DataCounts, forecast_walltime
 from medssr_dist.readers import name_source, read_questions
-from medssr_dist.readers.hub_sets import find_hub_place
 from medssr_dist.run.clock import format_duration
 from medssr_dist.runtime.cluster import count_slots_at_once
+from medssr_dist.sources.hub_sets import find_hub_place
 
 
 class PlanRow(NamedTuple):

@@ -25,6 +25,7 @@ from medssr_dist.data.records import read_record
 from medssr_dist.errors import InputError
 from medssr_dist.readers import name_source
 from medssr_dist.runtime.cache import make_cache_dir
+from medssr_dist.sources.hub_sets import find_hub_place, is_cached
 
 # Files with the same weights in other formats; in the repositories of Llama they take 16 GB.
 _NOT_FETCHED = ["original/*", "onnx/*", "*.pth", "*.gguf", "*.h5", "*.msgpack", "*.ot"]
@@ -159,6 +160,13 @@ def _plan_downloads(config: Config) -> list[str]:
         for source in list_absent(config)
     ]
     if config.synthesis.alpha > 0:
+        places = {corpus.path: find_hub_place(corpus, corpus.revision) for corpus in knowledge.corpora}
+        absent = [path for path, place in places.items() if place and not is_cached(place)]
+        if absent:
+            return [
+                *lines,
+                *(f"corpus {path}: from the Hugging Face hub, then its index and passages" for path in absent),
+            ]
         state = "already built" if find_indexes(knowledge) else "to be built"
         lines.append(
             f"passage index ({knowledge.index}) of {name_corpora(knowledge)} under {knowledge.encoder}: {state}"

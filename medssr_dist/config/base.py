@@ -96,7 +96,19 @@ class PathSource(Section):
         }
 
 
-class DataSource(PathSource):
+class SplitSource(PathSource):
+    """What can be a part of a folder or of a data set on the Hugging Face hub."""
+
+    split: str = Field(
+        "", description="split of a folder or Hugging Face id, e.g. test or 'train[:500]'; '' = the only one there"
+    )
+    subset: str = Field("", description="subset (configuration) of a folder or Hugging Face id; '' = the only one")
+    revision: str = Field(
+        "", description="commit, tag or branch of the Hugging Face id; '' = the one in the local cache, else the newest"
+    )
+
+
+class DataSource(SplitSource):
     """A data set of questions, whole or in part. A string in its place is its path."""
 
     path: str = Field(
@@ -105,13 +117,6 @@ class DataSource(PathSource):
         "hpo:supervised, hpo:evaluation; for the mini policy hpo:mini-seeds, hpo:mini-supervised, hpo:mini-evaluation",
     )
     name: str = Field("", description="name in reports; '' = the file's stem, or the name on the hub")
-    split: str = Field(
-        "", description="split of a folder or Hugging Face id, e.g. test or 'train[:500]'; '' = the only one there"
-    )
-    subset: str = Field("", description="subset (configuration) of a folder or Hugging Face id; '' = the only one")
-    revision: str = Field(
-        "", description="commit, tag or branch of the Hugging Face id; '' = the one in the local cache, else the newest"
-    )
     shuffle: bool = Field(
         False, description="put the items in an order drawn with runtime.random_seed before `limit` takes the first N"
     )

@@ -9,18 +9,29 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, SecretStr, model_validator
 
-from medssr_dist.config.base import PathSource, Section, Source, check_base_url
+from medssr_dist.config.base import Section, Source, SplitSource, check_base_url
 
 HPO_PASSAGES, MINI_PASSAGES = "hpo:passages", "hpo:mini-passages"
+_FILE_NAME = re.compile(r"\.(jsonl?|ndjson|csv|tsv|parquet|arrow|feather)(\.(gz|zst|xz|bz2))?$", re.IGNORECASE)
 _API_VERSION = re.compile(r"\?api-version=[\w.-]{1,40}$")
 
 
-class CorpusSource(PathSource):
+class CorpusColumns(Section):
+    """The columns of a corpus, where they are not recognised."""
+
+    id: str = Field("", description="column of the passage's id; '' = recognised by its name")
+    title: str = Field("", description="column of the title; '' = recognised, or none")
+    content: str = Field("", description="column of the passage's text; '' = recognised")
+
+
+class CorpusSource(SplitSource):
     """A corpus of passages. A string in its place is a path, or a name such as textbooks or hpo."""
 
     path: str = Field(
         "",
-        description="JSONL file with id, title and content, or a folder of such files (MedRAG's chunk/); "
+        description="file (JSONL with id, title and content as in MedRAG; CSV, TSV, Parquet, Arrow; also .gz, .zst, "
+        ".xz, .bz2), folder of such files (MedRAG's chunk/), Hugging Face id (owner/name, or "
+        "hf://datasets/OWNER/NAME[@REVISION][/FILE]); "
         "hpo:passages = the passages written from HPO, hpo:mini-passages = those about the mini policy's diseases; "
         "'' = the folder NAME/chunk in knowledge.corpora_root",
     )
@@ -36,7 +47,17 @@ class CorpusSource(PathSource):
         description="share of the top_k passages that is reserved for this corpus, rounded down; the other passages "
         "are the best of all corpora",
     )
+    columns: CorpusColumns | None = Field(
+        None, description="which column is what, e.g. {content: text, id: key}; null = recognised by their names"
+    )
     limit: int = Field(0, ge=0, description="take the first N passages, of hpo the first N diseases; 0 = all")
+
+    @model_validator(mode="after")
+    def _refuse_unfit(self) -> CorpusSource:
+        keys = ("split", "subset", "revision", "columns")
+        if self.path.startswith("hpo:") and (given := [key for key in keys if getattr(self, key)]):
+            raise ValueError(f"{given[0]} has no meaning for the embedded corpus {self.path!r}; remove it")
+        return self
 
 
 def _read_corpus_source(value: Any) -> Any:
@@ -44,7 +65,7 @@ def _read_corpus_source(value: Any) -> Any:
     if isinstance(value, BaseModel):
         value = value.model_dump()
     if isinstance(value, str):
-        is_path = "/" in value or value.startswith("hpo:") or value.endswith(".jsonl")
+        is_path = "/" in value or value.startswith("hpo:") or bool(_FILE_NAME.search(value))
         value = {"path": value} if is_path else {"name": value}
     if not isinstance(value, dict):
         return value
@@ -60,7 +81,9 @@ def _name_corpus(path: str) -> str:
     if path.startswith("hpo:"):
         return "hpo"
     folder = Path(path)
-    return folder.parent.name if folder.name == "chunk" else folder.stem
+    if folder.name == "chunk":
+        return folder.parent.name
+    return _FILE_NAME.sub("", folder.name) if _FILE_NAME.search(folder.name) else folder.stem
 
 
 class Knowledge(Section):
@@ -72,7 +95,7 @@ class Knowledge(Section):
     corpora: list[Annotated[CorpusSource, BeforeValidator(_read_corpus_source)]] = Field(
         [CorpusSource(path=HPO_PASSAGES, name="hpo")],
         min_length=1,
-        description="the passages: hpo (several per rare disease, from HPO), files or folders in MedRAG's format, or "
+        description="the passages: hpo (several per rare disease, from HPO), files, folders, Hugging Face ids, or "
         "the names of folders in corpora_root: [pubmed, statpearls, textbooks, wikipedia, hpo]",
     )
     corpora_root: str = Field(

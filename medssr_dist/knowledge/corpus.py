@@ -1,13 +1,13 @@
-"""The corpora of a run: passages from HPO, and JSONL files in MedRAG's format."""
+"""The corpora of a run: passages from HPO, files of any kind, and data sets of the Hugging Face hub."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from medssr_dist.config.base import PathSource
 from medssr_dist.config.synthesis import HPO_PASSAGES, MINI_PASSAGES, CorpusSource, Knowledge
 from medssr_dist.errors import InputError
+from medssr_dist.knowledge.corpus_copies import locate_passages, sample_rows
 from medssr_dist.knowledge.corpus_files import FileCorpus, sample_file_passages
 from medssr_dist.knowledge.hpo_passages import HpoCorpus, list_corpus_diseases
 from medssr_dist.knowledge.mini_world import load_mini_world
@@ -57,8 +57,8 @@ def _locate(source: CorpusSource, knowledge: Knowledge) -> CorpusSource:
     return source.model_copy(update={"path": str(folder)})
 
 
-def read_corpus(source: PathSource) -> Corpus:
-    """Open a corpus: 'hpo:passages', 'hpo:mini-passages', a JSONL file, or a folder of such files (see FileCorpus).
+def read_corpus(source: CorpusSource) -> Corpus:
+    """Open a corpus: 'hpo:passages', 'hpo:mini-passages', or files (FileCorpus, on a copy if they are no plain JSONL).
 
     Raises:
         InputError: the corpus cannot be used; the message names file and line.
@@ -72,7 +72,11 @@ def read_corpus(source: PathSource) -> Corpus:
             f"knowledge.corpora has {source.path!r}, which is not an embedded corpus; use {HPO_PASSAGES} or "
             f"{MINI_PASSAGES}"
         )
-    return FileCorpus(Path(source.path).expanduser(), source.limit)
+    files = locate_passages(source)
+    try:
+        return FileCorpus(files.path, source.limit)
+    except InputError as error:
+        raise InputError(str(error).replace(str(files.path), files.where)) from None
 
 
 def sample_passages(knowledge: Knowledge, count: int) -> list[Passage]:
@@ -85,8 +89,10 @@ def sample_passages(knowledge: Knowledge, count: int) -> list[Passage]:
     for source in (_locate(each, knowledge) for each in knowledge.corpora):
         if source.path.startswith("hpo:"):
             found += read_corpus(source)[:count]
+        elif (rows := sample_rows(source, count)) is not None:
+            found += rows
         else:
-            found += sample_file_passages(Path(source.path).expanduser(), count)
+            found += sample_file_passages(locate_passages(source).path, count)
     return found
 
 

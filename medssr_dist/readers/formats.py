@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 
 from medssr_dist.data.records import LETTERS, Question, hash_content, parse_record
 from medssr_dist.errors import InputError
-from medssr_dist.readers.file_rows import STEM_KEYS
 from medssr_dist.readers.item_answers import ANSWER_KEYS, AnswerReader, Item, refuse_unread_answers
 from medssr_dist.readers.item_options import ItemOptions, has_options, is_absent, read_options
 from medssr_dist.readers.named_columns import ID_KEYS, TOPIC_KEYS
-from medssr_dist.readers.table_rows import Row
+from medssr_dist.sources.file_rows import STEM_KEYS
+from medssr_dist.sources.table_rows import Row
 
 Parse = Callable[[Row], Question]
 _log = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from typing import Any
 
 from medssr_dist.data.records import LETTERS
 from medssr_dist.errors import InputError
-from medssr_dist.readers.file_rows import parse_json
+from medssr_dist.sources.file_rows import parse_json
 
 OPTION_HOLDERS = ("options", "choices", "answers")  # keys that hold all options of an item
 _LABELS = ("key", "label", "letter", "aid", "id", "option")  # in a pair, the key of the letter or number

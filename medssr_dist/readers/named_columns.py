@@ -13,10 +13,10 @@ from typing import Any
 from medssr_dist.config.base import Columns
 from medssr_dist.data.records import LETTERS
 from medssr_dist.errors import InputError
-from medssr_dist.readers.file_rows import ID_KEY, STEM_KEYS
 from medssr_dist.readers.item_answers import ANSWER_KEYS, is_unknown
 from medssr_dist.readers.item_options import OPTION_HOLDERS, is_option_column
-from medssr_dist.readers.table_rows import Row
+from medssr_dist.sources.file_rows import ID_KEY, STEM_KEYS
+from medssr_dist.sources.table_rows import Row
 
 ID_KEYS = ("id", "pmid", "pubid", "question_id", "unique_id", ID_KEY)
 TOPIC_KEYS = ("subject_name", "subject", "category", "body_system", "meta_info")

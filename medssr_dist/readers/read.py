@@ -16,13 +16,13 @@ from pydantic_core import PydanticSerializationError
 from medssr_dist.config.base import DataSource
 from medssr_dist.data.records import Question
 from medssr_dist.errors import InputError
-from medssr_dist.readers.file_bytes import strip_suffixes
 from medssr_dist.readers.formats import detect_format, read_id
-from medssr_dist.readers.hub_sets import find_hub_place
 from medssr_dist.readers.named_columns import apply_columns, unwrap_row
 from medssr_dist.readers.rare_marks import mark_rare
-from medssr_dist.readers.source_rows import read_source_rows
-from medssr_dist.readers.table_rows import Row
+from medssr_dist.sources.file_bytes import strip_suffixes
+from medssr_dist.sources.hub_sets import find_hub_place
+from medssr_dist.sources.source_rows import read_source_rows
+from medssr_dist.sources.table_rows import Row
 
 _log = logging.getLogger(__name__)
 _SHOWN_PROBLEMS = 3  # bad items whose reasons are told

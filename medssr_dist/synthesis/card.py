@@ -23,10 +23,10 @@ from medssr_dist.data.jsonl import read_text, write_atomic
 from medssr_dist.data.records import LETTERS, Question
 from medssr_dist.knowledge.hpo import HPO_CITATION, read_hpo_version
 from medssr_dist.knowledge.orphanet import ORPHANET_CITATION, read_orphanet_version
-from medssr_dist.readers.hub_sets import find_hub_place
 from medssr_dist.run.directory import find_commit
 from medssr_dist.run.paths import SynthesisPaths
 from medssr_dist.runtime.failures import to_line
+from medssr_dist.sources.hub_sets import find_hub_place
 from medssr_dist.synthesis.review_report import (
     ReviewReport,
     format_review_share,

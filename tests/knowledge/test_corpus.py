@@ -6,8 +6,7 @@ import re
 import pytest
 from places import SHARED_DATA
 
-from medssr_dist.config.base import DataSource
-from medssr_dist.config.synthesis import HPO_PASSAGES, Knowledge
+from medssr_dist.config.synthesis import HPO_PASSAGES, CorpusSource, Knowledge
 from medssr_dist.errors import InputError
 from medssr_dist.knowledge.corpus import find_passage, open_corpora, read_corpus
 from medssr_dist.knowledge.hpo_passages import MAX_FINDINGS, describe_disease, list_corpus_diseases
@@ -26,7 +25,7 @@ def cache(tmp_path, monkeypatch):
 
 def write(path, *rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return DataSource(path=str(path))
+    return CorpusSource(path=str(path))
 
 
 def find_disease(code):
@@ -55,13 +54,13 @@ def test_findings_are_listed_once_and_the_most_frequent():
 
 
 def test_hpo_passages_cover_rare_diseases_evaluation_last():
-    passages = read_corpus(DataSource(path=HPO_PASSAGES))
+    passages = read_corpus(CorpusSource(path=HPO_PASSAGES))
     diseases = list(dict.fromkeys(passage.id.split("/")[0] for passage in passages))
     assert len(passages) == len({passage.id for passage in passages}) > 3 * len(diseases)
     assert len(diseases) == len(load_rare_diseases())
     held_out = [split_group(find_group(code)) == EVALUATION for code in diseases]
     assert held_out == sorted(held_out) and any(held_out)
-    first = list(read_corpus(DataSource(path=HPO_PASSAGES, limit=7)))
+    first = list(read_corpus(CorpusSource(path=HPO_PASSAGES, limit=7)))
     assert first == passages[: len(first)] and len({passage.title for passage in first}) == 7
     assert passages.by_id(passages[3].id) == passages[3]
 
@@ -100,7 +99,7 @@ def test_medquad_is_read():
     path = SHARED_DATA / "medquad_rare.jsonl"
     if not path.exists():
         pytest.skip("medquad_rare.jsonl is not here")
-    passages = read_corpus(DataSource(path=str(path)))
+    passages = read_corpus(CorpusSource(path=str(path)))
     assert len(passages) == 10819
     assert passages[0].title == "ABCD syndrome" and passages[0].source.endswith("GARD_QA")
 
@@ -122,8 +121,8 @@ def test_unusable_corpora_are_refused(tmp_path, rows, message):
 def test_absent_unknown_or_non_utf8_corpus_is_refused(tmp_path):
     (tmp_path / "latin.jsonl").write_bytes(b'{"id": "\xe9"}\n')
     with pytest.raises(InputError, match="not UTF-8"):
-        read_corpus(DataSource(path=str(tmp_path / "latin.jsonl")))
+        read_corpus(CorpusSource(path=str(tmp_path / "latin.jsonl")))
     with pytest.raises(InputError, match="does not exist"):
-        read_corpus(DataSource(path=str(tmp_path / "absent.jsonl")))
+        read_corpus(CorpusSource(path=str(tmp_path / "absent.jsonl")))
     with pytest.raises(InputError, match="use hpo:passages"):
-        read_corpus(DataSource(path="hpo:seeds"))
+        read_corpus(CorpusSource(path="hpo:seeds"))

@@ -314,7 +314,7 @@ def test_settings_that_contradict_each_other_are_refused(keys, needle):
         DataSource(**keys)
 
 
-@pytest.mark.parametrize("key", ["rare", "questions", "columns"])
+@pytest.mark.parametrize("key", ["rare", "questions", "shuffle"])
 def test_a_corpus_takes_no_keys_of_question_sets(key):
     with pytest.raises(ValidationError, match="Extra inputs"):
         CorpusSource(path="c.jsonl", name="c", **{key: 1})

@@ -14,8 +14,8 @@ from typing import Any
 from medssr_dist.data.checksums import LineChecker, open_document
 from medssr_dist.data.json_text import parse_json
 from medssr_dist.errors import InputError
-from medssr_dist.readers.file_bytes import find_kind, read_data_text, read_unpacked
-from medssr_dist.readers.table_rows import Row, read_arrow, read_delimited, read_parquet
+from medssr_dist.sources.file_bytes import find_kind, read_data_text, read_unpacked
+from medssr_dist.sources.table_rows import Row, read_arrow, read_delimited, read_parquet
 
 STEM_KEYS = ("question", "QUESTION", "qtext", "stem")
 ID_KEY = "_item"  # key of an item in an object of id -> item

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from medssr_dist.config.base import PathSource
 from medssr_dist.errors import InputError
-from medssr_dist.readers.file_bytes import PACKED_SUFFIXES, SUFFIXES, has_data_suffix
+from medssr_dist.sources.file_bytes import PACKED_SUFFIXES, SUFFIXES, has_data_suffix
 
 CONVERTED = "refs/convert/parquet"  # branch in which the hub keeps Parquet copies of all of its data sets
 _ID = re.compile(r"[A-Za-z0-9][\w.\-]*/[A-Za-z0-9][\w.\-]*")

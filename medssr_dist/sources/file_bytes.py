@@ -73,11 +73,17 @@ def find_kind(path: Path, content: bytes) -> FileKind:
     for start, kind in _STARTS.items():
         if content.startswith(start):
             return kind
-    suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() not in PACKED_SUFFIXES]
-    named = SUFFIXES.get(suffixes[-1], "json") if suffixes else "json"
+    named = find_kind_by_name(path)
     if named in ("parquet", "arrow"):
-        raise InputError(f"{path} is named {suffixes[-1]}, but is no such file; copy it again, or rename it")
-    return named
+        suffix = next(suffix for suffix in reversed(path.suffixes) if suffix.lower() in SUFFIXES)
+        raise InputError(f"{path} is named {suffix}, but is no such file; copy it again, or rename it")
+    return named or "json"
+
+
+def find_kind_by_name(path: Path) -> FileKind | None:
+    """Return what kind of data a file is named for, compressed or not; None if its name does not say."""
+    suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() not in PACKED_SUFFIXES]
+    return SUFFIXES.get(suffixes[-1]) if suffixes else None
 
 
 def read_data_text(path: Path, content: bytes) -> str:

@@ -9,7 +9,7 @@ from medssr_dist.config.base import DataSource
 from medssr_dist.data.jsonl import JsonlLedger
 from medssr_dist.errors import InputError
 from medssr_dist.readers import read_questions
-from medssr_dist.readers.file_rows import read_rows
+from medssr_dist.sources.file_rows import read_rows
 
 ROWS = [
     {"question": "First?", "options": {"A": "x", "B": "y"}, "answer_idx": "B"},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 Row = dict[str, Any]  # one item of a published file, as JSON
 _DELIMITERS = {"csv": ",;\t", "tsv": "\t"}
 _LONGEST_CELL = 2**26  # characters
+_BATCH_ROWS = 1000
 
 
 def read_delimited(path: Path, text: str, kind: str) -> list[Row]:
@@ -82,6 +83,19 @@ def read_arrow(path: Path, content: bytes) -> list[Row]:
         return list_table_rows(opener(io.BytesIO(content)).read_all())
     except (pyarrow.ArrowException, OSError) as error:
         raise InputError(_say_damaged(path, "Arrow", error)) from None
+
+
+def stream_parquet(path: Path) -> Iterator[Row]:
+    """Yield the rows of a Parquet file, of which a part at a time is in memory. Raises InputError if it is damaged."""
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        file = pyarrow.parquet.ParquetFile(path)
+        for batch in file.iter_batches(_BATCH_ROWS):
+            yield from list_table_rows(pyarrow.Table.from_batches([batch], schema=file.schema_arrow))
+    except (pyarrow.ArrowException, OSError) as error:
+        raise InputError(_say_damaged(path, "Parquet", error)) from None
 
 
 def list_table_rows(table: pyarrow.Table) -> list[Row]:

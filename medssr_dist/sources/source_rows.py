@@ -7,16 +7,19 @@ and shards from the names of files and from the head of README.md.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medssr_dist.config.base import DataSource
+from medssr_dist.config.base import SplitSource
 from medssr_dist.errors import InputError
-from medssr_dist.readers.file_bytes import has_data_suffix
-from medssr_dist.readers.file_rows import read_rows
-from medssr_dist.readers.hub_sets import CONVERTED, HubPlace, find_hub_place, locate_hub_set
-from medssr_dist.readers.table_rows import Row, list_table_rows
+from medssr_dist.sources.file_bytes import find_kind_by_name, has_data_suffix
+from medssr_dist.sources.file_rows import read_rows
+from medssr_dist.sources.hub_sets import CONVERTED, HubPlace, find_hub_place, locate_hub_set
+from medssr_dist.sources.table_rows import Row, list_table_rows, stream_parquet
+
+_BATCH_ROWS = 1000  # read at once
 
 _MOST_ENTRIES = 20_000  # of a folder that is one data set; the hub advises at most 10,000 files
 
@@ -29,25 +32,64 @@ class SourceRows:
     where: str
 
 
-def read_source_rows(source: DataSource) -> SourceRows:
+def read_source_rows(source: SplitSource) -> SourceRows:
     """Return all items of a data source, in its order.
 
     Raises:
         InputError: it is absent or damaged, has several splits or subsets of which none is named, or lacks the named
             one.
     """
-    place = find_hub_place(source, source.revision)
-    path = locate_hub_set(place) if place else Path(source.path).expanduser()
-    where = place.label if place else str(path)
-    if source.revision and not place:
-        raise InputError(f"{where}: revision = {source.revision!r} is for Hugging Face ids, not for paths; remove it")
-    if _is_folder(path):
-        rows = _read_folder(path, source, where, place)
-    else:
-        _refuse_parts_of_a_file(source, where)
-        rows = read_rows(path)
+    found = locate_source(source)
     named = " ".join(part for part in (source.subset, source.split) if part)
-    return SourceRows(rows, f"{where} ({named})" if named else where)
+    return SourceRows(list(_iterate_rows(found, source)), f"{found.where} ({named})" if named else found.where)
+
+
+def stream_source_rows(source: SplitSource) -> Iterator[Row]:
+    """Yield all items of a source, in its order; of Parquet and of folders, a part at a time is in memory.
+
+    Raises:
+        InputError: see `read_source_rows`.
+    """
+    found = locate_source(source)
+    is_parquet = found.path.is_file() and find_kind_by_name(found.path) == "parquet"
+    yield from stream_parquet(found.path) if is_parquet else _iterate_rows(found, source)
+
+
+@dataclass(frozen=True)
+class SourcePlace:
+    """Where a source lies on this machine.
+
+    Example: SourcePlace(path=Path("/home/me/.cache/huggingface/hub/..."), where="lab/set", hub=HubPlace("lab/set"))
+
+    Attributes:
+        where: how messages name it.
+        hub: its place on the Hugging Face hub; None for a path.
+    """
+
+    path: Path
+    where: str
+    hub: HubPlace | None
+
+
+def locate_source(source: SplitSource) -> SourcePlace:
+    """Return the file or folder of a source; a data set of the hub is downloaded if it is not in the local cache.
+
+    Raises:
+        InputError: it cannot be downloaded, or `revision` is set for a path.
+    """
+    hub = find_hub_place(source, source.revision)
+    path = locate_hub_set(hub) if hub else Path(source.path).expanduser()
+    where = hub.label if hub else str(path)
+    if source.revision and not hub:
+        raise InputError(f"{where}: revision = {source.revision!r} is for Hugging Face ids, not for paths; remove it")
+    return SourcePlace(path, where, hub)
+
+
+def _iterate_rows(found: SourcePlace, source: SplitSource) -> Iterable[Row]:
+    if _is_folder(found.path):
+        return _read_folder(found.path, source, found.where, found.hub)
+    _refuse_parts_of_a_file(source, found.where)
+    return read_rows(found.path)
 
 
 def _is_folder(path: Path) -> bool:
@@ -57,14 +99,14 @@ def _is_folder(path: Path) -> bool:
         return False
 
 
-def _refuse_parts_of_a_file(source: DataSource, where: str) -> None:
+def _refuse_parts_of_a_file(source: SplitSource, where: str) -> None:
     for key in ("split", "subset"):
         if value := getattr(source, key):
             raise InputError(f"{where}: {key} = {value!r}, but it is one file, which has no {key}s; remove {key}")
 
 
-def _read_folder(folder: Path, source: DataSource, where: str, place: HubPlace | None) -> list[Row]:
-    files = _list_data_files(folder, where)
+def _read_folder(folder: Path, source: SplitSource, where: str, place: HubPlace | None) -> Iterable[Row]:
+    files = list_data_files(folder, where)
     is_saved = any((folder / name).exists() for name in ("state.json", "dataset_dict.json"))
     if not files:
         advice = f"; try revision: {CONVERTED}" if place and place.revision != CONVERTED else ""
@@ -77,7 +119,7 @@ def _read_folder(folder: Path, source: DataSource, where: str, place: HubPlace |
     return _load_with_datasets(folder, source, where, is_saved)
 
 
-def _list_data_files(folder: Path, where: str) -> list[Path]:
+def list_data_files(folder: Path, where: str) -> list[Path]:
     """Return the data files below a folder, sorted, without hidden ones.
 
     Raises:
@@ -97,7 +139,7 @@ def _list_data_files(folder: Path, where: str) -> list[Path]:
     return sorted(found)
 
 
-def _choose_converted(folder: Path, source: DataSource, where: str) -> Path:
+def _choose_converted(folder: Path, source: SplitSource, where: str) -> Path:
     """Return the folder of the subset in the hub's own Parquet copies: SUBSET/SPLIT/0000.parquet."""
     names = sorted(part.name for part in folder.iterdir() if part.is_dir())
     return folder / _choose(names, source.subset, "subset", where)
@@ -115,7 +157,7 @@ def _choose(names: list[str], wanted: str, kind: str, where: str) -> str:
     return names[0]
 
 
-def _load_with_datasets(folder: Path, source: DataSource, where: str, is_saved: bool) -> list[Row]:
+def _load_with_datasets(folder: Path, source: SplitSource, where: str, is_saved: bool) -> Iterator[Row]:
     import datasets
     from datasets.exceptions import DatasetsError
 
@@ -133,11 +175,11 @@ def _load_with_datasets(folder: Path, source: DataSource, where: str, is_saved: 
         loaded = loaded[_choose(list(map(str, loaded)), source.split, "split", where)]
     elif is_saved and source.split:
         raise InputError(f"{where} has no splits; remove split = {source.split!r}")
-    table = loaded.with_format("arrow")[:]
-    return _name_classes(list_table_rows(table), loaded.features)
+    for table in loaded.with_format("arrow").iter(_BATCH_ROWS):
+        yield from _name_classes(list_table_rows(table), loaded.features)
 
 
-def _load_files(folder: Path, source: DataSource, where: str) -> Any:
+def _load_files(folder: Path, source: SplitSource, where: str) -> Any:
     """Return the dataset of `source.split`, or the DatasetDict of all splits."""
     import datasets
 
