@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from medssr_dist.commands.plan_rows import PlanRow, describe_forecast, describe_sources, print_rows
+from medssr_dist.commands.plan_rows import PlanRow, describe_forecast, describe_sources, describe_step_times, print_rows
 from medssr_dist.commands.plan_slots import describe_checkpoints, plan_memory, plan_slots
 from medssr_dist.commands.prefetch import find_indexes, name_corpora
 from medssr_dist.config.label_settings import MAJORITY
@@ -67,7 +67,7 @@ def dry_run(config: Config, run_dir: Path, steps: tuple[str, ...], rates_of: Pat
 
     Args:
         rates_of: the run whose measured rates give the forecast of the wall time; None for `run_dir` itself. There is
-            a forecast only if `steps` is the whole method.
+            a forecast of the whole run only if `steps` is the whole method.
 
     Raises:
         InputError: the real run would refuse its input (unreadable data, an evaluation item among the seeds, a missing
@@ -87,8 +87,7 @@ def dry_run(config: Config, run_dir: Path, steps: tuple[str, ...], rates_of: Pat
     print_rows("slots", [PlanRow("device", describe_device()), *plan_slots(config), *plan_memory(config)])
     for step in steps:
         print_rows(step, [PlanRow("state", _describe_state(run, step)), *_PLANS[step](config, run, folder, model)])
-    if steps == STEPS:
-        print_rows("wall time", _plan_walltime(config, run, rates_of))
+    print_rows("wall time", _plan_walltime(config, run, steps, rates_of))
     if policy:
         directory = policy.problem or str(policy.folder)
         print_rows("policy", [PlanRow("model", config.policy.model), PlanRow("directory", directory)])
@@ -97,16 +96,21 @@ def dry_run(config: Config, run_dir: Path, steps: tuple[str, ...], rates_of: Pat
         raise InputError(policy.problem)
 
 
-def _plan_walltime(config: Config, run: RunDir, rates_of: Path | None) -> list[PlanRow]:
+def _plan_walltime(config: Config, run: RunDir, steps: tuple[str, ...], rates_of: Path | None) -> list[PlanRow]:
+    """Return a row for each step, "unknown" without a measured rate, and for the whole method a forecast."""
     from medssr_dist.runtime.device import on_gpu
 
     rates = read_rates(rates_of or run.root)
     if rates is None and rates_of:
         raise InputError(f"--rates {rates_of}: no step of a run was measured there; give the directory of a run")
+    examples = count_gold_examples(config) if "train" in steps else 0
+    counts = DataCounts(examples, count_answers(config) if "evaluate" in steps else 0)
+    names = [name for step in steps for name in (STAGES if step == "train" else (step,))]
+    rows = describe_step_times(config, rates, counts, on_gpu(), names)
     if rates is None:
         how = "give --rates RUN_DIR, a run with rates; a short run on the same kind of machine is enough, e.g. with"
-        return [PlanRow("rates", f"none known: this run has none yet; {how} synthesis.accepted=64")]
-    return describe_forecast(config, rates, DataCounts(count_gold_examples(config), count_answers(config)), on_gpu())
+        return [PlanRow("rates", f"none known: this run has none yet; {how} synthesis.accepted=64"), *rows]
+    return [*rows, *(describe_forecast(config, rates, counts, on_gpu()) if steps == STEPS else [])]
 
 
 class _Policy(NamedTuple):

@@ -20,6 +20,7 @@ from medssr_dist.evaluation.score_report import render_table
 from medssr_dist.evaluation.scores import read_scores
 from medssr_dist.readers import count_facts
 from medssr_dist.run.session import open_session
+from medssr_dist.runtime.device import describe_device
 from medssr_dist.runtime.fingerprints import fingerprint_model
 from medssr_dist.runtime.merged_adapter import is_adapter, read_base_name
 from medssr_dist.runtime.models import resolve_model
@@ -61,10 +62,13 @@ def plan_evaluation_of_models(config: Config, models: Sequence[str]) -> None:
     benchmarks = read_benchmarks(config.evaluation, config.runtime.random_seed)
     count, generations = sum(map(len, benchmarks.values())), config.evaluation.generations
     print("dry run of evaluate; nothing is started")
+    print_rows("slots", [PlanRow("device", describe_device())])
     print_rows("models", [PlanRow(name, model) for name, model in zip(names, models, strict=True)])
     print_rows("benchmarks", [PlanRow(name, count_facts(each).describe()) for name, each in benchmarks.items()])
     total = f"{count:,} questions x {generations} x {len(models)} models = {count * generations * len(models):,}"
     print_rows("answers", [PlanRow("", f"{total}, and a second pass for those without an answer")])
+    most = count * generations * len(models) * config.evaluation.max_tokens
+    print_rows("wall time", [PlanRow("evaluate", f"unknown, not measured: at most {most:,} tokens")])
 
 
 def name_models(models: Sequence[str]) -> list[str]:

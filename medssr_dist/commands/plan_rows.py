@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from medssr_dist.config.base import DataSource
 from medssr_dist.config.schema import Config
+from medssr_dist.config.training import Stage
 from medssr_dist.estimates.rates import Rates
 from medssr_dist.estimates.walltime import CONCURRENT_STEPS, DataCounts, forecast_walltime
+from medssr_dist.estimates.workload import count_mixed_labels, count_stage_steps, expect_questions
 from medssr_dist.readers import name_source, read_questions
 from medssr_dist.run.clock import format_duration
+from medssr_dist.run.paths import STAGES
 from medssr_dist.runtime.cluster import count_slots_at_once
 from medssr_dist.sources.hub_sets import find_hub_place
 
@@ -28,6 +31,38 @@ def print_rows(title: str, rows: Iterable[PlanRow]) -> None:
     print(f"{title}:")
     for label, text in rows:
         print(f"  {label:<18}{text}".rstrip())
+
+
+def describe_step_times(
+    config: Config, rates: Rates | None, counts: DataCounts, on_gpu: bool, names: Sequence[str]
+) -> list[PlanRow]:
+    """Return a row for each of the steps `names`: its time at the measured rate, or "unknown", and its work."""
+    known = forecast_walltime(config, rates, counts, on_gpu).stream.steps if rates else {}
+    rows = []
+    for name in names:
+        if name in STAGES and not getattr(config.training, name).enabled:
+            continue
+        time = format_duration(known[name].total) if name in known else "unknown, not measured"
+        rows.append(PlanRow(name, f"{time}: {_describe_work(config, counts, name)}"))
+    return rows
+
+
+def _describe_work(config: Config, counts: DataCounts, name: str) -> str:
+    """Return how much a step has to do, at most."""
+    voting, questions = config.voting, expect_questions(config)
+    if name == "synthesize":
+        most = config.synthesis.most_candidates
+        return f"{questions:,} questions, at most {most:,} replies of at most {config.synthesis.max_tokens:,} tokens"
+    if name == "vote":
+        votes = questions * voting.samples
+        return f"at most {votes:,} votes, {votes * voting.max_tokens:,} tokens"
+    if name == "evaluate":
+        return f"{counts.answers:,} answers, at most {counts.answers * config.evaluation.max_tokens:,} tokens"
+    stage: Stage = getattr(config.training, name)
+    labels = count_mixed_labels(config) if name == "stage2" else config.voting.kept or config.synthesis.accepted
+    steps = count_stage_steps(stage, labels + (counts.gold_examples if name == "stage2" else 0))
+    sequences = stage.prompts_per_step * stage.samples_per_prompt
+    return f"at most {steps:,} GRPO steps of {sequences:,} sequences of at most {stage.max_new_tokens:,} tokens"
 
 
 def describe_forecast(config: Config, rates: Rates, counts: DataCounts, on_gpu: bool) -> list[PlanRow]:

@@ -114,7 +114,8 @@ def _describe_client(live: SynthesisProgress, running: bool) -> str:
     The state holds tokens and cost; while the step is running also the rate, the requests in flight, and the endpoints
     that are paused after failures.
     """
-    text = f", {live.tokens:,} tokens, ${live.usd:.2f}"
+    cost = f"cost unknown (no price of {', '.join(live.unpriced)})" if live.unpriced else f"${live.usd:.2f}"
+    text = f", {live.tokens:,} tokens, {cost}"
     if not running:
         return text
     rate = "" if live.replies_per_s is None else f", {live.replies_per_s:.1f} replies/s"

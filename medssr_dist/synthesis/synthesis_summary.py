@@ -107,6 +107,7 @@ class SynthesisSummary(_Report):
     completion_tokens: int
     tokens: int
     usd: float
+    unpriced: tuple[str, ...] = ()
     lost_tokens: int
     requests_sent: int
     requests_replayed: int
@@ -128,6 +129,7 @@ class SynthesisProgress(_Report):
         time: seconds since 1970.
         accepted_share: accepted / judged; None before the first reply.
         replies_per_s: rate over the last 30 seconds; None in the first second.
+        unpriced: models whose price is unknown; `usd` does not hold their cost.
         eta_s: seconds until `wanted` questions are accepted at the present rate; None if unknown.
         attempts: tries sent.
         lost: tries whose reply was lost and may have been billed.
@@ -145,6 +147,7 @@ class SynthesisProgress(_Report):
     replies_per_s: float | None
     eta_s: int | None
     usd: float
+    unpriced: tuple[str, ...] = ()
     tokens: int
     attempts: int
     lost: int

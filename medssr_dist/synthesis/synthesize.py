@@ -237,7 +237,7 @@ async def _send_requests(synthesis: Synthesis, endpoints: list[Endpoint], folder
         limits = {"temperature": synthesis.judge.temperature, "max_tokens": synthesis.judge.max_tokens}
         runners.append(Dispatcher(synthesis.model_copy(update=limits), judging, VERDICT_FORMAT))
         queues.append(work.verdicts)
-    with ProgressReporter(folder, synthesis, work.demand, runners, work.queue, work.spending, work.writer) as progress:
+    with ProgressReporter(folder, work.demand, runners, work.queue, work.spending, work.writer) as progress:
         sending = [asyncio.create_task(runner.run(queue)) for runner, queue in zip(runners, queues, strict=True)]
         writing = asyncio.create_task(_judge_and_show(work, progress, runners))
         sent = asyncio.create_task(_wait_for_all(sending))
@@ -347,6 +347,7 @@ def _summarize(config: Config, inputs: SynthesisInputs, work: SynthesisWork, sta
         completion_tokens=spending.completion_tokens,
         tokens=spending.completion_tokens,
         usd=round(spending.usd, 6),
+        unpriced=tuple(sorted(spending.unpriced)),
         lost_tokens=spending.lost_tokens,
         requests_sent=queue.requests_sent,
         requests_replayed=len(work.journal) - queue.requests_sent,

@@ -288,6 +288,9 @@ def test_a_dry_run_without_rates_explains_how_to_get_them(planned, tmp_path, cap
     dry_run(planned, tmp_path / "run", STEPS)
     out = capsys.readouterr().out
     assert "rates             none known" in out and "--rates RUN_DIR" in out
+    times = out.partition("wall time:")[2]
+    for name in ("synthesize", "vote", "stage1", "stage2", "evaluate"):  # each has a row, and none has a guess
+        assert f"  {name:<18}unknown, not measured: " in times
     with pytest.raises(InputError, match="no step of a run was measured there"):
         dry_run(planned, tmp_path / "run", STEPS, tmp_path / "nothing")
 
@@ -306,6 +309,7 @@ def test_a_dry_run_uses_its_own_rates_or_those_of_a_run(planned, measured, tmp_p
     assert "sequential        20 s on these cores = synthesize 20 s; without" in capsys.readouterr().out
 
 
-def test_only_the_whole_method_has_a_forecast(planned, tmp_path, capsys):
+def test_a_single_step_has_its_time_and_no_forecast_of_the_run(planned, tmp_path, capsys):
     dry_run(planned, tmp_path / "run", ("synthesize",))
-    assert "wall time" not in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "  synthesize        unknown, not measured: " in out and "stream   " not in out

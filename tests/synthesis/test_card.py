@@ -118,8 +118,8 @@ def test_an_empty_run_has_a_card_too(tmp_path):
         letter_balance=LetterBalance(first_option={}, entity_option={}),
         models=ModelReplies(asked=["m"], answered={}),
     )
-    _, body = split(write_card(tmp_path, config(), empty))
-    assert "not known (no prices given)" in body and "| of the accepted | 0 of 0 | - | - |" in body
+    _, body = split(write_card(tmp_path, config(), empty.model_copy(update={"unpriced": ("m",)})))
+    assert "money: unknown: no price of m" in body and "| of the accepted | 0 of 0 | - | - |" in body
 
 
 def test_the_run_folder_loads_as_a_data_set(tmp_path):

