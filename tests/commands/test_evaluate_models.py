@@ -132,3 +132,17 @@ def test_an_adapter_is_merged_into_its_model_once(tmp_path, monkeypatch):
     again = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), str(adapter))
     expected, found = (each(ids).logits for each in (again, AutoModelForCausalLM.from_pretrained(merged)))
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_a_plan_names_absent_models_and_wrong_lengths(data, tmp_path, capsys, monkeypatch):
+    """Nothing is started: what would end the evaluation later is said first."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "")
+    mini = "embedded:medssr-mini"
+    arguments = ["evaluate", "--data", data, "--dry-run"]
+    assert main([*arguments, mini]) == 2
+    assert "names 512 positions; set policy.max_model_len=512 or less" in capsys.readouterr().err
+    short = ["policy.max_model_len=512", "evaluation.max_tokens=96", "policy.prompt=direct"]
+    assert main([*arguments, mini, str(tmp_path / "absent"), *short]) == 2
+    assert "absent' is neither a directory nor" in capsys.readouterr().err
+    assert main([*arguments, mini, "lab/absent", *short]) == 0
+    assert "lab/absent, to be downloaded" in capsys.readouterr().out
