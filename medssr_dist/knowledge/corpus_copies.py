@@ -22,7 +22,7 @@ from medssr_dist.knowledge.cache_files import hold_lock, replace_file
 from medssr_dist.knowledge.passages import Passage
 from medssr_dist.runtime.cache import make_cache_dir
 from medssr_dist.sources.file_bytes import strip_suffixes
-from medssr_dist.sources.source_rows import SourcePlace, locate_source, stream_source_rows
+from medssr_dist.sources.source_rows import SourcePlace, list_data_files, locate_source, stream_source_rows
 
 # Names under which published corpora have these columns, the likeliest first.
 _NAMES = {
@@ -58,11 +58,9 @@ def locate_passages(source: CorpusSource) -> PassageFiles:
     place = _locate(source)
     if plain := _find_plain(place.path, source):
         return PassageFiles(plain, place.where)
-    key = hash_content(
-        [str(place.path.resolve()), source.model_dump(exclude={"name", "share", "limit"}), _stat(place.path)]
-    )
-    name = strip_suffixes(place.path.name) if place.hub is None or place.hub.file else place.hub.repo.rpartition("/")[2]
-    copy = make_cache_dir() / "corpus_copies" / key / (name + _JSONL)
+    settings = source.model_dump(exclude={"name", "share", "limit"})
+    key = hash_content([str(place.path.resolve()), settings, _stat(place)])
+    copy = make_cache_dir() / "corpus_copies" / key / (_name_file(place) + _JSONL)
     with hold_lock(copy):
         if not copy.exists():
             _log.info("%s is copied to %s, as lines", place.where, copy)
@@ -94,8 +92,8 @@ def _locate(source: CorpusSource) -> SourcePlace:
 
 def _name_file(place: SourcePlace) -> str:
     """Return the name that becomes the `source` of the passages."""
-    whole_set = place.hub and not place.hub.file
-    return place.hub.repo.rpartition("/")[2] if place.hub and whole_set else strip_suffixes(place.path.name)
+    is_set = place.hub is not None and not place.hub.file
+    return place.hub.repo.rpartition("/")[2] if place.hub and is_set else strip_suffixes(place.path.name)
 
 
 def _find_plain(path: Path, source: CorpusSource) -> Path | None:
@@ -113,8 +111,8 @@ def _is_plain_jsonl(path: Path) -> bool:
     return path.suffix.lower() in (_JSONL, ".ndjson") and start[:1] in (b"{", b"")
 
 
-def _stat(path: Path) -> list[list[Any]]:
-    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+def _stat(place: SourcePlace) -> list[list[Any]]:
+    files = [place.path] if place.path.is_file() else list_data_files(place.path, place.where)
     return [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
 
 

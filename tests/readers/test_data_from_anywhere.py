@@ -219,7 +219,7 @@ def write_set(folder: Path, card: str = "") -> None:
 
 def test_a_folder_of_too_much_is_no_data_set(tmp_path, monkeypatch):
     """A home folder or a disk given by mistake is refused soon, not searched for hours."""
-    monkeypatch.setattr("medssr_dist.readers.source_rows._MOST_ENTRIES", 5)
+    monkeypatch.setattr("medssr_dist.sources.source_rows._MOST_ENTRIES", 5)
     write_set(tmp_path)
     assert len(read_questions(DataSource(path=str(tmp_path), split="test"))) == 1
     for number in range(4):
