@@ -55,6 +55,7 @@ LIGHT_MODULES = {
     "training.rollout",
     "training.rollout.examples",
     "training.rollout.groups",
+    "training.rollout.over_draw",
     "training.rollout.reward",
     "training.stage_job",
     "training.trackers",

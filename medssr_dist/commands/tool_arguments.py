@@ -17,6 +17,7 @@ BENCHES = {
     "method": "the whole method on the mini policy: ablations, and controls with shuffled labels and a random reward",
     "kernels": "the log-prob and GRPO loss kernels compared with torch and other libraries",
     "training": "a GRPO step compared with stock OpenRLHF, and the gain from each optimization",
+    "step": "seconds of a training step by phase, idle GPUs and MFU, predicted by simulation for N nodes",
     "update": "the model update on one device: tokens/s, MFU and peak memory, with and without each optimization",
 }
 _EVALUATE_EXAMPLE = "medssr evaluate Qwen/Qwen3-0.6B runs/demo/training/stage2/hf --data test.csv --limit 100"
@@ -124,6 +125,10 @@ def add_bench_arguments(commands: Commands, call: Callable[[argparse.Namespace],
         "--json", type=Path, required=True, help="file for the results; plots are written to the same folder"
     )
     command.add_argument("--quick", action="store_true", help="a shorter run with rougher results")
+    command.add_argument("--config", type=Path, help="step: the config whose step is predicted (default: qwen3_8b)")
+    command.add_argument("--nodes", metavar="N,N", help="step: numbers of nodes (default: 1,4)")
+    command.add_argument("--gpu", metavar="KIND", help="step: H100 (default), H200 or A100")
+    command.add_argument("--rates", type=Path, metavar="RUN_DIR", help="step: fit the rates to a measured run")
     command.add_argument("--parallel", type=int, metavar="N", help="method: seeds at the same time")
     command.add_argument(
         "--peers-python",

@@ -17,6 +17,7 @@ MODULES = {
     "answers": "answers.run",
     "kernels": "kernels.run",
     "method": "method.run",
+    "step": "step.run",
     "training": "training.run",
     "update": "training.update",
 }
