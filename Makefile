@@ -4,7 +4,7 @@ RUN ?= runs/demo
 FUZZ_SECONDS ?= 600
 export VENV
 
-.PHONY: install demo mini-policy test check-cuda test-isa test-slow test-slurm test-slurm-short fuzz lint format docs clean
+.PHONY: install demo mini-policy test check-cuda gpu-check test-isa test-slow test-slurm test-slurm-short fuzz lint format docs clean
 
 install:
 	launch/install.sh
@@ -37,6 +37,9 @@ fuzz: install  ## feed every reader of files and replies with damaged input, 10 
 
 check-cuda:  ## install the CUDA set into .venv-cuda and import every module as on a GPU; 11 GB, no GPU needed
 	tests/check_cuda.sh
+
+gpu-check:  ## on a node with a GPU: kernels, attention, an update, and with two GPUs a small whole run; ten minutes
+	$(VENV)/bin/medssr doctor --gpu-check --config demo_cpu
 
 lint: install  ## check style, format and types; changes nothing
 	$(VENV)/bin/ruff check .

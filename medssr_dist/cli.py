@@ -355,6 +355,10 @@ def _prefetch(args: argparse.Namespace) -> int:
 def _doctor(args: argparse.Namespace) -> int:
     from medssr_dist.commands.doctor import DoctorForm, run_doctor, run_doctor_on_job, run_doctor_on_node
 
+    if args.gpu_check:
+        from medssr_dist.commands.doctor.gpu_check import run_gpu_check
+
+        return run_gpu_check()
     config, form = _load(args), DoctorForm(args.step, args.login, args.rates)
     if args.node:
         if args.out is None:

@@ -38,6 +38,6 @@ def test_the_command_has_a_case_for_every_benchmark():
 
 def test_the_python_of_other_clients_is_passed_on(monkeypatch):
     calls = []
-    monkeypatch.setattr(synthesis_run, "bench_synthesis", lambda path, **options: calls.append(options))
+    monkeypatch.setattr(synthesis_run, "bench_synthesis", lambda path, quick, peers_python: calls.append(peers_python))
     assert cli.main(["bench", "synthesis", "--json", "a.json", "--peers-python", "/x/python"]) == 0
-    assert calls == [{"quick": False, "peers_python": Path("/x/python")}]
+    assert calls == [Path("/x/python")]

@@ -1,4 +1,6 @@
-"""Compile the kernels for Hopper, without a GPU or the interpreter, and print a line of JSON each for test_input.py.
+"""Compile the kernels for Ampere and Hopper, without a GPU or the interpreter.
+
+Prints a line of JSON for each kernel, for test_input.py:
 
 python kernel_compile.py
 """
@@ -40,8 +42,11 @@ def list_kernels():
     yield "group_advantage", triton_ops._group_advantage_kernel, "", constants, 1
 
 
-def compile_kernel(kernel, logits: str, constants: dict, warps: int) -> str:
-    """Return PTX for compute capability 9.0. Pointers and rows are aligned as in the workspace, `columns` is not."""
+def compile_kernel(kernel, logits: str, constants: dict, warps: int, capability: int) -> str:
+    """Return PTX for the compute capability, 80 or 90.
+
+    Pointers and rows are aligned as in the workspace, `columns` is not.
+    """
     names = kernel.arg_names
     kinds = {
         name: POINTERS.get(name, "*fp32") if name.endswith("_ptr") else NUMBERS.get(name, "fp32") for name in names
@@ -55,25 +60,36 @@ def compile_kernel(kernel, logits: str, constants: dict, warps: int) -> str:
         constexprs={(names.index(name),): value for name, value in constants.items()},
         attrs={(names.index(name),): [["tt.divisibility", 16]] for name in aligned if name not in constants},
     )
-    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps}).asm["ptx"]
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps}).asm["ptx"]
 
 
-def main() -> None:
+def report_kernels(capability: int, architecture: str) -> None:
+    """Compile each kernel to machine code, and print what ptxas says of it."""
     try:
-        ptxas = get_ptxas(90).path  # the one that Triton itself takes
+        ptxas = get_ptxas(capability).path  # the one that Triton itself takes
     except RuntimeError:
         sys.exit("no ptxas")
     with tempfile.TemporaryDirectory() as folder:
         for name, kernel, logits, constants, warps in list_kernels():
-            ptx = compile_kernel(kernel, logits, constants, warps)
+            ptx = compile_kernel(kernel, logits, constants, warps, capability)
             file = Path(folder) / "kernel.ptx"
             file.write_text(ptx)
-            command = [ptxas, "-arch=sm_90a", "-v", file, "-o", file.with_suffix(".cubin")]
+            command = [ptxas, f"-arch={architecture}", "-v", file, "-o", file.with_suffix(".cubin")]
             report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-            registers = int(report.split("Used ")[1].split()[0])
-            spills = "0 bytes spill stores, 0 bytes spill loads" not in report
-            wide = "ld.global.v4" in ptx
-            print(json.dumps({"kernel": name, "registers": registers, "spills": spills, "wide": wide, "warps": warps}))
+            found = {
+                "kernel": name,
+                "architecture": architecture,
+                "registers": int(report.split("Used ")[1].split()[0]),
+                "spills": "0 bytes spill stores, 0 bytes spill loads" not in report,
+                "wide": "ld.global.v4" in ptx,
+                "warps": warps,
+            }
+            print(json.dumps(found))
+
+
+def main() -> None:
+    report_kernels(80, "sm_80")
+    report_kernels(90, "sm_90a")
 
 
 if __name__ == "__main__":

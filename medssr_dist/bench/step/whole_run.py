@@ -15,7 +15,7 @@ from medssr_dist.estimates.step_model import StepForecast, StepRates
 KEPT_SHARE = 0.6  # of the labels; depends on policy and questions
 DOLLARS_PER_GPU_HOUR = 2.5  # of a rented H100; prices differ by a factor of two
 _VOTE_PROMPTS = 64  # questions in flight on one engine: its rate when it is full
-_VOTE_LINE_BYTES = 1100  # of a vote of 600 tokens with its text, packed by a factor of about four afterwards
+_VOTE_BYTES, _TEXT_BYTES = 250, 4  # of a line of the ledger, and of a token of its text, before it is packed
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,8 @@ class WholeRun:
 
     Attributes:
         votes: sampled at most. vote_gpu_hours, train_gpu_hours: predicted, of vote and stage 1.
-        steps: of stage 1. dollars: of both. vote_gigabytes: of the ledger. checkpoint_gigabytes: of one checkpoint.
+        steps: of stage 1. dollars: of both.
+        vote_gigabytes: of the ledger before it is packed. checkpoint_gigabytes: of one checkpoint.
 
     Example: WholeRun(questions=43000, votes=688000, vote_gpu_hours=12.0, ...)
     """
@@ -64,6 +65,6 @@ def predict_run(
         vote_gpu_hours=vote_s / 3600,
         train_gpu_hours=train_s / 3600,
         dollars=(vote_s + train_s) / 3600 * DOLLARS_PER_GPU_HOUR,
-        vote_gigabytes=votes * _VOTE_LINE_BYTES / 1e9,
+        vote_gigabytes=votes * (_VOTE_BYTES + _TEXT_BYTES * statistics.mean(lengths)) / 1e9,
         checkpoint_gigabytes=estimate_one_checkpoint(config, shape.parameters) / 1e9,
     )

@@ -1,0 +1,60 @@
+"""`medssr doctor --gpu-check` as far as a machine without GPU shows it: refusal, judgements, the attention."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from medssr_dist import cli
+from medssr_dist.commands.doctor import gpu_check
+
+
+def test_without_a_gpu_it_is_refused_in_one_line(capsys):
+    assert cli.main(["doctor", "--gpu-check", "--config", "demo_cpu"]) == 2
+    assert "needs a GPU, and this machine shows none" in capsys.readouterr().err
+
+
+def test_attention_is_compared_with_an_exact_one(monkeypatch):
+    found = gpu_check.check_attention("cpu")
+    assert found.status == "pass" and found.detail.count("e-0") == 4
+    monkeypatch.setattr(gpu_check, "_LARGEST_ERROR", 1e-9)
+    assert gpu_check.check_attention("cpu").status == "fail"
+
+
+GOOD = {"contestant": "kernels", "error_loss": 4e-4, "error_dx": 6e-3, "error_dw": None, "failed": ""}
+
+
+@pytest.mark.parametrize(
+    ("rows", "status", "words"),
+    [
+        ([GOOD, {"contestant": "liger", "failed": "no such package"}], "pass", "largest error 6.0e-03"),
+        ([GOOD | {"error_dw": 0.4}], "fail", "largest error 4.0e-01"),
+        ([GOOD | {"failed": "OutOfMemoryError"}], "fail", "kernels: OutOfMemoryError"),
+        ([], "fail", "no figures of ours"),
+    ],
+)
+def test_kernels_are_judged_by_their_errors(tmp_path, rows, status, words):
+    file = tmp_path / "kernels.json"
+    file.write_text(json.dumps({"rows": rows}))
+    found = gpu_check.judge_kernels(file)
+    assert found.status == status and words in found.detail
+
+
+def test_the_update_is_judged_by_its_own_row(tmp_path):
+    file = tmp_path / "update.json"
+    good = {"shape": "Qwen3-0.6B", "variant": "ours", "tokens_per_s": 12345.0}
+    file.write_text(json.dumps({"rows": [good, {"shape": "Qwen3-0.6B", "variant": "stock", "failed": "x"}]}))
+    assert gpu_check.judge_update(file).detail == "Qwen3-0.6B 12,345 tokens/s"
+    file.write_text(json.dumps({"rows": [good | {"failed": "boom"}]}))
+    assert gpu_check.judge_update(file).status == "fail"
+
+
+def test_a_part_that_fails_names_its_command():
+    found = gpu_check._run(["bench", "nothing", "--json", "x"])
+    assert found.status == "fail" and found.fix == "medssr bench nothing --json x"
+    assert gpu_check._run(["--version"]) is None
+
+
+def test_a_whole_run_needs_two_gpus(tmp_path):
+    assert "needs two GPUs" in gpu_check._check_whole_run(tmp_path, 1).detail
