@@ -8,12 +8,12 @@ one test (fixed-sequence testing: Bauer, Biometrical Journal 33:709-715, 1991; f
 Angelopoulos et al., Learn then Test, arXiv 2110.01052).
 
 Where to begin. Few labels reach the largest shares, and a test on few labels fails whatever their precision. So the
-sequence begins at the largest threshold that so many labels reach that a precision half-way between the one wanted and
-1 would pass; where none has so many, at the smallest one. This choice looks at how many labels there are, never at
-whether they are right. Given the number of labels that reach a threshold, the right ones among them are binomial, so a
-test from there keeps its level. If the sequence begins below the first threshold that is too low, fewer labels than
-usual reached the larger shares; this makes a pass less probable, as long as labels of larger shares are not less often
-right.
+sequence begins at the largest threshold that enough labels reach: a quarter of all labels with a winner, and so many
+that a precision half-way between the one wanted and 1 would pass. Where none has so many, it begins at the smallest
+one. This choice looks at how many labels there are, never at whether they are right. Given the number of labels that
+reach a threshold, the right ones among them are binomial, so a test from there keeps its level. If the sequence begins
+below the first threshold that is too low, fewer labels than usual reached the larger shares; this makes a pass less
+probable, as long as labels of larger shares are not less often right.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from medssr_dist.data.exact_bound import bound_from_below
+from medssr_dist.data.exact_bound import count_tail
 from medssr_dist.voting.tally import reaches_threshold
 
+_STARTING_PART = 4  # the sequence begins where one label of so many is kept
 _MOST_LABELS = 10**6  # beyond this, a number still needed is not given
 
 
@@ -72,11 +73,11 @@ def run_sequence(
 ) -> SequenceResult:
     """Test the thresholds, which descend, until one fails."""
     counts = [count_kept(labels, threshold) for threshold in thresholds]
-    enough = count_enough(precision, confidence)
+    enough = max(count_enough(precision, confidence), counts[-1].kept / _STARTING_PART)
     start = next((place for place, each in enumerate(counts) if each.kept >= enough), len(counts) - 1)
-    passed = []
+    passed: list[KeptCounts] = []
     for each in counts[start:]:
-        if bound_from_below(each.right, each.kept, confidence) < precision:
+        if not _passes(each.right, each.kept, precision, confidence):
             return SequenceResult(tuple(passed), each)
         passed.append(each)
     return SequenceResult(tuple(passed), None)
@@ -98,16 +99,21 @@ def count_needed(share: float, precision: float, confidence: float) -> int | Non
     """Return the labels needed to pass if `share` of them are right; None where no number up to 10^6 is enough."""
     if share <= precision:
         return None
+
+    def is_enough(labels: int) -> bool:
+        return _passes(math.floor(share * labels), labels, precision, confidence)
+
     low, high = 0, count_fewest(precision, confidence)
-    while not _passes(share, high, precision, confidence):
+    while not is_enough(high):
         low, high = high, 2 * high
         if high > _MOST_LABELS:
             return None
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if _passes(share, middle, precision, confidence) else (middle, high)
+        low, high = (low, middle) if is_enough(middle) else (middle, high)
     return high
 
 
-def _passes(share: float, labels: int, precision: float, confidence: float) -> bool:
-    return bound_from_below(math.floor(share * labels), labels, confidence) >= precision
+def _passes(right: int, labels: int, precision: float, confidence: float) -> bool:
+    """Whether the lower bound of the precision is at least `precision`: so many right ones are improbable below it."""
+    return count_tail(right, labels, precision) <= 1 - confidence

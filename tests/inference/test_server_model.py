@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from medssr_dist.config.schema import Policy, Server
 from medssr_dist.errors import InputError
 from medssr_dist.inference.server_model import ModelCard, find_policy
-from medssr_dist.inference.server_stream import StreamChunk, StreamedSamples
+from medssr_dist.inference.server_stream import StreamChunk, StreamedSamples, UnusableServer
 from medssr_dist.runtime.fingerprints import fingerprint_model
 from medssr_dist.runtime.http.event_stream import read_events
 
@@ -101,3 +101,25 @@ async def test_samples_are_whole_wherever_the_stream_is_cut(data):
             samples.append(sample)
     assert {sample.seed - 10: sample.text for sample in samples} == {i: "".join(t) for i, t in enumerate(texts)}
     assert (streamed.missing, streamed.tokens) == (0, 2 * len(order))
+
+
+def stream_logprobs(*events: dict):
+    streamed = StreamedSamples(ask(n=1, seed=3, logprobs=True), 8)
+    found = [streamed.add(msgspec.convert(event, StreamChunk)) for event in events]
+    return found[-1]
+
+
+def event(text: str, tokens: int, logprobs: list[float] | None, reason: str | None = None) -> dict:
+    choice = {"index": 0, "text": text, "finish_reason": reason}
+    choice |= {"logprobs": {"token_logprobs": logprobs}} if logprobs is not None else {}
+    return {"choices": [choice], "usage": {"completion_tokens": tokens}}
+
+
+def test_the_mean_logprob_is_over_all_chunks():
+    sample = stream_logprobs(event("The answer", 2, [-1.0, -2.0]), event(" is (A)", 4, [-3.0, -2.0], "stop"))
+    assert (sample.logprob, sample.tokens, sample.answer) == (-2.0, 4, "A")
+
+
+def test_a_server_without_logprobs_is_refused():
+    with pytest.raises(UnusableServer, match="returns 0 log-probs for 4 tokens"):
+        stream_logprobs(event("The answer is (A)", 4, None, "stop"))

@@ -10,7 +10,7 @@ from config_builder import make_config
 
 from medssr_dist.data.records import Question
 from medssr_dist.errors import InputError
-from medssr_dist.readers import read_validation_questions, refuse_shared
+from medssr_dist.readers import read_calibration_questions, read_validation_questions, refuse_shared
 
 
 def make_question(stem: str, source_id: str = "", truth: str | None = "A") -> Question:
@@ -91,3 +91,45 @@ def test_the_embedded_sets_are_told_apart():
                 synthesis={"seeds": [{"path": "hpo:seeds", "limit": 2}]}, training=settings | {"stage2": stage2}
             )
         )
+
+
+# --- calibration of the threshold -------------------------------------------------------------------
+
+
+def read_slice(tmp_path: Path, questions: list[Question], **others: list[Question]) -> list[Question]:
+    files = {name: [write(tmp_path / f"{name}.jsonl", *items)] for name, items in others.items()}
+    config = make_config(
+        voting={"calibrate": {"data": [write(tmp_path / "slice.jsonl", *questions)]}},
+        synthesis={"seeds": files.get("seeds", [write(tmp_path / "s.jsonl", make_question("A seed", "s"))])},
+        training={
+            "stage1": {"enabled": False},
+            "stage2": {"enabled": True, "data": files.get("stage2", [write(tmp_path / "t.jsonl", make_question("T"))])},
+        },
+        evaluation={"benchmarks": files.get("benchmarks", [])},
+    )
+    return read_calibration_questions(config)
+
+
+def test_a_calibration_slice_of_its_own_is_read(tmp_path):
+    questions = [make_question("One"), make_question("Two")]
+    assert read_slice(tmp_path, questions) == questions
+
+
+@pytest.mark.parametrize("use", ["seeds", "stage2", "benchmarks"])
+def test_a_calibration_slice_that_overlaps_is_refused(tmp_path, use):
+    """Also where no stage trains on pseudo-labels: the seeds' questions are voted on all the same."""
+    with pytest.raises(InputError, match=r"voting\.calibrate\.data: 1 of 2 questions are also in") as caught:
+        read_slice(tmp_path, [make_question("One"), make_question("Two")], **{use: [make_question("two!")]})
+    assert {"seeds": "synthesis.seeds", "stage2": "stage2.data", "benchmarks": "evaluation.benchmarks"}[use] in str(
+        caught.value
+    )
+
+
+def test_a_calibration_slice_without_answers_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"voting\.calibrate\.data: 1 of 2 questions have no answer"):
+        read_slice(tmp_path, [make_question("One"), make_question("Two", truth=None)])
+
+
+def test_a_calibration_question_that_comes_twice_is_refused(tmp_path):
+    with pytest.raises(InputError, match="comes twice"):
+        read_slice(tmp_path, [make_question("One"), make_question("One")])

@@ -62,7 +62,7 @@ def labels(*groups: tuple[float | None, int, int]) -> list[JudgedLabel]:
 
 def test_the_sequence_ends_at_the_first_failure():
     found = run_sequence(
-        labels((1.0, 200, 198), (0.75, 200, 150), (0.5, 5000, 5000), (None, 50, 0)), [1.0, 0.75, 0.5], 0.9, 0.95
+        labels((1.0, 200, 198), (0.75, 200, 150), (0.5, 300, 300), (None, 50, 0)), [1.0, 0.75, 0.5], 0.9, 0.95
     )
     assert [each.threshold for each in found.passed] == [1.0]
     assert found.failed and (found.failed.kept, found.failed.right) == (400, 348)

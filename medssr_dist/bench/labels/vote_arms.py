@@ -1,13 +1,10 @@
-"""The votes that `medssr bench labels` analyses: the mini policy on questions with a known answer, in three ways.
+"""The votes that `medssr bench labels` analyses: the mini policy on questions with a known answer, in two ways.
 
-plain: as the questions are. shuffled: `voting.shuffle_options`. paraphrased: with STEMS - 1 further stems of the same
-patient (age, sex and findings are the same, the sentences differ).
+plain: as the questions are. shuffled: `voting.shuffle_options`.
 """
 
 from __future__ import annotations
 
-import random
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,12 +12,11 @@ from pathlib import Path
 
 from medssr_dist.config.load import load_config
 from medssr_dist.config.schema import Config
-from medssr_dist.data.jsonl import JsonlLedger
-from medssr_dist.data.records import LETTERS, Question, Vote
+from medssr_dist.data.jsonl import JsonlLedger, read_jsonl
+from medssr_dist.data.records import LETTERS, Question, Vote, parse_record
 from medssr_dist.errors import InputError
 from medssr_dist.inference.pool import EnginePool
-from medssr_dist.knowledge.mini_world import EVALUATION, load_mini_world, make_mini_question
-from medssr_dist.knowledge.vignettes import write_stem
+from medssr_dist.knowledge.mini_world import EVALUATION, make_mini_questions
 from medssr_dist.run.paths import VotingPaths
 from medssr_dist.run.stream import QuestionFeed, has_ended, mark_end
 from medssr_dist.runtime.fingerprints import fingerprint_model
@@ -33,19 +29,7 @@ CONFIG = Path(__file__).parents[3] / "configs" / "demo_cpu.yaml"
 ARMS = {
     "plain": {"voting.record_logprobs": True},
     "shuffled": {"voting.record_logprobs": True, "voting.shuffle_options": True},
-    "paraphrased": {"voting.record_logprobs": True},
 }
-STEMS = 4
-_TRIES = 50
-_PERSON = re.compile(r"An? \d+-\w+-old (\w+)")
-
-
-@dataclass(frozen=True)
-class AskedQuestion:
-    """A question, and further stems of it. Example: AskedQuestion(question, stems=("A 7-year-old girl is ...",))"""
-
-    question: Question
-    stems: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -56,49 +40,21 @@ class VotedQuestion:
     votes: tuple[Vote, ...]
 
 
-def make_questions(count: int, random_seed: int = 42) -> list[AskedQuestion]:
-    """Make questions about patients of hpo:mini-evaluation, with STEMS - 1 further stems each.
+def take_votes(folder: Path, count: int, samples: int) -> dict[str, list[VotedQuestion]]:
+    """Let the mini policy vote on `count` questions about patients of hpo:mini-evaluation, in each way.
 
-    Raises:
-        InputError: a patient has too few different stems.
-    """
-    world, rng = load_mini_world(), random.Random(f"{random_seed}:labels")
-    asked: dict[str, AskedQuestion] = {}
-    while len(asked) < count:
-        for disease in [each for pair in zip(world.common, world.rare, strict=True) for each in pair]:
-            patient = world.draw_patient(disease, EVALUATION, rng)
-            question = make_mini_question(world, patient, EVALUATION, rng)
-            if question is None or patient.key in asked or len(asked) == count:
-                continue
-            stems = {question.stem: None}
-            for _ in range(_TRIES):
-                stems |= dict.fromkeys(
-                    _rewrite(question.stem, write_stem(disease, list(patient.shown), patient.sex, rng))
-                )
-                if len(stems) == STEMS:
-                    break
-            if len(stems) == STEMS:
-                asked[patient.key] = AskedQuestion(question, tuple(stems)[1:])
-    return list(asked.values())
-
-
-def _rewrite(stem: str, other: str) -> list[str]:
-    """Return `other` with the age of `stem`, as a list; [] where one is about a child and the other is not."""
-    own, found = _PERSON.match(stem), _PERSON.match(other)
-    return [own[0] + other[found.end() :]] if own and found and own[1] == found[1] else []
-
-
-def take_votes(folder: Path, asked: Sequence[AskedQuestion], samples: int) -> dict[str, list[VotedQuestion]]:
-    """Let the mini policy vote on the questions in each way; resumes from what `folder` holds.
+    Questions and votes that `folder` holds are used again.
 
     Returns:
         name of the arm -> its questions, in order.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    questions, stems = folder / "questions.jsonl", folder / "stems.jsonl"
-    _write_rows(questions, [each.question.model_dump(mode="json") for each in asked])
-    _write_rows(stems, [{"id": each.question.id, "stems": list(each.stems)} for each in asked])
-    configs = {name: _make_config(name, settings, stems, samples) for name, settings in ARMS.items()}
+    questions = folder / "questions.jsonl"
+    if not questions.exists():
+        with JsonlLedger(questions) as ledger:
+            ledger.append(*(each.model_dump(mode="json") for each in make_mini_questions(EVALUATION, count)))
+    asked = [parse_record(Question, row, str(questions)) for row in read_jsonl(questions)]
+    configs = {name: _make_config(settings, samples) for name, settings in ARMS.items()}
     model = resolve_model(configs["plain"].policy)
     for name in ARMS:
         if not has_ended(VotingPaths(folder / name).labels):
@@ -106,7 +62,7 @@ def take_votes(folder: Path, asked: Sequence[AskedQuestion], samples: int) -> di
     return {name: _read_votes(folder / name, asked, samples) for name in ARMS}
 
 
-def _make_config(name: str, settings: dict[str, bool], stems: Path, samples: int) -> Config:
+def _make_config(settings: dict[str, bool], samples: int) -> Config:
     overrides = {
         "voting.samples": samples,
         "voting.adaptive": "never",
@@ -117,7 +73,6 @@ def _make_config(name: str, settings: dict[str, bool], stems: Path, samples: int
         "training.stage2.enabled": False,
         **settings,
     }
-    overrides |= {"voting.paraphrases": stems} if name == "paraphrased" else {}
     return load_config(
         CONFIG,
         [f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in overrides.items()],
@@ -142,9 +97,9 @@ def _vote(config: Config, questions: Path, count: int, folder: Path, model: Path
         mark_end(ledger.labels_file, ledger.num_kept)
 
 
-def _read_votes(folder: Path, asked: Sequence[AskedQuestion], samples: int) -> list[VotedQuestion]:
+def _read_votes(folder: Path, asked: Sequence[Question], samples: int) -> list[VotedQuestion]:
     """Read the votes back. Raises InputError where a question has not all of them."""
-    votes: dict[str, list[Vote]] = {each.question.id: [] for each in asked}
+    votes: dict[str, list[Vote]] = {question.id: [] for question in asked}
     place = VotingPaths(folder).votes
     for number in list_segments(place):
         for vote in read_votes(place, number):
@@ -154,8 +109,7 @@ def _read_votes(folder: Path, asked: Sequence[AskedQuestion], samples: int) -> l
             f"{folder}: {len(short)} questions have not {samples} votes; remove the folder and start again"
         )
     return [
-        VotedQuestion(each.question, tuple(sorted(votes[each.question.id], key=lambda vote: vote.seed)))
-        for each in asked
+        VotedQuestion(question, tuple(sorted(votes[question.id], key=lambda vote: vote.seed))) for question in asked
     ]
 
 
@@ -167,9 +121,3 @@ def list_shown_letters(voted: Sequence[VotedQuestion]) -> Counter[str]:
             if vote.answer:
                 letters[LETTERS[vote.order.index(vote.answer)] if vote.order else vote.answer] += 1
     return letters
-
-
-def _write_rows(file: Path, rows: list[dict[str, object]]) -> None:
-    file.unlink(missing_ok=True)
-    with JsonlLedger(file) as ledger:
-        ledger.append(*rows)
