@@ -24,10 +24,10 @@ _LETTERS = LETTERS[:4]
 
 
 @dataclass(frozen=True)
-class Difference:
+class LabelGain:
     """A difference of two shares on the same questions, with a 95% bootstrap interval over questions.
 
-    Example: Difference(value=0.021, low=-0.004, high=0.046)
+    Example: LabelGain(value=0.021, low=-0.004, high=0.046)
     """
 
     value: float
@@ -53,7 +53,7 @@ class SourceFigures:
     rule: str
     right: Share
     kept: Share
-    gain: Difference | None
+    gain: LabelGain | None
     letters: dict[str, float]
     imbalance: float
     right_by_letter: dict[str, float]
@@ -199,11 +199,11 @@ def measure_promise(
     )
 
 
-def _compare(new: Sequence[bool], old: Sequence[bool]) -> Difference:
+def _compare(new: Sequence[bool], old: Sequence[bool]) -> LabelGain:
     """Return the mean of new - old with its percentile bootstrap interval."""
     gains = [int(one) - int(other) for one, other in zip(new, old, strict=True)]
     rng = random.Random(len(gains))
     drawn = sorted(sum(rng.choices(gains, k=len(gains))) / len(gains) for _ in range(_REDRAWS))
-    return Difference(
+    return LabelGain(
         sum(gains) / len(gains), drawn[round(0.025 * _REDRAWS)], drawn[min(_REDRAWS - 1, round(0.975 * _REDRAWS))]
     )
