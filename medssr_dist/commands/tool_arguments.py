@@ -16,6 +16,7 @@ BENCHES = {
     "answers": "the reader of answers compared with two others: wrong and missed letters",
     "method": "the whole method on the mini policy: ablations, and controls with shuffled labels and a random reward",
     "labels": "label sources and option orders compared; the promise of the calibrated threshold, on real votes",
+    "rollouts": "stage 1 of the mini policy: over-draw, votes as first rollouts, votes of the policy in training",
     "kernels": "the log-prob and GRPO loss kernels compared with torch and other libraries",
     "training": "a GRPO step compared with stock OpenRLHF, and the gain from each optimization",
     "step": "seconds of a training step by phase, idle GPUs and MFU, predicted by simulation for N nodes",

@@ -18,6 +18,7 @@ MODULES = {
     "kernels": "kernels.run",
     "method": "method.run",
     "step": "step.run",
+    "rollouts": "rollouts.run",
     "training": "training.run",
     "update": "training.update",
 }
