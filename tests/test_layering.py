@@ -30,6 +30,7 @@ STEPS = ("synthesis", "voting", "training", "evaluation")
 HEAVY = ("torch", "vllm", "ray", "transformers", "openrlhf", "deepspeed", "faiss", "pyhpo")
 # Only heavy code imports these: modules, or folders with all that is in them.
 HEAVY_MODULES = (
+    "bench.rollouts",
     "bench.kernels",
     "bench.labels.batch_engine",
     "bench.training",
