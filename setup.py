@@ -8,6 +8,7 @@ DATA = {
     "medssr_dist.data": ["prompts/*.yaml"],
     "medssr_dist.knowledge": ["data/*"],
     "medssr_dist.mini_policy": ["medssr-mini/*"],
+    "medssr_dist.report": ["*.jinja", "*.css", "*.js"],
     "medssr_dist.synthesis": ["*.yaml"],
     "medssr_dist.config": ["*.yaml"],
     "medssr_dist.configs": ["*.yaml", "*/*.yaml"],

@@ -166,6 +166,7 @@ def _build_parser() -> argparse.ArgumentParser:
     doctor = _add_config_command(commands, "doctor", _TOOLS["doctor"], _doctor)
     add_doctor_arguments(doctor, _STEPS)
     _add_status_command(commands)
+    _add_report_command(commands)
     _add_teacher_command(commands)
     _add_export_command(commands)
     _add_merge_command(commands)
@@ -233,6 +234,13 @@ def _add_export_command(commands: Commands) -> None:
         "without labels",
     )
     command.set_defaults(call=_export)
+
+
+def _add_report_command(commands: Commands) -> None:
+    text = "write report.html of a run: one file, offline, with figures, tables, and the questions down to raw votes"
+    command = _add_tool(commands, "report", text, "medssr report runs/demo")
+    command.add_argument("run_dir", type=Path, metavar="RUN", help="also while it is running")
+    command.set_defaults(call=_report)
 
 
 def _add_merge_command(commands: Commands) -> None:
@@ -373,6 +381,13 @@ def _status(args: argparse.Namespace) -> int:
     from medssr_dist.commands.status import print_status
 
     print_status(args.run_dir or args.run_dir_option or _default_run_dir(args.config))
+    return 0
+
+
+def _report(args: argparse.Namespace) -> int:
+    from medssr_dist.report.write_report import write_report
+
+    print(write_report(args.run_dir))
     return 0
 
 

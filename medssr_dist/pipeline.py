@@ -23,6 +23,7 @@ from medssr_dist.data.jsonl import write_json
 from medssr_dist.estimates.memory import refuse_too_little_memory
 from medssr_dist.evaluation.benchmarks import read_benchmarks
 from medssr_dist.readers import read_calibration_questions, read_validation_questions
+from medssr_dist.report.write_report import write_report
 from medssr_dist.run.background import BackgroundSteps
 from medssr_dist.run.clock import time_step
 from medssr_dist.run.demand import refuse_unvoted_demand
@@ -148,9 +149,10 @@ def stream_steps(session: Session) -> None:
 
 
 def _close_run(session: Session) -> None:
-    """Write summary.json and summary.png, and print the closing table and the story of one question."""
+    """Write summary.json, summary.png and report.html, and print the closing table and the story of one question."""
     run = session.run
     summary = build_summary(run.root)
     write_json(run.summary_file, summary.model_dump(mode="json"))
     draw_summary(summary, run.summary_plot)
     print(render_summary(summary) + tell_question_story(run.root))
+    print(f"report: {write_report(run.root)}")

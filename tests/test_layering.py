@@ -21,7 +21,7 @@ LAYERS = (
     ("readers",),
     ("synthesis", "voting", "training", "evaluation"),
     ("offline_teacher", "estimates", "summary"),
-    ("steps",),
+    ("steps", "report"),
     ("commands", "bench", "pipeline", "mini_policy"),
     ("cli",),
 )

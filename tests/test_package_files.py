@@ -19,6 +19,9 @@ NEEDED = [
     "launch/env.d/template.sh",
     "config/prices.yaml",
     "data/prompts/reason.yaml",
+    "report/page.html.jinja",
+    "report/page.css",
+    "report/page.js",
     "synthesis/question_prompt.yaml",
 ]
 

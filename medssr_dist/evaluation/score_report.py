@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import json
-import os
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from medssr_dist.data.figures import POLICY_COLOURS, add_links, make_link, name_policy, save_figure, title_panel
 from medssr_dist.data.jsonl import write_atomic, write_json
 from medssr_dist.evaluation.question_letters import QuestionLetters
-from medssr_dist.evaluation.score_rows import align_table, format_accuracy, format_difference, list_score_rows
+from medssr_dist.evaluation.score_rows import (
+    ScoreRow,
+    align_table,
+    format_accuracy,
+    format_difference,
+    list_score_rows,
+)
 from medssr_dist.evaluation.scores import PROTOCOLS, STD_KINDS, Accuracy, Score, Scores
 from medssr_dist.run.paths import EvaluationPaths
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def write_report(scores: Scores, letters: Sequence[QuestionLetters], paths: EvaluationPaths) -> None:
@@ -108,40 +119,58 @@ def _format_std(score: Accuracy) -> str:
 
 
 def plot_scores(scores: Scores, path: Path) -> None:
-    """Write a PNG bar plot: one group per row of the table, one bar per policy.
+    """Write scores.png; see `draw_scores`."""
+    save_figure(draw_scores(scores), path)
+
+
+def draw_scores(scores: Scores) -> Figure:
+    """Draw a bar plot: one group per row of the table, one bar per policy.
 
     Error bars are 95% intervals; a dashed line is the accuracy of always answering the commonest letter.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     rows = list_score_rows(scores)
     width = 0.8 / len(scores.policies)
-    figure = Figure(figsize=(max(4.0, 1.6 * len(rows) + 2), 3.6), layout="constrained")
+    figure = Figure(figsize=(max(6.5, 1.5 * len(rows) + 2), 4.6), layout="constrained")
     axes = figure.subplots()
     for index, policy in enumerate(scores.policies):
         places = [place for place, row in enumerate(rows) if policy in row.cells]
         cells = [rows[place].cells[policy] for place in places]
-        axes.bar(
+        drawn = axes.bar(
             [place + (index + 0.5) * width - 0.4 for place in places],
             [100 * cell.accuracy for cell in cells],
             width,
             yerr=_list_error_bars(cells),
             capsize=2,
-            label=policy,
+            color=POLICY_COLOURS.get(policy),
+            label=name_policy(policy),
         )
+        add_links(drawn.patches, [_link_to_answers(rows[place], policy) for place in places])
     known = [(place, row.constant) for place, row in enumerate(rows) if row.constant is not None]
     for place, constant in known:
-        label = "commonest letter" if place == known[0][0] else ""
+        label = "always the commonest letter" if place == known[0][0] else ""
         axes.hlines(100 * constant, place - 0.45, place + 0.45, colors="black", linestyles="dashed", label=label)
-    axes.set_xticks(range(len(rows)), [row.label for row in rows])
-    axes.set_ylabel("accuracy, %")
-    axes.set_ylim(0, 100)
-    axes.tick_params("x", rotation=20)
-    figure.legend(loc="outside upper center", ncols=len(scores.policies) + 1)
-    temporary = path.with_name(f".{path.name}.tmp")
-    FigureCanvasAgg(figure).print_png(temporary)
-    os.replace(temporary, path)
+    axes.set_xticks(range(len(rows)), [_write_tick(row) for row in rows], fontsize=8.5)
+    axes.set(ylabel="right answers, %", ylim=(0, 100))
+    figure.legend(loc="outside lower center", ncols=len(scores.policies) + 1, fontsize=9, frameon=False)
+    generations = scores.protocol.generations
+    note = (
+        f"n: questions; bars: mean over {generations} answers to each question; whiskers: 95% interval over questions"
+    )
+    title_panel(axes, "Accuracy on each set of questions", note)
+    return figure
+
+
+def _write_tick(row: ScoreRow) -> str:
+    lines = textwrap.wrap(row.label, 18, break_long_words=True)
+    return "\n".join([*lines, *([f"n = {row.questions:,}"] if row.questions is not None else [])])
+
+
+def _link_to_answers(row: ScoreRow, policy: str) -> str:
+    """Return the link to the answers that a bar counts; rare questions of one benchmark have no name of their own."""
+    name = row.on or row.label.partition(", rare")[0]
+    return make_link("answers", set=name, policy=policy, **({} if row.on else {"kind": "rare"}))
 
 
 def _list_error_bars(cells: list[Accuracy]) -> list[list[float]]:

@@ -1,6 +1,6 @@
 """The files of a run directory: the only place where their names are written.
 
-    manifest.json  config.resolved.json  summary.json  clock.json  .lock  logs/  dry_run/
+    manifest.json  config.resolved.json  summary.json  report.html  clock.json  .lock  logs/  dry_run/
     synthesis/     SynthesisPaths
     voting/        VotingPaths
     training/stage1/  training/stage2/     StagePaths, with checkpoints/ as CheckpointPaths
@@ -443,6 +443,11 @@ class RunPaths:
     def summary_plot(self) -> Path:
         """The closing table, as a picture."""
         return self.root / "summary.png"
+
+    @property
+    def report(self) -> Path:
+        """The report: one HTML file with figures, tables and the questions down to their votes."""
+        return self.root / "report.html"
 
     @property
     def clock_file(self) -> Path:

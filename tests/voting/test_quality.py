@@ -282,7 +282,8 @@ def test_files_and_panels(name, tmp_path):
     panels = draw_quality(found).axes
     assert len(panels) == 6
     for panel in panels:
-        assert panel.get_xlabel() and panel.get_ylabel() and "n = " in panel.get_title()
+        assert panel.get_xlabel() and panel.get_ylabel() and panel.get_title(loc="left")
+        assert any("n = " in text.get_text() for text in panel.texts)
     assert all(text for _, text in format_quality(found))
 
 
