@@ -22,6 +22,9 @@ from medssr_dist.commands.tool_arguments import (
     add_doctor_arguments,
     add_exchange_arguments,
     add_model_arguments,
+    add_push_arguments,
+    add_report_arguments,
+    add_status_arguments,
 )
 from medssr_dist.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_STOPPED, InputError, Stopped, TrainingFailed, to_line
 from medssr_dist.runtime.failures import describe_foreseen, write_traceback
@@ -48,7 +51,6 @@ _TOOLS = {
     "preview": "send a few requests for questions and show prompt, reply, checks and cost; nothing is kept",
     "prefetch": "download models and encoders and build the passage index (on a machine with internet access)",
     "doctor": "check this machine and the config before a long run",
-    "status": "show the progress of a run: steps, counts, newest metrics",
 }
 
 
@@ -165,8 +167,9 @@ def _build_parser() -> argparse.ArgumentParser:
     _add_config_command(commands, "prefetch", _TOOLS["prefetch"], _prefetch)
     doctor = _add_config_command(commands, "doctor", _TOOLS["doctor"], _doctor)
     add_doctor_arguments(doctor, _STEPS)
-    _add_status_command(commands)
-    _add_report_command(commands)
+    add_status_arguments(commands, _status)
+    add_report_arguments(commands, _report)
+    add_push_arguments(commands, _push)
     _add_teacher_command(commands)
     _add_export_command(commands)
     _add_merge_command(commands)
@@ -192,15 +195,6 @@ def _add_config_command(commands: Commands, name: str, text: str, call: Call) ->
     command.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. voting.samples=16")
     command.set_defaults(call=call)
     return command
-
-
-def _add_status_command(commands: Commands) -> None:
-    command = commands.add_parser("status", help=_TOOLS["status"], epilog="example: medssr status runs/demo")
-    where = command.add_mutually_exclusive_group(required=True)
-    where.add_argument("run_dir", type=Path, nargs="?", metavar="RUN_DIR", help="e.g. runs/demo")
-    where.add_argument("--run-dir", type=Path, dest="run_dir_option", metavar="RUN_DIR", help="the same, as an option")
-    where.add_argument("--config", type=Path, help="show the default run directory of this config")
-    command.set_defaults(call=_status)
 
 
 def _add_tool(commands: Commands, name: str, text: str, example: str, more: str = "") -> argparse.ArgumentParser:
@@ -234,13 +228,6 @@ def _add_export_command(commands: Commands) -> None:
         "without labels",
     )
     command.set_defaults(call=_export)
-
-
-def _add_report_command(commands: Commands) -> None:
-    text = "write report.html of a run: one file, offline, with figures, tables, and the questions down to raw votes"
-    command = _add_tool(commands, "report", text, "medssr report runs/demo")
-    command.add_argument("run_dir", type=Path, metavar="RUN", help="also while it is running")
-    command.set_defaults(call=_report)
 
 
 def _add_merge_command(commands: Commands) -> None:
@@ -378,9 +365,15 @@ def _doctor(args: argparse.Namespace) -> int:
 
 
 def _status(args: argparse.Namespace) -> int:
+    run_dir = args.run_dir or args.run_dir_option or _default_run_dir(args.config)
+    if args.watch:
+        from medssr_dist.commands.status_watch import watch_status
+
+        watch_status(run_dir, args.every)
+        return 0
     from medssr_dist.commands.status import print_status
 
-    print_status(args.run_dir or args.run_dir_option or _default_run_dir(args.config))
+    print_status(run_dir, as_json=args.json)
     return 0
 
 
@@ -388,6 +381,22 @@ def _report(args: argparse.Namespace) -> int:
     from medssr_dist.report.write_report import write_report
 
     print(write_report(args.run_dir))
+    return 0
+
+
+def _push(args: argparse.Namespace) -> int:
+    from medssr_dist.commands.push import push_run
+
+    push_run(
+        args.run_dir,
+        "dataset" if args.dataset else "model",
+        args.dataset or args.model,
+        private=args.private,
+        labels=args.labels,
+        stage=args.stage,
+        token_file=args.token_file,
+        dry_run=args.dry_run,
+    )
     return 0
 
 

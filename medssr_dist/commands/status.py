@@ -11,9 +11,12 @@ import json
 import os
 import re
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Literal
 
 from medssr_dist.data.private_files import open_private, try_lock
+from medssr_dist.data.records import Record
 from medssr_dist.errors import EXIT_STOPPED, InputError
 from medssr_dist.estimates.step_progress import StepProgress, read_newest_metrics, read_progress
 from medssr_dist.launch.attempts import Attempt, list_attempts
@@ -32,44 +35,134 @@ _PROBLEM = re.compile(
 _NOISE = re.compile(r"KeyError: '/(psm_|mp-)|^\[[-\d]+ [\d:,]+ [IW] \d+ \d+\] ")
 
 
-def print_status(run_dir: Path) -> None:
+class StepStatus(Record):
+    """How far a step is: its state in a word, and the fields of `StepProgress`, None before the step begins.
+
+    Example: StepStatus(step="vote", state="running", done=24, total=40, unit="questions", note="96 votes",
+    seconds_per_unit=0.4, seconds_left=6.4, finished=None)
+    """
+
+    step: str
+    state: Literal["off", "not begun", "running", "interrupted", "finished"]
+    done: int | None = None
+    total: int | None = None
+    unit: str = ""
+    note: str = ""
+    seconds_per_unit: float | None = None
+    seconds_left: float | None = None
+    finished: str | None = None
+
+
+class AttemptStatus(Record):
+    """One attempt of a Slurm job.
+
+    Example: AttemptStatus(number="0001", folder="runs/demo/attempts/0001", end="running", timings={}, logs=["a.log"])
+    """
+
+    number: str
+    folder: str
+    end: str
+    timings: dict[str, float]
+    logs: list[str]
+
+
+class RunStatus(Record):
+    """What `medssr status` shows of a run.
+
+    Example: RunStatus(run="runs/demo", running=True, opened=1, newest="...", steps=(step,), metrics={}, attempts=(),
+    problem=None, files={"runs/demo/voting": ["votes"]})
+
+    Attributes:
+        opened: how often the run was opened.
+        newest: when, where and with which commit it was opened last.
+        metrics: training stage -> metrics of its newest step.
+        problem: the newest problem in the logs, in one line.
+        files: folder -> names of its files.
+    """
+
+    run: str
+    running: bool
+    opened: int
+    newest: str
+    steps: tuple[StepStatus, ...]
+    metrics: dict[str, dict[str, Any]]
+    attempts: tuple[AttemptStatus, ...]
+    problem: str | None
+    files: dict[str, list[str]]
+
+
+def print_status(run_dir: Path, as_json: bool = False) -> None:
     """Print the state of each step, the newest metrics, the attempts, the newest problem, and the files.
 
     Raises:
         InputError: `run_dir` is not a run directory.
     """
+    status = read_status(run_dir)
+    print(status.model_dump_json(indent=2) if as_json else render_status(status), end="\n" if as_json else "")
+
+
+def read_status(run_dir: Path) -> RunStatus:
+    """Read the status of a run from its files. Raises InputError if `run_dir` is not a run directory."""
     run = RunDir(run_dir)
-    if not run.manifest_file.exists():
-        _print_not_begun(run)
-        return
-    held = is_held(run)
-    attempts = run.read_manifest().attempts
-    newest = f", newest {attempts[-1].started} on {attempts[-1].host}, commit {attempts[-1].commit}" if attempts else ""
-    print(f"run {run.root}: {'running' if held else 'not running'}; {len(attempts)} attempts{newest}")
+    begun = run.manifest_file.exists()
+    if not begun and not list_attempts(run.root):
+        raise InputError(f"{run.root} is no run directory: it has no manifest.json; name one with --run-dir")
+    held = begun and is_held(run)
+    opened = run.read_manifest().attempts
+    metrics = {stage: read_newest_metrics(run, stage) for stage in STAGES} if begun else {}
+    return RunStatus(
+        run=str(run.root),
+        running=held,
+        opened=len(opened),
+        newest=f"{opened[-1].started} on {opened[-1].host}, commit {opened[-1].commit}" if opened else "",
+        steps=tuple(_list_steps(run, held)) if begun else (),
+        metrics={stage: found for stage, found in metrics.items() if found},
+        attempts=tuple(_list_attempts(run, held)),
+        problem=find_newest_problem(run),
+        files=_list_files(run) if begun else {},
+    )
+
+
+def render_status(status: RunStatus) -> str:
+    """Return the status as lines of text."""
+    if not status.steps:
+        lines = [f"run {status.run}: no step has begun"]
+    else:
+        newest = f", newest {status.newest}" if status.newest else ""
+        state = "running" if status.running else "not running"
+        lines = [f"run {status.run}: {state}; {status.opened} attempts{newest}"]
+    lines += [f"  {step.step:<12}{_describe_step(step)}" for step in status.steps]
+    lines += [f"newest metrics of {stage}: {json.dumps(found)}" for stage, found in status.metrics.items()]
+    for attempt in status.attempts:
+        reached = ", ".join(f"{milestone} at {seconds:.0f} s" for milestone, seconds in attempt.timings.items())
+        lines.append(f"attempt {attempt.number}: {attempt.end}{f' ({reached})' if reached else ''}")
+    for attempt in status.attempts[-1:]:
+        lines.append(f"  {attempt.folder}: {'  '.join(attempt.logs) or 'no logs yet'}")
+    lines.append(f"newest problem: {status.problem or 'none in the logs'}")
+    if status.steps:
+        lines += ["files:", *(f"  {folder}: {'  '.join(names)}" for folder, names in status.files.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _list_steps(run: RunDir, held: bool) -> Iterator[StepStatus]:
     training, progress = read_recorded_config(run.root).training, read_progress(run)
     stages = {"stage1": training.stage1, "stage2": training.stage2}
     for step in RECORDED_STEPS:
-        off = step in stages and not stages[step].enabled
-        print(f"  {step:<12}{'off' if off else _describe_step(progress.get(step), held)}")
-    for stage in STAGES:
-        if metrics := read_newest_metrics(run, stage):
-            print(f"newest metrics of {stage}: {json.dumps(metrics)}")
-    _print_attempts(run, held)
-    print(f"newest problem: {find_newest_problem(run) or 'none in the logs'}")
-    _print_files(run)
+        if step in stages and not stages[step].enabled:
+            yield StepStatus(step=step, state="off")
+        elif (found := progress.get(step)) is None:
+            yield StepStatus(step=step, state="not begun")
+        else:
+            yield _make_step(step, found, held)
 
 
-def _print_not_begun(run: RunDir) -> None:
-    """Print the attempts of a job that has not reached its first step.
-
-    Raises:
-        InputError: there is no attempt.
-    """
-    if not list_attempts(run.root):
-        raise InputError(f"{run.root} is no run directory: it has no manifest.json; name one with --run-dir")
-    print(f"run {run.root}: no step has begun")
-    _print_attempts(run, held=False)
-    print(f"newest problem: {find_newest_problem(run) or 'none in the logs'}")
+def _make_step(step: str, found: StepProgress, held: bool) -> StepStatus:
+    state: Literal["finished", "running", "interrupted"]
+    state = "finished" if found.finished else "running" if held else "interrupted"
+    left = None
+    if state == "running" and found.total is not None and found.seconds_per_unit:
+        left = max(0, found.total - found.done) * found.seconds_per_unit
+    return StepStatus(step=step, state=state, seconds_left=left, **vars(found))
 
 
 def is_held(run: RunDir) -> bool:
@@ -81,26 +174,23 @@ def is_held(run: RunDir) -> bool:
         return not try_lock(lock, file, shared=True)
 
 
-def _describe_step(progress: StepProgress | None, held: bool) -> str:
-    if progress is None:
-        return "not begun"
-    note = f"; {progress.note}" if progress.note else ""
-    if progress.finished:
-        return f"finished at {progress.finished}: {progress.done:,} {progress.unit}{note}"
-    of_total = "" if progress.total is None else f" of {progress.total:,}"
-    state = "running" if held else "interrupted"
-    return f"{state} at {progress.done:,}{of_total} {progress.unit}{note}{_describe_pace(progress, held)}"
+def _describe_step(step: StepStatus) -> str:
+    if step.done is None:
+        return step.state
+    note = f"; {step.note}" if step.note else ""
+    if step.finished:
+        return f"finished at {step.finished}: {step.done:,} {step.unit}{note}"
+    of_total = "" if step.total is None else f" of {step.total:,}"
+    return f"{step.state} at {step.done:,}{of_total} {step.unit}{note}{_describe_pace(step)}"
 
 
-def _describe_pace(progress: StepProgress, held: bool) -> str:
+def _describe_pace(step: StepStatus) -> str:
     """Describe the rate of a step and, while the run is held, its remaining time."""
-    each = progress.seconds_per_unit
+    each = step.seconds_per_unit
     if not each:
         return ""
     text = f"; {each:.1f} s each" if each >= 1 else f"; {1 / each:.1f} a second"
-    if held and progress.total is not None:
-        text += f", about {format_duration(max(0, progress.total - progress.done) * each)} to go"
-    return text
+    return text if step.seconds_left is None else f"{text}, about {format_duration(step.seconds_left)} to go"
 
 
 def find_newest_problem(run: RunDir) -> str | None:
@@ -129,24 +219,26 @@ def _is_problem(line: str) -> bool:
     return bool(_PROBLEM.search(line)) and not _NOISE.search(line)
 
 
-def _print_files(run: RunDir) -> None:
-    folders = [*(run.step(name).folder for name in RECORDED_STEPS), run.logs]
-    print("files:")
+def _list_files(run: RunDir) -> dict[str, list[str]]:
+    """Return the names of the files in each folder; of logs, their number alone."""
+    folders, found = [*(run.step(name).folder for name in RECORDED_STEPS), run.logs], {}
     for folder in filter(Path.is_dir, folders):
         names = sorted(file.name for file in folder.iterdir() if not file.name.startswith("."))
-        shown = f"{len(names)} logs" if folder == run.logs else "  ".join(names)
-        print(f"  {folder}: {shown}")
+        found[str(folder)] = [f"{len(names)} logs"] if folder == run.logs else names
+    return found
 
 
-def _print_attempts(run: RunDir, held: bool) -> None:
-    """Print one line for each attempt of the job (its end and the times of its milestones), and the newest logs."""
+def _list_attempts(run: RunDir, held: bool) -> Iterator[AttemptStatus]:
+    """Yield the attempts of the job, with their ends and the times of their milestones."""
     attempts = list_attempts(run.root)
     for attempt in attempts:
-        reached = ", ".join(f"{milestone} at {seconds:.0f} s" for milestone, seconds in attempt.timings.items())
-        end = _describe_end(attempt, running=held and attempt is attempts[-1])
-        print(f"attempt {attempt.number}: {end}{f' ({reached})' if reached else ''}")
-    for attempt in attempts[-1:]:
-        print(f"  {attempt.folder}: {'  '.join(attempt.logs) or 'no logs yet'}")
+        yield AttemptStatus(
+            number=attempt.number,
+            folder=str(attempt.folder),
+            end=_describe_end(attempt, running=held and attempt is attempts[-1]),
+            timings=attempt.timings,
+            logs=attempt.logs,
+        )
 
 
 def _describe_end(attempt: Attempt, running: bool) -> str:

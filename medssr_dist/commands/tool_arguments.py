@@ -141,3 +141,56 @@ def add_bench_arguments(commands: Commands, call: Callable[[argparse.Namespace],
         help="synthesis, answers: a Python with the libraries compared with, if they are not installed in this one",
     )
     command.set_defaults(call=call)
+
+
+def add_report_arguments(commands: Commands, call: Callable[[argparse.Namespace], int]) -> None:
+    """Add `medssr report`."""
+    text = "write report.html of a run: one file, offline, with figures, tables, and the questions down to raw votes"
+    command = commands.add_parser("report", help=text, epilog="example: medssr report runs/demo")
+    command.add_argument("run_dir", type=Path, metavar="RUN", help="also while it is running")
+    command.set_defaults(call=call)
+
+
+def add_push_arguments(commands: Commands, call: Callable[[argparse.Namespace], int]) -> None:
+    """Add `medssr push`."""
+    command = commands.add_parser(
+        "push",
+        help="upload the questions or the trained model of a run to the Hugging Face Hub, with a card",
+        description="Only the data file or the model's files, and the card, are uploaded. The token is $HF_TOKEN.",
+        epilog="example:\n  medssr push runs/demo --model me/medssr-demo --private --dry-run",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument("run_dir", type=Path, metavar="RUN", help="e.g. runs/demo")
+    what = command.add_mutually_exclusive_group(required=True)
+    what.add_argument("--dataset", metavar="REPO", help="upload the questions with their labels to OWNER/NAME")
+    what.add_argument("--model", metavar="REPO", help="upload the trained model to OWNER/NAME")
+    command.add_argument(
+        "--private", action="store_true", help="create the repository private, and refuse one that is public"
+    )
+    command.add_argument(
+        "--labels",
+        choices=["kept", "all", "none"],
+        default="kept",
+        help="with --dataset: which questions, as export",
+    )
+    command.add_argument("--stage", choices=["stage1", "stage2"], help="with --model: whose (default: the last one)")
+    command.add_argument("--token-file", metavar="FILE", help="a file of mode 0600 with the token (default: $HF_TOKEN)")
+    command.add_argument("--dry-run", action="store_true", help="show files and card, and send nothing")
+    command.set_defaults(call=call)
+
+
+def add_status_arguments(commands: Commands, call: Callable[[argparse.Namespace], int]) -> None:
+    """Add `medssr status`."""
+    text = "show the progress of a run: steps, counts, newest metrics"
+    command = commands.add_parser("status", help=text, epilog="example: medssr status runs/demo --watch")
+    where = command.add_mutually_exclusive_group(required=True)
+    where.add_argument("run_dir", type=Path, nargs="?", metavar="RUN_DIR", help="e.g. runs/demo")
+    where.add_argument("--run-dir", type=Path, dest="run_dir_option", metavar="RUN_DIR", help="the same, as an option")
+    where.add_argument("--config", type=Path, help="show the default run directory of this config")
+    form = command.add_mutually_exclusive_group()
+    form.add_argument("--watch", action="store_true", help="show it anew until the run ends or Ctrl-C")
+    form.add_argument("--json", action="store_true", help="print it as JSON, for programs")
+    command.add_argument(
+        "--every", type=float, default=5.0, metavar="SECONDS", help="with --watch: time between two looks (default: 5)"
+    )
+    command.set_defaults(call=call)

@@ -209,6 +209,12 @@ class Evaluation(Section):
     top_p: float = Field(0.95, gt=0, le=1, description="paper: 0.95")
     top_k: int = Field(20, ge=0, description="paper: 20; 0 = off")
     max_tokens: int = Field(2048, ge=1, description="paper: 2048")
+    track_samples: int = Field(
+        0,
+        ge=0,
+        description="questions of the table that training.trackers get beside the scores: id, right letter, letters of "
+        "each policy, no texts; 0 = no table",
+    )
     protocol: Literal["ours", "paper"] = Field(
         "ours",
         description="whose scores tables and plots show; scores.json has both, from the same answers. ours: the reader "

@@ -93,13 +93,20 @@ def _read_secret(node: Any, key: str, missing: dict[str, list[str]]) -> str:
             f"{key} must name an environment variable, e.g. ${{MEDSSR_API_KEY}}, or a file of mode 0600, e.g. "
             f"{_SECRET_FILE}~/.medssr_api_key, not hold the key"
         )
-    secret = _read_secret_file(text.removeprefix(_SECRET_FILE), key)
+    secret = read_secret_file(text.removeprefix(_SECRET_FILE), key)
     register_secret(secret)
     return secret
 
 
-def _read_secret_file(name: str, key: str) -> str:
-    """Return the text of the file, which must belong to this user and be closed to all others."""
+def read_secret_file(name: str, key: str) -> str:
+    """Return the text of the file, which must belong to this user and be closed to all others.
+
+    Args:
+        key: what names the file, for the error message.
+
+    Raises:
+        InputError: others may read it, or it cannot be read.
+    """
     try:
         file = Path(name).expanduser()
         with open(file, encoding="utf-8") as handle:

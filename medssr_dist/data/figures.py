@@ -10,6 +10,7 @@ import io
 import os
 import re
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -85,7 +86,7 @@ def make_link(view: str, **filters: object) -> str:
     return f"#{view}?{chosen}" if chosen else f"#{view}"
 
 
-def add_links(artists: list[Artist], links: list[str]) -> None:
+def add_links(artists: Sequence[Artist], links: Sequence[str]) -> None:
     """Give each bar or point its link."""
     for artist, link in zip(artists, links, strict=True):
         artist.set_url(link)

@@ -99,6 +99,7 @@ _FREE_KEYS = (
     "training.stage2.save_steps",
     "training.stage2.export_steps",
     "training.stage2.keep_checkpoints",
+    "evaluation.track_samples",
     "knowledge.batch_size",
     "knowledge.workers",
 )

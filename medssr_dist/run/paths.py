@@ -370,6 +370,10 @@ class EvaluationPaths(StepPaths):
         return self.folder / "scores.png"
 
     @property
+    def tensorboard(self) -> Path:
+        return self.folder / "tensorboard"
+
+    @property
     def summary(self) -> Path:
         return self.scores
 

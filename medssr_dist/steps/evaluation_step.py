@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from medssr_dist.config.load import dump_config
 from medssr_dist.config.schema import Config
 from medssr_dist.data.cards import CARD
 from medssr_dist.data.records import Question
@@ -15,8 +16,10 @@ from medssr_dist.errors import InputError
 from medssr_dist.evaluation.benchmarks import read_benchmarks
 from medssr_dist.evaluation.policy_answers import PolicyAnswers
 from medssr_dist.evaluation.protocol import evaluate_policy
+from medssr_dist.evaluation.question_letters import read_question_letters
 from medssr_dist.evaluation.score_card import add_scores_to_card
 from medssr_dist.evaluation.score_report import write_report
+from medssr_dist.evaluation.score_tracking import ScoreTracking, track_scores
 from medssr_dist.evaluation.scores import Scores
 from medssr_dist.evaluation.scoring import build_scores, collect_letters
 from medssr_dist.run.directory import RunDir
@@ -50,8 +53,22 @@ def evaluate(session: Session) -> None:
         scores = score_policies(session, benchmarks, evaluated)
         for name in set(STAGES) & policies.keys():
             add_scores_to_card(policies[name] / CARD, scores, name)
+        letters = read_question_letters(session.run.evaluation.letters)
+        track_scores(_place_scores(session), scores, letters)
 
     session.run_step("evaluate", fingerprints, score)
+
+
+def _place_scores(session: Session) -> ScoreTracking:
+    config, run = session.config, session.run
+    return ScoreTracking(
+        trackers=tuple(config.training.trackers),
+        project=config.training.tracker_project,
+        run=run.root,
+        tensorboard=run.evaluation.tensorboard,
+        samples=config.evaluation.track_samples,
+        settings=dump_config(config),
+    )
 
 
 def _find_policies(session: Session) -> dict[str, Path]:
