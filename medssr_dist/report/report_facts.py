@@ -9,7 +9,8 @@ from typing import Any
 from medssr_dist.config.schema import Config
 from medssr_dist.data.figures import name_policy
 from medssr_dist.data.jsonl import read_json
-from medssr_dist.data.records import parse_record
+from medssr_dist.data.label_certificate import LabelCertificate, format_certificate
+from medssr_dist.data.records import parse_record, read_record
 from medssr_dist.data.wilson import format_part
 from medssr_dist.errors import InputError
 from medssr_dist.evaluation.score_rows import (
@@ -174,6 +175,12 @@ def build_difference_table(scores: Scores) -> ReportTable:
     ]
     note = "In points, with 95% interval and p of a paired permutation test over questions."
     return ReportTable(("difference", "set", "questions", "points"), tuple(rows), note)
+
+
+def describe_certificate(run: RunDir) -> str:
+    """Return what `voting.calibrate` promises of the kept labels; "" without a certificate."""
+    file = run.voting.certificate
+    return format_certificate(read_record(LabelCertificate, file)) if file.exists() else ""
 
 
 def list_training_notes(run: RunDir, summary: RunSummary) -> list[str]:

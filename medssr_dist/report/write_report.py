@@ -39,6 +39,7 @@ from medssr_dist.report.report_facts import (
     build_difference_table,
     build_score_table,
     build_setting_table,
+    describe_certificate,
     list_headlines,
     list_training_notes,
 )
@@ -127,6 +128,7 @@ def _render(run: RunDir, summary: RunSummary, store: DetailStore, votes: dict[st
         cost=build_cost_table(run, summary),
         scores=build_score_table(steps.evaluate) if steps.evaluate else None,
         differences=build_difference_table(steps.evaluate) if steps.evaluate else None,
+        certificate=describe_certificate(run),
         training=list_training_notes(run, summary),
         settings=build_setting_table(run),
         attempts=build_attempt_table(run),

@@ -114,9 +114,9 @@ class _Handler(BaseHTTPRequestHandler):
                 files[row["value"]["path"]] = base64.b64decode(row["value"]["content"])
             elif row["key"] == "lfsFile":
                 files[row["value"]["path"]] = self.server.objects[row["value"]["oid"]]
-        self._answer(
-            {"commitUrl": f"{self.server.url}/commit/1", "commitOid": "1" * 40, "hookOutput": "", "success": True}
-        )
+        kind, name = self._repo()
+        place = f"{self.server.url}/{'datasets/' if kind == 'dataset' else ''}{name}/commit/1"
+        self._answer({"commitUrl": place, "commitOid": "1" * 40, "success": True})
 
 
 @contextmanager
