@@ -114,6 +114,6 @@ def render_svg(figure: Figure) -> str:
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "medssr"}):
         FigureCanvasSVG(figure).print_svg(buffer, metadata=_NO_METADATA)
-    text = buffer.getvalue()
+    text = buffer.getvalue().replace(' target="_blank"', "")  # the links lead to places of the same page
     text = re.sub(r'<g id="[a-z0-9]+(?:_[a-z0-9]+)*_\d+">', "<g>", text[text.index("<svg") :])  # not unique in a page
     return re.sub(r"<metadata>.*?</metadata>", "", text, count=1, flags=re.DOTALL)

@@ -146,7 +146,7 @@ function drawWording(q, wording) {
     bar.style.width = `${(100 * count) / most}%`;
     const marks = [letter === q.answer ? "label" : "", letter === q.truth ? "right" : ""].filter(Boolean).join(", ");
     return make("li", {}, make("b", {}, letter), make("span", {}, wording[1][i]), make("span", { class: "bar" }, bar),
-      make("span", {}, q.outcome ? `${count} votes ` : "", marks ? make("b", {}, marks) : ""));
+      make("span", {}, q.outcome ? `${count} ${count === 1 ? "vote" : "votes"} ` : "", marks ? make("b", {}, marks) : ""));
   });
   return [make("p", { class: "text" }, wording[0]), make("ul", { class: "options" }, ...items)];
 }

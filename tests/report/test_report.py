@@ -38,7 +38,7 @@ def test_the_page_is_one_file_without_addresses(run):
     assert re.findall(r"(?:https?:)?//[\w.-]+\.\w{2,}/", own) == []
     assert not re.search(r"<(link|iframe|img|object|embed)\b", own)
     assert re.findall(r'<script type="([^"]*)"', text).count("application/json") == 1
-    assert text.count("<script>") == 1 and "default-src 'none'" in text
+    assert "_blank" not in text and text.count("<script>") == 1 and "default-src 'none'" in text
 
 
 def test_texts_of_the_run_are_never_markup(run):
