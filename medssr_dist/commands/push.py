@@ -22,11 +22,11 @@ from medssr_dist.data.cards import CARD
 from medssr_dist.data.jsonl import read_text
 from medssr_dist.errors import InputError
 from medssr_dist.evaluation.scores import read_scores
-from medssr_dist.readers.hub_sets import is_offline
 from medssr_dist.run.directory import RunDir
 from medssr_dist.run.paths import STAGES
 from medssr_dist.run.recorded_config import read_recorded_config
 from medssr_dist.secret_registry import holds_secret, register_secret, scrub_message, take_variable
+from medssr_dist.sources.hub_sets import is_offline
 from medssr_dist.synthesis.synthesis_summary import read_synthesis_summary
 
 if TYPE_CHECKING:
