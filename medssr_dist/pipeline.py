@@ -20,6 +20,7 @@ from pathlib import Path
 
 from medssr_dist.config.schema import Config
 from medssr_dist.data.jsonl import write_json
+from medssr_dist.errors import InputError
 from medssr_dist.estimates.memory import refuse_too_little_memory
 from medssr_dist.evaluation.benchmarks import read_benchmarks
 from medssr_dist.readers import read_calibration_questions, read_validation_questions
@@ -155,4 +156,7 @@ def _close_run(session: Session) -> None:
     write_json(run.summary_file, summary.model_dump(mode="json"))
     draw_summary(summary, run.summary_plot)
     print(render_summary(summary) + tell_question_story(run.root))
-    print(f"report: {write_report(run.root)}")
+    try:
+        print(f"report: {write_report(run.root)}")
+    except InputError as error:  # the run is complete without it
+        logger.warning("no report: %s; then run `medssr report %s`", error, run.root)
