@@ -26,7 +26,7 @@ from medssr_dist.data.exact_bound import count_tail
 from medssr_dist.voting.tally import reaches_threshold
 
 _STARTING_PART = 4  # the sequence begins where one label of so many is kept
-_MOST_LABELS = 10**6  # beyond this, a number still needed is not given
+_MOST_LABELS = 20_000  # beyond this, a number still needed is not given
 
 
 class JudgedLabel(NamedTuple):
@@ -96,7 +96,7 @@ def count_enough(precision: float, confidence: float) -> int:
 
 
 def count_needed(share: float, precision: float, confidence: float) -> int | None:
-    """Return the labels needed to pass if `share` of them are right; None where no number up to 10^6 is enough."""
+    """Return the labels needed to pass if `share` of them are right; None where no number up to 20,000 is enough."""
     if share <= precision:
         return None
 

@@ -8,13 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from medssr_dist.bench.labels.vote_arms import VotedQuestion, list_shown_letters
-from medssr_dist.config.label_settings import Calibrate
 from medssr_dist.config.schema import Voting
 from medssr_dist.data.records import LETTERS, Label
 from medssr_dist.data.wilson import Share, measure_share
-from medssr_dist.errors import InputError
-from medssr_dist.voting.calibration import choose_thresholds
-from medssr_dist.voting.fixed_sequence import JudgedLabel, count_kept
+from medssr_dist.voting.fixed_sequence import JudgedLabel, count_kept, list_thresholds, run_sequence
 from medssr_dist.voting.label_rule import load_label_rule
 from medssr_dist.voting.labels import label_by_rule
 from medssr_dist.voting.tally import Tally
@@ -165,20 +162,17 @@ def measure_promise(
         JudgedLabel(label.confidence_valid[0] if label.answer else None, label.answer == label.question.truth, False)
         for label in labels
     ]
-    wanted = Calibrate.model_construct(data=[], precision=precision, confidence=confidence, by_kind=False)
-    voting = Voting.model_construct(samples=labels[0].requested, threshold=lowest, calibrate=wanted)
+    tried = list_thresholds(labels[0].requested, lowest)
     rng = random.Random(f"{arm}:{precision}:{confidence}")
     thresholds, on_all, on_rest = [], [], []
     for _ in range(splits):
         order = rng.sample(judged, len(judged))
         half = len(order) // 2
-        try:
-            (found,) = choose_thresholds(order[:half], voting)
-        except InputError:
-            continue
-        thresholds.append(found.threshold)
-        on_all.append(count_kept(judged, found.threshold))
-        on_rest.append(count_kept(order[half:], found.threshold))
+        passed = run_sequence(order[:half], tried, precision, confidence).passed
+        if passed:
+            thresholds.append(passed[-1].threshold)
+            on_all.append(count_kept(judged, passed[-1].threshold))
+            on_rest.append(count_kept(order[half:], passed[-1].threshold))
     holds, holds_on_rest = (
         measure_share(sum(one.right >= precision * one.kept for one in found), len(found))
         for found in (on_all, on_rest)
