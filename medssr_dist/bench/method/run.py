@@ -109,5 +109,6 @@ def _measure_alpha(folder: Path, alpha: float, accepted: int) -> AlphaFigures:
     if not run.is_finished("synthesize"):
         _log.info("synthesis with alpha %g", alpha)
         settings = {"synthesis.alpha": alpha, "synthesis.accepted": accepted}
-        call_medssr("synthesize", write_config(run.root.with_suffix(".yaml"), settings), run.root)
+        config = write_config(run.root.with_name(f"{alpha:g}.yaml"), settings)
+        call_medssr("synthesize", config, run.root)
     return AlphaFigures(alpha, read_synthesis_summary(run.synthesis.summary).alpha.requests)
