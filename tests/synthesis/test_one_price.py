@@ -24,7 +24,7 @@ def test_spending_has_the_price_of_the_plan(model, prices, usd):
     assert describe_cost(synthesis, [model], 10**6, 10**6).startswith(f"${usd:,.2f} ({model}: ")
 
 
-def test_a_model_without_a_price_is_named_and_costs_nothing_known():
+def test_a_model_without_a_price_is_named():
     spending = Spending(make_config().synthesis)
     spending.count("my-model", 10**6, 10**6)
     assert spending.unpriced == {"my-model"} and spending.usd == 0
