@@ -16,6 +16,7 @@ MODULES = {
     "voting": "voting.run",
     "answers": "answers.run",
     "kernels": "kernels.run",
+    "labels": "labels.run",
     "method": "method.run",
     "step": "step.run",
     "rollouts": "rollouts.run",
