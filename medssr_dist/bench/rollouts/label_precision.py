@@ -37,7 +37,7 @@ def read_revotes(run: RunDir) -> list[RevoteFigures]:
     """Return the figures of every vote of a stage 1 with `voting.online`."""
     stage = run.stage("stage1")
     base = {label.question.id: label for label in _read_labels(run.voting)}
-    flips = read_jsonl(stage.flips) if stage.flips.exists() else []
+    flips = list(read_jsonl(stage.flips)) if stage.flips.exists() else []
     found = []
     for step in stage.revoted_steps():
         labels = _read_labels(VotingPaths(stage.revote_at(step)))
