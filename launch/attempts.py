@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 import time
 from collections.abc import Iterable
@@ -79,8 +80,8 @@ class Attempt:
     def timings(self) -> dict[str, float]:
         """Milestone -> seconds since the job's start; {} before the attempt's end."""
         timings = _read_object(self.paths.timings) if self.paths.timings.exists() else {}
-        if not all(isinstance(seconds, int | float) for seconds in timings.values()):
-            raise InputError(f"{self.paths.timings} is damaged (seconds that are no number); remove it")
+        if not all(isinstance(seconds, int | float) and math.isfinite(seconds) for seconds in timings.values()):
+            raise InputError(f"{self.paths.timings} is damaged (seconds that are no finite number); remove it")
         return timings
 
     @property

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from medssr_dist.config.load import dump_config, load_config
 from medssr_dist.config.schema import Config
+from medssr_dist.config.synthesis import CorpusColumns
 from medssr_dist.data.prompt_forms import load_prompt_form
 from medssr_dist.synthesis.checks import flaws
 from medssr_dist.synthesis.judge import CRITERIA
@@ -150,7 +151,7 @@ ALIASES = {
 ALIASES |= {"benchmarks": {"source"}, "endpoints": {"endpoint"}, "knowledge": {"_knowledge"}, "": {"config", "found"}}
 ALIASES |= {"synthesis": {"_synthesis"}, "retry": {"_retry"}, "budget": {"_budget"}, "prices": {"price"}}
 ALIASES |= {"prompt": {"form", "self", "_system", "prompts"}}
-ALIASES |= {"guard": {"settings", "_settings"}}
+ALIASES |= {"guard": {"settings", "_settings"}, "calibrate": {"wanted"}}
 ALIASES |= {"checks": {"_checks"}, "voting": {"_voting"}, "servers": {"server", "_server"}}
 
 
@@ -190,6 +191,8 @@ def test_every_key_is_read():
     read |= {("checks", name) for name, check in vars(flaws).items() if callable(check)}  # Screen asks by name
     read |= {("judge", name) for name in CRITERIA} | {("judge", "endpoints")}  # by name; Synthesis.judge_endpoints
     read |= {("guard", signal.name) for signal in SIGNALS}  # by name
+    read |= {("columns", name) for name in CorpusColumns.model_fields}  # by name
+    read |= {("voting", "record_logprobs")}  # through Voting.needs_logprobs
     unread = []
     for path in fields(Config):
         parent = path[-2] if len(path) > 1 else ""
