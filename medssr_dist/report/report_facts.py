@@ -105,34 +105,31 @@ def build_cost_table(run: RunDir, summary: RunSummary) -> ReportTable:
         hours = None if devices is None else devices * usage.seconds / _HOUR
         device_hours += hours or 0.0
         shown = "not known" if hours is None else "0 (CPU)" if on_cpu and devices else f"{hours:,.2f}"
-        rows.append(
-            (_STEP_NAMES[step], format_duration(usage.seconds), f"{usage.tokens:,}", shown, _price(run, summary, step))
-        )
-    note = _describe_price_of_a_label(run, summary, None if not slots else 0.0 if on_cpu else device_hours)
+        price = _format_price(summary, step)
+        rows.append((_STEP_NAMES[step], format_duration(usage.seconds), f"{usage.tokens:,}", shown, price))
+    note = _describe_price_of_a_label(summary, None if not slots else 0.0 if on_cpu else device_hours)
     return ReportTable(("step", "time", "tokens", "GPU-hours", "US dollars"), tuple(rows), note)
 
 
-def _price(run: RunDir, summary: RunSummary, step: str) -> str:
-    if step != "synthesize" or summary.steps.synthesize is None:
+def _format_price(summary: RunSummary, step: str) -> str:
+    synthesis = summary.steps.synthesize
+    if step != "synthesize" or synthesis is None:
         return ""
-    return f"{summary.steps.synthesize.usd:,.2f}" if _has_prices(run) else "not known: no prices given"
+    unpriced = ", ".join(synthesis.unpriced)
+    return f"unknown (no price of {unpriced})" if unpriced else f"{synthesis.usd:,.2f}"
 
 
-def _describe_price_of_a_label(run: RunDir, summary: RunSummary, gpu_hours: float | None) -> str:
+def _describe_price_of_a_label(summary: RunSummary, gpu_hours: float | None) -> str:
     kept = summary.steps.vote.quality.kept if summary.steps.vote else 0
     overlap = "GPU-hours: time of the step x the GPUs that it holds. In stream mode steps overlap in time."
     if not kept:
         return overlap
     hours = "not known" if gpu_hours is None else f"{gpu_hours / kept:.4f} GPU-hours"
-    usd = summary.steps.synthesize.usd if summary.steps.synthesize and _has_prices(run) else None
-    money = "money not known" if usd is None else f"{usd / kept:.4f} US dollars"
+    synthesis = summary.steps.synthesize
+    is_priced = synthesis is not None and not synthesis.unpriced
+    money = f"{synthesis.usd / kept:.4f} US dollars" if synthesis and is_priced else "cost unknown"
     tokens = sum(usage.tokens for usage in summary.time.values())
     return f"For each of the {kept:,} kept labels: {hours}, {money}, {tokens / kept:,.0f} generated tokens. {overlap}"
-
-
-def _has_prices(run: RunDir) -> bool:
-    config = read_json(run.config_file) if run.config_file.exists() else {}
-    return isinstance(config, dict) and bool((config.get("synthesis") or {}).get("prices"))
 
 
 def _ran_on_cpu(manifest: Manifest) -> bool:

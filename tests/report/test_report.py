@@ -11,7 +11,9 @@ from browser import Browser, find_browser
 from finished_run import DANGEROUS, write_run
 
 from medssr_dist import cli
+from medssr_dist.report.report_facts import build_cost_table
 from medssr_dist.report.write_report import MAX_BYTES, write_report
+from medssr_dist.summary.closing_table import build_summary
 
 needs_browser = pytest.mark.skipif(find_browser() is None, reason="no Chromium here: apt-get install chromium")
 
@@ -53,9 +55,15 @@ def test_figures_say_n_and_what_bars_mean(run):
     assert text.count("95% interval") > 3 and "#questions?kept=1" in text and "#rollouts?stage=stage1" in text
 
 
-def test_cost_names_what_is_not_known(run):
-    text = run.report.read_text(encoding="utf-8")
-    assert "GPU-hours" in text and "not known: no prices given" in text
+@pytest.mark.parametrize(("unpriced", "shown"), [((), "3.46"), (("gpt-x",), "unknown (no price of gpt-x)")])
+def test_cost_is_that_of_the_summary(tmp_path, unpriced, shown):
+    found = write_run(tmp_path / "run")
+    summary = build_summary(found.root)
+    synthesis = summary.steps.synthesize.model_copy(update={"usd": 3.456, "unpriced": unpriced})
+    steps = summary.steps.model_copy(update={"synthesize": synthesis})
+    table = build_cost_table(found, summary.model_copy(update={"steps": steps}))
+    assert table.rows[0][-1] == shown
+    assert ("cost unknown" in table.note) == bool(unpriced)
 
 
 @pytest.mark.parametrize("missing", ["evaluation/scores.json", "voting/summary.json", "training/stage1/summary.json"])
