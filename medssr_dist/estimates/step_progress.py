@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from medssr_dist.config.schema import Evaluation
-from medssr_dist.config.training import Stage
+from medssr_dist.config.training import Stage1
 from medssr_dist.data.records import parse_record
 from medssr_dist.errors import InputError
 from medssr_dist.estimates.workload import count_benchmark_questions, count_stage_steps
@@ -136,7 +136,7 @@ def _read_stage1(run: RunDir, config: RecordedConfig, begun: StepRecord) -> Step
     kept = read_kept_count(run.voting.labels)
     total = stage.steps or None
     if total is None and kept is not None:
-        total = count_stage_steps(parse_record(Stage, stage.model_dump(), str(run.config_file)), kept)
+        total = count_stage_steps(parse_record(Stage1, stage.model_dump(), str(run.config_file)), kept)
     return _read_stage(run, "stage1", total)
 
 

@@ -1,7 +1,7 @@
 """On the real stack, each stage teaches the mini policy something, and labels of other questions do not.
 
-Each of four faults, put into the code one at a time, was seen to fail this test (docs/evidence.md): the sign of the
-advantage, labels that are one letter off, a weight sync that sends nothing, and a loss over the prompts' tokens.
+Faults that it is made to find: the sign of the advantage, labels that are one letter off, a weight sync that sends
+nothing, and a loss over the prompts' tokens.
 """
 
 from __future__ import annotations
