@@ -30,6 +30,7 @@ from medssr_dist.steps.synthesis_step import limit_questions
 
 if TYPE_CHECKING:
     from medssr_dist.training.train_stage import RunningStage
+    from medssr_dist.training.vote_access import VoteFunction
     from medssr_dist.voting.first_votes import FirstVotes
 
 
@@ -60,15 +61,20 @@ def _require_vote(session: Session) -> None:
 
 def start_stage1(session: Session) -> RunningStage:
     from medssr_dist.training.train_stage import start_stage1 as start
-    from medssr_dist.voting.online_vote import vote_online
 
     labels, folder = session.run.voting.labels, session.run.stage("stage1").folder
     limit, validation = limit_questions(session), _read_validation(session)
     votes = _find_first_votes(session)
     session.start_ray()
     model = find_base_model(session)
-    revote = partial(vote_online, session.config.without_secrets()) if session.config.voting.online else None
+    revote = _make_revote(session.config) if session.config.voting.online else None
     return start(session.config, model, labels, folder, limit, session.should_stop, validation, votes, revote)
+
+
+def _make_revote(config: Config) -> VoteFunction:
+    from medssr_dist.voting.online_vote import vote_online
+
+    return partial(vote_online, config.without_secrets())
 
 
 def _find_first_votes(session: Session) -> FirstVotes | None:

@@ -186,8 +186,8 @@ class World:
         with open_run(self.root, config) as run:
             pipeline.stream_steps(Session(config, run, self.stopping.is_set, lambda: None))
 
-    def vote(self, config, feed, total, model, folder, truth, should_stop, trainer_follows):
-        assert model == self.model and total == 60
+    def vote(self, config, feed, total, model, folder, truth, should_stop, trainer_follows, calibration):
+        assert model == self.model and total == 60 and calibration is None
         labels = folder / "labeled.jsonl"
         with JsonlLedger(labels) as ledger:
             done = kept = 0
@@ -217,8 +217,8 @@ class World:
     def accepted(self):
         return (self.root / "synthesis" / "questions.jsonl").read_bytes().count(b"\n")
 
-    def start_stage1(self, config, model, labels, folder, most_examples, should_stop, validation):
-        assert most_examples == 60 and validation == []
+    def start_stage1(self, config, model, labels, folder, most_examples, should_stop, validation, votes, revote):
+        assert most_examples == 60 and validation == [] and votes is None and revote is None
         publish_taken(labels, 0)
         side = ThreadStep(lambda should_stop: self.train(config.training.stage1, labels, folder, should_stop), never)
         side.wait = None  # in stream mode nothing waits for stage 1 alone
@@ -241,7 +241,7 @@ class World:
         for step in draw_steps(loader, stage.prompts_per_step, stage.steps):
             if should_stop():
                 raise Stopped("killed")
-            self.trained += [json.loads(label)["id"] for _, _, label in step]
+            self.trained += [json.loads(drawn.label)["id"] for drawn in step]
             write_json(checkpoint, loader.state_dict())
             if self.trainer_fails_at == loader.taken:
                 raise RuntimeError("out of memory")

@@ -52,11 +52,11 @@ def draw(loader: PromptLoader, count: int) -> list[int]:
 
 
 def test_a_prompt_comes_with_its_label():
-    text, ids, label = make_loader().draw(wrap=False)
+    drawn = make_loader().draw(wrap=False)
     rendered = PROMPTS.render(EXAMPLES[0].question)
-    assert (text, tuple(ids)) == (rendered.text, rendered.ids)
+    assert (drawn.text, tuple(drawn.ids)) == (rendered.text, rendered.ids)
     expected = {"answer": "B", "options": {"A": "yes", "B": "no"}, "id": EXAMPLES[0].question.id, "confidence": None}
-    assert json.loads(label) == expected
+    assert json.loads(drawn.label) == expected
 
 
 def test_one_pass_fills_its_last_step_from_the_start():
