@@ -110,7 +110,7 @@ def _draw_arms(axes: Axes, figures: MethodFigures) -> None:
     axes.invert_yaxis()
     axes.set(
         xlabel="accuracy, % (bars: 95% interval over questions; ticks: each seed; dotted: base)",
-        title=f"{len(figures.seeds)} seeds x {figures.questions:,} questions x {figures.generations} generations",
+        title=f"{len(figures.seeds)} seed(s) x {figures.questions:,} questions x {figures.generations} generations",
     )
     axes.legend()
 
