@@ -212,8 +212,8 @@ class Evaluation(Section):
     track_samples: int = Field(
         0,
         ge=0,
-        description="questions of the table that training.trackers get beside the scores: id, right letter, letters of "
-        "each policy, no texts; 0 = no table",
+        description="questions of the table that training.trackers get in addition to the scores: id, right letter, "
+        "letters of each policy, no texts; 0 = no table",
     )
     protocol: Literal["ours", "paper"] = Field(
         "ours",

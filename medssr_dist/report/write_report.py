@@ -141,7 +141,7 @@ def _render(run: RunDir, summary: RunSummary, store: DetailStore, votes: dict[st
 
 
 def _describe_page(run: RunDir, summary: RunSummary, store: DetailStore, votes: dict[str, str]) -> dict[str, Any]:
-    """Return what the page's script needs beside the blocks."""
+    """Return what the page's script needs in addition to the blocks."""
     scores = summary.steps.evaluate
     return {
         "kinds": {name: asdict(kind) for name, kind in store.kinds.items()},

@@ -9,7 +9,7 @@ from medssr_dist.data.thoughts import find_opening
 from medssr_dist.inference.requests import CompletedRequest, Completion, SampleRequest
 from medssr_dist.inference.vllm_engine import end_children_with_this_process
 from medssr_dist.training.backend.openrlhf import RolloutActor
-from medssr_dist.training.rollout.groups import Group, GroupRequest, Sample
+from medssr_dist.training.rollout.groups import Group, GroupRequest, Sample, Sampling
 from medssr_dist.training.rollout.reward import load_reward, score
 from medssr_dist.training.stall_watch import Heartbeat, HeartbeatBoard
 
@@ -57,7 +57,7 @@ class RolloutEngine(RolloutActor):
 
     async def complete(self, request: SampleRequest) -> CompletedRequest:
         """Answer a request of a vote with the current weights, as the engines of the vote do."""
-        outputs = await self._generate(list(request.prompt), make_vote_params(request))
+        outputs = await self._generate(list(request.prompt), _make_params(request, request.n, request.seed))
         samples = [
             Completion.from_text(
                 request, request.seed + place, output.text, len(output.token_ids), output.finish_reason == "length"
@@ -126,40 +126,28 @@ class RolloutEngine(RolloutActor):
 
 
 def make_sampling_params(request: GroupRequest) -> SamplingParams:
-    """Return vLLM's SamplingParams of a request. vLLM uses seed + i for sample i."""
-    from vllm import SamplingParams
-    from vllm.sampling_params import RequestOutputKind
+    """Return vLLM's SamplingParams of a request. vLLM uses seed + i for sample i.
 
+    The graded text ends before a stop string; the tokens go on to the one that completes it. All of them were sampled,
+    so all are trained on: the policy learns to go on to the string that ends its answer.
+    """
     sampling = request.sampling
-    return SamplingParams(
-        n=sampling.n,
-        seed=request.seed,
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        top_k=sampling.top_k,
-        max_tokens=sampling.max_tokens,
-        # The graded text ends before a stop string; the tokens go on to the one that completes it. All of them were
-        # sampled, so all are trained on: the policy learns to go on to the string that ends its answer.
-        stop=list(sampling.stop),
-        logprobs=0 if sampling.logprobs else None,  # 0: only that of the sampled token
-        output_kind=RequestOutputKind.CUMULATIVE,  # each sample is returned when it is finished
-        stream_interval=_STREAM_TOKENS,
-    )
+    return _make_params(sampling, sampling.n, request.seed, sampling.logprobs)
 
 
-def make_vote_params(request: SampleRequest) -> SamplingParams:
-    """Return vLLM's SamplingParams of a request of a vote."""
+def _make_params(settings: Sampling | SampleRequest, n: int, seed: int, logprobs: bool = False) -> SamplingParams:
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
     return SamplingParams(
-        n=request.n,
-        seed=request.seed,
-        temperature=request.temperature,
-        top_p=request.top_p,
-        top_k=request.top_k,
-        max_tokens=request.max_tokens,
-        stop=list(request.stop),
-        output_kind=RequestOutputKind.CUMULATIVE,
+        n=n,
+        seed=seed,
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        top_k=settings.top_k,
+        max_tokens=settings.max_tokens,
+        stop=list(settings.stop),
+        logprobs=0 if logprobs else None,  # 0: only that of the sampled token
+        output_kind=RequestOutputKind.CUMULATIVE,  # each sample is returned when it is finished
         stream_interval=_STREAM_TOKENS,
     )
