@@ -123,6 +123,7 @@ def _send_to_wandb(place: ScoreTracking, values: dict[str, float], table: Sample
     if table.rows:
         run.log({_SAMPLES: wandb.Table(columns=list(table.head), data=[list(row) for row in table.rows])})
     run.finish()
+    wandb.teardown()
 
 
 def _send_to_mlflow(place: ScoreTracking, values: dict[str, float], table: SampleTable) -> None:

@@ -63,6 +63,7 @@ class Wandb:
         import wandb
 
         known = _read_run_id(job, "wandb")
+        self._wandb = wandb
         self._run = wandb.init(
             project=job.config.training.tracker_project,
             name=_make_run_name(job),
@@ -81,6 +82,7 @@ class Wandb:
 
     def close(self) -> None:
         self._run.finish()
+        self._wandb.teardown()  # its process; one that dies later would fail the next run of this process
 
 
 class MLflow:
