@@ -161,7 +161,8 @@ def decode_text(raw: bytes, path: Path, offset: int = 0) -> str:
         return raw.decode()
     except UnicodeDecodeError as error:
         where = offset + error.start
-        raise InputError(f"{path} is not UTF-8 (byte {where}); convert it, e.g. iconv -t UTF-8") from None
+        advice = "convert it from the encoding it has, e.g. iconv -f WINDOWS-1252 -t UTF-8"
+        raise InputError(f"{path} is not UTF-8 (byte {where}); {advice}") from None
 
 
 def _parse_row(line: str, path: Path, number: int) -> dict[str, Any]:

@@ -22,7 +22,13 @@ from medssr_dist.knowledge.cache_files import hold_lock, replace_file
 from medssr_dist.knowledge.passages import Passage
 from medssr_dist.runtime.cache import make_cache_dir
 from medssr_dist.sources.file_bytes import strip_suffixes
-from medssr_dist.sources.source_rows import SourcePlace, list_data_files, locate_source, stream_source_rows
+from medssr_dist.sources.source_rows import (
+    SourcePlace,
+    list_data_files,
+    locate_source,
+    refuse_several_kinds,
+    stream_source_rows,
+)
 
 # Names under which published corpora have these columns, the likeliest first.
 _NAMES = {
@@ -56,7 +62,7 @@ def locate_passages(source: CorpusSource) -> PassageFiles:
         InputError: the corpus is absent or damaged, or a row is no passage.
     """
     place = _locate(source)
-    if plain := _find_plain(place.path, source):
+    if plain := _find_plain(place, source):
         return PassageFiles(plain, place.where)
     settings = source.model_dump(exclude={"name", "share", "limit"})
     key = hash_content([str(place.path.resolve()), settings, _stat(place)])
@@ -77,7 +83,7 @@ def sample_rows(source: CorpusSource, count: int) -> list[Passage] | None:
         InputError: see `locate_passages`.
     """
     place = _locate(source)
-    if _find_plain(place.path, source):
+    if _find_plain(place, source):
         return None
     rows = islice(_stream(source, place.where), count)
     return [Passage(row["id"], row["title"], row["content"], _name_file(place)) for row in rows]
@@ -96,13 +102,17 @@ def _name_file(place: SourcePlace) -> str:
     return place.hub.repo.rpartition("/")[2] if place.hub and is_set else strip_suffixes(place.path.name)
 
 
-def _find_plain(path: Path, source: CorpusSource) -> Path | None:
+def _find_plain(place: SourcePlace, source: CorpusSource) -> Path | None:
     """Return the file or folder that FileCorpus can read as it is: plain JSONL, or a folder of it (MedRAG's chunk/)."""
     if source.columns or source.split or source.subset:
         return None
+    path = place.path
     if path.is_file():
         return path if _is_plain_jsonl(path) else None
-    return next((folder for folder in (path, path / "chunk") if any(folder.glob(f"*{_JSONL}"))), None)
+    plain = next((folder for folder in (path, path / "chunk") if any(folder.glob(f"*{_JSONL}"))), None)
+    if plain and not place.hub:
+        refuse_several_kinds(list_data_files(plain, place.where), plain)
+    return plain
 
 
 def _is_plain_jsonl(path: Path) -> bool:

@@ -4,12 +4,13 @@
 - a list of texts:                              "choices": ["Retinol", "Ascorbic acid"]
 - a list of pairs:                              "options": [{"key": "A", "value": "Retinol"}, ...]
 - two lists, as `datasets` stores pairs:        "choices": {"label": ["A", "B"], "text": ["Retinol", ...]}
-- one of these as a JSON text:                  "options": "{\\"A\\": \\"Retinol\\", ...}"
+- one of these as a text, of JSON or Python:    "options": "{\\"A\\": \\"Retinol\\", ...}", "['Retinol', ...]"
 - a column each:                                "opa": "Retinol", "opb": ...; or "op1", "option_a", "choicesA", "A"
 """
 
 from __future__ import annotations
 
+import ast
 import math
 import re
 from collections.abc import Mapping
@@ -24,6 +25,7 @@ OPTION_HOLDERS = ("options", "choices", "answers")  # keys that hold all options
 _LABELS = ("key", "label", "letter", "aid", "id", "option")  # in a pair, the key of the letter or number
 _TEXTS = ("value", "text", "atext", "content")  # in a pair, the key of the text
 _COLUMN = re.compile(r"(|op|opt|options?|choices?|ending)_?(?:([A-Ja-j])|(\d{1,2}))")
+_LONGEST_LITERAL = 20_000  # characters
 _ALWAYS_THERE = 4  # options A-D have a text of their own; E and later may be empty in a table
 
 
@@ -118,7 +120,19 @@ def _find_label(column: str) -> str:
 
 
 def _open_text(key: str, value: Any) -> Any:
-    return parse_json(value, f"the text of {key}") if isinstance(value, str) else value
+    """Return the object or list that a text holds: as JSON, or as pandas writes it into CSV, such as "['x', 'y']"."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return parse_json(value, f"the text of {key}")
+    except InputError:
+        try:
+            literal = ast.literal_eval(value.strip()) if len(value) < _LONGEST_LITERAL else None
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            literal = None
+        if isinstance(literal, list | dict):
+            return literal
+        raise
 
 
 def _read_holder(key: str, value: Any) -> ItemOptions:

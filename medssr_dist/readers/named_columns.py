@@ -22,22 +22,42 @@ ID_KEYS = ("id", "pmid", "pubid", "question_id", "unique_id", ID_KEY)
 TOPIC_KEYS = ("subject_name", "subject", "category", "body_system", "meta_info")
 _ROLES = ("question", "answer", "rare", "topic", "id")
 _NOTHING = object()
+_KNOWN = (*reversed(STEM_KEYS), *OPTION_HOLDERS, *ANSWER_KEYS, *ID_KEYS[:-1], *TOPIC_KEYS)
+_SPELLINGS = {  # known keys by their letters and digits; not the short ones of single data sets, 'ra' and 'cop'
+    re.sub(r"[\W_]+", "", key).lower(): key for key in _KNOWN if len(key) > 3 or key == "id"
+}
 
 
 def unwrap_row(row: Row) -> Row:
     """Return a row out of the wrappings of known data sets.
 
     - openlifescienceai/medqa and its sisters: {"data": {"Question": ..., "Options": {...}, "Correct Option": "B"}};
-    - MedQA in the form of SWAG: sent1 and sent2 are the two parts of the stem, ending0 to ending3 the options.
+    - MedQA in the form of SWAG: sent1 and sent2 are the two parts of the stem, ending0 to ending3 the options;
+    - known keys in another spelling: 'Question' is question, 'Option A' option_a, 'Correct Answer' correct_answer.
     """
     inner = row.get("data")
     if isinstance(inner, dict) and "Question" in inner:
-        opened = {re.sub(r"\W+", "_", key).lower(): value for key, value in inner.items()}
-        return {key: value for key, value in row.items() if key != "data"} | opened
+        return {key: value for key, value in row.items() if key != "data"} | _respell(inner)
     if "sent1" in row and "ending0" in row and "question" not in row:
         stem = " ".join(part for part in (row["sent1"], row.get("sent2")) if isinstance(part, str) and part)
         return {key: value for key, value in row.items() if key not in ("sent1", "sent2")} | {"question": stem}
-    return row
+    return _respell(row)
+
+
+def _respell(row: Row) -> Row:
+    """Return a row with the known spelling of each key that is one but for case, spaces and other marks.
+
+    A key stays as it is where the row has the known one too, or two keys could be it.
+    """
+    found: dict[str, list[str]] = {}
+    for key in row:
+        if key not in _KNOWN and not is_option_column(key):
+            plain = re.sub(r"[\W_]+", "", key).lower()
+            known = _SPELLINGS.get(plain, plain if is_option_column(plain) else "")
+            if known and known not in row:
+                found.setdefault(known, []).append(key)
+    renamed = {keys[0]: known for known, keys in found.items() if len(keys) == 1}
+    return {renamed.get(key, key): value for key, value in row.items()} if renamed else row
 
 
 def apply_columns(rows: Sequence[Row], columns: Columns) -> list[Row]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import codecs
 import gzip
 import io
 import lzma
@@ -28,6 +29,25 @@ SUFFIXES: dict[str, FileKind] = {
 PACKED_SUFFIXES = (".gz", ".zst", ".xz", ".bz2")
 _STARTS: dict[bytes, FileKind] = {b"PAR1": "parquet", b"ARROW1": "arrow", b"\xff\xff\xff\xff": "arrow"}
 _ARCHIVE, _EXCEL = b"PK\x03\x04", (".xlsx", ".xlsm")
+_PICKLE = "is a Python pickle, which may run code; write it as Parquet"
+_REFUSED = {
+    b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1": "is an Excel file; save its sheet as CSV (UTF-8)",
+    b"version https://git-lfs.github.com/": "is a pointer of Git LFS, not the file itself; run `git lfs pull` there",
+    b"7z\xbc\xaf\x27\x1c": "is a 7z archive; unpack it, and give the file in it",
+    b"Rar!": "is a RAR archive; unpack it, and give the file in it",
+    b"%PDF-": "is a PDF; give its questions as CSV or JSONL",
+    b"SQLite format 3": "is an SQLite database; export its table as CSV",
+    b"\x89HDF": "is an HDF5 file; write it as Parquet or JSONL",
+    **dict.fromkeys((b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"), _PICKLE),
+}  # first bytes of a file -> what it is and what to do
+_WEB_PAGES = (b"<!doctype html", b"<html")
+_TAR, _TAR_PLACE = b"ustar", 257
+_TEXT_MARKS = {  # byte order marks; that of UTF-32 begins with that of UTF-16
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
 
 
 def strip_suffixes(name: str) -> str:
@@ -47,13 +67,23 @@ def read_unpacked(path: Path) -> bytes:
     """Return the content of a file, unpacked if it is compressed (gzip, Zstandard, xz, bzip2).
 
     Raises:
-        InputError: the file is absent or unreadable, damaged, or an archive of files.
+        InputError: the file is absent or unreadable, damaged, an archive of files, or of a kind that is not read.
     """
-    content = read_bytes(path)
+    content = _unpack(path, read_bytes(path))
     if content.startswith(_ARCHIVE):
         if path.suffix.lower() in _EXCEL:
             raise InputError(f"{path} is an Excel file; save its sheet as CSV (UTF-8)")
         raise InputError(f"{path} is a zip archive; unpack it with unzip, and give the file in it")
+    if content[_TAR_PLACE:].startswith(_TAR):
+        raise InputError(f"{path} is a tar archive; unpack it with tar -xf, and give the file in it")
+    if content[:1000].lstrip().lower().startswith(_WEB_PAGES):
+        raise InputError(f"{path} is a web page, perhaps one that asks for a login; download the data file itself")
+    if problem := next((problem for start, problem in _REFUSED.items() if content.startswith(start)), ""):
+        raise InputError(f"{path} {problem}")
+    return content
+
+
+def _unpack(path: Path, content: bytes) -> bytes:
     for start, unpack in _UNPACKERS.items():
         if content.startswith(start):
             try:
@@ -87,8 +117,19 @@ def find_kind_by_name(path: Path) -> FileKind | None:
 
 
 def read_data_text(path: Path, content: bytes) -> str:
-    """Return the text of a file with newlines as \\n, without a byte order mark. Raises InputError if not UTF-8."""
-    return decode_text(content, path).replace("\r\n", "\n").replace("\r", "\n")
+    """Return the text of a file with newlines as \\n, without a byte order mark.
+
+    It is UTF-8, or what its byte order mark says: Excel writes UTF-16 as "Unicode text".
+
+    Raises:
+        InputError: the bytes are no such text.
+    """
+    encoding = next((name for mark, name in _TEXT_MARKS.items() if content.startswith(mark)), "")
+    try:
+        text = content.decode(encoding) if encoding else decode_text(content, path)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is {encoding.upper()}, but damaged at byte {error.start}; write it again") from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _unpack_zstd(content: bytes) -> bytes:

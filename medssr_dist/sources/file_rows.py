@@ -85,12 +85,16 @@ def _is_jsonl(text: str) -> bool:
 
 
 def _open_object(path: Path, document: Row) -> list[Row]:
-    """Return the items of one JSON object: columns, an object of id -> item, or one item."""
+    """Return the items of one JSON object: columns, an object of id -> item, one list of items, or one item."""
     if any(key in document for key in STEM_KEYS) and all(isinstance(part, list | dict) for part in document.values()):
         return _turn_columns(path, document)
     if _is_keyed(document):
         return [{ID_KEY: key, **item} for key, item in document.items()]
-    if document and all(isinstance(part, dict) and part and _is_keyed(part) for part in document.values()):
+    lists = {key: part for key, part in document.items() if _is_list_of_items(part)}
+    if len(lists) == 1 and not any(key in document for key in STEM_KEYS):
+        return next(iter(lists.values()))  # {"version": 1, "data": [...]}
+    are_sets = document and all(isinstance(part, dict) and part and _is_keyed(part) for part in document.values())
+    if len(lists) > 1 or are_sets:
         raise InputError(
             f"{path} holds several data sets ({', '.join(map(str, list(document)[:12]))}); write each into a file of "
             "its own"
@@ -98,7 +102,11 @@ def _open_object(path: Path, document: Row) -> list[Row]:
     return [document]
 
 
-def _is_keyed(document: Mapping[str, Any]) -> bool:
+def _is_list_of_items(part: object) -> bool:
+    return isinstance(part, list) and bool(part) and _is_keyed(dict(enumerate(part)))
+
+
+def _is_keyed(document: Mapping[Any, Any]) -> bool:
     return all(isinstance(item, dict) and any(key in item for key in STEM_KEYS) for item in document.values())
 
 

@@ -14,13 +14,14 @@ from typing import Any
 
 from medssr_dist.config.base import SplitSource
 from medssr_dist.errors import InputError
-from medssr_dist.sources.file_bytes import find_kind_by_name, has_data_suffix
+from medssr_dist.sources.file_bytes import PACKED_SUFFIXES, find_kind_by_name
 from medssr_dist.sources.file_rows import read_rows
 from medssr_dist.sources.hub_sets import CONVERTED, HubPlace, find_hub_place, locate_hub_set
 from medssr_dist.sources.table_rows import Row, list_table_rows, stream_parquet
 
 _BATCH_ROWS = 1000  # read at once
 
+_FACTS_OF_A_SET = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")  # of `datasets`
 _MOST_ENTRIES = 20_000  # of a folder that is one data set; the hub advises at most 10,000 files
 
 
@@ -78,6 +79,8 @@ def locate_source(source: SplitSource) -> SourcePlace:
         InputError: it cannot be downloaded, or `revision` is set for a path.
     """
     hub = find_hub_place(source, source.revision)
+    if not hub and "://" in source.path:
+        raise InputError(f"{source.path} is an address, not a path or a Hugging Face id; download the file")
     path = locate_hub_set(hub) if hub else Path(source.path).expanduser()
     where = hub.label if hub else str(path)
     if source.revision and not hub:
@@ -111,6 +114,8 @@ def _read_folder(folder: Path, source: SplitSource, where: str, place: HubPlace 
     if not files:
         advice = f"; try revision: {CONVERTED}" if place and place.revision != CONVERTED else ""
         raise InputError(f"{where} has no data files (JSON, CSV, Parquet, Arrow){advice}")
+    if not place:
+        refuse_several_kinds(files, folder)
     if len(files) == 1 and not (source.split or source.subset or is_saved):
         return read_rows(files[0])
     if place and place.revision == CONVERTED:
@@ -135,8 +140,33 @@ def list_data_files(folder: Path, where: str) -> list[Path]:
                 f"{where} has more than {_MOST_ENTRIES:,} files and folders, so it is not one data set; name the "
                 "folder that holds the data set alone"
             )
-        found += [Path(place, name) for name in names if has_data_suffix(name) and not name.startswith((".", "__"))]
+        found += [Path(place, name) for name in names if _is_data(name)]
     return sorted(found)
+
+
+def _is_data(name: str) -> bool:
+    packed = name.lower().endswith(PACKED_SUFFIXES)
+    return (packed or find_kind_by_name(Path(name)) is not None) and not name.startswith((".", "__"))
+
+
+def refuse_several_kinds(files: list[Path], folder: Path) -> None:
+    """Raise InputError if a folder has files of several kinds, of which `datasets` would read the commonest alone.
+
+    A folder whose README.md says which files belong to it may have others.
+    """
+    card = folder / "README.md"
+    if card.is_file() and "data_files:" in card.read_text(encoding="utf-8", errors="replace"):
+        return
+    kinds: dict[str, Path] = {}
+    for file in files:
+        if file.name not in _FACTS_OF_A_SET:
+            kinds.setdefault(find_kind_by_name(file) or "packed", file)
+    if len(kinds) > 1:
+        shown = " and ".join(str(file.relative_to(folder)) for file in list(kinds.values())[:2])
+        raise InputError(
+            f"{folder} has files of several kinds, such as {shown}, and only one kind would be read; give one file, or "
+            "a folder of one kind"
+        )
 
 
 def _choose_converted(folder: Path, source: SplitSource, where: str) -> Path:

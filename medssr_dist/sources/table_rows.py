@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,9 @@ if TYPE_CHECKING:
     import pyarrow
 
 Row = dict[str, Any]  # one item of a published file, as JSON
-_DELIMITERS = {"csv": ",;\t", "tsv": "\t"}
+_DELIMITERS = {"csv": ",;\t|", "tsv": "\t"}
+_JSON_START = re.compile(r"\s*(\{|\[\s*\{)")
+_EXCEL_DELIMITER = re.compile(r"sep=(.)\n")  # a first line, for Excel
 _LONGEST_CELL = 2**26  # characters
 _BATCH_ROWS = 1000
 
@@ -23,8 +26,9 @@ _BATCH_ROWS = 1000
 def read_delimited(path: Path, text: str, kind: str) -> list[Row]:
     """Return the rows of a CSV or TSV table. An empty cell is None; all other cells are texts.
 
-    A .csv file may also be separated by semicolons or tabs, as spreadsheets write it: the first of , ; and tab that its
-    header has.
+    A .csv file may also be separated by semicolons or tabs, as spreadsheets write it: the first of , ; tab and | that
+    its header has outside quotation marks, or what a first line `sep=;` says. A first column without a name, the row
+    numbers that pandas writes, is left out.
 
     Args:
         kind: "csv" or "tsv".
@@ -33,10 +37,9 @@ def read_delimited(path: Path, text: str, kind: str) -> list[Row]:
         InputError: the header has a column twice or without a name, a row has another number of cells than the header,
             or a quotation mark is not closed.
     """
-    header = text[: text.find("\n") + 1 or None]
-    delimiter = next((mark for mark in _DELIMITERS[kind] if mark in header), _DELIMITERS[kind][0])
-    csv.field_size_limit(_LONGEST_CELL)
-    reader = csv.reader(io.StringIO(text), delimiter=delimiter, strict=True)
+    if _JSON_START.match(text):
+        raise InputError(f"{path} is named .{kind}, but begins like JSON; rename it to .json or .jsonl")
+    reader = _open_table(text, kind)
     rows: list[Row] = []
     try:
         names = next(reader, [])
@@ -47,16 +50,28 @@ def read_delimited(path: Path, text: str, kind: str) -> list[Row]:
             if len(cells) != len(names):
                 raise InputError(
                     f"{path} line {reader.line_num} has {len(cells)} cells, but the header has {len(names)}; a cell "
-                    f"with {delimiter!r} or a newline in it needs quotation marks"
+                    f"with {reader.dialect.delimiter!r} or a newline in it needs quotation marks"
                 )
-            rows.append({name: cell if cell != "" else None for name, cell in zip(names, cells, strict=True)})
+            rows.append({name: cell if cell != "" else None for name, cell in zip(names, cells, strict=True) if name})
     except csv.Error as error:
         raise InputError(f"{path} line {reader.line_num} is not valid {kind.upper()} ({error}); repair it") from None
     return rows
 
 
+def _open_table(text: str, kind: str) -> Any:
+    csv.field_size_limit(_LONGEST_CELL)
+    if said := _EXCEL_DELIMITER.match(text):
+        reader = csv.reader(io.StringIO(text), delimiter=said[1], strict=True)
+        next(reader)
+        return reader
+    header = re.sub(r'"[^"]*"', "", text[: text.find("\n") + 1 or None])
+    delimiter = next((mark for mark in _DELIMITERS[kind] if mark in header), _DELIMITERS[kind][0])
+    return csv.reader(io.StringIO(text), delimiter=delimiter, strict=True)
+
+
 def _refuse_bad_header(path: Path, names: Sequence[str]) -> None:
-    wrong = next((name for name in names if not name.strip() or names.count(name) > 1), None)
+    named = names[1:] if names[:1] == [""] else names
+    wrong = next((name for name in named if not name.strip() or names.count(name) > 1), None)
     if wrong is not None:
         problem = f"has {wrong[:40]!r} twice" if wrong.strip() else "has a column without a name"
         raise InputError(f"{path}: its first line must name the columns, but {problem}; add a header, or repair it")
