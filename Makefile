@@ -2,9 +2,10 @@
 VENV ?= .venv
 RUN ?= runs/demo
 FUZZ_SECONDS ?= 600
+SOAK_MINUTES ?= 30
 export VENV
 
-.PHONY: install demo mini-policy test check-cuda gpu-check test-isa test-slow test-slurm test-slurm-short fuzz lint format docs clean
+.PHONY: install demo mini-policy test check-cuda gpu-check test-isa test-slow test-slurm test-slurm-short test-foreign fuzz soak lint format docs clean
 
 install:
 	launch/install.sh
@@ -32,8 +33,16 @@ test-slurm-short: install  ## one and two nodes, one requeue, a failing prefligh
 	tests/slurm_packages.sh
 	$(VENV)/bin/python -m pytest -q -m "slurm and not slow"
 
+test-foreign: install  ## synthesis at servers that others have written: LiteLLM's proxy and vLLM; minutes
+	python3 -m venv $(VENV)-foreign
+	$(VENV)-foreign/bin/python -m pip install --quiet 'litellm[proxy]'
+	MEDSSR_FOREIGN_PYTHON=$(VENV)-foreign/bin/python $(VENV)/bin/python -m pytest -q -m slow tests/synthesis/test_foreign_servers.py
+
 fuzz: install  ## feed every reader of files and replies with damaged input, 10 minutes each; FUZZ_SECONDS is the time
 	$(VENV)/bin/python tests/fuzz_readers.py --seconds $(FUZZ_SECONDS)
+
+soak: install  ## vote and train on a tiny model for SOAK_MINUTES under kills, garbage on all ports and a full disk; root
+	$(VENV)/bin/python tests/soak.py --minutes $(SOAK_MINUTES)
 
 check-cuda:  ## install the CUDA set into .venv-cuda and import every module as on a GPU; 11 GB, no GPU needed
 	tests/check_cuda.sh
@@ -56,4 +65,4 @@ docs:  ## build the pages of docs/ as a site into runs/site; a warning is an err
 	NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/mkdocs build --quiet
 
 clean:
-	rm -rf $(VENV) $(VENV)-docs runs
+	rm -rf $(VENV) $(VENV)-docs $(VENV)-foreign runs

@@ -7,9 +7,11 @@ Messages of errors, log lines, both output streams and every file that the packa
 from __future__ import annotations
 
 import base64
+import html
 import json
 import os
 import re
+from collections.abc import Iterator
 from urllib.parse import quote
 
 MASK = "***"
@@ -30,14 +32,30 @@ _SECRET_NAME = re.compile(r"(?i)(?:^|_)(?:API_?KEY|KEY|TOKEN|SECRET|PASSWORD|PAS
 
 
 def register_secret(text: str) -> None:
-    """Have `text` scrubbed from now on, also where it is quoted for a URL, escaped in JSON or in base64."""
+    """Have `text` scrubbed from now on, also where it is quoted for a URL, escaped in JSON or HTML, or in base64."""
     global _forms, _encoded
     if len(text) < MIN_CHARS or text in _forms:
         return
-    in_base64 = base64.b64encode(text.encode("utf-8", "replace")).decode().rstrip("=")
-    forms = {*_forms, text, quote(text, safe="", errors="replace"), json.dumps(text)[1:-1], in_base64}
-    _forms = tuple(sorted(forms, key=len, reverse=True))
+    _forms = tuple(sorted({*_forms, *_list_forms(text)}, key=len, reverse=True))
     _encoded = tuple(form.encode("utf-8", "replace") for form in _forms)
+
+
+def _list_forms(text: str) -> Iterator[str]:
+    """Yield the forms in which `text` may show."""
+    yield text
+    for escaped in (json.dumps(text), json.dumps(text).replace("/", "\\/"), repr(text)):
+        yield escaped[1:-1]
+    yield html.escape(text)
+    for safe in ("", "/"):
+        quoted = quote(text, safe=safe, errors="replace")
+        yield quoted
+        yield re.sub("%..", lambda code: code[0].lower(), quoted)
+    data = text.encode("utf-8", "replace")
+    for encode in (base64.b64encode, base64.urlsafe_b64encode):
+        yield encode(data).decode().rstrip("=")
+        for before, skipped in ((0, 0), (1, 2), (2, 3)):  # within a longer text, such as "user:key"
+            coded = encode(bytes(before) + data).decode().rstrip("=")
+            yield coded[skipped : len(coded) - ((before + len(data)) % 3 > 0)]  # the last letter: with what follows
 
 
 def take_variable(name: str) -> str | None:

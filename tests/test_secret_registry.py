@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import html
 import json
 import subprocess
 import sys
@@ -24,15 +25,34 @@ def empty_registry(monkeypatch):
         monkeypatch.setattr(secret_registry, name, value)
 
 
-@pytest.mark.parametrize(
-    "form",
-    [SECRET, quote(SECRET, safe=""), json.dumps(SECRET)[1:-1], base64.b64encode(SECRET.encode()).decode().rstrip("=")],
-    ids=["plain", "URL", "JSON", "base64"],
-)
-def test_a_secret_is_scrubbed_in_every_form(form):
+FORMS = {
+    "plain": SECRET,
+    "URL": quote(SECRET, safe=""),
+    "URL with slashes": quote(SECRET),
+    "URL in small letters": quote(SECRET, safe="").lower(),
+    "JSON": json.dumps(SECRET)[1:-1],
+    "JSON for HTML": json.dumps(SECRET).replace("/", "\\/")[1:-1],
+    "HTML": html.escape(SECRET),
+    "base64": base64.b64encode(SECRET.encode()).decode().rstrip("="),
+}
+
+
+@pytest.mark.parametrize("kind", FORMS)
+def test_a_secret_is_scrubbed_in_every_form(kind):
+    form = FORMS[kind]
     register_secret(SECRET)
     assert scrub(f"a {form} b") == "a *** b" and scrub_bytes(f"a {form} b".encode()) == b"a *** b"
     assert str(InputError(f"key {form}")) == "key ***" and "***" in to_line(f"x{form}")
+
+
+@pytest.mark.parametrize("before", ["u:", "us:", "use:"])
+@pytest.mark.parametrize("after", ["", "\n", "?a"])
+def test_a_secret_within_a_text_in_base64_is_scrubbed(before, after):
+    key = "sk>odd?secret~key"
+    register_secret(key)
+    for encode in (base64.b64encode, base64.urlsafe_b64encode):
+        coded = encode(f"{before}{key}{after}".encode()).decode()
+        assert "***" in scrub(coded) and len(scrub(coded)) < len(coded) - 12
 
 
 def test_a_secret_that_holds_another_is_scrubbed_as_a_whole():

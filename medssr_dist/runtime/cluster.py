@@ -21,7 +21,10 @@ from medssr_dist.runtime.temp_dir import open_ray_temp_dir
 if TYPE_CHECKING:
     from ray.util.placement_group import PlacementGroup
 
+logger = logging.getLogger(__name__)
+
 _LOOPBACK = "127.0.0.1"
+_STARTS = 3  # of Ray, before a run gives up
 _FP8_CAPABILITY = 8.9
 _PLACEMENT_S = 120.0  # engines of the step before may need a while to end
 
@@ -111,6 +114,7 @@ def _start(slots: int, temp_dir: Path) -> None:
     """Start a cluster on this machine; without real GPUs it gets one logical GPU for each slot.
 
     It listens on the loopback interface alone, and answers only processes that can read this user's token.
+    Raises InputError if it does not start.
     """
     import ray
 
@@ -121,14 +125,25 @@ def _start(slots: int, temp_dir: Path) -> None:
     # Otherwise vLLM's processes survive a killed worker and hold its GPU's memory.
     os.environ.setdefault("RAY_process_group_cleanup_enabled", "true")
     os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's default of 15 would slow the workers down
-    ray.init(
-        address="local",
-        num_cpus=max(os.cpu_count() or 1, 2 * slots + 2),
-        num_gpus=None if on_gpu() else slots,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.WARNING,
-        _temp_dir=str(temp_dir),
+    for number in range(1, _STARTS + 1):
+        try:
+            ray.init(
+                address="local",
+                num_cpus=max(os.cpu_count() or 1, 2 * slots + 2),
+                num_gpus=None if on_gpu() else slots,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.WARNING,
+                _temp_dir=str(temp_dir),
+            )
+            return
+        except Exception as error:  # of this class itself: Ray waits 30 s for its node, which no setting changes
+            if "timed out during startup" not in str(error):
+                raise
+            logger.warning("Ray has not started within 30 s (try %d of %d)", number, _STARTS)
+    raise InputError(
+        f"Ray did not start within 30 s, {_STARTS} times in a row: the machine is overloaded, or {temp_dir} lies on a "
+        "slow file system; run the same command again, with TMPDIR on a local disk"
     )
 
 

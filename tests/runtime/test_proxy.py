@@ -32,7 +32,7 @@ def no_proxies(monkeypatch):
 def test_forms_of_a_proxy(monkeypatch, name, value, proxy):
     monkeypatch.setenv(name, value)
     assert find_proxy(API) == proxy
-    assert find_proxy(URL("http://127.0.0.1:8000/v1")) is None
+    assert find_proxy(URL("http://127.0.0.1:8000/v1")) is find_proxy(URL("http://127.0.0.2:8000/v1")) is None
 
 
 @pytest.mark.parametrize(
@@ -64,6 +64,9 @@ def test_what_cannot_be_used_is_named_at_once(monkeypatch, value, words):
         ("10.0.0.0/8, x", "10.1.2.3", True),
         ("10.0.0.0/8", "11.1.2.3", False),
         ("10.1.2.3", "10.1.2.3", True),
+        ("10.1.*", "10.1.2.3", True),
+        ("10.1.", "10.1.2.3", True),
+        ("10.1.*", "10.10.2.3", False),
         ("fd00::/8", "[fd00::1]", True),
         ("[fd00::1]", "[fd00::1]", True),
         ("*", "anything", True),

@@ -52,6 +52,10 @@ FORMS = {
     "stream": events(delta(TEXT[:7]), delta(TEXT[7:], "stop"), {"choices": [], "usage": {"prompt_tokens": 30}}),
     "stream without end mark": events(delta(TEXT, "stop"), end=b""),
     "stream without finish reason": events(delta(TEXT)),
+    "stream after a byte order mark": b"\xef\xbb\xbfdata: " + json.dumps(delta(TEXT, "stop")).encode() + b"\n\n",
+    "comments before a plain body": b": wait\n\n: wait\n\n" + json.dumps(completion({"content": TEXT})).encode(),
+    "NUL behind the body": json.dumps(completion({"content": TEXT})).encode() + b"\0",
+    "success beside choices": completion({"content": TEXT}, base_resp={"status_code": 0, "status_msg": "success"}),
     "byte order mark": b"\xef\xbb\xbf" + json.dumps(completion({"content": TEXT})).encode(),
     "UTF-16": json.dumps(completion({"content": TEXT})).encode("utf-16"),
     "NaN and huge numbers": json.dumps(completion({"content": TEXT}, score=float("nan"))).encode()[:-1]
@@ -151,6 +155,11 @@ ERRORS = {
     "credit in a 200": (
         {"base_resp": {"status_code": 1008, "status_msg": "insufficient balance"}},
         Scope.CREDIT,
+        False,
+    ),
+    "limit beside null choices": (
+        {"choices": None, "base_resp": {"status_code": 1002, "status_msg": "rate limit"}},
+        Scope.LOAD,
         False,
     ),
     "error within a choice": ({"choices": [{"error": {"message": "x", "code": 502}}]}, Scope.TRY, True),

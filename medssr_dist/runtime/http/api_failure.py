@@ -44,7 +44,7 @@ class ApiFailure:
 
 _LOAD_STATUSES = {429, 498, 503, 529}
 _ADDRESS_STATUSES = {404, 405, 406, 407, 410, 415, 421, 501}
-_TRY_STATUSES = {408, 409, 423, 425, 460}
+_TRY_STATUSES = {408, 409, 423, 425, 460, 499}
 _BILLED_STATUSES = {408, 504, 524}  # a gateway stopped waiting; the server behind it may have finished the reply
 _PASSED_ON = {200, 400, 500, 502}  # statuses with which a gateway passes on its provider's error, with its status
 

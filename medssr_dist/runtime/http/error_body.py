@@ -29,7 +29,20 @@ _WORDS = (
     "status_msg",
     "errmsg",
 )
-_CODES = ("code", "type", "status", "reason", "error_code", "errcode", "status_code", "error", "param", "name", "@type")
+_CODES = (
+    "code",
+    "type",
+    "status",
+    "reason",
+    "error_code",
+    "errcode",
+    "status_code",
+    "error",
+    "param",
+    "name",
+    "@type",
+    "__type",
+)
 _WAITS = {
     "retry_after": 1.0,
     "retryafter": 1.0,

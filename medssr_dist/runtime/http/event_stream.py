@@ -42,9 +42,14 @@ def is_event_stream(body: bytes) -> bool:
     return body.lstrip(b"\xef\xbb\xbf \t\r\n").startswith((b"data:", b"event:", b": ", b":\n", b"id:", b"retry:"))
 
 
+def drop_comments(body: bytes) -> bytes:
+    """Return a body without the comments of a stream of events, with which some servers keep a connection alive."""
+    return b"".join(line for line in body.splitlines(keepends=True) if not line.startswith(b":"))
+
+
 def split_events(body: bytes) -> Iterator[bytes]:
     """Yield the data of the events of a whole body, without its end mark."""
-    for line in body.replace(b"\r", b"\n").split(b"\n"):
+    for line in body.removeprefix(b"\xef\xbb\xbf").replace(b"\r", b"\n").split(b"\n"):
         if (data := _read_data(line)) is not None:
             yield data
 

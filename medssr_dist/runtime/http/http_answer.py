@@ -151,7 +151,7 @@ def parse_json(body: bytes, content_type: str = "") -> Any:
         pass
     for text in _read_texts(body, content_type):
         try:
-            return json.loads(text, parse_int=_parse_number)
+            return json.loads(text.rstrip("\0"), parse_int=_parse_number)
         except (ValueError, RecursionError):
             continue
     raise ValueError("not JSON")

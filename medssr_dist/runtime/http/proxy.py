@@ -9,7 +9,6 @@ from yarl import URL
 
 from medssr_dist.errors import InputError
 
-_LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 _SCHEMES = ("http", "https")
 
 
@@ -22,12 +21,19 @@ def find_proxy(url: URL) -> str | None:
     Raises:
         InputError: the proxy is no address, or speaks a protocol other than HTTP.
     """
-    if url.host is None or url.host in _LOOPBACK or _is_exempt(url.host, url.port):
+    if url.host is None or _is_loopback(url.host) or _is_exempt(url.host, url.port):
         return None
     for name in (f"{url.scheme}_proxy", f"{url.scheme}_proxy".upper(), "all_proxy", "ALL_PROXY"):
         if value := os.environ.get(name, "").strip():
             return _check_proxy(name, value)
     return None
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _check_proxy(name: str, value: str) -> str:
@@ -48,7 +54,7 @@ def _check_proxy(name: str, value: str) -> str:
 
 
 def _is_exempt(host: str, port: int | None) -> bool:
-    """Whether `no_proxy` names the host: by name, domain, address, network (10.0.0.0/8) or `*`, perhaps with a port."""
+    """Whether `no_proxy` has the host: by name, domain, address, network (10.0.0.0/8, 10.*) or `*`, port or not."""
     names = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
     return any(_matches(entry, host, port) for entry in names.replace(",", " ").split())
 
@@ -60,6 +66,8 @@ def _matches(entry: str, host: str, port: int | None) -> bool:
         return ip_address(host) in ip_network(entry.strip("[]"), strict=False)
     except ValueError:
         pass
+    if entry.rstrip("*").endswith(".") and host.startswith(entry.rstrip("*")):  # 10.0.* or 10.0.
+        return True
     name, _, wanted_port = entry.rpartition(":") if entry.count(":") == 1 or "]:" in entry else (entry, "", "")
     if wanted_port and wanted_port != str(port):
         return False

@@ -15,7 +15,7 @@ from pydantic import SecretStr
 from medssr_dist.runtime.api_key import scrub
 from medssr_dist.runtime.http.api_failure import ApiFailure, classify_error, quote_words
 from medssr_dist.runtime.http.error_body import ErrorBody, describe_error, read_error_body
-from medssr_dist.runtime.http.event_stream import END_MARK, is_event_stream, split_events
+from medssr_dist.runtime.http.event_stream import END_MARK, drop_comments, is_event_stream, split_events
 from medssr_dist.runtime.http.failure_words import Scope
 from medssr_dist.runtime.http.http_answer import (
     HttpAnswer,
@@ -56,7 +56,7 @@ def read_chat_reply(answer: HttpAnswer, api_key: SecretStr | None = None) -> Rep
     """Read the body of an answer of status 2xx. Raises NoReply if it holds no reply."""
     payload = _parse_payload(answer, api_key)
     choices = payload.get("choices")
-    if "choices" not in payload or (not choices and payload.get("error")):
+    if "choices" not in payload or (not choices and _names_error(payload)):
         raise NoReply(_explain_missing_choices(answer, payload, api_key))
     choice = choices[0] if isinstance(choices, list) and choices else choices or {}
     if not isinstance(choice, dict):
@@ -85,11 +85,14 @@ def try_failed(reason: str, may_be_billed: bool = True) -> ApiFailure:
 
 
 def _parse_payload(answer: HttpAnswer, api_key: SecretStr | None) -> dict[str, Any]:
-    if is_event_stream(answer.body):
-        return _merge_events(answer, api_key)
+    body = answer.body
+    if is_event_stream(body):
+        if any(split_events(body)):
+            return _merge_events(answer, api_key)
+        body = drop_comments(body)  # signs of life before a plain body
     content_type = answer.headers.get("Content-Type", "")
     try:
-        payload = parse_json(answer.body, content_type)
+        payload = parse_json(body, content_type)
     except ValueError:
         if answer.body.lstrip().startswith(b"<"):
             words = quote_words(decode_text(answer.body, content_type)[:2000], api_key)
@@ -133,6 +136,12 @@ def _explain_missing_choices(answer: HttpAnswer, payload: Mapping[str, Any], api
     if any(payload.get(key) for key in _ERROR_KEYS):
         return classify_error(answer, describe_error(dict(payload)), api_key)
     return _unusable(answer, "is JSON, but not a chat completion", api_key)
+
+
+def _names_error(payload: Mapping[str, Any]) -> bool:
+    """Whether a body names an error: in `error`, or in the form {"base_resp": {"status_code": 1002}}."""
+    said = payload.get("base_resp")
+    return bool(payload.get("error") or payload.get("errors") or (isinstance(said, dict) and said.get("status_code")))
 
 
 def _unusable(answer: HttpAnswer, what: str, api_key: SecretStr | None) -> ApiFailure:
