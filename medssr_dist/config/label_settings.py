@@ -39,3 +39,10 @@ class OnlineVote(Section):
         description="after every N steps the policy votes again on the questions of the next N steps; their labels and "
         "whether they are kept follow from these votes",
     )
+    teacher: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="decay per step of a moving average of the policy's weights, which votes in its place, e.g. 0.95; "
+        "null = the policy itself votes",
+    )

@@ -349,6 +349,16 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _refuse_teacher_with_hpz(self) -> Config:
+        online = self.voting.online
+        if online and online.teacher is not None and self.training.hpz:
+            raise ValueError(
+                f"voting.online.teacher = {online.teacher:g} puts other weights into the ranks' shards, but "
+                "training.hpz has second copies of them; set training.hpz=false, or voting.online.teacher=null"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _refuse_equal_validations(self) -> Config:
         validation = self.training.validation
         if validation and validation.generations > 1 and self.evaluation.temperature == 0:

@@ -107,6 +107,10 @@ class AfterStep:
         """
         self._refuse(step, find_bad_metrics(update), self._find_bad_weights())
 
+    def check_rollouts(self, step: int, metrics: dict[str, Any]) -> bool:
+        """Return whether the rollout engines' probabilities are far from those of the training forward."""
+        return self._mismatch.check(step, metrics)
+
     def finish_step(self, metrics: StepMetrics, state: LoopState) -> None:
         """Write the step's line of metrics.jsonl; save and export if they are due.
 
@@ -116,7 +120,6 @@ class AfterStep:
         # First the metrics: a restart deletes rows after the checkpoint, but it cannot restore a missing row.
         with JsonlLedger(self._job.paths.metrics) as ledger:
             ledger.append(metrics.as_row())
-        self._mismatch.check(metrics)
         self._step, self._state = state.step, state
         self._watch.add_step(metrics)
         self._rewards.append(metrics.reward)

@@ -62,7 +62,7 @@ class SampleSource(Protocol):
 class WeightSender(Protocol):
     """The method of RolloutWorkers that the loop calls."""
 
-    def sync_weights(self) -> None: ...
+    def sync_weights(self, compare_all: bool = False) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,8 @@ def take_step(parts: LoopParts, rollout: StepSamples, state: LoopState, clock: S
     parts.after_step.check_finite(step, update)
     clock.lap("update")
 
-    parts.engines.sync_weights()
+    is_far = parts.after_step.check_rollouts(step, update | rollout.metrics)
+    parts.engines.sync_weights(compare_all=is_far)
     clock.lap("sync")
     validation = parts.validator.measure_if_due(step) if parts.validator else None
     if validation:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-
-from medssr_dist.training.step_metrics import StepMetrics
+from collections.abc import Mapping
+from typing import Any
 
 # With 16-bit weights, a KL of 0.001 to 0.01 and a few tokens in 1,000 beyond a factor of 2 are usual. In float32 both
 # sides agree within a few units of 1e-5, so that a single weight that has not arrived can be seen.
@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 
 class MismatchWatch:
-    """Looks at the metrics of each step.
+    """Looks at the metrics of each step before its weight sync, which compares all weights if it finds something.
 
     Args:
         stage: name of the stage.
@@ -26,21 +26,30 @@ class MismatchWatch:
         self._stage, self._is_far = stage, False
         self._most_ratio = _MOST_RATIO_FLOAT32 if dtype == "float32" else math.inf
 
-    def check(self, step: StepMetrics) -> None:
-        """Warn at the first step at which the probabilities are far apart, and say when they are close again."""
-        if step.rollout_kl is None or step.policy_lag:  # samples of older weights differ by the steps in between
-            return
-        beyond, largest = step.rollout_beyond_2x or 0.0, step.rollout_ratio_max or 0.0
-        is_far = abs(step.rollout_kl) > _MOST_KL or beyond > _MOST_BEYOND_2X or largest > self._most_ratio
-        numbers = f"KL {step.rollout_kl:.2g}, {beyond:.2%} of tokens beyond a factor of 2, the largest {largest:.3g}"
+    def check(self, step: int, metrics: Mapping[str, Any]) -> bool:
+        """Warn at the first step at which the probabilities are far apart, and say when they are close again.
+
+        Args:
+            metrics: of the step, by field name of StepMetrics.
+
+        Returns:
+            Whether they are far apart.
+        """
+        kl = metrics.get("rollout_kl")
+        if kl is None or metrics.get("policy_lag"):  # samples of older weights differ by the steps in between
+            return False
+        beyond, largest = metrics.get("rollout_beyond_2x") or 0.0, metrics.get("rollout_ratio_max") or 0.0
+        is_far = abs(kl) > _MOST_KL or beyond > _MOST_BEYOND_2X or largest > self._most_ratio
+        numbers = f"KL {kl:.2g}, {beyond:.2%} of tokens beyond a factor of 2, the largest {largest:.3g}"
         if is_far and not self._is_far:
             logger.warning(
-                "%s step %d: the rollout engines' probabilities differ from those of the training forward (%s); "
-                "correct for it with training.%s.importance=token, or compare "
-                "policy.dtype and training.attention with what vLLM uses; training.verify_sync=true names a weight "
-                "that did not arrive",
-                *(self._stage, step.step, numbers, self._stage),
+                "%s step %d: the rollout engines' probabilities differ from those of the training forward (%s); the "
+                "weight sync of this step compares all weights, and names one that does not arrive; if all arrive, "
+                "correct for it with training.%s.importance=token, or compare policy.dtype and training.attention "
+                "with what vLLM uses",
+                *(self._stage, step, numbers, self._stage),
             )
         if self._is_far and not is_far:
-            logger.info("%s step %d: the probabilities are close again (%s)", self._stage, step.step, numbers)
+            logger.info("%s step %d: the probabilities are close again (%s)", self._stage, step, numbers)
         self._is_far = is_far
+        return is_far

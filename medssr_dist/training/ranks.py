@@ -20,6 +20,7 @@ from medssr_dist.training.weights.checkpoints import StoredFile
 from medssr_dist.training.weights.generation_config import copy_generation_config, keep_token_ids_only
 from medssr_dist.training.weights.lora import save_merged
 from medssr_dist.training.weights.rank_state import count_shard_bytes, get_rng_states, restore_rng_states, verify_files
+from medssr_dist.training.weights.teacher import Teacher
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
@@ -53,6 +54,7 @@ class PolicyRank(ReportingRank, PolicyActor):
     """One ZeRO-3 rank of the policy."""
 
     _weights: WeightSync | None = None
+    _teacher: Teacher | None = None
 
     def init_model_from_pretrained(self, strategy: Strategy, folder: str, optimizer_steps: int) -> None:
         """Load the model in `folder` and, if there is one, the checkpoint to resume from.
@@ -72,6 +74,9 @@ class PolicyRank(ReportingRank, PolicyActor):
         self.actor, optimizer, scheduler = strategy.prepare((actor, strategy.make_optimizer_settings(optimizer_steps)))
         self.checkpoint_states = self._load_checkpoint()
         self.updater = self.make_update(strategy, optimizer, scheduler)
+        if strategy.teacher_decay is not None:
+            average = self.checkpoint_states.get("teacher", {}) if self.checkpoint_states else None
+            self._teacher = Teacher(self.actor.model.module, strategy.teacher_decay, average)
         self._updates: list[list[Experience]] = []
 
     def load_network(self, strategy: Strategy, folder: str) -> Actor:
@@ -101,6 +106,8 @@ class PolicyRank(ReportingRank, PolicyActor):
         torch.cuda.empty_cache()
         found = self._reporting("update", self.updater.run)(self._updates, lambda: self.beat("update"))
         self._updates = []
+        if self._teacher:
+            self._teacher.follow()
         torch.cuda.empty_cache()
         torch.cuda.synchronize()
         return found
@@ -135,6 +142,8 @@ class PolicyRank(ReportingRank, PolicyActor):
     def write_checkpoint(self, folder: Path, tag: str, state: dict[str, Any]) -> dict[str, StoredFile]:
         """Write this rank's part of a checkpoint below `folder`/`tag` and verify it; return it by file name."""
         states = {"trainer": state, "rng": get_rng_states()}
+        if self._teacher:
+            states["teacher"] = self._teacher.average
         self.actor.model.save_checkpoint(str(folder), tag=tag, client_state=states, save_latest=False)
         return verify_files(folder / tag, self._rank)
 
@@ -145,9 +154,14 @@ class PolicyRank(ReportingRank, PolicyActor):
         self._weights = self._weights or WeightSync(self.actor.model.module, settings)
         self._reporting("weight sync", self._weights.connect)(engines)
 
-    def send_weights(self, version: int) -> None:
+    def send_weights(self, version: int, compare_all: bool) -> None:
         """Run WeightSync.send; all ranks take part."""
-        self._reporting("weight sync", self._weights.send)(version)
+        self._reporting("weight sync", self._weights.send)(version, compare_all)
+
+    def send_teacher(self, version: int, compare_all: bool) -> None:
+        """Run WeightSync.send with the teacher's weights; all ranks take part."""
+        with self._teacher.in_place():
+            self.send_weights(version, compare_all)
 
 
 class ReferenceRank(ReportingRank, ReferenceActor):

@@ -83,7 +83,7 @@ class StageActor:
         validator = Validator(plan, processes.rollout.engines, watch.results, watch.add_result) if plan else None
         old_logprobs = describe_old_logprobs(config.training, stage)
         _log.info("log-probs before the update: %s", old_logprobs)
-        revoter = make_revoter(job, prompts, renderer, processes.rollout.engines)
+        revoter = make_revoter(job, prompts, renderer, processes.rollout)
         self.run_loop(job, strategy, processes, prompts, tokenizer, after_step, validator, revoter)
         published = self.export(after_step)
         for bundle in processes.bundles:

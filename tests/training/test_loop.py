@@ -42,6 +42,7 @@ class StandIn:
         self.finished: list[tuple] = []
         self.returned, self._steps, self._resumed = 0, steps, resumed or LoopState()
         self.stop_after, self.end_after, self.is_bad = 0, 0, False
+        self.far_at: set[int] = set()
 
     # the sampler
     def next_step(self) -> StepSamples | None:
@@ -81,8 +82,8 @@ class StandIn:
         return [UPDATE]
 
     # the engines
-    def sync_weights(self) -> None:
-        self.calls.append("sync")
+    def sync_weights(self, compare_all: bool = False) -> None:
+        self.calls.append("sync and compare all" if compare_all else "sync")
 
     # what follows a step
     def resume(self) -> LoopState:
@@ -94,6 +95,9 @@ class StandIn:
     def check_finite(self, step, update) -> None:
         if self.is_bad:
             raise Diverged("loss is nan")
+
+    def check_rollouts(self, step, metrics) -> bool:
+        return step in self.far_at
 
     def finish_step(self, metrics, state) -> None:
         self.calls.append("finish")
@@ -146,6 +150,13 @@ def test_a_step_samples_updates_syncs_and_finishes():
     assert (metrics.reward, metrics.zero_variance, metrics.loss, metrics.grad_norm) == (0.75, 0.5, 0.5, 0.25)
     phases = metrics.seconds_generate + metrics.seconds_experience + metrics.seconds_update + metrics.seconds_sync
     assert metrics.seconds == pytest.approx(phases)
+
+
+def test_a_mismatch_makes_the_sync_of_its_step_compare_all():
+    part = StandIn(steps=3)
+    part.far_at = {2}
+    run(part)
+    assert [call for call in part.calls if "sync" in call] == ["sync", "sync and compare all", "sync"]
 
 
 def test_a_resumed_loop_first_sends_weights_to_the_engines():

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 
 import pytest
-from step_rows import make_metrics
 
 from medssr_dist.training.mismatch import MismatchWatch
 
@@ -18,7 +16,7 @@ def watch(caplog, *steps, dtype="bfloat16"):
     caplog.set_level(logging.INFO)
     meter = MismatchWatch("stage1", dtype)
     for number, values in enumerate(steps, start=1):
-        meter.check(replace(make_metrics(step=number), **(CLOSE | values)))
+        meter.check(number, CLOSE | values)
     return [record.getMessage() for record in caplog.records]
 
 
@@ -40,6 +38,13 @@ def test_in_float32_the_smallest_difference_counts(caplog):
     equal = {"rollout_kl": 2e-7, "rollout_beyond_2x": 0.0, "rollout_ratio_max": 1.00002}
     stale = equal | {"rollout_kl": 2.6e-5, "rollout_ratio_max": 1.02}
     (begins,) = watch(caplog, equal, stale, stale, dtype="float32")
-    assert begins.startswith("stage1 step 2") and "training.verify_sync=true" in begins
+    assert begins.startswith("stage1 step 2") and "compares all weights" in begins
     caplog.clear()
     assert watch(caplog, equal, stale) == []
+
+
+def test_each_sync_compares_all_weights_while_they_are_far_apart():
+    meter = MismatchWatch("stage1", "bfloat16")
+    far = CLOSE | {"rollout_kl": 0.3}
+    found = [meter.check(step, values) for step, values in enumerate((CLOSE, far, far, CLOSE))]
+    assert found == [False, True, True, False]

@@ -12,6 +12,9 @@ import torch
 from places import HELPERS
 from tiny_policy import tiny_llama, tiny_tokenizer
 
+from medssr_dist.run.paths import RunPaths
+from medssr_dist.training.step_metrics import read_metrics
+
 pytestmark = pytest.mark.slow
 PROMPTS = [[3, 4, 5, 6], [3, 4, 5, 6, 7, 8, 9], [10, 11, 12], [5, 5, 5, 5, 5]]
 
@@ -106,3 +109,15 @@ def test_a_dead_engine_is_restarted_with_current_weights(models, tmp_path, repo)
     assert logp_error(models[1], found["after"]) < 0.1
     assert {sample["version"] for group in found["after"] for sample in group["samples"]} == {2}
     assert "no answer from rollout engine 0 to start_weight_update within 20 s" in found["hung"]
+
+
+def test_a_weight_that_stays_behind_is_named_within_one_step(tmp_path, repo):
+    """The first sync is complete; the second one sends an old weight, which four random checksums may not show."""
+    name = "model.layers.1.mlp.down_proj.weight"
+    script, config = HELPERS / "stale_stage.py", repo / "configs" / "demo_cpu.yaml"
+    overrides = ["training.stage2.steps=6", "training.stage2.prompts_per_step=8", "training.stage2.learning_rate=1e-3"]
+    command = [sys.executable, script, tmp_path / "run", config, name, *overrides]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1200)
+    assert done.returncode and f"weight sync: {name} of " in done.stderr, done.stderr[-3000:]
+    steps = read_metrics(RunPaths(tmp_path / "run").stage("stage2").metrics)
+    assert [step.rollout_ratio_max < 1.01 for step in steps] == [True, True]  # step 1: in place; step 3 is not finished

@@ -33,7 +33,9 @@ if TYPE_CHECKING:
     from medssr_dist.training.after_step import AfterStep
     from medssr_dist.training.backend.openrlhf import RayActorGroup
     from medssr_dist.training.backend.strategy import Strategy
+    from medssr_dist.training.rollout.revoter import Revoter
     from medssr_dist.training.rollout.validator import Validator
+    from medssr_dist.training.vote_access import VoteSource
 
 PIECES = ("trainer", "rollout", "weight_sync", "loss")
 DEMO = Path(__file__).parents[3] / "configs" / "smollm2_cpu.yaml"
@@ -59,18 +61,18 @@ class StockWorkers(RolloutWorkers):
             options["agent_func_path"] = str(Path(__file__).with_name("stock_agent.py"))
         return options
 
-    def make_sampler(self, prompts: PromptLoader) -> Any:
+    def make_sampler(self, prompts: PromptLoader, votes: VoteSource | None = None) -> Any:
         if "rollout" not in self._pieces:
-            return super().make_sampler(prompts)
+            return super().make_sampler(prompts, votes)
         from medssr_dist.bench.training.stock_rollout import StockPrompts, StockSampler
 
         stock_prompts, tokenizer = StockPrompts(prompts, self._stage), load_tokenizer(self._model, self._config.policy)
         self.sampler = StockSampler(self._strategy, stock_prompts, tokenizer, self.engines.handles, prompts)
         return self.sampler
 
-    def sync_weights(self) -> None:
+    def sync_weights(self, compare_all: bool = False) -> None:
         if "weight_sync" not in self._pieces:
-            super().sync_weights()
+            super().sync_weights(compare_all)
             return
         self.sampler.finish_batch()
         ray.get(self._ranks.async_run_method("broadcast_to_vllm"))
@@ -122,9 +124,10 @@ class StockStage(StageActor):
         tokenizer: Any,
         after_step: AfterStep,
         validator: Validator | None,
+        revoter: Revoter | None,
     ) -> None:
         if "trainer" not in self._pieces:
-            super().run_loop(job, strategy, processes, prompts, tokenizer, after_step, validator)
+            super().run_loop(job, strategy, processes, prompts, tokenizer, after_step, validator, revoter)
             return
         from medssr_dist.bench.training.stock_trainer import StockTrainer
 

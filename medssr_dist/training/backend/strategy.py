@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from medssr_dist.config.schema import Config
-from medssr_dist.config.training import Stage
+from medssr_dist.config.training import Stage, Stage1
 from medssr_dist.runtime.device import on_gpu
 from medssr_dist.training.backend.openrlhf import DeepspeedStrategy
 from medssr_dist.training.backend.options import make_namespace, make_openrlhf_options
@@ -50,6 +50,12 @@ class Strategy(DeepspeedStrategy):
         self.config, self.grpo = config, stage
         self.update_ends = True
         self._group_secret = group_secret or make_group_secret()
+
+    @property
+    def teacher_decay(self) -> float | None:
+        """`voting.online.teacher` in the stage that votes again; None in the others."""
+        online = self.config.voting.online
+        return online.teacher if online and isinstance(self.grpo, Stage1) else None
 
     def setup_distributed(self, timeout: timedelta = timedelta(minutes=60)) -> None:
         """Join the group of the ranks through a store that is closed to strangers, then set up DeepSpeed in it.

@@ -5,13 +5,17 @@ are trained on, and each is in a vote ledger under the version of the policy tha
 old one, and a question whose new label is not kept is left out. Labels that change are lines of the stage's
 flips.jsonl, with the counts and the policy of both votes.
 
+With `voting.online.teacher`, the votes are those of a moving average of the policy's weights (`weights/teacher.py`):
+the engines get its weights for the vote, and the policy's again afterwards.
+
 A restart reads the votes up to its checkpoint and deletes later ones, because their steps are taken again.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +30,7 @@ from medssr_dist.training.rollout.examples import PromptLoader
 from medssr_dist.training.vote_access import VoteFunction
 
 if TYPE_CHECKING:
+    from medssr_dist.training.rollout.workers import RolloutWorkers
     from medssr_dist.training.stage_job import StageJob
 
 _log = logging.getLogger(__name__)
@@ -85,7 +90,8 @@ class Revoter:
         every: after every this many steps.
         last_step: no vote follows this one.
         wrap: whether the prompts begin again after the last one.
-        policy: fingerprint of the policy that stage 1 began with.
+        policy: fingerprint of the policy that stage 1 began with, and what else names the voter.
+        voter_weights: while its result is entered, the engines hold the weights that vote.
     """
 
     def __init__(
@@ -99,7 +105,9 @@ class Revoter:
         prompts: PromptLoader,
         renderer: PromptRenderer,
         engines: RolloutEngines,
+        voter_weights: Callable[[], AbstractContextManager[None]] = nullcontext,
     ):
+        self._voter_weights = voter_weights
         self._vote, self._every, self._last_step, self._wrap, self._policy = vote, every, last_step, wrap, policy
         self._paths, self._prompts, self._renderer, self._engines = paths, prompts, renderer, engines
         for step in paths.revoted_steps():
@@ -117,7 +125,8 @@ class Revoter:
         if not before:
             return None
         questions, folder = [label.question for label in before], self._paths.revote_at(step)
-        after = self._vote(folder, f"{self._policy}-step{step}", questions, self._renderer, self._engines)
+        with self._voter_weights():
+            after = self._vote(folder, f"{self._policy}-step{step}", questions, self._renderer, self._engines)
         self._prompts.relabel(after)
         flips = find_flips(step, before, after)
         if flips:
@@ -134,14 +143,19 @@ class Revoter:
 
 
 def make_revoter(
-    job: StageJob, prompts: PromptLoader, renderer: PromptRenderer, engines: RolloutEngines
+    job: StageJob, prompts: PromptLoader, renderer: PromptRenderer, workers: RolloutWorkers
 ) -> Revoter | None:
     """Return what lets the policy of the stage vote again; None if it does not."""
     online = job.config.voting.online
     if job.revote is None or online is None:
         return None
-    wrap, policy = bool(job.stage.steps), fingerprint_model(job.model)
-    return Revoter(job.revote, online.every, job.expected_steps, wrap, policy, job.paths, prompts, renderer, engines)
+    policy, voter_weights = fingerprint_model(job.model), nullcontext
+    if online.teacher is not None:
+        policy, voter_weights = f"{policy}-teacher{online.teacher:g}", workers.holding_teacher
+    last_step, wrap, engines = job.expected_steps, bool(job.stage.steps), workers.engines
+    return Revoter(
+        job.revote, online.every, last_step, wrap, policy, job.paths, prompts, renderer, engines, voter_weights
+    )
 
 
 def find_flips(step: int, before: Sequence[Label], after: Sequence[Label]) -> list[LabelFlip]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,8 +37,19 @@ class RankSync:
         self._ranks, self._settings = ranks, settings
         self._connected: dict[str, ray.actor.ActorHandle] = {}
 
-    def send(self, engines: dict[str, ray.actor.ActorHandle], version: int) -> None:
+    def send(
+        self,
+        engines: dict[str, ray.actor.ActorHandle],
+        version: int,
+        *,
+        teacher: bool = False,
+        compare_all: bool = False,
+    ) -> None:
         """Send the policy's current weights, as version number `version`, to these engines, by name.
+
+        Args:
+            teacher: send the weights of its teacher.
+            compare_all: compare the checksums of all weights, whatever `training.verify_sync` says.
 
         Raises:
             SyncError: a rank or an engine did not take part; the message names it.
@@ -45,7 +58,7 @@ class RankSync:
             self._connected = {}  # if connecting fails, the next call connects again
             self._all("connect_engines", engines, self._settings)
             self._connected = engines
-        self._all("send_weights", version)
+        self._all("send_teacher" if teacher else "send_weights", version, compare_all)
 
     def _all(self, method: str, *args: object) -> None:
         pending = self._ranks.async_run_method(method, *args)
@@ -70,6 +83,7 @@ class RolloutWorkers:
         self.bundles = starter.bundles
         self.engines = RolloutEngines(starter.start, config.training.engines, self._send_meanwhile)
         self.sampler: Sampler | None = None
+        self._hold_teacher = False
 
     def engine_options(self, model: Path) -> dict[str, Any]:
         """Return vLLM's arguments, which are the same for all engines."""
@@ -97,16 +111,32 @@ class RolloutWorkers:
         self.sampler = Sampler(plan, sampling, prompts, self.engines, report, choice)
         return self.sampler
 
-    def sync_weights(self) -> None:
-        """Send the policy's weights to all engines, after no sample is being drawn with the previous weights."""
+    def sync_weights(self, compare_all: bool = False) -> None:
+        """Send the policy's weights to all engines, after no sample is being drawn with the previous weights.
+
+        Args:
+            compare_all: compare the checksums of all weights, whatever `training.verify_sync` says.
+        """
         self.sampler.finish_batch()
         self.engines.restart_dead()
-        self._sync.send(self.engines.by_name, self.sampler.returned)
+        self._sync.send(self.engines.by_name, self.sampler.returned, compare_all=compare_all)
 
     def _send_meanwhile(self, engines: dict[str, ray.actor.ActorHandle]) -> None:
         """Send the current weights to restarted engines, while no step is trained."""
         with self.sampler.ranks_free:
-            self._sync.send(engines, self.sampler.returned)
+            self._sync.send(engines, self.sampler.returned, teacher=self._hold_teacher)
+
+    @contextmanager
+    def holding_teacher(self) -> Iterator[None]:
+        """Let all engines hold the teacher's weights (`voting.online.teacher`), and the policy's again afterwards."""
+        self._hold_teacher = True
+        try:
+            self._sync.send(self.engines.by_name, self.sampler.returned, teacher=True)
+            yield
+        finally:
+            self._hold_teacher = False
+        self.engines.restart_dead()
+        self._sync.send(self.engines.by_name, self.sampler.returned)
 
 
 def make_batch_plan(config: Config, stage: Stage) -> BatchPlan:

@@ -238,11 +238,15 @@ class WeightSync:
         )
         self._client.abort = getattr(self._transfer, "abort", _do_nothing)
 
-    def send(self, version: int) -> None:
-        """Send the current weights, as version number `version`, to the connected engines. Raises SyncError."""
+    def send(self, version: int, compare_all: bool = False) -> None:
+        """Send the current weights, as version number `version`, to the connected engines. Raises SyncError.
+
+        Args:
+            compare_all: compare the checksums of all weights, whatever `SyncSettings.verify_all` says.
+        """
         self._wait_for_ranks()
         names = [meta.name for meta in self._source.metadata()]
-        compared = names if self._settings.verify_all else choose_sampled(names, version)
+        compared = names if compare_all or self._settings.verify_all else choose_sampled(names, version)
         self._transfer.checksums = self._source.compute_checksums(compared)
         self._client.version = version
         try:
