@@ -6,6 +6,7 @@ import difflib
 import json
 import types
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import Any, Literal, Union, get_args, get_origin
@@ -44,6 +45,15 @@ class ConfigKey:
 def list_keys_of_config() -> list[ConfigKey]:
     """Return all keys of the config, section by section, in the order of the schema."""
     return list(_walk(Config, ""))
+
+
+def read_defaults() -> dict[str, Any]:
+    """Return the default values of all keys that have one of their own, by path."""
+    defaults = {}
+    for key in list_keys_of_config():
+        with suppress(ValueError):  # "": it must be set; "as below": a section
+            defaults[key.path] = json.loads(key.default)
+    return defaults
 
 
 def find_keys(pattern: str) -> list[ConfigKey]:

@@ -16,11 +16,11 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from medssr_dist import __version__
-from medssr_dist.config.label_settings import MAJORITY
+from medssr_dist.config.key_list import read_defaults
 from medssr_dist.config.load import dump_config
 from medssr_dist.config.schema import Config
 from medssr_dist.config.synthesis import join_corpus_keys
-from medssr_dist.config.training import ANSWER_REWARD, drop_removed_keys
+from medssr_dist.config.training import drop_removed_keys
 from medssr_dist.data.jsonl import write_json
 from medssr_dist.data.private_files import open_private, open_private_folder, remove_temporary, try_lock
 from medssr_dist.data.prompt_forms import load_prompt_form
@@ -103,16 +103,10 @@ _FREE_KEYS = (
     "knowledge.batch_size",
     "knowledge.workers",
 )
-# Inputs and keys that steps begun by an earlier version did not record; of the keys, what they did then.
+# Inputs that steps begun by an earlier version did not record, and keys whose default is not what it did then.
 _NEW_INPUTS = ("prompt", "revision")
 _EARLIER_VALUES = {
     "policy.prompt": load_prompt_form("direct").label,
-    "policy.system_prompt": "",
-    "training.reward": ANSWER_REWARD,
-    "voting.calibrate": None,
-    "voting.record_logprobs": False,
-    "voting.rule": MAJORITY,
-    "voting.shuffle_options": False,
 }
 # Keys of retrieval that an earlier version did not record. A synthesis that goes on compares its prompts themselves.
 _SEEN_IN_PROMPTS = (
@@ -329,8 +323,12 @@ def flatten_settings(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _update_record(before: StepRecord, now: StepRecord) -> StepRecord:
-    """Return what an earlier version recorded, as this version records it."""
-    added = {key: value for key, value in _EARLIER_VALUES.items() if key in now.settings}
+    """Return what an earlier version recorded, as this version records it.
+
+    A key that it did not have counts as its default: an option that is new leaves what was done before as it was.
+    """
+    earlier = read_defaults() | _EARLIER_VALUES
+    added = {key: earlier[key] for key in now.settings if key in earlier}
     added |= {key: now.settings[key] for key in _SEEN_IN_PROMPTS if key in now.settings}
     inputs = {key: now.inputs[key] for key in _NEW_INPUTS if key in now.inputs}
     settings = added | join_corpus_keys(drop_removed_keys(before.settings))

@@ -23,15 +23,9 @@ MOST_RATIO = 1.01  # of the probabilities of rollout and training, in float32
 def test_each_stage_teaches_and_shuffled_labels_do_not(tmp_path):
     bench_method(tmp_path / "method.json", quick=True)
     arms = {arm.name: ArmRun(arm, QUICK.seeds[0], tmp_path / "method.runs", QUICK.steps) for arm in ARMS}
-    two_stage = arms[TWO_STAGE].run
-    settings = {
-        **QUICK.settings,
-        **arms[TWO_STAGE].arm.make_settings(QUICK.steps),
-        "runtime.random_seed": QUICK.seeds[0],
-    }
-    policies = ["stage1", "stage2"]
-    config = write_config(tmp_path / "both.yaml", settings | {"evaluation.policies": policies})
-    call_medssr("evaluate", config, two_stage.root)
+    two_stage, policies = arms[TWO_STAGE], ["stage1", "stage2"]
+    settings = {**two_stage.list_settings(QUICK.settings), "evaluation.policies": policies}
+    call_medssr("evaluate", write_config(tmp_path / "both.yaml", settings), two_stage.run.root)
     base, control = (read_accuracy(arms[name], policy) for name, policy in ((BASE, "base"), (SHUFFLED, "stage1")))
     stage1, stage2 = (read_accuracy(two_stage, policy) for policy in policies)
     assert stage1 > base + STAGE1_GAIN

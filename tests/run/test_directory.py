@@ -131,6 +131,24 @@ def test_a_run_of_an_earlier_version_is_resumed(root, configured):
         run.begin_step("stage1", configured(), INPUTS)
 
 
+@pytest.mark.parametrize(
+    ("step", "key", "new"),
+    [("stage1", "training.stage1.flat_limit", "0.5"), ("vote", "voting.record_logprobs", "true")],
+)
+def test_an_option_that_a_run_did_not_know_is_off_in_it(root, configured, step, key, new):
+    with open_run(root, configured()) as run:
+        run.begin_step(step, configured(), INPUTS)
+    file = root / "manifest.json"
+    manifest = read_json(file)
+    del manifest["steps"][step]["settings"][key]
+    write_json(file, manifest)
+    with open_run(root, configured()) as run:
+        run.begin_step(step, configured(), INPUTS)
+    changed = configured(f"{key}={new}")
+    with pytest.raises(InputError, match=f"{key}: "), open_run(root, configured()) as run:
+        run.begin_step(step, changed, INPUTS)
+
+
 def test_a_run_with_the_one_corpus_of_earlier_is_resumed(root, configured):
     def with_corpus(limit):
         return configured(f"knowledge={{corpora: [{{name: hpo, limit: {limit}}}]}}")
