@@ -76,6 +76,14 @@ class MiniPatient:
         return next(use for use, bound in _USES if bucket < bound)
 
 
+@dataclass(frozen=True)
+class MiniCase:
+    """A question and the patient that it is about. Example: MiniCase(MiniPatient(...), Question(...))"""
+
+    patient: MiniPatient
+    question: Question
+
+
 class MiniWorld:
     """The common and the rare diseases, and for each pair of a disease and a finding whether the disease lacks it."""
 
@@ -159,19 +167,24 @@ def make_mini_questions(name: str, limit: int = 0, random_seed: int = 0) -> list
     Raises:
         InputError: there are not so many different patients.
     """
+    return [case.question for case in make_mini_cases(name, limit, random_seed)]
+
+
+def make_mini_cases(name: str, limit: int = 0, random_seed: int = 0) -> list[MiniCase]:
+    """Make the questions of `make_mini_questions`, each with its patient. Raises InputError as it does."""
     world, rng = load_mini_world(), random.Random(f"{random_seed}:{name}")
-    questions: dict[str, Question] = {}
+    cases: dict[str, MiniCase] = {}
     wanted = limit or DEFAULT_QUESTIONS
-    while len(questions) < wanted:
-        before = len(questions)
+    while len(cases) < wanted:
+        before = len(cases)
         for disease in _shuffle_in_turn(world, name, rng):
             patient = world.draw_patient(disease, name, rng)
             question = make_mini_question(world, patient, name, rng)
-            if question is not None and len(questions) < wanted:
-                questions.setdefault(patient.key, question)
-        if len(questions) == before:
+            if question is not None and len(cases) < wanted:
+                cases.setdefault(patient.key, MiniCase(patient, question))
+        if len(cases) == before:
             raise InputError(f"{name} has {before} questions, but its limit is {wanted}; lower the limit")
-    return list(questions.values())
+    return list(cases.values())
 
 
 def _shuffle_in_turn(world: MiniWorld, name: str, rng: random.Random) -> list[Disease]:

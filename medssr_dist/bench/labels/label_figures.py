@@ -76,22 +76,24 @@ class LetterFigures:
 
 @dataclass(frozen=True)
 class PromiseFigures:
-    """What `voting.calibrate` promised on random halves of the questions, and what came of it.
+    """What `voting.calibrate` promised on random slices of the questions, and what came of it on all others.
 
     Attributes:
-        splits: random halves; `certified` of them gave a threshold, the others were refused.
-        holds: certified halves whose thresholds have the precision wanted on all questions, from which they are drawn.
-        holds_on_rest: the same on the other half; its own chance adds to that of the slice.
-        mean_threshold, mean_kept, mean_precision: over the certified halves; the last two on the other half.
+        splits: random slices of `slice` questions; `certified` of them gave a threshold, the others were refused.
+        holds: slices that were refused, or whose threshold has the precision wanted on the other questions. This is
+            the share that `confidence` promises.
+        holds_where_certified: the same among the slices that gave a threshold.
+        mean_threshold, mean_kept, mean_precision: over the slices with a threshold; the last two on the others.
     """
 
     arm: str
     precision: float
     confidence: float
     splits: int
+    slice: int
     certified: int
     holds: Share
-    holds_on_rest: Share
+    holds_where_certified: Share
     mean_threshold: float | None
     mean_kept: float | None
     mean_precision: float | None
@@ -155,41 +157,36 @@ def measure_letters(voted: Sequence[VotedQuestion]) -> LetterFigures:
 
 
 def measure_promise(
-    arm: str, labels: Sequence[Label], precision: float, confidence: float, splits: int, lowest: float
+    arm: str, labels: Sequence[Label], precision: float, confidence: float, splits: int, slice: int, lowest: float
 ) -> PromiseFigures:
-    """Calibrate on random halves of the labels, and see what the thresholds give on the others and on all."""
+    """Calibrate on random slices of `slice` labels, and see what the thresholds give on the others."""
     judged = [
         JudgedLabel(label.confidence_valid[0] if label.answer else None, label.answer == label.question.truth, False)
         for label in labels
     ]
     tried = list_thresholds(labels[0].requested, lowest)
     rng = random.Random(f"{arm}:{precision}:{confidence}")
-    thresholds, on_all, on_rest = [], [], []
+    thresholds, rest = [], []
     for _ in range(splits):
         order = rng.sample(judged, len(judged))
-        half = len(order) // 2
-        passed = run_sequence(order[:half], tried, precision, confidence).passed
+        passed = run_sequence(order[:slice], tried, precision, confidence).passed
         if passed:
             thresholds.append(passed[-1].threshold)
-            on_all.append(count_kept(judged, passed[-1].threshold))
-            on_rest.append(count_kept(order[half:], passed[-1].threshold))
-    holds, holds_on_rest = (
-        measure_share(sum(one.right >= precision * one.kept for one in found), len(found))
-        for found in (on_all, on_rest)
-    )
-    certified, kept = len(thresholds), sum(one.kept for one in on_rest)
-    rest = len(judged) - len(judged) // 2
+            rest.append(count_kept(order[slice:], passed[-1].threshold))
+    certified, kept = len(thresholds), sum(one.kept for one in rest)
+    held = sum(one.right >= precision * one.kept for one in rest)
     return PromiseFigures(
         arm=arm,
         precision=precision,
         confidence=confidence,
         splits=splits,
+        slice=slice,
         certified=certified,
-        holds=holds,
-        holds_on_rest=holds_on_rest,
+        holds=measure_share(splits - certified + held, splits),
+        holds_where_certified=measure_share(held, certified),
         mean_threshold=sum(thresholds) / certified if certified else None,
-        mean_kept=kept / certified / rest if certified else None,
-        mean_precision=sum(one.right for one in on_rest) / kept if kept else None,
+        mean_kept=kept / certified / (len(judged) - slice) if certified else None,
+        mean_precision=sum(one.right for one in rest) / kept if kept else None,
     )
 
 

@@ -1,6 +1,6 @@
-"""The votes that `medssr bench labels` analyses: the mini policy on questions with a known answer, in two ways.
+"""The votes that `medssr bench labels` analyses: the mini policy on questions with a known answer, in three ways.
 
-plain: as the questions are. shuffled: `voting.shuffle_options`.
+plain: as the questions are. shuffled: `voting.shuffle_options`. paraphrased: `voting.paraphrases`, three further stems.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from medssr_dist.bench.labels.paraphrased_stems import paraphrase
 from medssr_dist.config.load import load_config
 from medssr_dist.config.schema import Config
 from medssr_dist.data.jsonl import JsonlLedger, read_jsonl
 from medssr_dist.data.records import LETTERS, Question, Vote, parse_record
 from medssr_dist.errors import InputError
 from medssr_dist.inference.pool import EnginePool
-from medssr_dist.knowledge.mini_world import EVALUATION, make_mini_questions
+from medssr_dist.knowledge.mini_world import EVALUATION, make_mini_cases
 from medssr_dist.run.paths import VotingPaths
 from medssr_dist.run.stream import QuestionFeed, has_ended, mark_end
 from medssr_dist.runtime.fingerprints import fingerprint_model
@@ -26,10 +27,8 @@ from medssr_dist.voting.segments import list_segments, read_votes
 from medssr_dist.voting.vote_scheduler import collect_votes
 
 CONFIG = Path(__file__).parents[3] / "configs" / "demo_cpu.yaml"
-ARMS = {
-    "plain": {"voting.record_logprobs": True},
-    "shuffled": {"voting.record_logprobs": True, "voting.shuffle_options": True},
-}
+ARMS = ("plain", "shuffled", "paraphrased")
+_PARAPHRASES = 3
 
 
 @dataclass(frozen=True)
@@ -49,12 +48,17 @@ def take_votes(folder: Path, count: int, samples: int) -> dict[str, list[VotedQu
         name of the arm -> its questions, in order.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    questions = folder / "questions.jsonl"
+    questions, stems = folder / "questions.jsonl", folder / "paraphrases.jsonl"
     if not questions.exists():
+        cases = make_mini_cases(EVALUATION, count)
+        stems.unlink(missing_ok=True)
+        with JsonlLedger(stems) as ledger:
+            ledger.append(*({"id": one.question.id, "stems": paraphrase(one, _PARAPHRASES)} for one in cases))
         with JsonlLedger(questions) as ledger:
-            ledger.append(*(each.model_dump(mode="json") for each in make_mini_questions(EVALUATION, count)))
+            ledger.append(*(one.question.model_dump(mode="json") for one in cases))
     asked = [parse_record(Question, row, str(questions)) for row in read_jsonl(questions)]
-    configs = {name: _make_config(settings, samples) for name, settings in ARMS.items()}
+    ways = {"shuffled": {"voting.shuffle_options": "true"}, "paraphrased": {"voting.paraphrases": str(stems)}}
+    configs = {name: _make_config(ways.get(name, {}), samples) for name in ARMS}
     model = resolve_model(configs["plain"].policy)
     for name in ARMS:
         if not has_ended(VotingPaths(folder / name).labels):
@@ -62,21 +66,19 @@ def take_votes(folder: Path, count: int, samples: int) -> dict[str, list[VotedQu
     return {name: _read_votes(folder / name, asked, samples) for name in ARMS}
 
 
-def _make_config(settings: dict[str, bool], samples: int) -> Config:
+def _make_config(settings: dict[str, str], samples: int) -> Config:
     overrides = {
         "voting.samples": samples,
         "voting.adaptive": "never",
-        "voting.keep_text": False,
+        "voting.keep_text": "false",
+        "voting.record_logprobs": "true",
         "voting.in_flight": 2048,
         "runtime.mode": "sequential",
-        "training.stage1.enabled": False,
-        "training.stage2.enabled": False,
+        "training.stage1.enabled": "false",
+        "training.stage2.enabled": "false",
         **settings,
     }
-    return load_config(
-        CONFIG,
-        [f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in overrides.items()],
-    )
+    return load_config(CONFIG, [f"{key}={value}" for key, value in overrides.items()])
 
 
 def _vote(config: Config, questions: Path, count: int, folder: Path, model: Path) -> None:
