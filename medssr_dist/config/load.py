@@ -55,7 +55,7 @@ def validate_tree(tree: Tree, overrides: list[str], where: str) -> Config:
     try:
         return Config.model_validate(fill_variables(tree))
     except ValidationError as error:
-        raise InputError(f"{where}: " + "; ".join(_explain(item) for item in error.errors())) from None
+        raise InputError(_explain_all(error.errors(), overrides, where)) from None
 
 
 @dataclass(frozen=True)
@@ -156,9 +156,24 @@ def _parse_index(items: list[Any], name: str, key: str) -> int:
     return int(name)
 
 
+def _explain_all(items: list[ErrorDetails], overrides: list[str], where: str) -> str:
+    """Return one line with all errors, each group behind what it is in: overrides, or the file."""
+    given = [override.partition("=")[0] + "." for override in overrides]
+    groups: dict[str, list[str]] = {}
+    for item in items:
+        key = ".".join(map(str, item["loc"])) + "."
+        is_given = any(key.startswith(name) or (_is_unknown(item) and name.startswith(key)) for name in given)
+        groups.setdefault("override" if is_given else where, []).append(_explain(item))
+    return "; ".join(f"{place}: {'; '.join(found)}" for place, found in groups.items())
+
+
+def _is_unknown(item: ErrorDetails) -> bool:
+    return item["type"] == "extra_forbidden"
+
+
 def _explain(item: ErrorDetails) -> str:
     key = ".".join(str(part) for part in item["loc"])
-    if item["type"] == "extra_forbidden":
+    if _is_unknown(item):
         if removed := REMOVED_KEYS.get(key):
             return removed.explain(key)
         return f"unknown key {key!r}{_suggest_key(item['loc'])}"
@@ -168,10 +183,18 @@ def _explain(item: ErrorDetails) -> str:
     if item["type"] == "value_error":
         return f"{key}: {message}" if key else message
     value = item["input"]
+    message = _explain_shape(item["type"], key) or message
     if isinstance(value, dict | list):  # it may hold anything
         return f"{key} is a {_name_type(value)}: {message}"
     shown = repr(value)
     return f"{key} = {shown if len(shown) <= _MOST_SHOWN else shown[:_MOST_SHOWN] + '...'}: {message}"
+
+
+def _explain_shape(kind: str, key: str) -> str:
+    """Return what a key takes that is a section or a list; "" for the other kinds of errors."""
+    if kind in ("model_type", "model_attributes_type") and (keys := list_siblings(f"{key}.")):
+        return f"it is a section; set its keys, such as {keys[0]}; `medssr config keys {key}` lists them"
+    return f"must be a list; write {key}='[...]'" if kind == "list_type" else ""
 
 
 def _suggest_key(location: tuple[int | str, ...]) -> str:

@@ -64,6 +64,12 @@ def test_resolved_is_json_without_the_secret(config_file):
         ("votign.samples=4", ["'votign'", "did you mean 'voting'?"]),
         ("evaluation.zzz=1", ["'evaluation.zzz'", "valid keys: evaluation.benchmarks, evaluation.generations"]),
         ("training.stage2.data=[{path: x, limt: 1}]", ["limt", "did you mean 'training.stage2.data.N.limit'"]),
+        ("synthesis.budget=0.5", ["synthesis.budget = 0.5: it is a section", "`medssr config keys synthesis.budget`"]),
+        ("training.stage2=[1]", ["training.stage2 is a list: it is a section", "such as training.stage2."]),
+        (
+            "synthesis.seeds=x.jsonl",
+            ["override: synthesis.seeds = 'x.jsonl': must be a list; write synthesis.seeds='["],
+        ),
         ("synthesis.alpha=1.5", ["synthesis.alpha = 1.5", "less than or equal to 1"]),
         ("synthesis.alpha=-0.1", ["synthesis.alpha = -0.1"]),
         ("synthesis.seeds=[]", ["synthesis.seeds"]),
@@ -96,6 +102,13 @@ def test_bad_values_name_key_value_and_fix(config_file, override, needles):
     assert "sk-secret" not in message
     for needle in needles:
         assert needle in message, message
+
+
+def test_an_error_says_whether_file_or_override_has_it(config_file):
+    config_file.write_text(config_file.read_text().replace("accepted: 8", "accepted: 0"))
+    message = refused(config_file, "votin.samples=3", "synthesis.alpha=7")
+    assert f"{config_file}: synthesis.accepted = 0" in message
+    assert "override: synthesis.alpha = 7" in message and "unknown key 'votin'" in message
 
 
 def test_stage2_reference_needs_stage1(config_file):
