@@ -415,7 +415,7 @@ def _plan_evaluation(config: Config, run: RunDir, folder: Path, model: Path) -> 
             f"{count_answers(config):,}, and a second pass for those without an answer",
         ),
         PlanRow("detectable", _describe_detectable(questions, evaluation.generations)),
-        *describe_sources("benchmarks", evaluation.benchmarks, config),
+        *describe_sources("benchmarks", evaluation.benchmarks, config, with_facts=True),
     ]
 
 

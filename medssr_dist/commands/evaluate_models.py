@@ -15,7 +15,7 @@ from medssr_dist.commands.prefetch import fetch_policy
 from medssr_dist.config.schema import Config
 from medssr_dist.errors import InputError
 from medssr_dist.estimates.memory import refuse_too_little_for_engines
-from medssr_dist.evaluation.benchmarks import read_benchmarks
+from medssr_dist.evaluation.benchmarks import log_facts, read_benchmarks
 from medssr_dist.evaluation.score_report import render_table
 from medssr_dist.evaluation.scores import read_scores
 from medssr_dist.readers import count_facts
@@ -48,6 +48,7 @@ def evaluate_models(config: Config, models: Sequence[str], run_dir: Path) -> Non
     if config.voting.servers and len(models) > 1:
         raise InputError(f"a server answers for one model, but {len(models)} are given; evaluate them one by one")
     benchmarks = read_benchmarks(config.evaluation, config.runtime.random_seed)
+    log_facts(benchmarks)
     policies = {name: _find_policy(config, model) for name, model in zip(names, models, strict=True)}
     for policy in policies.values():
         _check(policy)

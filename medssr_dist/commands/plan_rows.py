@@ -12,7 +12,7 @@ from medssr_dist.config.training import Stage
 from medssr_dist.estimates.rates import Rates
 from medssr_dist.estimates.walltime import CONCURRENT_STEPS, DataCounts, forecast_walltime
 from medssr_dist.estimates.workload import count_mixed_labels, count_stage_steps, expect_questions
-from medssr_dist.readers import name_source, read_questions
+from medssr_dist.readers import count_facts, name_source, read_questions
 from medssr_dist.run.clock import format_duration
 from medssr_dist.run.paths import STAGES
 from medssr_dist.runtime.cluster import count_slots_at_once
@@ -111,16 +111,17 @@ def _describe_rates(rates: Rates) -> list[str]:
     return lines
 
 
-def describe_sources(label: str, sources: list[DataSource], config: Config) -> list[PlanRow]:
-    """Return a row for each data set: its name, its place and the number of its questions.
+def describe_sources(label: str, sources: list[DataSource], config: Config, with_facts: bool = False) -> list[PlanRow]:
+    """Return a row for each data set: its name, its place and the number of its questions, or what it consists of.
 
     Raises:
         InputError: a data set cannot be read.
     """
     rows = []
     for source in sources:
-        count = len(read_questions(source, config.runtime.random_seed))
-        rows.append(PlanRow(label, f"{name_source(source)}{_describe_place(source)}, {count:,} questions"))
+        questions = read_questions(source, config.runtime.random_seed)
+        content = count_facts(questions).describe() if with_facts else f"{len(questions):,} questions"
+        rows.append(PlanRow(label, f"{name_source(source)}{_describe_place(source)}, {content}"))
     return rows
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 
 from medssr_dist.config.schema import Evaluation
 from medssr_dist.data.records import Question
@@ -13,7 +14,7 @@ _log = logging.getLogger(__name__)
 
 
 def read_benchmarks(evaluation: Evaluation, random_seed: int) -> dict[str, list[Question]]:
-    """Read `evaluation.benchmarks` and return name -> questions, in the order of the config. Log what they consist of.
+    """Read `evaluation.benchmarks` and return name -> questions, in the order of the config.
 
     Raises:
         InputError: there is no benchmark, two have the same name, a question has no answer, or a file is unreadable.
@@ -27,5 +28,10 @@ def read_benchmarks(evaluation: Evaluation, random_seed: int) -> dict[str, list[
             raise InputError(f"evaluation.benchmarks has two named {name!r}; give each its own `name`")
         benchmarks[name] = read_questions(source, random_seed)
         refuse_unlabelled(benchmarks[name])
-        _log.info("benchmark %s: %s", name, count_facts(benchmarks[name]).describe())
     return benchmarks
+
+
+def log_facts(benchmarks: Mapping[str, Sequence[Question]]) -> None:
+    """Log what each benchmark consists of."""
+    for name, questions in benchmarks.items():
+        _log.info("benchmark %s: %s", name, count_facts(questions).describe())

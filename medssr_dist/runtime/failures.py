@@ -41,6 +41,7 @@ _BY_WORDS = (
     (RuntimeError, "shared memory", "/dev/shm is too small; enlarge it, e.g. docker run --shm-size=8g"),
     (RuntimeError, "can't start new thread", "too many threads; raise the limit with `ulimit -u`"),
 )
+OPENRLHF_FIX = "run launch/install.sh, or pip install --no-deps openrlhf==0.11.2"
 _PACKAGE = Path(__file__).parents[1]
 
 
@@ -53,6 +54,8 @@ def describe_foreseen(error: BaseException) -> str | None:
         return "the program that reads this command's output has closed it"
     if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("medssr_dist"):
         package = error.name.partition(".")[0]
+        if package == "openrlhf":  # in no extra, because it requires flash-attn
+            return f"the package openrlhf is not installed; {OPENRLHF_FIX}"
         return (
             f"the package {package} is not installed; install the tested set with launch/install.sh, or the extra: "
             "pip install 'medssr_dist[cpu]' (with GPUs: 'medssr_dist[gpu]')"

@@ -13,7 +13,7 @@ from medssr_dist.config.schema import Config
 from medssr_dist.data.cards import CARD
 from medssr_dist.data.records import Question
 from medssr_dist.errors import InputError
-from medssr_dist.evaluation.benchmarks import read_benchmarks
+from medssr_dist.evaluation.benchmarks import log_facts, read_benchmarks
 from medssr_dist.evaluation.policy_answers import PolicyAnswers
 from medssr_dist.evaluation.protocol import evaluate_policy
 from medssr_dist.evaluation.question_letters import read_question_letters
@@ -42,6 +42,7 @@ def evaluate(session: Session) -> None:
     """Step 4: score the base model and the stages on each benchmark."""
     config = session.config
     benchmarks = read_benchmarks(config.evaluation, config.runtime.random_seed)
+    log_facts(benchmarks)
     policies = _find_policies(session)
     _warn_of_unchecked_benchmarks(session.run, benchmarks)
     fingerprints = {name: fingerprint_for_run(session, folder) for name, folder in policies.items()}

@@ -1,4 +1,4 @@
-"""Scores at TensorBoard and W&B: names that stay the same, samples only where asked for, failures that end nothing."""
+"""Scores at TensorBoard, W&B and MLflow: stable names, samples only where asked for, failures that end nothing."""
 
 import json
 
@@ -62,3 +62,17 @@ def test_a_service_that_fails_is_a_warning(evaluated, caplog, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "mlflow", None)
     track_scores(make_place(run, "mlflow"), scores, letters)
     assert "mlflow gets no scores" in caplog.text
+
+
+def test_mlflow_gets_metrics_config_and_the_table(evaluated, tmp_path, monkeypatch):
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.chdir(tmp_path)
+    run, scores, letters = evaluated
+    track_scores(make_place(run, "mlflow", samples=2), scores, letters)
+    client = mlflow.MlflowClient()
+    experiment = client.get_experiment_by_name("medssr")
+    (found,) = client.search_runs([experiment.experiment_id])
+    assert found.data.metrics == pytest.approx(list_score_tags(scores))
+    folders = [client.list_artifacts(found.info.run_id, folder) for folder in (None, "evaluation")]
+    assert {"config.json", "evaluation/samples.json"} <= {file.path for files in folders for file in files}

@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 
 from medssr_dist.config.schema import Config
 from medssr_dist.errors import EXIT_BAD_INPUT, InputError
+from medssr_dist.runtime.failures import describe_foreseen
 
 Status = Literal["pass", "warn", "fail"]
 _SLOW = {"imports"}  # checks that run in parallel to the others
@@ -47,10 +48,10 @@ def run_check(check: Check, config: Config, run_dir: Path) -> CheckResult:
     """Run a check and return its result. An exception in the check becomes a failure with its message."""
     try:
         return check(config, run_dir)
-    except InputError as error:
-        detail, _, fix = str(error).rpartition("; ")
-        return CheckResult("fail", detail or fix, fix)
     except Exception as error:  # the other checks still have to run
+        if foreseen := str(error) if isinstance(error, InputError) else describe_foreseen(error):
+            detail, _, fix = foreseen.rpartition("; ")
+            return CheckResult("fail", detail or fix, fix)
         return CheckResult("fail", f"the check itself failed: {type(error).__name__}: {error}", "report this")
 
 

@@ -19,6 +19,7 @@ from typing import NamedTuple
 from medssr_dist.commands.doctor.check_result import CheckResult, Status
 from medssr_dist.config.schema import Config
 from medssr_dist.runtime import cpu
+from medssr_dist.runtime.failures import OPENRLHF_FIX
 
 _PINNED = {"openrlhf": "0.11.2", "deepspeed": "0.19.6", "ray": "2.55.0", "transformers": "5.15.0", "torch": "2.13.0"}
 _VLLM = "0.29.0"
@@ -58,7 +59,8 @@ def check_packages(config: Config, run_dir: Path) -> CheckResult:
         return CheckResult("pass", f"python {platform.python_version()}, {len(expected)} pinned packages")
     absent = any(version is None for version in (*found.values(), vllm))
     fatal = absent or found["openrlhf"] != expected["openrlhf"]
-    return CheckResult("fail" if fatal else "warn", ", ".join(wrong), "run launch/install.sh")
+    fix = OPENRLHF_FIX if [line.partition(" ")[0] for line in wrong] == ["openrlhf"] else "run launch/install.sh"
+    return CheckResult("fail" if fatal else "warn", ", ".join(wrong), fix)
 
 
 def _version(package: str) -> str | None:
