@@ -44,7 +44,7 @@ class LabelScale:
     slice: int  # questions of each slice
 
 
-FULL = LabelScale(questions=2400, samples=16, splits=200, slice=300)
+FULL = LabelScale(questions=1200, samples=16, splits=200, slice=300)
 QUICK = LabelScale(questions=40, samples=8, splits=20, slice=20)
 
 
