@@ -225,6 +225,7 @@ def test_wandb_gets_metrics_and_config_but_no_secret(job, monkeypatch):
 def test_mlflow_metrics_are_one_run(job, tmp_path, monkeypatch):
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.chdir(tmp_path)  # mlflow writes artifacts into the current folder
     for step in (0, 1):
         trackers = Trackers(set_trackers(job, "mlflow", step=step))
         append_rows(job, step + 1)
