@@ -189,7 +189,7 @@ def prepare(work: Path) -> None:
     for name in ("disk", "tmp", "model"):
         (work / name).mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_MIB}m", "tmpfs", str(work / "disk")], check=True)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2g", "tmpfs", "/dev/shm"], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16g", "tmpfs", "/dev/shm"], check=True)
     tokenizer = tiny_tokenizer()
     teach_answer_format(tiny_llama(len(tokenizer)).float(), tokenizer).bfloat16().save_pretrained(work / "model")
     tokenizer.save_pretrained(work / "model")

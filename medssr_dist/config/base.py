@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -12,10 +12,13 @@ from pydantic import (
     ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
+    ValidationInfo,
+    field_validator,
     model_serializer,
     model_validator,
 )
 
+_NOT_IN_URL = set(' \\"<>^`{|}')
 _LARGEST = 10**12  # of any number: in seconds 30,000 years, in tokens more than any model has read
 
 
@@ -23,6 +26,16 @@ class Section(BaseModel):
     """Base class of all sections: unknown keys are errors, numbers finite, and values cannot change."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_truth_values(cls, value: Any, info: ValidationInfo) -> Any:
+        """Pydantic would read true as 1, and YAML reads yes, no, on and off as true and false."""
+        annotation = cls.model_fields[info.field_name or ""].annotation
+        kinds = {annotation, *get_args(annotation)}
+        if isinstance(value, bool) and kinds & {int, float} and bool not in kinds:
+            raise ValueError(f"a number is needed here, not {str(value).lower()} (yes, no, on and off are read so too)")
+        return value
 
     @model_validator(mode="after")
     def _refuse_huge_numbers(self) -> Self:
@@ -44,7 +57,7 @@ def check_base_url(text: str) -> str:
         raise ValueError("it holds a user name or a key; give the key as api_key")
     if url.query or url.fragment or "?" in text or "#" in text:
         raise ValueError("it holds a query (from ? or # on); remove that, and give a key as api_key")
-    if url.scheme not in ("http", "https") or not has_host or not text.isprintable() or " " in text:
+    if url.scheme not in ("http", "https") or not has_host or not text.isprintable() or set(text) & _NOT_IN_URL:
         raise ValueError("it is not of the form https://host/v1; correct it")
     return text
 

@@ -79,7 +79,7 @@ class LineChecker:
         """
         self.number += 1
         self.matched = False
-        text = line.rstrip(b"\r\n")
+        text = line.rstrip()
         if text[-_LENGTH:-10] == _MARK and text.endswith(_END):
             body = _remove_seal(text)
             self._sealed = True

@@ -11,6 +11,7 @@ import io
 import json
 import os
 import re
+import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,6 +22,7 @@ from medssr_dist.data.private_files import open_private, replace_private
 from medssr_dist.errors import InputError
 from medssr_dist.secret_registry import scrub, scrub_bytes
 
+_MOST_BYTES = 2**32  # of a file that is read as a whole
 _CHUNK = 2**20  # bytes read at once in the search for the last newline
 _COMPRESSED = {
     b"\x1f\x8b": "gunzip",
@@ -83,8 +85,9 @@ def read_text(path: Path) -> str:
 
 
 def read_bytes(path: Path) -> bytes:
-    """Read a whole file. Raises InputError if it is absent or unreadable; the message names it."""
+    """Read a whole file. Raises InputError if it is absent, unreadable or no file; the message names it."""
     try:
+        _check_kind(path)
         return path.read_bytes()
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; check the path") from None
@@ -92,6 +95,21 @@ def read_bytes(path: Path) -> bytes:
         raise InputError(f"{path} cannot be read ({error.strerror}); check the path and its permissions") from None
     except ValueError:  # a NUL or half a surrogate pair
         raise InputError(f"{str(path)!r} cannot be the name of a file; check the path") from None
+
+
+def _check_kind(path: Path) -> None:
+    """Raise InputError for what never ends or cannot be held in memory: pipes, devices, sockets, huge files.
+
+    A pipe that the shell has made, as in `--config <(...)`, is read.
+    """
+    found = path.stat()
+    from_shell = stat.S_ISFIFO(found.st_mode) and Path("/dev/fd") in path.parents
+    if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode) or from_shell):
+        raise InputError(f"{path} is a pipe, a socket or a device; name a file")
+    if found.st_size > _MOST_BYTES:
+        raise InputError(
+            f"{path} has {found.st_size >> 30} GiB, too many for a file that is read as a whole; check what it is"
+        )
 
 
 def read_jsonl(path: Path, on_damage: Callable[[Damaged], object] | None = None) -> Iterator[dict[str, Any]]:

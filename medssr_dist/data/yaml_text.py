@@ -1,7 +1,8 @@
 """Reads YAML that a person wrote, or an adversary: every fault is an InputError that says where, and quotes nothing.
 
 Of YAML, all plain values are read. Refused are a key that occurs twice in a section (PyYAML takes the last), tags of
-Python objects, aliases that multiply or hold themselves, deep nesting, and text that cannot be written as UTF-8.
+Python objects, aliases that multiply or hold themselves, deep nesting, numbers in base 60 or 8 (1:30, 010), and text
+that cannot be written as UTF-8.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ _DEPTH = 50  # of sections and lists within each other
 _VALUES = 1_000_000  # in one file, where each alias counts as what it stands for
 _QUOTED = re.compile(r"(['\"]).{2,}?\1")  # PyYAML quotes names of the file, and in the wrong place those are secrets
 _UNWRITABLE = re.compile("[\0\ud800-\udfff]")
+_NUMBERS = {"tag:yaml.org,2002:int", "tag:yaml.org,2002:float"}
+_OLD_NUMBER = re.compile(r"[-+]?(?:\d[\d_]*(?::[\d_.]+)+|0[\d_]+)")  # 1:30 would be 90, and 010 would be 8
 _BAD_SCALAR = (ValueError, KeyError, AttributeError, TypeError, IndexError, OverflowError)
 
 
@@ -66,6 +69,8 @@ class _PlainLoader(yaml.SafeLoader):
     """Builds plain values only; a value or key that cannot be built is an error with its line."""
 
     def construct_object(self, node: Node, deep: bool = False) -> Any:
+        if node.tag in _NUMBERS and _OLD_NUMBER.fullmatch(node.value):
+            raise _error(node, "YAML reads this as a number in base 60 or 8; quote a text, write a number in base 10")
         try:
             value = super().construct_object(node, deep)
         except yaml.YAMLError:

@@ -148,6 +148,13 @@ def test_absent_file(tmp_path):
     assert "does not exist" in refused(tmp_path / "none.yaml")
 
 
+@pytest.mark.parametrize("word", ["true", "yes", "on", "off"])
+@pytest.mark.parametrize("key", ["voting.samples", "voting.threshold", "synthesis.budget.tokens"])
+def test_a_truth_value_is_no_number(config_file, key, word):
+    with pytest.raises(InputError, match=f"{key}.*a number is needed here"):
+        load_config(config_file, [f"{key}={word}"])
+
+
 def test_settings_cannot_change(config_file):
     with pytest.raises(ValueError, match="frozen"):
         load_config(config_file).voting.samples = 3

@@ -109,6 +109,8 @@ def test_a_key_as_name_of_a_key_is_not_shown(config_file):
         "http://h:99999/v1",
         "http://[::1/v1",
         "'http://h/v 1'",
+        "'http://h\\ud800/v1'",
+        "'http://<host>/v1'",
         '"http://h/\\e[31m"',
     ],
 )

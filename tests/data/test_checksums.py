@@ -65,6 +65,16 @@ def test_no_flipped_bit_of_a_document_is_used(tmp_path):
             assert {key: found.get(key) for key in value} == value, bit
 
 
+@pytest.mark.parametrize("end", [b"\r\n", b" \n", b"\t\r\n", b"\n\n"])
+def test_space_behind_lines_hides_no_damage(ledger_file, end):
+    data = ledger_file.read_bytes().replace(b"\n", end)
+    ledger_file.write_bytes(data)
+    assert list(read_jsonl(ledger_file)) == ROWS
+    ledger_file.write_bytes(data.replace(b'"b"', b'"c"'))
+    with pytest.raises(Damaged):
+        list(read_jsonl(ledger_file))
+
+
 @given(rows)
 def test_every_row_comes_back(row):
     line = seal_line(json.dumps(row, ensure_ascii=False).encode())

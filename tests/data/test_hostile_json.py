@@ -43,6 +43,9 @@ def test_bad_json_is_one_line(text, words):
         ("a: -0b_", "no int"),
         ("a: " + "8" * 6_000, "no int"),
         ("a: !!int x", "no int"),
+        ("a: 1:30", "line 1, column 4: YAML reads this as a number in base 60"),
+        ("a: -190:20:30.5", "base 60"),
+        ("a: 1\nrevision: 0123456", "line 2, column 11: YAML reads this as a number in base 60 or 8"),
         ("a: !!float ''", "no float"),
         ("a: !!bool 3", "no bool"),
         ("a: !!binary '\xff'", "line 1"),
@@ -73,6 +76,14 @@ def test_aliases_that_multiply_are_refused():
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 8)}]" for n in range(1, 12)]
     with pytest.raises(InputError, match="stands for more than 1,000,000 values"):
         parse_yaml("\n".join(lines), "c.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("0", 0), ("-0.5", -0.5), ("1_000", 1000), ("0x1F", 31), ("'010'", "010"), ("0.10", 0.1), ("0e3", "0e3")],
+)
+def test_plain_numbers_are_read(text, value):
+    assert parse_yaml(f"a: {text}", "c.yaml") == {"a": value}
 
 
 def test_plain_yaml_with_aliases_and_merges_is_read():

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import socket
 import tracemalloc
 from pathlib import Path
 
@@ -165,6 +166,30 @@ def test_half_a_surrogate_pair_is_kept_as_a_question_mark(tmp_path):
 def test_directory_in_place_of_a_file(tmp_path):
     with pytest.raises(InputError, match="cannot be read"):
         read_text(tmp_path)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda file: socket.socket(socket.AF_UNIX).bind(str(file))])
+def test_a_pipe_or_socket_in_place_of_a_file_is_refused(tmp_path, make, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # paths of sockets are short
+    make(Path("file"))
+    for read in (read_text, read_json):
+        with pytest.raises(InputError, match="file is a pipe, a socket or a device; name a file"):
+            read(Path("file"))
+
+
+def test_a_huge_file_is_not_read_as_a_document(tmp_path):
+    with open(tmp_path / "a.json", "wb") as file:
+        file.truncate(2**33)
+    with pytest.raises(InputError, match="has 8 GiB"):
+        read_json(tmp_path / "a.json")
+
+
+def test_a_pipe_of_the_shell_is_read():
+    source, sink = os.pipe()
+    os.write(sink, b"voting: {samples: 4}\n")
+    os.close(sink)
+    assert read_text(Path(f"/dev/fd/{source}")) == "voting: {samples: 4}\n"
+    os.close(source)
 
 
 def test_atomic_write_replaces_and_leaves_no_temporary_file(tmp_path):
