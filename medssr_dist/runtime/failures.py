@@ -42,6 +42,7 @@ _BY_WORDS = (
     (RuntimeError, "can't start new thread", "too many threads; raise the limit with `ulimit -u`"),
 )
 OPENRLHF_FIX = "run launch/install.sh, or pip install --no-deps openrlhf==0.11.2"
+_TORCHVISION_FIX = "nothing here needs it: pip uninstall torchvision torchaudio torchcodec"
 _PACKAGE = Path(__file__).parents[1]
 
 
@@ -60,6 +61,8 @@ def describe_foreseen(error: BaseException) -> str | None:
             f"the package {package} is not installed; install the tested set with launch/install.sh, or the extra: "
             "pip install 'medssr_dist[cpu]' (with GPUs: 'medssr_dist[gpu]')"
         )
+    if isinstance(error, ImportError) and "torchvision" in "".join(traceback.format_exception(error)):
+        return f"torchvision does not fit the torch that is installed; {_TORCHVISION_FIX}"
     if isinstance(error, OSError) and error.errno in _FIXES:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{os.strerror(error.errno)}; {_FIXES[error.errno]}"

@@ -93,3 +93,18 @@ def test_a_closed_pipe_is_no_traceback(tmp_path):
         process.stdout.close()
         shown = process.stderr.read()
     assert "Traceback" not in shown
+
+
+def test_a_missing_or_unfit_package_names_its_fix():
+    absent = describe_foreseen(ModuleNotFoundError("No module named 'ray'", name="ray"))
+    assert "the package ray is not installed" in absent and "pip install 'medssr_dist[cpu]'" in absent
+    openrlhf = describe_foreseen(ModuleNotFoundError("No module named 'openrlhf'", name="openrlhf.models"))
+    assert openrlhf.endswith("pip install --no-deps openrlhf==0.11.2")
+    try:
+        try:
+            raise RuntimeError("operator torchvision::nms does not exist")
+        except RuntimeError as cause:
+            raise ModuleNotFoundError("Could not import module 'LlamaConfig'") from cause
+    except ModuleNotFoundError as error:
+        assert "pip uninstall torchvision" in describe_foreseen(error)
+    assert describe_foreseen(ModuleNotFoundError("No module named 'medssr_dist.x'", name="medssr_dist.x")) is None
