@@ -26,7 +26,16 @@ from medssr_dist.commands.tool_arguments import (
     add_report_arguments,
     add_status_arguments,
 )
-from medssr_dist.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_STOPPED, InputError, Stopped, TrainingFailed, to_line
+from medssr_dist.errors import (
+    EXIT_BAD_INPUT,
+    EXIT_FAILED,
+    EXIT_STOPPED,
+    EnginesFailed,
+    InputError,
+    Stopped,
+    TrainingFailed,
+    to_line,
+)
 from medssr_dist.runtime.failures import describe_foreseen, write_traceback
 from medssr_dist.runtime.logs import set_up_logging
 from medssr_dist.runtime.output import clean_output, discard_output
@@ -57,8 +66,8 @@ _TOOLS = {
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line `arguments` (default: sys.argv) and return the exit code.
 
-    The codes: 0 done, 1 training failed or a bug, 2 bad input or a fault of the machine, 3 stopped and resumable by
-    the same command.
+    The codes: 0 done, 1 training or all engines failed, or a bug, 2 bad input or a fault of the machine, 3 stopped and
+    resumable by the same command.
     """
     parser = _build_parser()
     _offer_completion(parser)
@@ -80,7 +89,7 @@ def _run(args: argparse.Namespace) -> int:
         return code
     except InputError as error:
         return _end(error, EXIT_BAD_INPUT)
-    except TrainingFailed as error:
+    except (TrainingFailed, EnginesFailed) as error:
         return _end(error, EXIT_FAILED)
     except Stopped as error:
         return _end(error, EXIT_STOPPED)

@@ -28,6 +28,10 @@ class TrainingFailed(_EndOfRun):
     """A training stage cannot go on (exit code 1). The message names the cause; the last checkpoint is kept."""
 
 
+class EnginesFailed(_EndOfRun):
+    """All engines have failed, several times in a row (exit code 1). What they have answered is kept."""
+
+
 class Diverged(TrainingFailed):
     """Training met a NaN or an infinity. The message names step, quantity, value and what to do."""
 

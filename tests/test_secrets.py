@@ -73,6 +73,12 @@ def test_unreadable_key_file_is_reported_by_name(config_file, key_file):
         load_key(config_file, key_file)
 
 
+def test_a_pipe_in_place_of_a_key_file_is_refused(config_file, key_file):
+    os.mkfifo(pipe := key_file.with_name("pipe"), 0o600)
+    with pytest.raises(InputError, match="pipe is a pipe"):
+        load_key(config_file, pipe)
+
+
 def test_literal_key_is_refused_and_not_repeated(config_file):
     with pytest.raises(InputError, match="or a file of mode 0600") as error:
         load_config(config_file, [f"synthesis.endpoints.0.api_key={KEY}"])

@@ -8,6 +8,7 @@ import stat
 from pathlib import Path
 from typing import Any
 
+from medssr_dist.data.jsonl import refuse_pipe
 from medssr_dist.errors import InputError
 from medssr_dist.secret_registry import holds_secret, names_secret, register_secret, take_variable
 
@@ -105,10 +106,11 @@ def read_secret_file(name: str, key: str) -> str:
         key: what names the file, for the error message.
 
     Raises:
-        InputError: others may read it, or it cannot be read.
+        InputError: others may read it, or it cannot be read, or it is no file.
     """
     try:
         file = Path(name).expanduser()
+        refuse_pipe(file)
         with open(file, encoding="utf-8") as handle:
             info = os.fstat(handle.fileno())
             if info.st_uid != os.getuid() or info.st_mode & (stat.S_IRWXG | stat.S_IRWXO):

@@ -87,7 +87,11 @@ def read_text(path: Path) -> str:
 def read_bytes(path: Path) -> bytes:
     """Read a whole file. Raises InputError if it is absent, unreadable or no file; the message names it."""
     try:
-        _check_kind(path)
+        refuse_pipe(path)
+        if (size := path.stat().st_size) > _MOST_BYTES:
+            raise InputError(
+                f"{path} has {size >> 30} GiB, too many for a file that is read as a whole; check the path"
+            )
         return path.read_bytes()
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; check the path") from None
@@ -97,19 +101,15 @@ def read_bytes(path: Path) -> bytes:
         raise InputError(f"{str(path)!r} cannot be the name of a file; check the path") from None
 
 
-def _check_kind(path: Path) -> None:
-    """Raise InputError for what never ends or cannot be held in memory: pipes, devices, sockets, huge files.
+def refuse_pipe(path: Path) -> None:
+    """Raise InputError for a pipe, a device or a socket, which may never end.
 
     A pipe that the shell has made, as in `--config <(...)`, is read.
     """
-    found = path.stat()
-    from_shell = stat.S_ISFIFO(found.st_mode) and Path("/dev/fd") in path.parents
-    if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode) or from_shell):
+    mode = path.stat().st_mode
+    from_shell = stat.S_ISFIFO(mode) and Path("/dev/fd") in path.parents
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or from_shell):
         raise InputError(f"{path} is a pipe, a socket or a device; name a file")
-    if found.st_size > _MOST_BYTES:
-        raise InputError(
-            f"{path} has {found.st_size >> 30} GiB, too many for a file that is read as a whole; check what it is"
-        )
 
 
 def read_jsonl(path: Path, on_damage: Callable[[Damaged], object] | None = None) -> Iterator[dict[str, Any]]:
@@ -122,6 +122,7 @@ def read_jsonl(path: Path, on_damage: Callable[[Damaged], object] | None = None)
         InputError: a line is not a JSON object, or differs from its checksum; the message names file and line.
     """
     try:
+        refuse_pipe(Path(path))
         with open(path, "rb") as file:
             yield from (row for _, row in enumerate_rows(file, path, on_damage=on_damage))
     except FileNotFoundError:

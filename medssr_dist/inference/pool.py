@@ -19,7 +19,7 @@ from contextlib import suppress
 from statistics import median
 
 from medssr_dist.config.schema import Voting
-from medssr_dist.errors import InputError
+from medssr_dist.errors import EnginesFailed, InputError
 from medssr_dist.inference.engine_protocol import Engine, EngineOutput
 from medssr_dist.inference.engine_slot import EngineSlot
 from medssr_dist.inference.leases import NEW_RECORD, Lease, Leases, QuarantinedRequest, QueuedRequest
@@ -92,7 +92,7 @@ class EnginePool:
 
         Raises:
             InputError: an engine's model or placement is not what the run asked for.
-            RuntimeError: no engine is left; the message has the last engine's error.
+            EnginesFailed: no engine is left; the message has the last engine's error.
         """
         while (batch := self._loop.run_until_complete(self._step(source))) is not None:
             yield batch
@@ -319,7 +319,10 @@ class EnginePool:
             slot.is_given_up = True
             self._on_event(slot.engine.name, "given up", reason)
             if all(each.is_given_up for each in self._slots):
-                raise RuntimeError(f"no engine is left: {slot.engine.name}, {slot.failures} times in a row: {reason}")
+                raise EnginesFailed(
+                    f"no engine is left: {slot.engine.name}, {slot.failures} times in a row: {reason}; every answer so "
+                    "far is kept, and the same command resumes"
+                )
         elif slot.failures > 1:
             await asyncio.sleep(_BACKOFF_S * 2 ** (slot.failures - 2))
 

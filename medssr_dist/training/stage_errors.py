@@ -9,17 +9,17 @@ from medssr_dist.errors import InputError, Stopped, TrainingFailed
 from medssr_dist.training.stage_job import StageJob
 
 if TYPE_CHECKING:
-    from ray.exceptions import RayTaskError
+    from ray.exceptions import RayActorError, RayTaskError
 
 _FULL_DISK_BYTES = 2**28  # with less free space, the disk counts as full
 _RESUMES = "the same command then resumes from the last complete checkpoint"
 
 
-def explain_stage_error(error: RayTaskError, job: StageJob) -> Exception:
+def explain_stage_error(error: RayTaskError | RayActorError, job: StageJob) -> Exception:
     """Return the error to raise for a failed stage: its own Stopped, TrainingFailed or InputError, if it raised one.
 
-    If memory or disk is full, it is an InputError, otherwise the error itself. torch and DeepSpeed report a full disk
-    in several ways, so the disk itself is checked.
+    If memory or disk is full, it is an InputError; if a process of it was killed or has crashed, a TrainingFailed;
+    otherwise the error itself. torch and DeepSpeed report a full disk in several ways, so the disk itself is checked.
     """
     import ray
 
@@ -41,6 +41,9 @@ def explain_stage_error(error: RayTaskError, job: StageJob) -> Exception:
             f"training ended with {free / 2**20:.0f} MiB free in {job.folder}: the disk is full; free some space; "
             f"{_RESUMES}"
         )
+    if isinstance(cause, (ray.exceptions.RayActorError, ray.exceptions.WorkerCrashedError)):
+        reason = " ".join(str(cause).split())[:200]
+        return TrainingFailed(f"a process of {job.name} was killed or has crashed; {_RESUMES} ({reason})")
     return error
 
 

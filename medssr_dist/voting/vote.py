@@ -73,7 +73,7 @@ def vote(
     Raises:
         InputError: `folder` holds another policy's labels or labels of other questions, no engine can be placed, the
             rule of labels raises, or `calibration` gives no threshold.
-        RuntimeError: no engine is left.
+        EnginesFailed: no engine is left.
         Stopped: see `should_stop`.
     """
     started = time.monotonic()

@@ -172,7 +172,7 @@ def test_directory_in_place_of_a_file(tmp_path):
 def test_a_pipe_or_socket_in_place_of_a_file_is_refused(tmp_path, make, monkeypatch):
     monkeypatch.chdir(tmp_path)  # paths of sockets are short
     make(Path("file"))
-    for read in (read_text, read_json):
+    for read in (read_text, read_json, lambda file: list(read_jsonl(file))):
         with pytest.raises(InputError, match="file is a pipe, a socket or a device; name a file"):
             read(Path("file"))
 

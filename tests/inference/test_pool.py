@@ -11,7 +11,7 @@ from far_engine import FarEngine
 
 from medssr_dist.bench.voting.simulation import SimulatedEngine, Speed, VirtualLoop
 from medssr_dist.config.schema import Voting
-from medssr_dist.errors import InputError
+from medssr_dist.errors import EnginesFailed, InputError
 from medssr_dist.inference import engine_slot
 from medssr_dist.inference import pool as pool_module
 from medssr_dist.inference.leases import LeaseRecord, QuarantinedRequest, QueuedRequest
@@ -155,7 +155,7 @@ def test_the_run_ends_when_no_engine_survives():
     def never(attempt):
         raise OSError("no such device")
 
-    with pytest.raises(RuntimeError, match="no engine is left: .*3 times in a row.*no such device"):
+    with pytest.raises(EnginesFailed, match="no engine is left: .*3 times in a row.*no such device.*resumes"):
         answers([FarEngine("a", on_start=never), FarEngine("b", on_start=never)], requests(3))
 
 

@@ -9,7 +9,7 @@ import ray
 import torch
 from config_builder import make_config
 
-from medssr_dist.errors import InputError
+from medssr_dist.errors import InputError, TrainingFailed
 from medssr_dist.run.directory import open_run
 from medssr_dist.training.stage_errors import explain_stage_error
 
@@ -60,6 +60,13 @@ def test_a_full_machine_is_not_told_to_offload(tmp_path):
 def test_a_full_disk_is_told_whatever_the_error_says(tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=2**20))
     assert "1 MiB free" in str(explain_stage_error(Failed(RuntimeError("unexpected pos 64 vs 0")), job(tmp_path)))
+
+
+@pytest.mark.parametrize("kind", [ray.exceptions.ActorDiedError, ray.exceptions.WorkerCrashedError])
+def test_a_killed_process_is_no_bug(tmp_path, kind):
+    for error in (kind(), Failed(kind()), Failed(Failed(kind()))):
+        found = explain_stage_error(error, job(tmp_path))
+        assert isinstance(found, TrainingFailed) and "stage2 was killed or has crashed" in str(found)
 
 
 def test_other_errors_stay_as_they_are(tmp_path):
