@@ -163,7 +163,12 @@ def _read_inspect(file: Path) -> Iterator[_Generation]:
     if not isinstance(samples, list):
         raise InputError(f"{file} is no log of inspect_ai: it has no samples")
     for sample in samples:
-        choices = (sample.get("output") or {}).get("choices") or [{}]
+        choices = (sample.get("output") or {}).get("choices")
+        if sample.get("error") or not choices:  # no answer was given, which is not a wrong answer
+            raise InputError(
+                f"{file}: sample {str(sample.get('id'))[:40]!r} ended without a reply; finish the evaluation, e.g. by "
+                "`inspect eval-retry`"
+            )
         content = (choices[0].get("message") or {}).get("content", "")
         text = content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
         truncated = choices[0].get("stop_reason") == "max_tokens"

@@ -79,3 +79,15 @@ def test_files_of_another_form_are_refused(docs, data, tmp_path, capsys):
         (tmp_path / name).write_text(content)
         assert main(["score", str(tmp_path / name), "--data", data]) == 2
         assert needle in capsys.readouterr().err
+
+
+def test_an_evaluation_that_failed_is_not_scored(docs, data, tmp_path, capsys):
+    """A sample without a reply is no wrong answer: a log of inspect_ai that ended early gives no score."""
+    log = tmp_path / "log.json"
+    write_inspect(log, docs)
+    whole = json.loads(log.read_text())
+    for sample in ({"output": {"choices": []}}, {"error": {"message": "timeout"}}, {"output": None}):
+        broken = whole | {"samples": [whole["samples"][0] | sample, *whole["samples"][1:]]}
+        log.write_text(json.dumps(broken))
+        assert main(["score", str(log), "--data", data]) == 2
+        assert "ended without a reply; finish the evaluation" in capsys.readouterr().err
