@@ -125,6 +125,8 @@ def _start(slots: int, temp_dir: Path) -> None:
     # Otherwise vLLM's processes survive a killed worker and hold its GPU's memory.
     os.environ.setdefault("RAY_process_group_cleanup_enabled", "true")
     os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's default of 15 would slow the workers down
+    # After a kill, Ray's agents report to the store that has ended too, for as long as this; by default for 60 s.
+    os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "4")
     for number in range(1, _STARTS + 1):
         try:
             ray.init(
