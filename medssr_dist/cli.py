@@ -363,7 +363,9 @@ def _doctor(args: argparse.Namespace) -> int:
         from medssr_dist.commands.doctor.gpu_check import run_gpu_check
 
         return run_gpu_check()
-    config, form = _load(args), DoctorForm(args.step, args.login, args.rates)
+    from medssr_dist.estimates.engine_placement import choose_placement
+
+    config, form = choose_placement(_load(args)).config, DoctorForm(args.step, args.login, args.rates)
     if args.node:
         if args.out is None:
             raise InputError("doctor --node needs --out DIR, the folder for its report")

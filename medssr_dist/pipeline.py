@@ -21,6 +21,7 @@ from pathlib import Path
 from medssr_dist.config.schema import Config
 from medssr_dist.data.jsonl import write_json
 from medssr_dist.errors import InputError
+from medssr_dist.estimates.engine_placement import choose_placement
 from medssr_dist.estimates.memory import refuse_too_little_memory
 from medssr_dist.evaluation.benchmarks import read_benchmarks
 from medssr_dist.readers import read_calibration_questions, read_validation_questions
@@ -67,6 +68,10 @@ def run_steps(config: Config, root: Path, steps: tuple[str, ...] = STEPS) -> Non
         logger.info("synthesize, vote: skipped, no training stage uses pseudo-labels")
         steps = ("train", "evaluate")
     refuse_unvoted_demand(config, steps)
+    choice = choose_placement(config)
+    config = choice.config
+    if "train" in steps:
+        logger.info("rollout engines: %s (%s)", config.training.placement, choice.reason)
     with open_session(config, root, before_ray=refuse_too_little_memory) as session:
         with time_step(session.run.root, "run"):
             _run_steps(session, steps)

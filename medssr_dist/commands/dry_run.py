@@ -26,6 +26,7 @@ from medssr_dist.config.training import Stage
 from medssr_dist.data.jsonl import write_atomic, write_json
 from medssr_dist.data.records import Question
 from medssr_dist.errors import InputError
+from medssr_dist.estimates.engine_placement import choose_placement
 from medssr_dist.estimates.rates import read_rates
 from medssr_dist.estimates.walltime import DataCounts
 from medssr_dist.estimates.workload import (
@@ -70,10 +71,12 @@ def dry_run(config: Config, run_dir: Path, steps: tuple[str, ...], rates_of: Pat
             a forecast of the whole run only if `steps` is the whole method.
 
     Raises:
-        InputError: the real run would refuse its input (unreadable data, an evaluation item among the seeds, a missing
-            model), or `rates_of` has no rates.
+        InputError: the real run would refuse its input or its placement (unreadable data, an evaluation item among the
+            seeds, a missing model), or `rates_of` has no rates.
     """
     refuse_unvoted_demand(config, steps)
+    choice = choose_placement(config)
+    config = choice.config
     run = RunDir(run_dir)
     folder = run.dry_run
     shutil.rmtree(folder, ignore_errors=True)
@@ -84,7 +87,8 @@ def dry_run(config: Config, run_dir: Path, steps: tuple[str, ...], rates_of: Pat
         steps = ("train", "evaluate")
     print(f"dry run of {', '.join(steps)} in {run.root}; nothing is started")
     refuse_unfit_rollout(config)
-    print_rows("slots", [PlanRow("device", describe_device()), *plan_slots(config), *plan_memory(config)])
+    placement = PlanRow("placement", f"{config.training.placement} ({choice.reason})")
+    print_rows("slots", [PlanRow("device", describe_device()), placement, *plan_slots(config), *plan_memory(config)])
     for step in steps:
         print_rows(step, [PlanRow("state", _describe_state(run, step)), *_PLANS[step](config, run, folder, model)])
     print_rows("wall time", _plan_walltime(config, run, steps, rates_of))

@@ -6,9 +6,7 @@ from medssr_dist.commands.plan_rows import PlanRow
 from medssr_dist.commands.prefetch import format_size
 from medssr_dist.config.schema import Config
 from medssr_dist.config.training import Stage
-from medssr_dist.errors import InputError
-from medssr_dist.estimates.memory import count_parameters, estimate_memory, estimate_one_checkpoint
-from medssr_dist.estimates.model_shape import find_shape
+from medssr_dist.estimates.memory import estimate_memory, estimate_one_checkpoint, find_parameters
 from medssr_dist.runtime.cluster import count_slots, count_slots_at_once
 from medssr_dist.runtime.device import on_gpu
 from medssr_dist.training.save_interval import choose_save_steps
@@ -36,7 +34,7 @@ def describe_idle(config: Config) -> str:
 
 def plan_memory(config: Config) -> list[PlanRow]:
     """Return a row for each estimate of memory; one row where the model's size is not known."""
-    parameters = _find_parameters(config)
+    parameters = find_parameters(config.policy)
     if parameters is None:
         return [PlanRow("memory", "not estimated: the policy is not on this machine")]
     demands = estimate_memory(config, parameters)
@@ -48,18 +46,9 @@ def plan_memory(config: Config) -> list[PlanRow]:
 
 def describe_checkpoints(config: Config, stage: Stage) -> str:
     """Describe how often a stage writes a checkpoint, and how large it is."""
-    parameters = _find_parameters(config)
+    parameters = find_parameters(config.policy)
     if parameters is None:
         every = f"every {stage.save_steps} steps" if stage.save_steps else "as often as their size allows"
         return f"checkpoints: {every}"
     size = estimate_one_checkpoint(config, parameters)
     return f"checkpoints: every {stage.save_steps or choose_save_steps(size)} steps, about {format_size(size)} each"
-
-
-def _find_parameters(config: Config) -> int | None:
-    """Return the number of parameters of the policy: of its files, else of a well-known model of this name."""
-    try:
-        return count_parameters(config.policy)
-    except InputError:
-        shape = find_shape(config.policy)
-        return shape.parameters if shape else None

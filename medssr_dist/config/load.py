@@ -11,9 +11,9 @@ from pydantic_core import ErrorDetails
 
 from medssr_dist.config.benchmark_sets import expand_benchmark_sets
 from medssr_dist.config.key_list import list_siblings, suggest_paths
+from medssr_dist.config.removed_keys import REMOVED_KEYS
 from medssr_dist.config.schema import Config
 from medssr_dist.config.shipped import find_config_file
-from medssr_dist.config.training import REMOVED_KEYS
 from medssr_dist.config.variables import fill_variables
 from medssr_dist.data.yaml_text import parse_yaml, read_yaml
 from medssr_dist.errors import InputError

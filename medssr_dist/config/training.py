@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
@@ -12,64 +11,23 @@ from medssr_dist.config.objective import Objective
 from medssr_dist.config.stage_checks import Guard, Validate
 
 ANSWER_REWARD = "answer"  # value of `training.reward`
-_OWN = "training always uses this project's own implementation (`medssr bench training` compares it with OpenRLHF's)"
-_WHOLE = "rollouts are drawn from the whole distribution, because its log-probs are what is trained"
-
-
-class RemovedKey(NamedTuple):
-    """A key of earlier versions: the value that training now always has, and why."""
-
-    value: str | float
-    reason: str
-
-    def explain(self, key: str) -> str:
-        """Return the message for a config that has the key."""
-        return f"{key} was removed: {self.reason}; remove the key or the override"
-
-
-REMOVED_KEYS = {
-    "training.rollout": RemovedKey("grouped", _OWN),
-    "training.weight_sync": RemovedKey("packed", _OWN),
-    "training.logprob": RemovedKey("kernels", _OWN),
-    "training.stage1.top_p": RemovedKey(1.0, _WHOLE),
-    "training.stage2.top_p": RemovedKey(1.0, _WHOLE),
-}
-
-
-def drop_removed_keys(settings: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    """Return the settings of an earlier version without the removed keys; other values of them stay.
-
-    Args:
-        settings: a config as a tree, or by dotted key.
-        above: key of the section that `settings` is, with a dot behind it; "" for a whole config.
-
-    Example: drop_removed_keys({"training.nodes": 1, "training.logprob": "kernels"}) == {"training.nodes": 1}
-    """
-    kept: dict[str, Any] = {}
-    for name, value in settings.items():
-        removed = REMOVED_KEYS.get(above + name)
-        if removed is None or removed.value != value:
-            kept[name] = drop_removed_keys(value, f"{above}{name}.") if isinstance(value, dict) else value
-    return kept
 
 
 class RolloutOptions(Section):
     """How the rollout engines generate samples and receive new weights."""
 
-    async_rollout: bool = Field(
-        False, description="generate the samples of the next step while this step trains; they are one step off-policy"
-    )
     over_draw: bool = Field(
         False,
         description="draw as many prompts at once as a step needs by the share of groups with equal rewards so far; "
         "surplus groups are kept for the next step; false = draw a further prompt whenever such a group has arrived",
     )
     max_policy_lag: int = Field(
-        1,
+        0,
         ge=0,
         le=8,
-        description="samples that are kept for later are trained on if their weights are at most this many steps older "
-        "than the policy; else their prompt is sampled again",
+        description="no token that is trained on comes from weights more than this many steps older than the policy. "
+        "From 1 on the engines sample ahead while the ranks train; new weights interrupt running samples, which go on "
+        "with them. 0 = each step is sampled by the policy that it trains",
     )
     rollout_dtype: Literal["policy", "fp8"] = Field(
         "policy",
@@ -194,7 +152,19 @@ class Training(RolloutOptions):
         "learning rate grow with the number of nodes, or with its square root; it then resumes on as many nodes only",
     )
     ranks_per_node: int = Field(8, ge=1, description="ZeRO-3 ranks per node: GPUs, or processes on CPU")
-    engines: int = Field(1, ge=1, description="vLLM rollout engines")
+    placement: Literal["auto", "split", "colocated"] = Field(
+        "auto",
+        description="split: the rollout engines have GPUs of their own; colocated: each shares the GPU of a rank, and "
+        "they take turns; auto: colocated on GPUs if the job has too few for split, and the predicted memory suffices",
+    )
+    engine_memory: float = Field(
+        0.7,
+        gt=0,
+        lt=1,
+        description="share of a GPU's memory for a colocated rollout engine while it samples; "
+        "runtime.gpu_memory_utilization is that of all other engines",
+    )
+    engines: int = Field(1, ge=1, description="vLLM rollout engines; as many as ranks if they are colocated")
     tensor_parallel_size: int = Field(1, ge=1, description="GPUs per rollout engine")
     colocate_reference: bool = Field(True, description="the reference model shares the GPUs of the ranks")
     gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
@@ -264,28 +234,47 @@ class Training(RolloutOptions):
         """Number of ZeRO-3 ranks on all nodes."""
         return self.nodes * self.ranks_per_node
 
+    def find_unfit_for_turns(self) -> str:
+        """Return why the engines cannot be colocated, with what to do; "" if they can."""
+        if self.tensor_parallel_size > 1:
+            return f"tensor_parallel_size = {self.tensor_parallel_size} is not 1; set training.tensor_parallel_size=1"
+        if self.engines != self.ranks:
+            return f"engines = {self.engines}, and {self.ranks} ranks have one each; set training.engines={self.ranks}"
+        if not self.colocate_reference:
+            return "the reference must share the GPUs too; set training.colocate_reference=true"
+        if self.max_policy_lag > self.over_draw and self.stage1.first_rollouts != "votes":
+            return (
+                f"no engine samples while the ranks train, so max_policy_lag = {self.max_policy_lag} has no effect; "
+                f"set training.max_policy_lag={int(self.over_draw)}"
+            )
+        return ""
+
     def _enabled_stages(self) -> dict[str, Stage]:
         stages: dict[str, Stage] = {"stage1": self.stage1, "stage2": self.stage2}
         return {name: stage for name, stage in stages.items() if stage.enabled}
 
     @model_validator(mode="after")
     def _refuse_uncorrected_off_policy(self) -> Training:
-        switches = [name for name in ("async_rollout", "over_draw") if getattr(self, name)]
         for name, stage in self._enabled_stages().items():
-            if stage.importance == "off" and switches:
+            if stage.importance == "off" and self.max_policy_lag:
                 raise ValueError(
-                    f"{name}: {switches[0]} trains on samples of older weights; set training.{name}.importance=token"
+                    f"{name}: max_policy_lag = {self.max_policy_lag} trains on samples of older weights; set "
+                    f"training.{name}.importance=token, or training.max_policy_lag=0"
                 )
         return self
 
     @model_validator(mode="after")
+    def _refuse_unfit_placement(self) -> Training:
+        if self.placement == "colocated" and (reason := self.find_unfit_for_turns()):
+            raise ValueError(f"placement=colocated: {reason}, or training.placement=split")
+        return self
+
+    @model_validator(mode="after")
     def _refuse_unfit_over_draw(self) -> Training:
-        needed = 2 if self.async_rollout else 1
-        if self.over_draw and self.max_policy_lag < needed:
-            also = " and async_rollout" if self.async_rollout else ""
+        if self.over_draw and not self.max_policy_lag:
             raise ValueError(
-                f"max_policy_lag = {self.max_policy_lag} lets no surplus group of over_draw{also} be trained on; set "
-                f"training.max_policy_lag={needed} or more, or training.over_draw=false"
+                "over_draw trains on surplus groups a step later, and max_policy_lag = 0 allows none; set "
+                "training.max_policy_lag=1 or more, or training.over_draw=false"
             )
         for name, stage in self._enabled_stages().items():
             if self.over_draw and not stage.drop_zero_variance:
@@ -306,16 +295,10 @@ class Training(RolloutOptions):
         return self
 
     @model_validator(mode="after")
-    def _refuse_uncorrected_votes(self) -> Training:
+    def _refuse_votes_without_log_probs(self) -> Training:
         stage = self.stage1
         if not (stage.enabled and stage.first_rollouts == "votes"):
             return self
-        if self.max_policy_lag and stage.importance == "off":
-            raise ValueError(
-                f"stage1: first_rollouts=votes trains on votes of the base policy for max_policy_lag = "
-                f"{self.max_policy_lag} steps after its first; set training.stage1.importance=token, or "
-                "training.max_policy_lag=0"
-            )
         if not stage.kl_coef:
             raise ValueError(
                 "stage1: first_rollouts=votes takes the log-probs of votes from the reference model, and kl_coef = 0 "

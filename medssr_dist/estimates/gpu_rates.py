@@ -23,6 +23,7 @@ _ITERATION_S = 0.004  # of an engine's scheduler and launches
 _NODE_BYTES_S, _NETWORK_BYTES_S = 200e9, 35e9  # gathered by a GPU within a node, and between nodes
 _SYNC_FIXED_S, _HOST_BYTES_S, _OFFLOAD_BYTES_S = 1.0, 20e9, 150e9  # PCIe of a GPU; host memory of a node
 _UPDATE_FIXED_S = 0.5
+_TURN_FIXED_S, _STATE_BYTES = 1.5, 14  # vLLM falls asleep and wakes; of a weight, moved to the host and back
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ def predict_step_rates(config: Config, stage: Stage, shape: ModelShape, name: st
         update_s=max(compute, passes * gather),
         update_fixed_s=_UPDATE_FIXED_S + _offload_seconds(config, shape),
         sync_s=_SYNC_FIXED_S + 2 * shape.parameters / _NETWORK_BYTES_S,
+        turn_s=_TURN_FIXED_S + 2 * _STATE_BYTES * shape.parameters / training.ranks / _HOST_BYTES_S,
     )
 
 

@@ -18,6 +18,7 @@ _EMBEDDED_PARAMETERS = 134_515_008  # SmolLM2-135M; used until its weights have 
 _ENGINE_BYTES, _RANK_BYTES, _REFERENCE_BYTES, _DRIVER_BYTES = 2.1e9, 2.5e9, 0.7e9, 1.7e9
 # On a GPU: CUDA, NCCL and the kernels' buffers; and how many weights DeepSpeed gathers at most (its default).
 _GPU_RANK_BYTES, _GATHERED_PARAMETERS = 2e9, 1_000_000_000
+_SLEEPING_ENGINE_BYTES = 2e9  # a colocated engine while the ranks train: CUDA, captured graphs (assumed)
 _OPTIMIZER_BYTES = 12  # bytes per trained parameter: the fp32 master weight and the two moments of Adam
 
 
@@ -43,8 +44,9 @@ def estimate_memory(config: Config, parameters: int) -> list[MemoryDemand]:
     """Return the memory demands of the run that `config` describes.
 
     On CPU there is one demand, for the whole run. On GPU there is one for the GPU of an engine, one for the GPU of a
-    training rank, and one for each thing that is offloaded to the memory of the host. A GPU that is not here is assumed
-    to have ASSUMED_GPU_BYTES. Activations are those of the largest micro-batch, where the model's shape is known.
+    training rank, and one for each thing that is offloaded to the memory of the host. Colocated engines and ranks share
+    their GPUs: there is one demand for each turn. A GPU that is not here is assumed to have ASSUMED_GPU_BYTES.
+    Activations are those of the largest micro-batch, where the model's shape is known.
 
     Args:
         parameters: number of parameters of the policy, see `count_parameters`.
@@ -60,14 +62,37 @@ def estimate_memory(config: Config, parameters: int) -> list[MemoryDemand]:
     reference = _bytes_per_weight(config) * parameters if training.offload_reference and _has_reference(config) else 0
     rank = (_training_state_bytes(config, parameters) - optimizer - reference) / training.ranks
     rank += _working_bytes(config, parameters)
-    demands = [
-        MemoryDemand("an engine's GPU", _bytes_per_weight(config) * parameters / size, room),
-        MemoryDemand("a training rank's GPU", rank, free),
-    ]
+    engine = MemoryDemand("an engine's GPU", _bytes_per_weight(config) * parameters / size, room)
+    if training.placement == "colocated":
+        demands = [engine, *_estimate_turns(config, parameters, rank, free)]
+    else:
+        demands = [engine, MemoryDemand("a training rank's GPU", rank, free)]
     if optimizer:
         demands.append(MemoryDemand("the optimizer on the host", optimizer / training.nodes, read_available_memory()))
     if reference:
         demands.append(MemoryDemand("the reference on the host", reference / training.nodes, read_available_memory()))
+    return demands
+
+
+def _estimate_turns(config: Config, parameters: int, rank: float, free: float) -> list[MemoryDemand]:
+    """Return the demands of GPUs that ranks and colocated engines use in turn.
+
+    Args:
+        rank: bytes of a rank while it trains. free: of the GPU.
+    """
+    training, weight = config.training, _bytes_per_weight(config)
+    processes = 1 + _has_reference(config)
+    shards = weight * parameters * processes / training.ranks
+    waiting = shards + _GPU_RANK_BYTES * processes
+    others = _SLEEPING_ENGINE_BYTES + _GPU_RANK_BYTES * (processes - 1)
+    demands = [
+        MemoryDemand("a rollout engine's share of a GPU", weight * parameters, training.engine_memory * free),
+        MemoryDemand("a GPU while the engines sample", training.engine_memory * free + waiting, free),
+        MemoryDemand("a GPU while the ranks train", rank + others, free),
+    ]
+    if not training.offload_optimizer:
+        state = (weight + _OPTIMIZER_BYTES) * _trained_parameters(config, parameters) / training.nodes
+        demands.append(MemoryDemand("the update's state on the host", state, read_available_memory()))
     return demands
 
 
@@ -186,6 +211,15 @@ def estimate_checkpoint_bytes(config: Config, parameters: int) -> float:
 def estimate_one_checkpoint(config: Config, parameters: int) -> float:
     """Return the bytes of one checkpoint: weights, and the fp32 weights and moments of the optimizer."""
     return _bytes_per_weight(config) * parameters + _OPTIMIZER_BYTES * _trained_parameters(config, parameters)
+
+
+def find_parameters(policy: Policy) -> int | None:
+    """Return the number of parameters of the policy: of its files, else of a well-known model of this name."""
+    try:
+        return count_parameters(policy)
+    except InputError:
+        shape = find_shape(policy)
+        return shape.parameters if shape else None
 
 
 def count_parameters(policy: Policy) -> int:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from medssr_dist.config.removed_keys import drop_removed_keys
 from medssr_dist.config.schema import Config
-from medssr_dist.config.training import Stage, drop_removed_keys
+from medssr_dist.config.training import Stage
 from medssr_dist.data.jsonl import read_jsonl
 from medssr_dist.data.records import parse_record, read_record
 from medssr_dist.errors import InputError

@@ -6,8 +6,11 @@ sheets and assumed efficiencies (`estimates/gpu_rates.py`). With them
     rollout    = simulated (`estimates/rollout_model.py`)
     experience, update = seconds of one rank for a token x tokens of the step / ranks (+ a fixed time of the update)
     sync       = a fixed time
-    step       = rollout + experience + update + sync, or with training.async_rollout
+    step       = rollout + experience + update + sync + turns, where turns is the time of colocated engines and ranks to
+                 change places, else 0; or, if the engines sample ahead (training.max_policy_lag),
                  max(rollout, experience + update) + sync
+
+Of the batches that are sampled ahead, all but one begin before the last samples of the one before: they share one end.
 """
 
 from __future__ import annotations
@@ -34,6 +37,7 @@ class StepRates:
         engine: of one rollout engine.
         experience_s, update_s: seconds of one rank for one token, prompt and answer.
         update_fixed_s: of an update whatever its size. sync_s: of a weight sync.
+        turn_s: in a step, for colocated ranks and engines to change places.
     """
 
     source: str
@@ -42,6 +46,7 @@ class StepRates:
     update_s: float
     update_fixed_s: float
     sync_s: float
+    turn_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,11 @@ class StepForecast:
     ranks_idle: float
 
     def mean_idle(self, ranks: int, gpus_per_engine: int, gpus: int) -> float:
-        """Return the idle share of all GPUs of a job; those without a rank or an engine are idle all the time."""
+        """Return the idle share of all GPUs of a job; those without a rank or an engine are idle all the time.
+
+        Args:
+            ranks: with GPUs of their own; those that share theirs with an engine are in `engines_idle`.
+        """
         busy = ranks * (1 - self.ranks_idle) + gpus_per_engine * sum(1 - idle for idle in self.engines_idle)
         return 1 - busy / gpus
 
@@ -88,8 +97,11 @@ def forecast_step(
         gpus: of the job, for the tokens per second and GPU.
     """
     training = config.training
+    is_colocated = training.placement == "colocated"
+    ahead = 0 if is_colocated else training.max_policy_lag - training.over_draw
+    batches = max(1, ahead)
     load = RolloutLoad(
-        stage.prompts_per_step,
+        stage.prompts_per_step * batches,
         stage.samples_per_prompt,
         training.engines,
         flat_share if stage.drop_zero_variance else 0.0,
@@ -98,12 +110,14 @@ def forecast_step(
         training.over_draw,
     )
     found = [simulate_rollout(load, rates.engine, seed) for seed in range(rounds)]
-    rollout = statistics.mean(_rollout_seconds(each, load) for each in found)
+    rollout = statistics.mean(_rollout_seconds(each, load) for each in found) / batches
     tokens = stage.sequences * (statistics.mean(lengths) + prompt_tokens)
     experience = rates.experience_s * tokens / training.ranks
     update = rates.update_s * tokens / training.ranks + rates.update_fixed_s
     learn = experience + update
-    seconds = (max(rollout, learn) if training.async_rollout else rollout + learn) + rates.sync_s
+    fixed = rates.sync_s + (rates.turn_s if is_colocated else 0.0)
+    seconds = (max(rollout, learn) if ahead else rollout + learn) + fixed
+    in_turn = learn if is_colocated else 0.0
     busy = [statistics.mean(each.busy[index] for each in found) for index in range(training.engines)]
     share = rollout / statistics.mean(each.seconds for each in found)
     return StepForecast(
@@ -115,7 +129,7 @@ def forecast_step(
         drawn=statistics.mean(each.drawn for each in found) * share,
         tokens=tokens,
         tokens_per_s_per_gpu=tokens / seconds / gpus,
-        engines_idle=tuple(1 - min(seconds, each * share + rates.sync_s) / seconds for each in busy),
+        engines_idle=tuple(1 - min(seconds, each * share + rates.sync_s + in_turn) / seconds for each in busy),
         ranks_idle=1 - (learn + rates.sync_s) / seconds,
     )
 

@@ -55,6 +55,8 @@ def build_rollout_kwargs(model: Path, config: Config) -> dict[str, Any]:
         kwargs["max_num_batched_tokens"] = max(training.max_num_batched_tokens, config.policy.max_model_len)
     if training.rollout_dtype == "fp8":
         kwargs["quantization"] = "fp8"
+    if training.placement == "colocated" and on_gpu():  # vLLM has no sleep mode on CPU
+        kwargs |= {"enable_sleep_mode": True, "gpu_memory_utilization": training.engine_memory}
     return kwargs | {"logprobs_mode": "processed_logprobs"}  # at the sampling temperature
 
 

@@ -18,9 +18,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict
 from medssr_dist import __version__
 from medssr_dist.config.key_list import read_defaults
 from medssr_dist.config.load import dump_config
+from medssr_dist.config.removed_keys import drop_removed_keys
 from medssr_dist.config.schema import Config
 from medssr_dist.config.synthesis import join_corpus_keys
-from medssr_dist.config.training import drop_removed_keys
 from medssr_dist.data.jsonl import write_json
 from medssr_dist.data.private_files import open_private, open_private_folder, remove_temporary, try_lock
 from medssr_dist.data.prompt_forms import load_prompt_form
@@ -66,6 +66,8 @@ _FREE_KEYS = (
     "voting.question_buffer",
     "voting.keep_text",
     "voting.paraphrases",  # their content counts, see the hash of the way of sampling
+    "training.placement",
+    "training.engine_memory",
     "training.engines",
     "training.tensor_parallel_size",
     "training.nodes",

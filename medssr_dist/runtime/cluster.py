@@ -32,15 +32,17 @@ _PLACEMENT_S = 120.0  # engines of the step before may need a while to end
 def count_slots(config: Config) -> dict[str, int]:
     """Return how many slots each part of a run needs. A slot is a GPU, or on CPU a logical GPU for one process.
 
+    Colocated rollout engines have the slots of the ranks; `auto` counts as split until it is resolved.
+
     Example: {"voting engines": 2, "training ranks": 4, "reference ranks": 0, "rollout engines": 2}
     """
     training, voting = config.training, config.voting
-    ranks = training.nodes * training.ranks_per_node
+    ranks, is_colocated = training.nodes * training.ranks_per_node, training.placement == "colocated"
     return {
         "voting engines": voting.engines * voting.tensor_parallel_size,
         "training ranks": ranks,
         "reference ranks": 0 if training.colocate_reference else ranks,
-        "rollout engines": training.engines * training.tensor_parallel_size,
+        "rollout engines": 0 if is_colocated else training.engines * training.tensor_parallel_size,
     }
 
 

@@ -70,6 +70,12 @@ def read_gpu_bytes() -> int:
     return int(nvml.nvmlDeviceGetMemoryInfo(nvml.nvmlDeviceGetHandleByIndex(0)).total) if nvml else ASSUMED_GPU_BYTES
 
 
+def read_gpu_count() -> int | None:
+    """Return the number of this machine's GPUs; None where none is visible."""
+    nvml = _open_nvml()
+    return int(nvml.nvmlDeviceGetCount()) if nvml else None
+
+
 def read_compute_capability() -> float | None:
     """Return the compute capability of this machine's first GPU, for instance 9.0; None where none is visible."""
     nvml = _open_nvml()

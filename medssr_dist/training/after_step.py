@@ -222,4 +222,6 @@ class SampleLog:
         }
         if "policy_lag" in sample.info:
             row["policy_lag"] = int(sample.info["policy_lag"][0])
+        if "versions" in sample.info:
+            row["versions"] = sample.info["versions"].tolist()
         return row

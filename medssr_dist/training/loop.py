@@ -10,7 +10,8 @@ For each step, with the policy pi_theta, the policy that sampled pi_old, and the
            L = -1/n sum_t min(rho_t A_t, clip(rho_t, 1 - clip_low, 1 + clip_high) A_t) + kl_coef KL(pi_theta || pi_ref)
            rho_t = pi_theta(o_t | q, o_<t) / pi_old(o_t | q, o_<t)
        in `updates_per_rollout` optimizer steps (AdamW, ZeRO-3), micro-batch by micro-batch.
-    4. Send the new weights to the rollout engines.
+    4. Send the new weights to the rollout engines. Colocated engines (`training.placement`) sleep from 2 on, and are
+       woken here, with their GPUs, before anything is sampled.
     5. If it is due, let the engines answer held-out questions (`training.validate`).
     6. If it is due, let the policy vote again on the questions that come next (`voting.online`).
     7. After the step: metrics line, checkpoint, export, and whether to stop.
@@ -60,8 +61,9 @@ class SampleSource(Protocol):
 
 
 class WeightSender(Protocol):
-    """The method of RolloutWorkers that the loop calls."""
+    """The methods of RolloutWorkers that the loop calls."""
 
+    def begin_training(self) -> None: ...
     def sync_weights(self, compare_all: bool = False) -> None: ...
 
 
@@ -118,6 +120,7 @@ def take_step(parts: LoopParts, rollout: StepSamples, state: LoopState, clock: S
     advantage_N = groups.advantage
     if rollout.weights is not None:  # of votes
         advantage_N = advantage_N * torch.tensor(rollout.weights)
+    parts.engines.begin_training()
     work = parts.experience.plan(samples, advantage_N, state.step)
     parts.experience.add_log_probs(work)
     kl_in_reward = parts.experience.subtract_kl(work)

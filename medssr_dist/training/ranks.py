@@ -20,6 +20,7 @@ from medssr_dist.training.weights.checkpoints import StoredFile
 from medssr_dist.training.weights.generation_config import copy_generation_config, keep_token_ids_only
 from medssr_dist.training.weights.lora import save_merged
 from medssr_dist.training.weights.rank_state import count_shard_bytes, get_rng_states, restore_rng_states, verify_files
+from medssr_dist.training.weights.state_offload import StateOffload
 from medssr_dist.training.weights.teacher import Teacher
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ class PolicyRank(ReportingRank, PolicyActor):
             )
         self.actor, optimizer, scheduler = strategy.prepare((actor, strategy.make_optimizer_settings(optimizer_steps)))
         self.checkpoint_states = self._load_checkpoint()
+        self._state = StateOffload(self.actor.model)
         self.updater = self.make_update(strategy, optimizer, scheduler)
         if strategy.teacher_decay is not None:
             average = self.checkpoint_states.get("teacher", {}) if self.checkpoint_states else None
@@ -111,6 +113,14 @@ class PolicyRank(ReportingRank, PolicyActor):
         torch.cuda.empty_cache()
         torch.cuda.synchronize()
         return found
+
+    def offload_states(self) -> None:
+        """Give the GPU to the rollout engine on it: what only an update needs is moved to the host."""
+        self._reporting("offload", self._state.move_away)()
+
+    def reload_states(self) -> None:
+        """Take the GPU back before an update."""
+        self._reporting("reload", self._state.bring_back)()
 
     def save_model(self) -> None:
         """Write the whole model as a Hugging Face checkpoint, with adapters merged."""

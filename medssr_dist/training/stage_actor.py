@@ -129,12 +129,13 @@ class StageActor:
         return after_step.export_published()
 
     def start_processes(self, job: StageJob, strategy: Strategy, board: HeartbeatBoard) -> Processes:
-        """Start engines, policy and reference in parallel, and wait for all of them."""
+        """Start engines, policy and reference in parallel, and wait for all of them; colocated engines start first."""
         policy_class, reference_class = self.rank_classes()
         policy, bundles = start_ranks(
             job.config, policy_class, None
         )  # first, because each node must hold `ranks_per_node` ranks
-        rollout = self.make_workers(job, strategy, board, policy)
+        rollout = self.make_workers(job, strategy, board, policy, bundles)
+        rollout.make_room()
         reference, reference_bundles = None, bundles
         if job.stage.kl_coef > 0:
             shared = bundles if job.config.training.colocate_reference else None
@@ -143,15 +144,19 @@ class StageActor:
         if reference is not None:
             pending += reference.async_init_model_from_pretrained(strategy, str(job.reference))
             pending += reference.async_run_method("report_to", board)
-        rollout.engines.wait_ready()  # first, so that the error of an engine that fails to start is raised at once
-        ray.get(pending)
+        rollout.wait_ready(pending)
         return Processes(policy, reference, rollout, frozenset({rollout.bundles, bundles, reference_bundles}))
 
     def make_workers(
-        self, job: StageJob, strategy: Strategy, board: HeartbeatBoard, policy: RayActorGroup
+        self,
+        job: StageJob,
+        strategy: Strategy,
+        board: HeartbeatBoard,
+        policy: RayActorGroup,
+        bundles: PlacementGroup,
     ) -> RolloutWorkers:
-        """Start the rollout engines, and set up the weight sync from `policy`."""
-        return RolloutWorkers(job.config, job.stage, job.model, board, policy)
+        """Start the rollout engines, and set up the weight sync from `policy`, whose ranks are on `bundles`."""
+        return RolloutWorkers(job.config, job.stage, job.model, board, policy, bundles)
 
     def load_policy(
         self, job: StageJob, strategy: Strategy, policy: RayActorGroup, rollout: RolloutWorkers, board: HeartbeatBoard
@@ -189,8 +194,7 @@ def start_ranks(
         bundles = reserve_bundles(
             [{"GPU": 1, "CPU": 1}] * training.ranks, "the training ranks", training.ranks_per_node
         )
-    # A colocated reference shares the GPUs of the policy.
-    share = 0.4 if training.colocate_reference else 1
+    share = 0.4 if training.colocate_reference else 1  # of a GPU, for the policy and for a reference on the same GPUs
     actor = ray.remote(num_gpus=1, runtime_env={"env_vars": _rank_env(training.ranks_per_node)})(rank_class)
     return RayActorGroup(training.nodes, training.ranks_per_node, actor, pg=bundles, num_gpus_per_actor=share), bundles
 

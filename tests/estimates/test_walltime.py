@@ -14,8 +14,8 @@ from synthesis_examples import summary
 from medssr_dist.commands.dry_run import dry_run
 from medssr_dist.commands.plan_rows import describe_forecast
 from medssr_dist.config.load import merge_sections
+from medssr_dist.config.removed_keys import REMOVED_KEYS
 from medssr_dist.config.schema import Config, Evaluation
-from medssr_dist.config.training import REMOVED_KEYS
 from medssr_dist.data.jsonl import JsonlLedger, read_json, write_json
 from medssr_dist.data.records import Question
 from medssr_dist.errors import InputError

@@ -2,7 +2,7 @@
 
     python gather_ranks.py RANK PORT
 
-Prints how many weights were incomplete after DeepSpeed's gather, and how many after `gather_on_rank_0`.
+Prints how many weights were incomplete after DeepSpeed's gather, and how many after `gather`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 import torch
 
 from medssr_dist.training.backend import cpu_patches
-from medssr_dist.training.weights.sync import gather_on_rank_0
+from medssr_dist.training.weights.sync import gather
 
 ROUNDS = 40
 SIZES = (1500, 4, 3)  # small weights come last and arrive first; the last one is padded
@@ -44,7 +44,7 @@ def count_wrong_in_one_gather(weights: list[torch.nn.Parameter], rank: int) -> i
     for weight in weights:
         size = weight.ds_tensor.numel()
         weight.ds_tensor.copy_(torch.arange(rank * size, (rank + 1) * size) % 251)
-    whole = gather_on_rank_0(weights)
+    whole = gather(weights)
     if rank:
         return len(whole)
     counting = [torch.arange(size * size).view(size, size) % 251 for size in SIZES]

@@ -3,11 +3,12 @@
     python rollout_program.py CASE.json
 
 CASE: config (a file), overrides, engine_model and rank_model (folders), syncs (their number), prompts (token ids, one
-group for each), kill (whether to kill engine 0 while the prompts are sampled), hang (whether to stop its processes at
-the end), logs, out.
+group for each), interrupt (whether the first sync comes while long samples are drawn), turns (whether a group is
+requested while the ranks train), kill (whether to kill engine 0 while the prompts are sampled), hang (whether to stop
+its processes at the end), logs, out.
 
-Writes to `out` the seconds of each sync, the groups that the engines sampled before and after the syncs, and the error
-of a sync while an engine hangs.
+Writes to `out` the seconds of each sync, the groups that the engines sampled before, during and after the syncs, and
+the error of a sync while an engine hangs.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import os
 import signal
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 os.environ["MEDSSR_DEVICE"] = "cpu"
@@ -38,18 +40,24 @@ def main(case: dict) -> None:
     with open_ray_cluster(config, Path(case["logs"])):
         workers = start(config, Path(case["engine_model"]), Path(case["rank_model"]))
         before = sample(workers, case["prompts"])
-        seconds = []
+        seconds, during = [], []
         for version in range(1, case["syncs"] + 1):
             workers.sampler.returned = version
             since = time.monotonic()
-            workers.sync_weights()
+            if case["interrupt"] and version == 1:
+                during = sample_during_sync(workers, case["prompts"])
+            else:
+                workers.sync_weights()
             seconds.append(time.monotonic() - since)
         after = sample(workers, case["prompts"], case["kill"])
         hung = hang(workers) if case["hang"] else ""
+        turns = request_during_training(workers, case["prompts"]) if case["turns"] else None
         found = {
+            "turns": turns,
             "hung": hung,
             "seconds": seconds,
             "before": before,
+            "during": during,
             "after": after,
             "restarts": workers.engines.restarts,
         }
@@ -63,12 +71,12 @@ def start(config, engine_model: Path, rank_model: Path) -> RolloutWorkers:
 
     stage, board = config.training.stage1, start_board()
     strategy = Strategy(config, stage, engine_model / "stage")
-    ranks, _ = stages.start_ranks(config, PolicyRank, None)
-    workers = RolloutWorkers(config, stage, engine_model, board, ranks)
+    ranks, bundles = stages.start_ranks(config, PolicyRank, None)
+    workers = RolloutWorkers(config, stage, engine_model, board, ranks, bundles)
+    workers.make_room()
     refs = ranks.async_init_model_from_pretrained(strategy, str(rank_model), 10)
     refs += ranks.async_run_method("report_to", board)
-    workers.engines.wait_ready()
-    ray.get(refs)
+    workers.wait_ready(refs)
     workers.make_sampler(PromptLoader(lambda start: (), None, 0))
     return workers
 
@@ -89,9 +97,30 @@ def hang(workers: RolloutWorkers) -> str:
     return f"no error, with {len(stopped)} processes stopped"
 
 
-def sample(workers: RolloutWorkers, prompts: list[list[int]], kill: bool = False) -> list[dict]:
+def sample_during_sync(workers: RolloutWorkers, prompts: list[list[int]]) -> list[dict]:
+    """Sample long groups, and send new weights while they are drawn."""
+    with ThreadPoolExecutor() as threads:
+        groups = threads.submit(sample, workers, prompts, tokens=200)
+        time.sleep(0.5)
+        workers.sync_weights()
+        return groups.result()
+
+
+def request_during_training(workers: RolloutWorkers, prompts: list[list[int]]) -> dict:
+    """Request groups while the ranks train; return whether one was answered meanwhile, and the groups after it."""
+    workers.begin_training()
+    with ThreadPoolExecutor() as threads:
+        groups = threads.submit(sample, workers, prompts)
+        time.sleep(5)
+        answered = groups.done()
+        workers.sampler.returned += 1
+        workers.sync_weights()
+        return {"answered": answered, "groups": groups.result()}
+
+
+def sample(workers: RolloutWorkers, prompts: list[list[int]], kill: bool = False, tokens: int = 6) -> list[dict]:
     """Sample one group for each prompt; with `kill`, engine 0 is killed meanwhile."""
-    sampling = Sampling(n=3, temperature=1.0, top_p=1.0, max_tokens=6, logprobs=True, random_seed=5)
+    sampling = Sampling(n=3, temperature=1.0, top_p=1.0, max_tokens=tokens, logprobs=True, random_seed=5)
     label = json.dumps({"answer": "A", "options": {"A": "yes", "B": "no"}})
     for number, ids in enumerate(prompts):
         workers.engines.submit(GroupRequest(number, "", ids, label, sampling))

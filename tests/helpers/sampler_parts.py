@@ -39,4 +39,12 @@ def draw_batches(made: Sampler) -> list[list[int]]:
     found = []
     while step := made.next_step():
         found.append([int(sample.prompts[0].split()[1]) for sample in step.samples[:: SAMPLING.n]])
+        send_weights(made)
     return found
+
+
+def send_weights(made: Sampler, engines: Engines | None = None) -> None:
+    """Do what the weight sync does after a step."""
+    with made.new_weights() as version:
+        if engines is not None:
+            engines.version = version

@@ -10,7 +10,7 @@ from config_builder import write_config
 
 from medssr_dist import __version__
 from medssr_dist.config.load import load_config
-from medssr_dist.config.training import REMOVED_KEYS
+from medssr_dist.config.removed_keys import REMOVED_KEYS
 from medssr_dist.data.jsonl import read_json, write_json
 from medssr_dist.errors import InputError
 from medssr_dist.run import directory

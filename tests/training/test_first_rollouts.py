@@ -61,7 +61,7 @@ def make(answers: list[str], votes=True, flat_limit=1.0, max_lag=0, steps=0, cou
     examples = [make_labeled_example(each) for each in labels]
     loader = PromptLoader(lambda start: enumerate(examples[start:], start + 1), make_prompts(), 10**6)
     choice = PromptChoice(2, flat_limit, Votes(answers) if votes else None, reward_answer, max_lag)
-    plan = BatchPlan(2, steps, True, False, max_lag=max_lag)
+    plan = BatchPlan(2, steps, True, 0, max_lag=max_lag)
     return Sampler(plan, SAMPLING, loader, engines or Engines(set()), lambda doing: None, choice)
 
 
@@ -171,7 +171,7 @@ GOOD = {"first_rollouts": "votes", "importance": "token", "max_new_tokens": 2048
         ({"shuffle_options": True}, {}, {}, "voting.shuffle_options: stage 1 asks with the question's own order"),
         ({"online": {"every": 2}}, {}, {}, "voting.online: the votes of the base policy have not elected"),
         ({"rule": "length", "adaptive": "never"}, {}, {}, "not voting.rule = length"),
-        ({}, {"importance": "off"}, {}, "set training.stage1.importance=token"),
+        ({}, {"importance": "off"}, {"max_policy_lag": 1}, "set training.stage1.importance=token"),
         ({}, {"kl_coef": 0}, {}, "kl_coef = 0 loads none"),
     ],
 )

@@ -85,6 +85,17 @@ def test_ours(medssr, tiny_config, tmp_path, model, data):
 
 
 @pytest.mark.slow
+def test_colocated_engines_give_the_same_sequence(medssr, tiny_config, tmp_path, model, data):
+    """Ranks and engines take turns: the policy and its samples are those of engines with a place of their own."""
+    overrides = make_overrides(model, data, placement="colocated", engines="1")
+    medssr("train", "--config", tiny_config, "--run-dir", tmp_path / "run", *overrides)
+    found = read_compared(tmp_path / "run")
+    assert len(found) == 4
+    for row, golden in zip(found, read_json(GOLDEN), strict=True):
+        assert row == pytest.approx(golden, rel=RELATIVE, abs=ABSOLUTE)
+
+
+@pytest.mark.slow
 def test_openrlhfs_loss_gives_the_same_sequence(tiny_config, tmp_path, model, data):
     """OpenRLHF's network and loss in our loop, on the same seeded samples."""
     program = [sys.executable, "-m", "medssr_dist.bench.training.stock_stage", "--config", tiny_config]

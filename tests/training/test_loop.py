@@ -82,6 +82,9 @@ class StandIn:
         return [UPDATE]
 
     # the engines
+    def begin_training(self) -> None:
+        self.calls.append("train")
+
     def sync_weights(self, compare_all: bool = False) -> None:
         self.calls.append("sync and compare all" if compare_all else "sync")
 
@@ -142,7 +145,7 @@ class StandInValidator:
 def test_a_step_samples_updates_syncs_and_finishes():
     part = StandIn(steps=2)
     run(part)
-    assert part.calls == ["sample", "log-probs", "load_update", "update", "sync", "finish"] * 2
+    assert part.calls == ["sample", "train", "log-probs", "load_update", "update", "sync", "finish"] * 2
     torch.testing.assert_close(part.advantage_N, torch.tensor([0.7071, -0.7071, 0, 0]), atol=1e-4, rtol=0)
     metrics, state = part.finished[-1]
     assert state == LoopState(2, 6, {"batches": {"given": 2}, "prompts": {"place": 6}})
@@ -162,7 +165,7 @@ def test_a_mismatch_makes_the_sync_of_its_step_compare_all():
 def test_a_resumed_loop_first_sends_weights_to_the_engines():
     part = StandIn(steps=3, resumed=LoopState(2, 6, {"batches": {"given": 2}, "prompts": {"place": 6}}))
     run(part)
-    assert part.calls == ["sync", "sample", "log-probs", "load_update", "update", "sync", "finish"]
+    assert part.calls == ["sync", "sample", "train", "log-probs", "load_update", "update", "sync", "finish"]
     assert part.finished[0][1].step == 3 and part.finished[0][1].prompts == 9
 
 
@@ -177,7 +180,7 @@ def test_a_stopped_loop_saves_its_finished_steps():
 def test_validation_follows_the_sync_and_the_last_step():
     part = StandIn(steps=3)
     run(part, StandInValidator(part.calls))
-    steps = ["sample", "log-probs", "load_update", "update", "sync"]
+    steps = ["sample", "train", "log-probs", "load_update", "update", "sync"]
     assert part.calls[0] == "validate 0"
     assert part.calls[1:] == [*steps, "finish", *steps, "validate 2", "finish", *steps, "finish", "validate 3"]
     assert [metrics.validation_accuracy for metrics, _ in part.finished] == [None, 0.2, None]

@@ -59,6 +59,8 @@ def run(models, tmp_path, repo, *overrides: str, **options) -> dict:
         "out": str(tmp_path / "out.json"),
         "prompts": PROMPTS,
         "syncs": 2,
+        "interrupt": False,
+        "turns": False,
         "kill": False,
         "hang": False,
     } | options
@@ -71,8 +73,11 @@ def run(models, tmp_path, repo, *overrides: str, **options) -> dict:
     return json.loads((tmp_path / "out.json").read_text())
 
 
-def logp_error(folder: Path, groups: list[dict]) -> float:
-    """Return the largest difference between the engines' log-probs and those of the model in `folder`."""
+def logp_error(folder: Path, groups: list[dict], version: int | None = None) -> float:
+    """Return the largest difference between the engines' log-probs and those of the model in `folder`.
+
+    With `version`, only tokens of this version of the weights count.
+    """
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
@@ -81,9 +86,42 @@ def logp_error(folder: Path, groups: list[dict]) -> float:
         for sample in group["samples"]:
             ids = torch.tensor([group["prompt_ids"] + sample["token_ids"]])
             logp = torch.log_softmax(model(ids).logits[0, :-1], -1).gather(-1, ids[0, 1:, None])[:, 0]
-            own = logp[len(group["prompt_ids"]) - 1 :]
-            worst = max(worst, (own - torch.tensor(sample["logprobs"])).abs().max().item())
+            errors = (logp[len(group["prompt_ids"]) - 1 :] - torch.tensor(sample["logprobs"])).abs()
+            if version is not None:
+                errors = errors[torch.tensor(list_versions(sample)) == version]
+            worst = max(worst, errors.max().item() if len(errors) else 0.0)
     return worst
+
+
+def list_versions(sample: dict) -> list[int]:
+    """Return the version of each token."""
+    found = [sample["version"]] * len(sample["token_ids"])
+    for place, version in sample["switches"]:
+        found[place:] = [version] * (len(found) - place)
+    return found
+
+
+def test_new_weights_interrupt_samples(models, tmp_path, repo):
+    """Each token has the log-prob of the weights that it is stamped with, given all tokens before it."""
+    found = run(models, tmp_path, repo, "policy.dtype=float32", interrupt=True)
+    samples = [sample for group in found["during"] for sample in group["samples"]]
+    kept = [sample for sample in samples if sample["switches"]]
+    assert [sample["switches"][0][1] for sample in kept] == [1] * len(kept)
+    assert any(0 < sample["switches"][0][0] < len(sample["token_ids"]) for sample in kept)
+    assert logp_error(models[0], found["during"], version=0) < 1e-3
+    assert logp_error(models[1], found["during"], version=1) < 1e-3 < logp_error(models[0], found["during"], version=1)
+    assert logp_error(models[1], found["after"]) < 1e-3
+
+
+def test_colocated_engines_sample_nothing_while_ranks_train(models, tmp_path, repo):
+    """vLLM itself holds a request back while it is asleep, and answers it with the weights that it wakes up with."""
+    placed = ("training.placement=colocated", "training.ranks_per_node=1", "training.engines=1")
+    found = run(models, tmp_path, repo, "policy.dtype=float32", *placed, syncs=1, turns=True)
+    assert logp_error(models[0], found["before"]) < 1e-3
+    assert not found["turns"]["answered"]
+    groups = found["turns"]["groups"]
+    assert logp_error(models[1], groups) < 1e-3
+    assert {sample["version"] for group in groups for sample in group["samples"] if not sample["switches"]} == {2}
 
 
 @pytest.mark.parametrize("tied", [False, True])

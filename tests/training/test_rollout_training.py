@@ -46,7 +46,7 @@ def read_steps(run: Path) -> list[StepMetrics]:
 
 
 def test_the_next_batch_is_made_during_training(medssr, arguments, tmp_path):
-    medssr(*arguments, "training.async_rollout=true", "training.stage2.importance=token")
+    medssr(*arguments, "training.max_policy_lag=1", "training.stage2.importance=token")
     steps = read_steps(tmp_path / "run")
     assert [step.policy_lag for step in steps] == [0, 1, 1]
     assert all(step.rollout_kl is not None and step.samples == 8 and 2 <= step.prompts_drawn <= 8 for step in steps)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import threading
+import time
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sampler_parts import SAMPLING, Engines, draw_batches
+from sampler_parts import SAMPLING, Engines, draw_batches, send_weights
 from stream_parts import example, make_prompts
 
 from medssr_dist.run.stream import ALL_TAKEN
@@ -17,7 +19,7 @@ from medssr_dist.training.rollout.groups import Group, GroupRequest, Sample, Sam
 from medssr_dist.training.rollout.sampler import BatchPlan, Sampler
 
 
-def make_sampler(engines, examples=8, prompts=2, steps=0, drop=True, ahead=False, taken=None) -> Sampler:
+def make_sampler(engines, examples=8, prompts=2, steps=0, drop=True, ahead=0, taken=None) -> Sampler:
     listed = [example(number) for number in range(examples)]
     on_taken = taken.append if taken is not None else lambda count: None
     loader = PromptLoader(lambda start: enumerate(listed[start:], start + 1), make_prompts(), 10**6, on_taken)
@@ -78,13 +80,14 @@ def test_batches_do_not_depend_on_the_speed_of_engines(flat, orders, steps):
     assert not steps or len(one) == steps
 
 
-@given(flat=st.sets(st.integers(0, 40)), stop=st.integers(0, 5), ahead=st.booleans())
+@given(flat=st.sets(st.integers(0, 40)), stop=st.integers(0, 5), ahead=st.integers(0, 3))
 def test_a_restart_resumes_with_the_next_batch(flat, stop, ahead):
     """Also if the next batch has been made ahead."""
     whole = draw_batches(make_sampler(Engines(flat), steps=5, prompts=3, ahead=ahead))
     first = make_sampler(Engines(flat), steps=5, prompts=3, ahead=ahead)
     for _ in range(stop):
         first.next_step()
+        send_weights(first)
     state = json.loads(json.dumps(first.state_dict()))
     second = make_sampler(Engines(flat), steps=5, prompts=3, ahead=ahead)
     second.load_state_dict(state)
@@ -105,12 +108,11 @@ def test_the_end_of_drawing_is_reported_to_the_vote():
 
 def test_a_batch_made_ahead_is_one_step_behind():
     engines = Engines(set())
-    made = make_sampler(engines, steps=3, ahead=True)
+    made = make_sampler(engines, steps=3, ahead=1)
     lags = []
     while step := made.next_step():
         lags.append(step.metrics["policy_lag"])
-        made.finish_batch()  # as the weight sync does first
-        engines.version = made.returned
+        send_weights(made, engines)
     assert lags == [0, 1, 1]
 
 
@@ -120,15 +122,15 @@ def test_without_batches_made_ahead_there_is_no_lag():
     lags = []
     while step := made.next_step():
         lags.append(step.metrics["policy_lag"])
-        engines.version = made.returned
+        send_weights(made, engines)
     assert lags == [0, 0, 0]
 
 
 def test_the_next_batch_is_made_during_training():
     engines = Engines(set())
-    made = make_sampler(engines, steps=2, ahead=True)
+    made = make_sampler(engines, steps=2, ahead=1)
     made.next_step()
-    made.finish_batch()
+    send_weights(made)
     engines.hold.clear()
     made.next_step()  # the second is ready, and no third is made
     engines.hold.set()
@@ -138,7 +140,7 @@ def test_the_next_batch_is_made_during_training():
 def test_a_restarted_engine_waits_for_the_ranks():
     """The thread that makes the next batch gets `ranks_free` after the training of the step, not before."""
     order, engines = [], Engines(set())
-    made = make_sampler(engines, steps=2, ahead=True)
+    made = make_sampler(engines, steps=2, ahead=1)
     next_group = engines.next_group
 
     def send_weights_first():
@@ -147,40 +149,47 @@ def test_a_restarted_engine_waits_for_the_ranks():
             order.append("weights sent")
         return next_group()
 
-    engines.hold.clear()
     engines.next_group = send_weights_first
-    threading.Timer(0.1, engines.hold.set).start()  # the first batch is made by next_step itself
-    made.next_step()
+    made._plan = replace(made._plan, ahead=0)
+    made.next_step()  # makes its batch itself
+    made._plan = replace(made._plan, ahead=1)
     assert order == ["weights sent"] * 2
-    order.append("trained")
-    made.finish_batch()
+    threading.Timer(0.1, lambda: order.append("trained") or send_weights(made)).start()
+    made._training = False
+    made.ranks_free.release()
+    with made.ranks_free:
+        thread = threading.Thread(target=made._make_ahead, daemon=True)
+        thread.start()
+        time.sleep(0.2)
+        assert order == ["weights sent"] * 2 + ["trained"]
+    thread.join()
     assert order == ["weights sent"] * 2 + ["trained"] + ["weights sent"] * 2
 
 
 def test_an_error_in_making_ahead_is_raised_by_next_step():
     engines = Engines(set())
-    made = make_sampler(engines, steps=2, ahead=True)
-    made.next_step()
-    made.finish_batch()
+    made = make_sampler(engines, steps=2, ahead=1)
     engines.next_group = lambda: 1 / 0
-    made = make_sampler(engines, steps=2, ahead=True)
     with pytest.raises(ZeroDivisionError):
         made.next_step()
 
 
 def test_prompts_of_an_interrupted_batch_are_drawn_again():
     """So a stage that is stopped while it waits for labels loses none of them."""
-    for ahead in (False, True):
+    for ahead in (0, 1):
         engines = Engines(set())
         made = make_sampler(engines, ahead=ahead)
         made.next_step()
-        made.finish_batch()
+        send_weights(made)
         state, left = made.loader.state_dict(), made.state_dict()["batches"]["left"]
         engines.next_group = lambda: 1 / 0
         with pytest.raises(ZeroDivisionError):
-            [made.next_step() and made.finish_batch() for _ in range(2)]
-        assert made.loader.state_dict() == state
-        assert len(made.state_dict()["batches"]["left"]) == 0 == len(left) - ahead
+            for _ in range(9):
+                made.next_step()
+                send_weights(made)
+        found = made.state_dict()
+        assert found["batches"]["made"] - found["batches"]["given"] == len(found["batches"]["left"])
+        assert ahead or (made.loader.state_dict() == state and not left)
 
 
 def test_seeds_depend_on_the_run_and_the_prompt():

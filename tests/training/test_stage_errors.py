@@ -93,7 +93,7 @@ def test_a_run_that_has_begun_may_change_speed_and_memory(tmp_path, training):
 
 
 @pytest.mark.parametrize(
-    "training", [{"stage1": {"learning_rate": 1e-5}}, {"async_rollout": True, "stage1": {"importance": "token"}}]
+    "training", [{"stage1": {"learning_rate": 1e-5}}, {"max_policy_lag": 1, "stage1": {"importance": "token"}}]
 )
 def test_a_run_that_has_begun_may_not_change_its_results(tmp_path, training):
     with open_run(tmp_path, make_config()) as run:

@@ -141,7 +141,7 @@ def _measure(model: EngineModel, over_draw: bool) -> DrawFigures:
     def read(start: int) -> Iterator[tuple[int, Example]]:
         return enumerate(examples[start:], start + 1)
 
-    plan = BatchPlan(model.prompts, model.steps + 1, drop_zero_variance=True, ahead=False, over_draw=over_draw)
+    plan = BatchPlan(model.prompts, model.steps + 1, drop_zero_variance=True, ahead=0, over_draw=over_draw)
     sampling = Sampling(model.samples, 1.0, 1.0, model.longest, logprobs=False, random_seed=0)
     sampler = Sampler(plan, sampling, PromptLoader(read, _Prompts(), 9), engines, lambda doing: None)
     seconds, found = [], []

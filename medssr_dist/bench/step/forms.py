@@ -20,18 +20,22 @@ _EARLIER = (
     "training.stage1.micro_batch_tokens=8192",
     "training.stage2.micro_batch_tokens=8192",
 )
+AHEAD = "over-draw, sampling during training"
+GROWN = "sampling during training, batch grown"  # AHEAD, on more nodes
+_COLOCATED = ("training.placement=colocated", "training.ranks_per_node=8", "training.engines=8")
 FORMS: dict[str, tuple[str, ...]] = {
     "earlier versions": _EARLIER,
     "as configured": (),
-    "over-draw": ("training.over_draw=true", *_CORRECTED),
-    "over-draw, sampling during training": (
+    "over-draw": ("training.over_draw=true", "training.max_policy_lag=1", *_CORRECTED),
+    AHEAD: (
         "training.over_draw=true",
-        "training.async_rollout=true",
         "training.max_policy_lag=2",
         *_CORRECTED,
     ),
+    "over-draw, sampling three steps ahead": ("training.over_draw=true", "training.max_policy_lag=4", *_CORRECTED),
+    "colocated": _COLOCATED,
+    "colocated, over-draw": (*_COLOCATED, "training.over_draw=true", "training.max_policy_lag=1", *_CORRECTED),
 }
-GROWN = "the last, batch grown with the nodes"
 
 # Lengths of answers of an 8B model that reasons step by step: nobody has measured them for this policy here.
 _MEAN_LENGTH, _SPREAD, _LENGTHS = 600, 0.55, 4000

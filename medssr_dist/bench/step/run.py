@@ -19,11 +19,12 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from medssr_dist.bench.result_file import write_result
-from medssr_dist.bench.step.forms import FORMS, GROWN, assume_lengths, count_model_flops, load_form
+from medssr_dist.bench.step.forms import AHEAD, FORMS, GROWN, assume_lengths, count_model_flops, load_form
 from medssr_dist.bench.step.whole_run import DOLLARS_PER_GPU_HOUR, WholeRun, predict_run
+from medssr_dist.config.removed_keys import drop_removed_keys
 from medssr_dist.config.schema import Config
 from medssr_dist.config.shipped import find_config_file
-from medssr_dist.config.training import Stage, drop_removed_keys
+from medssr_dist.config.training import Stage
 from medssr_dist.data.jsonl import read_jsonl
 from medssr_dist.errors import InputError
 from medssr_dist.estimates.gpu_rates import GPU_KINDS, predict_step_rates
@@ -114,16 +115,15 @@ def _read_nodes(text: str) -> list[int]:
 
 
 def predict_forms(config_file: Path, nodes: Sequence[int], gpu: str, rounds: int) -> list[StepRow]:
-    """Return a row for each form on each number of nodes, and the last form with a batch grown with the nodes."""
+    """Return a row for each form on each number of nodes, and AHEAD with a batch grown with the nodes."""
     rows = [
         _predict(load_form(config_file, settings, count), form, gpu, rounds)
         for count in nodes
         for form, settings in FORMS.items()
     ]
-    last = list(FORMS.values())[-1]
     grown = [count for count in nodes if count > min(nodes)]
     return rows + [
-        _predict(load_form(config_file, last, count, count / min(nodes)), GROWN, gpu, rounds) for count in grown
+        _predict(load_form(config_file, FORMS[AHEAD], count, count / min(nodes)), GROWN, gpu, rounds) for count in grown
     ]
 
 
@@ -135,20 +135,21 @@ def _predict(config: Config, form: str, gpu: str, rounds: int) -> StepRow:
     rates = predict_step_rates(config, stage, shape, gpu)
     step = forecast_step(config, stage, rates, lengths, _FLAT_SHARE, _PROMPT_TOKENS, gpus, rounds)
     flops = count_model_flops(shape, lengths, _PROMPT_TOKENS, stage.sequences)
+    own_ranks = 0 if training.placement == "colocated" else training.ranks
     return StepRow(
         form,
         training.nodes,
         gpus,
         stage.sequences,
         mfu=flops / (step.seconds * gpus * GPU_KINDS[gpu].flops),
-        idle=step.mean_idle(training.ranks, training.tensor_parallel_size, gpus),
+        idle=step.mean_idle(own_ranks, training.tensor_parallel_size, gpus),
         step=step,
     )
 
 
 def predict_runs(config_file: Path, nodes: int, gpu: str) -> list[WholeRun]:
-    """Return the figures of runs of several sizes in the last form, on so many nodes."""
-    config = load_form(config_file, list(FORMS.values())[-1], nodes)
+    """Return the figures of runs of several sizes in the form AHEAD, on so many nodes."""
+    config = load_form(config_file, FORMS[AHEAD], nodes)
     shape, stage, gpus = _require_shape(config), config.training.stage1, nodes * _GPUS_PER_NODE
     lengths = assume_lengths(stage)
     rates = predict_step_rates(config, stage, shape, gpu)

@@ -56,7 +56,7 @@ VARIANTS = {
     "prompts not shared": Variant(_NOT_SHARED),
     "stock loss": Variant(_NOT_SHARED, ("loss",)),
     "micro-batches as they come": Variant(_NOT_SHARED | {"batching": "fixed"}),
-    "next rollout during training": Variant({"async_rollout": "true", "stage2.importance": "token"}),
+    "next rollout during training": Variant({"max_policy_lag": "1", "stage2.importance": "token"}),
     "zero-variance groups dropped": Variant({"stage2.drop_zero_variance": "true"}),
 }
 # Stock vLLM waits for its workers in a busy loop; with our plugin it sleeps, so "stock" runs without that plugin.

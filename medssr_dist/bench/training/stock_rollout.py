@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from medssr_dist.config.training import Stage
@@ -38,7 +39,7 @@ class StockSampler(SamplesGenerator):
     def __init__(self, strategy, prompts: StockPrompts, tokenizer, engines: list, loader: PromptLoader):
         super().__init__(strategy, prompts, None, tokenizer, engines)
         self.returned = 0
-        self.ranks_free = threading.Condition()
+        self.ranks_free = threading.RLock()
         self._loader = loader
 
     @property
@@ -50,8 +51,10 @@ class StockSampler(SamplesGenerator):
         self.returned += bool(samples)
         return StepSamples(samples, drawn) if samples else None
 
-    def finish_batch(self) -> None:
-        """Do nothing: no batch is made ahead."""
+    @contextmanager
+    def new_weights(self) -> Iterator[int]:
+        """Yield the version of the policy's weights; no batch is made ahead."""
+        yield self.returned
 
     def state_dict(self) -> dict[str, Any]:
         return {"batches": {"given": self.returned}, "prompts": self._loader.state_dict()}

@@ -30,6 +30,8 @@ from medssr_dist.training.stall_watch import HeartbeatBoard, start_board
 from medssr_dist.training.train_stage import ignore_taken, plan_stage2
 
 if TYPE_CHECKING:
+    from ray.util.placement_group import PlacementGroup
+
     from medssr_dist.training.after_step import AfterStep
     from medssr_dist.training.backend.openrlhf import RayActorGroup
     from medssr_dist.training.backend.strategy import Strategy
@@ -45,10 +47,16 @@ class StockWorkers(RolloutWorkers):
     """Our rollout workers with OpenRLHF's sample generator or weight sync."""
 
     def __init__(
-        self, job: StageJob, strategy: Strategy, board: HeartbeatBoard, ranks: RayActorGroup, pieces: frozenset[str]
+        self,
+        job: StageJob,
+        strategy: Strategy,
+        board: HeartbeatBoard,
+        ranks: RayActorGroup,
+        bundles: PlacementGroup,
+        pieces: frozenset[str],
     ):
-        self._pieces, self._ranks, self._strategy, self._model = pieces, ranks, strategy, job.model
-        super().__init__(job.config, job.stage, job.model, board, ranks)
+        self._pieces, self._strategy, self._model = pieces, strategy, job.model
+        super().__init__(job.config, job.stage, job.model, board, ranks, bundles)
 
     def engine_options(self, model: Path) -> dict[str, Any]:
         from medssr_dist.bench.training.stock_sync import find_worker_extension
@@ -74,9 +82,9 @@ class StockWorkers(RolloutWorkers):
         if "weight_sync" not in self._pieces:
             super().sync_weights(compare_all)
             return
-        self.sampler.finish_batch()
-        ray.get(self._ranks.async_run_method("broadcast_to_vllm"))
-        ray.get([engine.set_version.remote(self.sampler.returned) for engine in self.engines.handles])
+        with self.sampler.new_weights() as version:
+            ray.get(self._ranks.async_run_method("broadcast_to_vllm"))
+            self.engines.call_all("set_version", version)
 
 
 class StockStage(StageActor):
@@ -86,9 +94,14 @@ class StockStage(StageActor):
         self._pieces = pieces
 
     def make_workers(
-        self, job: StageJob, strategy: Strategy, board: HeartbeatBoard, policy: RayActorGroup
+        self,
+        job: StageJob,
+        strategy: Strategy,
+        board: HeartbeatBoard,
+        policy: RayActorGroup,
+        bundles: PlacementGroup,
     ) -> StockWorkers:
-        return StockWorkers(job, strategy, board, policy, self._pieces)
+        return StockWorkers(job, strategy, board, policy, bundles, self._pieces)
 
     def rank_classes(self) -> tuple[type, type]:
         from medssr_dist.bench.training import stock_loss, stock_sync, stock_trainer

@@ -102,7 +102,7 @@ class PromptLoader:
         self._max_prompt_tokens = max_prompt_tokens
         self._on_taken = on_taken
         self._place = 0
-        self._first_pass = True
+        self._first_pass, self._finished = True, False
         self._pass: Iterator[DrawnPrompt] | None = None
         self._relabels: dict[str, Label] = {}  # question -> its newest label, if the policy has voted again
         self.taken = 0
@@ -147,7 +147,8 @@ class PromptLoader:
         return list(found.values())
 
     def finish(self) -> None:
-        """Report that no more prompts will be drawn."""
+        """Report that no more prompts will be drawn; a batch that is being made meanwhile reports nothing after it."""
+        self._finished = True
         self._on_taken(ALL_TAKEN)
 
     def _one_pass(self) -> Iterator[DrawnPrompt]:
@@ -184,7 +185,7 @@ class PromptLoader:
         self.taken, self.skipped = state["taken"], state["skipped"]
 
     def _report_taken(self) -> None:
-        if self._first_pass:
+        if self._first_pass and not self._finished:
             self._on_taken(self.taken + self.skipped)
 
     def _measure_waiting(self, examples: Iterable[tuple[int, Example]]) -> Iterator[tuple[int, Example]]:

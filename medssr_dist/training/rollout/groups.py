@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -61,11 +62,12 @@ class Sample:
 
     token_ids: generated tokens, including the end token, or those that complete a stop string. logprobs: one for each
     token, or None if not requested. invalid: the text names no option. truncated: it was cut off at max_tokens.
-    version: of the weights that it was sampled from. letter: the option that it names; None if it names none (samples
-    that an earlier version left in a checkpoint have None). vote_weight: of a vote that serves as a sample, the weight
-    of its advantage; None for a sample of a rollout engine. The log-probs of a vote are NaN: they were not kept.
+    version: of the weights that its first token was sampled from. letter: the option that it names; None if it names
+    none (samples that an earlier version left in a checkpoint have None). vote_weight: of a vote that serves as a
+    sample, the weight of its advantage; None for a sample of a rollout engine. The log-probs of a vote are NaN: they
+    were not kept. switches: [place, version] of the first token of each newer version, if new weights interrupted it.
 
-    Example: Sample([9, 2], None, reward=1.0, invalid=False, truncated=False, version=3, letter="B")
+    Example: Sample([9, 2], None, reward=1.0, invalid=False, truncated=False, version=3, letter="B", switches=[[1, 4]])
     """
 
     token_ids: list[int]
@@ -76,6 +78,19 @@ class Sample:
     version: int
     letter: str | None = None
     vote_weight: float | None = None
+    switches: list[list[int]] = field(default_factory=list)
+
+    def mean_lag(self, version: int) -> float:
+        """Return how many versions its tokens are older than `version`, on average.
+
+        Example: with 4 tokens, version 3 and switches [[3, 4]], it is 0.75 for version 4.
+        """
+        if not self.switches:
+            return version - self.version
+        places = [0, *(place for place, _ in self.switches), len(self.token_ids)]
+        versions = [self.version, *(newer for _, newer in self.switches)]
+        runs = zip(pairwise(places), versions, strict=True)
+        return sum((end - start) * (version - each) for (start, end), each in runs) / len(self.token_ids)
 
 
 @dataclass(frozen=True)
@@ -93,9 +108,14 @@ class Group:
         """Whether the rewards differ; if not, every advantage is 0 and the group has no policy gradient."""
         return len({sample.reward for sample in self.samples}) > 1
 
+    @property
+    def version(self) -> int:
+        """The oldest version of the weights that its tokens were sampled from."""
+        return min(sample.version for sample in self.samples)
+
     def as_dict(self) -> dict[str, Any]:
-        """Return plain values, for a checkpoint."""
-        return asdict(self)
+        """Return plain values, for a checkpoint. Lists are not copied: a group never changes."""
+        return vars(self) | {"samples": [dict(vars(sample)) for sample in self.samples]}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Group:
@@ -109,7 +129,7 @@ class Group:
 
         Args:
             version: version of the weights that are trained. `policy_lag` in the info is this minus the version that
-                the sample was drawn from.
+                the sample's first token was drawn from; `versions` has rows [place, version] of its tokens.
         """
         return [self._make_experience(sample, version) for sample in self.samples]
 
@@ -127,6 +147,7 @@ class Group:
             "score": reward,
             "invalid_answer": torch.tensor([float(sample.invalid)]),
             "policy_lag": torch.tensor([float(version - sample.version)]),
+            "versions": torch.tensor([[0, sample.version], *sample.switches]),
         }
         return Experience(
             sequences=torch.tensor([self.prompt_ids + sample.token_ids]),

@@ -1,88 +1,31 @@
-"""The sampler: draws prompts, has the engines sample their groups, and returns whole batches to the loop.
+"""The sampler: returns the samples of each step to the loop, and makes batches while the ranks train.
 
 It replaces OpenRLHF's SamplesGenerator, which sends each sample as one request and returns an incomplete batch after
-filtering. Here a batch depends only on the order of the prompts, not on which engine is faster: a group without
-variance is replaced by the group of the next prompt, so a batch is the first groups with variance.
+filtering. Batches are made by `batch_maker.py`: by the loop itself while it waits for them, or with
+`training.max_policy_lag` by a thread that may be some steps ahead.
 
-With `training.over_draw` a batch draws more prompts from the start (`over_draw.py`). What is drawn depends on how many
-groups have variance, so batches still do not depend on the engines. Groups beyond the batch are carried over: the next
-batch begins with them, and they are part of the state that a checkpoint stores.
+The version of weights is the number of steps that they were trained for. Batch b, of step b + 1, is trained on by
+weights of version b. It may be begun as soon as the engines hold version b - `ahead` or newer, so no token of it is
+from weights that are more than `ahead` steps older. Groups that over-draw carries over are checked when they are used.
 """
 
 from __future__ import annotations
 
 import threading
-import time
 from collections import deque
-from collections.abc import Callable
-from concurrent.futures import Future
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from medssr_dist.training.rollout.batch_maker import BatchMaker, BatchPlan, RolloutBatch
 from medssr_dist.training.rollout.engines import RolloutEngines
 from medssr_dist.training.rollout.examples import PromptLoader
 from medssr_dist.training.rollout.first_rollouts import PromptChoice
-from medssr_dist.training.rollout.groups import Group, GroupRequest, Sample, Sampling
-from medssr_dist.training.rollout.over_draw import FlatShare
-from medssr_dist.training.rollout.vote_health import VoteHealth, measure_health
+from medssr_dist.training.rollout.groups import Sampling
 
 if TYPE_CHECKING:
     from medssr_dist.training.backend.openrlhf import Experience
-
-_MOST_PASSED_OVER = 50  # a batch passes over at most this multiple of its number of prompts
-_MOST_DRAWS = 4  # a batch draws at most this multiple of its number of prompts
-
-
-@dataclass(frozen=True)
-class BatchPlan:
-    """How batches are made.
-
-    prompts: number of prompts in a batch. steps: number of batches; 0 = one pass over the data. drop_zero_variance:
-    replace groups whose rewards are all equal. ahead: sample the next batch while this one is trained on (one step
-    off-policy). over_draw: draw by the share of equal rewards so far, and carry surplus groups over. max_lag: a carried
-    group whose weights are more steps older than this is sampled again.
-
-    Example: BatchPlan(prompts=64, steps=0, drop_zero_variance=True, ahead=False, over_draw=True, max_lag=1)
-    """
-
-    prompts: int
-    steps: int
-    drop_zero_variance: bool
-    ahead: bool
-    over_draw: bool = False
-    max_lag: int = 1
-
-
-@dataclass(frozen=True)
-class RolloutBatch:
-    """The groups of one step, in the order of their prompts.
-
-    drawn: number of prompts drawn for it. flat: how many of the sampled groups had equal rewards. seconds: time from
-    the first request to the last group. health: of all sampled groups; None if there are none, and in batches that an
-    earlier version made. again: prompts of carried groups that were sampled again. carried: groups that are left for
-    later batches. passed_over: prompts that were not drawn, by their votes. tokens: that engines generated.
-    """
-
-    groups: list[Group]
-    drawn: int
-    flat: int
-    seconds: float
-    health: VoteHealth | None = None
-    again: int = 0
-    carried: int = 0
-    passed_over: int = 0
-    tokens: int | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return plain values, for a checkpoint."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> RolloutBatch:
-        """Read what `as_dict` has returned."""
-        health = values.get("health")
-        groups = [Group.from_dict(group) for group in values["groups"]]
-        return cls(**values | {"groups": groups, "health": VoteHealth(**health) if health else None})
 
 
 @dataclass(frozen=True)
@@ -101,11 +44,7 @@ class StepSamples:
 
 
 class Sampler:
-    """Returns the samples of each step, together with the version of the weights that they were drawn from.
-
-    The version of weights is the number of batches that they have been trained on. If groups without variance are
-    dropped, a batch draws at most _MOST_DRAWS times its number of prompts. The rest is then filled with groups without
-    variance, so that sampling ends even if the policy is always right or always wrong.
+    """Returns the samples of each step, together with the versions of the weights that they were drawn from.
 
     Args:
         report: heartbeat of the controller; called with what it does with the current batch, and with "" while it
@@ -114,8 +53,8 @@ class Sampler:
 
     Attributes:
         returned: number of batches returned so far; the version of the weights after training on all of them.
-        ranks_free: lock. The loop holds it while the ranks train on a batch, except while `finish_batch` waits. The
-            thread that makes the next batch takes it before it uses the ranks.
+        ranks_free: lock. The loop holds it from the samples of a step to its end, except while it waits for batches.
+            Whoever else uses the ranks takes it first.
     """
 
     def __init__(
@@ -127,19 +66,19 @@ class Sampler:
         report: Callable[[str], None],
         choice: PromptChoice | None = None,
     ):
-        self._plan, self._sampling, self._prompts = plan, sampling, prompts
-        self._engines, self._report, self._choice = engines, report, choice
-        self._from_votes: dict[int, list[Sample]] = {}  # number of a prompt -> its samples that are votes
-        self._complete: deque[Group] = deque()  # groups of votes alone
-        self._passed_over = 0  # in the batch that is being made
-        self._next_batch: Future[RolloutBatch | None] | None = None
-        self._ready: list[RolloutBatch] = []  # made but not yet returned
-        self._carried: list[Group] = []  # with variance, beyond the batches made, in the order of their prompts
-        self._flat_share = FlatShare()
-        self._made = 0
-        self._training = False
+        self._plan, self._prompts, self._engines, self._report = plan, prompts, engines, report
+        self._uses_votes = choice is not None
+        self._maker = BatchMaker(plan, sampling, prompts, engines, choice)
+        self._changed = threading.Condition()  # guards all attributes below but `ranks_free`
+        self._thread: threading.Thread | None = None
+        self._ready: deque[RolloutBatch] = deque()  # made but not yet returned
+        self._between = self._maker.state_dict()  # state of the maker before the batch that it is making
+        self._weights = 0  # version that the engines hold
+        self._is_making = self._is_held = False
+        self._is_last = False  # no batch follows those in `_ready`
         self._error: BaseException | None = None
-        self.ranks_free = threading.Condition()
+        self._training = False
+        self.ranks_free = threading.RLock()
         self.returned = 0
 
     @property
@@ -149,208 +88,123 @@ class Sampler:
 
     def next_step(self) -> StepSamples | None:
         """Wait for the samples of the next step and return them; None after the last step."""
-        self.finish_batch()
-        if self._error:
-            raise self._error
         self._report("")
         if self._training:
             self._training = False
             self.ranks_free.release()
-        batch = self._ready.pop(0) if self._ready else self._make()
+        batch = self._take_ahead() if self._plan.ahead else self._take_or_make()
         if batch is None:
             return None
         self.ranks_free.acquire()
         self._training = True
-        if self._plan.ahead:
-            self._next_batch = Future()
-            threading.Thread(target=self._make_ahead, args=(self._next_batch,), daemon=True).start()
         samples = [experience for group in batch.groups for experience in group.make_experiences(self.returned)]
         step = StepSamples(samples, batch.drawn, self._measure(batch), _find_weights(batch))
         self.returned += 1
         self._report(f"step {self.returned}")
         return step
 
-    def finish_batch(self) -> None:
-        """Wait for the batch that is being made ahead, if there is one.
+    @contextmanager
+    def new_weights(self) -> Iterator[int]:
+        """Yield the version of the policy's weights; within the block they are sent to all engines.
 
-        If making it fails, `next_step` raises the error, so that the current step is finished first.
+        If new weights do not interrupt samples, batches that the old weights may begin are made first. If making one
+        fails, `next_step` raises the error, so that the current step is finished first.
         """
-        if self._next_batch is None:
-            return
-        self._report("")
-        with self.ranks_free:
-            self.ranks_free.wait_for(self._next_batch.done)
-        self._report(f"step {self.returned}")
-        made, self._next_batch = self._next_batch, None
-        self._error = made.exception()
-        if not self._error and (batch := made.result()):
-            self._ready.append(batch)
+        if self._thread is not None and not self._plan.interrupts:
+            self._wait_for(lambda: self._maker.made > self._weights + self._plan.ahead)
+        yield self.returned
+        with self._changed:
+            self._weights = self.returned
+            self._changed.notify_all()
 
-    def _make_ahead(self, result: Future[RolloutBatch | None]) -> None:
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Finish the batch that is being made, and make no other one within the block."""
+        with self._changed:
+            self._is_held = True
+        self._wait_for(lambda: not self._is_making)
         try:
-            result.set_result(self._make())
-        except BaseException as error:
-            result.set_exception(error)
-        with self.ranks_free:
-            self.ranks_free.notify_all()
+            yield
+        finally:
+            with self._changed:
+                self._is_held = False
+                self._changed.notify_all()
+
+    def _wait_for(self, is_reached: Callable[[], bool]) -> None:
+        """Wait until the thread that makes batches has reached something, or has ended."""
+        self._report("")
+        if self._training:
+            self.ranks_free.release()  # an engine that has died needs the ranks to go on
+        with self._changed:
+            self._changed.wait_for(lambda: is_reached() or self._has_ended)
+        if self._training:
+            self.ranks_free.acquire()
+        self._report(f"step {self.returned}")
 
     def end(self) -> None:
         """Report that no more prompts will be drawn, because the stage ends early."""
         self._prompts.finish()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state between two steps, as plain values, for a checkpoint."""
-        self.finish_batch()  # first, because a batch that is being made draws prompts
-        batches = {"made": self._made, "given": self.returned, "left": [batch.as_dict() for batch in self._ready]}
-        if self._plan.over_draw or self._carried:
-            batches["carried"] = [group.as_dict() for group in self._carried]
-            batches["flat_share"] = asdict(self._flat_share)
-        return {"batches": batches, "prompts": self._prompts.state_dict()}
+        """Return the state between two steps, as plain values, for a checkpoint.
+
+        Of a batch that is being made nothing is in it: after a restart its prompts are drawn again.
+        """
+        with self._changed:
+            between = self._between if self._thread is not None else self._maker.state_dict()
+            batches = {name: value for name, value in between.items() if name != "prompts"}
+            batches |= {"given": self.returned, "left": [batch.as_dict() for batch in self._ready]}
+            return {"batches": batches, "prompts": between["prompts"]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Resume from a state returned by `state_dict`.
+        """Resume from a state returned by `state_dict`, before the first step.
 
-        Call it before the weights of the checkpoint, whose version is `returned`, are sent to the engines.
+        The engines then get the weights of the checkpoint, whose version is `returned`.
         """
         batches = state["batches"]
-        self._made, self.returned = batches["made"], batches["given"]
-        self._ready = [RolloutBatch.from_dict(batch) for batch in batches["left"]]
-        self._carried = [Group.from_dict(group) for group in batches.get("carried", [])]
-        self._flat_share = FlatShare(**batches.get("flat_share", {}))
-        self._prompts.load_state_dict(state["prompts"])
+        self._maker.load_state_dict(batches | {"prompts": state["prompts"]})
+        self._between = self._maker.state_dict()
+        self._weights = self.returned = batches["given"]
+        self._ready = deque(RolloutBatch.from_dict(batch) for batch in batches["left"])
 
-    def _make(self) -> RolloutBatch | None:
-        """Make the next batch; None if there are no more. If it fails, its prompts will be drawn again."""
-        before, carried = self._prompts.state_dict(), list(self._carried)
-        try:
-            return self._collect()
-        except BaseException:
-            self._prompts.load_state_dict(before)
-            self._carried = carried
-            self._complete.clear()
-            raise
+    def _take_or_make(self) -> RolloutBatch | None:
+        return self._ready.popleft() if self._ready else self._maker.make()
 
-    def _collect(self) -> RolloutBatch | None:
-        if self._plan.steps and self._made == self._plan.steps:
-            self._prompts.finish()
-            return None
-        since, plan = time.monotonic(), self._plan
-        self._passed_over = 0
-        varied, again = self._take_carried()
-        drawn = self._draw_first(plan.prompts - len(varied) - again, bool(varied or again))
-        if not (drawn or varied or again):
-            self._prompts.finish()
-            return None
-        most = plan.prompts * (_MOST_DRAWS if plan.drop_zero_variance else 1)
-        new: list[Group] = []
-        flat: list[Group] = []
-        while len(new) < drawn + again:
-            new.append(self._next_group())
-            (varied if new[-1].has_variance else flat).append(new[-1])
-            possible = len(varied) + drawn + again - len(new)  # groups with variance, if all that come have it
-            if plan.drop_zero_variance and possible < plan.prompts and drawn < most:
-                drawn += self._draw_more(most - drawn)
-        return self._close_batch(varied, flat, new, drawn, again, since)
-
-    def _take_carried(self) -> tuple[list[Group], int]:
-        """Return the carried groups that can be trained on; request the others again and return their number."""
-        carried, self._carried = self._carried, []
-        fresh = [group for group in carried if self._made - group.samples[0].version <= self._plan.max_lag]
-        stale = [group for group in carried if self._made - group.samples[0].version > self._plan.max_lag]
-        for group in stale:
-            self._engines.submit(
-                GroupRequest(group.number, group.prompt, group.prompt_ids, group.label, self._sampling)
-            )
-        return fresh, len(stale)
-
-    def _draw_first(self, missing: int, begun: bool) -> int:
-        """Draw the prompts that a batch begins with: `missing` ones, and more by the share of flat groups so far.
-
-        A single pass ends with a batch that is filled from the beginning; a batch that is `begun` is filled so too.
-        """
-        if missing <= 0:
-            return 0
-        wrap = bool(self._plan.steps)
-        drawn = self._draw(missing, wrap or begun)
-        if drawn and self._is_over_drawn:
-            extra = self._flat_share.count_draws(missing, _MOST_DRAWS * self._plan.prompts) - missing
-            drawn += self._draw(extra, wrap, fill=wrap)
-        return drawn
-
-    def _draw_more(self, most: int) -> int:
-        """Draw one prompt in place of a flat group, or, with over-draw, as many as are expected to have one varied."""
-        drawn = self._draw(1, wrap=True)
-        if self._is_over_drawn:
-            wrap = bool(self._plan.steps)
-            drawn += self._draw(self._flat_share.count_draws(1, most) - 1, wrap, fill=wrap)
-        return drawn
+    def _take_ahead(self) -> RolloutBatch | None:
+        """Return the next batch that the thread has made; None if there are no more. Raises the error of the thread."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._make_ahead, daemon=True)
+            self._thread.start()
+        with self._changed:
+            self._changed.wait_for(lambda: self._ready or self._has_ended)
+            if self._error:
+                raise self._error
+            return self._ready.popleft() if self._ready else None
 
     @property
-    def _is_over_drawn(self) -> bool:
-        """Whether the batch may draw surplus prompts; the last of a fixed number of batches has no next one."""
-        return self._plan.over_draw and self._made + 1 != self._plan.steps
+    def _has_ended(self) -> bool:
+        return self._is_last or self._error is not None
 
-    def _close_batch(
-        self, varied: list[Group], flat: list[Group], new: list[Group], drawn: int, again: int, since: float
-    ) -> RolloutBatch:
-        plan = self._plan
-        varied = sorted(varied, key=_get_number)
-        self._carried = varied[plan.prompts :]
-        self._flat_share.add(len(flat), len(new))
-        self._made += 1
-        if self._made == plan.steps:
-            self._prompts.finish()
-        spare = sorted(flat, key=_get_number)[: max(0, plan.prompts - len(varied))]
-        groups = sorted(varied[: plan.prompts] + spare, key=_get_number)
-        health = measure_health(new) if new else None
-        seconds = time.monotonic() - since
-        tokens = sum(len(each.token_ids) for group in new for each in group.samples if each.vote_weight is None)
-        carried, passed_over = len(self._carried), self._passed_over
-        return RolloutBatch(groups, drawn, len(flat), seconds, health, again, carried, passed_over, tokens)
+    def _may_begin(self) -> bool:
+        return not self._is_held and self._maker.made <= self._weights + self._plan.ahead
 
-    def _draw(self, count: int, wrap: bool, fill: bool = True) -> int:
-        """Draw `count` prompts and send them to the engines; return their number, 0 if the pass was already over.
-
-        Args:
-            wrap: begin again if the pass is over before the first prompt.
-            fill: begin again if the pass ends after the first prompt.
-        """
-        for index in range(count):
-            if not self._draw_one(wrap if index == 0 else fill):
-                return index
-        return max(0, count)
-
-    def _draw_one(self, wrap: bool) -> bool:
-        """Draw the next prompt that is not passed over, and have its group sampled; False if the pass is over."""
-        most = _MOST_PASSED_OVER * self._plan.prompts
-        while drawn := self._prompts.draw(wrap):
-            samples = self._choice.find_samples(drawn, self._made) if self._choice else []
-            if self._choice and self._passed_over < most and self._choice.passes_over(drawn, samples):
-                self._passed_over += 1
-                continue
-            self._request(
-                GroupRequest(self._prompts.taken - 1, drawn.text, drawn.ids, drawn.label, self._sampling), samples
-            )
-            return True
-        return False
-
-    def _request(self, request: GroupRequest, samples: list[Sample]) -> None:
-        """Have the engines sample what `samples` lack of a group."""
-        missing = self._sampling.n - len(samples)
-        if not missing:
-            self._complete.append(Group(request.number, request.prompt, request.prompt_ids, request.label, samples))
-            return
-        if samples:
-            self._from_votes[request.number] = samples
-            request = replace(request, sampling=replace(self._sampling, n=missing))
-        self._engines.submit(request)
-
-    def _next_group(self) -> Group:
-        """Return a group of votes alone, or wait for the next one of the engines and add its votes."""
-        if self._complete:
-            return self._complete.popleft()
-        group = self._engines.next_group()
-        return replace(group, samples=self._from_votes.pop(group.number, []) + group.samples)
+    def _make_ahead(self) -> None:
+        """Make all batches, each as soon as the engines hold weights that are new enough for it."""
+        while not self._has_ended:
+            with self._changed:
+                self._changed.wait_for(self._may_begin)
+                self._is_making = True
+            try:
+                batch, error = self._maker.make(), None
+            except BaseException as raised:
+                batch, error = None, raised
+            with self._changed:
+                self._is_making = False
+                self._error, self._is_last = error, batch is None and error is None
+                if batch is not None:
+                    self._ready.append(batch)
+                self._between = self._maker.state_dict()
+                self._changed.notify_all()
 
     def _measure(self, batch: RolloutBatch) -> dict[str, float]:
         samples = [sample for group in batch.groups for sample in group.samples]
@@ -359,13 +213,15 @@ class Sampler:
             found["zero_variance_drawn"] = batch.flat / sampled
         if self._plan.over_draw:
             found["groups_carried"] = batch.carried
-        if self._choice:
+        if self._uses_votes:
             found["votes_used"] = sum(sample.vote_weight is not None for sample in samples) / len(samples)
             found["prompts_passed_over"] = batch.passed_over
         if batch.tokens is not None:
             found["tokens_drawn"] = batch.tokens
         return found | {
-            "policy_lag": sum(self.returned - sample.version for sample in samples) / len(samples),
+            "policy_lag": sum(sample.mean_lag(self.returned) for sample in samples) / len(samples),
+            "interrupted": sum(bool(sample.switches) for sample in samples) / len(samples),
+            "policy_lag_max": self.returned - min(group.version for group in batch.groups),
             "prompts_drawn": batch.drawn,
             "engine_restarts": self._engines.restarts,
             "seconds_rollout": round(batch.seconds, 6),
@@ -378,7 +234,3 @@ def _find_weights(batch: RolloutBatch) -> list[float] | None:
     if all(weight is None for weight in weights):
         return None
     return [1.0 if weight is None else weight for weight in weights]
-
-
-def _get_number(group: Group) -> int:
-    return group.number

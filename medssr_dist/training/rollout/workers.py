@@ -22,12 +22,18 @@ from medssr_dist.training.rollout.sampler import BatchPlan, Sampler
 from medssr_dist.training.stall_watch import Heartbeat, HeartbeatBoard
 
 if TYPE_CHECKING:
+    from ray.util.placement_group import PlacementGroup
+
     from medssr_dist.config.schema import Config
     from medssr_dist.config.training import Stage
     from medssr_dist.training.backend.openrlhf import RayActorGroup
     from medssr_dist.training.rollout.examples import PromptLoader
     from medssr_dist.training.vote_access import VoteSource
     from medssr_dist.training.weights.sync import SyncSettings
+
+
+_KEEP_WEIGHTS, _DROP_WEIGHTS = 1, 2  # vLLM's levels of sleep
+_ENGINE_SHARE = 0.2  # of a rank's GPU in Ray's books; rank and reference have 0.4 each
 
 
 class RankSync:
@@ -76,10 +82,23 @@ class RolloutWorkers:
         bundles: placement group of the engines.
     """
 
-    def __init__(self, config: Config, stage: Stage, model: Path, board: HeartbeatBoard, ranks: RayActorGroup):
-        self._config, self._stage, self._board = config, stage, board
+    def __init__(
+        self,
+        config: Config,
+        stage: Stage,
+        model: Path,
+        board: HeartbeatBoard,
+        ranks: RayActorGroup,
+        rank_bundles: PlacementGroup,
+    ):
+        """
+        Args:
+            rank_bundles: those of the ranks; colocated engines share them.
+        """
+        self._config, self._stage, self._board, self._ranks = config, stage, board, ranks
+        self._takes_turns = config.training.placement == "colocated"
         self._sync = self.make_sync(ranks)
-        starter = EngineStarter(config, board, self.engine_options(model))
+        starter = EngineStarter(config, board, self.engine_options(model), rank_bundles if self._takes_turns else None)
         self.bundles = starter.bundles
         self.engines = RolloutEngines(starter.start, config.training.engines, self._send_meanwhile)
         self.sampler: Sampler | None = None
@@ -87,7 +106,10 @@ class RolloutWorkers:
 
     def engine_options(self, model: Path) -> dict[str, Any]:
         """Return vLLM's arguments, which are the same for all engines."""
-        backend = {"backend": "medssr_nccl" if on_gpu() else "gloo"}
+        from medssr_dist.training.weights.gloo_transfer import BACKEND, IPC_BACKEND, NCCL_BACKEND
+
+        on_gpus = IPC_BACKEND if self._takes_turns else NCCL_BACKEND
+        backend = {"backend": on_gpus if on_gpu() else BACKEND}
         return build_rollout_kwargs(model, self._config) | {"weight_transfer_config": backend}
 
     def make_sync(self, ranks: RayActorGroup) -> RankSync:
@@ -100,6 +122,7 @@ class RolloutWorkers:
             training.sync_timeout_s,
             training.tensor_parallel_size,
             training.verify_sync,
+            self._takes_turns,
         )
         return RankSync(ranks, settings)
 
@@ -111,44 +134,83 @@ class RolloutWorkers:
         self.sampler = Sampler(plan, sampling, prompts, self.engines, report, choice)
         return self.sampler
 
+    def make_room(self) -> None:
+        """Let colocated engines, once they are ready, sleep while the ranks load; they keep their weights."""
+        if self._takes_turns:
+            self.engines.wait_ready()
+            self.engines.call_all("sleep", _KEEP_WEIGHTS)
+
+    def wait_ready(self, loading: list[ray.ObjectRef]) -> None:
+        """Wait for the engines and for the ranks, which are `loading`; colocated engines then have the GPUs."""
+        if not self._takes_turns:
+            self.engines.wait_ready()  # first, so that the error of an engine that fails to start is raised at once
+        ray.get(loading)
+        if self._takes_turns:
+            ray.get(self._ranks.async_run_method("offload_states"))
+            self.engines.call_all("wake_up")
+
+    def begin_training(self) -> None:
+        """Give the GPUs of colocated engines to the ranks; the engines lose their weights."""
+        if self._takes_turns:
+            self.engines.call_all("sleep", _DROP_WEIGHTS)
+            ray.get(self._ranks.async_run_method("reload_states"))
+
     def sync_weights(self, compare_all: bool = False) -> None:
-        """Send the policy's weights to all engines, after no sample is being drawn with the previous weights.
+        """Send the policy's weights to all engines; colocated ones then have the GPUs until `begin_training`.
 
         Args:
             compare_all: compare the checksums of all weights, whatever `training.verify_sync` says.
         """
-        self.sampler.finish_batch()
-        self.engines.restart_dead()
-        self._sync.send(self.engines.by_name, self.sampler.returned, compare_all=compare_all)
+        if self._takes_turns:
+            ray.get(self._ranks.async_run_method("offload_states"))
+            self.engines.call_all("wake_up", ["weights"])
+        with self.sampler.new_weights() as version:
+            self.engines.update_all(lambda engines: self._sync.send(engines, version, compare_all=compare_all))
+        if self._takes_turns:
+            self.engines.call_all("wake_up", ["kv_cache"])
 
-    def _send_meanwhile(self, engines: dict[str, ray.actor.ActorHandle]) -> None:
-        """Send the current weights to restarted engines, while no step is trained."""
-        with self.sampler.ranks_free:
+    def _send_meanwhile(self, engines: dict[str, ray.actor.ActorHandle]) -> bool:
+        """Send the current weights to restarted engines, unless a step is trained; return whether they were sent."""
+        if not self.sampler.ranks_free.acquire(blocking=False):
+            return False
+        try:
             self._sync.send(engines, self.sampler.returned, teacher=self._hold_teacher)
+        finally:
+            self.sampler.ranks_free.release()
+        return True
 
     @contextmanager
     def holding_teacher(self) -> Iterator[None]:
-        """Let all engines hold the teacher's weights (`voting.online.teacher`), and the policy's again afterwards."""
-        self._hold_teacher = True
-        try:
-            self._sync.send(self.engines.by_name, self.sampler.returned, teacher=True)
-            yield
-        finally:
-            self._hold_teacher = False
-        self.engines.restart_dead()
-        self._sync.send(self.engines.by_name, self.sampler.returned)
+        """Let all engines hold the teacher's weights (`voting.online.teacher`), and the policy's again afterwards.
+
+        Meanwhile no sample for the training is drawn.
+        """
+        version = self.sampler.returned
+        with self.sampler.held():
+            self._hold_teacher = True
+            try:
+                self.engines.update_all(lambda engines: self._sync.send(engines, version, teacher=True))
+                yield
+            finally:
+                self._hold_teacher = False
+            self.engines.update_all(lambda engines: self._sync.send(engines, version))
 
 
 def make_batch_plan(config: Config, stage: Stage) -> BatchPlan:
-    """Return how the batches of the stage are made."""
+    """Return how the batches of the stage are made.
+
+    With over-draw, the surplus of a batch becomes a step older before it is trained on. Colocated engines sleep while
+    the ranks train, so they are never ahead.
+    """
     training = config.training
     return BatchPlan(
         stage.prompts_per_step,
         stage.steps,
         stage.drop_zero_variance,
-        training.async_rollout,
+        0 if training.placement == "colocated" else training.max_policy_lag - training.over_draw,
         training.over_draw,
         training.max_policy_lag,
+        interrupts=not training.deterministic,
     )
 
 
@@ -180,18 +242,21 @@ class EngineStarter:
     Args:
         board: receives the engines' heartbeats.
         options: vLLM's arguments, the same for all engines.
+        shared: bundles of the ranks, for colocated engines; None = the engines have bundles of their own.
 
     Attributes:
         bundles: placement group of all engines.
     """
 
-    def __init__(self, config: Config, board: HeartbeatBoard, options: dict[str, Any]):
+    def __init__(self, config: Config, board: HeartbeatBoard, options: dict[str, Any], shared: PlacementGroup | None):
         from medssr_dist.training.rollout.rollout_engine import RolloutEngine
 
         training = config.training
         self._board, self._options, self._gpus = board, options, training.tensor_parallel_size
         self._reward = training.reward
-        self.bundles = reserve_bundles([{"GPU": self._gpus, "CPU": 1}] * training.engines, "the rollout engines")
+        own = [{"GPU": self._gpus, "CPU": 1}] * training.engines
+        self.bundles = shared or reserve_bundles(own, "the rollout engines")
+        self._gpu_share, self._cpu_share = (_ENGINE_SHARE, _ENGINE_SHARE) if shared else (self._gpus, 1)
         self._env = build_engine_env(config.runtime, count_threads(training.engines))
         self._env["GOMP_SPINCOUNT"] = "0"  # waiting threads sleep: the ranks that send weights need the cores
         self._actor = ray.remote(RolloutEngine)
@@ -199,8 +264,8 @@ class EngineStarter:
     def start(self, index: int) -> ray.actor.ActorHandle:
         """Start engine number `index` and return its actor, before the engine is ready."""
         actor = self._actor.options(
-            num_gpus=self._gpus,
-            num_cpus=1,
+            num_gpus=self._gpu_share,
+            num_cpus=self._cpu_share,
             scheduling_strategy=PlacementGroupSchedulingStrategy(self.bundles, index),
             runtime_env={"env_vars": self._env},
         )

@@ -37,17 +37,21 @@ from medssr_dist.training.weights.weight_checks import ArrivalCheck
 
 BACKEND = "gloo"
 NCCL_BACKEND = "medssr_nccl"  # nccl_transfer.py, which is imported on GPU only
+IPC_BACKEND = "medssr_ipc"  # ipc_transfer.py, which is imported on GPU only
 _IN_FLIGHT = 2  # buckets that are being sent while the next one is gathered
 
 
 def register() -> None:
-    """Register both ends of both backends with vLLM's factories; a second call in a process changes nothing."""
-    here, nccl = __name__, "medssr_dist.training.weights.nccl_transfer"
+    """Register both ends of all backends with vLLM's factories; a second call in a process changes nothing."""
+    here, package = __name__, __name__.rpartition(".")[0]
+    nccl, ipc = f"{package}.nccl_transfer", f"{package}.ipc_transfer"
     ends = [
         (WeightTransferEngineFactory, BACKEND, here, "GlooWeightTransferEngine"),
         (WeightTransferTrainerFactory, BACKEND, here, "GlooTrainerWeightTransferEngine"),
         (WeightTransferEngineFactory, NCCL_BACKEND, nccl, "CheckedNcclWorker"),
         (WeightTransferTrainerFactory, NCCL_BACKEND, nccl, "CheckedNcclTrainer"),
+        (WeightTransferEngineFactory, IPC_BACKEND, ipc, "CheckedIpcWorker"),
+        (WeightTransferTrainerFactory, IPC_BACKEND, ipc, "CheckedIpcTrainer"),
     ]
     for factory, backend, module, end in ends:
         if backend not in factory._registry:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from vllm.distributed.weight_transfer.nccl_engine import (
@@ -20,7 +20,7 @@ from vllm.distributed.weight_transfer.nccl_engine import (
 
 from medssr_dist.training.weights.gloo_transfer import NCCL_BACKEND
 from medssr_dist.training.weights.run_together import run_together
-from medssr_dist.training.weights.weight_checks import ArrivalCheck
+from medssr_dist.training.weights.weight_checks import ArrivalCheck, WatchedModel
 
 
 @dataclass
@@ -77,22 +77,9 @@ class CheckedNcclWorker(NCCLWeightTransferEngine):
     def receive_weights(self, update_info: CheckedNcclUpdateInfo) -> None:
         """Receive and load all weights. Raises ChecksumError."""
         check, model = ArrivalCheck(update_info.checksums), self.model
-        self.model = _WatchedModel(model, check)
+        self.model = WatchedModel(model, check)
         try:
             super().receive_weights(update_info)
         finally:
             self.model = model
         check.finish()
-
-
-class _WatchedModel:
-    """Loads weights into a model while a check watches them; the rest is the model's own."""
-
-    def __init__(self, model: torch.nn.Module, check: ArrivalCheck):
-        self._model, self._check = model, check
-
-    def load_weights(self, weights: Any) -> Any:
-        return self._model.load_weights(self._check.watch(weights))
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._model, name)

@@ -1,9 +1,10 @@
 """The training rank's end of the weight sync: ZeRO-3 weights are gathered by buckets and sent to all rollout engines.
 
 It replaces OpenRLHF's `broadcast_to_vllm`, which makes one Ray call, one gather and one wait for each parameter. The
-weights go through vLLM's weight-transfer API: its packed NCCL transport on GPU (`nccl_transfer.py`), ours over gloo on
-CPU (`gloo_transfer.py`). After each sync the engines compare the checksums of a few weights, or of all
-(`training.verify_sync`), with those that the ranks have computed from a gather of its own (`weight_checks.py`).
+weights go through vLLM's weight-transfer API: its packed NCCL transport on GPU (`nccl_transfer.py`), CUDA IPC between
+processes on one GPU (`ipc_transfer.py`), ours over gloo on CPU (`gloo_transfer.py`). After each sync the engines
+compare the checksums of a few weights, or of all (`training.verify_sync`), with those that the ranks have computed from
+a gather of its own (`weight_checks.py`).
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ class SyncSettings:
     timeout_s: limit of each wait for another process, seconds.
     workers: number of vLLM workers of an engine (its tensor-parallel size).
     verify_all: compare the checksums of all weights after a sync, not of a few.
+    shares_gpus: each engine is on the GPU of a rank.
 
     Example: SyncSettings(bucket_bytes=256 * 2**20, timeout_s=600.0, workers=1)
     """
@@ -52,16 +54,18 @@ class SyncSettings:
     timeout_s: float
     workers: int
     verify_all: bool = False
+    shares_gpus: bool = False
 
 
 class ZeroSource(WeightSource):
     """The whole weights of a policy, gathered from ZeRO-3 shards by buckets, with adapters merged.
 
     Iteration is a collective: every rank iterates, in the same order. Rank 0, the sender, gets the tensors. The other
-    ranks get tensors only for buckets with adapters. A module without ZeRO-3 works too.
+    ranks get tensors only for buckets with adapters, or with `everywhere`. A module without ZeRO-3 works too.
     """
 
-    def __init__(self, module: torch.nn.Module, bucket_bytes: int):
+    def __init__(self, module: torch.nn.Module, bucket_bytes: int, everywhere: bool = False):
+        self._everywhere = everywhere
         self._weights = {each.name: each for each in list_weights(module)}
         self._metas = [ParamMeta(each.name, each.dtype, tuple(each.shape)) for each in self._weights.values()]
         self._groups = [[meta.name for meta in bucket] for bucket in split_into_buckets(self._metas, bucket_bytes)]
@@ -102,10 +106,15 @@ class ZeroSource(WeightSource):
         weights = [self._weights[name] for name in names]
         parameters = [parameter for each in weights for parameter in each.parameters]
         if len(parameters) == len(weights) and all(map(is_zero_param, parameters)):
-            yield gather_on_rank_0(parameters)
+            yield gather(parameters, self._everywhere)
         else:
             with GatheredParameters(parameters):
                 yield [each.value() for each in weights]
+
+
+def count_bytes(meta: ParamMeta) -> int:
+    """Return the size of a weight."""
+    return math.prod(meta.shape) * meta.dtype.itemsize
 
 
 def split_into_buckets(metas: list[ParamMeta], most_bytes: int) -> list[list[ParamMeta]]:
@@ -113,7 +122,7 @@ def split_into_buckets(metas: list[ParamMeta], most_bytes: int) -> list[list[Par
     found: list[list[ParamMeta]] = []
     filled = 0
     for meta in metas:
-        size = math.prod(meta.shape) * meta.dtype.itemsize
+        size = count_bytes(meta)
         if not found or filled + size > most_bytes:
             found.append([])
             filled = 0
@@ -122,8 +131,8 @@ def split_into_buckets(metas: list[ParamMeta], most_bytes: int) -> list[list[Par
     return found
 
 
-def gather_on_rank_0(parameters: list[torch.nn.Parameter]) -> list[torch.Tensor]:
-    """Return ZeRO-3 parameters as whole tensors on rank 0, and [] on the other ranks.
+def gather(parameters: list[torch.nn.Parameter], everywhere: bool = False) -> list[torch.Tensor]:
+    """Return ZeRO-3 parameters as whole tensors on rank 0, and [] on the other ranks unless `everywhere`.
 
     A collective: one gather for all shards. DeepSpeed's GatheredParameters gathers them on every rank, and on CPU one
     parameter at a time.
@@ -131,8 +140,12 @@ def gather_on_rank_0(parameters: list[torch.nn.Parameter]) -> list[torch.Tensor]
     shards = [each.ds_tensor.detach().to(each.device).view(-1).view(torch.uint8) for each in parameters]
     own, group = torch.cat(shards), parameters[0].ds_process_group
     world = torch.distributed.get_world_size(group)
-    received = [torch.empty_like(own) for _ in range(world)] if torch.distributed.get_rank(group) == 0 else None
-    torch.distributed.gather(own, received, group=group, group_dst=0)
+    receives = everywhere or torch.distributed.get_rank(group) == 0
+    received = [torch.empty_like(own) for _ in range(world)] if receives else None
+    if everywhere:
+        torch.distributed.all_gather(received, own, group=group)
+    else:
+        torch.distributed.gather(own, received, group=group, group_dst=0)
     if received is None:
         return []
     sizes = [shard.numel() for shard in shards]
@@ -160,8 +173,11 @@ class EngineClient:
         self.abort: Callable[[], None] = _do_nothing
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
-        offsets = [init_info["rank_offset"] + self._settings.workers * index for index in range(len(self._engines))]
-        self._all("init_weight_transfer_engine", [(init_info | {"rank_offset": offset},) for offset in offsets])
+        infos = [init_info] * len(self._engines)
+        if "rank_offset" in init_info:  # each worker is a member of the group
+            offsets = [init_info["rank_offset"] + self._settings.workers * index for index in range(len(infos))]
+            infos = [init_info | {"rank_offset": offset} for offset in offsets]
+        self._all("init_weight_transfer_engine", [(info,) for info in infos])
 
     def start_weight_update(self) -> None:
         self._all("start_weight_update")
@@ -223,7 +239,7 @@ class WeightSync:
     def __init__(self, module: torch.nn.Module, settings: SyncSettings):
         register()
         self._settings = settings
-        self._source = ZeroSource(module, settings.bucket_bytes)
+        self._source = ZeroSource(module, settings.bucket_bytes, everywhere=settings.shares_gpus and on_gpu())
         self._rank = torch.distributed.get_rank()
         self._ranks = torch.distributed.new_group(backend="gloo", timeout=timedelta(seconds=settings.timeout_s))
 
@@ -257,12 +273,17 @@ class WeightSync:
     def _init_info(self, address: str, world_size: int) -> TrainerInitInfo:
         if not on_gpu():
             return GlooTrainerInitInfo(address, world_size, self._settings.timeout_s, rank=self._rank)
+        size = self._settings.bucket_bytes
+        if self._settings.shares_gpus:
+            from medssr_dist.training.weights.ipc_transfer import CheckedIpcInitInfo
+
+            largest = max(count_bytes(meta) for meta in self._source.metadata())
+            return CheckedIpcInitInfo(packed=True, packed_buffer_size_bytes=max(size, largest), rank=self._rank)
         from vllm.utils.network_utils import get_open_port
 
         from medssr_dist.training.weights.nccl_transfer import CheckedNcclInitInfo
 
         port = get_open_port() if self._rank == 0 else 0
-        size = self._settings.bucket_bytes
         return CheckedNcclInitInfo(address, port, world_size, packed_buffer_size_bytes=size, rank=self._rank)
 
     def _wait_for_ranks(self) -> None:

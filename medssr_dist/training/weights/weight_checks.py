@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 
@@ -66,3 +67,16 @@ class ArrivalCheck:
                 f"weight sync: {', '.join(wrong[:3])}{more} of {len(self._expected)} compared weights did not arrive "
                 "as they were sent"
             )
+
+
+class WatchedModel:
+    """Loads weights into a model while a check watches them; the rest is the model's own."""
+
+    def __init__(self, model: torch.nn.Module, check: ArrivalCheck):
+        self._model, self._check = model, check
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> Any:
+        return self._model.load_weights(self._check.watch(weights))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
