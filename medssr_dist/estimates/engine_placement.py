@@ -68,11 +68,15 @@ def _count_gpus(config: Config) -> int:
 
 
 def _find_lacking_memory(config: Config) -> str:
-    """Describe the memory that a colocated run lacks on GPUs; "" if there is enough, or its need is not known."""
+    """Describe the memory that a colocated run lacks on GPUs; "" if there is enough, or its need is not known.
+
+    Where no GPU is visible, the host is not the one that the run will have.
+    """
     parameters = find_parameters(config.policy)
     if parameters is None or not on_gpu():
         return ""
     for each in estimate_memory(config, parameters):
-        if each.needed > each.available:
+        is_known = not each.on_host or read_gpu_count() is not None
+        if is_known and each.needed > each.available:
             return f"{each.what} needs about {each.needed / 1e9:.0f} GB of {each.available / 1e9:.0f} GB"
     return ""

@@ -33,11 +33,13 @@ class MemoryDemand:
         what: the part, in words.
         needed: estimated bytes.
         available: free bytes of the GPU or of the machine.
+        on_host: whether it is the memory of a node with GPUs.
     """
 
     what: str
     needed: float
     available: float
+    on_host: bool = False
 
 
 def estimate_memory(config: Config, parameters: int) -> list[MemoryDemand]:
@@ -68,10 +70,14 @@ def estimate_memory(config: Config, parameters: int) -> list[MemoryDemand]:
     else:
         demands = [engine, MemoryDemand("a training rank's GPU", rank, free)]
     if optimizer:
-        demands.append(MemoryDemand("the optimizer on the host", optimizer / training.nodes, read_available_memory()))
+        demands.append(_on_host("the optimizer", optimizer / training.nodes))
     if reference:
-        demands.append(MemoryDemand("the reference on the host", reference / training.nodes, read_available_memory()))
+        demands.append(_on_host("the reference", reference / training.nodes))
     return demands
+
+
+def _on_host(what: str, needed: float) -> MemoryDemand:
+    return MemoryDemand(f"{what} on the host", needed, read_available_memory(), on_host=True)
 
 
 def _estimate_turns(config: Config, parameters: int, rank: float, free: float) -> list[MemoryDemand]:
@@ -92,7 +98,7 @@ def _estimate_turns(config: Config, parameters: int, rank: float, free: float) -
     ]
     if not training.offload_optimizer:
         state = (weight + _OPTIMIZER_BYTES) * _trained_parameters(config, parameters) / training.nodes
-        demands.append(MemoryDemand("the update's state on the host", state, read_available_memory()))
+        demands.append(_on_host("the update's state", state))
     return demands
 
 

@@ -85,11 +85,11 @@ def test_on_gpus_auto_is_colocated_where_memory_allows(gpu, qwen):
         ("training.engines=4", "auto: not colocated, engines = 4, and 8 ranks have one each"),
         ("training.placement=split", "as configured"),
         ("policy.model=someone/unknown-8B", "the size of the policy is not known"),
-        ("training.ranks_per_node=4", "auto: the job's 8 GPUs hold ranks and engines"),
+        ("training.ranks_per_node=4 training.engines=4", "auto: the job's 8 GPUs hold ranks and engines"),
     ],
 )
 def test_on_gpus_auto_is_else_split(gpu, qwen, override, reason):
-    choice = choose_placement(qwen(override))
+    choice = choose_placement(qwen(*override.split()))
     assert choice.config.training.placement == "split" and reason in choice.reason
 
 
@@ -117,7 +117,7 @@ class StandIns:
     def update_all(self, send):
         send({})
 
-    def send(self, engines, version):
+    def send(self, engines, version, compare_all):
         self.calls.append(f"send {version}")
 
     def new_weights(self):

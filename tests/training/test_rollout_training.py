@@ -14,7 +14,7 @@ import psutil
 import pytest
 from tiny_policy import LETTERS, letter_question
 
-from medssr_dist.data.jsonl import JsonlLedger
+from medssr_dist.data.jsonl import JsonlLedger, read_jsonl
 from medssr_dist.run.paths import RunPaths
 from medssr_dist.training.step_metrics import StepMetrics, read_metrics
 
@@ -46,10 +46,24 @@ def read_steps(run: Path) -> list[StepMetrics]:
 
 
 def test_the_next_batch_is_made_during_training(medssr, arguments, tmp_path):
-    medssr(*arguments, "training.max_policy_lag=1", "training.stage2.importance=token")
+    in_order = "training.deterministic=true"
+    medssr(*arguments, "training.max_policy_lag=1", "training.stage2.importance=token", in_order)
     steps = read_steps(tmp_path / "run")
     assert [step.policy_lag for step in steps] == [0, 1, 1]
     assert all(step.rollout_kl is not None and step.samples == 8 and 2 <= step.prompts_drawn <= 8 for step in steps)
+
+
+def test_rollouts_are_at_most_two_steps_behind(medssr, arguments, tmp_path):
+    """And the samples say which version each of their tokens is of."""
+    ahead = "training.max_policy_lag=2", "training.stage2.importance=token", "training.keep_samples=100"
+    medssr(*arguments, *ahead, "training.stage2.steps=6")
+    steps = read_steps(tmp_path / "run")
+    assert [step.step for step in steps] == list(range(1, 7))
+    assert all(0 <= step.policy_lag <= step.policy_lag_max <= min(2, step.step - 1) for step in steps)
+    assert any(step.policy_lag_max for step in steps)
+    for row in read_jsonl(RunPaths(tmp_path / "run").stage("stage2").samples):
+        versions = [version for _, version in row["versions"]]
+        assert versions == sorted(versions) and versions[0] == row["step"] - 1 - row["policy_lag"]
 
 
 def start(arguments, *more: str) -> subprocess.Popen:

@@ -69,5 +69,7 @@ class StateOffload:
         return host.copy_(tensor.data)
 
     def _finish(self) -> None:
-        torch.cuda.synchronize()
-        torch.cuda.empty_cache()
+        """Wait for the copies, and give free memory back to the GPU's driver, so that the engine can take it."""
+        if on_gpu():
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
