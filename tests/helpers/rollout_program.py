@@ -17,6 +17,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -98,11 +99,23 @@ def hang(workers: RolloutWorkers) -> str:
 
 
 def sample_during_sync(workers: RolloutWorkers, prompts: list[list[int]]) -> list[dict]:
-    """Sample long groups, and send new weights while they are drawn."""
+    """Send new weights while groups are sampled, one after the other; return the groups."""
+    sync, engines = workers._sync, workers.engines.by_name
+    sync._all("connect_engines", engines, sync._settings)  # which takes longer than a group
+    sync._connected = engines
+    is_sent = threading.Event()
+
+    def sample_until_sent() -> list[dict]:
+        found = []
+        while not is_sent.is_set():
+            found += sample(workers, prompts * 4, tokens=200)
+        return found
+
     with ThreadPoolExecutor() as threads:
-        groups = threads.submit(sample, workers, prompts, tokens=200)
-        time.sleep(0.5)
+        groups = threads.submit(sample_until_sent)
+        time.sleep(1)
         workers.sync_weights()
+        is_sent.set()
         return groups.result()
 
 
