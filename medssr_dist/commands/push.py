@@ -209,7 +209,7 @@ def _upload(plan: PushPlan, token: str) -> None:
             plan.repo, operations, commit_message=f"Upload the {plan.kind} of a MedSSR run", repo_type=plan.kind
         )
     except (HfHubHTTPError, httpx.HTTPError, OSError, ValueError) as error:
-        reason = scrub_message(" ".join(str(error).split()))[:300]
+        reason = scrub_message(" ".join(str(error).split()))[:300].rstrip(".")
         raise InputError(
             f"{api.endpoint} did not take {plan.repo}: {reason}; check the name, and that the token may write there"
         ) from None

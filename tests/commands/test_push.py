@@ -49,6 +49,15 @@ def push(*arguments) -> int:
     return cli.main(["push", *map(str, arguments)])
 
 
+def test_a_push_through_xet_registers_files_and_commits(hub, run, monkeypatch):
+    """The hub's own library for Xet asks for a token, registers the files, and then the commit names them."""
+    pytest.importorskip("hf_xet")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", False)
+    assert cli.main(["push", str(run.root), "--dataset", "me/questions"]) == 0
+    files = hub.repos["dataset", "me/questions"]["files"]
+    assert hub.shards == 1 and files["train.parquet"] == b"in Xet" and b"---" in files["README.md"]
+
+
 def test_questions_are_uploaded_with_their_card(hub, run, capsys):
     assert push(run.root, "--dataset", "me/questions", "--private") == 0
     repo = hub.repos["dataset", "me/questions"]

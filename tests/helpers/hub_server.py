@@ -1,17 +1,21 @@
-"""A server of the shape of the Hugging Face Hub, in memory: repositories, uploads through LFS, commits."""
+"""A server of the shape of the Hugging Face Hub, in memory: repositories, uploads through LFS or Xet, commits."""
 
 from __future__ import annotations
 
 import base64
 import json
 import threading
+import time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 
 class Hub(ThreadingHTTPServer):
-    """Attributes: repos: (kind, name) -> {"private": bool, "files": name -> bytes}; tokens: the headers seen."""
+    """Attributes: repos: (kind, name) -> {"private": bool, "files": name -> bytes}; tokens: the headers seen.
+
+    With Xet, it says that it has all chunks already, so that no content arrives; `shards` counts what is registered.
+    """
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -19,6 +23,7 @@ class Hub(ThreadingHTTPServer):
         self.objects: dict[str, bytes] = {}
         self.tokens: set[str | None] = set()
         self.refuse = 0  # status of every answer, if not 0
+        self.shards = 0
 
     @property
     def url(self) -> str:
@@ -51,7 +56,7 @@ class _Handler(BaseHTTPRequestHandler):
         return kind, f"{parts[0]}/{parts[1].removesuffix('.git')}"
 
     def _begin(self) -> bool:
-        if "/objects/" not in self.path or self.command != "PUT":
+        if not self.path.startswith(("/v1/", "/v2/")) and ("/objects/" not in self.path or self.command != "PUT"):
             self.server.tokens.add(self.headers.get("Authorization"))
         if self.server.refuse:
             self._body()
@@ -60,6 +65,20 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         if not self._begin():
+            return
+        if self.path.startswith("/v1/"):  # a chunk that other files may share
+            self._answer({"error": "no such chunk"}, 404)
+            return
+        if "/xet-write-token/" in self.path:
+            self._answer(
+                {"casUrl": self.server.url, "accessToken": "t", "exp": int(time.time()) + 3600},
+                200,
+                {
+                    "X-Xet-Cas-Url": self.server.url,
+                    "X-Xet-Access-Token": "t",
+                    "X-Xet-Token-Expiration": str(int(time.time()) + 3600),
+                },
+            )
             return
         repo = self.server.repos.get(self._repo())
         if repo is None:
@@ -77,7 +96,10 @@ class _Handler(BaseHTTPRequestHandler):
         if not self._begin():
             return
         body, path = self._body(), self.path.partition("?")[0]
-        if path == "/api/repos/create":
+        if path.startswith(("/v1/", "/v2/")):
+            self.server.shards += path == "/v1/shards"
+            self._answer({"was_inserted": True, "result": 1}, 404 if path.startswith("/v2/") else 200)
+        elif path == "/api/repos/create":
             row = json.loads(body)
             name = f"{row.get('organization') or 'me'}/{row['name']}"
             private = row.get("visibility") == "private" or bool(row.get("private"))
@@ -113,7 +135,7 @@ class _Handler(BaseHTTPRequestHandler):
             if row["key"] == "file":
                 files[row["value"]["path"]] = base64.b64decode(row["value"]["content"])
             elif row["key"] == "lfsFile":
-                files[row["value"]["path"]] = self.server.objects[row["value"]["oid"]]
+                files[row["value"]["path"]] = self.server.objects.get(row["value"]["oid"], b"in Xet")
         kind, name = self._repo()
         place = f"{self.server.url}/{'datasets/' if kind == 'dataset' else ''}{name}/commit/1"
         self._answer({"commitUrl": place, "commitOid": "1" * 40, "success": True})
