@@ -79,6 +79,18 @@ def test_a_pipe_in_place_of_a_key_file_is_refused(config_file, key_file):
         load_key(config_file, pipe)
 
 
+@pytest.mark.parametrize("content", ["", " \n", "sk-first\nsecond", "sk-a b", "sk-\0", "sk-é", "k" * 10_001])
+def test_a_file_that_holds_no_key_is_refused(config_file, key_file, content):
+    key_file.write_text(content)
+    with pytest.raises(InputError, match="it holds no key: one line"):
+        load_key(config_file, key_file)
+
+
+def test_a_key_behind_a_byte_order_mark_is_read(config_file, key_file):
+    key_file.write_bytes(b"\xef\xbb\xbf" + KEY.encode() + b"\r\n")
+    assert load_key(config_file, key_file) == KEY
+
+
 def test_literal_key_is_refused_and_not_repeated(config_file):
     with pytest.raises(InputError, match="or a file of mode 0600") as error:
         load_config(config_file, [f"synthesis.endpoints.0.api_key={KEY}"])

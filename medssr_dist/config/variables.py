@@ -14,6 +14,7 @@ from medssr_dist.secret_registry import holds_secret, names_secret, register_sec
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _SECRET_FILE = "file:"
+_MOST_SECRET = 10_000  # characters
 # ${ENV} is allowed in secrets and paths only. Elsewhere, a run would depend on values that are not recorded.
 _VARIABLE_KEYS = re.compile(
     r"(^|\.)(api_key|path|model|prompt|base_url|medcpt_query|medcpt_article|corpus|corpora|corpora_root|entities_file|"
@@ -111,14 +112,17 @@ def read_secret_file(name: str, key: str) -> str:
     try:
         file = Path(name).expanduser()
         refuse_pipe(file)
-        with open(file, encoding="utf-8") as handle:
+        with open(file, encoding="utf-8-sig") as handle:
             info = os.fstat(handle.fileno())
             if info.st_uid != os.getuid() or info.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
                 raise InputError(
                     f"{key}: {file} has mode {stat.S_IMODE(info.st_mode):04o} and owner {info.st_uid}: others may read "
                     f"it; become its owner, then chmod 600 {file}"
                 )
-            return handle.read().strip()
+            text = handle.read(_MOST_SECRET + 1).strip()
+        if text.isascii() and text.isprintable() and " " not in text and 0 < len(text) <= _MOST_SECRET:
+            return text
+        reason = f"it holds no key: one line of up to {_MOST_SECRET} ASCII characters without spaces"
     except UnicodeDecodeError:
         reason = "not UTF-8"
     except OSError as error:
