@@ -10,6 +10,7 @@ from pathlib import Path
 from medssr_dist.errors import InputError
 from medssr_dist.launch.ports import PortBlock
 from medssr_dist.runtime.network import list_interfaces
+from medssr_dist.runtime.shared_memory import RUN_VARIABLE
 
 _STORE_SHARE, _STORE_LEAST, _STORE_MOST = 0.1, 200 * 2**20, 16 * 2**30  # bytes; the objects are prompts and texts
 
@@ -107,6 +108,7 @@ def build_node_environment(
         "RAY_worker_niceness": "0",  # with Ray's default of 15, other jobs on a shared node would slow the work down
         "VLLM_HOST_IP": ip,
         "VLLM_RPC_BASE_PATH": str(temp_dir),
+        RUN_VARIABLE: temp_dir.name,
         "MEDSSR_NODE_IP": ip,
         "MEDSSR_NODES": " ".join(hosts),
         "MEDSSR_PORTS": f"{block.first + 1}-{block.last}",

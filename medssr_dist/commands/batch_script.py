@@ -33,11 +33,13 @@ def render_batch_script(config: Config, step: str, file: Path, run_dir: Path, ov
         raise InputError(f"there is no batch script of {step!r} in {folder}")
     lines = read_text(source).splitlines()
     last = max(place for place, line in enumerate(lines) if line.startswith(_OPTION))
+    own = _list_options(config)
+    named = tuple(option.partition("=")[0] + "=" for option in own if option.startswith(_OPTION))
     return (
         "\n".join(
             [
-                *lines[: last + 1],
-                *_list_options(config),
+                *(line for line in lines[: last + 1] if not line.startswith(named)),
+                *own,
                 "",
                 *_list_settings(file, run_dir),
                 *_call(lines[last + 1 :], overrides),

@@ -16,6 +16,7 @@ from medssr_dist.config.schema import Config
 from medssr_dist.errors import InputError
 from medssr_dist.runtime.device import on_gpu, read_compute_capability
 from medssr_dist.runtime.network import list_interfaces
+from medssr_dist.runtime.shared_memory import RUN_VARIABLE
 from medssr_dist.runtime.temp_dir import open_ray_temp_dir
 
 if TYPE_CHECKING:
@@ -123,6 +124,7 @@ def _start(slots: int, temp_dir: Path) -> None:
     _require_token(temp_dir)
     _stay_on_loopback()
     os.environ["VLLM_RPC_BASE_PATH"] = str(temp_dir)  # of its sockets, whose paths must be short too
+    os.environ[RUN_VARIABLE] = temp_dir.name
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # Otherwise vLLM's processes survive a killed worker and hold its GPU's memory.
     os.environ.setdefault("RAY_process_group_cleanup_enabled", "true")

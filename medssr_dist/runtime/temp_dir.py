@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TextIO
 
 from medssr_dist.errors import InputError
+from medssr_dist.runtime.shared_memory import remove_shared_memory, start_cleaner
 
 _LONGEST = 107 - 64  # a socket's path has at most 107 bytes, of which Ray adds up to 64
 _NAME_LENGTH = 8  # of the folder of a run
@@ -25,8 +26,8 @@ def open_ray_temp_dir(logs: Path, parent: Path | None = None, log_prefix: str = 
     """Create a temporary folder for the duration of the block, in `medssr-ray-UID` below `parent` (default: TMPDIR).
 
     That folder is private to this user, since Ray opens its own to everybody, and holds nothing else: folders in it
-    that nobody has locked are those of killed runs, and are deleted. (Process ids would not do: containers may share
-    /tmp.) At the end the logs are copied to `logs`, with `log_prefix` before their names.
+    that nobody has locked are those of killed runs, and are deleted, with their shared memory. (Process ids would not
+    do: containers may share /tmp.) At the end the logs are copied to `logs`, with `log_prefix` before their names.
 
     Raises:
         InputError: medssr-ray-UID belongs to somebody else or is a link.
@@ -35,14 +36,17 @@ def open_ray_temp_dir(logs: Path, parent: Path | None = None, log_prefix: str = 
     for stale in home.glob("[!.]*"):
         if lock := _try_lock(stale):
             shutil.rmtree(stale, ignore_errors=True)
+            remove_shared_memory(stale.name)
             lock.close()
     unlocked = Path(tempfile.mkdtemp(prefix=".", dir=home))  # under a name that no other run deletes
     lock = _try_lock(unlocked)
     folder = unlocked.rename(home / unlocked.name[1:])
+    start_cleaner(folder, folder / _LOCK)
     try:
         yield folder
     finally:
         _keep_logs(folder, logs, log_prefix)
+        remove_shared_memory(folder.name)
         if lock:
             lock.close()
 

@@ -65,6 +65,8 @@ def test_a_batch_script_is_complete(tmp_path):
     assert f"export RUN_DIR={shlex.quote(str(run_dir))}\n" in text
     assert text.rstrip().endswith(f"medssr_launch medssr_ssl.sh run {shlex.quote(override)}")
     assert subprocess.run(["bash", "-n"], input=text, text=True, check=False).returncode == 0
+    named = [line.partition("=")[0] for line in text.splitlines() if line.startswith("#SBATCH")]
+    assert len(named) == len(set(named))
     assert "medssr_launch vote.sh vote" in render_batch_script(config, "vote", tmp_path / "c.yaml", run_dir, [])
     with pytest.raises(InputError, match="no batch script of 'nothing'"):
         render_batch_script(config, "nothing", tmp_path / "c.yaml", run_dir, [])

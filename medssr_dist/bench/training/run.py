@@ -60,7 +60,7 @@ VARIANTS = {
     "zero-variance groups dropped": Variant({"stage2.drop_zero_variance": "true"}),
 }
 # Stock vLLM waits for its workers in a busy loop; with our plugin it sleeps, so "stock" runs without that plugin.
-ENVIRONMENTS = {"stock": {"VLLM_PLUGINS": "medssr_stacks"}}
+ENVIRONMENTS = {"stock": {"VLLM_PLUGINS": "medssr_stacks,medssr_shared_memory"}}
 # The variant to compare with, if it is not "ours": the one that differs only in that part.
 BASELINES = {"stock loss": "prompts not shared", "micro-batches as they come": "prompts not shared"}
 
