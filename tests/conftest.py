@@ -13,6 +13,7 @@ from hypothesis import settings
 from places import REPO, SHARED_DATA
 from tiny_policy import teach_answer_format, tiny_llama, tiny_tokenizer
 
+from medssr_dist.runtime import device
 from medssr_dist.runtime.logs import PACKAGE_LOGGER
 
 settings.register_profile("untimed", deadline=None)  # a test may be slow on a busy machine
@@ -27,6 +28,16 @@ def unset_logging():
     logger.handlers.clear()
     logger.setLevel(logging.NOTSET)
     logger.propagate = True
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """Let this process take itself for one of a machine with GPUs."""
+    monkeypatch.setenv("MEDSSR_DEVICE", "cuda")
+    device.on_gpu.cache_clear()
+    yield
+    monkeypatch.undo()
+    device.on_gpu.cache_clear()
 
 
 @pytest.fixture(scope="session")

@@ -18,15 +18,6 @@ from medssr_dist.training.stage_actor import _rank_env
 
 
 @pytest.fixture
-def gpu(monkeypatch):
-    monkeypatch.setenv("MEDSSR_DEVICE", "cuda")
-    device.on_gpu.cache_clear()
-    yield
-    monkeypatch.undo()
-    device.on_gpu.cache_clear()
-
-
-@pytest.fixture
 def shipped(repo, monkeypatch):
     values = {"DATA": "/data", "API_MODEL": "m", "API_KEY": "k-4f9a17c2e8b35d60", "API_BASE": "http://127.0.0.1:9/v1"}
     for name, value in values.items():

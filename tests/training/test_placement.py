@@ -14,21 +14,11 @@ from medssr_dist.config.load import load_config
 from medssr_dist.errors import InputError
 from medssr_dist.estimates.engine_placement import choose_placement
 from medssr_dist.estimates.memory import estimate_memory
-from medssr_dist.runtime import device
 from medssr_dist.runtime.cluster import count_slots
 from medssr_dist.training.rollout import workers
 from medssr_dist.training.weights.state_offload import StateOffload
 
 TURNS = {"placement": "colocated", "ranks_per_node": 2, "engines": 2}
-
-
-@pytest.fixture
-def gpu(monkeypatch):
-    monkeypatch.setenv("MEDSSR_DEVICE", "cuda")
-    device.on_gpu.cache_clear()
-    yield
-    monkeypatch.undo()
-    device.on_gpu.cache_clear()
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from vllm.distributed.weight_transfer.ipc_engine import (
 )
 
 from medssr_dist.training.weights.gloo_transfer import IPC_BACKEND
-from medssr_dist.training.weights.weight_checks import ArrivalCheck, WatchedModel
+from medssr_dist.training.weights.weight_checks import compare_arrivals
 
 
 @dataclass
@@ -59,10 +59,5 @@ class CheckedIpcWorker(IPCWeightTransferEngine):
 
     def receive_weights(self, update_info: CheckedIpcUpdateInfo) -> None:
         """Load the weights of one buffer. Raises ChecksumError."""
-        check, model = ArrivalCheck(update_info.checksums), self.model
-        self.model = WatchedModel(model, check)
-        try:
+        with compare_arrivals(self, update_info.checksums):
             super().receive_weights(update_info)
-        finally:
-            self.model = model
-        check.finish()

@@ -20,7 +20,7 @@ from vllm.distributed.weight_transfer.nccl_engine import (
 
 from medssr_dist.training.weights.gloo_transfer import NCCL_BACKEND
 from medssr_dist.training.weights.run_together import run_together
-from medssr_dist.training.weights.weight_checks import ArrivalCheck, WatchedModel
+from medssr_dist.training.weights.weight_checks import compare_arrivals
 
 
 @dataclass
@@ -76,10 +76,5 @@ class CheckedNcclWorker(NCCLWeightTransferEngine):
 
     def receive_weights(self, update_info: CheckedNcclUpdateInfo) -> None:
         """Receive and load all weights. Raises ChecksumError."""
-        check, model = ArrivalCheck(update_info.checksums), self.model
-        self.model = WatchedModel(model, check)
-        try:
+        with compare_arrivals(self, update_info.checksums):
             super().receive_weights(update_info)
-        finally:
-            self.model = model
-        check.finish()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -69,7 +70,19 @@ class ArrivalCheck:
             )
 
 
-class WatchedModel:
+@contextmanager
+def compare_arrivals(engine: Any, expected: dict[str, int]) -> Iterator[None]:
+    """Compare the weights that vLLM's `engine` loads within the block with their checksums. Raises ChecksumError."""
+    check, model = ArrivalCheck(expected), engine.model
+    engine.model = _WatchedModel(model, check)
+    try:
+        yield
+    finally:
+        engine.model = model
+    check.finish()
+
+
+class _WatchedModel:
     """Loads weights into a model while a check watches them; the rest is the model's own."""
 
     def __init__(self, model: torch.nn.Module, check: ArrivalCheck):
