@@ -26,8 +26,8 @@ class RolloutOptions(Section):
         ge=0,
         le=8,
         description="no token that is trained on comes from weights more than this many steps older than the policy. "
-        "From 1 on the engines sample ahead while the ranks train; new weights interrupt running samples, which go on "
-        "with them. 0 = each step is sampled by the policy that it trains",
+        "From 1 on the engines sample ahead while the ranks train; new weights interrupt running samples, which "
+        "continue with them. 0 = each step is sampled by the policy that it trains",
     )
     rollout_dtype: Literal["policy", "fp8"] = Field(
         "policy",

@@ -1,4 +1,4 @@
-"""Paraphrases of the mini world's questions: the same patient, told with other sentences and in another order."""
+"""Paraphrases of the mini world's questions: the same patient, described in other sentences and another order."""
 
 from __future__ import annotations
 

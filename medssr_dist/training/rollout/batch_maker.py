@@ -34,7 +34,7 @@ class BatchPlan:
     replace groups whose rewards are all equal. ahead: batch b may be begun with weights that are so many steps older
     than those of step b, and is then made while the ranks train. over_draw: draw by the share of equal rewards so far,
     and carry surplus groups over. max_lag: a carried group whose weights are more steps older than this is sampled
-    again. interrupts: new weights interrupt the samples that are being drawn, which then go on with them; else they
+    again. interrupts: new weights interrupt the samples that are being drawn, which then continue with them; else they
     wait until the batches that the old weights may begin are made.
 
     Example: BatchPlan(prompts=64, steps=0, drop_zero_variance=True, ahead=0, over_draw=True, max_lag=1)

@@ -116,7 +116,7 @@ class RolloutEngine(RolloutActor):
         await super().sleep(level)
 
     async def wake_up(self, tags: list[str] | None = None) -> None:
-        """Take memory of the GPU back: `weights`, and last `kv_cache`, with which requests go on; None: both."""
+        """Take memory of the GPU back: `weights`, and last `kv_cache`, with which requests continue; None: both."""
         await super().wake_up(tags)
         self._is_asleep = tags == ["weights"]
 
@@ -128,7 +128,7 @@ class RolloutEngine(RolloutActor):
         await self.llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info))
 
     async def start_weight_update(self) -> None:
-        """Stop at the end of a forward pass: running samples keep their tokens, and go on with the new weights."""
+        """Stop at the end of a forward pass: running samples keep their tokens, and continue with the new weights."""
         self._syncing = True
         self._beat()
         await self.llm.pause_generation(mode="keep", clear_cache=True)  # the cache is the old weights'

@@ -134,7 +134,7 @@ class Sampler:
         """Wait until the thread that makes batches has reached something, or has ended."""
         self._report("")
         if self._training:
-            self.ranks_free.release()  # an engine that has died needs the ranks to go on
+            self.ranks_free.release()  # an engine that has died needs the ranks to continue
         with self._changed:
             self._changed.wait_for(lambda: is_reached() or self._has_ended)
         if self._training:
