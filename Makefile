@@ -3,6 +3,7 @@ VENV ?= .venv
 RUN ?= runs/demo
 FUZZ_SECONDS ?= 600
 SOAK_MINUTES ?= 30
+SOAK_JSON ?= runs/soak.json
 export VENV
 
 .PHONY: install demo mini-policy test check-cuda gpu-check test-isa test-slow test-slurm test-slurm-short test-foreign fuzz soak lint format docs clean
@@ -42,7 +43,7 @@ fuzz: install  ## feed every reader of files and replies with damaged input, 10 
 	$(VENV)/bin/python tests/fuzz_readers.py --seconds $(FUZZ_SECONDS)
 
 soak: install  ## vote and train on a tiny model for SOAK_MINUTES under kills, garbage on all ports and a full disk; root
-	$(VENV)/bin/python tests/soak.py --minutes $(SOAK_MINUTES)
+	$(VENV)/bin/python tests/soak.py --minutes $(SOAK_MINUTES) --json $(SOAK_JSON)
 
 check-cuda:  ## install the CUDA set into .venv-cuda and import every module as on a GPU; 11 GB, no GPU needed
 	tests/check_cuda.sh

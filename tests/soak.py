@@ -34,10 +34,12 @@ from places import REPO  # noqa: E402
 from stored_votes import stored_labels, stored_votes  # noqa: E402
 from tiny_policy import teach_answer_format, tiny_llama, tiny_tokenizer  # noqa: E402
 
+from medssr_dist.bench.result_file import write_result  # noqa: E402
 from medssr_dist.data.jsonl import read_jsonl  # noqa: E402
 from medssr_dist.run.paths import RunPaths  # noqa: E402
 
 INSIDE = "MEDSSR_SOAK"  # set within the namespaces
+FULL_DISK = "full disk"
 PARTS = {  # what the command lines of a run's processes hold
     "driver": "medssr_dist.cli",
     "engine": "ray::Vllm",
@@ -46,6 +48,7 @@ PARTS = {  # what the command lines of a run's processes hold
     "raylet": "raylet/raylet",
     "store": "gcs/gcs_server",
 }
+WRONG = ("lost", "doubled", "leaked", "failed")
 GARBAGE = [b"\0" * 100, b"GET / HTTP/1.1\r\n\r\n", b"\xff\xfe\n", b"{" * 10_000, b""]
 DISK_MIB = 192
 LEFT_S = 5.0  # in which what a run has started must be gone
@@ -61,10 +64,19 @@ class Report:
     faulty: Counter[str] = field(default_factory=Counter)
     ends: Counter[int] = field(default_factory=Counter)
     runs: int = 0
+    ended_by_full_disk: int = 0
 
     def __str__(self) -> str:
-        wrong = ", ".join(f"{name} {self.faulty[name]}" for name in ("lost", "doubled", "leaked", "failed"))
-        return f"{self.runs} runs; faults {dict(self.faults)}; exit codes {dict(self.ends)}; {wrong}"
+        wrong = ", ".join(f"{name} {self.faulty[name]}" for name in WRONG)
+        faults = f"{dict(self.faults)}, {self.ended_by_full_disk} ends by a full disk"
+        return f"{self.runs} runs; faults {faults}; exit codes {dict(self.ends)}; {wrong}"
+
+    def write(self, path: Path, minutes: float) -> None:
+        """Write the counts as a benchmark's result."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        wrong = {name: self.faulty[name] for name in WRONG}
+        ends = {"exit_codes": dict(self.ends), "ends_by_full_disk": self.ended_by_full_disk}
+        write_result(path, {"minutes": minutes, "runs": self.runs, "faults": dict(self.faults)} | ends | wrong)
 
 
 class SoakRun:
@@ -86,7 +98,7 @@ class SoakRun:
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(self.rng.uniform(5, 150))
                     break
-                self._do_harm()
+                self._do_harm(process)
             with suppress(subprocess.TimeoutExpired):
                 process.wait(HANG_S)
             if process.poll() is None or time.monotonic() > deadline + HANG_S:
@@ -97,25 +109,34 @@ class SoakRun:
             if process.returncode == 0:
                 return
 
-    def _do_harm(self) -> None:
-        if self.rng.random() < 0.2:
-            self._fill_disk()
-            return
-        part = self.rng.choice(list(PARTS))
-        found = [each for each in list_processes() if PARTS[part] in " ".join(read_command(each))]
-        if found:
-            with suppress(psutil.NoSuchProcess):
-                self.rng.choice(found).send_signal(signal.SIGKILL)
-                self.report.faults[f"kill {part}"] += 1
+    def _do_harm(self, process: subprocess.Popen) -> None:
+        """Do the fault that has happened least often; where nothing of its part runs, the next one."""
+        faults = self.report.faults
+        for part in sorted([*PARTS, FULL_DISK], key=lambda part: (faults[part], self.rng.random())):
+            if self._fill_disk(process) if part == FULL_DISK else self._kill(part):
+                faults[part] += 1
+                return
 
-    def _fill_disk(self) -> None:
-        filler = self.work / "disk" / "filler"
-        with suppress(OSError), open(filler, "wb", buffering=0) as file:
-            while True:
-                file.write(bytes(2**16))
-        time.sleep(self.rng.uniform(1, 15))
+    def _kill(self, part: str) -> bool:
+        """Kill a process of this part; return whether there is one."""
+        found = [each for each in list_processes() if PARTS[part] in " ".join(read_command(each))]
+        with suppress(psutil.NoSuchProcess, IndexError):
+            self.rng.choice(found).send_signal(signal.SIGKILL)
+            return True
+        return False
+
+    def _fill_disk(self, process: subprocess.Popen) -> bool:
+        """Keep the disk full for up to a minute, or until the run has ended of it; then make it empty again."""
+        filler, deadline = self.work / "disk" / "filler", time.monotonic() + self.rng.uniform(1, 60)
+        with open(filler, "wb", buffering=0) as file:
+            while time.monotonic() < deadline and process.poll() is None:
+                with suppress(OSError):  # no space left
+                    while True:
+                        file.write(bytes(2**16))
+                time.sleep(0.1)
         filler.unlink()
-        self.report.faults["full disk"] += 1
+        self.report.ended_by_full_disk += process.poll() is not None
+        return True
 
     def check(self) -> None:
         """Count what is lost, doubled or left over."""
@@ -220,6 +241,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=30, help="time in which faults happen (default: 30)")
     parser.add_argument("--seed", type=int, default=0, help="number of the first run, which seeds its faults")
+    parser.add_argument("--json", type=Path, help="file of the counts, as a benchmark's result")
     args = parser.parse_args()
     if os.getuid():
         print("the soak mounts a small disk of its own, and needs root for it", file=sys.stderr)
@@ -235,12 +257,15 @@ def main() -> int:
         prepare(work)
         garbage = threading.Thread(target=send_garbage, args=(report, ended), daemon=True)
         garbage.start()
-        deadline, number = time.monotonic() + 60 * args.minutes, args.seed
+        start, number = time.monotonic(), args.seed
+        deadline = start + 60 * args.minutes
         while time.monotonic() < deadline:
             run = SoakRun(work, number, report)
             run.run(deadline)
             run.check()
             print(report, flush=True)
+            if args.json:
+                report.write(args.json, round((time.monotonic() - start) / 60, 1))
             number += 1
         ended.set()
         subprocess.run(["umount", str(work / "disk")], check=False)
