@@ -12,6 +12,7 @@ from stored_votes import write_labels
 from stream_parts import label, make_prompts, question
 
 from medssr_dist.bench.rollouts.label_precision import read_revotes
+from medssr_dist.bench.rollouts.meter_cost import MeterCost, format_meter
 from medssr_dist.bench.rollouts.over_draw_rounds import FOUR_NODES, compare_draws
 from medssr_dist.bench.rollouts.run import format_draws, format_revotes, format_stages
 from medssr_dist.bench.rollouts.stage_runs import read_figures
@@ -47,6 +48,12 @@ def test_the_figures_of_a_stage_are_sums_over_its_steps(tmp_path):
     figures = read_figures(run)
     assert (figures.steps, figures.tokens_drawn, figures.drawn_per_trained, figures.seconds) == (2, 7, 1.5, 6.0)
     assert "1.50" in format_stages({"votes": figures})
+
+
+def test_the_share_of_the_meter_is_what_both_parts_take_longer():
+    cost = MeterCost(7000, 10.5, 10.0, 0.55, 0.5, rollout_ratio=1.05, loss_ratio=1.1, step_seconds=55.0)
+    assert round(cost.share, 6) == 0.01  # 0.5 s and 0.05 s of 55 s
+    assert "1.050" in format_meter(cost) and "1.0%" in format_meter(cost)
 
 
 class AlwaysB:

@@ -3,6 +3,8 @@
 1. Over-draw: rollout time of a step with a simulated clock, with the real sampler (`over_draw_rounds.py`).
 2. Stage 1 of the mini policy from the same votes (`stage_runs.py`): rollouts by the engines; votes as first rollouts;
    these with questions chosen by their votes; over-draw; labels of the policy in training, with their precision.
+3. The mismatch meter: the rollouts and the loss of a step with and without the log-probs of sampled tokens
+   (`meter_cost.py`).
 
 The runs lie beside the result, in a folder with its name; the same command resumes them after a kill.
 """
@@ -15,10 +17,19 @@ from typing import Any
 
 from medssr_dist.bench.result_file import write_result
 from medssr_dist.bench.rollouts.label_precision import RevoteFigures, read_revotes
+from medssr_dist.bench.rollouts.meter_cost import MeterCost, format_meter, measure_meter
 from medssr_dist.bench.rollouts.over_draw_rounds import FOUR_NODES, ONE_NODE, OverDrawFigures, compare_draws
-from medssr_dist.bench.rollouts.stage_runs import ARMS, ONLINE, StageFigures, read_figures, take_votes, train_arm
+from medssr_dist.bench.rollouts.stage_runs import (
+    ARMS,
+    ENGINES,
+    ONLINE,
+    StageFigures,
+    read_figures,
+    take_votes,
+    train_arm,
+)
 
-FULL = {"synthesis.accepted": 600, "training.stage1.steps": 40}
+FULL = {"synthesis.accepted": 600, "training.stage1.steps": 20}
 QUICK = {
     "synthesis.accepted": 300,
     "synthesis.seeds": [{"path": "hpo:mini-seeds", "limit": 300}],
@@ -43,19 +54,28 @@ def bench_rollouts(json_path: Path, quick: bool = False) -> None:
         stages[arm.name] = read_figures(run)
         if arm is ONLINE:
             revotes = read_revotes(run)
-        write_result(json_path, _as_json(draws, stages, revotes, quick))
+        write_result(json_path, _as_json(draws, stages, revotes, None, quick))
+    sampled = stages[ENGINES.name]
+    meter = measure_meter(rounds=6 if quick else 20, step_seconds=sampled.seconds / sampled.steps)
+    write_result(json_path, _as_json(draws, stages, revotes, meter, quick))
     print(format_stages(stages))
     print(format_revotes(revotes))
+    print(format_meter(meter))
 
 
 def _as_json(
-    draws: list[OverDrawFigures], stages: dict[str, StageFigures], revotes: list[RevoteFigures], quick: bool
+    draws: list[OverDrawFigures],
+    stages: dict[str, StageFigures],
+    revotes: list[RevoteFigures],
+    meter: MeterCost | None,
+    quick: bool,
 ) -> dict[str, Any]:
     return {
         "quick": quick,
         "over_draw_simulated": [asdict(each) for each in draws],
         "stage1": {name: asdict(figures) for name, figures in stages.items()},
         "online": [asdict(each) for each in revotes],
+        "meter": meter and asdict(meter) | {"share": round(meter.share, 5)},
     }
 
 

@@ -58,7 +58,7 @@ def measure_pool_speed(questions: int, rounds: int) -> PoolSpeed:
     requests = _make_requests(make_prompt_renderer(load_tokenizer(model, config.policy), config.policy), questions)
     with _open_engines(config, model) as pool:
         raw = _start_raw_vllm(config, model, requests)
-        rates = _alternate({"vllm": raw, "pool": lambda: _pool_tokens(pool, requests)}, rounds)
+        rates = alternate({"vllm": raw, "pool": lambda: _pool_tokens(pool, requests)}, rounds, "pool against vLLM")
     ratios = [ours / theirs for ours, theirs in zip(rates["pool"], rates["vllm"], strict=True)]
     return PoolSpeed(
         ratio=round(statistics.median(ratios), 3),
@@ -114,10 +114,14 @@ def _pool_tokens(pool: EnginePool, requests: list[SampleRequest]) -> int:
     return sum(completion.tokens for _, completions in pool.generate(requests) for completion in completions)
 
 
-def _alternate(ways: dict[str, Callable[[], int]], rounds: int) -> dict[str, list[float]]:
-    """Return the tokens/s of each way in each round. The first call of each is a warm-up and is not counted."""
+def alternate(ways: dict[str, Callable[[], int]], rounds: int, title: str) -> dict[str, list[float]]:
+    """Return the tokens/s of each way in each round. The first call of each is a warm-up and is not counted.
+
+    Args:
+        ways: each returns the number of tokens it has computed. title: of the progress bar.
+    """
     rates: dict[str, list[float]] = {name: [] for name in ways}
-    for turn in tqdm(range(rounds + 1), desc="pool against vLLM", unit="round"):
+    for turn in tqdm(range(rounds + 1), desc=title, unit="round"):
         for name, answer in ways.items():
             started = time.perf_counter()
             tokens = answer()
