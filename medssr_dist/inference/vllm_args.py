@@ -99,3 +99,16 @@ def nap_instead_of_spinning() -> None:
     from vllm.distributed.device_communicators import shm_broadcast
 
     setattr(shm_broadcast, "sched_yield", partial(time.sleep, _SLEEP_S))  # noqa: B010 (vLLM does not export the name)
+
+
+def draw_seeded_noise_once() -> None:
+    """Let vLLM draw the noise of each seeded sample once, on a CPU. A plugin of vLLM, named in pyproject.toml.
+
+    vLLM's sampler for CPUs first draws noise for all rows, then again for each row with a seed; all of ours have one.
+    Its sampler for GPUs, which takes the same values from the same seeds, skips the first draw.
+    """
+    if on_gpu():
+        return
+    from vllm.v1.sample.ops.topk_topp_sampler import TopKTopPSampler
+
+    setattr(TopKTopPSampler, "forward_cpu", TopKTopPSampler.forward_native)  # noqa: B010 (a method)

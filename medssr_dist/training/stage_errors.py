@@ -6,20 +6,22 @@ import shutil
 from typing import TYPE_CHECKING
 
 from medssr_dist.errors import InputError, Stopped, TrainingFailed
+from medssr_dist.training.engine_failures import EngineLostError, SyncError
 from medssr_dist.training.stage_job import StageJob
 
 if TYPE_CHECKING:
-    from ray.exceptions import RayActorError, RayTaskError
+    from ray.exceptions import RayError
 
 _FULL_DISK_BYTES = 2**28  # with less free space, the disk counts as full
 _RESUMES = "the same command then resumes from the last complete checkpoint"
 
 
-def explain_stage_error(error: RayTaskError | RayActorError, job: StageJob) -> Exception:
+def explain_stage_error(error: RayError, job: StageJob) -> Exception:
     """Return the error to raise for a failed stage: its own Stopped, TrainingFailed or InputError, if it raised one.
 
-    If memory or disk is full, it is an InputError; if a process of it was killed or has crashed, a TrainingFailed;
-    otherwise the error itself. torch and DeepSpeed report a full disk in several ways, so the disk itself is checked.
+    If memory or disk is full, it is an InputError; if a process of it was killed or has crashed, or engines have failed
+    for good, a TrainingFailed; otherwise the error itself. torch and DeepSpeed report a full disk in several ways, so
+    the disk itself is checked.
     """
     import ray
 
@@ -44,6 +46,8 @@ def explain_stage_error(error: RayTaskError | RayActorError, job: StageJob) -> E
     if isinstance(cause, (ray.exceptions.RayActorError, ray.exceptions.WorkerCrashedError)):
         reason = " ".join(str(cause).split())[:200]
         return TrainingFailed(f"a process of {job.name} was killed or has crashed; {_RESUMES} ({reason})")
+    if isinstance(cause, (SyncError, EngineLostError)):
+        return TrainingFailed(f"{job.name}: {' '.join(str(cause).split())[:300]}; {_RESUMES}")
     return error
 
 

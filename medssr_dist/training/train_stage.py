@@ -103,7 +103,7 @@ class RunningStage:
         self._close()
         try:
             counts = ray.get(self._result)
-        except (ray.exceptions.RayTaskError, ray.exceptions.RayActorError) as error:
+        except ray.exceptions.RayError as error:
             raise explain_stage_error(error, self._job) from None
         _publish(self._job.paths, counts, round(time.monotonic() - self._started, 1))
         _tell_end(self._job, counts)

@@ -1,8 +1,9 @@
 import time
 
 import pytest
+import torch
 
-from medssr_dist.inference.vllm_args import nap_instead_of_spinning
+from medssr_dist.inference.vllm_args import draw_seeded_noise_once, nap_instead_of_spinning
 from medssr_dist.runtime.device import on_gpu
 
 
@@ -19,3 +20,21 @@ def test_vllm_waits_asleep_where_it_would_yield(monkeypatch):
     condition.is_reader, condition.last_read, condition.busy_loop_s = True, time.monotonic(), 10
     condition.wait()
     assert slept and 0 < slept[0] < 0.01
+
+
+@pytest.mark.skipif(on_gpu(), reason="vLLM's sampler for GPUs draws once")
+def test_seeded_samples_are_the_same_when_noise_is_drawn_once(monkeypatch):
+    from vllm.v1.sample.ops.topk_topp_sampler import TopKTopPSampler
+
+    logits = torch.randn(4, 100, generator=torch.Generator().manual_seed(0))
+
+    def sample() -> list[int]:
+        generators = {row: torch.Generator().manual_seed(row) for row in range(len(logits))}
+        tokens, _ = TopKTopPSampler().forward_cpu(logits.clone(), generators, None, None)
+        return tokens.tolist()
+
+    before, state = sample(), torch.get_rng_state()
+    monkeypatch.setattr(TopKTopPSampler, "forward_cpu", TopKTopPSampler.forward_cpu)  # undone after the test
+    draw_seeded_noise_once()
+    assert sample() == before
+    assert torch.equal(torch.get_rng_state(), state), "noise for rows without a seed was drawn"

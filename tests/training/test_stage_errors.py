@@ -11,6 +11,7 @@ from config_builder import make_config
 
 from medssr_dist.errors import InputError, TrainingFailed
 from medssr_dist.run.directory import open_run
+from medssr_dist.training.engine_failures import EngineDiedError, EngineLostError, SyncError, is_engine_death
 from medssr_dist.training.stage_errors import explain_stage_error
 
 INPUTS = {"model": "9f0c"}
@@ -67,6 +68,21 @@ def test_a_killed_process_is_no_bug(tmp_path, kind):
     for error in (kind(), Failed(kind()), Failed(Failed(kind()))):
         found = explain_stage_error(error, job(tmp_path))
         assert isinstance(found, TrainingFailed) and "stage2 was killed or has crashed" in str(found)
+
+
+@pytest.mark.parametrize("kind", [SyncError, EngineDiedError, EngineLostError])
+def test_engines_that_fail_for_good_are_no_bug(tmp_path, kind):
+    found = explain_stage_error(Failed(Failed(kind("rollout engine 3\ndied"))), job(tmp_path))
+    assert isinstance(found, TrainingFailed)
+    assert "stage2: rollout engine 3 died; the same command then resumes" in str(found)
+
+
+@pytest.mark.parametrize("kind", [ray.exceptions.ActorDiedError, ray.exceptions.OutOfMemoryError, EngineDiedError])
+def test_an_engine_that_was_killed_is_started_again(kind):
+    """Ray's memory monitor kills with an error of its own, which is none of RayActorError."""
+    error = kind() if kind is ray.exceptions.ActorDiedError else kind("killed")
+    assert is_engine_death(error) and is_engine_death(Failed(error))
+    assert not is_engine_death(Failed(SyncError("no answer from rollout engine 0")))
 
 
 def test_other_errors_stay_as_they_are(tmp_path):

@@ -57,7 +57,8 @@ if rank == 1:
     torch.distributed.new_group(backend="gloo")
     sys.stdin.read()
 else:
-    from medssr_dist.training.weights.sync import SyncError, SyncSettings, WeightSync
+    from medssr_dist.training.engine_failures import SyncError
+    from medssr_dist.training.weights.sync import SyncSettings, WeightSync
     sync = WeightSync(torch.nn.Linear(2, 2), SyncSettings(bucket_bytes=100, timeout_s=5.0, workers=1))
     try:
         sync.send(1)

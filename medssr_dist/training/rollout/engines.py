@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 import ray
 
 from medssr_dist.inference.requests import CompletedRequest, SampleRequest
+from medssr_dist.training.engine_failures import EngineLostError, is_engine_death
 
 if TYPE_CHECKING:
     from medssr_dist.training.rollout.groups import Group, GroupRequest
@@ -26,10 +27,6 @@ class _Sent(NamedTuple):
     thread: int
     index: int
     engine: ray.actor.ActorHandle
-
-
-class EngineLostError(Exception):
-    """One engine has died again and again; the message names it."""
 
 
 class RolloutEngines:
@@ -88,7 +85,7 @@ class RolloutEngines:
                 try:
                     ray.get(call)
                 except ray.exceptions.RayError as error:
-                    if not _is_death(error):
+                    if not is_engine_death(error):
                         raise
 
     def update_all(self, send: Callable[[dict[str, ray.actor.ActorHandle]], None]) -> None:
@@ -107,7 +104,7 @@ class RolloutEngines:
             try:
                 ray.get(self._engines[index].check_health.remote())
             except ray.exceptions.RayError as error:
-                if not _is_death(error):
+                if not is_engine_death(error):
                     raise
                 self._restart(index, error)
         while self._starting:
@@ -154,7 +151,7 @@ class RolloutEngines:
             try:
                 is_sent = self._send_weights({engine_name(index): self._engines[index]})
             except Exception as error:
-                if not _is_death(error):
+                if not is_engine_death(error):
                     raise
                 self._restart(index, error)
             else:
@@ -178,7 +175,7 @@ class RolloutEngines:
         try:
             answer = ray.get(ref)
         except ray.exceptions.RayError as error:
-            if not _is_death(error):
+            if not is_engine_death(error):
                 raise getattr(error, "cause", None) or error from None
             self._waiting.appendleft((sent.request, sent.thread))
             if sent.engine is self._engines[sent.index] and sent.index in self._ready:
@@ -205,7 +202,7 @@ class RolloutEngines:
         try:
             ray.get(ref)
         except Exception as error:
-            if not _is_death(error):
+            if not is_engine_death(error):
                 raise
             self._restart(index, error)
         else:
@@ -215,13 +212,3 @@ class RolloutEngines:
 def engine_name(index: int) -> str:
     """Return the engine's name in messages and heartbeats."""
     return f"rollout engine {index}"
-
-
-def _is_death(error: Exception) -> bool:
-    """Return whether the error means that an engine's actor, or vLLM's process behind it, has died."""
-    from vllm.v1.engine.exceptions import EngineDeadError
-
-    from medssr_dist.training.weights.sync import EngineDiedError
-
-    died = (ray.exceptions.RayActorError, EngineDeadError, EngineDiedError)
-    return isinstance(error, died) or isinstance(getattr(error, "cause", None), died)

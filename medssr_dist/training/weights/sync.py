@@ -23,18 +23,11 @@ from vllm.distributed.weight_transfer.base import ParamMeta, TrainerInitInfo, We
 from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
 
 from medssr_dist.runtime.device import on_gpu
+from medssr_dist.training.engine_failures import EngineDiedError, SyncError, is_engine_death
 from medssr_dist.training.weights.gloo_transfer import GlooTrainerInitInfo, register
 from medssr_dist.training.weights.lora import list_weights
 from medssr_dist.training.weights.stream_order import StreamOrder
 from medssr_dist.training.weights.weight_checks import choose_sampled, compute_checksum
-
-
-class SyncError(Exception):
-    """The weights did not reach every engine; the message names the missing ranks or engines."""
-
-
-class EngineDiedError(SyncError):
-    """An engine died during a sync; the message names it."""
 
 
 @dataclass(frozen=True)
@@ -219,15 +212,13 @@ def _do_nothing() -> None:
 
 def _get(ref: ray.ObjectRef, name: str, method: str) -> None:
     """Wait for the call `ref` of the engine `name`. Raises SyncError."""
-    from vllm.v1.engine.exceptions import EngineDeadError
-
     try:
         ray.get(ref)
     except ray.exceptions.RayError as error:
         cause = getattr(error, "cause", None) or error
-        died = isinstance(cause, (ray.exceptions.RayActorError, EngineDeadError))
         reason = (str(cause).strip().splitlines() or [type(cause).__name__])[-1][:300]
-        raise (EngineDiedError if died else SyncError)(f"weight sync: {name} failed in {method}: {reason}") from error
+        kind = EngineDiedError if is_engine_death(error) else SyncError
+        raise kind(f"weight sync: {name} failed in {method}: {reason}") from error
 
 
 class WeightSync:
