@@ -34,9 +34,10 @@ test-slurm-short: install  ## one and two nodes, one requeue, a failing prefligh
 	tests/slurm_packages.sh
 	$(VENV)/bin/python -m pytest -q -m "slurm and not slow"
 
-test-foreign: install  ## synthesis at servers that others have written: LiteLLM's proxy and vLLM; minutes
+test-foreign: install  ## servers that others have written: LiteLLM's proxy, llama-cpp-python (compiled), vLLM; minutes
 	python3 -m venv $(VENV)-foreign
 	$(VENV)-foreign/bin/python -m pip install --quiet 'litellm[proxy]'
+	-$(VENV)-foreign/bin/python -m pip install --quiet 'llama-cpp-python[server]'
 	MEDSSR_FOREIGN_PYTHON=$(VENV)-foreign/bin/python $(VENV)/bin/python -m pytest -q -m slow tests/synthesis/test_foreign_servers.py
 
 fuzz: install  ## feed every reader of files and replies with damaged input, 10 minutes each; FUZZ_SECONDS is the time

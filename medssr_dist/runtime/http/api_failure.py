@@ -43,11 +43,12 @@ class ApiFailure:
 
 
 _LOAD_STATUSES = {429, 498, 503, 529}
-_ADDRESS_STATUSES = {404, 405, 406, 407, 410, 415, 421, 501}
-_TRY_STATUSES = {408, 409, 423, 425, 460, 499}
+_ADDRESS_STATUSES = {404, 405, 406, 407, 410, 415, 421, 426, 501, 505, 511}
+_TRY_STATUSES = {408, 409, 423, 424, 425, 460, 499}
 _BILLED_STATUSES = {408, 504, 524}  # a gateway stopped waiting; the server behind it may have finished the reply
 _PASSED_ON = {200, 400, 500, 502}  # statuses with which a gateway passes on its provider's error, with its status
 
+_ASKED_OF_LIMIT = re.compile(r"\blimit:? ([\d,]+)\b.{0,60}?\brequested:? ([\d,]+)", re.IGNORECASE)
 _LIMIT_PARAMETER = re.compile(r"max_(?:completion_|new_|output_)?tokens")
 
 
@@ -63,7 +64,7 @@ def classify_error(answer: HttpAnswer, said: ErrorBody, api_key: SecretStr | Non
     status = inner or (0 if 200 <= answer.status < 300 else answer.status)
     wait = read_retry_after(answer.headers, said)
     scope, is_certain = _find_scope(status, said, wait)
-    billed = status in _BILLED_STATUSES and scope is Scope.TRY
+    billed = scope is Scope.TRY and (status in _BILLED_STATUSES or bool(CODES[Scope.TRY] & said.codes))
     return ApiFailure(scope, f"HTTP {answer.status}: {_tell(answer, said, api_key)}", billed, wait, is_certain)
 
 
@@ -79,15 +80,19 @@ def quote_words(text: str, api_key: SecretStr | None) -> str:
 
 def _find_scope(status: int, said: ErrorBody, wait: float | None) -> tuple[Scope, bool]:
     """Return the scope, and whether it is certain. `status`: 0 for an error in a 2xx."""
-    if said.is_html:
+    if said.is_html and status != 413:
         return (_by_status(status) if status >= 500 or status in _LOAD_STATUSES else Scope.ADDRESS), True
+    if _is_above_limit(said.message):
+        return Scope.CONTEXT, True
     for scope, codes in CODES.items():
         if codes & said.codes:
             return scope, True
     by_status = _by_status(status)
     by_words = next((scope for scope, words in WORDS.items() if words.search(said.message)), None)
-    if by_status is Scope.LOAD:  # "quota" and "billing" stand in refusals for a minute too, which name a wait
-        return (Scope.CREDIT, False) if by_words is Scope.CREDIT and wait is None else (Scope.LOAD, True)
+    if by_words is Scope.CREDIT and wait is not None and not by_status.is_account:
+        by_words = Scope.LOAD  # "quota" and "billing" stand in refusals for a minute too, which name a wait
+    if by_status is Scope.LOAD:
+        return (Scope.CREDIT, False) if by_words is Scope.CREDIT else (Scope.LOAD, True)
     if by_status.is_account:
         return (Scope.CREDIT if by_words is Scope.CREDIT else by_status), True
     if by_status is Scope.TRY and status:  # a fault of the server: its words tell of load at most
@@ -99,6 +104,13 @@ def _find_scope(status: int, said: ErrorBody, wait: float | None) -> tuple[Scope
     if by_status is Scope.ADDRESS and by_words is Scope.SETTINGS:
         return by_status, True
     return by_words, False
+
+
+def _is_above_limit(message: str) -> bool:
+    """Whether a request alone is above a limit of tokens per minute: no wait lets it pass."""
+    found = _ASKED_OF_LIMIT.search(message)
+    limit, asked = (int(number.replace(",", "") or 0) for number in found.groups()) if found else (0, 0)
+    return asked > limit
 
 
 def _by_status(status: int) -> Scope:

@@ -1,11 +1,12 @@
 """What a server says about a failure: the words, codes, status and wait in the body, whatever its form.
 
 OpenAI's form is {"error": {"message", "type", "code", "param"}}. Gateways and other servers use lists, `detail`,
-`errors`, `base_resp`, an error of their provider as text within `metadata.raw`, plain text, or HTML.
+`errors`, `base_resp`, an error of their provider as text within `metadata.raw` or `message`, plain text, or HTML.
 """
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ _MOST_PARTS = 300
 _MOST_DEPTH = 8
 _MESSAGE_CHARS = 2000
 _CODE_CHARS = 100
+_INNER_CHARS = 10_000  # of an error within the text of another
 _WORDS = (
     "message",
     "msg",
@@ -28,6 +30,8 @@ _WORDS = (
     "error_description",
     "status_msg",
     "errmsg",
+    "title",
+    "raw",
 )
 _CODES = (
     "code",
@@ -37,7 +41,9 @@ _CODES = (
     "error_code",
     "errcode",
     "status_code",
+    "statuscode",
     "error",
+    "error_type",
     "param",
     "name",
     "@type",
@@ -51,8 +57,10 @@ _WAITS = {
     "retrydelay": 1.0,
     "estimated_time": 1.0,
 }
+_STATUSES = {"code", "status", "status_code", "statuscode", "error_code", "error"}
 _SKIPPED = {"input", "ctx", "messages", "prompt", "request", "body", "choices"}  # they may repeat the prompt
 _HTML = re.compile(rb"\s*(?:<!doctype html|<html|<head|<\?xml|<body|<!--)", re.IGNORECASE)
+_NAMES_ERROR = re.compile(r"[\"']error[\"']\s*:")
 _TITLE = re.compile(r"<title[^>]*>(.*?)</title>", re.IGNORECASE | re.DOTALL)
 
 
@@ -112,12 +120,9 @@ def _walk(key: str, value: Any, depth: int) -> Iterator[tuple[str, Any]]:
     """Yield (key, value) of what a body holds; an error as text within the text is read too."""
     if depth > _MOST_DEPTH:
         return
-    if key == "raw" and isinstance(value, str):
-        try:
-            value = parse_json(value.encode("utf-8", "replace"))
-        except ValueError:
-            yield "message", value
-            return
+    if key in _WORDS and isinstance(value, str) and (inner := _find_inner_error(value)):
+        words, value = inner
+        yield key, words
     if isinstance(value, dict):
         yield from ((each, part) for each, part in _walk_fields(value, depth))
     elif isinstance(value, list):
@@ -138,6 +143,22 @@ def _walk_fields(fields: dict[Any, Any], depth: int) -> Iterator[tuple[str, Any]
             yield from _walk(key, part, depth + 1)
 
 
+def _find_inner_error(text: str) -> tuple[str, Any] | None:
+    """Return the words before an error that a text ends with, as JSON or as Python prints it, and that error."""
+    start = min((at for at in (text.find("{"), text.find("[{")) if at >= 0), default=-1)
+    inner = text[start : start + _INNER_CHARS]
+    if start < 0 or (start > 0 and not _NAMES_ERROR.search(inner)):
+        return None
+    try:
+        return text[:start].rstrip(" :-\n"), parse_json(inner.encode("utf-8", "replace"))
+    except ValueError:
+        pass
+    try:
+        return text[:start].rstrip(" :-\n"), ast.literal_eval(inner.strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return None
+
+
 def _note(found: ErrorBody, messages: list[str], key: str, part: Any) -> None:
     if key == "headers":
         found.headers |= {str(name).casefold(): str(value)[:_CODE_CHARS] for name, value in part.items()}
@@ -149,7 +170,7 @@ def _note(found: ErrorBody, messages: list[str], key: str, part: Any) -> None:
     if key in _CODES and isinstance(part, int | str) and not isinstance(part, bool):
         code = str(part)[:_CODE_CHARS].casefold()
         found.codes.add(code)
-        if key in ("code", "status", "status_code", "error_code") and re.fullmatch(r"[45]\d\d", code):
+        if key in _STATUSES and re.fullmatch(r"[45]\d\d", code):
             found.status = found.status or int(code)
 
 

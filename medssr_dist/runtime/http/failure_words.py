@@ -43,6 +43,12 @@ class Scope(StrEnum):
 
 # In small letters.
 CODES = {
+    Scope.TRY: {  # the model's tokens did not become a reply; other tokens may
+        "incomplete_generation",
+        "json_validate_failed",
+        "modelerrorexception",
+        "output_parse_failed",
+    },
     Scope.CREDIT: {
         "arrearage",
         "billing_hard_limit_reached",
@@ -127,9 +133,10 @@ _PHRASES = {
     Scope.CREDIT: (
         r"insufficient[ _](?:account )?(?:balance|credit|fund|quota)",
         r"credit balance|\bbilling\b|arrear|overdue|\bhard limit\b",
-        r"(?:out of|no|not enough|more|remaining) credits?\b",
+        r"(?:out of|no|not enough|more|remaining|any) credits?\b|used all .{0,30}credits",
         r"payment (?:is )?required",
-        r"(?:key|usage) limit (?:is |has been )?(?:exceeded|reached)|out of .{0,30}quota",
+        r"(?:key|usage) limits? (?:is |has been )?(?:exceeded|reached)|out of .{0,30}quota",
+        r"(?:hit|reached|exceeded) your .{0,40}usage limit",
         r"quota (?:is |has been )?(?:exhausted|used up)",
         r"spend(?:ing)? limit|budget (?:has been |is )?exceeded|exceeded .{0,30}budget",
         r"balance (?:is )?(?:too low|insufficient|not enough|exhausted)",
@@ -141,7 +148,7 @@ _PHRASES = {
         r"(?:api|access|auth)[ _-]?(?:key|token)",
         r"(?:api|access)[ _-]?key\b.{0,60}\b(?:expired|invalid|not valid|incorrect|revoked|disabled|missing|required|"
         r"not found|not provided|deleted|leaked)",
-        r"authenticat|unauthori[sz]ed",
+        r"authenticat|unauthori[sz]ed|not authori[sz]ed|authori[sz]ation (?:failed|required|denied)",
         r"\btoken .{0,40}(?:expired|is invalid|is not valid|revoked)",
         r"(?:account|organi[sz]ation|project|workspace) .{0,40}"
         r"(?:deactivated|disabled|suspended|banned|terminated|locked)",
@@ -159,6 +166,7 @@ _PHRASES = {
         r"maximum (?:model|input|prompt|sequence) (?:length|tokens)",
         r"(?:prompt|input|request|message)s?\b.{0,40}\btoo (?:long|large)",
         r"too many (?:input |prompt )?tokens",
+        r"\binputs?\b.{0,40}must (?:be <|have (?:less|fewer|at most))",
         r"reduce (?:the |your )?(?:length|prompt|message|input)",
         r"longer than the (?:model|maximum|context)",
         r"exceed\w* .{0,60}(?:context|input|prompt) .{0,20}(?:length|limit|tokens)",
@@ -166,7 +174,8 @@ _PHRASES = {
     Scope.ADDRESS: (
         r"(?:model|deployment|engine|endpoint)\b.{0,80}"
         r"(?:not found|not exist|no longer|deprecated|retired|decommissioned|not (?:been )?deployed)",
-        r"(?:unknown|invalid|no such) (?:model|deployment|engine)|no endpoints? found",
+        r"(?:unknown|invalid|no such) (?:model|deployment|engine)|no endpoints? found|unexpected endpoint",
+        r"model (?:identifier|id|name) (?:is )?(?:invalid|not valid|unknown)",
     ),
     Scope.SETTINGS: (
         r"unsupported|not support|unrecognized|unknown (?:parameter|argument|field)|unexpected keyword",

@@ -139,6 +139,8 @@ class _Inflater:
 def parse_json(body: bytes, content_type: str = "") -> Any:
     """Return the JSON value of a body that may be in any encoding, with NaN, with numbers of any length.
 
+    What stands behind an object or a list is ignored: gateways append line ends, chunk marks and comments.
+
     A body that is neither UTF-8 nor in its declared charset is read for its structure only: what is not ASCII in it
     becomes U+FFFD, since guessed letters would be wrong unseen.
 
@@ -151,7 +153,8 @@ def parse_json(body: bytes, content_type: str = "") -> Any:
         pass
     for text in _read_texts(body, content_type):
         try:
-            return json.loads(text.rstrip("\0"), parse_int=_parse_number)
+            value, _ = _DECODER.raw_decode(text.lstrip())
+            return value if isinstance(value, dict | list) else json.loads(text.rstrip("\0"), parse_int=_parse_number)
         except (ValueError, RecursionError):
             continue
     raise ValueError("not JSON")
@@ -203,3 +206,6 @@ def _read_texts(body: bytes, content_type: str) -> Iterator[str]:
 
 def _parse_number(digits: str) -> int | float:
     return int(digits) if len(digits) <= _LONG_NUMBER else float(digits)
+
+
+_DECODER = json.JSONDecoder(parse_int=_parse_number)

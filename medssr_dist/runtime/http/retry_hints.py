@@ -25,10 +25,11 @@ _IN_WORDS = re.compile(
     re.IGNORECASE,
 )
 _LIMIT = re.compile(
-    r"(?:x-|anthropic-|x-ms-)?rate-?limit-(?:(?P<what>remaining|reset)(?:-(?P<after>[\w-]+))?"
+    r"(?:x-|anthropic-|x-ms-)?rate-?limit(?:bysize)?-(?:(?P<what>remaining|reset)(?:-(?P<after>[\w-]+))?"
     r"|(?P<before>[\w-]+?)-(?P<late>remaining|reset))"
 )
 _STRUCTURED = re.compile(r"(?:^|[;,\s])(r|remaining|t|reset)\s*=\s*(\d+(?:\.\d+)?)")
+_STRUCTURED_NAMES = {"r": "r", "remaining": "r", "t": "t", "reset": "t"}
 
 
 class _Limit(NamedTuple):
@@ -65,15 +66,17 @@ def read_pause(headers: Mapping[str, str]) -> float:
 def parse_retry_after(value: str | None, date: str | None = None) -> float | None:
     """Return the seconds that a Retry-After header asks for, or None if it is absent or unusable.
 
-    The header holds seconds or an HTTP date. A date is compared with `date`, the server's own Date header, so that
-    a wrong or jumping clock on this machine does no harm; without `date`, with this machine's clock.
+    The header holds seconds or an HTTP date; some servers send a time since 1970, or an ISO 8601 date. A date is
+    compared with `date`, the server's own Date header, so that a wrong or jumping clock on this machine does no harm;
+    without `date`, with this machine's clock.
     """
     if value is None:
         return None
     seconds = parse_seconds(value)
-    if seconds is None:
-        until, now = _timestamp(value), _timestamp(date)
-        seconds = None if until is None else until - (time.time() if now is None else now)
+    until = _timestamp(value) if seconds is None else _since_1970(seconds)
+    if until is not None:
+        now = _timestamp(date)
+        seconds = until - (time.time() if now is None else now)
     return None if seconds is None else max(0.0, seconds)
 
 
@@ -103,33 +106,18 @@ def _read_limits(named: Mapping[str, str]) -> Iterator[_Limit]:
     for name, value in named.items():
         if not (match := _LIMIT.fullmatch(name)):
             continue
-        subject = match["after"] or match["before"] or ""
+        subject = (match["after"] or match["before"] or "").removeprefix("after")
         if (match["what"] or match["late"]) == "remaining":
             left = parse_seconds(value)
             remaining[subject] = inf if left is None else left
         else:
-            resets[subject] = _until_reset(value, named.get("date"))
+            resets[subject] = parse_retry_after(value, named.get("date")) or 0.0
     yield from (_Limit(left, resets[subject]) for subject, left in remaining.items() if subject in resets)
-    for value in named.get("ratelimit", "").split(","):
-        fields = {key[0]: float(number) for key, number in _STRUCTURED.findall(value)}
+    said = named.get("ratelimit", "")
+    for value in said.split(",") if '"' in said else [said]:
+        fields = {_STRUCTURED_NAMES[key]: float(number) for key, number in _STRUCTURED.findall(value)}
         if "r" in fields and "t" in fields:
             yield _Limit(fields["r"], fields["t"])
-
-
-def _until_reset(value: str, date: str | None) -> float:
-    """Return the seconds until a reset that is given as a duration, as a time since 1970, or as a date."""
-    now = _timestamp(date) or time.time()
-    seconds = parse_seconds(value)
-    if seconds is None:
-        try:
-            seconds = datetime.fromisoformat(value.strip()).timestamp() - now
-        except (ValueError, OverflowError):
-            return 0.0
-    elif seconds > 1e11:  # milliseconds since 1970
-        seconds = seconds / 1000 - now
-    elif seconds > 1e9:
-        seconds -= now
-    return max(0.0, seconds)
 
 
 def _unit(name: str) -> float:
@@ -140,8 +128,18 @@ def _scale(value: float | None, factor: float) -> float | None:
     return None if value is None else max(0.0, value * factor)
 
 
+def _since_1970(number: float) -> float | None:
+    """Return a time in seconds since 1970 that is given in seconds or milliseconds; None for what is a duration."""
+    if 1e9 <= number < 1e10:
+        return number
+    return number / 1000 if 1e12 <= number < 1e13 else None
+
+
 def _timestamp(date: str | None) -> float | None:
-    try:
-        return parsedate_to_datetime(date).timestamp() if date else None
-    except (ValueError, OverflowError, IndexError, TypeError):
-        return None
+    """Return the seconds since 1970 of an HTTP date or an ISO 8601 date; None if it is neither."""
+    for parse in (parsedate_to_datetime, datetime.fromisoformat):
+        try:
+            return parse(date.strip()).timestamp() if date else None
+        except (ValueError, OverflowError, IndexError, TypeError):
+            continue
+    return None

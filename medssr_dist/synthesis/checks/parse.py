@@ -25,7 +25,7 @@ from medssr_dist.synthesis.checks.wording import remove_invisible
 OPTION_CHARS = 400
 
 # How APIs name the end of a reply, in lower case. Other words, such as "stop", are no fault.
-_CUT = frozenset({"length", "max_tokens", "max_output_tokens", "model_length"})
+_CUT = frozenset({"length", "max_tokens", "max_output_tokens", "model_length", "model_context_window_exceeded"})
 _REFUSED = frozenset(
     {"content_filter", "refusal", "safety", "recitation", "blocklist", "prohibited_content", "spii", "sensitive"}
 )
@@ -63,7 +63,7 @@ def read_reply(text: str, finish_reason: str = "") -> Draft | Rejection:
 
 
 def _check_end(finish_reason: str) -> None:
-    end = finish_reason.casefold()
+    end = finish_reason.casefold().partition(":")[0]
     if end in _CUT:
         raise RejectedReply("truncated", f"the reply reached the limit of tokens (finish_reason {finish_reason!r})")
     if end in _REFUSED:

@@ -1,13 +1,15 @@
 """Reads the reply in the answer of a chat API, whatever its form. What was paid for is used, or rejected once.
 
 The text may be absent, a refusal, a list of parts (with thoughts among them), an object, or a stream of events that
-nobody asked for. A reply without text is a reply: it was paid for, and asking again would be paid for again.
+nobody asked for; the completion may lie in what a gateway wraps around it. A reply without text is a reply: it was paid
+for, and asking again would be paid for again.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from pydantic import SecretStr
@@ -26,8 +28,15 @@ from medssr_dist.runtime.http.http_answer import (
     replace_surrogates,
 )
 
-_BROKEN_OFF = {"abort", "error", "insufficient_system_resource"}  # finish reasons for which another try may pass
+_BROKEN_OFF = {
+    "abort",
+    "error",
+    "insufficient_system_resource",
+    "network_error",
+}  # finish reasons for which another try may pass
 _TEXT_TYPES = {"", "text", "output_text", "input_text"}
+_WRAPPERS = ("data", "result", "response", "output", "body", "completion")
+_MOST_WRAPPERS = 4
 _ERROR_KEYS = ("error", "errors", "detail", "message", "error_msg", "error_code", "base_resp", "code")
 
 
@@ -61,7 +70,7 @@ def read_chat_reply(answer: HttpAnswer, api_key: SecretStr | None = None) -> Rep
     choice = choices[0] if isinstance(choices, list) and choices else choices or {}
     if not isinstance(choice, dict):
         raise NoReply(_unusable(answer, "is JSON, but not a chat completion", api_key))
-    if isinstance(choice.get("error"), dict):
+    if choice.get("error"):
         raise NoReply(_billed(classify_error(answer, describe_error(choice["error"]), api_key)))
     message = choice.get("message") or choice.get("delta") or {}
     if not isinstance(message, dict):
@@ -87,20 +96,39 @@ def try_failed(reason: str, may_be_billed: bool = True) -> ApiFailure:
 def _parse_payload(answer: HttpAnswer, api_key: SecretStr | None) -> dict[str, Any]:
     body = answer.body
     if is_event_stream(body):
-        if any(split_events(body)):
+        if any(split_events(body)) or END_MARK in body:
             return _merge_events(answer, api_key)
         body = drop_comments(body)  # signs of life before a plain body
     content_type = answer.headers.get("Content-Type", "")
     try:
-        payload = parse_json(body, content_type)
+        payload = _unwrap(parse_json(body, content_type))
     except ValueError:
         if answer.body.lstrip().startswith(b"<"):
             words = quote_words(decode_text(answer.body, content_type)[:2000], api_key)
             raise NoReply(ApiFailure(Scope.ADDRESS, f"it answers HTML: {words}")) from None
         raise NoReply(_unusable(answer, "is not JSON", api_key)) from None
     if not isinstance(payload, dict):
-        raise NoReply(_unusable(answer, "is JSON, but not a chat completion", api_key))
+        raise NoReply(_no_completion(answer, api_key))
     return payload
+
+
+def _unwrap(value: Any, depth: int = 0) -> Any:
+    """Return the completion that an object, a list of one or JSON as text wraps; `value` if there is none."""
+    if depth > _MOST_WRAPPERS or (isinstance(value, dict) and "choices" in value):
+        return value
+    if isinstance(value, str):
+        try:
+            return _unwrap(parse_json(value.encode("utf-8", "replace")), depth + 1)
+        except ValueError:
+            return value
+    if isinstance(value, list):
+        return _unwrap(value[0], depth + 1) if len(value) == 1 else value
+    if isinstance(value, dict):
+        for key in _WRAPPERS:
+            inner = _unwrap(value.get(key), depth + 1)
+            if isinstance(inner, dict) and "choices" in inner:
+                return value | inner
+    return value
 
 
 def _merge_events(answer: HttpAnswer, api_key: SecretStr | None) -> dict[str, Any]:
@@ -133,15 +161,22 @@ def _merge_events(answer: HttpAnswer, api_key: SecretStr | None) -> dict[str, An
 
 def _explain_missing_choices(answer: HttpAnswer, payload: Mapping[str, Any], api_key: SecretStr | None) -> ApiFailure:
     """Return the failure of a body without choices: the error that it holds, or an answer that is no completion."""
-    if any(payload.get(key) for key in _ERROR_KEYS):
-        return classify_error(answer, describe_error(dict(payload)), api_key)
-    return _unusable(answer, "is JSON, but not a chat completion", api_key)
+    said = describe_error(dict(payload))
+    if said.status or any(payload.get(key) and not isinstance(payload.get("message"), dict) for key in _ERROR_KEYS):
+        return classify_error(answer, said, api_key)
+    return _no_completion(answer, api_key)
 
 
 def _names_error(payload: Mapping[str, Any]) -> bool:
     """Whether a body names an error: in `error`, or in the form {"base_resp": {"status_code": 1002}}."""
     said = payload.get("base_resp")
     return bool(payload.get("error") or payload.get("errors") or (isinstance(said, dict) and said.get("status_code")))
+
+
+def _no_completion(answer: HttpAnswer, api_key: SecretStr | None) -> ApiFailure:
+    """Return the failure of an address that answers with JSON of another kind: it may be billed each time."""
+    failure = _unusable(answer, "is JSON, but not a chat completion", api_key)
+    return replace(failure, scope=Scope.ADDRESS)
 
 
 def _unusable(answer: HttpAnswer, what: str, api_key: SecretStr | None) -> ApiFailure:
@@ -151,7 +186,7 @@ def _unusable(answer: HttpAnswer, what: str, api_key: SecretStr | None) -> ApiFa
 
 
 def _billed(failure: ApiFailure) -> ApiFailure:
-    return ApiFailure(failure.scope, failure.reason, True, failure.retry_after, failure.is_certain)
+    return replace(failure, may_be_billed=True)
 
 
 def _read_text(message: Mapping[str, Any], choice: Mapping[str, Any]) -> str:
@@ -185,7 +220,8 @@ def _read_finish_reason(choice: Mapping[str, Any], message: Mapping[str, Any]) -
     refused = isinstance(parts, list) and any(isinstance(part, dict) and part.get("refusal") for part in parts)
     if message.get("refusal") or refused:
         return "refusal"
-    return read_name(choice.get("finish_reason"))
+    reason = choice.get("finish_reason")
+    return read_name(reason.get("type") if isinstance(reason, dict) else reason)
 
 
 def _read_usage(usage: Any, *names: str) -> int | None:
