@@ -13,7 +13,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from medssr_dist import __version__
 from medssr_dist.commands.tool_arguments import (
@@ -147,8 +147,16 @@ def _end_by_failure(error: Exception, run_dir: Path | None) -> int:
     return _end(f"a bug: {type(error).__name__}: {error}; please report it with {file}", EXIT_FAILED)
 
 
+class _CommandParser(argparse.ArgumentParser):
+    """A parser whose errors are lines as all others are: short, printable and without keys."""
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(EXIT_BAD_INPUT, f"{self.prog}: {to_line(message)}\n")
+
+
 def _build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _CommandParser(
         prog="medssr",
         description="MedSSR: question synthesis, majority-vote pseudo-labels, two-stage GRPO, evaluation.",
         epilog="exit codes: 0 done, 1 failed, 2 bad input or a fault of the machine, "

@@ -10,13 +10,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import yaml
+from pydantic import BaseModel, Field
 
 from medssr_dist.config.schema import Config
 from medssr_dist.data.jsonl import read_json, read_jsonl, write_atomic
-from medssr_dist.data.records import Question
+from medssr_dist.data.records import Question, parse_record
 from medssr_dist.errors import InputError
 from medssr_dist.evaluation.benchmarks import read_benchmarks
 from medssr_dist.evaluation.paper_rule import list_gold_letters
@@ -35,6 +36,47 @@ class _Generation(NamedTuple):
     generation: int
     text: str
     truncated: bool
+
+
+class _Doc(BaseModel):
+    id: str
+
+
+class _LmEvalSample(BaseModel):
+    """A line of samples_*.jsonl; other keys are left out."""
+
+    doc: _Doc
+    resps: Annotated[list[str | list[str]], Field(min_length=1)]
+
+
+class _Part(BaseModel):
+    text: str | None = None
+
+
+class _Message(BaseModel):
+    content: str | list[_Part] | None = None
+
+
+class _Choice(BaseModel):
+    message: _Message | None = None
+    stop_reason: str | None = None
+
+
+class _Output(BaseModel):
+    choices: list[_Choice] | None = None
+
+
+class _InspectSample(BaseModel):
+    id: str | int
+    epoch: Annotated[int, Field(ge=1)] = 1
+    error: Any = None
+    output: _Output | None = None
+
+
+class _InspectLog(BaseModel):
+    """A log of inspect_ai as JSON; other keys are left out."""
+
+    samples: list[_InspectSample]
 
 
 def write_tasks(config: Config, folder: Path, form: str) -> None:
@@ -148,31 +190,27 @@ def _read_lm_eval(file: Path) -> Iterator[_Generation]:
     """Yield the generations of a samples file; each filter repeats them, so a question counts once."""
     seen: set[str] = set()
     for number, row in enumerate(read_jsonl(file), start=1):
-        doc, replies = row.get("doc"), row.get("resps")
-        if not isinstance(doc, dict) or "id" not in doc or not isinstance(replies, list) or not replies:
-            raise InputError(f"{file} line {number} has no doc with an id and resps; run a task of `medssr tasks`")
-        texts = replies[0] if isinstance(replies[0], list) else replies
-        if doc["id"] not in seen:
-            seen.add(doc["id"])
-            yield from (_Generation(doc["id"], place, str(text), False) for place, text in enumerate(texts))
+        where = f"{file} line {number} has no doc with an id and resps; run a task of `medssr tasks`"
+        sample = parse_record(_LmEvalSample, row, where)
+        first = sample.resps[0]
+        if sample.doc.id not in seen:
+            seen.add(sample.doc.id)
+            texts = first if isinstance(first, list) else sample.resps
+            yield from (_Generation(sample.doc.id, place, str(text), False) for place, text in enumerate(texts))
 
 
 def _read_inspect(file: Path) -> Iterator[_Generation]:
-    log = read_json(file)
-    samples = log.get("samples") if isinstance(log, dict) else None
-    if not isinstance(samples, list):
-        raise InputError(f"{file} is no log of inspect_ai: it has no samples")
-    for sample in samples:
-        choices = (sample.get("output") or {}).get("choices")
-        if sample.get("error") or not choices:  # no answer was given, which is not a wrong answer
+    log = parse_record(_InspectLog, read_json(file), f"{file} is no log of inspect_ai")
+    for sample in log.samples:
+        choices = sample.output.choices if sample.output else ()
+        if sample.error or not choices:  # no answer was given, which is not a wrong answer
             raise InputError(
-                f"{file}: sample {str(sample.get('id'))[:40]!r} ended without a reply; finish the evaluation, e.g. by "
+                f"{file}: sample {str(sample.id)[:40]!r} ended without a reply; finish the evaluation, e.g. by "
                 "`inspect eval-retry`"
             )
-        content = (choices[0].get("message") or {}).get("content", "")
-        text = content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
-        truncated = choices[0].get("stop_reason") == "max_tokens"
-        yield _Generation(str(sample["id"]), int(sample.get("epoch", 1)) - 1, text, truncated)
+        content = (choices[0].message.content if choices[0].message else None) or ""
+        text = content if isinstance(content, str) else "".join(part.text or "" for part in content)
+        yield _Generation(str(sample.id), sample.epoch - 1, text, choices[0].stop_reason == "max_tokens")
 
 
 def _count_generations(name: str, benchmarks: dict[str, list[Question]], rows: list[_Generation]) -> int:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import BaseModel
+
 from medssr_dist.config.base import DataSource
 from medssr_dist.config.schema import Config
-from medssr_dist.data.jsonl import write_atomic
+from medssr_dist.data.json_text import parse_json
+from medssr_dist.data.jsonl import join_limited, write_atomic
+from medssr_dist.data.records import parse_record
 from medssr_dist.errors import InputError
 from medssr_dist.readers import count_facts, name_source, read_questions
 from medssr_dist.sources.hub_sets import fetch_hub_set, find_hub_place, is_cached, is_offline
@@ -103,6 +106,17 @@ def hash_blob(content: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
+class _HubFile(BaseModel):
+    rfilename: str
+
+
+class _HubFacts(BaseModel):
+    """What the hub says of a data set: its newest commit and its files."""
+
+    sha: str
+    siblings: tuple[_HubFile, ...]
+
+
 class _NoNetwork(Exception):
     """A server cannot be reached."""
 
@@ -132,7 +146,9 @@ def _read_url(url: str) -> bytes:
     import httpx
 
     try:
-        return httpx.get(url, follow_redirects=True, timeout=_TIMEOUT_S).raise_for_status().content
+        with httpx.stream("GET", url, follow_redirects=True, timeout=_TIMEOUT_S) as response:
+            response.raise_for_status()
+            return join_limited(response.iter_bytes(), f"what {httpx.URL(url).host} sends")
     except httpx.HTTPStatusError as error:
         raise InputError(f"the server answers {error.response.status_code}") from None
     except (httpx.HTTPError, httpx.InvalidURL) as error:
@@ -145,9 +161,10 @@ def _read_hub(origin: str) -> bytes:
     from huggingface_hub import constants
 
     owner, name, *rest = origin.removeprefix(_HUB).split("/", 2)
-    facts = json.loads(_read_url(f"{constants.ENDPOINT}/api/datasets/{owner}/{name}"))
-    file = rest[0] if rest else _choose_file([sibling["rfilename"] for sibling in facts["siblings"]])
-    return _read_url(f"{constants.ENDPOINT}/datasets/{owner}/{name}/resolve/{facts['sha']}/{file}")
+    where = f"{constants.ENDPOINT}/api/datasets/{owner}/{name}"
+    facts = parse_record(_HubFacts, parse_json(_read_url(where).decode("utf-8", "replace"), where), where)
+    file = rest[0] if rest else _choose_file([each.rfilename for each in facts.siblings])
+    return _read_url(f"{constants.ENDPOINT}/datasets/{owner}/{name}/resolve/{facts.sha}/{file}")
 
 
 def _choose_file(files: list[str]) -> str:

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
-import yaml
 
 from medssr_dist.commands.export_forms import FORMS, ExportForm
 from medssr_dist.data.cards import CARD, render_header
@@ -24,6 +23,7 @@ from medssr_dist.data.checksums import LineChecker
 from medssr_dist.data.jsonl import raise_if_disk_full, read_text, write_atomic
 from medssr_dist.data.prompt_forms import PromptForm, load_prompt_form, parse_prompt_form
 from medssr_dist.data.records import Label, Question, Record, parse_record
+from medssr_dist.data.yaml_text import parse_yaml
 from medssr_dist.errors import InputError
 from medssr_dist.run.paths import RunPaths
 from medssr_dist.run.recorded_config import read_recorded_config
@@ -174,11 +174,14 @@ def _render_card(card: Path, form: ExportForm, count: int, labels: str) -> str:
     """Return the dataset card of the run with a new header: the exported file and its columns."""
     from datasets import Features
 
-    _, header, body = read_text(card).split("---\n", 2)
-    changed = yaml.safe_load(header) | {
+    _, *parts = read_text(card).split("---\n", 2)
+    header = parse_yaml(parts[0], f"the head of {card}") if len(parts) == 2 else None
+    if not isinstance(header, dict):
+        raise InputError(f"{card} has no head between two lines of ---; put back the card that the run has written")
+    changed = header | {
         "size_categories": [size_category(count)],
         "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": form.file}]}],
         "dataset_info": {"features": Features.from_arrow_schema(form.schema())._to_yaml_list()},
     }
     note = f"## This export\n\n{count:,} questions, labels: {labels}. {form.about}"
-    return f"{render_header(changed)}{body.rstrip()}\n\n{note}\n"
+    return f"{render_header(changed)}{parts[1].rstrip()}\n\n{note}\n"

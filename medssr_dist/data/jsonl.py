@@ -101,6 +101,23 @@ def read_bytes(path: Path) -> bytes:
         raise InputError(f"{str(path)!r} cannot be the name of a file; check the path") from None
 
 
+def join_limited(chunks: Iterable[bytes], where: str) -> bytes:
+    """Return the chunks as one text, of which nobody knows the size before it is unpacked or downloaded.
+
+    Args:
+        where: what they are, for the message.
+
+    Raises:
+        InputError: they are more than a file may have that is read as a whole.
+    """
+    content = bytearray()
+    for chunk in chunks:
+        content += chunk
+        if len(content) > _MOST_BYTES:
+            raise InputError(f"{where} has more than {_MOST_BYTES >> 30} GiB, too many for one file; split it")
+    return bytes(content)
+
+
 def refuse_pipe(path: Path) -> None:
     """Raise InputError for a pipe, a device or a socket, which may never end.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import tempfile
 import traceback
 from pathlib import Path
@@ -63,6 +64,8 @@ def describe_foreseen(error: BaseException) -> str | None:
         )
     if isinstance(error, ImportError) and "torchvision" in "".join(traceback.format_exception(error)):
         return f"torchvision does not fit the torch that is installed; {_TORCHVISION_FIX}"
+    if isinstance(error, socket.gaierror):
+        return f"the name of a host is not known here ({error.strerror}); correct the address, or check the network"
     if isinstance(error, OSError) and error.errno in _FIXES:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{os.strerror(error.errno)}; {_FIXES[error.errno]}"

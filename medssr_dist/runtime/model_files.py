@@ -91,7 +91,7 @@ def read_stored_weights(file: Path) -> list[StoredWeight]:
             header = json.loads(handle.read(length))
         entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
         found = [StoredWeight(name, tuple(each["shape"]), each["data_offsets"][1]) for name, each in entries.items()]
-    except (ValueError, KeyError, AttributeError, OverflowError, MemoryError):
+    except (ValueError, LookupError, AttributeError, TypeError, OverflowError, MemoryError, RecursionError):
         raise InputError(f"{file} is no whole safetensors file; copy or download the model again") from None
     size, needed = file.stat().st_size, 8 + length + max((weight.end for weight in found), default=0)
     if size < needed:

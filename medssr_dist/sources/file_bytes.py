@@ -10,9 +10,9 @@ import lzma
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from medssr_dist.data.jsonl import decode_text, read_bytes
+from medssr_dist.data.jsonl import decode_text, join_limited, read_bytes
 from medssr_dist.errors import InputError
 
 FileKind = Literal["json", "csv", "tsv", "parquet", "arrow"]
@@ -41,6 +41,7 @@ _REFUSED = {
     **dict.fromkeys((b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"), _PICKLE),
 }  # first bytes of a file -> what it is and what to do
 _WEB_PAGES = (b"<!doctype html", b"<html")
+_CHUNK = 2**20  # bytes
 _TAR, _TAR_PLACE = b"ustar", 257
 _TEXT_MARKS = {  # byte order marks; that of UTF-32 begins with that of UTF-16
     codecs.BOM_UTF32_LE: "utf-32",
@@ -87,7 +88,8 @@ def _unpack(path: Path, content: bytes) -> bytes:
     for start, unpack in _UNPACKERS.items():
         if content.startswith(start):
             try:
-                return unpack(content)
+                with unpack(io.BytesIO(content)) as stream:
+                    return join_limited(iter(lambda: stream.read(_CHUNK), b""), f"{path}, unpacked,")
             except (EOFError, OSError, ValueError, lzma.LZMAError, zlib.error) as error:
                 reason = str(error).strip() or type(error).__name__
                 raise InputError(f"{path} is compressed, and damaged or cut off ({reason}); copy it again") from None
@@ -132,16 +134,15 @@ def read_data_text(path: Path, content: bytes) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _unpack_zstd(content: bytes) -> bytes:
+def _open_zstd(packed: io.BytesIO) -> Any:
     import pyarrow
 
-    with pyarrow.input_stream(io.BytesIO(content), compression="zstd") as stream:
-        return bytes(stream.read())
+    return pyarrow.input_stream(packed, compression="zstd")
 
 
-_UNPACKERS: dict[bytes, Callable[[bytes], bytes]] = {
-    b"\x1f\x8b": gzip.decompress,
-    b"\x28\xb5\x2f\xfd": _unpack_zstd,
-    b"\xfd7zXZ": lzma.decompress,
-    b"BZh": bz2.decompress,
+_UNPACKERS: dict[bytes, Callable[[io.BytesIO], Any]] = {
+    b"\x1f\x8b": gzip.open,
+    b"\x28\xb5\x2f\xfd": _open_zstd,
+    b"\xfd7zXZ": lzma.open,
+    b"BZh": bz2.open,
 }

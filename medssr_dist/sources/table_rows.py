@@ -10,6 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import BaseModel
+
+from medssr_dist.data.records import parse_record
 from medssr_dist.errors import InputError
 
 if TYPE_CHECKING:
@@ -21,6 +24,18 @@ _JSON_START = re.compile(r"\s*(\{|\[\s*\{)")
 _EXCEL_DELIMITER = re.compile(r"sep=(.)\n")  # a first line, for Excel
 _LONGEST_CELL = 2**26  # characters
 _BATCH_ROWS = 1000
+
+
+class _StoredFeatures(BaseModel):
+    """Column -> its feature, in the form of `datasets`."""
+
+    features: dict[str, dict[str, Any]] = {}
+
+
+class _StoredSchema(BaseModel):
+    """What `datasets` writes into the schema of a table."""
+
+    info: _StoredFeatures = _StoredFeatures()
 
 
 def read_delimited(path: Path, text: str, kind: str) -> list[Row]:
@@ -127,13 +142,14 @@ def list_table_rows(table: pyarrow.Table) -> list[Row]:
 def _find_class_names(metadata: Mapping[bytes, bytes]) -> dict[str, list[str]]:
     """Return column -> names of its classes, as `datasets` writes them into the schema of a table."""
     try:
-        features = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
-    except ValueError:
+        found = json.loads(metadata.get(b"huggingface", b"{}"))
+        features = parse_record(_StoredSchema, found, "the schema of a table").info.features
+    except (ValueError, RecursionError, InputError):  # `datasets` has not written it
         return {}
     return {
         column: [str(name) for name in feature["names"]]
         for column, feature in features.items()
-        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and feature.get("names")
+        if feature.get("_type") == "ClassLabel" and isinstance(feature.get("names"), list)
     }
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from medssr_dist.data.jsonl import read_bytes
 from medssr_dist.data.records import Label, Question, Record, parse_record, read_record
 from medssr_dist.data.wilson import Share, format_percent, measure_share
 from medssr_dist.errors import InputError
@@ -146,12 +147,7 @@ def read_sheet(sheet: Path) -> list[dict[str, str]]:
 
 
 def _decode(sheet: Path) -> str:
-    try:
-        data = sheet.read_bytes()
-    except FileNotFoundError:
-        raise InputError(f"{sheet} does not exist; name the filled-in sheet after the run") from None
-    except OSError as error:
-        raise InputError(f"{sheet} cannot be read ({error.strerror}); check the path and its permissions") from None
+    data = read_bytes(sheet)
     if data.startswith(b"PK"):
         raise InputError(f"{sheet} is a workbook, not CSV; save it as CSV (UTF-8) in the spreadsheet program")
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):

@@ -12,7 +12,7 @@ from medssr_dist.training.stage_job import StageJob
 if TYPE_CHECKING:
     from ray.exceptions import RayError
 
-_FULL_DISK_BYTES = 2**28  # with less free space, the disk counts as full
+_FULL_DISK_BYTES, _FULL_DISK_SHARE = 2**28, 0.1  # with less free space than both, the disk counts as full
 _RESUMES = "the same command then resumes from the last complete checkpoint"
 
 
@@ -37,10 +37,10 @@ def explain_stage_error(error: RayError, job: StageJob) -> Exception:
         )
     if _is_out_of_memory(cause):
         return InputError(f"{job.name} ran out of memory; {_advise_on_memory(job)}; {_RESUMES}")
-    free = shutil.disk_usage(job.folder).free
-    if free < _FULL_DISK_BYTES:
+    disk = shutil.disk_usage(job.folder)
+    if disk.free < min(_FULL_DISK_BYTES, _FULL_DISK_SHARE * disk.total):
         return InputError(
-            f"training ended with {free / 2**20:.0f} MiB free in {job.folder}: the disk is full; free some space; "
+            f"training ended with {disk.free / 2**20:.0f} MiB free in {job.folder}: the disk is full; free some space; "
             f"{_RESUMES}"
         )
     if isinstance(cause, (ray.exceptions.RayActorError, ray.exceptions.WorkerCrashedError)):

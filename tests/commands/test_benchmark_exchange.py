@@ -75,6 +75,13 @@ def test_files_of_another_form_are_refused(docs, data, tmp_path, capsys):
         ("a.json", "{}", "is no log of inspect_ai"),
         ("a.eval", "", "is a packed log"),
         ("b.json", '{"samples": []}', "has no answer to 4 of 4 questions"),
+        ("b.jsonl", '{"doc": {"id": ["x"]}, "resps": [["a"]]}\n', "has no doc with an id"),
+        ("c.jsonl", '{"doc": {"id": "x"}, "resps": [[5]]}\n', "has no doc with an id"),
+        ("c.json", "[]", "is no log of inspect_ai"),
+        ("d.json", '{"samples": [5]}', "samples.0"),
+        ("e.json", '{"samples": [{"id": "x", "epoch": "one"}]}', "samples.0.epoch"),
+        ("f.json", '{"samples": [{"id": "x", "output": {"choices": ["y"]}}]}', "samples.0.output.choices.0"),
+        ("g.json", '{"samples": [{"output": {}}]}', "samples.0.id"),
     ):
         (tmp_path / name).write_text(content)
         assert main(["score", str(tmp_path / name), "--data", data]) == 2

@@ -26,6 +26,8 @@ class Server(SimpleHTTPRequestHandler):
         if self.path == "/api/datasets/lab/rare":
             files = [{"rfilename": name} for name in ("README.md", "test.json")]
             data = json.dumps({"id": "lab/rare", "sha": COMMIT, "siblings": files}).encode()
+        elif self.path == "/api/datasets/lab/odd":
+            data = b'{"sha": 5, "siblings": [{}]}'
         elif self.path in ("/set.json", f"/datasets/lab/rare/resolve/{COMMIT}/test.json"):
             data = CONTENT
         else:
@@ -88,6 +90,15 @@ def test_a_wrong_download_leaves_nothing(tmp_path, server, path, blob, needle):
     result = fetch_absent(config_of(tmp_path, server + path, git_blob=blob))
     assert needle in result.lines[0] and result.absent == ("set0",)
     assert not (tmp_path / "data").exists()
+
+
+def test_what_a_server_sends_is_checked(tmp_path, server, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server)
+    config = config_of(tmp_path, "hf://datasets/lab/odd", f"{server}/set.json")
+    monkeypatch.setattr("medssr_dist.data.jsonl._MOST_BYTES", len(CONTENT) - 1)
+    result = fetch_absent(config)
+    assert "sha: Input should be a valid string" in result.lines[0] and result.absent == ("set0", "set1")
+    assert "what 127.0.0.1 sends has more than" in result.lines[1]
 
 
 def test_without_a_network_each_file_has_its_line(tmp_path, monkeypatch):

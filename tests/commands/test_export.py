@@ -196,6 +196,13 @@ def test_the_card_is_exported_with_the_name_of_the_file(run, tmp_path, form):
     assert "NOTICE" in body and "2 questions, labels: kept" in body
 
 
+@pytest.mark.parametrize("card", ["", "# no head\n", "---\n- a list\n---\nbody\n", "---\n{oops\n---\nbody\n"])
+def test_a_card_that_was_edited_is_refused_by_name(run, tmp_path, card):
+    (run / "synthesis" / "README.md").write_text(card)
+    with pytest.raises(InputError, match=r"README\.md"):
+        export_run(run, tmp_path / "out", "jsonl", "none")
+
+
 def test_a_folder_with_files_is_refused_and_not_changed(run, tmp_path):
     out = tmp_path / "out"
     out.mkdir()

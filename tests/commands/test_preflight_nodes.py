@@ -81,7 +81,11 @@ def test_a_node_that_cannot_be_reached_is_named_with_its_address(node, tmp_path)
     assert "MEDSSR_IFNAME" in found.fix and "lo 127.0.0.1" in found.fix
 
 
-def test_a_wrong_machine_at_the_address_of_a_node_is_detected(node, tmp_path):
+@pytest.mark.parametrize(
+    ("greeting", "problem"),
+    [(b'{"token": "y", "time": 0}', "another machine answers at this address"), (b"[]" * 600, "its greeting")],
+)
+def test_a_wrong_machine_at_the_address_of_a_node_is_detected(node, tmp_path, greeting, problem):
     """This happens if all nodes have a bridge with the address 172.17.0.1."""
     n2 = node("n2", 1, wait_s=5)
     ended(n2)
@@ -89,10 +93,10 @@ def test_a_wrong_machine_at_the_address_of_a_node_is_detected(node, tmp_path):
     with socket.create_server(("127.0.0.3", 0)) as other:
         NodeAddress("127.0.0.3", other.getsockname()[1], token="x").write(tmp_path / "out", "n2")
         connection, _ = other.accept()
-        connection.sendall(b'{"token": "y", "time": 0}')
+        connection.sendall(greeting)
         connection.close()
         ended(here)
-    assert "another machine answers at this address" in result_of(tmp_path, "n1").detail
+    assert problem in result_of(tmp_path, "n1").detail
 
 
 def test_a_missing_interface_is_reported_without_waiting(node, tmp_path):

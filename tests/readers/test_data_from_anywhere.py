@@ -109,6 +109,15 @@ def test_a_class_label_is_read_by_its_name(write):
     assert "columns: {answer: cop, answer_from: 0}" in refusal(path=write("plain.parquet", make_parquet(rows)))
 
 
+@pytest.mark.parametrize("written", ["[]", '"x"', '{"info": 5}', '{"info": {"features": []}}', "[" * 100_000, "\xff"])
+def test_a_schema_that_is_none_of_datasets_is_left_out(write, written):
+    rows = [{"question": "Q?", "opa": "x", "opb": "y", "opc": "z", "opd": "w", "answer": "B"}]
+    table = pyarrow.Table.from_pylist(rows).replace_schema_metadata({"huggingface": written})
+    sink = io.BytesIO()
+    pyarrow.parquet.write_table(table, sink)
+    assert read_questions(DataSource(path=write("set.parquet", sink.getvalue())))[0].truth == "B"
+
+
 KNOWN_SETS = {
     "openlifescienceai/medqa": {
         "id": "7",

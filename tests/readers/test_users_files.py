@@ -1,8 +1,11 @@
 """Question files as people keep them: from spreadsheets, pandas, downloads; what is no data is named as what it is."""
 
+import bz2
 import gzip
 import json
+import lzma
 
+import pyarrow
 import pytest
 
 from medssr_dist.config.base import DataSource
@@ -81,6 +84,21 @@ def test_what_people_keep_is_read(write, name, content):
 )
 def test_what_is_no_such_data_is_named(write, name, content, needle):
     assert needle in refuse(write(name, content))
+
+
+@pytest.mark.parametrize("name", ["set.jsonl.gz", "set.jsonl.xz", "set.jsonl.bz2", "set.jsonl.zst"])
+def test_a_packed_file_that_unpacks_to_too_much_is_refused(write, monkeypatch, name):
+    monkeypatch.setattr("medssr_dist.data.jsonl._MOST_BYTES", 2**21)
+    sink = pyarrow.BufferOutputStream()
+    with pyarrow.CompressedOutputStream(sink, "zstd") as stream:
+        stream.write(bytes(2**22))
+    packed = {
+        "gz": gzip.compress(bytes(2**22)),
+        "xz": lzma.compress(bytes(2**22)),
+        "bz2": bz2.compress(bytes(2**22)),
+        "zst": sink.getvalue().to_pybytes(),
+    }
+    assert "unpacked, has more than" in refuse(write(name, packed[name.rpartition(".")[2]]))
 
 
 def test_a_key_in_two_spellings_is_not_chosen(write):

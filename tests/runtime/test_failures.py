@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import stat
 import subprocess
 import sys
@@ -40,15 +41,36 @@ def run(monkeypatch, tmp_path, capsys):
         (OSError(errno.EROFS, "x", "/runs/a"), "read-only"),
         (OSError(errno.EMFILE, "x"), "ulimit -n"),
         (OSError(errno.ENOLCK, "x"), "no file locks"),
+        (socket.gaierror(-2, "Name or service not known"), "host is not known here (Name or service not known)"),
         (RuntimeError("Could not determine home directory."), "set HOME"),
         (KeyError("getpwuid(): uid not found: 4711"), "no entry in the passwd file"),
         (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), "not valid UTF-8"),
     ],
-    ids=["full", "quota", "permission", "read-only", "open files", "locks", "home", "passwd", "encoding"],
+    ids=["full", "quota", "permission", "read-only", "open files", "locks", "host", "home", "passwd", "encoding"],
 )
 def test_a_fault_of_the_machine_is_one_line(run, error, words):
     code, shown = run(error)
     assert code == 2 and words in shown and shown.count("\n") == 1 and shown.startswith("medssr: ")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["status", "runs/a", "--oops", "WORD"],
+        ["status", "runs/a", "--api-key=WORD"],
+        ["WORD"],
+        ["preview", "--config", "c.yaml", "--n", "WORD"],
+        ["export", "--run-dir", "a", "--to", "b", "--form", "WORD"],
+        ["teacher", "--port", "WORD"],
+        ["bench", "WORD"],
+    ],
+)
+@pytest.mark.parametrize("word", ["sk-planted-0123456789abcdef", "x" * 100_000, "9" * 5000, "\x1b[2J", "\udcff"])
+def test_a_wrong_argument_is_shown_short_and_without_keys(capsys, arguments, word):
+    with pytest.raises(SystemExit) as end:
+        cli.main([argument.replace("WORD", word) for argument in arguments])
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert end.value.code == 2 and len(last) < 520 and last.isprintable() and "sk-planted" not in last
 
 
 def test_a_message_is_short_and_printable(run):

@@ -213,6 +213,16 @@ def test_a_cut_weight_file_is_refused(model):
         read_stored_weights(file)
 
 
+@pytest.mark.parametrize(
+    "header", ["[]", "5", '{"w": 5}', '{"w": []}', '{"w": {"shape": 1, "data_offsets": [0, 1]}}', "[" * 100_000]
+)
+def test_a_weight_file_with_a_wrong_header_is_refused(tmp_path, header):
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(len(header).to_bytes(8, "little") + header.encode())
+    with pytest.raises(InputError, match="no whole safetensors file"):
+        read_stored_weights(file)
+
+
 # --- where it is told
 
 

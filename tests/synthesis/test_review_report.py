@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from pathlib import Path
 
 import pytest
 from stream_parts import label as make_label
@@ -135,6 +136,8 @@ def test_what_is_no_filled_in_sheet_is_refused(tmp_path, sheet, evaluate):
             evaluate(tmp_path / "bad.csv")
     with pytest.raises(InputError, match="absent.csv does not exist"):
         evaluate(tmp_path / "absent.csv")
+    with pytest.raises(InputError, match="/dev/zero is a pipe, a socket or a device"):
+        evaluate(Path("/dev/zero"))
 
 
 def test_a_filled_in_sheet_is_recognised(tmp_path, sheet):

@@ -13,6 +13,7 @@ from medssr_dist.errors import InputError, TrainingFailed
 from medssr_dist.run.directory import open_run
 from medssr_dist.training.engine_failures import EngineDiedError, EngineLostError, SyncError, is_engine_death
 from medssr_dist.training.stage_errors import explain_stage_error
+from medssr_dist.training.train_stage import RunningStage
 
 INPUTS = {"model": "9f0c"}
 
@@ -59,8 +60,31 @@ def test_a_full_machine_is_not_told_to_offload(tmp_path):
 
 
 def test_a_full_disk_is_told_whatever_the_error_says(tmp_path, monkeypatch):
-    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=2**20))
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=2**20, total=2**40))
     assert "1 MiB free" in str(explain_stage_error(Failed(RuntimeError("unexpected pos 64 vs 0")), job(tmp_path)))
+
+
+def test_a_small_disk_that_is_almost_empty_is_not_full(tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=190 * 2**20, total=192 * 2**20))
+    found = explain_stage_error(ray.exceptions.ActorDiedError(), job(tmp_path))
+    assert "was killed or has crashed" in str(found)
+
+
+def test_a_stage_that_ray_ends_for_lack_of_memory_is_no_bug(tmp_path, monkeypatch):
+    """Ray's monitor may end the actor that drives the stage; its error is then not within another one."""
+
+    def raise_error(result):
+        raise ray.exceptions.OutOfMemoryError("1 worker(s) were killed due to the node running low on memory")
+
+    stage = RunningStage.__new__(RunningStage)
+    stage._job, stage._result, stage._should_stop = job(tmp_path), None, lambda: False
+    stage._watch = SimpleNamespace(check=lambda: None)
+    monkeypatch.setattr(stage, "_show", lambda: None)
+    monkeypatch.setattr(stage, "_close", lambda: None)
+    monkeypatch.setattr(ray, "wait", lambda results, timeout: (results, []))
+    monkeypatch.setattr(ray, "get", raise_error)
+    with pytest.raises(InputError, match="the machine ran out of memory"):
+        stage.check()
 
 
 @pytest.mark.parametrize("kind", [ray.exceptions.ActorDiedError, ray.exceptions.WorkerCrashedError])

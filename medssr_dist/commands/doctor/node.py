@@ -24,6 +24,8 @@ from medssr_dist.commands.doctor.gpu_count import count_node_gpus
 from medssr_dist.commands.doctor.node_report import NodeAddress, NodeReport, address_file, read_address, report_file
 from medssr_dist.commands.doctor.slurm_settings import list_job_hosts, read_host_name
 from medssr_dist.config.schema import Config
+from medssr_dist.data.json_text import parse_json
+from medssr_dist.data.records import parse_record
 from medssr_dist.errors import InputError
 from medssr_dist.run.directory import find_commit, list_versions
 from medssr_dist.runtime.fingerprints import fingerprint_model
@@ -33,6 +35,14 @@ from medssr_dist.runtime.network import describe, find_node_address, list_interf
 _CONNECT_TIMEOUT_S = 10.0
 _POLL_S = 0.2
 _SHOWN_PORTS = 5
+_GREETING_BYTES = 1000
+
+
+class _Greeting(NamedTuple):
+    """What a node sends to everyone who connects: its token, and the time in seconds since 1970."""
+
+    token: str
+    time: float
 
 
 def check_node(config: Config, run_dir: Path, out: Path, wait_s: float, checks: Mapping[str, Check]) -> None:
@@ -98,7 +108,7 @@ def _serve_greetings(address: str) -> Iterator[NodeAddress]:
 
     class Handler(socketserver.BaseRequestHandler):
         def handle(self) -> None:
-            self.request.sendall(json.dumps({"token": token, "time": time.time()}).encode())
+            self.request.sendall(json.dumps(_Greeting(token, time.time())._asdict()).encode())
 
     with socketserver.ThreadingTCPServer((address, 0), Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -124,7 +134,7 @@ def _meet_nodes(out: Path, address: str, others: list[str], wait_s: float) -> _M
         peer = read_address(out, host)
         try:
             offsets[host] = _measure_clock_offset(address, peer)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, InputError) as error:
             failed.append(f"{host} at {peer.address} ({error or type(error).__name__})")
     here = describe(list_interfaces())
     if failed:
@@ -144,14 +154,15 @@ def _measure_clock_offset(address: str, peer: NodeAddress) -> float:
     Raises:
         OSError: the peer cannot be reached.
         ValueError: another machine answers at its address.
+        InputError: what answers there is no node of ours.
     """
     started = time.time()
     with socket.create_connection((peer.address, peer.port), _CONNECT_TIMEOUT_S, (address, 0)) as connection:
-        answer = b"".join(iter(lambda: connection.recv(4096), b""))
-    greeting = json.loads(answer or b"{}")
-    if greeting.get("token") != peer.token:
+        answer = connection.makefile("rb").read(_GREETING_BYTES).decode("utf-8", "replace")
+    greeting = parse_record(_Greeting, parse_json(answer, "its greeting"), "its greeting")
+    if greeting.token != peer.token:
         raise ValueError("another machine answers at this address")
-    return round(float(greeting["time"]) - (started + time.time()) / 2, 3)
+    return round(greeting.time - (started + time.time()) / 2, 3)
 
 
 def _wait_for(hosts: list[str], is_ready: Callable[[str], bool], wait_s: float) -> None:
