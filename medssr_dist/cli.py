@@ -30,6 +30,7 @@ from medssr_dist.errors import (
     EXIT_BAD_INPUT,
     EXIT_FAILED,
     EXIT_STOPPED,
+    ClusterFailed,
     EnginesFailed,
     InputError,
     Stopped,
@@ -89,7 +90,7 @@ def _run(args: argparse.Namespace) -> int:
         return code
     except InputError as error:
         return _end(error, EXIT_BAD_INPUT)
-    except (TrainingFailed, EnginesFailed) as error:
+    except (TrainingFailed, EnginesFailed, ClusterFailed) as error:
         return _end(error, EXIT_FAILED)
     except Stopped as error:
         return _end(error, EXIT_STOPPED)

@@ -32,6 +32,10 @@ class EnginesFailed(_EndOfRun):
     """All engines have failed, several times in a row (exit code 1). What they have answered is kept."""
 
 
+class ClusterFailed(_EndOfRun):
+    """Processes of Ray were killed or have crashed (exit code 1). What they had not finished is done again."""
+
+
 class Diverged(TrainingFailed):
     """Training met a NaN or an infinity. The message names step, quantity, value and what to do."""
 

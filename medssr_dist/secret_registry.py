@@ -66,7 +66,15 @@ def take_variable(name: str) -> str | None:
     if name in os.environ:
         _variables[name] = os.environ.pop(name)
         register_secret(_variables[name])
+        take_copies(_variables[name])
     return _variables.get(name)
+
+
+def take_copies(secret: str) -> None:
+    """Remove the environment variables of any name whose whole value is `secret`, as `take_variable` does."""
+    if len(secret) >= MIN_CHARS:
+        for name in [name for name, value in os.environ.items() if value.strip() == secret.strip()]:
+            _variables[name] = os.environ.pop(name)
 
 
 def list_variables() -> tuple[str, ...]:

@@ -51,6 +51,7 @@ PARTS = {  # what the command lines of a run's processes hold
 WRONG = ("lost", "doubled", "leaked", "failed")
 GARBAGE = [b"\0" * 100, b"GET / HTTP/1.1\r\n\r\n", b"\xff\xfe\n", b"{" * 10_000, b""]
 DISK_MIB = 192
+PAUSE_S = (5, 300)  # least and most time between two faults: under load, a start alone takes two minutes
 LEFT_S = 5.0  # in which what a run has started must be gone
 HANG_S = 900.0  # after which a run without faults counts as hanging
 STEPS = 4
@@ -96,7 +97,7 @@ class SoakRun:
                 process = subprocess.Popen(self.command, stdout=log, stderr=log, env=environment)
             while process.poll() is None and time.monotonic() < deadline:
                 with suppress(subprocess.TimeoutExpired):
-                    process.wait(self.rng.uniform(5, 150))
+                    process.wait(self.rng.uniform(*PAUSE_S))
                     break
                 self._do_harm(process)
             with suppress(subprocess.TimeoutExpired):
@@ -232,7 +233,12 @@ def prepare(work: Path) -> None:
             "stage1": stage | {"steps": STEPS, "drop_zero_variance": False},
             "stage2": {"enabled": False},
         },
-        "evaluation": {"benchmarks": [{"path": "hpo:evaluation", "limit": 2}], "generations": 1, "max_tokens": 1},
+        "evaluation": {
+            "benchmarks": [{"path": "hpo:evaluation", "limit": 2}],
+            "policies": ["stage1"],
+            "generations": 1,
+            "max_tokens": 1,
+        },
     }
     (work / "config.yaml").write_text(yaml.safe_dump(tree))
 

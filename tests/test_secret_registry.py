@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import json
+import os
 import subprocess
 import sys
 from urllib.parse import quote
@@ -83,6 +84,16 @@ def test_a_taken_variable_is_not_inherited(monkeypatch):
     assert done.stdout.split() == [b"None"] and scrub("value-of-the-key") == "***"
     monkeypatch.setenv("A_KEY", "another-value")
     assert take_variable("A_KEY") == "another-value" and take_variable("NO_SUCH_KEY") is None
+
+
+def test_copies_of_a_secret_in_other_variables_are_not_inherited(monkeypatch):
+    for name, value in (("A_KEY", "value-of-the-key"), ("COPY", " value-of-the-key\n"), ("OTHER", "value-of-the-keys")):
+        monkeypatch.setenv(name, value)
+    take_variable("A_KEY")
+    assert "COPY" not in os.environ and "OTHER" in os.environ and take_variable("COPY")
+    monkeypatch.setenv("SHORT", "EMPTY")
+    monkeypatch.setenv("B_KEY", "EMPTY")
+    assert take_variable("B_KEY") == "EMPTY" and os.environ["SHORT"] == "EMPTY"
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import Any
 
 from medssr_dist.data.jsonl import refuse_pipe
 from medssr_dist.errors import InputError
-from medssr_dist.secret_registry import holds_secret, names_secret, register_secret, take_variable
+from medssr_dist.secret_registry import holds_secret, names_secret, register_secret, take_copies, take_variable
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _SECRET_FILE = "file:"
@@ -97,6 +97,7 @@ def _read_secret(node: Any, key: str, missing: dict[str, list[str]]) -> str:
         )
     secret = read_secret_file(text.removeprefix(_SECRET_FILE), key)
     register_secret(secret)
+    take_copies(secret)
     return secret
 
 

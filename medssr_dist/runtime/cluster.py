@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medssr_dist.config.schema import Config
-from medssr_dist.errors import InputError
+from medssr_dist.errors import ClusterFailed, InputError
 from medssr_dist.runtime.device import on_gpu, read_compute_capability
 from medssr_dist.runtime.network import list_interfaces
 from medssr_dist.runtime.shared_memory import RUN_VARIABLE
@@ -79,6 +79,7 @@ def open_ray_cluster(config: Config, logs: Path) -> Iterator[None]:
         logs: folder that gets the logs of the workers.
     Raises:
         InputError: the cluster has fewer GPUs than the config needs, or they cannot sample in 8 bits.
+        ClusterFailed: a process or a node of Ray was lost during the block, and nothing else has said so.
     """
     import ray
 
@@ -93,7 +94,31 @@ def open_ray_cluster(config: Config, logs: Path) -> Iterator[None]:
         stack.callback(ray.shutdown)
         signal.signal(signal.SIGTERM, on_sigterm)  # ray.init sets a handler that exits at once
         _check_slots(slots)
+        with _explain_deaths():
+            yield
+
+
+@contextmanager
+def _explain_deaths() -> Iterator[None]:
+    """Raise ClusterFailed for an error of Ray that tells of a dead process or node; errors of tasks stay."""
+    from ray import exceptions
+
+    died = (
+        exceptions.RayActorError,
+        exceptions.WorkerCrashedError,
+        exceptions.LocalRayletDiedError,
+        exceptions.NodeDiedError,
+        exceptions.ObjectLostError,
+        exceptions.OutOfMemoryError,
+        exceptions.RpcError,
+    )
+    try:
         yield
+    except died as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ClusterFailed(
+            f"a process of Ray was killed or has crashed ({reason}); the same command resumes the run"
+        ) from error
 
 
 def _join(address: str) -> None:

@@ -12,11 +12,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
+from medssr_dist.data.private_files import open_private
 from medssr_dist.errors import InputError
 from medssr_dist.runtime.shared_memory import remove_shared_memory, start_cleaner
+from medssr_dist.secret_registry import scrub_bytes
 
 _LONGEST = 107 - 64  # a socket's path has at most 107 bytes, of which Ray adds up to 64
 _NAME_LENGTH = 8  # of the folder of a run
+_LONGEST_LINE = 2**20  # bytes of a log that are read at once
 _LOCK = "lock"
 _KEPT = ("worker-*.out", "worker-*.err", "raylet.*", "gcs_server.*", "ray_process_exit.log")
 
@@ -89,10 +92,19 @@ def _try_lock(folder: Path) -> TextIO | None:
 
 
 def _keep_logs(temp_dir: Path, logs: Path, prefix: str) -> None:
-    """Copy the logs that have text; a link among them is not followed."""
-    logs.mkdir(parents=True, exist_ok=True)
+    """Copy the logs that have text; a link among them is not followed. What the disk has no room for is left out."""
     for pattern in _KEPT:
         for file in temp_dir.glob(f"session_2*/logs/{pattern}"):
-            if not file.is_symlink() and file.stat().st_size:
-                shutil.copy(file, logs / f"{prefix}{file.name}")
+            with suppress(OSError, InputError):
+                if not file.is_symlink() and file.stat().st_size:
+                    _copy_scrubbed(file, logs / f"{prefix}{file.name}")
     shutil.rmtree(temp_dir, ignore_errors=True)
+
+
+def _copy_scrubbed(file: Path, to: Path) -> None:
+    """Copy a log; what a user's function prints in a worker may hold a secret."""
+    to.parent.mkdir(parents=True, exist_ok=True)
+    handle = open_private(to, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    with open(file, "rb") as source, open(handle, "wb") as target:
+        for line in iter(lambda: source.readline(_LONGEST_LINE), b""):
+            target.write(scrub_bytes(line))

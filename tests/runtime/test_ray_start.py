@@ -1,10 +1,10 @@
-"""The start of Ray on a machine that is too busy for it."""
+"""The start of Ray on a machine that is too busy for it, and the loss of its processes during a run."""
 
 import os
 
 import pytest
 
-from medssr_dist.errors import InputError
+from medssr_dist.errors import ClusterFailed, InputError
 from medssr_dist.runtime import cluster
 
 ray = pytest.importorskip("ray")
@@ -44,3 +44,17 @@ def test_another_fault_of_ray_is_not_hidden(faults, tmp_path):
     faults += [ValueError("other"), SLOW]
     with pytest.raises(ValueError, match="other"):
         cluster._start(1, tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["ActorDiedError", "WorkerCrashedError", "LocalRayletDiedError", "OutOfMemoryError"])
+def test_a_lost_process_is_no_bug(kind):
+    error = getattr(ray.exceptions, kind)
+    wanted = pytest.raises(ClusterFailed, match="was killed or has crashed .*; the same command resumes the run")
+    with wanted, cluster._explain_deaths():
+        raise error("killed") if kind == "OutOfMemoryError" else error()
+
+
+def test_an_error_of_a_task_stays_as_it_is():
+    task = ray.exceptions.RayTaskError("run", "traceback", ValueError("a bug"))
+    with pytest.raises(ValueError, match="traceback"), cluster._explain_deaths():
+        raise task.as_instanceof_cause()
