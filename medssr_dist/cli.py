@@ -304,11 +304,12 @@ def _default_run_dir(config: Path) -> Path:
 def _run_steps(args: argparse.Namespace) -> int:
     from medssr_dist.pipeline import run_steps
     from medssr_dist.run.paths import STEPS
+    from medssr_dist.runtime.device import choose_device
 
     config = _load(args)
     steps = STEPS if args.command == "run" else (args.command,)
     if args.device and not args.dry_run:
-        raise InputError("--device needs --dry-run; a run uses the GPUs that it finds, or the device in MEDSSR_DEVICE")
+        raise InputError("--device needs --dry-run; a run uses the GPUs that it finds, or what runtime.device says")
     if args.sbatch:
         from medssr_dist.commands.batch_script import render_batch_script
 
@@ -316,14 +317,14 @@ def _run_steps(args: argparse.Namespace) -> int:
         return 0
     if args.dry_run:
         from medssr_dist.commands.dry_run import dry_run
-        from medssr_dist.runtime.device import choose_device
 
-        if args.device:
-            choose_device(args.device)
+        choose_device(args.device or config.runtime.device)
         dry_run(config, args.run_dir, steps, args.rates)
         return 0
     if args.rates:
         raise InputError("--rates needs --dry-run; add --dry-run, or leave --rates out")
+    if config.runtime.device == "cpu":
+        choose_device("cpu")
     run_steps(config, args.run_dir, steps)
     return 0
 

@@ -240,6 +240,11 @@ class Runtime(Section):
         description="stream: synthesis, vote and stage 1 run at the same time; sequential: one step after the other, "
         "each on all GPUs",
     )
+    device: Literal["auto", "gpu", "cpu"] = Field(
+        "auto",
+        description="gpu: a dry run plans for GPUs wherever it is made, and a run that finds none ends instead of "
+        "using the CPU; cpu: no GPU is used; auto: GPUs where they are visible",
+    )
     random_seed: int = Field(42, ge=0, lt=2**31, description="seed of draws, vignettes, votes, shuffles and training")
     gpu_memory_utilization: float = Field(
         0.85, gt=0, le=1, description="vLLM's share of a GPU's memory; not used on CPU"

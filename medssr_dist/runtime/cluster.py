@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from medssr_dist.config.schema import Config
 from medssr_dist.errors import ClusterFailed, InputError
-from medssr_dist.runtime.device import on_gpu, read_compute_capability
+from medssr_dist.runtime.device import on_gpu, read_compute_capability, require_device
 from medssr_dist.runtime.network import list_interfaces
 from medssr_dist.runtime.shared_memory import RUN_VARIABLE
 from medssr_dist.runtime.temp_dir import open_ray_temp_dir
@@ -78,17 +78,21 @@ def open_ray_cluster(config: Config, logs: Path) -> Iterator[None]:
     Args:
         logs: folder that gets the logs of the workers.
     Raises:
-        InputError: the cluster has fewer GPUs than the config needs, or they cannot sample in 8 bits.
+        InputError: the cluster has no GPUs or fewer than the config needs, or they cannot sample in 8 bits.
         ClusterFailed: a process or a node of Ray was lost during the block, and nothing else has said so.
     """
     import ray
 
+    address = os.environ.get("RAY_ADDRESS", "")
+    if not address:
+        require_device(config.runtime.device)
     slots = count_slots_at_once(config)
     refuse_unfit_rollout(config)
     on_sigterm = signal.getsignal(signal.SIGTERM)
     with ExitStack() as stack:
-        if address := os.environ.get("RAY_ADDRESS", ""):
+        if address:
             _join(address)
+            require_device(config.runtime.device)
         else:
             _start(slots, stack.enter_context(open_ray_temp_dir(logs)))
         stack.callback(ray.shutdown)

@@ -37,7 +37,7 @@ def describe_device() -> str:
     Raises:
         InputError: torch is not installed.
     """
-    forced = " (MEDSSR_DEVICE)" if os.environ.get("MEDSSR_DEVICE") else ""
+    forced = " (as set)" if os.environ.get("MEDSSR_DEVICE") else ""
     if not on_gpu():
         return f"CPU, {os.cpu_count()} cores, {read_available_memory() / 1e9:.0f} GB free{forced}"
     torch = _import_torch()
@@ -105,9 +105,23 @@ def read_free_gpu_bytes() -> int:
 
 
 def choose_device(device: str) -> None:
-    """Plan for this device, `cpu` or `gpu`, whatever this machine has."""
-    os.environ["MEDSSR_DEVICE"] = {"cpu": "cpu", "gpu": "cuda"}[device]
-    on_gpu.cache_clear()
+    """Plan for this device, `cpu` or `gpu`, whatever this machine has; `auto` keeps what it has."""
+    if device != "auto":
+        os.environ["MEDSSR_DEVICE"] = {"cpu": "cpu", "gpu": "cuda"}[device]
+        on_gpu.cache_clear()
+
+
+def require_device(device: str) -> None:
+    """Check the `runtime.device` of a run whose nodes are known.
+
+    Raises:
+        InputError: it is `gpu`, and they have none.
+    """
+    if device == "gpu" and not on_gpu():
+        why = "MEDSSR_DEVICE is cpu" if os.environ.get("MEDSSR_DEVICE") == "cpu" else "no GPU is visible"
+        raise InputError(
+            f"runtime.device = gpu, but {why} here; run it where nvidia-smi lists GPUs, or set runtime.device=cpu"
+        )
 
 
 def count_threads(processes: int) -> int:

@@ -139,3 +139,11 @@ def test_the_dry_run_plans_for_gpus_on_a_machine_without(medssr, tiny_config, tm
     assert "a training rank's GPU: about" in shown
     refused = medssr("run", "--config", tiny_config, "--run-dir", tmp_path / "r", "--device", "gpu", check=False)
     assert refused.returncode == 2 and "--device needs --dry-run" in refused.stderr
+
+
+def test_the_config_names_the_device_of_plan_and_run(medssr, tiny_config, tmp_path):
+    command = ["vote", "--config", tiny_config, "--run-dir", tmp_path / "r", "runtime.device=gpu"]
+    assert "a training rank's GPU" in medssr("run", *command[1:], "--dry-run").stdout
+    medssr("synthesize", *command[1:])  # needs no GPU
+    refused = medssr(*command, check=False)
+    assert refused.returncode == 2 and "runtime.device = gpu, but no GPU is visible here" in refused.stderr

@@ -3,8 +3,9 @@ import time
 import pytest
 import torch
 
+from medssr_dist.errors import InputError
 from medssr_dist.inference.vllm_args import draw_seeded_noise_once, nap_instead_of_spinning
-from medssr_dist.runtime.device import on_gpu
+from medssr_dist.runtime.device import choose_device, on_gpu, require_device
 
 
 @pytest.mark.skipif(on_gpu(), reason="hosts of a GPU have cores to spare")
@@ -38,3 +39,20 @@ def test_seeded_samples_are_the_same_when_noise_is_drawn_once(monkeypatch):
     draw_seeded_noise_once()
     assert sample() == before
     assert torch.equal(torch.get_rng_state(), state), "noise for rows without a seed was drawn"
+
+
+def test_a_run_for_gpus_never_uses_the_cpu_instead(monkeypatch):
+    monkeypatch.setenv("MEDSSR_DEVICE", "cpu")
+    on_gpu.cache_clear()
+    require_device("auto")
+    require_device("cpu")
+    with pytest.raises(InputError, match="runtime.device = gpu, but MEDSSR_DEVICE is cpu here"):
+        require_device("gpu")
+
+
+def test_the_cpu_is_used_on_a_machine_with_gpus(gpu):
+    require_device("gpu")
+    choose_device("auto")
+    assert on_gpu()
+    choose_device("cpu")
+    assert not on_gpu()
