@@ -79,6 +79,13 @@ def describe_foreseen(error: BaseException) -> str | None:
     return next((fix for kind, words, fix in _BY_WORDS if isinstance(error, kind) and words in text), None)
 
 
+def describe_damage(error: Exception) -> str | None:
+    """Return what a library says of a file that it cannot use, on one line; None for a fault of the machine."""
+    if isinstance(error, ImportError | MemoryError) or getattr(error, "errno", None) is not None:
+        return None
+    return to_line(" ".join(f"{type(error).__name__}: {error}".split()))[:300]
+
+
 def _find_place(error: BaseException) -> str:
     """Return the last line of this package on the way to the error. Example: "read.py line 31"."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _PACKAGE in Path(frame.filename).parents]

@@ -9,6 +9,7 @@ from medssr_dist.data.jsonl import read_json
 from medssr_dist.data.records import hash_content
 from medssr_dist.errors import InputError
 from medssr_dist.runtime.cache import make_cache_dir
+from medssr_dist.runtime.failures import describe_damage
 
 ADAPTER_FILE = "adapter_config.json"
 
@@ -54,9 +55,10 @@ def merge_adapter(adapter: Path, base: Path, target: Path) -> Path:
     try:
         model = AutoModelForCausalLM.from_pretrained(base, dtype="auto")
         merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
-        raise InputError(f"the adapter {adapter} cannot be merged into {base} ({reason})") from None
+    except Exception as error:  # of any kind: peft and transformers pass on what their readers raise
+        if damage := describe_damage(error):
+            raise InputError(f"the adapter {adapter} cannot be merged into {base} ({damage})") from None
+        raise
     has_tokenizer = (adapter / "tokenizer_config.json").exists()
     partial = target.with_name(f".{target.name}.{os.getpid()}")
     merged.save_pretrained(partial)

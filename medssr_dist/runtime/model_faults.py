@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medssr_dist.config.schema import Config
+from medssr_dist.data.jsonl import read_json
 from medssr_dist.data.prompt_renderer import SAMPLE_QUESTION
 from medssr_dist.errors import InputError
+from medssr_dist.runtime.failures import describe_damage
 from medssr_dist.runtime.model_files import ModelFacts, read_model_facts
 from medssr_dist.runtime.models import load_tokenizer, make_prompt_renderer
 
@@ -24,20 +26,51 @@ def refuse_unfit_model(config: Config, folder: Path) -> None:
     Raises:
         InputError: the first of the faults that would end the vote, training or evaluation.
     """
-    facts = read_model_facts(folder)
-    for fault in _list_faults(config, facts, load_tokenizer(folder, config.policy)):
+    for fault in _list_faults(config, folder):
         raise InputError(f"policy.model = {config.policy.model!r}: {fault}")
 
 
-def _list_faults(config: Config, facts: ModelFacts, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
+def _list_faults(config: Config, folder: Path) -> Iterator[str]:
     """Yield each fault with its fix."""
+    yield from _find_unreadable_config(config, folder)
+    facts = read_model_facts(folder)
     yield from _find_wrong_kind(facts)
+    yield from _find_missing_files(facts)
     yield from _find_long_context(config, facts)
-    yield from _find_uneven_heads(config, facts)
+    yield from _find_uneven_parts(config, facts)
     yield from _find_wrong_dtype(config, facts)
-    yield from _find_missing_rows(config, facts, tokenizer)
+    yield from _find_missing_rows(config, facts, load_tokenizer(folder, config.policy))
     if config.training.stage1.enabled or config.training.stage2.enabled:
         yield from _find_untrainable(facts)
+
+
+def _find_unreadable_config(config: Config, folder: Path) -> Iterator[str]:
+    """Find values in the two config files that transformers refuses, such as a number in quotes."""
+    from transformers import AutoConfig, GenerationConfig
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    whole = read_json(folder / "config.json")
+    is_known = isinstance(whole, dict) and whole.get("model_type") in CONFIG_MAPPING_NAMES
+    readers: list[tuple[str, Callable[[], object]]] = []
+    if is_known:  # a kind of model that is not known is told by `_find_wrong_kind`
+        trust = config.policy.trust_remote_code
+        readers.append(("config.json", lambda: AutoConfig.from_pretrained(folder, trust_remote_code=trust)))
+    if (folder / "generation_config.json").exists():
+        readers.append(("generation_config.json", lambda: GenerationConfig.from_pretrained(folder)))
+    for name, read in readers:
+        try:
+            read()
+        except Exception as error:  # of any kind: transformers passes on what its readers raise
+            if damage := describe_damage(error):
+                yield f"transformers refuses its {name} ({damage}); correct it, or copy the model again"
+
+
+def _find_missing_files(facts: ModelFacts) -> Iterator[str]:
+    if facts.missing_files:
+        yield (
+            f"it lacks {len(facts.missing_files)} of its files of weights, such as {facts.missing_files[0]}; copy or "
+            "download the model again"
+        )
 
 
 def _find_wrong_kind(facts: ModelFacts) -> Iterator[str]:
@@ -59,21 +92,23 @@ def _find_long_context(config: Config, facts: ModelFacts) -> Iterator[str]:
         )
 
 
-def _find_uneven_heads(config: Config, facts: ModelFacts) -> Iterator[str]:
+def _find_uneven_parts(config: Config, facts: ModelFacts) -> Iterator[str]:
     sizes = {"voting": config.voting.tensor_parallel_size, "training": config.training.tensor_parallel_size}
     for section, size in sizes.items():
-        if not _divides_heads(size, facts):
-            fitting = max(each for each in range(1, size) if _divides_heads(each, facts))
+        if not _splits_evenly(size, facts):
+            fitting = max(each for each in range(1, size) if _splits_evenly(each, facts))
+            inner = "".join(f" and inner size of {each:,}" for each in facts.inner_sizes)
             yield (
-                f"its {facts.heads} attention heads ({facts.kv_heads} of keys and values) cannot be split over "
+                f"its {facts.heads} attention heads ({facts.kv_heads} of keys and values){inner} cannot be split over "
                 f"{section}.tensor_parallel_size = {size} GPUs; set {section}.tensor_parallel_size={fitting}"
             )
 
 
-def _divides_heads(size: int, facts: ModelFacts) -> bool:
-    """Return whether each GPU gets equally many heads; heads of keys and values may be repeated."""
+def _splits_evenly(size: int, facts: ModelFacts) -> bool:
+    """Return whether each GPU gets equal parts of heads and MLP; heads of keys and values may be repeated."""
     heads, kv_heads = facts.heads or size, facts.kv_heads or size
-    return heads % size == 0 and (kv_heads % size == 0 or size % kv_heads == 0)
+    is_even = heads % size == 0 and all(inner % size == 0 for inner in facts.inner_sizes)
+    return is_even and (kv_heads % size == 0 or size % kv_heads == 0)
 
 
 def _find_wrong_dtype(config: Config, facts: ModelFacts) -> Iterator[str]:

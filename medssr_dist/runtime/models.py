@@ -13,6 +13,7 @@ from medssr_dist.data.prompt_renderer import PromptRenderer
 from medssr_dist.errors import InputError
 from medssr_dist.runtime.cache import make_cache_dir
 from medssr_dist.runtime.embedded_files import CHECKSUMS, verify_embedded
+from medssr_dist.runtime.failures import describe_damage
 from medssr_dist.runtime.fingerprints import fingerprint_model
 from medssr_dist.runtime.merged_adapter import find_merged, is_adapter, merge_adapter, read_base_name
 
@@ -124,10 +125,22 @@ def publish_folder(partial: Path, target: Path) -> None:
 
 
 def load_tokenizer(folder: Path, policy: Policy) -> PreTrainedTokenizerBase:
-    """Load the model's tokenizer; if it has no padding token, it gets the end token."""
+    """Load the model's tokenizer; if it has no padding token, it gets the end token.
+
+    Raises:
+        InputError: its files are absent, damaged, or of no kind that transformers knows.
+    """
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=policy.trust_remote_code)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=policy.trust_remote_code)
+    except Exception as error:  # of any kind: transformers passes on what its readers raise
+        if damage := describe_damage(error):
+            raise InputError(
+                f"policy.model = {policy.model!r}: its tokenizer cannot be loaded ({damage}); copy or download "
+                "tokenizer.json, tokenizer_config.json and config.json again"
+            ) from None
+        raise
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

@@ -85,6 +85,8 @@ def test_a_sound_model_is_used(model):
         ({"max_position_embeddings": None, "n_positions": 300}, 300),
         ({"max_position_embeddings": None}, None),
         ({"text_config": {"max_position_embeddings": 700}}, 700),
+        ({"rope_parameters": {"rope_type": "default"}, "rope_scaling": {"type": "linear", "factor": 4.0}}, 2048),
+        ({"rope_parameters": {"rope_type": "linear", "factor": 4.0}, "rope_scaling": None}, 2048),
     ],
 )
 def test_positions_are_those_of_vllm(model, settings, positions):
@@ -115,6 +117,49 @@ def test_sizes_that_do_not_are_refused(model, size, heads, kv_heads, fitting):
     folder = model(num_attention_heads=heads, num_key_value_heads=kv_heads)
     assert f"voting.tensor_parallel_size={fitting}" in refused(folder, voting={"tensor_parallel_size": size})
     assert f"training.tensor_parallel_size={fitting}" in refused(folder, training={"tensor_parallel_size": size})
+
+
+@pytest.mark.parametrize("name", ["intermediate_size", "moe_intermediate_size"])
+def test_sizes_that_do_not_divide_the_mlp_are_refused(model, name):
+    message = refused(model(**{name: 100}), voting={"tensor_parallel_size": 8})
+    assert "inner size of 100" in message and "voting.tensor_parallel_size=4" in message
+
+
+# --- config files
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("config.json", json.dumps(LLAMA | {"max_position_embeddings": "512"})),
+        ("config.json", json.dumps(LLAMA | {"num_attention_heads": "8"})),
+        ("config.json", json.dumps(LLAMA | {"max_position_embeddings": 512.5})),
+        ("config.json", json.dumps(LLAMA | {"rope_scaling": [4]})),
+        ("config.json", json.dumps(LLAMA | {"rope_scaling": {"type": "linear", "factor": "4"}})),
+        ("config.json", "[]"),
+        ("config.json", '{"model_type": '),
+        ("generation_config.json", "{"),
+        ("generation_config.json", ""),
+        ("generation_config.json", "[]"),
+        ("generation_config.json", "\ufeff{}"),
+        ("tokenizer_config.json", "{"),
+        ("tokenizer.json", "{"),
+        ("tokenizer.json", None),
+    ],
+)
+def test_a_damaged_file_is_named(model, file, text):
+    folder = model()
+    (folder / file).unlink(missing_ok=True)
+    if text is not None:
+        (folder / file).write_text(text)
+    assert file in refused(folder)
+
+
+def test_settings_that_are_only_odd_are_no_fault(model):
+    odd = {"temperature": 0.6, "top_p": 0.9, "do_sample": False, "eos_token_id": [1, 2], "num_beams": 4, "banana": 1}
+    folder = model()
+    (folder / "generation_config.json").write_text(json.dumps(odd))
+    refuse_unfit_model(configured(folder), folder)
 
 
 # --- embedding and tokenizer
@@ -221,6 +266,19 @@ def test_a_weight_file_with_a_wrong_header_is_refused(tmp_path, header):
     file.write_bytes(len(header).to_bytes(8, "little") + header.encode())
     with pytest.raises(InputError, match="no whole safetensors file"):
         read_stored_weights(file)
+
+
+def test_absent_weight_files_are_named(model):
+    folder = model()
+    index = {"weight_map": {"a": "model.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert "lacks 1 of its files of weights, such as model-00002-of-00002.safetensors" in refused(folder)
+    (folder / "model-00002-of-00002.safetensors").symlink_to(folder / "gone")
+    with pytest.raises(InputError, match="00002.safetensors cannot be read .No such file"):
+        refuse_unfit_model(configured(folder), folder)
+    for file in folder.glob("model*"):
+        file.unlink()
+    assert r"such as *.safetensors" in refused(folder)
 
 
 # --- where it is told

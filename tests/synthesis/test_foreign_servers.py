@@ -162,7 +162,9 @@ def llama_server(tmp_path_factory) -> Iterator[str]:
 
 
 def test_replies_of_llama_cpp_are_judged_once(medssr, tmp_path, repo, llama_server):
-    sizes = ("synthesis.max_tokens=48", "synthesis.candidates=6")
+    # The server answers one request at a time, slowly where others use the cores.
+    waits = [f"synthesis.retry.{name}=900" for name in ("first_byte_s", "whole_s", "patience_s")]
+    sizes = ("synthesis.max_tokens=24", "synthesis.candidates=4", *waits)
     done, run = synthesize(medssr, tmp_path, repo, llama_server, "smollm2", "sk-another-0123456789", *sizes)
     assert done.returncode == 2 and "refuses the key" in done.stderr, done.stderr
     done, run = synthesize(medssr, tmp_path, repo, llama_server, "smollm2", KEY, *sizes)
