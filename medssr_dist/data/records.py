@@ -41,7 +41,9 @@ class Provenance(Record):
     entity_id="OMIM:203500", passage_ids=("OMIM:203500",), teacher="gpt-x", random_seed=42, commit="0c1d2e3")
     """
 
-    index: int = Field(description="number of the request in the run; its random draws depend on (random_seed, index)")
+    index: int = Field(
+        ge=0, description="number of the request in the run; its random draws depend on (random_seed, index)"
+    )
     prompt_hash: str
     seed_ids: tuple[str, ...]
     rho: float = Field(description="uniform draw; knowledge is injected if rho < alpha")

@@ -26,6 +26,7 @@ from medssr_dist.data.records import Provenance, Record, parse_record
 from medssr_dist.errors import InputError
 from medssr_dist.synthesis.client.chat_client import GaveUp, Reply
 
+_MOST_AHEAD = 10_000_000  # requests in flight: how far a number may be from the numbers before it in the file
 _FIX = "put back a good copy of the file, or remove that line and run again: its request is then paid for again"
 _encode = msgspec.json.Encoder().encode
 
@@ -136,6 +137,9 @@ class Journal:
                 os.truncate(self.path, self._end)
                 return
             entry = self._parse(checker, line)
+            if entry.provenance.index >= len(self._offsets) + _MOST_AHEAD:
+                where = f"{self.path} line {checker.number}"
+                raise InputError(f"{where}: no run has a request {entry.provenance.index} here; {_FIX}")
             self._note(entry.provenance.index, len(line))
             on_entry(entry)
 

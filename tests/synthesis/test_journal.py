@@ -128,3 +128,16 @@ def test_a_flipped_bit_of_a_paid_reply_is_found(tmp_path):
         path.write_bytes(changed)
         with pytest.raises(InputError, match=r"journal\.jsonl line (1|2|3) .*(remove that line|good copy)"):
             Journal(path)
+
+
+@pytest.mark.parametrize("index", [-1, 10**8, 10**12, 10**30])
+def test_a_number_of_a_request_that_cannot_be_is_refused(tmp_path, index):
+    """It is a place in memory: -1 would be the last one, and 10^12 would need 8 TB."""
+    with Journal(path := tmp_path / "journal.jsonl") as journal:
+        journal.append(provenance(0), reply())
+    row = json.loads(path.read_text())
+    del row[CRC_KEY]
+    row["provenance"]["index"] = index
+    path.write_text(json.dumps(row) + "\n")
+    with pytest.raises(InputError, match=r"journal\.jsonl line 1"):
+        Journal(path)
