@@ -43,8 +43,11 @@ def register_secret(text: str) -> None:
 def _list_forms(text: str) -> Iterator[str]:
     """Yield the forms in which `text` may show."""
     yield text
-    for escaped in (json.dumps(text), json.dumps(text).replace("/", "\\/"), repr(text)):
-        yield escaped[1:-1]
+    in_json = json.dumps(text)[1:-1]
+    for escaped in (text, in_json):  # the second: JSON within JSON, as in a gateway's copy of an error
+        yield json.dumps(escaped)[1:-1]
+        yield json.dumps(escaped).replace("/", "\\/")[1:-1]
+    yield repr(text)[1:-1]
     yield html.escape(text)
     for safe in ("", "/"):
         quoted = quote(text, safe=safe, errors="replace")

@@ -38,8 +38,9 @@ FORMS = {
     "URL": quote(KEY, safe=""),
     "URL with slashes": quote(KEY),
     "base64": base64.b64encode(KEY.encode()).decode().rstrip("="),
-    "basic": base64.b64encode(f"user:{KEY}".encode()).decode()[8:-4],
+    "basic": base64.b64encode(f"user:{KEY}".encode()).decode(),
 }
+SOUGHT = FORMS | {"basic": FORMS["basic"][8:-4]}  # the part that stands for the key alone
 REWARD = """
 import os, sys
 from pathlib import Path
@@ -106,7 +107,7 @@ def list_environments(driver: int) -> Iterator[str]:
 
 
 def find_forms(data: bytes) -> list[str]:
-    return [name for name, form in FORMS.items() if form.encode() in data]
+    return [name for name, form in SOUGHT.items() if form.encode() in data]
 
 
 def test_a_whole_run_shows_no_key(tiny_config, tmp_path):

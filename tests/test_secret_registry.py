@@ -32,6 +32,7 @@ FORMS = {
     "URL with slashes": quote(SECRET),
     "URL in small letters": quote(SECRET, safe="").lower(),
     "JSON": json.dumps(SECRET)[1:-1],
+    "JSON in JSON": json.dumps(json.dumps(SECRET))[3:-3],
     "JSON for HTML": json.dumps(SECRET).replace("/", "\\/")[1:-1],
     "HTML": html.escape(SECRET),
     "base64": base64.b64encode(SECRET.encode()).decode().rstrip("="),

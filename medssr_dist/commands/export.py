@@ -20,7 +20,7 @@ import msgspec
 from medssr_dist.commands.export_forms import FORMS, ExportForm
 from medssr_dist.data.cards import CARD, render_header
 from medssr_dist.data.checksums import LineChecker
-from medssr_dist.data.jsonl import raise_if_disk_full, read_text, write_atomic
+from medssr_dist.data.jsonl import open_bytes, raise_if_disk_full, read_text, write_atomic
 from medssr_dist.data.prompt_forms import PromptForm, load_prompt_form, parse_prompt_form
 from medssr_dist.data.records import Label, Question, Record, parse_record
 from medssr_dist.data.yaml_text import parse_yaml
@@ -121,7 +121,7 @@ def _read_items(questions: Path, voted: Path, labels: str) -> Iterator[Question 
 def _read_records(kind: type[_Kind], path: Path) -> Iterator[_Kind]:
     """Yield the records of a JSONL file. A last line without a newline is skipped: its writer has not finished it."""
     with (
-        open(path, "rb") as file,
+        open_bytes(path) as file,
         ProgressBar(total=path.stat().st_size, desc=f"export: {path.name}", unit="B", unit_scale=True) as bar,
     ):
         checker = LineChecker(path)

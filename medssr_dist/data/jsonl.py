@@ -129,6 +129,12 @@ def refuse_pipe(path: Path) -> None:
         raise InputError(f"{path} is a pipe, a socket or a device; name a file")
 
 
+def open_bytes(path: Path) -> BinaryIO:
+    """Open a file to be read. Raises InputError for what is no file (`refuse_pipe`), and OSError as `open` does."""
+    refuse_pipe(path)
+    return open(path, "rb")
+
+
 def read_jsonl(path: Path, on_damage: Callable[[Damaged], object] | None = None) -> Iterator[dict[str, Any]]:
     """Yield the JSON object of each line, without its checksum. Only one line is in memory at a time.
 
@@ -139,8 +145,7 @@ def read_jsonl(path: Path, on_damage: Callable[[Damaged], object] | None = None)
         InputError: a line is not a JSON object, or differs from its checksum; the message names file and line.
     """
     try:
-        refuse_pipe(Path(path))
-        with open(path, "rb") as file:
+        with open_bytes(Path(path)) as file:
             yield from (row for _, row in enumerate_rows(file, path, on_damage=on_damage))
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; check the path") from None

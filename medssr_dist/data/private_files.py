@@ -45,6 +45,19 @@ def open_private_folder(folder: Path) -> None:
         OSError: it cannot be created.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _refuse_open(folder)
+    with suppress(OSError):
+        os.removexattr(folder, _DEFAULT_ACL)
+
+
+def refuse_open_folders(root: Path) -> None:
+    """Raise InputError if a folder below `root`, or one that a link there names, belongs to or is open to others."""
+    for parent, names, _ in os.walk(root):
+        for name in names:
+            _refuse_open(Path(parent, name))
+
+
+def _refuse_open(folder: Path) -> None:
     info = folder.stat()
     if info.st_uid != os.geteuid():
         raise InputError(
@@ -54,8 +67,6 @@ def open_private_folder(folder: Path) -> None:
     if info.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         mode = stat.S_IMODE(info.st_mode)
         raise InputError(f"{folder} has mode {mode:04o}, so others may change its files; run chmod go-w {folder}")
-    with suppress(OSError):
-        os.removexattr(folder, _DEFAULT_ACL)
 
 
 @contextmanager

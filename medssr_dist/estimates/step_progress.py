@@ -10,6 +10,7 @@ from typing import Any
 
 from medssr_dist.config.schema import Evaluation
 from medssr_dist.config.training import Stage1
+from medssr_dist.data.jsonl import open_bytes
 from medssr_dist.data.records import parse_record
 from medssr_dist.errors import InputError
 from medssr_dist.estimates.workload import count_benchmark_questions, count_stage_steps
@@ -75,7 +76,7 @@ def count_lines(path: Path) -> int:
     """Return the number of whole lines of a file, or 0 if it does not exist. Reads in chunks, in constant memory."""
     if not path.exists():
         return 0
-    with open(path, "rb") as file:
+    with open_bytes(path) as file:
         return sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(_CHUNK), b""))
 
 

@@ -22,7 +22,13 @@ from medssr_dist.config.removed_keys import drop_removed_keys
 from medssr_dist.config.schema import Config
 from medssr_dist.config.synthesis import join_corpus_keys
 from medssr_dist.data.jsonl import write_json
-from medssr_dist.data.private_files import open_private, open_private_folder, remove_temporary, try_lock
+from medssr_dist.data.private_files import (
+    open_private,
+    open_private_folder,
+    refuse_open_folders,
+    remove_temporary,
+    try_lock,
+)
 from medssr_dist.data.prompt_forms import load_prompt_form
 from medssr_dist.data.records import read_record
 from medssr_dist.errors import InputError
@@ -278,6 +284,7 @@ def hold_run(run: RunDir) -> Iterator[None]:
     try:
         if not try_lock(lock, run.lock_file):
             raise InputError(f"run directory {run.root} is in use by another medssr process; wait, or use another")
+        refuse_open_folders(run.root)
         remove_temporary(run.root)
         yield
     finally:

@@ -32,7 +32,7 @@ import msgspec
 
 from medssr_dist.data.checksums import LineChecker
 from medssr_dist.data.json_text import parse_json
-from medssr_dist.data.jsonl import write_json
+from medssr_dist.data.jsonl import open_bytes, write_json
 from medssr_dist.data.records import Label, Question, parse_record, read_record
 from medssr_dist.errors import InputError
 from medssr_dist.run.paths import end_mark, taken_file
@@ -65,7 +65,7 @@ class _Tail:
     def read(self) -> list[bytes]:
         """Return some of the lines that are new since the last call, each with its newline; [] if there are none."""
         try:
-            file = open(self._path, "rb")  # noqa: SIM115
+            file = open_bytes(self._path)
         except FileNotFoundError:
             return []
         with file:

@@ -20,7 +20,7 @@ import msgspec
 from pydantic import Field
 
 from medssr_dist.data.checksums import LineChecker, seal_line
-from medssr_dist.data.jsonl import raise_if_disk_full
+from medssr_dist.data.jsonl import open_bytes, raise_if_disk_full
 from medssr_dist.data.private_files import open_private, try_lock
 from medssr_dist.data.records import Provenance, Record, parse_record
 from medssr_dist.errors import InputError
@@ -73,7 +73,7 @@ class Journal:
         self._end = 0
         try:
             self._file = open_private(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
-            self._reader = open(self.path, "rb")  # noqa: SIM115 - closed in close()
+            self._reader = open_bytes(self.path)  # closed in close()
             self._scan(on_entry)
         except BaseException:
             self._lock.close()

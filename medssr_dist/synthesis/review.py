@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from medssr_dist.data.checksums import LineChecker
-from medssr_dist.data.jsonl import write_atomic
+from medssr_dist.data.jsonl import open_bytes, write_atomic
 from medssr_dist.data.records import LETTERS, Question
 
 JUDGEMENTS = ("one_correct_answer", "medically_sound", "answerable_without_figure")  # to be filled in with yes or no
@@ -49,7 +49,7 @@ def _sample(path: Path, count: int, rng: random.Random) -> list[bytes]:
     """Return `count` whole lines, each subset equally likely (Vitter 1985, algorithm R)."""
     kept: list[tuple[int, bytes]] = []
     checker = LineChecker(path)
-    with open(path, "rb") as file:
+    with open_bytes(path) as file:
         for number, line in enumerate(checker.open(line) or b"" for line in file if line.endswith(b"\n")):
             if number < count:
                 kept.append((number, line))

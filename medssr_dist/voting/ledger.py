@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict
 
 from medssr_dist.config.schema import Config
 from medssr_dist.data.checksums import LineChecker, seal_line
-from medssr_dist.data.jsonl import JsonlLedger, write_json
+from medssr_dist.data.jsonl import JsonlLedger, open_bytes, write_json
 from medssr_dist.data.prompt_renderer import PromptRenderer
 from medssr_dist.data.records import Label, Question, Vote, hash_content, read_record
 from medssr_dist.errors import InputError
@@ -259,7 +259,7 @@ class VoteLedger:
         self._segments.clear()
 
     def _read_labels(self) -> Iterator[_StoredLabel]:
-        with open(self.labels_file, "rb") as file:
+        with open_bytes(self.labels_file) as file:
             checker = LineChecker(self.labels_file, fix=_FIX)
             for line in file:
                 label = _parse(_decode_label, checker, line, self.labels_file)
@@ -324,7 +324,7 @@ def read_ledger_counts(folder: Path) -> LedgerCounts:
 
 def _read_kept(labels_file: Path, offset: int) -> Iterator[bool]:
     """Yield whether each label from byte `offset` on is kept; an incomplete last line is skipped."""
-    with open(labels_file, "rb") as file:
+    with open_bytes(labels_file) as file:
         file.seek(offset)
         checker = LineChecker(labels_file, fix=_FIX)
         for line in file:

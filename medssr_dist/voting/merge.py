@@ -13,7 +13,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
-from medssr_dist.data.jsonl import enumerate_rows
+from medssr_dist.data.jsonl import enumerate_rows, open_bytes
 from medssr_dist.data.records import Vote
 from medssr_dist.errors import InputError
 from medssr_dist.run.directory import RunDir, hold_run
@@ -113,7 +113,7 @@ def _read_state(run: RunDir) -> LedgerState:
 
 def _find_undecided(questions: Path, num_labels: int) -> dict[str, int]:
     """Return id -> position of the questions without a label: those from position `num_labels` on."""
-    with open(questions, "rb") as file:
+    with open_bytes(questions) as file:
         rows = enumerate(row for _, row in enumerate_rows(file, questions, skip_torn=True))
         return {row["id"]: position for position, row in rows if position >= num_labels}
 

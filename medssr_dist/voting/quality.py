@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from medssr_dist.config.schema import Voting
 from medssr_dist.data.checksums import LineChecker
-from medssr_dist.data.jsonl import write_json
+from medssr_dist.data.jsonl import open_bytes, write_json
 from medssr_dist.data.label_certificate import KindThresholds, LabelCertificate
 from medssr_dist.data.records import LETTERS, Label, Question
 from medssr_dist.data.wilson import measure_share, wilson_interval
@@ -67,7 +67,7 @@ def write_quality(
 
 def read_labels(labels_file: Path, on_bytes: Callable[[int], object] = lambda size: None) -> Iterator[Label]:
     """Yield the labels of a file. `on_bytes` gets the size of each line. Raises InputError for a line that is none."""
-    with open(labels_file, "rb") as lines:
+    with open_bytes(labels_file) as lines:
         checker = LineChecker(labels_file)
         for number, line in enumerate(lines, start=1):
             try:

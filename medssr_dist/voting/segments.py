@@ -23,7 +23,14 @@ from typing import Any, BinaryIO
 import msgspec
 
 from medssr_dist.data.checksums import Damaged, LineChecker, seal_lines, warn_of_damage
-from medssr_dist.data.jsonl import JsonlLedger, cut_torn_tail, enumerate_rows, raise_if_disk_full, sync_folder
+from medssr_dist.data.jsonl import (
+    JsonlLedger,
+    cut_torn_tail,
+    enumerate_rows,
+    open_bytes,
+    raise_if_disk_full,
+    sync_folder,
+)
 from medssr_dist.data.private_files import open_private
 from medssr_dist.data.records import Vote, parse_record
 from medssr_dist.errors import InputError
@@ -219,7 +226,7 @@ def _encode_row(row: dict[str, Any]) -> bytes:
 def _open(folder: Path, number: int) -> BinaryIO | gzip.GzipFile:
     """Open the plain file or, where there is none, the gzip file: packing removes the plain file last."""
     try:
-        return open(vote_segment(folder, number), "rb")
+        return open_bytes(vote_segment(folder, number))
     except FileNotFoundError:
         return gzip.open(packed_vote_segment(folder, number), "rb")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 from attempt_files import write_timings
 from config_builder import make_config
@@ -90,6 +92,9 @@ def test_any_content_of_a_file_is_told_in_one_line(run_dir, capsys, file):
         check(capsys, ["status", run_dir])
     place.unlink()
     place.mkdir()
+    check(capsys, ["status", run_dir])
+    place.rmdir()
+    os.mkfifo(place)  # would be waited for without end
     check(capsys, ["status", run_dir])
 
 

@@ -40,6 +40,30 @@ def test_a_folder_that_others_may_write_in_is_refused(tmp_path, mode):
     assert list(root.iterdir()) == []
 
 
+@pytest.mark.parametrize("place", ["voting", "training/stage1/checkpoints"])
+@pytest.mark.parametrize("change", ["mode", "owner", "link"])
+def test_a_folder_within_a_run_that_others_may_change_is_refused(tmp_path, place, change):
+    """What stands in it is believed, and checkpoints run code."""
+    if change == "owner" and os.getuid():
+        pytest.skip("only root may change the owner of a folder")
+    with open_run(tmp_path / "run", make_config()) as run:
+        pass
+    folder = run.root / place
+    folder.mkdir(parents=True)
+    if change == "link":
+        folder.rmdir()
+        (elsewhere := tmp_path / "elsewhere").mkdir()
+        folder.symlink_to(elsewhere)
+        with open_run(run.root, make_config()):  # a link to a folder of one's own, on another disk for example
+            elsewhere.chmod(0o777)
+    elif change == "mode":
+        folder.chmod(0o775)
+    else:
+        os.chown(folder, 65534, 65534)
+    with pytest.raises(InputError, match=f"{folder} (has mode|belongs to)"), open_run(run.root, make_config()):
+        pass
+
+
 @pytest.mark.parametrize("mode", [0o700, 0o750, 0o755])
 def test_a_folder_that_others_may_only_read_is_used(tmp_path, mode):
     (tmp_path / "run").mkdir()
