@@ -119,10 +119,16 @@ def _explain_deaths() -> Iterator[None]:
     try:
         yield
     except died as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = " ".join(str(find_cause(error)).split())[:200]
         raise ClusterFailed(
             f"a process of Ray was killed or has crashed ({reason}); the same command resumes the run"
         ) from error
+
+
+def find_cause(error: BaseException) -> BaseException:
+    """Return the error at the bottom: Ray wraps it once for each task or actor that it has passed."""
+    cause = getattr(error, "cause", None)
+    return error if cause is None or cause is error else find_cause(cause)
 
 
 def _join(address: str) -> None:

@@ -6,6 +6,7 @@ import shutil
 from typing import TYPE_CHECKING
 
 from medssr_dist.errors import InputError, Stopped, TrainingFailed
+from medssr_dist.runtime.cluster import find_cause
 from medssr_dist.training.engine_failures import EngineLostError, SyncError
 from medssr_dist.training.stage_job import StageJob
 
@@ -25,7 +26,7 @@ def explain_stage_error(error: RayError, job: StageJob) -> Exception:
     """
     import ray
 
-    cause = _find_cause(error)
+    cause = find_cause(error)
     if isinstance(cause, Stopped):
         return Stopped(f"{job.name} {cause}")
     if isinstance(cause, (TrainingFailed, InputError)):
@@ -49,12 +50,6 @@ def explain_stage_error(error: RayError, job: StageJob) -> Exception:
     if isinstance(cause, (SyncError, EngineLostError)):
         return TrainingFailed(f"{job.name}: {' '.join(str(cause).split())[:300]}; {_RESUMES}")
     return error
-
-
-def _find_cause(error: BaseException) -> BaseException:
-    """Return the error at the bottom: Ray wraps it once for each actor that it has passed."""
-    cause = getattr(error, "cause", None)
-    return error if cause is None or cause is error else _find_cause(cause)
 
 
 def _is_out_of_memory(cause: BaseException) -> bool:

@@ -54,6 +54,13 @@ def test_a_lost_process_is_no_bug(kind):
         raise error("killed") if kind == "OutOfMemoryError" else error()
 
 
+def test_a_process_that_was_lost_within_a_task_is_named():
+    lost = ray.exceptions.OutOfMemoryError("the node is low on memory")
+    task = ray.exceptions.RayTaskError("run", "traceback", lost).as_instanceof_cause()
+    with pytest.raises(ClusterFailed, match=r"crashed \(the node is low on memory\)"), cluster._explain_deaths():
+        raise task
+
+
 def test_an_error_of_a_task_stays_as_it_is():
     task = ray.exceptions.RayTaskError("run", "traceback", ValueError("a bug"))
     with pytest.raises(ValueError, match="traceback"), cluster._explain_deaths():
