@@ -262,6 +262,12 @@ class JsonlLedger:
         self.close()
 
 
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write rows as a JSONL file with checksums, atomically. Raises InputError if the disk is full."""
+    texts = (json.dumps(row, ensure_ascii=False) for row in rows)
+    write_atomic(path, seal_lines(text.encode("utf-8", "replace") for text in texts).decode())
+
+
 def append_whole(file: io.FileIO, path: Path, size: int, content: bytes, flush: bool = False) -> None:
     """Append `content` to an unbuffered file of `size` bytes; after an error, the file is as it was.
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medssr_dist.data.figures import POLICY_COLOURS, add_links, make_link, name_policy, save_figure, title_panel
-from medssr_dist.data.jsonl import write_atomic, write_json
+from medssr_dist.data.jsonl import write_atomic, write_json, write_jsonl
 from medssr_dist.evaluation.question_letters import QuestionLetters
 from medssr_dist.evaluation.score_rows import (
     ScoreRow,
@@ -27,8 +26,7 @@ if TYPE_CHECKING:
 
 def write_report(scores: Scores, letters: Sequence[QuestionLetters], paths: EvaluationPaths) -> None:
     """Write letters.jsonl, scores.json, scores.md and scores.png, in this order."""
-    lines = [json.dumps(row.model_dump(mode="json"), ensure_ascii=False) + "\n" for row in letters]
-    write_atomic(paths.letters, "".join(lines))
+    write_jsonl(paths.letters, (row.model_dump(mode="json") for row in letters))
     write_json(paths.scores, scores.model_dump(mode="json"))
     write_atomic(paths.table, render_table(scores))
     plot_scores(scores, paths.plot)

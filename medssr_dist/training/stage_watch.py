@@ -12,15 +12,13 @@ validation.jsonl, metrics.jsonl, and the exports hf_best<step>, which are the ca
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
 from dataclasses import asdict
 from pathlib import Path
 
-from medssr_dist.data.checksums import seal_line
-from medssr_dist.data.jsonl import write_atomic
+from medssr_dist.data.jsonl import write_jsonl
 from medssr_dist.training.collapse_guard import CollapseGuard
 from medssr_dist.training.stage_job import StageJob
 from medssr_dist.training.step_metrics import StepMetrics, read_metrics
@@ -134,9 +132,8 @@ class StageWatch:
 
     def _write_alarms(self) -> None:
         alarms = self._guard.alarms if self._guard else []
-        text = b"".join(seal_line(json.dumps(asdict(alarm)).encode()) for alarm in alarms).decode()
-        if text or self._paths.guard.exists():
-            write_atomic(self._paths.guard, text)
+        if alarms or self._paths.guard.exists():
+            write_jsonl(self._paths.guard, map(asdict, alarms))
 
 
 def copy_model(source: Path, target: Path) -> Path:

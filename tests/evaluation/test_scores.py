@@ -205,6 +205,16 @@ def test_report_writes_json_table_and_plot(tmp_path, benchmarks):
     assert "base pass@3 | base maj@3" in table and "stage1 ours" in table and "66.67 ± 47.14" in table
 
 
+def test_a_damaged_letter_is_found(tmp_path, benchmarks):
+    answers = make_answers(tmp_path, benchmarks)
+    paths = EvaluationPaths(tmp_path / "out")
+    write_report(score_all(benchmarks, answers), collect_letters(benchmarks, answers), paths)
+    assert len(read_question_letters(paths.letters)) == len(collect_letters(benchmarks, answers))
+    paths.letters.write_bytes(paths.letters.read_bytes().replace(b'"truth": "A"', b'"truth": "B"', 1))
+    with pytest.raises(InputError, match=r"letters\.jsonl line \d does not match its checksum"):
+        read_question_letters(paths.letters)
+
+
 def test_headline_decides_what_tables_show(tmp_path, benchmarks):
     answers = make_answers(tmp_path, benchmarks)
     scores = score_all(benchmarks, answers, EVALUATION.model_copy(update={"protocol": "paper"}))
