@@ -19,6 +19,7 @@ from medssr_dist.config.synthesis import Knowledge
 from medssr_dist.errors import InputError
 from medssr_dist.knowledge.encoders import EncodedShard, load_encoder
 from medssr_dist.knowledge.passages import Corpus, Passage
+from medssr_dist.runtime.cluster import connect_to_ray, read_ray_address
 
 logger = logging.getLogger(__name__)
 _MAX_DEATHS = 3  # worker deaths at one shard, after which the shard is taken as the cause
@@ -102,10 +103,12 @@ def _join_cluster(workers: int) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    address = os.environ.get("RAY_ADDRESS")
-    here = {"num_cpus": max(os.cpu_count() or 1, workers), "include_dashboard": False, "logging_level": "WARNING"}
     on_sigterm = signal.getsignal(signal.SIGTERM)
-    ray.init(address=address or "local", log_to_driver=False, **({} if address else here))
+    if address := read_ray_address():
+        connect_to_ray(address)
+    else:
+        here = {"num_cpus": max(os.cpu_count() or 1, workers), "include_dashboard": False, "logging_level": "WARNING"}
+        ray.init(address="local", log_to_driver=False, **here)
     signal.signal(signal.SIGTERM, on_sigterm)  # ray.init installs its own handler, which exits at once
     try:
         yield

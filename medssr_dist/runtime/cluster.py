@@ -83,7 +83,7 @@ def open_ray_cluster(config: Config, logs: Path) -> Iterator[None]:
     """
     import ray
 
-    address = os.environ.get("RAY_ADDRESS", "")
+    address = read_ray_address()
     if not address:
         require_device(config.runtime.device)
     slots = count_slots_at_once(config)
@@ -131,8 +131,13 @@ def find_cause(error: BaseException) -> BaseException:
     return error if cause is None or cause is error else find_cause(cause)
 
 
-def _join(address: str) -> None:
-    """Join a running cluster. Its nodes, not this machine, decide whether the run uses GPUs."""
+def read_ray_address() -> str:
+    """Return $RAY_ADDRESS, that of a running cluster; "" where it is absent or empty."""
+    return os.environ.get("RAY_ADDRESS", "").strip()
+
+
+def connect_to_ray(address: str) -> None:
+    """Connect this process to a running cluster. Raises InputError if there is none at `address`."""
     import ray
 
     own_ip = os.environ.get("MEDSSR_NODE_IP")  # set by the launcher; Ray might choose an address of another network
@@ -143,6 +148,13 @@ def _join(address: str) -> None:
         raise InputError(
             f"no Ray cluster can be joined at RAY_ADDRESS={address!r} ({reason}); unset RAY_ADDRESS to start one here"
         ) from error
+
+
+def _join(address: str) -> None:
+    """Join a running cluster. Its nodes, not this machine, decide whether the run uses GPUs."""
+    import ray
+
+    connect_to_ray(address)
     real_gpus = any(name.startswith("accelerator_type:") for name in ray.cluster_resources())
     os.environ.setdefault("MEDSSR_DEVICE", "cuda" if real_gpus else "cpu")
     on_gpu.cache_clear()

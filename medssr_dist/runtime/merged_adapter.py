@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from medssr_dist.data.jsonl import read_json
 from medssr_dist.data.records import hash_content
 from medssr_dist.errors import InputError
 from medssr_dist.runtime.cache import make_cache_dir
 from medssr_dist.runtime.failures import describe_damage
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftModel
+    from transformers import PreTrainedModel
 
 ADAPTER_FILE = "adapter_config.json"
 
@@ -25,7 +32,8 @@ def read_base_name(folder: Path) -> str:
     Raises:
         InputError: the adapter does not name it.
     """
-    base = read_json(folder / ADAPTER_FILE).get("base_model_name_or_path")
+    settings = read_json(folder / ADAPTER_FILE)
+    base = settings.get("base_model_name_or_path") if isinstance(settings, dict) else None
     if not isinstance(base, str) or not base:
         raise InputError(f"{folder / ADAPTER_FILE} does not name its model; set base_model_name_or_path in it")
     return base
@@ -43,18 +51,28 @@ def merge_adapter(adapter: Path, base: Path, target: Path) -> Path:
         base: directory of the model that the adapter belongs to.
 
     Raises:
-        InputError: peft cannot load the adapter into this model.
+        InputError: peft cannot load the adapter into this model, or it would not be the adapter as it was trained.
     """
     if (target / "config.json").exists():
         return target
+    if not any(adapter.glob("adapter_model.*")):
+        raise InputError(f"the adapter {adapter} has no weights (adapter_model.safetensors); copy it again")
     import shutil
 
     from peft import PeftModel
+    from peft.utils import load_peft_weights
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
         model = AutoModelForCausalLM.from_pretrained(base, dtype="auto")
-        merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+        stored = load_peft_weights(str(adapter), device="cpu")
+        if any(_changes_embeddings(name) for name in stored):
+            _untie(model)
+        adapted = PeftModel.from_pretrained(model, str(adapter))
+        _refuse_unfit_weights(adapter, base, adapted, stored)
+        merged = adapted.merge_and_unload()
+    except InputError:
+        raise
     except Exception as error:  # of any kind: peft and transformers pass on what their readers raise
         if damage := describe_damage(error):
             raise InputError(f"the adapter {adapter} cannot be merged into {base} ({damage})") from None
@@ -68,3 +86,34 @@ def merge_adapter(adapter: Path, base: Path, target: Path) -> Path:
     else:
         os.replace(partial, target)
     return target
+
+
+def _changes_embeddings(name: str) -> bool:
+    return "embed" in name or "lm_head" in name
+
+
+def _untie(model: PreTrainedModel) -> None:
+    """Give a model whose output layer is its embedding a layer of its own: an adapter changes one of them alone."""
+    import torch
+
+    head = model.get_output_embeddings()
+    if model.config.tie_word_embeddings and isinstance(head, torch.nn.Linear):
+        head.weight = torch.nn.Parameter(head.weight.detach().clone())
+        model.config.tie_word_embeddings = False
+
+
+def _refuse_unfit_weights(adapter: Path, base: Path, adapted: PeftModel, stored: Mapping[str, torch.Tensor]) -> None:
+    """Refuse weights that are not finite, and names that the model lacks: peft would leave them out with a warning."""
+    from peft import get_peft_model_state_dict
+
+    wanted = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
+    strange = [name for name in stored if name not in wanted and not _changes_embeddings(name)]
+    if unfit := sorted([*(wanted - set(stored)), *strange]):
+        raise InputError(
+            f"the adapter {adapter} does not fit {base}: {len(unfit)} of its weights are of other layers, such as "
+            f"{unfit[0]}; correct base_model_name_or_path in {ADAPTER_FILE}"
+        )
+    if bad := [name for name, weight in stored.items() if not weight.isfinite().all()]:
+        raise InputError(
+            f"the adapter {adapter} holds NaN or infinity in {bad[0]}; train it again, or use another step"
+        )

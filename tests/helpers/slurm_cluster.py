@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 NEEDED = ("slurmctld", "slurmd", "munged", "ip", "setpriv", "unshare", "nsenter")
@@ -251,6 +253,18 @@ class SlurmCluster:
         ended = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
         self.until(lambda: self.state(job) in ended, f"job {job} has ended", within_s)
         return self.job(job)
+
+    @contextmanager
+    def hanging_controller(self) -> Iterator[None]:
+        """Stop the controller during the block: it accepts connections, and answers none."""
+        controller = self.login.processes("slurmctld")
+        for pid in controller:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for pid in (*controller, self._daemons["slurmctld"].pid):  # nsenter stops with its child
+                os.kill(pid, signal.SIGCONT)
 
     def until(self, condition: Callable[[], bool], what: str, within_s: float = 60) -> None:
         deadline = time.monotonic() + within_s

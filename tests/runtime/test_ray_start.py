@@ -65,3 +65,21 @@ def test_an_error_of_a_task_stays_as_it_is():
     task = ray.exceptions.RayTaskError("run", "traceback", ValueError("a bug"))
     with pytest.raises(ValueError, match="traceback"), cluster._explain_deaths():
         raise task.as_instanceof_cause()
+
+
+@pytest.mark.parametrize(("value", "address"), [(None, ""), ("", ""), ("  ", ""), ("auto", "auto"), ("h:1\n", "h:1")])
+def test_an_empty_address_of_ray_is_none(monkeypatch, value, address):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if value is not None:
+        monkeypatch.setenv("RAY_ADDRESS", value)
+    assert cluster.read_ray_address() == address
+
+
+@pytest.mark.parametrize("words", ["Could not find any running Ray instance.", "Invalid address format: x"])
+def test_an_address_without_a_cluster_is_one_line(monkeypatch, words):
+    def fail(**options):
+        raise (ConnectionError if "find" in words else ValueError)(f"{words}\nMore words.")
+
+    monkeypatch.setattr(ray, "init", fail)
+    with pytest.raises(InputError, match="no Ray cluster can be joined at RAY_ADDRESS='auto' .*; unset RAY_ADDRESS"):
+        cluster.connect_to_ray("auto")

@@ -9,7 +9,7 @@ from pathlib import Path
 from medssr_dist.commands.doctor.check_result import CheckResult
 from medssr_dist.commands.doctor.slurm_settings import Partition, list_partitions, read_host_name
 from medssr_dist.config.schema import Config
-from medssr_dist.runtime.cluster import count_slots, count_slots_at_once
+from medssr_dist.runtime.cluster import count_slots, count_slots_at_once, read_ray_address
 
 _USE_FEWER = "lower voting.engines, training.ranks_per_node or training.engines, or set runtime.mode=sequential"
 
@@ -30,7 +30,7 @@ def count_node_gpus() -> int | None:
 
 def check_gpus(config: Config, run_dir: Path) -> CheckResult:
     """Compare the config with the GPUs of this machine. If $RAY_ADDRESS is set, the cluster may have more."""
-    return compare_gpus(config, {read_host_name(): count_node_gpus()}, joins_ray="RAY_ADDRESS" in os.environ)
+    return compare_gpus(config, {read_host_name(): count_node_gpus()}, joins_ray=bool(read_ray_address()))
 
 
 def compare_gpus(config: Config, gpus: dict[str, int | None], joins_ray: bool = False) -> CheckResult:
