@@ -19,7 +19,6 @@ from medssr_dist.config.base import DataSource
 from medssr_dist.config.load import load_config
 from medssr_dist.config.schema import Config
 from medssr_dist.inference.vllm_args import build_engine_env, build_rollout_kwargs
-from medssr_dist.kernels import GrpoOptions, linear_grpo_loss
 from medssr_dist.readers import read_questions
 from medssr_dist.runtime.models import load_tokenizer, make_prompt_renderer, resolve_model
 from medssr_dist.training.rollout.groups import GroupRequest, Sampling
@@ -136,6 +135,8 @@ def _choose(sampling: Sampling, with_meter: bool) -> Sampling:
 
 def _make_losses(tokens: int) -> Callable[[bool], Callable[[], int]]:
     """Return a maker of functions that compute loss and gradient of so many tokens."""
+    from medssr_dist.kernels import GrpoOptions, linear_grpo_loss
+
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(tokens, _HIDDEN, generator=generator, requires_grad=True)
     weight = torch.randn(_VOCABULARY, _HIDDEN, generator=generator, requires_grad=True)
