@@ -22,8 +22,6 @@ from medssr_dist.inference.vllm_args import build_engine_env, build_rollout_kwar
 from medssr_dist.readers import read_questions
 from medssr_dist.runtime.models import load_tokenizer, make_prompt_renderer, resolve_model
 from medssr_dist.training.rollout.groups import GroupRequest, Sampling
-from medssr_dist.training.rollout.rollout_engine import make_sampling_params
-from medssr_dist.training.rollout.workers import make_sampling
 
 _HIDDEN, _VOCABULARY = 128, 2048  # near those of the mini policy
 
@@ -100,6 +98,9 @@ def _compare(make: Callable[[bool], Callable[[], int]], rounds: int, name: str) 
 
 def _make_rollouts(config: Config) -> Callable[[bool], Callable[[], int]]:
     import vllm
+
+    from medssr_dist.training.rollout.rollout_engine import make_sampling_params
+    from medssr_dist.training.rollout.workers import make_sampling
 
     stage, model = config.training.stage1, resolve_model(config.policy)
     prompts = make_prompt_renderer(load_tokenizer(model, config.policy), config.policy)
