@@ -22,13 +22,6 @@ PROGRAM = HELPERS / "ray_program.py"
 _OTHER_USER = 65534
 
 
-@pytest.fixture(scope="module")
-def cluster(repo, tmp_path_factory) -> Iterator[SlurmCluster]:
-    kept = [repo, Path(sys.prefix), tmp_path_factory.getbasetemp()]
-    with SlurmCluster(nodes=2, kept=kept) as cluster:
-        yield cluster
-
-
 @pytest.fixture
 def submit(cluster) -> Iterator[Callable[..., Submitted]]:
     """A function that submits as `Submitted` does. Jobs that run at the end of the test are cancelled."""

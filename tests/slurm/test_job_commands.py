@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from slurm_cluster import SlurmCluster, why_not
+from slurm_cluster import why_not
 
 pytestmark = [pytest.mark.slurm, pytest.mark.skipif(bool(why_not()), reason=str(why_not()))]
 ANSWER_S = 10  # Slurm's MessageTimeout: how long its commands wait for the controller
@@ -26,13 +25,6 @@ open("{folder}/again", "w").close()
 job.requeue("{folder}/job.sh", [], "{folder}/run")
 '
 """
-
-
-@pytest.fixture(scope="module")
-def cluster(repo, tmp_path_factory) -> Iterator[SlurmCluster]:
-    kept = [repo, Path(sys.prefix), tmp_path_factory.getbasetemp()]
-    with SlurmCluster(nodes=2, kept=kept) as cluster:
-        yield cluster
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,18 +30,18 @@ srun --ntasks-per-node=1 "${{doctor[@]}}" --node --wait 60 --out {folder}/out
 
 
 @pytest.fixture(scope="module")
-def cluster(repo, tmp_path_factory) -> Iterator[SlurmCluster]:
-    with SlurmCluster(nodes=2, kept=[repo, Path(sys.prefix), tmp_path_factory.getbasetemp()]) as cluster:
-        for number, node in enumerate(cluster.nodes.values(), start=1):  # an interface that reaches no node
-            for command in (
-                "link add ib0 type veth peer name nowhere",
-                f"addr add 10.99.{number}.1/16 dev ib0",
-                "link set ib0 up",
-                "link set nowhere up",
-            ):
-                done = node.run("ip", *command.split())
-                assert done.returncode == 0, done.stderr
-        yield cluster
+def cluster(cluster) -> SlurmCluster:
+    """The cluster with an interface on each node that reaches no other node."""
+    for number, node in enumerate(cluster.nodes.values(), start=1):
+        for command in (
+            "link add ib0 type veth peer name nowhere",
+            f"addr add 10.99.{number}.1/16 dev ib0",
+            "link set ib0 up",
+            "link set nowhere up",
+        ):
+            done = node.run("ip", *command.split())
+            assert done.returncode == 0, done.stderr
+    return cluster
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,12 +20,6 @@ from medssr_dist.run.paths import RECORDED_STEPS
 pytestmark = [pytest.mark.slurm, pytest.mark.skipif(bool(why_not()), reason=str(why_not()))]
 _SLOW_VOTE = ("voting.samples=40", "voting.in_flight=1")  # slow enough to be stopped in
 _WITHOUT_STAGE_2 = ("training.stage2.enabled=false", "evaluation.policies=[stage1]")  # for the minute it takes
-
-
-@pytest.fixture(scope="module")
-def cluster(repo, tmp_path_factory) -> Iterator[SlurmCluster]:
-    with SlurmCluster(nodes=2, kept=[repo, Path(sys.prefix), tmp_path_factory.getbasetemp()]) as cluster:
-        yield cluster
 
 
 @pytest.fixture

@@ -21,9 +21,9 @@ from medssr_dist.config.schema import Config
 from medssr_dist.inference.vllm_args import build_engine_env, build_rollout_kwargs
 from medssr_dist.readers import read_questions
 from medssr_dist.runtime.models import load_tokenizer, make_prompt_renderer, resolve_model
-from medssr_dist.training.rollout.groups import GroupRequest, Sampling
+from medssr_dist.training.rollout.groups import GroupRequest
 
-_HIDDEN, _VOCABULARY = 128, 2048  # near those of the mini policy
+_HIDDEN, _VOCABULARY = 128, 2048  # of the mini policy
 
 
 @dataclass(frozen=True)
@@ -112,8 +112,9 @@ def _make_rollouts(config: Config) -> Callable[[bool], Callable[[], int]]:
     inputs = [{"prompt_token_ids": list(each.ids)} for each in rendered]
 
     def make(with_meter: bool) -> Callable[[], int]:
+        chosen = replace(sampling, logprobs=with_meter)
         params = [
-            make_sampling_params(GroupRequest(number, each.text, list(each.ids), "A", _choose(sampling, with_meter)))
+            make_sampling_params(GroupRequest(number, each.text, list(each.ids), "A", chosen))
             for number, each in enumerate(rendered)
         ]
 
@@ -128,10 +129,6 @@ def _make_rollouts(config: Config) -> Callable[[bool], Callable[[], int]]:
         return sample
 
     return make
-
-
-def _choose(sampling: Sampling, with_meter: bool) -> Sampling:
-    return replace(sampling, logprobs=with_meter)
 
 
 def _make_losses(tokens: int) -> Callable[[bool], Callable[[], int]]:
