@@ -66,16 +66,16 @@ class SimulatedRollout:
 
     Attributes:
         seconds: until the last group that the step waits for. drawn: prompts. tokens: generated.
-        busy: seconds of each engine with at least one sample. iterations, cached_tokens: of all engines, summed over
-        their iterations; samples_iterated: the running samples, summed likewise.
+        busy: seconds of each engine with at least one sample. iterations: of each engine. samples_iterated: the running
+        samples of each engine, summed over its iterations.
     """
 
     seconds: float
     drawn: int
     tokens: int
     busy: tuple[float, ...]
-    iterations: float
-    samples_iterated: float
+    iterations: tuple[float, ...]
+    samples_iterated: tuple[float, ...]
 
 
 @dataclass
@@ -175,6 +175,6 @@ def simulate_rollout(
         len(lengths),
         tokens,
         tuple(each.busy for each in engines),
-        sum(each.iteration for each in engines),
-        sum(each.work for each in engines),
+        tuple(each.iteration for each in engines),
+        tuple(each.work for each in engines),
     )

@@ -26,6 +26,7 @@ from medssr_dist.estimates.rollout_model import EngineRates, RolloutLoad, Simula
 from medssr_dist.training.step_metrics import StepMetrics
 
 _FIT_SEEDS = 4  # simulated rollouts for each measured step
+_FIT_ROUNDS = 4  # on several engines
 
 
 @dataclass(frozen=True)
@@ -147,16 +148,19 @@ def fit_step_rates(
 ) -> StepRates:
     """Return the rates that explain measured steps of a stage best; the first step, which warms up, is left out.
 
-    Base and time per sample of an iteration are fitted by least squares to the iterations of simulated rollouts, which
-    on one engine do not depend on its speed. An engine's rate must not be fitted to several engines.
+    Base and time per sample of an iteration are fitted by least squares to the iterations of simulated rollouts: those
+    of the engine that is busy longest. On several engines the rates decide which one takes the next group, so the
+    rollouts are simulated again with the rates found, until they agree.
 
     Raises:
-        InputError: fewer than three steps were measured, or by several engines.
+        InputError: fewer than three steps were measured, or with over-draw, where a step has samples of earlier ones.
     """
+    if config.training.over_draw:
+        raise InputError("the rates of a step are fitted to a run without over-draw; run it with over_draw=false")
     measured = [step for step in steps[1:] if step.seconds_rollout]
-    if len(measured) < 2 or config.training.engines != 1:
-        raise InputError("the rates of a step are fitted to a run of three steps and more, with training.engines=1")
-    engine = _fit_engine(measured, stage, lengths)
+    if len(measured) < 2:
+        raise InputError("the rates of a step are fitted to a run of three steps and more")
+    engine = _fit_engine(measured, stage, lengths, config.training.engines)
     ranks = config.training.ranks
     tokens = [stage.sequences * (step.response_length + prompt_tokens) for step in measured]
     return StepRates(
@@ -169,26 +173,35 @@ def fit_step_rates(
     )
 
 
-def _fit_engine(steps: Sequence[StepMetrics], stage: Stage, lengths: Sequence[int]) -> EngineRates:
+def _fit_engine(steps: Sequence[StepMetrics], stage: Stage, lengths: Sequence[int], engines: int) -> EngineRates:
     import numpy as np
 
-    rows, seconds = [], []
-    for step in steps:
-        load = scale_load(step, stage, lengths)
-        found = [simulate_rollout(load, EngineRates(1.0, 0.0), seed) for seed in range(_FIT_SEEDS)]
-        rows.append([sum(each.iterations for each in found), sum(each.samples_iterated for each in found)])
-        seconds.append(step.seconds_rollout or 0.0)
-    work, wanted = np.array(rows) / _FIT_SEEDS, np.array(seconds)
-    base, per_sample = np.linalg.lstsq(work, wanted, rcond=None)[0]
-    if base < 0 or per_sample < 0:  # steps too equal to tell the two apart: all time is that of samples
-        base, per_sample = 0.0, float(work[:, 1] @ wanted / (work[:, 1] @ work[:, 1]))
-    return EngineRates(float(base), float(per_sample))
+    loads = [_scale_load(step, stage, lengths, engines) for step in steps]
+    wanted = np.array([step.seconds_rollout or 0.0 for step in steps])
+    rates = EngineRates(1.0, 0.0)
+    for _ in range(1 if engines == 1 else _FIT_ROUNDS):
+        work = np.array([_count_work(load, rates) for load in loads])
+        base, per_sample = np.linalg.lstsq(work, wanted, rcond=None)[0]
+        if base < 0 or per_sample < 0:  # steps too equal to tell the two apart: all time is that of samples
+            base, per_sample = 0.0, float(work[:, 1] @ wanted / (work[:, 1] @ work[:, 1]))
+        rates = EngineRates(float(base), float(per_sample))
+    return rates
 
 
-def scale_load(step: StepMetrics, stage: Stage, lengths: Sequence[int]) -> RolloutLoad:
-    """Return the load of a measured step on one engine: its share of flat groups, and its mean length."""
+def _count_work(load: RolloutLoad, rates: EngineRates) -> list[float]:
+    """Return iterations and samples iterated of the engine that is busy longest, scaled to the whole rollout; means."""
+    counts = []
+    for seed in range(_FIT_SEEDS):
+        found = simulate_rollout(load, rates, seed)
+        longest = max(range(load.engines), key=found.busy.__getitem__)
+        scale = found.seconds / found.busy[longest]
+        counts.append((scale * found.iterations[longest], scale * found.samples_iterated[longest]))
+    return [statistics.mean(column) for column in zip(*counts, strict=True)]
+
+
+def _scale_load(step: StepMetrics, stage: Stage, lengths: Sequence[int], engines: int) -> RolloutLoad:
+    """Return the load of a measured step: its share of flat groups, and its mean length."""
     scale = step.response_length / statistics.mean(lengths)
     scaled = [max(1, round(length * scale)) for length in lengths]
-    return RolloutLoad(
-        stage.prompts_per_step, stage.samples_per_prompt, 1, step.zero_variance_drawn or 0.0, 0.0, scaled
-    )
+    flat_share = step.zero_variance_drawn or 0.0 if stage.drop_zero_variance else 0.0
+    return RolloutLoad(stage.prompts_per_step, stage.samples_per_prompt, engines, flat_share, 0.0, scaled)

@@ -147,6 +147,17 @@ def test_flatten_and_unflatten_are_inverse(counts):
     assert all(torch.equal(*pair) for pair in zip(found, tensors, strict=True))
 
 
+def test_only_tensors_in_separate_places_are_copied():
+    metas = [ParamMeta(name, torch.float32, (2, 3)) for name in "abc"]
+    flat = torch.arange(18.0).view(torch.uint8)
+    one, two, three = (tensor for _, tensor in transfer.unflatten(flat, metas))
+    joined, swapped = transfer.flatten([two, three]), transfer.flatten([three, two])
+    assert joined.data_ptr() == two.data_ptr() and torch.equal(joined, flat[24:])
+    assert torch.equal(swapped, torch.cat([flat[48:], flat[24:48]]))
+    with_gap = transfer.flatten([one, three])
+    assert torch.equal(with_gap, torch.cat([flat[:24], flat[48:]])) and with_gap.data_ptr() != one.data_ptr()
+
+
 def test_a_weight_that_differs_from_its_checksum_is_refused():
     policy, source = Layers(0), ZeroSource(Layers(0), 40)
     engine = make_sender(source, Client([Receiver(0, Layers(1))]), world_size=2)

@@ -59,10 +59,10 @@ class StepRow:
 
 
 @dataclass(frozen=True)
-class ComparedStep:
-    """Predicted and measured seconds of a mean step of one phase. Example: ComparedStep("rollout", 4.8, 5.2)"""
+class ComparedFigure:
+    """A figure of the mean step, predicted and measured. Example: ComparedFigure("rollout, s", 4.8, 5.2)"""
 
-    phase: str
+    figure: str
     predicted: float
     measured: float
 
@@ -166,7 +166,7 @@ def _require_shape(config: Config) -> ModelShape:
     return shape
 
 
-def compare_with_run(run_dir: Path) -> list[ComparedStep]:
+def compare_with_run(run_dir: Path) -> list[ComparedFigure]:
     """Fit the rates to stage 1 of a run, and predict the mean step of its stage 2; their first steps do not count.
 
     Raises:
@@ -188,27 +188,48 @@ def compare_with_run(run_dir: Path) -> list[ComparedStep]:
 
 def compare_steps(
     rates: StepRates, measured: Sequence[StepMetrics], config: Config, stage: Stage, lengths: Sequence[int]
-) -> list[ComparedStep]:
-    """Predict the mean of measured steps from their share of flat groups and their mean length, phase by phase."""
+) -> list[ComparedFigure]:
+    """Predict the mean of measured steps from their share of flat groups and their mean length.
+
+    Tokens are those of answers. MFU is that of the whole job, where the run has measured the update's. A measured
+    engine counts as busy in the whole rollout, a predicted one while it has samples: the measured share is a lower
+    bound.
+    """
     flat = statistics.mean(step.zero_variance_drawn or 0.0 for step in measured)
     scale = statistics.mean(step.response_length for step in measured) / statistics.mean(lengths)
     scaled = [max(1, round(length * scale)) for length in lengths]
-    gpus = config.training.ranks + config.training.engines
+    training = config.training
+    ranks = training.ranks
+    gpus = ranks if training.placement == "colocated" else ranks + training.engines * training.tensor_parallel_size
     found = forecast_step(config, stage, rates, scaled, flat, 0.0, gpus)
-    pairs = {
-        "rollout": (found.rollout, [step.seconds_rollout or 0.0 for step in measured]),
-        "experience": (found.experience, [step.seconds_experience for step in measured]),
-        "update": (found.update, [step.seconds_update for step in measured]),
-        "sync": (found.sync, [step.seconds_sync for step in measured]),
-        "step": (found.seconds, [step.seconds - (step.seconds_validate or 0.0) for step in measured]),
-    }
-    return [ComparedStep(phase, predicted, statistics.mean(seconds)) for phase, (predicted, seconds) in pairs.items()]
+    rollout = statistics.mean(step.seconds_rollout or 0.0 for step in measured)
+    experience, update, sync = (
+        statistics.mean(getattr(step, f"seconds_{phase}") for step in measured)
+        for phase in ("experience", "update", "sync")
+    )
+    seconds = statistics.mean(step.seconds - (step.seconds_validate or 0.0) for step in measured)
+    tokens = stage.sequences * statistics.mean(step.response_length for step in measured)
+    compared = [
+        ComparedFigure("rollout, s", found.rollout, rollout),
+        ComparedFigure("experience, s", found.experience, experience),
+        ComparedFigure("update, s", found.update, update),
+        ComparedFigure("sync, s", found.sync, sync),
+        ComparedFigure("step, s", found.seconds, seconds),
+        ComparedFigure("tokens/s/GPU", found.tokens_per_s_per_gpu, tokens / seconds / gpus),
+        ComparedFigure("ranks idle", found.ranks_idle, 1 - (experience + update + sync) / seconds),
+        ComparedFigure("engines idle", statistics.mean(found.engines_idle), max(0.0, 1 - (rollout + sync) / seconds)),
+    ]
+    if all(step.mfu is not None for step in measured):
+        done = statistics.mean((step.mfu or 0.0) * step.seconds_update for step in measured) * ranks / gpus
+        compared.append(ComparedFigure("MFU", done / found.seconds, done / seconds))
+    return compared
 
 
-def _print_compared(compared: Sequence[ComparedStep]) -> None:
-    print(f"{'phase':<12}{'predicted':>11}{'measured':>11}   seconds")
+def _print_compared(compared: Sequence[ComparedFigure]) -> None:
+    print(f"{'mean step':<16}{'predicted':>11}{'measured':>11}")
     for each in compared:
-        print(f"{each.phase:<12}{each.predicted:>11.2f}{each.measured:>11.2f}")
+        shown = ".1%" if each.figure in ("ranks idle", "engines idle", "MFU") else ".2f"
+        print(f"{each.figure:<16}{each.predicted:>11{shown}}{each.measured:>11{shown}}")
 
 
 def _print_rows(rows: Sequence[StepRow], gpu: str) -> None:

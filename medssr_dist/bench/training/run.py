@@ -76,7 +76,7 @@ class TrainingScale:
     steps: int = 4
     prompts_per_step: int = 4
     samples_per_prompt: int = 4
-    micro_batch_size: int = 8
+    micro_batch_size: int = 4  # with 8 in float32, stock does not fit into 24 GB
     max_new_tokens: int = 32
     loss_steps: int = 3
 

@@ -152,8 +152,14 @@ class GlooGroup:
 
 
 def flatten(tensors: list[torch.Tensor]) -> torch.Tensor:
-    """Return a copy of the bytes of all tensors, concatenated, uint8 [bytes]."""
-    return torch.cat([tensor.detach().contiguous().view(-1).view(torch.uint8) for tensor in tensors])
+    """Return the bytes of all tensors, concatenated, uint8 [bytes]; a view, if they already lie one after the other."""
+    parts = [tensor.detach().contiguous().view(-1).view(torch.uint8) for tensor in tensors]
+    place, end = parts[0].untyped_storage().data_ptr(), parts[0].storage_offset()
+    for part in parts:
+        if part.untyped_storage().data_ptr() != place or part.storage_offset() != end:
+            return torch.cat(parts)
+        end += len(part)
+    return parts[0].as_strided((end - parts[0].storage_offset(),), (1,))
 
 
 def unflatten(flat: torch.Tensor, bucket: list[ParamMeta]) -> Iterator[tuple[str, torch.Tensor]]:
@@ -238,23 +244,21 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo
         initialize_layerwise_reload(self.model)
 
     def receive_weights(self, update_info: GlooUpdateInfo) -> None:
-        """Receive all buckets; the next one is received while this one is loaded. Raises ChecksumError."""
+        """Receive and load all weights. Raises ChecksumError."""
         check = ArrivalCheck(update_info.checksums)
+        self.model.load_weights(check.watch(self._receive(update_info)))  # one call: each one scans the whole model
+        check.finish()
+
+    def _receive(self, update_info: GlooUpdateInfo) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield (name, tensor) of each weight; the next bucket is received while this one is loaded."""
         ahead: deque[tuple[list[ParamMeta], torch.Tensor, torch.distributed.Work]] = deque()
         for bucket in update_info.iter_buckets():
             flat = torch.empty(sum(math.prod(meta.shape) * meta.dtype.itemsize for meta in bucket), dtype=torch.uint8)
             ahead.append((bucket, flat, self._group.broadcast(flat)))
             if len(ahead) == _IN_FLIGHT:
-                self._load(check, *ahead.popleft())
+                yield from _wait_for_bucket(*ahead.popleft())
         while ahead:
-            self._load(check, *ahead.popleft())
-        check.finish()
-
-    def _load(
-        self, check: ArrivalCheck, bucket: list[ParamMeta], flat: torch.Tensor, work: torch.distributed.Work
-    ) -> None:
-        work.wait()
-        self.model.load_weights(check.watch(unflatten(flat, bucket)))
+            yield from _wait_for_bucket(*ahead.popleft())
 
     def finish_weight_update(self) -> None:
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
@@ -264,6 +268,13 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo
 
     def shutdown(self) -> None:
         self._group = None
+
+
+def _wait_for_bucket(
+    bucket: list[ParamMeta], flat: torch.Tensor, work: torch.distributed.Work
+) -> Iterator[tuple[str, torch.Tensor]]:
+    work.wait()
+    yield from unflatten(flat, bucket)
 
 
 def repack_tied_heads(model: torch.nn.Module) -> None:

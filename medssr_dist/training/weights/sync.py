@@ -24,7 +24,7 @@ from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactor
 
 from medssr_dist.runtime.device import on_gpu
 from medssr_dist.training.engine_failures import EngineDiedError, SyncError, is_engine_death
-from medssr_dist.training.weights.gloo_transfer import GlooTrainerInitInfo, register
+from medssr_dist.training.weights.gloo_transfer import GlooTrainerInitInfo, flatten, register, unflatten
 from medssr_dist.training.weights.lora import list_weights
 from medssr_dist.training.weights.stream_order import StreamOrder
 from medssr_dist.training.weights.weight_checks import choose_sampled, compute_checksum
@@ -127,26 +127,44 @@ def split_into_buckets(metas: list[ParamMeta], most_bytes: int) -> list[list[Par
 def gather(parameters: list[torch.nn.Parameter], everywhere: bool = False) -> list[torch.Tensor]:
     """Return ZeRO-3 parameters as whole tensors on rank 0, and [] on the other ranks unless `everywhere`.
 
-    A collective: one gather for all shards. DeepSpeed's GatheredParameters gathers them on every rank, and on CPU one
-    parameter at a time.
+    They lie one after the other in one tensor. A collective: one gather for all shards. DeepSpeed's GatheredParameters
+    gathers them on every rank, and on CPU one parameter at a time.
     """
-    shards = [each.ds_tensor.detach().to(each.device).view(-1).view(torch.uint8) for each in parameters]
-    own, group = torch.cat(shards), parameters[0].ds_process_group
+    own, group = flatten([each.ds_tensor.to(each.device) for each in parameters]), parameters[0].ds_process_group
     world = torch.distributed.get_world_size(group)
-    receives = everywhere or torch.distributed.get_rank(group) == 0
-    received = [torch.empty_like(own) for _ in range(world)] if receives else None
     if everywhere:
+        received = [torch.empty_like(own) for _ in range(world)]
         torch.distributed.all_gather(received, own, group=group)
     else:
-        torch.distributed.gather(own, received, group=group, group_dst=0)
-    if received is None:
+        received = _gather_on_first(own, group)
+    if not received:
         return []
-    sizes = [shard.numel() for shard in shards]
-    parts = zip(*(each.split(sizes) for each in received), strict=True)
-    return [
-        torch.cat(part).view(each.dtype)[: each.ds_numel].view(each.ds_shape)
-        for part, each in zip(parts, parameters, strict=True)
-    ]
+    sizes = [each.ds_tensor.numel() * each.ds_tensor.element_size() for each in parameters]
+    shards = zip(*(each.split(sizes) for each in received), strict=True)
+    flat = torch.cat([part for each, parts in zip(parameters, shards, strict=True) for part in _trim(each, parts)])
+    metas = [ParamMeta("", each.dtype, tuple(each.ds_shape)) for each in parameters]
+    return [tensor for _, tensor in unflatten(flat, metas)]
+
+
+def _gather_on_first(own: torch.Tensor, group: torch.distributed.ProcessGroup) -> list[torch.Tensor]:
+    """Return the tensors of all ranks on rank 0, and [] on the others; torch's gather over gloo copies each twice."""
+    rank, world = torch.distributed.get_rank(group), torch.distributed.get_world_size(group)
+    received = [] if rank else [own, *(torch.empty_like(own) for _ in range(world - 1))]
+    send, receive = torch.distributed.isend, torch.distributed.irecv
+    ops = [torch.distributed.P2POp(receive, each, group=group, group_peer=i) for i, each in enumerate(received) if i]
+    if rank:
+        ops = [torch.distributed.P2POp(send, own, group=group, group_peer=0)]
+    for work in torch.distributed.batch_isend_irecv(ops) if ops else []:
+        work.wait()
+    return received
+
+
+def _trim(parameter: torch.nn.Parameter, shards: tuple[torch.Tensor, ...]) -> Iterator[torch.Tensor]:
+    """Yield the shards of a parameter, bytes, without the padding at their end."""
+    left = parameter.ds_numel * parameter.ds_tensor.element_size()
+    for shard in shards:
+        yield shard[:left]
+        left = max(0, left - len(shard))
 
 
 class EngineClient:
