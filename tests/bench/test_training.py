@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 from step_rows import make_metrics
 
-from medssr_dist.bench.training.run import BASELINES, PHASES, VARIANTS, LossComparison, compute_ratios, render_table
+from medssr_dist.bench.training.run import (
+    BASELINES,
+    PHASES,
+    VARIANTS,
+    LossComparison,
+    compare_loss_steps,
+    compute_ratios,
+    render_table,
+)
 from medssr_dist.bench.training.stock_stage import DEMO, PIECES
 from medssr_dist.config.load import load_config
 from medssr_dist.training.step_metrics import StepMetrics
@@ -30,8 +38,18 @@ def test_ratios_compare_medians_without_first_step_and_waiting():
     )
     assert (found.step_time_ratio, found.weight_sync_ratio) == (0.5, 0.25)
     assert found.shares == {"prompts not shared": 1.5, "stock loss": 2.0}
-    table = render_table(found, LossComparison(1e-3, {}))
+    table = render_table(found, LossComparison(1e-3, 3, {}))
     assert "NOT MET" in table and table.count(" met") == 2
+
+
+def test_losses_are_compared_until_the_samples_differ():
+    ours = [make_metrics(step, policy_loss=loss, kl=0.0, tokens=10) for step, loss in enumerate([0.0, 0.5, 0.7], 1)]
+    stock = [make_metrics(step, policy_loss=loss, kl=0.0, tokens=10) for step, loss in enumerate([0.0, 0.5001, 0.9], 1)]
+    assert compare_loss_steps({"ours": ours, "stock": stock}).loss_max_abs_diff == pytest.approx(0.2)
+    stock[2] = make_metrics(3, policy_loss=0.9, kl=0.0, tokens=11)
+    found = compare_loss_steps({"ours": ours, "stock": stock})
+    assert (found.loss_steps, found.loss_max_abs_diff) == (2, pytest.approx(1e-4))
+    assert found.losses_fp32["stock"] == [0.0, 0.5001, 0.9]
 
 
 @pytest.mark.parametrize("name", VARIANTS)

@@ -2,8 +2,9 @@
 
 A run is trained to its last step, with validation and with the guard's action `warn`. Afterwards the questions of its
 validations are cut into two halves. The guard gets the first half, with the metrics of the run, and stops where it
-would have stopped; the best step up to there, by the first half, is what the stage would have published. The second
-half says how good that policy is, and how good the best policy of the whole run was. Nothing is sampled here, so the
+would have stopped; the best step up to there, by the first half, is what the stage would have published. The peak is
+the best step of the whole run, by the first half too. The second half says how good the two policies are: the highest
+of many measured accuracies would be too high by chance, for which no guard is to blame. Nothing is sampled here, so the
 same files can be judged again with other limits.
 """
 
@@ -24,11 +25,12 @@ class GuardVerdict:
     """One judged run. Accuracies are those of the second half of the questions.
 
     kind: "sound" or "wrong labels". seed: of the run. stop_step: None if the guard would not have stopped. signal: what
-    would have stopped it. published_step: what would have been published. published, start, last, peak: accuracies of
-    that policy, of the first, the last and the best one. accuracies: [step, accuracy] of all.
+    would have stopped it. published_step: what would have been published. peak_step: the best one of the whole run.
+    published, start, last, peak: accuracies of these policies, and of the first and the last one. accuracies: [step,
+    accuracy] of all.
 
     Example: GuardVerdict(kind="wrong labels", seed=3, stop_step=40, signal="validation_fall", published_step=20,
-        published=0.52, start=0.48, last=0.44, peak=0.525, accuracies=[[0, 0.48], ...])
+        peak_step=25, published=0.52, start=0.48, last=0.44, peak=0.525, accuracies=[[0, 0.48], ...])
     """
 
     kind: str
@@ -36,6 +38,7 @@ class GuardVerdict:
     stop_step: int | None
     signal: str | None
     published_step: int
+    peak_step: int
     published: float
     start: float
     last: float
@@ -55,7 +58,7 @@ def judge_run(stage: Path, kind: str, seed: int, settings: Guard) -> GuardVerdic
     seen, unseen = _cut(results, 0), _cut(results, 1)
     alarm = find_first_alarm(paths, seen, settings)
     reached = [result for result in seen if alarm is None or result.step <= alarm.step]
-    best = find_best(reached) or reached[0]
+    best, peak = find_best(reached) or reached[0], find_best(seen) or seen[0]
     accuracies = {result.step: result.accuracy for result in unseen}
     return GuardVerdict(
         kind,
@@ -63,10 +66,11 @@ def judge_run(stage: Path, kind: str, seed: int, settings: Guard) -> GuardVerdic
         stop_step=alarm.step if alarm else None,
         signal=alarm.signal if alarm else None,
         published_step=best.step,
+        peak_step=peak.step,
         published=accuracies[best.step],
         start=accuracies[unseen[0].step],
         last=accuracies[unseen[-1].step],
-        peak=max(accuracies.values()),
+        peak=accuracies[peak.step],
         accuracies=[[step, round(accuracy, 5)] for step, accuracy in accuracies.items()],
     )
 

@@ -6,11 +6,14 @@ with its generator, experience maker, update, loss and weight sync (`stock_train
 medians over the steps after the first, from `metrics.jsonl`, without start-up and without waiting for examples. The
 share of a part is the time of a step with the part replaced by OpenRLHF's, divided by the time with ours.
 
-Loss: with one rank in fp32 and the same samples (seeded requests), OpenRLHF's loss is compared with ours in each step.
+Loss: with one rank in fp32 and seeded requests, OpenRLHF's loss is compared with ours in each step until the samples of
+the two runs differ: Adam makes steps of full size from rounding differences of small gradients, so sooner or later
+another token is sampled.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -122,10 +125,12 @@ class TimeRatios:
 class LossComparison:
     """Loss of our update and of OpenRLHF's, in fp32 on one rank.
 
-    loss_max_abs_diff: largest absolute difference. losses_fp32: "ours" or "stock" -> loss of each step.
+    loss_max_abs_diff: largest absolute difference in the steps with the same samples. loss_steps: their number.
+    losses_fp32: "ours" or "stock" -> loss of each step.
     """
 
     loss_max_abs_diff: float
+    loss_steps: int
     losses_fp32: dict[str, list[float]]
 
 
@@ -174,12 +179,22 @@ def compare_losses(folder: Path, scale: TrainingScale) -> LossComparison:
     """Train a few steps in fp32 on one rank with our loss and with OpenRLHF's."""
     shared = {"ranks_per_node": "1", "stage2.steps": scale.loss_steps, "stage2.micro_batch_size": _sequences(scale)}
     variants = {"ours": Variant(shared), "stock": Variant(shared | _STOCK_LOSS.keys, _STOCK_LOSS.pieces)}
-    losses = {
-        name: [step.policy_loss + _KL * step.kl for step in _run(folder, f"{name} fp32", variant, scale, _FP32)]
-        for name, variant in variants.items()
-    }
-    difference = max(abs(one - other) for one, other in zip(losses["ours"], losses["stock"], strict=True))
-    return LossComparison(difference, losses)
+    return compare_loss_steps(
+        {name: _run(folder, f"{name} fp32", variant, scale, _FP32) for name, variant in variants.items()}
+    )
+
+
+def compare_loss_steps(steps: dict[str, list[StepMetrics]]) -> LossComparison:
+    """Compare the losses of "ours" and "stock" in the first steps, those with the same samples."""
+    losses = {name: [step.policy_loss + _KL * step.kl for step in found] for name, found in steps.items()}
+    samples = zip(*([_describe_samples(step) for step in found] for found in steps.values()), strict=True)
+    same = len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], samples)))
+    differences = [abs(one - other) for one, other in zip(*losses.values(), strict=True)]
+    return LossComparison(max(differences[:same], default=math.nan), same, losses)
+
+
+def _describe_samples(step: StepMetrics) -> tuple[float | None, ...]:
+    return step.tokens, step.reward, step.reward_std, step.invalid_answer, step.truncated
 
 
 def _sequences(scale: TrainingScale) -> int:
@@ -214,7 +229,7 @@ def _run(folder: Path, name: str, variant: Variant, scale: TrainingScale, *other
 
 
 _AIMS = (
-    ("step, time to stock's", "step_time_ratio", 0.6),
+    ("step, time to stock's", "step_time_ratio", 0.5),
     ("weight sync, time to stock's", "weight_sync_ratio", 0.3),
     ("loss in fp32, largest difference", "loss_max_abs_diff", 1e-5),
 )
@@ -228,6 +243,7 @@ def render_table(ratios: TimeRatios, losses: LossComparison) -> str:
     for title, name, aim in _AIMS:
         value = measured[name]
         lines.append(f"{title:<34}{value:>12.3g}{aim:>10g}  {'met' if value <= aim else 'NOT MET'}")
+    lines.append(f"the losses were compared in {losses.loss_steps} steps, those with the same samples")
     heads = "".join(f"{name.removeprefix('seconds_'):>12}" for name in _COLUMNS)
     lines += ["", f"{'seconds a step':<34}{heads}{'share':>8}"]
     for name, times in ratios.variants.items():
