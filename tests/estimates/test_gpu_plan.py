@@ -7,10 +7,11 @@ from config_builder import make_config
 
 from medssr_dist.commands.plan_slots import describe_idle, plan_memory
 from medssr_dist.config.load import load_config
+from medssr_dist.config.schema import Runtime
 from medssr_dist.errors import InputError
 from medssr_dist.estimates.memory import estimate_memory
 from medssr_dist.estimates.model_shape import SHAPES, find_shape, read_shape
-from medssr_dist.inference.vllm_args import build_rollout_kwargs, choose_limits
+from medssr_dist.inference.vllm_args import build_engine_env, build_rollout_kwargs, choose_limits
 from medssr_dist.runtime import device
 from medssr_dist.runtime.cluster import refuse_unfit_rollout
 from medssr_dist.training.save_interval import choose_save_steps
@@ -96,6 +97,13 @@ def test_on_cpu_engines_keep_their_limits(tmp_path):
 def test_ranks_on_gpus_get_threads_too(gpu, monkeypatch):
     monkeypatch.setattr(device.os, "sched_getaffinity", lambda pid: set(range(64)))
     assert _rank_env(8)["OMP_NUM_THREADS"] == "8" and _rank_env(100)["OMP_NUM_THREADS"] == "1"
+
+
+def test_no_engine_compiles_a_sampler_unless_asked(gpu, monkeypatch):
+    monkeypatch.delenv("VLLM_USE_FLASHINFER_SAMPLER", raising=False)
+    assert build_engine_env(Runtime(), 1)["VLLM_USE_FLASHINFER_SAMPLER"] == "0"
+    monkeypatch.setenv("VLLM_USE_FLASHINFER_SAMPLER", "1")
+    assert build_engine_env(Runtime(), 1)["VLLM_USE_FLASHINFER_SAMPLER"] == "1"
 
 
 FP8 = {"rollout_dtype": "fp8", "stage1": {"importance": "token"}, "stage2": {"importance": "token"}}
