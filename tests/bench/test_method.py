@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
 from vote_cases import tally_of
 
+from medssr_dist.bench.method import run as method_run
 from medssr_dist.bench.method.arm_runs import METHOD_CONFIG, ArmRun, write_config
 from medssr_dist.bench.method.arms import ARMS, BASE, SHUFFLED, TWO_STAGE
 from medssr_dist.bench.method.controls import draw_reward, shuffle_kept_labels
@@ -16,6 +18,7 @@ from medssr_dist.config.load import load_config
 from medssr_dist.config.schema import Voting
 from medssr_dist.data.jsonl import JsonlLedger, read_jsonl
 from medssr_dist.data.records import Label, Question
+from medssr_dist.errors import InputError
 from medssr_dist.evaluation.question_letters import FinalLetters, QuestionLetters
 from medssr_dist.training.rollout.reward import GradedSample
 from medssr_dist.voting.labels import label_question
@@ -133,6 +136,24 @@ def test_an_arm_takes_over_what_it_shares(tmp_path):
         assert list(arm.run.read_manifest().steps) == steps
         assert arm.run.synthesis.questions.read_text() == "{}\n"
         assert arm.run.voting.labels.exists() == ("vote" in steps)
+
+
+def test_a_run_that_fails_ends_the_benchmark(tmp_path, monkeypatch):
+    begun, written = [], []
+
+    def finish(run, settings):
+        begun.append((run.arm.name, run.seed))
+        time.sleep(0.05)
+        if begun[-1] == (TWO_STAGE, 2):
+            raise InputError("the run has failed")
+
+    monkeypatch.setattr(ArmRun, "finish", finish)
+    monkeypatch.setattr(method_run, "_measure_alpha", lambda *given: None)
+    monkeypatch.setattr(method_run, "_write", lambda file, runs, *given: written.append(list(runs)))
+    with pytest.raises(InputError, match="the run has failed"):
+        method_run.bench_method(tmp_path / "method.json", parallel=1)
+    assert begun[:5] == [(BASE, 1), (BASE, 2), (BASE, 3), (TWO_STAGE, 1), (TWO_STAGE, 2)] and len(begun) < 10
+    assert written == [[BASE]]
 
 
 @pytest.mark.parametrize(

@@ -61,22 +61,30 @@ def bench_method(json_path: Path, quick: bool = False, parallel: int = 1) -> Non
     """Run all arms, write `json_path` and a figure into the same folder, print the tables.
 
     Args:
-        parallel: seeds that run at the same time; a seed with this small policy leaves much of two cores idle.
+        parallel: runs at the same time; one with this small policy leaves much of two cores idle.
 
     Raises:
         InputError: a run has failed; the message names its log. `parallel` is below 1.
     """
     if parallel < 1:
-        raise InputError(f"--parallel is {parallel}; give the number of seeds at the same time, at least 1")
+        raise InputError(f"--parallel is {parallel}; give the number of runs at the same time, at least 1")
     json_path, scale = Path(json_path), QUICK if quick else FULL
     folder = json_path.with_suffix(".runs")
     runs = {arm.name: [ArmRun(arm, seed, folder, scale.steps) for seed in scale.seeds] for arm in scale.arms}
     alphas = tuple(_measure_alpha(folder, alpha, scale.alpha_questions) for alpha in scale.alphas)
-    with ThreadPoolExecutor(parallel) as pool:
+    pool = ThreadPoolExecutor(parallel)
+    try:
+        list(pool.map(lambda run: run.finish(scale.settings), runs[BASE]))  # the others take over some of its results
+        started = {
+            name: [pool.submit(run.finish, scale.settings) for run in runs[name]] for name in runs if name != BASE
+        }
         for number, arm in enumerate(scale.arms, 1):
-            list(pool.map(lambda run: run.finish(scale.settings), runs[arm.name]))
+            for run in started.get(arm.name, []):
+                run.result()
             finished = {one.name: runs[one.name] for one in scale.arms[:number]}
             figures = _write(json_path, finished, alphas, quick)
+    finally:
+        pool.shutdown(cancel_futures=True)
     print(format_method_table(figures))
     print("\n".join(["", *format_aims(list_aims(figures), figures)]))
 
