@@ -201,7 +201,12 @@ def _count_work(load: RolloutLoad, rates: EngineRates) -> list[float]:
 
 def _scale_load(step: StepMetrics, stage: Stage, lengths: Sequence[int], engines: int) -> RolloutLoad:
     """Return the load of a measured step: its share of flat groups, and its mean length."""
-    scale = step.response_length / statistics.mean(lengths)
-    scaled = [max(1, round(length * scale)) for length in lengths]
+    scaled = scale_lengths(lengths, step.response_length)
     flat_share = step.zero_variance_drawn or 0.0 if stage.drop_zero_variance else 0.0
     return RolloutLoad(stage.prompts_per_step, stage.samples_per_prompt, engines, flat_share, 0.0, scaled)
+
+
+def scale_lengths(lengths: Sequence[int], mean: float) -> list[int]:
+    """Return lengths of answers, in tokens, changed in proportion so that their mean is about `mean`."""
+    scale = mean / statistics.mean(lengths)
+    return [max(1, round(length * scale)) for length in lengths]

@@ -29,9 +29,10 @@ from medssr_dist.data.jsonl import read_jsonl
 from medssr_dist.errors import InputError
 from medssr_dist.estimates.gpu_rates import GPU_KINDS, predict_step_rates
 from medssr_dist.estimates.model_shape import ModelShape, find_shape
-from medssr_dist.estimates.step_model import StepForecast, StepRates, fit_step_rates, forecast_step
+from medssr_dist.estimates.step_model import StepForecast, StepRates, fit_step_rates, forecast_step, scale_lengths
 from medssr_dist.run.directory import RunDir
 from medssr_dist.run.recorded_config import read_recorded_config
+from medssr_dist.runtime.cluster import count_slots
 from medssr_dist.training.step_metrics import StepMetrics, read_metrics
 
 _FLAT_SHARE = 0.42  # of the groups, as measured with SmolLM2-135M (docs/training.md); of an 8B model unknown
@@ -196,26 +197,23 @@ def compare_steps(
     bound.
     """
     flat = statistics.mean(step.zero_variance_drawn or 0.0 for step in measured)
-    scale = statistics.mean(step.response_length for step in measured) / statistics.mean(lengths)
-    scaled = [max(1, round(length * scale)) for length in lengths]
-    training = config.training
-    ranks = training.ranks
-    gpus = ranks if training.placement == "colocated" else ranks + training.engines * training.tensor_parallel_size
-    found = forecast_step(config, stage, rates, scaled, flat, 0.0, gpus)
+    length = statistics.mean(step.response_length for step in measured)
+    slots = count_slots(config)
+    ranks, gpus = slots["training ranks"], sum(slots.values()) - slots["voting engines"]
+    found = forecast_step(config, stage, rates, scale_lengths(lengths, length), flat, 0.0, gpus)
     rollout = statistics.mean(step.seconds_rollout or 0.0 for step in measured)
     experience, update, sync = (
         statistics.mean(getattr(step, f"seconds_{phase}") for step in measured)
         for phase in ("experience", "update", "sync")
     )
     seconds = statistics.mean(step.seconds - (step.seconds_validate or 0.0) for step in measured)
-    tokens = stage.sequences * statistics.mean(step.response_length for step in measured)
     compared = [
         ComparedFigure("rollout, s", found.rollout, rollout),
         ComparedFigure("experience, s", found.experience, experience),
         ComparedFigure("update, s", found.update, update),
         ComparedFigure("sync, s", found.sync, sync),
         ComparedFigure("step, s", found.seconds, seconds),
-        ComparedFigure("tokens/s/GPU", found.tokens_per_s_per_gpu, tokens / seconds / gpus),
+        ComparedFigure("tokens/s/GPU", found.tokens_per_s_per_gpu, stage.sequences * length / seconds / gpus),
         ComparedFigure("ranks idle", found.ranks_idle, 1 - (experience + update + sync) / seconds),
         ComparedFigure("engines idle", statistics.mean(found.engines_idle), max(0.0, 1 - (rollout + sync) / seconds)),
     ]

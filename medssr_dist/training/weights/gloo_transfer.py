@@ -151,6 +151,11 @@ class GlooGroup:
         return self._group.broadcast([flat], options)
 
 
+def count_bytes(meta: ParamMeta) -> int:
+    """Return the size of a weight."""
+    return math.prod(meta.shape) * meta.dtype.itemsize
+
+
 def flatten(tensors: list[torch.Tensor]) -> torch.Tensor:
     """Return the bytes of all tensors, concatenated, uint8 [bytes]; a view, if they already lie one after the other."""
     parts = [tensor.detach().contiguous().view(-1).view(torch.uint8) for tensor in tensors]
@@ -164,8 +169,7 @@ def flatten(tensors: list[torch.Tensor]) -> torch.Tensor:
 
 def unflatten(flat: torch.Tensor, bucket: list[ParamMeta]) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield (name, tensor) of each weight of `bucket`; the tensors are views of `flat` where alignment allows it."""
-    sizes = [math.prod(meta.shape) * meta.dtype.itemsize for meta in bucket]
-    for meta, part in zip(bucket, flat.split(sizes), strict=True):
+    for meta, part in zip(bucket, flat.split([*map(count_bytes, bucket)]), strict=True):
         # A view needs an address aligned to its dtype; after weights of a narrower dtype it may not be.
         aligned = part if part.storage_offset() % meta.dtype.itemsize == 0 else part.clone()
         yield meta.name, aligned.view(meta.dtype).view(meta.shape)
@@ -253,7 +257,7 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo
         """Yield (name, tensor) of each weight; the next bucket is received while this one is loaded."""
         ahead: deque[tuple[list[ParamMeta], torch.Tensor, torch.distributed.Work]] = deque()
         for bucket in update_info.iter_buckets():
-            flat = torch.empty(sum(math.prod(meta.shape) * meta.dtype.itemsize for meta in bucket), dtype=torch.uint8)
+            flat = torch.empty(sum(map(count_bytes, bucket)), dtype=torch.uint8)
             ahead.append((bucket, flat, self._group.broadcast(flat)))
             if len(ahead) == _IN_FLIGHT:
                 yield from _wait_for_bucket(*ahead.popleft())

@@ -9,7 +9,6 @@ a gather of its own (`weight_checks.py`).
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,7 +23,13 @@ from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactor
 
 from medssr_dist.runtime.device import on_gpu
 from medssr_dist.training.engine_failures import EngineDiedError, SyncError, is_engine_death
-from medssr_dist.training.weights.gloo_transfer import GlooTrainerInitInfo, flatten, register, unflatten
+from medssr_dist.training.weights.gloo_transfer import (
+    GlooTrainerInitInfo,
+    count_bytes,
+    flatten,
+    register,
+    unflatten,
+)
 from medssr_dist.training.weights.lora import list_weights
 from medssr_dist.training.weights.stream_order import StreamOrder
 from medssr_dist.training.weights.weight_checks import choose_sampled, compute_checksum
@@ -105,11 +110,6 @@ class ZeroSource(WeightSource):
                 yield [each.value() for each in weights]
 
 
-def count_bytes(meta: ParamMeta) -> int:
-    """Return the size of a weight."""
-    return math.prod(meta.shape) * meta.dtype.itemsize
-
-
 def split_into_buckets(metas: list[ParamMeta], most_bytes: int) -> list[list[ParamMeta]]:
     """Split weights, in order, into buckets of at most `most_bytes`; a larger weight is a bucket alone."""
     found: list[list[ParamMeta]] = []
@@ -131,9 +131,8 @@ def gather(parameters: list[torch.nn.Parameter], everywhere: bool = False) -> li
     gathers them on every rank, and on CPU one parameter at a time.
     """
     own, group = flatten([each.ds_tensor.to(each.device) for each in parameters]), parameters[0].ds_process_group
-    world = torch.distributed.get_world_size(group)
     if everywhere:
-        received = [torch.empty_like(own) for _ in range(world)]
+        received = [torch.empty_like(own) for _ in range(torch.distributed.get_world_size(group))]
         torch.distributed.all_gather(received, own, group=group)
     else:
         received = _gather_on_first(own, group)
@@ -148,13 +147,15 @@ def gather(parameters: list[torch.nn.Parameter], everywhere: bool = False) -> li
 
 def _gather_on_first(own: torch.Tensor, group: torch.distributed.ProcessGroup) -> list[torch.Tensor]:
     """Return the tensors of all ranks on rank 0, and [] on the others; torch's gather over gloo copies each twice."""
-    rank, world = torch.distributed.get_rank(group), torch.distributed.get_world_size(group)
-    received = [] if rank else [own, *(torch.empty_like(own) for _ in range(world - 1))]
-    send, receive = torch.distributed.isend, torch.distributed.irecv
-    ops = [torch.distributed.P2POp(receive, each, group=group, group_peer=i) for i, each in enumerate(received) if i]
-    if rank:
-        ops = [torch.distributed.P2POp(send, own, group=group, group_peer=0)]
-    for work in torch.distributed.batch_isend_irecv(ops) if ops else []:
+    from torch.distributed import P2POp, batch_isend_irecv, irecv, isend
+
+    if torch.distributed.get_rank(group):
+        received, ops = [], [P2POp(isend, own, group=group, group_peer=0)]
+    else:
+        others = range(1, torch.distributed.get_world_size(group))
+        received = [own, *(torch.empty_like(own) for _ in others)]
+        ops = [P2POp(irecv, received[rank], group=group, group_peer=rank) for rank in others]
+    for work in batch_isend_irecv(ops) if ops else []:
         work.wait()
     return received
 
