@@ -482,7 +482,7 @@ def _bench(args: argparse.Namespace) -> int:
     folder_module = "training.update" if args.name == "update" else f"{args.name}.run"
     module = importlib.import_module(f"medssr_dist.bench.{folder_module}")
     measure = getattr(module, f"bench_{args.name}")
-    names = ("peers_python", "parallel", "config", "nodes", "gpu", "rates")
+    names = ("peers_python", "parallel", "arms", "config", "nodes", "gpu", "rates")
     given = {name: getattr(args, name) for name in names}
     options = {name: value for name, value in given.items() if value is not None}
     for name in options.keys() - inspect.signature(measure).parameters.keys():

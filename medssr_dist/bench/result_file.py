@@ -28,6 +28,14 @@ def write_result(path: Path, figures: Mapping[str, Any]) -> None:
     )
 
 
+def describe_measurement() -> str:
+    """Return date, commit and CPU, for a result that is put together from several.
+
+    Example: "2026-01-31, commit 0c1d2e3f40, AMD EPYC"
+    """
+    return f"{time.strftime('%Y-%m-%d')}, commit {find_commit()}, {cpu.read_cpu_name()}"
+
+
 def _describe_machine() -> dict[str, Any]:
     limit = {cpu.ISA_LIMIT: cpu.read_isa_limit()} if cpu.read_isa_limit() else {}
     sets = {"instruction_sets": cpu.list_instruction_sets()} | limit

@@ -134,6 +134,7 @@ def add_bench_arguments(commands: Commands, call: Callable[[argparse.Namespace],
     command.add_argument("--gpu", metavar="KIND", help="step: H100 (default), H200 or A100")
     command.add_argument("--rates", type=Path, metavar="RUN_DIR", help="step: fit the rates to a measured run")
     command.add_argument("--parallel", type=int, metavar="N", help="method: runs at the same time")
+    command.add_argument("--arms", metavar="ARM,ARM", help="method: run these arms only (default: all)")
     command.add_argument(
         "--peers-python",
         type=Path,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -10,13 +11,20 @@ from config_builder import make_config
 from step_rows import append_steps, make_metrics
 from stream_parts import label
 
-from medssr_dist.bench.guard.guard_verdict import judge_run
+from medssr_dist.bench.guard import run as guard_run
+from medssr_dist.bench.guard.guard_verdict import GuardVerdict, judge_run
 from medssr_dist.bench.guard.planted_labels import plant_wrong_majorities
-from medssr_dist.bench.guard.run import SOUND, WRONG, bench_guard, summarize
+from medssr_dist.bench.guard.run import SOUND, WRONG, GuardBench, bench_guard, summarize
+from medssr_dist.bench.result_file import write_result
+from medssr_dist.config.load import load_config
 from medssr_dist.config.stage_checks import Guard
+from medssr_dist.data.jsonl import read_json
 from medssr_dist.data.records import Label, Question
 from medssr_dist.errors import InputError
+from medssr_dist.knowledge.vignettes import find_hpo_truth
+from medssr_dist.run.directory import RunDir, open_run
 from medssr_dist.run.paths import StagePaths
+from medssr_dist.run.stream import read_kept_labels
 from medssr_dist.training.validation_log import append_validation, make_result
 
 
@@ -82,6 +90,66 @@ def test_runs_are_counted_by_kind(tmp_path):
     assert (found.near_peak.of, found.stopped_sound.of) == (1, 1)
 
 
+def write_result_of(bench: GuardBench, path: Path, *verdicts: GuardVerdict) -> None:
+    write_result(path, {"settings": bench.settings, **asdict(summarize(verdicts))})
+
+
+def checked_bench(tmp_path: Path, *overrides: str) -> GuardBench:
+    given = ("training.validate.data=[{path: hpo:mini-check, limit: 1000}]", "training.guard={}", *overrides)
+    return GuardBench(load_config(Path("demo_cpu"), list(given)), Path("demo_cpu"), given, tmp_path / "runs")
+
+
+def test_the_benchmark_goes_on_with_its_result_alone(tmp_path, monkeypatch, capsys):
+    bench, result, begun = checked_bench(tmp_path), tmp_path / "guard.json", []
+    sound = judge_run(write_run(tmp_path / "a", [0.4, 0.55]), SOUND, 0, Guard())
+    write_result_of(bench, result, sound)
+
+    def judge(bench, kind, seed, labels):
+        begun.append((kind, seed))
+        return replace(sound, kind=kind, seed=seed)
+
+    monkeypatch.setattr(GuardBench, "label_once", lambda bench: make_labels(4))
+    monkeypatch.setattr(GuardBench, "judge", judge)
+    figures = bench_guard(bench, result, runs=2)
+    assert begun == [(WRONG, 0), (SOUND, 1), (WRONG, 1)]
+    assert [(found.kind, found.seed) for found in figures.verdicts] == [(SOUND, 0), (WRONG, 0), (SOUND, 1), (WRONG, 1)]
+    assert (figures.near_peak.count, figures.near_peak.of) == (0, 2)  # near the peak, but not stopped
+    monkeypatch.setattr(GuardBench, "label_once", lambda bench: pytest.fail("nothing is left to train"))
+    assert bench_guard(bench, result, runs=2) == figures
+    assert len(read_json(result)["verdicts"]) == 4
+
+
+def test_runs_with_other_settings_are_not_mixed(tmp_path):
+    result = tmp_path / "guard.json"
+    write_result_of(checked_bench(tmp_path, "training.stage1.steps=60"), result)
+    with pytest.raises(InputError, match=r"guard\.json has runs with other settings; give another --json"):
+        bench_guard(checked_bench(tmp_path), result, runs=1)
+
+
+def test_a_run_gets_its_labels_and_its_seed(tmp_path, monkeypatch):
+    bench, calls = checked_bench(tmp_path), []
+    with open_run(bench.folder / "base", bench.config) as base:
+        for step in ("synthesize", "vote"):
+            base.begin_step(step, bench.config, {})
+            base.finish_step(step)
+            base.step(step).folder.mkdir()
+    labels = make_labels(120)
+
+    def call(command, file, run_dir, overrides):
+        calls.append((command, file, overrides))
+        RunDir(run_dir).adopt_config(load_config(file, list(overrides)))
+        write_run(RunDir(run_dir).stage("stage1").folder, [0.4, 0.55, 0.4])
+
+    monkeypatch.setattr(guard_run, "call_medssr", call)
+    found = bench.judge(WRONG, 7, labels)
+    [(command, file, overrides)] = calls
+    assert (command, file) == ("train", Path("demo_cpu")) and "runtime.random_seed=7" in overrides
+    assert (found.kind, found.seed, found.stop_step) == (WRONG, 7, 10)
+    run = RunDir(bench.folder / "wrong-labels-7")
+    assert run.is_finished("vote") and run.read_manifest().steps["vote"].settings["runtime.random_seed"] == 7
+    assert list(read_kept_labels(run.voting.labels)) == plant_wrong_majorities(labels, 1 / 3, 7, find_hpo_truth)
+
+
 def test_a_config_without_checks_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"needs training\.validate and training\.guard"):
-        bench_guard(make_config(), tmp_path, tmp_path / "out.json", 1)
+        bench_guard(GuardBench(make_config(), tmp_path, (), tmp_path), tmp_path / "out.json", 1)

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 from vote_cases import tally_of
 
 from medssr_dist.bench.method import run as method_run
+from medssr_dist.bench.method.arm_answers import ArmAnswers, make_answers, write_answers
 from medssr_dist.bench.method.arm_runs import METHOD_CONFIG, ArmRun, write_config
 from medssr_dist.bench.method.arms import ARMS, BASE, SHUFFLED, TWO_STAGE
 from medssr_dist.bench.method.controls import draw_reward, shuffle_kept_labels
-from medssr_dist.bench.method.method_figures import read_arms
+from medssr_dist.bench.method.method_figures import AlphaFigures, compute_arms
 from medssr_dist.config.load import load_config
 from medssr_dist.config.schema import Voting
-from medssr_dist.data.jsonl import JsonlLedger, read_jsonl
+from medssr_dist.data.jsonl import JsonlLedger, read_json, read_jsonl
 from medssr_dist.data.records import Label, Question
+from medssr_dist.data.wilson import measure_share
 from medssr_dist.errors import InputError
 from medssr_dist.evaluation.question_letters import FinalLetters, QuestionLetters
 from medssr_dist.training.rollout.reward import GradedSample
@@ -79,34 +81,31 @@ def test_a_random_reward_does_not_read_the_answer():
     assert 0.4 < sum(rewards) / 400 < 0.6
 
 
-def write_letters(run: ArmRun, shares: list[float], first: int = 0) -> None:
-    """Write letters of 4 generations to questions of which every second one is rare."""
-    file = run.run.evaluation.letters
-    file.parent.mkdir(parents=True)
-    with JsonlLedger(file) as ledger:
-        for number, share in enumerate(shares):
-            right = round(4 * share)
-            letters = FinalLetters(letters=("B",) * right + ("C",) * (4 - right))
-            row = QuestionLetters(
-                benchmark="mini",
-                question_id=f"q{first + number}",
-                truth="B",
-                rare=number % 2 == 1,
-                policies={run.arm.policy: {"ours": letters, "paper": letters}},
-            )
-            ledger.append(row.model_dump(mode="json"))
+def make_rows(shares: list[float], policy: str) -> list[QuestionLetters]:
+    """Letters of 4 generations to questions of which every second one is rare; the right letter is B."""
+    rows = []
+    for number, share in enumerate(shares):
+        right = round(4 * share)
+        letters = FinalLetters(letters=("B",) * right + ("C", None, "D", "C")[: 4 - right])
+        asked = {"benchmark": "mini", "question_id": f"q{number}", "truth": "B", "rare": number % 2 == 1}
+        rows.append(QuestionLetters(**asked, policies={policy: {"ours": letters, "paper": letters}}))
+    return rows
 
 
-def test_figures_pool_the_seeds_and_pair_the_questions(tmp_path: Path):
-    arms = {arm.name: arm for arm in ARMS}
-    runs = {name: [ArmRun(arms[name], seed, tmp_path, 40) for seed in (1, 2)] for name in (BASE, TWO_STAGE, SHUFFLED)}
-    write_letters(runs[BASE][0], [0.5, 0.25] * 20)
-    write_letters(runs[BASE][1], [0.5, 0.0] * 20)
-    write_letters(runs[TWO_STAGE][0], [0.75, 0.75] * 20)
-    write_letters(runs[TWO_STAGE][1], [0.75, 0.25] * 20)
-    write_letters(runs[SHUFFLED][0], [0.5, 0.25] * 20)
-    write_letters(runs[SHUFFLED][1], [0.25, 0.25] * 20)
-    found = read_arms(runs)
+def make_arm_answers(name: str, *by_seed: list[float]) -> list[ArmAnswers]:
+    return [
+        make_answers(name, seed, "s", make_rows(shares, "stage2"), "stage2", ()) for seed, shares in enumerate(by_seed)
+    ]
+
+
+def test_figures_pool_the_seeds_and_pair_the_questions():
+    found = compute_arms(
+        {
+            BASE: make_arm_answers(BASE, [0.5, 0.25] * 20, [0.5, 0.0] * 20),
+            TWO_STAGE: make_arm_answers(TWO_STAGE, [0.75, 0.75] * 20, [0.75, 0.25] * 20),
+            SHUFFLED: make_arm_answers(SHUFFLED, [0.5, 0.25] * 20, [0.25, 0.25] * 20),
+        }
+    )
     assert found[BASE].to_base is None and found[BASE].scores["rare"].by_seed == (0.25, 0.0)
     gain = found[TWO_STAGE].to_base
     assert gain["all"].by_seed == pytest.approx((0.375, 0.25)) and gain["rare"].by_seed == (0.5, 0.25)
@@ -114,6 +113,24 @@ def test_figures_pool_the_seeds_and_pair_the_questions(tmp_path: Path):
     assert gain["common"].test.low < 0.25 < gain["common"].test.high
     assert found[SHUFFLED].two_stage_ahead["common"].by_seed == (0.25, 0.5)
     assert found[TWO_STAGE].two_stage_ahead is None
+
+
+def test_arms_that_answered_other_questions_are_not_compared():
+    answers = {BASE: make_arm_answers(BASE, [0.5] * 8), "mix": make_arm_answers("mix", [0.5] * 10)}
+    with pytest.raises(InputError, match="seed 0: mix answered other questions than base"):
+        compute_arms(answers)
+
+
+def test_kept_answers_stand_for_a_run_whose_directory_is_lost(tmp_path, monkeypatch):
+    run = ArmRun(ARMS[1], 3, tmp_path / "method.runs", 40)
+    [answers] = make_arm_answers(run.arm.name, [0.75, 0.0, 1.0])
+    write_answers(run.answers_file, answers.model_copy(update={"settings": run.hash_settings()}))
+    kept = run.read_answers()
+    assert kept.letters == ("BCB", "B-B", "BDB", "CCB") and (kept.truth, kept.rare) == ("BBB", "010")
+    monkeypatch.setattr(ArmRun, "call", lambda *given: pytest.fail("the run has started again"))
+    run.finish()
+    with pytest.raises(InputError, match=r"two_stage_3\.json has the answers of a run with other settings"):
+        replace(run, steps=20).read_answers()
 
 
 def test_an_arm_takes_over_what_it_shares(tmp_path):
@@ -138,28 +155,58 @@ def test_an_arm_takes_over_what_it_shares(tmp_path):
         assert arm.run.voting.labels.exists() == ("vote" in steps)
 
 
-def test_a_run_that_fails_ends_the_benchmark(tmp_path, monkeypatch):
-    begun, written = [], []
+def stand_in_for_runs(monkeypatch, fails: tuple[str, int] | None = None) -> list[tuple[str, int]]:
+    """Replace the runs of all arms by answers that are made at once; return the list of those that were begun."""
+    begun = []
 
-    def finish(run, settings):
+    def finish(run):
+        if run.read_answers():
+            return
         begun.append((run.arm.name, run.seed))
-        time.sleep(0.05)
-        if begun[-1] == (TWO_STAGE, 2):
+        time.sleep(0.1)
+        if begun[-1] == fails:
             raise InputError("the run has failed")
+        rows = make_rows([0.5, 0.25] * 4, "p")
+        write_answers(run.answers_file, make_answers(run.arm.name, run.seed, run.hash_settings(), rows, "p", ()))
 
     monkeypatch.setattr(ArmRun, "finish", finish)
-    monkeypatch.setattr(method_run, "_measure_alpha", lambda *given: None)
-    monkeypatch.setattr(method_run, "_write", lambda file, runs, *given: written.append(list(runs)))
+    monkeypatch.setattr(ArmRun, "prepare", lambda run: begun.append((f"prepare {run.arm.name}", run.seed)))
+    alpha = AlphaFigures(0.5, measure_share(5, 10))
+    monkeypatch.setattr(method_run, "_measure_alpha", lambda *given: alpha)
+    monkeypatch.setattr(method_run, "draw_method_plot", lambda *given: None)  # slower than such a run
+    return begun
+
+
+def test_a_run_that_fails_ends_the_benchmark(tmp_path, monkeypatch):
+    begun = stand_in_for_runs(monkeypatch, fails=(TWO_STAGE, 2))
     with pytest.raises(InputError, match="the run has failed"):
         method_run.bench_method(tmp_path / "method.json", parallel=1)
-    assert begun[:5] == [(BASE, 1), (BASE, 2), (BASE, 3), (TWO_STAGE, 1), (TWO_STAGE, 2)] and len(begun) < 10
-    assert written == [[BASE]]
+    runs = [run for run in begun if not run[0].startswith("prepare")]
+    assert runs[:5] == [(BASE, 1), (BASE, 2), (BASE, 3), (TWO_STAGE, 1), (TWO_STAGE, 2)] and len(runs) < 20
+    assert list(read_json(tmp_path / "method.json")["arms"]) == [BASE]
+
+
+def test_the_comparison_goes_on_with_the_answers_alone(tmp_path, monkeypatch, capsys):
+    begun, result = stand_in_for_runs(monkeypatch), tmp_path / "method.json"
+    method_run.bench_method(result, parallel=2, arms="mix")
+    assert list(read_json(result)["arms"]) == [BASE, "mix"]
+    begun.clear()
+    method_run.bench_method(result, parallel=1, arms=f"mix,{TWO_STAGE}")
+    assert begun == [
+        *((f"prepare {TWO_STAGE}", seed) for seed in (1, 2, 3)),
+        *((TWO_STAGE, seed) for seed in (1, 2, 3)),
+    ]
+    written = read_json(result)
+    assert list(written["arms"]) == [BASE, TWO_STAGE, "mix"] and written["questions"] == 8
+    assert written["measured"]["mix"][2].startswith("20")
+    assert "two stages - one stage, mixed" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["method", "--parallel", "0"], "--parallel is 0"),
+        (["method", "--arms", "base,mixed"], "--arms names 'mixed'; the arms are base, two_stage, "),
         (["voting", "--parallel", "2"], "`medssr bench voting` has no --parallel"),
         (["kernels", "--peers-python", "x"], "`medssr bench kernels` has no --peers-python"),
     ],

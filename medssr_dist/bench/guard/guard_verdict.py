@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from medssr_dist.bench.result_file import describe_measurement
 from medssr_dist.config.stage_checks import Guard
 from medssr_dist.run.paths import StagePaths
 from medssr_dist.training.collapse_guard import CollapseGuard, GuardAlarm
@@ -27,10 +28,11 @@ class GuardVerdict:
     kind: "sound" or "wrong labels". seed: of the run. stop_step: None if the guard would not have stopped. signal: what
     would have stopped it. published_step: what would have been published. peak_step: the best one of the whole run.
     published, start, last, peak: accuracies of these policies, and of the first and the last one. accuracies: [step,
-    accuracy] of all.
+    accuracy] of all. measured: date, commit and CPU.
 
     Example: GuardVerdict(kind="wrong labels", seed=3, stop_step=40, signal="validation_fall", published_step=20,
-        peak_step=25, published=0.52, start=0.48, last=0.44, peak=0.525, accuracies=[[0, 0.48], ...])
+        peak_step=25, published=0.52, start=0.48, last=0.44, peak=0.525, accuracies=[[0, 0.48], ...],
+        measured="2026-01-31, commit 0c1d2e3f40, AMD EPYC")
     """
 
     kind: str
@@ -44,6 +46,7 @@ class GuardVerdict:
     last: float
     peak: float
     accuracies: list[list[float]]
+    measured: str
 
     @property
     def is_near_peak(self) -> bool:
@@ -72,6 +75,7 @@ def judge_run(stage: Path, kind: str, seed: int, settings: Guard) -> GuardVerdic
         last=accuracies[unseen[-1].step],
         peak=accuracies[peak.step],
         accuracies=[[step, round(accuracy, 5)] for step, accuracy in accuracies.items()],
+        measured=describe_measurement(),
     )
 
 

@@ -46,8 +46,9 @@ class Arm:
         return made
 
 
+BASE_ARM = Arm(BASE, "base policy", "base", {}, shares=())
 ARMS = (
-    Arm(BASE, "base policy", "base", {}, shares=()),
+    BASE_ARM,
     Arm(TWO_STAGE, "two stages", "stage2", {"stage1": 0.5, "stage2": 0.5}),
     Arm(SHUFFLED, "stage 1, shuffled labels", "stage1", {"stage1": 1.0}, shuffles=True),
     Arm("stage1_only", "stage 1 only", "stage1", {"stage1": 1.0}),

@@ -9,23 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean
 
 import numpy as np
 
-from medssr_dist.bench.method.arm_runs import ArmRun
-from medssr_dist.bench.method.arms import BASE, TWO_STAGE
-from medssr_dist.data.jsonl import read_json
-from medssr_dist.data.records import parse_record
+from medssr_dist.bench.method.arm_answers import ArmAnswers
+from medssr_dist.bench.method.arms import ARMS, BASE, TWO_STAGE
 from medssr_dist.data.wilson import Share
-from medssr_dist.evaluation.question_letters import read_question_letters
+from medssr_dist.errors import InputError
 from medssr_dist.evaluation.score_statistics import (
     PairedTest,
     ScoreInterval,
     accuracy_interval,
     paired_difference,
 )
-from medssr_dist.voting.quality_records import CurvePoint, VoteSummary
+from medssr_dist.voting.quality_records import CurvePoint
 
 ALL, COMMON, RARE = "all", "common", "rare"
 SETS = (ALL, COMMON, RARE)
@@ -59,7 +56,7 @@ class ArmFigures:
 
     Attributes:
         to_base: this arm minus the base policy; None for the base policy.
-        two_stage_ahead: two stages minus this arm; None for these two.
+        two_stage_ahead: two stages minus this arm; None for these two, and where the two stages have not run.
     """
 
     title: str
@@ -87,6 +84,7 @@ class MethodFigures:
 
     Attributes:
         arms: by name.
+        measured: date, commit and CPU of the run of each seed, by arm.
         precision: of the labels of the first seed, by threshold.
         alphas: one for each alpha tried.
         steps: GRPO steps of every arm. samples: of each step.
@@ -98,13 +96,14 @@ class MethodFigures:
     steps: int
     samples: int
     arms: dict[str, ArmFigures]
+    measured: dict[str, tuple[str, ...]]
     precision: tuple[CurvePoint, ...]
     alphas: tuple[AlphaFigures, ...]
     quick: bool
 
 
 @dataclass(frozen=True)
-class _Answers:
+class _Shares:
     """The share of right answers to each question of a seed, in the order of the file, and which are rare."""
 
     shares: np.ndarray
@@ -115,25 +114,40 @@ class _Answers:
         return np.asarray(self.shares[chosen])
 
 
-def read_arms(runs: Mapping[str, Sequence[ArmRun]]) -> dict[str, ArmFigures]:
-    """Compute the figures of all arms. `runs`: name of an arm -> its finished runs, in the order of the seeds."""
-    answers = {name: [_read_answers(one) for one in by_seed] for name, by_seed in runs.items()}
+def compute_arms(answers: Mapping[str, Sequence[ArmAnswers]]) -> dict[str, ArmFigures]:
+    """Compute the figures of all arms.
+
+    Args:
+        answers: name of an arm -> the answers of its runs, in the order of the seeds.
+
+    Raises:
+        InputError: the runs of a seed answered different questions.
+    """
+    _refuse_other_questions(answers)
+    shares = {name: [_compute_shares(one) for one in by_seed] for name, by_seed in answers.items()}
+    titles = {arm.name: arm.title for arm in ARMS}
+    ahead_of = shares.keys() - {BASE, TWO_STAGE} if TWO_STAGE in shares else set()
     figures = {}
-    for name, own in answers.items():
+    for name, own in shares.items():
         figures[name] = ArmFigures(
-            title=runs[name][0].arm.title,
+            title=titles[name],
             scores={on: _score([one.select(on) for one in own]) for on in SETS},
-            to_base=None if name == BASE else _compare(answers[BASE], own),
-            two_stage_ahead=None if name in (BASE, TWO_STAGE) else _compare(own, answers[TWO_STAGE]),
+            to_base=None if name == BASE else _compare(shares[BASE], own),
+            two_stage_ahead=_compare(own, shares[TWO_STAGE]) if name in ahead_of else None,
         )
     return figures
 
 
-def _read_answers(one: ArmRun) -> _Answers:
-    rows = read_question_letters(one.run.evaluation.letters)
-    given = [row.policies[one.arm.policy]["ours"].letters for row in rows]
-    shares = [fmean(letter == row.truth for letter in letters) for row, letters in zip(rows, given, strict=True)]
-    return _Answers(np.array(shares), np.array([row.rare for row in rows]))
+def _refuse_other_questions(answers: Mapping[str, Sequence[ArmAnswers]]) -> None:
+    for name, by_seed in answers.items():
+        for base, own in zip(answers[BASE], by_seed, strict=True):
+            if own.questions != base.questions:
+                raise InputError(f"seed {own.seed}: {name} answered other questions than {BASE}; delete its answers")
+
+
+def _compute_shares(answers: ArmAnswers) -> _Shares:
+    right = [[letter == truth for letter, truth in zip(one, answers.truth, strict=True)] for one in answers.letters]
+    return _Shares(np.mean(right, axis=0), np.array([mark == "1" for mark in answers.rare]))
 
 
 def _score(by_seed: list[np.ndarray]) -> MethodScore:
@@ -145,7 +159,7 @@ def _score(by_seed: list[np.ndarray]) -> MethodScore:
     )
 
 
-def _compare(first: Sequence[_Answers], second: Sequence[_Answers]) -> dict[str, MethodDifference]:
+def _compare(first: Sequence[_Shares], second: Sequence[_Shares]) -> dict[str, MethodDifference]:
     found = {}
     for on in SETS:
         one, other = ([each.select(on) for each in arm] for arm in (first, second))
@@ -159,9 +173,3 @@ def _compare(first: Sequence[_Answers], second: Sequence[_Answers]) -> dict[str,
 
 def _even_weights(values: np.ndarray) -> np.ndarray:
     return np.full((1, len(values)), 1 / len(values))
-
-
-def read_precision(one: ArmRun) -> tuple[CurvePoint, ...]:
-    """Return the precision of the labels of a run by threshold."""
-    file = one.run.voting.summary
-    return parse_record(VoteSummary, read_json(file), str(file)).quality.curve
