@@ -178,12 +178,11 @@ def stand_in_for_runs(monkeypatch, fails: tuple[str, int] | None = None) -> list
 
 
 def test_a_run_that_fails_ends_the_benchmark(tmp_path, monkeypatch):
-    begun = stand_in_for_runs(monkeypatch, fails=(TWO_STAGE, 2))
+    begun = stand_in_for_runs(monkeypatch, fails=(TWO_STAGE, 1))
     with pytest.raises(InputError, match="the run has failed"):
         method_run.bench_method(tmp_path / "method.json", parallel=1)
     runs = [run for run in begun if not run[0].startswith("prepare")]
-    assert runs[:5] == [(BASE, 1), (BASE, 2), (BASE, 3), (TWO_STAGE, 1), (TWO_STAGE, 2)] and len(runs) < 20
-    assert list(read_json(tmp_path / "method.json")["arms"]) == [BASE]
+    assert runs[:4] == [(BASE, 1), (BASE, 2), (BASE, 3), (TWO_STAGE, 1)] and len(runs) < 10
 
 
 def test_the_comparison_goes_on_with_the_answers_alone(tmp_path, monkeypatch, capsys):
