@@ -4,6 +4,7 @@ from setuptools import find_packages, setup
 
 DATA = {
     "medssr_dist.bench.answers": ["*.jsonl"],
+    "medssr_dist.bench.guard": ["*.yaml"],
     "medssr_dist.bench.method": ["*.yaml"],
     "medssr_dist.data": ["prompts/*.yaml"],
     "medssr_dist.knowledge": ["data/*"],

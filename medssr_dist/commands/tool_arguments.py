@@ -15,6 +15,7 @@ BENCHES = {
     "voting": "the engine pool compared with vLLM alone; adaptive voting; coordinator; simulated clusters; stream mode",
     "answers": "the reader of answers compared with two others: wrong and missed letters",
     "method": "the whole method on the mini policy: ablations, and controls with shuffled labels and a random reward",
+    "guard": "the collapse guard on 20 runs with wrong labels and 20 sound ones: where it stops them",
     "labels": "label sources and option orders compared; the promise of the calibrated threshold, on real votes",
     "rollouts": "stage 1 of the mini policy: over-draw, votes as first rollouts, votes of the policy in training",
     "kernels": "the log-prob and GRPO loss kernels compared with torch and other libraries",
@@ -129,11 +130,13 @@ def add_bench_arguments(commands: Commands, call: Callable[[argparse.Namespace],
         "--json", type=Path, required=True, help="file for the results; plots are written to the same folder"
     )
     command.add_argument("--quick", action="store_true", help="a shorter run with rougher results")
-    command.add_argument("--config", type=Path, help="step: the config whose step is predicted (default: qwen3_8b)")
+    command.add_argument(
+        "--config", type=Path, help="step: the config whose step is predicted (default: qwen3_8b); guard: of its runs"
+    )
     command.add_argument("--nodes", metavar="N,N", help="step: numbers of nodes (default: 1,4)")
     command.add_argument("--gpu", metavar="KIND", help="step: H100 (default), H200 or A100")
     command.add_argument("--rates", type=Path, metavar="RUN_DIR", help="step: fit the rates to a measured run")
-    command.add_argument("--parallel", type=int, metavar="N", help="method: runs at the same time")
+    command.add_argument("--parallel", type=int, metavar="N", help="method, guard: runs at the same time")
     command.add_argument("--arms", metavar="ARM,ARM", help="method: run these arms only (default: all)")
     command.add_argument(
         "--peers-python",

@@ -15,6 +15,7 @@ MODULES = {
     "synthesis": "synthesis.run",
     "voting": "voting.run",
     "answers": "answers.run",
+    "guard": "guard.run",
     "kernels": "kernels.run",
     "labels": "labels.run",
     "method": "method.run",

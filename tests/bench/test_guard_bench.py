@@ -7,16 +7,16 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
-from config_builder import make_config
 from step_rows import append_steps, make_metrics
 from stream_parts import label
 
 from medssr_dist.bench.guard import run as guard_run
 from medssr_dist.bench.guard.guard_verdict import GuardVerdict, judge_run
 from medssr_dist.bench.guard.planted_labels import plant_wrong_majorities
-from medssr_dist.bench.guard.run import SOUND, WRONG, GuardBench, bench_guard, summarize
+from medssr_dist.bench.guard.run import GUARD_CONFIG, SOUND, WRONG, GuardBench, bench_guard, summarize
 from medssr_dist.bench.result_file import write_result
 from medssr_dist.config.load import load_config
+from medssr_dist.config.shipped import find_config_file
 from medssr_dist.config.stage_checks import Guard
 from medssr_dist.data.jsonl import read_json
 from medssr_dist.data.records import Label, Question
@@ -94,15 +94,10 @@ def write_result_of(bench: GuardBench, path: Path, *verdicts: GuardVerdict) -> N
     write_result(path, {"settings": bench.settings, **asdict(summarize(verdicts))})
 
 
-def checked_bench(tmp_path: Path, *overrides: str) -> GuardBench:
-    given = ("training.validate.data=[{path: hpo:mini-check, limit: 1000}]", "training.guard={}", *overrides)
-    return GuardBench(load_config(Path("demo_cpu"), list(given)), Path("demo_cpu"), given, tmp_path / "runs")
-
-
 def test_the_benchmark_goes_on_with_its_result_alone(tmp_path, monkeypatch, capsys):
-    bench, result, begun = checked_bench(tmp_path), tmp_path / "guard.json", []
+    result, begun = tmp_path / "guard.json", []
     sound = judge_run(write_run(tmp_path / "a", [0.4, 0.55]), SOUND, 0, Guard())
-    write_result_of(bench, result, sound)
+    write_result_of(GuardBench(GUARD_CONFIG, tmp_path), result, sound)
 
     def judge(bench, kind, seed, labels):
         begun.append((kind, seed))
@@ -110,27 +105,30 @@ def test_the_benchmark_goes_on_with_its_result_alone(tmp_path, monkeypatch, caps
 
     monkeypatch.setattr(GuardBench, "label_once", lambda bench: make_labels(4))
     monkeypatch.setattr(GuardBench, "judge", judge)
-    figures = bench_guard(bench, result, runs=2)
+    bench_guard(result, quick=True)
     assert begun == [(WRONG, 0), (SOUND, 1), (WRONG, 1)]
-    assert [(found.kind, found.seed) for found in figures.verdicts] == [(SOUND, 0), (WRONG, 0), (SOUND, 1), (WRONG, 1)]
-    assert (figures.near_peak.count, figures.near_peak.of) == (0, 2)  # near the peak, but not stopped
+    first, written = capsys.readouterr().out, read_json(result)
+    found = [(verdict["kind"], verdict["seed"]) for verdict in written["verdicts"]]
+    assert found == [(SOUND, 0), (WRONG, 0), (SOUND, 1), (WRONG, 1)]
+    assert (written["near_peak"]["count"], written["near_peak"]["of"]) == (0, 2)  # near the peak, but not stopped
+    assert "wrong labels: 0 of 2 stopped within 1 point of the peak" in first
     monkeypatch.setattr(GuardBench, "label_once", lambda bench: pytest.fail("nothing is left to train"))
-    assert bench_guard(bench, result, runs=2) == figures
-    assert len(read_json(result)["verdicts"]) == 4
+    bench_guard(result, quick=True)
+    assert capsys.readouterr().out == first
 
 
 def test_runs_with_other_settings_are_not_mixed(tmp_path):
     result = tmp_path / "guard.json"
-    write_result_of(checked_bench(tmp_path, "training.stage1.steps=60"), result)
+    write_result_of(GuardBench(find_config_file(Path("demo_cpu")), tmp_path), result)
     with pytest.raises(InputError, match=r"guard\.json has runs with other settings; give another --json"):
-        bench_guard(checked_bench(tmp_path), result, runs=1)
+        bench_guard(result)
 
 
 def test_a_run_gets_its_labels_and_its_seed(tmp_path, monkeypatch):
-    bench, calls = checked_bench(tmp_path), []
-    with open_run(bench.folder / "base", bench.config) as base:
+    bench, calls, config = GuardBench(GUARD_CONFIG, tmp_path), [], load_config(GUARD_CONFIG)
+    with open_run(bench.folder / "base", config) as base:
         for step in ("synthesize", "vote"):
-            base.begin_step(step, bench.config, {})
+            base.begin_step(step, config, {})
             base.finish_step(step)
             base.step(step).folder.mkdir()
     labels = make_labels(120)
@@ -143,7 +141,7 @@ def test_a_run_gets_its_labels_and_its_seed(tmp_path, monkeypatch):
     monkeypatch.setattr(guard_run, "call_medssr", call)
     found = bench.judge(WRONG, 7, labels)
     [(command, file, overrides)] = calls
-    assert (command, file) == ("train", Path("demo_cpu")) and "runtime.random_seed=7" in overrides
+    assert (command, file) == ("train", GUARD_CONFIG) and "runtime.random_seed=7" in overrides
     assert (found.kind, found.seed, found.stop_step) == (WRONG, 7, 10)
     run = RunDir(bench.folder / "wrong-labels-7")
     assert run.is_finished("vote") and run.read_manifest().steps["vote"].settings["runtime.random_seed"] == 7
@@ -151,5 +149,5 @@ def test_a_run_gets_its_labels_and_its_seed(tmp_path, monkeypatch):
 
 
 def test_a_config_without_checks_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"needs training\.validate and training\.guard"):
-        bench_guard(GuardBench(make_config(), tmp_path, (), tmp_path), tmp_path / "out.json", 1)
+    with pytest.raises(InputError, match=r"demo_cpu\.yaml: the benchmark needs training\.validate and training\.guard"):
+        bench_guard(tmp_path / "out.json", config=Path("demo_cpu"))

@@ -1,13 +1,11 @@
-"""The collapse guard shown on real runs of stage 1: with wrong majorities planted on a third of the labels, and sound.
+"""`medssr bench guard`: does the collapse guard end stage 1 near its peak where labels are wrong, and spare sound runs?
 
-    python -m medssr_dist.bench.guard.run --config configs/demo_cpu.yaml --run-dir runs/guard \\
-        --json benchmarks/results/guard_cpu.json training.validate.data='[{path: hpo:mini-check, limit: 1000}]' \\
-        training.validate.every=5 training.stage1.steps=60 'training.guard={}'
+    medssr bench guard --json benchmarks/results/guard_cpu.json
 
-First `medssr synthesize` and `medssr vote` run once, in RUN_DIR/base. Then `medssr train` trains stage 1 `--runs` times
-on these labels in another order and with other seeds, and as often on the same labels with the planted ones. Each run
-goes to its last step, and `guard_verdict.py` finds afterwards where the guard would have stopped it. The same command
-resumes: it skips the runs that the result file has.
+First `medssr synthesize` and `medssr vote` run once. Then `medssr train` trains stage 1 20 times on these labels in
+another order and with other seeds, and as often on the same labels with wrong majorities planted on a third of them.
+Each run goes to its last step, and `guard_verdict.py` finds afterwards where the guard would have stopped it. For a
+result NAME.json, the runs lie in NAME.runs. The same command resumes; it skips the runs whose verdict the result has.
 
 Aims: of the runs with wrong labels, at least 95% are stopped and publish a policy within 1 point of the held-out peak;
 of the sound ones, at most 5% are stopped.
@@ -15,12 +13,11 @@ of the sound ones, at most 5% are stopped.
 
 from __future__ import annotations
 
-import argparse
 import shutil
-import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +25,19 @@ from medssr_dist.bench.copied_runs import call_medssr, copy_steps
 from medssr_dist.bench.guard.guard_verdict import GuardVerdict, judge_run
 from medssr_dist.bench.guard.planted_labels import plant_wrong_majorities
 from medssr_dist.bench.result_file import write_result
-from medssr_dist.config.load import dump_config, load_config
-from medssr_dist.config.schema import Config
+from medssr_dist.config.load import load_config, merge_layers, read_layers
+from medssr_dist.config.shipped import find_config_file
+from medssr_dist.config.training import Training
 from medssr_dist.data.jsonl import JsonlLedger, read_json
 from medssr_dist.data.records import Label, parse_record
 from medssr_dist.data.wilson import Share, measure_share
-from medssr_dist.errors import EXIT_BAD_INPUT, InputError
+from medssr_dist.errors import InputError
 from medssr_dist.knowledge.vignettes import find_hpo_truth
 from medssr_dist.run.directory import RunDir
 from medssr_dist.run.stream import mark_end, read_kept_labels
-from medssr_dist.runtime.logs import set_up_logging
 
+GUARD_CONFIG = Path(__file__).with_name("guard.yaml")
+RUNS = 20
 SOUND, WRONG = "sound", "wrong labels"
 _SHARE = {SOUND: 0.0, WRONG: 1 / 3}
 
@@ -61,24 +60,34 @@ class GuardFigures:
 
 @dataclass(frozen=True)
 class GuardBench:
-    """The benchmark: `config` with its file and overrides, and the folder of all runs."""
+    """The runs of the benchmark. file: their config. folder: of all runs."""
 
-    config: Config
     file: Path
-    overrides: tuple[str, ...]
     folder: Path
+
+    @cached_property
+    def training(self) -> Training:
+        """The settings of the training.
+
+        Raises:
+            InputError: the config has no validation or no guard.
+        """
+        training = load_config(self.file).training
+        if training.validation is None or training.guard is None:
+            raise InputError(f"{self.file}: the benchmark needs training.validate and training.guard")
+        return training
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the runs depend on."""
-        return {"overrides": list(self.overrides), "training": dump_config(self.config)["training"]}
+        """What the runs set, as in the config and in those that it extends."""
+        return merge_layers(read_layers(self.file))
 
     def label_once(self) -> list[Label]:
         """Write and label the questions in `folder`/base; return the kept labels."""
         base = RunDir(self.folder / "base")
         for command in ("synthesize", "vote"):
             if not base.is_finished(command):
-                call_medssr(command, self.file, base.root, self.overrides)
+                call_medssr(command, self.file, base.root)
         labels = list(read_kept_labels(base.voting.labels))
         if not labels:
             raise InputError(f"{base.root}: no label is kept; lower voting.threshold, or write more questions")
@@ -87,7 +96,7 @@ class GuardBench:
     def judge(self, kind: str, seed: int, labels: Sequence[Label]) -> GuardVerdict:
         """Train stage 1 on `labels`, planted for this run, to its last step, and judge it. Its models are deleted."""
         run = RunDir(self.folder / f"{kind.replace(' ', '-')}-{seed}")
-        paths, guard = run.stage("stage1"), self.config.training.guard
+        paths, guard = run.stage("stage1"), self.training.guard
         assert guard is not None
         planted = plant_wrong_majorities(labels, _SHARE[kind], seed, find_hpo_truth)
         if not run.manifest_file.exists():
@@ -95,16 +104,15 @@ class GuardBench:
             steps = ("synthesize", "vote")
             copy_steps(RunDir(self.folder / "base"), run, steps, lambda copy: _write_labels(copy, planted), settings)
         if not paths.summary.exists():
-            call_medssr("train", self.file, run.root, (*self.overrides, *_list_overrides(seed)))
+            call_medssr("train", self.file, run.root, _list_overrides(seed))
         for large in (paths.hf, paths.checkpoints, *map(paths.hf_candidate, paths.candidates())):
             shutil.rmtree(large, ignore_errors=True)
         return judge_run(paths.folder, kind, seed, guard)
 
 
 def _list_overrides(seed: int) -> list[str]:
-    """Return the settings of a run: its seed; stage 1 alone, which neither guard nor validation ends."""
-    checks = ["training.guard.action=warn", "training.validate.patience=0", "training.stage2.enabled=false"]
-    return [f"runtime.random_seed={seed}", *checks, "evaluation.policies=[stage1]"]
+    """Return the settings of a run, which neither guard nor validation ends."""
+    return [f"runtime.random_seed={seed}", "training.guard.action=warn", "training.validate.patience=0"]
 
 
 def _write_labels(copy: RunDir, labels: Sequence[Label]) -> None:
@@ -116,28 +124,36 @@ def _write_labels(copy: RunDir, labels: Sequence[Label]) -> None:
     mark_end(file, len(labels))
 
 
-def bench_guard(bench: GuardBench, result: Path, runs: int, parallel: int = 1) -> GuardFigures:
-    """Train and judge `runs` runs of each kind, `parallel` at the same time; write the figures to `result`.
+def bench_guard(
+    json_path: Path, quick: bool = False, parallel: int = 1, config: Path = GUARD_CONFIG, runs: int = RUNS
+) -> None:
+    """Train and judge the runs of both kinds, write the figures to `json_path`, print them.
+
+    Args:
+        quick: two runs of each kind.
+        parallel: runs at the same time.
+        config: of the runs; its stage 2 must be off.
+        runs: of each kind.
 
     Raises:
-        InputError: the config has no validation or no guard, no label is kept, a run has failed, or `result` has runs
-            with other settings.
+        InputError: the config has no validation or no guard, no label is kept, a run has failed, or `json_path` has
+            runs with other settings.
     """
-    if bench.config.training.validation is None or bench.config.training.guard is None:
-        raise InputError("the benchmark needs training.validate and training.guard; see its example for both")
-    verdicts = _read_verdicts(result, bench.settings)
+    json_path = Path(json_path)
+    bench = GuardBench(find_config_file(config), json_path.with_suffix(".runs"))
+    verdicts, settings = _read_verdicts(json_path, bench.settings), {"settings": bench.settings}
     known = {(verdict.kind, verdict.seed) for verdict in verdicts}
-    left = [(kind, seed) for seed in range(runs) for kind in (SOUND, WRONG) if (kind, seed) not in known]
-    labels = bench.label_once() if left else []
+    seeds = range(2 if quick else runs)
+    left = [(kind, seed) for seed in seeds for kind in (SOUND, WRONG) if (kind, seed) not in known]
+    labels = bench.label_once() if bench.training and left else []
     pool = ThreadPoolExecutor(parallel)
     try:
         for done in as_completed([pool.submit(bench.judge, kind, seed, labels) for kind, seed in left]):
             verdicts.append(done.result())
-            print(format_verdict(verdicts[-1]), flush=True)
-            write_result(result, {"settings": bench.settings, **asdict(summarize(verdicts))})
+            write_result(json_path, settings | asdict(summarize(verdicts)))
     finally:
         pool.shutdown(cancel_futures=True)
-    return summarize(verdicts)
+    print(format_figures(summarize(verdicts)))
 
 
 def _read_verdicts(result: Path, settings: dict[str, Any]) -> list[GuardVerdict]:
@@ -164,42 +180,21 @@ def summarize(verdicts: Sequence[GuardVerdict]) -> GuardFigures:
     )
 
 
-def format_verdict(verdict: GuardVerdict) -> str:
-    """Return one line about a run."""
+def format_figures(figures: GuardFigures) -> str:
+    """Return a line about each run, then the counts."""
+    near, sound = figures.near_peak, figures.stopped_sound
+    return "\n".join(
+        [
+            *map(_format_verdict, figures.verdicts),
+            f"wrong labels: {near.count} of {near.of} stopped within 1 point of the peak",
+            f"sound: {sound.count} of {sound.of} stopped",
+        ]
+    )
+
+
+def _format_verdict(verdict: GuardVerdict) -> str:
     stop = f"stopped after step {verdict.stop_step} by {verdict.signal}" if verdict.stop_step else "not stopped"
     return (
         f"{verdict.kind}, seed {verdict.seed}: {stop}; published step {verdict.published_step} with "
         f"{verdict.published:.3f}; start {verdict.start:.3f}, peak {verdict.peak:.3f}, last {verdict.last:.3f}"
     )
-
-
-def main() -> int:
-    """Run the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m medssr_dist.bench.guard.run",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--config", type=Path, required=True, help="config of the policy and of stage 1")
-    parser.add_argument("--run-dir", type=Path, required=True, help="folder for all runs")
-    parser.add_argument("--json", type=Path, required=True, help="file for the results; its runs are not run again")
-    parser.add_argument("--runs", type=int, default=20, help="runs of each kind (default: 20)")
-    parser.add_argument("--parallel", type=int, default=1, help="runs at the same time (default: 1)")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. training.stage1.steps=60")
-    args = parser.parse_args()
-    set_up_logging()
-    try:
-        config = load_config(args.config, args.overrides)
-        bench = GuardBench(config, args.config, tuple(args.overrides), args.run_dir)
-        figures = bench_guard(bench, args.json, args.runs, args.parallel)
-    except InputError as error:
-        print(f"medssr: {error}", file=sys.stderr)
-        return EXIT_BAD_INPUT
-    near, sound = figures.near_peak, figures.stopped_sound
-    print(f"wrong labels: {near.count} of {near.of} stopped within 1 point of the peak")
-    print(f"sound: {sound.count} of {sound.of} stopped")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
