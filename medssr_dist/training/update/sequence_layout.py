@@ -2,13 +2,14 @@
 
 - Padded: one row for each sequence.
 - Packed: all sequences in one row, one after another, without padding.
-- Shared: one row with a prompt, then all answers to it, then the next prompt, so that the tokens of a prompt are
+- Shared: one row for each prompt, with the prompt and then all answers to it, so that the tokens of a prompt are
   computed once and not once for each answer. An answer's tokens have the positions of their own sequence and see only
   their prompt and their own answer. Hidden states equal those of separate sequences, up to rounding (Prefix Grouper,
   arXiv 2506.05433; here with one mask instead of two attentions).
 
 Shapes: B sequences, T tokens of a padded sequence, A actions (generated tokens: the last A of T positions, masked),
-S rows of the model's input and L its length (S = B, L = T if padded; S = 1 if packed or shared), R predicted actions.
+S rows of the model's input and L its length (padded: S = B, L = T; packed: S = 1; shared: S prompts), R predicted
+actions.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+_PROMPT, _PADDING = 0, -1  # owners of a token that no answer has
+
 
 @dataclass(frozen=True)
 class Layout:
     """The model's input, and where its output predicts the actions, sequence by sequence.
 
-    attention: the model's mask: [S, L], or bool [1, 1, L, L], or None if the positions separate the sequences.
+    attention: the model's mask: [S, L], or bool [S, 1, L, L], or None if the positions separate the sequences.
     length_N: tokens of each sequence of a packed row; None if the mask separates the sequences.
     row_R: index into the S x L positions of the output that predict an action. target_R: the action predicted there.
     """
@@ -63,25 +66,26 @@ def lay_out_packed(token_BT: torch.Tensor, attention_BT: torch.Tensor, action_BA
 
 
 def lay_out_shared(token_BT: torch.Tensor, attention_BT: torch.Tensor, action_BA: torch.Tensor) -> Layout:
-    """Return one row in which answers to the same prompt share it; `attention` is True where a token sees another.
+    """Return a row for each prompt, with all answers to it; `attention` is True where a token sees another.
 
     A sequence's prompt is what stands before its first action; tokens after its last action are left out.
     """
     predicts_BT = _mark_predicting(token_BT, action_BA)
-    row, prompts, rows, targets = _SharedRow(), {}, [], []
+    rows: dict[tuple[int, ...], _PromptRow] = {}
+    places, targets = [], []  # of all actions: (row, index in it) of the token that predicts it, and the action
     for tokens, is_real, predicts in zip(token_BT.tolist(), attention_BT.tolist(), predicts_BT.tolist(), strict=True):
         acting = [index for index, value in enumerate(predicts) if value]
         if not acting:
             continue
         first, last = acting[0], acting[-1]
         prompt = [tokens[index] for index in range(first + 1) if is_real[index]]
-        if tuple(prompt) not in prompts:
-            prompts[tuple(prompt)] = row.append(prompt, 0, None)
-        number, start = prompts[tuple(prompt)]
-        _, answer = row.append(tokens[first + 1 : last + 1], len(prompt), number)
-        rows += [start + len(prompt) - 1 if index == first else answer + index - first - 1 for index in acting]
+        row = rows.setdefault(tuple(prompt), _PromptRow(len(rows), prompt))
+        answer = row.append(tokens[first + 1 : last + 1])
+        places += [(row.number, len(prompt) - 1 if index == first else answer + index - first - 1) for index in acting]
         targets += [tokens[index + 1] for index in acting]
-    return _make_shared_layout(row, rows, targets, token_BT)
+    if not rows:  # a micro-batch without actions takes part in ZeRO-3's gathers too
+        rows[()] = _PromptRow(0, token_BT[0, :1].tolist())
+    return _make_shared_layout(list(rows.values()), places, targets, token_BT)
 
 
 def _mark_predicting(token_BT: torch.Tensor, action_BA: torch.Tensor) -> torch.Tensor:
@@ -97,35 +101,41 @@ def _list_targets(token_BT: torch.Tensor, predicts_BT: torch.Tensor) -> torch.Te
     return token_BT.roll(-1, dims=1)[predicts_BT]
 
 
-class _SharedRow:
-    """The row with shared prompts while it is built; a segment is a prompt or an answer."""
+class _PromptRow:
+    """The row of a prompt while it is built.
 
-    def __init__(self) -> None:
-        self.tokens: list[int] = []
-        self.positions: list[int] = []
-        self.segments: list[int] = []  # number of each token's segment
-        self.parents: list[int] = []  # number of the prompt of each token's segment
-        self._count = 0
+    Attributes:
+        owners: of each token: 0 for the prompt, else the number of its answer, from 1 on.
+    """
 
-    def append(self, tokens: list[int], position: int, parent: int | None) -> tuple[int, int]:
-        """Append a segment whose first token has `position`; return its number and the index of its first token."""
-        number, start = self._count, len(self.tokens)
-        self._count += 1
-        self.tokens += tokens
-        self.positions += range(position, position + len(tokens))
-        self.segments += [number] * len(tokens)
-        self.parents += [number if parent is None else parent] * len(tokens)
-        return number, start
+    def __init__(self, number: int, prompt: list[int]) -> None:
+        self.number = number
+        self.tokens, self.positions, self.owners = list(prompt), list(range(len(prompt))), [_PROMPT] * len(prompt)
+        self._prompt, self._answers = len(prompt), 0
+
+    def append(self, answer: list[int]) -> int:
+        """Append an answer; return the index of its first token."""
+        start = len(self.tokens)
+        self._answers += 1
+        self.tokens += answer
+        self.positions += range(self._prompt, self._prompt + len(answer))
+        self.owners += [self._answers] * len(answer)
+        return start
 
 
-def _make_shared_layout(row: _SharedRow, rows: list[int], targets: list[int], token_BT: torch.Tensor) -> Layout:
-    if not row.tokens:  # a micro-batch without actions takes part in ZeRO-3's gathers too
-        row.append(token_BT[0, :1].tolist(), 0, None)
-    token_L, position_L, segment_L, parent_L, row_R, target_R = (
-        torch.tensor(values, dtype=torch.long, device=token_BT.device)
-        for values in (row.tokens, row.positions, row.segments, row.parents, rows, targets)
-    )
-    is_own_LL = segment_L[:, None] == segment_L[None]
-    is_prompt_LL = parent_L[:, None] == segment_L[None]
-    visible_LL = (is_own_LL | is_prompt_LL) & (position_L[None] <= position_L[:, None])
-    return Layout(token_L[None], position_L[None], visible_LL[None, None], row_R, target_R)
+def _make_shared_layout(
+    rows: list[_PromptRow], places: list[tuple[int, int]], targets: list[int], token_BT: torch.Tensor
+) -> Layout:
+    length = max(len(row.tokens) for row in rows)
+
+    def pad(lists: list[list[int]], filler: int) -> torch.Tensor:
+        padded = [values + [filler] * (length - len(values)) for values in lists]
+        return torch.tensor(padded, dtype=torch.long, device=token_BT.device)
+
+    token_SL, position_SL = pad([row.tokens for row in rows], 0), pad([row.positions for row in rows], 0)
+    owner_SL = pad([row.owners for row in rows], _PADDING)
+    is_own_SLL = owner_SL[:, :, None] == owner_SL[:, None]
+    visible_SLL = (is_own_SLL | (owner_SL == _PROMPT)[:, None]) & (position_SL[:, None] <= position_SL[:, :, None])
+    row_R = torch.tensor([row * length + index for row, index in places], dtype=torch.long, device=token_BT.device)
+    target_R = torch.tensor(targets, dtype=torch.long, device=token_BT.device)
+    return Layout(token_SL, position_SL, visible_SLL[:, None], row_R, target_R)
