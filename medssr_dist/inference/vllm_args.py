@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from functools import partial
@@ -85,7 +86,15 @@ def build_engine_env(runtime: Runtime, threads: int) -> dict[str, str]:
         "VLLM_CPU_KVCACHE_SPACE": str(runtime.cpu_kv_cache_gib),
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "OMP_NUM_THREADS": str(threads),
+        # Where one process computes, it is the scheduler's, as on a GPU: a process less to start and to wait for.
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     }
+
+
+def drop_seed_warning() -> None:
+    """Drop vLLM's warning that its seed sets the random state of this process, from which our engines draw nothing."""
+    logger = logging.getLogger("vllm.engine.arg_utils")
+    logger.addFilter(lambda record: not record.msg.startswith("The global random seed"))
 
 
 def nap_instead_of_spinning() -> None:

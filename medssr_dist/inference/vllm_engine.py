@@ -19,6 +19,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, Place
 from medssr_dist.errors import InputError
 from medssr_dist.inference.engine_protocol import EngineOutput, FailedLease, LeasedCompletion, LeasedRequest
 from medssr_dist.inference.requests import Completion, SampleRequest, find_choice_ids, make_empty_completions
+from medssr_dist.inference.vllm_args import drop_seed_warning
 from medssr_dist.runtime.fingerprints import fingerprint_model, has_fingerprint
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class VllmActor:
         import vllm
 
         self._guard = end_children_with_this_process()
+        drop_seed_warning()
         self._llm = vllm.AsyncLLMEngine.from_engine_args(vllm.AsyncEngineArgs(**kwargs))
         _check_weights(Path(kwargs["model"]), fingerprint)
         self._tokenizer = self._llm.get_tokenizer()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from medssr_dist.data.thoughts import find_opening
 from medssr_dist.inference.requests import CompletedRequest, Completion, SampleRequest
+from medssr_dist.inference.vllm_args import drop_seed_warning
 from medssr_dist.inference.vllm_engine import end_children_with_this_process
 from medssr_dist.training.backend.openrlhf import RolloutActor
 from medssr_dist.training.rollout.groups import Group, GroupRequest, Sample, Sampling
@@ -32,6 +33,7 @@ class RolloutEngine(RolloutActor):
 
     async def __init__(self, *args: Any, name: str, board: HeartbeatBoard, reward: str, **kwargs: Any):
         self._guard = end_children_with_this_process()
+        drop_seed_warning()
         self._heartbeat = Heartbeat(board, name)
         self._version = 0
         self._open: dict[str, SampleVersions] = {}  # by the id of the request
