@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -10,9 +11,10 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+from medssr_dist import mini_policy
 from medssr_dist.config.schema import Policy, Runtime
 from medssr_dist.inference.requests import SampleRequest
-from medssr_dist.inference.vllm_args import build_engine_kwargs
+from medssr_dist.inference.vllm_args import build_engine_env, build_engine_kwargs
 from medssr_dist.inference.vllm_engine import VllmActor
 
 _PROGRAM = """
@@ -42,6 +44,28 @@ def test_the_children_of_a_killed_engine_end_with_it():
         while not (has_ended(child) and has_ended(guard)):
             assert time.monotonic() < deadline, "they are still running"
             time.sleep(0.05)
+
+
+ONE_PROCESS = """
+import json, sys
+from medssr_dist.inference.vllm_args import drop_seed_warning
+from vllm import AsyncEngineArgs
+drop_seed_warning()
+for kwargs in json.loads(sys.argv[1]):
+    print(AsyncEngineArgs(**kwargs).create_engine_config().parallel_config.distributed_executor_backend)
+"""
+
+
+def test_an_engine_of_one_process_computes_in_its_scheduler():
+    """vLLM starts a process more for it on a CPU, unless it is told otherwise; and its warning then is none to us."""
+    model = Path(mini_policy.__file__).with_name("medssr-mini")
+    policy = Policy(model=str(model), max_model_len=64)
+    argument = json.dumps([build_engine_kwargs(model, policy, Runtime(), size) for size in (1, 2)])
+    env = os.environ | build_engine_env(Runtime(), 1)
+    done = subprocess.run([sys.executable, "-c", ONE_PROCESS, argument], capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.split()[-2:] == ["uni", "mp"]
+    assert "random seed" not in done.stdout + done.stderr
 
 
 def test_each_sampling_parameter_is_that_of_the_request():
