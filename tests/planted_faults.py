@@ -4,7 +4,8 @@
     .venv/bin/python tests/planted_faults.py --sound runs/learn --json benchmarks/results/planted_faults_cpu.json
 
 The first command runs the test on the code as it is. Of its runs, the second takes over the base policy and the
-control, which no fault touches, and trains the two stages with each fault. About ten minutes a fault on 2 cores.
+control, which no fault touches, and trains the two stages with each fault. About ten minutes a fault on 2 cores. The
+same command skips the faults whose outcome the file has.
 """
 
 from __future__ import annotations
@@ -35,6 +36,11 @@ class Fault:
     right: str
     wrong: str
 
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """What tells it apart from others in the result."""
+        return self.name, self.file, self.wrong.strip()
+
     def plant(self, root: Path) -> None:
         """Change the line in the copy of the code at `root`."""
         file = root / self.file
@@ -60,9 +66,9 @@ FAULTS = (
     ),
     Fault(
         "weight sync that loads nothing",
-        "medssr_dist/training/weights/weight_checks.py",
-        "return self._model.load_weights(self._check.watch(weights))",
-        "return {name for name, _ in self._check.watch(weights)}",
+        "medssr_dist/training/weights/gloo_transfer.py",
+        "self.model.load_weights(check.watch(self._receive(update_info)))",
+        "list(check.watch(self._receive(update_info)))",
     ),
     Fault(
         "loss over the prompts' tokens",
@@ -99,7 +105,13 @@ def try_fault(fault: Fault, sound: Path, work: Path) -> Outcome:
     assert done.returncode in (0, 1), f"pytest did not run: {work / 'pytest.log'}"
     figures = re.findall(r"^base 0\..*$", done.stdout, re.MULTILINE)
     reason = list(dict.fromkeys(re.findall(r"^E  +(.*)$", done.stdout, re.MULTILINE)))
-    return Outcome(fault.name, fault.file, fault.wrong.strip(), done.returncode == 1, "".join(figures[:1]), reason)
+    return Outcome(*fault.key, done.returncode == 1, "".join(figures[:1]), reason)
+
+
+def read_outcomes(result: Path) -> dict[tuple[str, str, str], Outcome]:
+    """Return the outcomes that `result` has, by the key of their faults; {} if there is no such file."""
+    rows = read_json(result)["faults"] if result.exists() else []
+    return {(row["fault"], row["file"], row["changed_to"]): Outcome(**row) for row in rows}
 
 
 def _copy_code(root: Path) -> None:
@@ -128,7 +140,10 @@ def main() -> int:
     sound = args.sound.resolve()
     with ThreadPoolExecutor(args.parallel) as pool:
         folders = [sound.with_name(f"{sound.name}-fault{number}") for number in range(1, len(FAULTS) + 1)]
-        outcomes = list(pool.map(lambda fault, work: try_fault(fault, sound, work), FAULTS, folders))
+        known = read_outcomes(args.json)
+        outcomes = list(
+            pool.map(lambda fault, work: known.get(fault.key) or try_fault(fault, sound, work), FAULTS, folders)
+        )
     arms = read_json(sound / "method.json")["arms"]
     accuracies = {name: arm["scores"]["all"]["accuracy"] for name, arm in arms.items()}
     write_result(args.json, {"sound": accuracies, "faults": [asdict(outcome) for outcome in outcomes]})
