@@ -5,7 +5,7 @@
 
 The first command runs the test on the code as it is. Of its runs, the second takes over the base policy and the
 control, which no fault touches, and trains the two stages with each fault. About ten minutes a fault on 2 cores. The
-same command skips the faults whose outcome the file has.
+same command skips the faults that have been tried.
 """
 
 from __future__ import annotations
@@ -35,11 +35,6 @@ class Fault:
     file: str
     right: str
     wrong: str
-
-    @property
-    def key(self) -> tuple[str, str, str]:
-        """What tells it apart from others in the result."""
-        return self.name, self.file, self.wrong.strip()
 
     def plant(self, root: Path) -> None:
         """Change the line in the copy of the code at `root`."""
@@ -71,10 +66,10 @@ FAULTS = (
         "list(check.watch(self._receive(update_info)))",
     ),
     Fault(
-        "loss over the prompts' tokens",
+        "loss over tokens of the prompt too",
         "medssr_dist/training/rollout/groups.py",
         "action_mask[:, prompt - 1 :] = 1",
-        "action_mask[:] = 1",
+        "action_mask[:, prompt - 9 :] = 1",
     ),
 )
 
@@ -92,26 +87,29 @@ class Outcome:
 
 
 def try_fault(fault: Fault, sound: Path, work: Path) -> Outcome:
-    """Run the test with the fault in a copy of the code and of the sound runs, below `work`."""
-    root, folder = work / "code", work / "runs"
-    shutil.rmtree(work, ignore_errors=True)
-    _copy_code(root)
-    _copy_sound_runs(sound, folder)
-    fault.plant(root)
+    """Run the test with the fault in a copy of the code and of the sound runs, below `work`, unless it has run there."""
+    root, log = work / "code", work / "pytest.log"
+    if not (log.exists() and fault.wrong in (root / fault.file).read_text()):
+        shutil.rmtree(work, ignore_errors=True)
+        _copy_code(root)
+        _copy_sound_runs(sound, work / "runs")
+        fault.plant(root)
+        log.write_text(_run_test(root, work / "runs"))
+    output = log.read_text()
+    figures = re.findall(r"^base 0\..*$", output, re.MULTILINE)
+    reason = list(dict.fromkeys(re.findall(r"^E  +(.*)$", output, re.MULTILINE)))
+    failed = re.search(r"^1 failed", output, re.MULTILINE) is not None
+    return Outcome(fault.name, fault.file, fault.wrong.strip(), failed, "".join(figures[:1]), reason)
+
+
+def _run_test(root: Path, folder: Path) -> str:
+    """Return what pytest prints."""
     environment = os.environ | {"MEDSSR_LEARN_FOLDER": str(folder), "PYTHONPATH": str(root)}
     call = [sys.executable, "-m", "pytest", "-q", "-m", "slow", "-rA", "-p", "no:cacheprovider", TEST]
     done = subprocess.run(call, cwd=root, env=environment, capture_output=True, text=True, check=False)
-    (work / "pytest.log").write_text(done.stdout + done.stderr)
-    assert done.returncode in (0, 1), f"pytest did not run: {work / 'pytest.log'}"
-    figures = re.findall(r"^base 0\..*$", done.stdout, re.MULTILINE)
-    reason = list(dict.fromkeys(re.findall(r"^E  +(.*)$", done.stdout, re.MULTILINE)))
-    return Outcome(*fault.key, done.returncode == 1, "".join(figures[:1]), reason)
-
-
-def read_outcomes(result: Path) -> dict[tuple[str, str, str], Outcome]:
-    """Return the outcomes that `result` has, by the key of their faults; {} if there is no such file."""
-    rows = read_json(result)["faults"] if result.exists() else []
-    return {(row["fault"], row["file"], row["changed_to"]): Outcome(**row) for row in rows}
+    output = done.stdout + done.stderr
+    assert done.returncode in (0, 1), f"pytest did not run:\n{output}"
+    return output
 
 
 def _copy_code(root: Path) -> None:
@@ -140,10 +138,7 @@ def main() -> int:
     sound = args.sound.resolve()
     with ThreadPoolExecutor(args.parallel) as pool:
         folders = [sound.with_name(f"{sound.name}-fault{number}") for number in range(1, len(FAULTS) + 1)]
-        known = read_outcomes(args.json)
-        outcomes = list(
-            pool.map(lambda fault, work: known.get(fault.key) or try_fault(fault, sound, work), FAULTS, folders)
-        )
+        outcomes = list(pool.map(lambda fault, work: try_fault(fault, sound, work), FAULTS, folders))
     arms = read_json(sound / "method.json")["arms"]
     accuracies = {name: arm["scores"]["all"]["accuracy"] for name, arm in arms.items()}
     write_result(args.json, {"sound": accuracies, "faults": [asdict(outcome) for outcome in outcomes]})
