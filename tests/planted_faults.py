@@ -87,7 +87,7 @@ class Outcome:
 
 
 def try_fault(fault: Fault, sound: Path, work: Path) -> Outcome:
-    """Run the test with the fault in a copy of the code and of the sound runs, below `work`, unless it has run there."""
+    """Run the test with the fault in a copy of the code and of the sound runs, unless it has run in `work`."""
     root, log = work / "code", work / "pytest.log"
     if not (log.exists() and fault.wrong in (root / fault.file).read_text()):
         shutil.rmtree(work, ignore_errors=True)
@@ -136,8 +136,8 @@ def main() -> int:
     parser.add_argument("--parallel", type=int, default=1, help="faults at the same time (default: 1)")
     args = parser.parse_args()
     sound = args.sound.resolve()
+    folders = [sound.with_name(f"{sound.name}-fault{number}") for number in range(1, len(FAULTS) + 1)]
     with ThreadPoolExecutor(args.parallel) as pool:
-        folders = [sound.with_name(f"{sound.name}-fault{number}") for number in range(1, len(FAULTS) + 1)]
         outcomes = list(pool.map(lambda fault, work: try_fault(fault, sound, work), FAULTS, folders))
     arms = read_json(sound / "method.json")["arms"]
     accuracies = {name: arm["scores"]["all"]["accuracy"] for name, arm in arms.items()}
