@@ -6,7 +6,7 @@ SOAK_MINUTES ?= 30
 SOAK_JSON ?= runs/soak.json
 export VENV
 
-.PHONY: install demo mini-policy test check-cuda gpu-check test-isa test-slow test-slurm test-slurm-short test-foreign fuzz soak lint format docs clean
+.PHONY: install demo mini-policy test check-cuda gpu-check test-isa test-slow plant-faults test-slurm test-slurm-short test-foreign fuzz soak lint format docs clean
 
 install:
 	launch/install.sh
@@ -25,6 +25,10 @@ test-isa: install  ## the kernels, and how exact a training step is, on older in
 
 test-slow: install  ## minutes to tens of minutes: learning, kill -9 in every step, real data
 	$(VENV)/bin/python -m pytest -q -m "slow and not slurm"
+
+plant-faults: install  ## the test that the method learns, then again with each of four faults, with which it must fail; an hour
+	MEDSSR_LEARN_FOLDER=runs/learn $(VENV)/bin/python -m pytest -q -m slow tests/bench/test_method_learns.py
+	$(VENV)/bin/python tests/planted_faults.py --sound runs/learn --json runs/planted_faults.json
 
 test-slurm: install  ## a real Slurm of two nodes on this machine: every fault, preemption in every step; an hour
 	tests/slurm_packages.sh

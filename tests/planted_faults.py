@@ -1,11 +1,11 @@
 """Plant each of four faults in a copy of the code, and show that the test that the method learns fails with it.
 
     MEDSSR_LEARN_FOLDER=runs/learn .venv/bin/python -m pytest -m slow tests/bench/test_method_learns.py
-    .venv/bin/python tests/planted_faults.py --sound runs/learn --json benchmarks/results/planted_faults_cpu.json
+    .venv/bin/python tests/planted_faults.py --sound runs/learn --json runs/planted_faults.json
 
-The first command runs the test on the code as it is. Of its runs, the second takes over the base policy and the
-control, which no fault touches, and trains the two stages with each fault. About ten minutes a fault on 2 cores. The
-same command skips the faults that have been tried.
+`make plant-faults` calls both. The first command runs the test on the code as it is. Of its runs, the second takes over
+the base policy and the control, which no fault touches, and trains the two stages with each fault. About ten minutes a
+fault on 2 cores. The same command skips the faults that have been tried.
 """
 
 from __future__ import annotations
