@@ -57,7 +57,7 @@ for kwargs in json.loads(sys.argv[1]):
 
 
 def test_an_engine_of_one_process_computes_in_its_scheduler():
-    """vLLM starts a process more for it on a CPU, unless it is told otherwise; and its warning then is none to us."""
+    """By default vLLM starts one more process for it on a CPU. Its warning about the random seed is not shown."""
     model = Path(mini_policy.__file__).with_name("medssr-mini")
     policy = Policy(model=str(model), max_model_len=64)
     argument = json.dumps([build_engine_kwargs(model, policy, Runtime(), size) for size in (1, 2)])

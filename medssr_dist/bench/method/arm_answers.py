@@ -1,6 +1,6 @@
 """What is kept of a finished run: the letters of its answers, in a small file that can be committed.
 
-A comparison takes hours. With these files it goes on after its run directories are lost, also on another machine.
+A comparison takes hours. If its run directories are lost, it resumes from these files, on any machine.
 """
 
 from __future__ import annotations

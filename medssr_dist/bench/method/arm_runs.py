@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +63,9 @@ class ArmRun:
 
     def prepare(self) -> None:
         """Write and label the questions of the base arm that this run takes over, unless they are there."""
-        for step, command in (("synthesize", "synthesize"), ("vote", "vote")):
+        for step in ("synthesize", "vote"):
             if not self.base.run.is_finished(step):
-                self.base.call(command)
+                self.base.call(step)
 
     def finish(self) -> None:
         """Run the arm to its end and keep its answers, unless they are there; a killed run is resumed.
@@ -96,7 +97,7 @@ class ArmRun:
 
     def hash_settings(self) -> str:
         """Return a hash of what method.yaml, the config that it extends, and the arm set."""
-        return hash_content([merge_layers(read_layers(METHOD_CONFIG)), self.list_settings()])
+        return hash_content([_read_common_settings(), self.list_settings()])
 
     def take_over(self) -> None:
         """Copy the results of the steps that the arm shares with the base arm of the same seed."""
@@ -106,6 +107,11 @@ class ArmRun:
                 shuffle_kept_labels(copy.voting.labels, self.seed)
 
         copy_steps(self.base.run, self.run, self.arm.shares, change)
+
+
+@cache
+def _read_common_settings() -> dict[str, Any]:
+    return merge_layers(read_layers(METHOD_CONFIG))
 
 
 def read_precision(run: RunDir) -> tuple[CurvePoint, ...]:

@@ -3,8 +3,8 @@
 Each arm is a run of `medssr` with the mini policy (docs/evidence.md): synthesis, vote, training on the real stack, and
 evaluation on the same questions as all other arms of its seed. Two arms are controls: labels that belong to other
 questions, and a reward that does not read the answer. For a result NAME.json, the runs lie in NAME.runs, and the
-answers of finished runs in NAME.answers. The same command resumes after a kill; with the answers alone, it goes on on
-another machine.
+answers of finished runs in NAME.answers. The same command resumes after a kill. If NAME.runs is lost, it resumes from
+NAME.answers, on any machine.
 """
 
 from __future__ import annotations

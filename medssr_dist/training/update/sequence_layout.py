@@ -79,7 +79,9 @@ def lay_out_shared(token_BT: torch.Tensor, attention_BT: torch.Tensor, action_BA
             continue
         first, last = acting[0], acting[-1]
         prompt = [tokens[index] for index in range(first + 1) if is_real[index]]
-        row = rows.setdefault(tuple(prompt), _PromptRow(len(rows), prompt))
+        if tuple(prompt) not in rows:
+            rows[tuple(prompt)] = _PromptRow(len(rows), prompt)
+        row = rows[tuple(prompt)]
         answer = row.append(tokens[first + 1 : last + 1])
         places += [(row.number, len(prompt) - 1 if index == first else answer + index - first - 1) for index in acting]
         targets += [tokens[index + 1] for index in acting]
