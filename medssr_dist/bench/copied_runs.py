@@ -5,10 +5,12 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from medssr_dist.data.jsonl import JsonlLedger
+from medssr_dist.data.records import Label
 from medssr_dist.errors import InputError
 from medssr_dist.run.directory import Manifest, RunDir, StepRecord
 
@@ -41,6 +43,13 @@ def copy_steps(
 def _change_settings(record: StepRecord, settings: Mapping[str, Any]) -> StepRecord:
     changed = {key: settings.get(key, value) for key, value in record.settings.items()}
     return record.model_copy(update={"settings": changed})
+
+
+def replace_labels(file: Path, labels: Iterable[Label]) -> None:
+    """Replace a labeled.jsonl by another one."""
+    file.unlink(missing_ok=True)
+    with JsonlLedger(file) as ledger:
+        ledger.append(*(label.model_dump(mode="json") for label in labels))
 
 
 def call_medssr(command: str, config: Path, run_dir: Path, overrides: Sequence[str] = ()) -> None:

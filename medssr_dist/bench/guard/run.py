@@ -21,14 +21,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from medssr_dist.bench.copied_runs import call_medssr, copy_steps
+from medssr_dist.bench.copied_runs import call_medssr, copy_steps, replace_labels
 from medssr_dist.bench.guard.guard_verdict import GuardVerdict, judge_run
 from medssr_dist.bench.guard.planted_labels import plant_wrong_majorities
 from medssr_dist.bench.result_file import write_result
 from medssr_dist.config.load import load_config, merge_layers, read_layers
 from medssr_dist.config.shipped import find_config_file
 from medssr_dist.config.training import Training
-from medssr_dist.data.jsonl import JsonlLedger, read_json
+from medssr_dist.data.jsonl import read_json
 from medssr_dist.data.records import Label, parse_record
 from medssr_dist.data.wilson import Share, measure_share
 from medssr_dist.errors import InputError
@@ -117,11 +117,8 @@ def _list_overrides(seed: int) -> list[str]:
 
 def _write_labels(copy: RunDir, labels: Sequence[Label]) -> None:
     """Replace the stream of labels by another whole one."""
-    file = copy.voting.labels
-    file.unlink(missing_ok=True)
-    with JsonlLedger(file) as ledger:
-        ledger.append(*(label.model_dump(mode="json") for label in labels))
-    mark_end(file, len(labels))
+    replace_labels(copy.voting.labels, labels)
+    mark_end(copy.voting.labels, len(labels))
 
 
 def bench_guard(

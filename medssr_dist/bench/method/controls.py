@@ -9,7 +9,8 @@ import random
 from collections import defaultdict
 from pathlib import Path
 
-from medssr_dist.data.jsonl import JsonlLedger, read_jsonl
+from medssr_dist.bench.copied_runs import replace_labels
+from medssr_dist.data.jsonl import read_jsonl
 from medssr_dist.data.records import Label, parse_record
 from medssr_dist.training.rollout.reward import GradedSample
 
@@ -35,6 +36,4 @@ def shuffle_kept_labels(file: Path, random_seed: int) -> None:
         rng.shuffle(answers)
         for place, answer in zip(places, answers, strict=True):
             labels[place] = labels[place].model_copy(update={"answer": answer})
-    file.unlink()
-    with JsonlLedger(file) as ledger:
-        ledger.append(*(label.model_dump(mode="json") for label in labels))
+    replace_labels(file, labels)
