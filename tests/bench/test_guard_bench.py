@@ -48,11 +48,18 @@ def test_a_third_of_the_kept_labels_is_planted():
     assert planted != plant_wrong_majorities(make_labels(120), 1 / 3, 8, lambda asked: None)
 
 
-def test_a_label_that_is_wrong_already_stays():
-    planted = plant_wrong_majorities(make_labels(40), 1.0, 1, lambda asked: "B")
-    assert {found.answer for found in planted} == {"A"}
-    planted = plant_wrong_majorities(make_labels(40), 1.0, 1, lambda asked: "A")
-    assert {found.answer for found in planted} == {"B"}
+def test_wrong_majorities_are_planted_where_the_majority_is_right():
+    labels = make_labels(40)
+    right = {found.question.id for found in labels[:20]}
+    planted = plant_wrong_majorities(labels, 1 / 3, 1, lambda asked: "A" if asked.id in right else "B")
+    wrong = [found for found in planted if found.answer != "A"]
+    assert len(wrong) == 10 and {found.answer for found in wrong} == {"B"}
+    assert {found.question.id for found in wrong} <= right
+
+
+def test_more_wrong_majorities_than_right_ones_are_refused():
+    with pytest.raises(InputError, match="0 of 30 labels are right; wrong ones cannot be planted on 10"):
+        plant_wrong_majorities(make_labels(40), 1 / 3, 1, lambda asked: "B")
 
 
 def test_without_a_share_the_labels_are_as_voted():
