@@ -24,10 +24,13 @@ def plant_wrong_majorities(
     rng = random.Random(random_seed)
     kept = [label for label in labels if label.kept]
     shuffled = rng.sample(kept, len(kept))
-    right = [i for i, label in enumerate(shuffled) if label.answer == (find_truth(label.question) or label.answer)]
+    right = [i for i, label in enumerate(shuffled) if find_truth(label.question) in (None, label.answer)]
     count = round(share * len(shuffled))
     if count > len(right):
-        raise InputError(f"{len(right)} of {len(shuffled)} labels are right; wrong ones cannot be planted on {count}")
+        raise InputError(
+            f"{len(right)} of {len(shuffled)} labels are right; wrong ones cannot be planted on {count}; raise "
+            "voting.threshold"
+        )
     wrong = set(rng.sample(right, count))
     return [_make_wrong(label, rng) if i in wrong else label for i, label in enumerate(shuffled)]
 

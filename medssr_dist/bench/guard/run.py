@@ -3,7 +3,8 @@
     medssr bench guard --json benchmarks/results/guard_cpu.json
 
 First `medssr synthesize` and `medssr vote` run once. Then `medssr train` trains stage 1 20 times on these labels in
-another order and with other seeds, and as often on the same labels with wrong majorities planted on a third of them.
+another order and with other seeds, and as often on the same labels with wrong majorities planted on a third of them
+(`planted_labels.py` says where).
 Each run goes to its last step, and `guard_verdict.py` finds afterwards where the guard would have stopped it. For a
 result NAME.json, the runs lie in NAME.runs. The same command resumes; it skips the runs whose verdict the result has.
 
