@@ -48,7 +48,7 @@ def test_a_third_of_the_kept_labels_is_planted():
     assert planted != plant_wrong_majorities(make_labels(120), 1 / 3, 8, lambda asked: None)
 
 
-def test_wrong_majorities_are_planted_where_the_majority_is_right():
+def test_right_majorities_alone_are_replaced():
     labels = make_labels(40)
     right = {found.question.id for found in labels[:20]}
     planted = plant_wrong_majorities(labels, 1 / 3, 1, lambda asked: "A" if asked.id in right else "B")
@@ -57,7 +57,7 @@ def test_wrong_majorities_are_planted_where_the_majority_is_right():
     assert {found.question.id for found in wrong} <= right
 
 
-def test_more_wrong_majorities_than_right_ones_are_refused():
+def test_too_few_right_majorities_are_refused():
     with pytest.raises(InputError, match="0 of 30 labels are right; wrong ones cannot be planted on 10"):
         plant_wrong_majorities(make_labels(40), 1 / 3, 1, lambda asked: "B")
 
