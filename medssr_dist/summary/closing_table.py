@@ -202,7 +202,7 @@ def _describe_stage(name: str, found: StageSummary | None) -> list[TableRow]:
     if found.accuracy_by_step:
         rows.append(TableRow("", f"held-out accuracy by step  {_format_curve(list(found.accuracy_by_step.items()))}"))
     if found.published_step not in (None, found.steps):
-        rows.append(TableRow("", f"published: the policy after step {found.published_step}"))
+        rows.append(TableRow("", f"published: {found.describe_published()}"))
     rows += [TableRow("", f"ended early, {found.ended_by}")] if found.ended_by else []
     return rows + [TableRow("", f"collapse guard: {alarm}") for alarm in found.alarms]
 

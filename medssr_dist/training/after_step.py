@@ -95,6 +95,11 @@ class AfterStep:
         """Return the state of the checkpoint that the ranks have loaded, or of the beginning."""
         return LoopState.from_dict(self._all("get_checkpoint_states")[0])
 
+    def keep_start(self) -> None:
+        """Export the policy that the stage begins with, if the stage may publish it. Raises Diverged."""
+        if self._watch.keeps_start:
+            self._export_to(self._job.paths.hf_candidate(0))
+
     def check_stop(self) -> None:
         """Raise Stopped if no other step may begin."""
         self._stop.check()

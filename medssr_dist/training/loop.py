@@ -95,8 +95,10 @@ def run_grpo(parts: LoopParts) -> None:
         if state.sampler is not None:
             parts.sampler.load_state_dict(state.sampler)
             parts.engines.sync_weights()  # the engines started with the weights of step 0
-        if parts.validator and not state.step:
-            parts.validator.measure(0)
+        if not state.step:
+            if parts.validator:
+                parts.validator.measure(0)
+            parts.after_step.keep_start()
         clock = StepClock(parts.sampler)
         while not parts.after_step.ended_by and (rollout := parts.sampler.next_step()) is not None:
             clock.lap("generate")

@@ -64,6 +64,12 @@ class StageCounts:
     published_step: int | None = field(default=None, kw_only=True)
     ended_by: str = field(default="", kw_only=True)
 
+    def describe_published(self) -> str:
+        """Return which policy the stage publishes, in words."""
+        if self.published_step == 0:
+            return "the policy that the stage began with"
+        return f"the policy after step {self.published_step}"
+
 
 @dataclass(frozen=True)
 class StageSummary(StageCounts):

@@ -3,10 +3,11 @@
 All decisions follow from the files of the stage, so a stage that is resumed decides as if it had not been interrupted:
 validation.jsonl, metrics.jsonl, and the exports hf_best<step>, which are the candidates for publication.
 
-- With validation, a policy is a candidate if its accuracy is the best so far, and the best one is published.
+- With validation, a policy is a candidate if its accuracy is the best so far, and the best one is published. The policy
+  that the stage began with, that of step 0, is one of them: if the stage makes it worse, nothing worse is published.
 - As long as no step was validated, but with a guard that may stop the stage, the policy at every checkpoint is a
-  candidate. A signal is a mean over a window of steps, so what it shows began within the window: if the guard stops the
-  stage, the newest candidate before the window is published.
+  candidate, and that of step 0. A signal is a mean over a window of steps, so what it shows began within the window: if
+  the guard stops the stage, the newest candidate before the window is published.
 - In all other cases the last policy is published.
 """
 
@@ -71,6 +72,11 @@ class StageWatch:
         """Return the validated accuracy of the policy after `step` steps; None if it was not validated."""
         return next((result.accuracy for result in self.results if result.step == step), None)
 
+    @property
+    def keeps_start(self) -> bool:
+        """Whether the policy that the stage begins with must be exported as a candidate."""
+        return bool(self.results) or self._may_stop
+
     def is_candidate(self, step: int, is_saved: bool) -> bool:
         """Return whether the policy after `step` steps, the newest one, must be exported as a candidate.
 
@@ -107,7 +113,8 @@ class StageWatch:
         if best := find_best(self.results):
             return [step for step in candidates if step == best.step]
         before = [step for step in candidates if step <= last_step - self._window]
-        return [*before[-1:], *candidates[len(before) :]]
+        start = before[:1] if self.results else []  # the first validation may show that it is the best
+        return [*before[-1:], *candidates[len(before) :], *start]
 
     def _see_result(self, result: ValidationResult) -> None:
         self.results.append(result)

@@ -337,15 +337,12 @@ def _drop_steps_after(paths: StagePaths, step: int) -> None:
 
 
 def _tell_end(job: StageJob, counts: StageCounts) -> None:
-    """Log an early end, and a validation that was better before the stage than after any of its steps."""
+    """Log an early end, and that the stage publishes the policy that it began with."""
     if counts.ended_by:
-        logger.warning("%s ended early, %s; published: step %d", job.name, counts.ended_by, counts.published_step)
-    results = read_validations(job.paths.validation)
-    best = find_best(results)
-    if best and results[0].step == 0 and results[0].accuracy > best.accuracy:
-        start, accuracy = results[0].accuracy, best.accuracy
-        text = "%s: held-out accuracy was higher before its first step (%.3f) than at its best (%.3f, step %d)"
-        logger.warning(text, job.name, start, accuracy, best.step)
+        logger.warning("%s ended early, %s; published: %s", job.name, counts.ended_by, counts.describe_published())
+    elif counts.published_step == 0 and find_best(read_validations(job.paths.validation)):
+        text = "%s: no policy was better on held-out questions than the one that it began with, which is published"
+        logger.warning(text, job.name)
 
 
 def _publish(paths: StagePaths, counts: StageCounts, seconds: float) -> None:

@@ -82,12 +82,13 @@ def append_validation(file: Path, result: ValidationResult) -> None:
 
 
 def find_best(results: Sequence[ValidationResult]) -> ValidationResult | None:
-    """Return the result with the highest accuracy among the trained policies, the later one of equal ones.
+    """Return the result with the highest accuracy, the later one of equal ones; None if no trained policy has one.
 
-    None before the first trained policy: the policy of step 0 is what the stage began with.
+    The policy that the stage began with, that of step 0, counts: a stage may make it worse.
     """
-    trained = [result for result in results if result.step > 0]
-    return max(trained, key=lambda result: (result.accuracy, result.step), default=None)
+    if not any(result.step for result in results):
+        return None
+    return max(results, key=lambda result: (result.accuracy, result.step))
 
 
 def count_since_best(results: Sequence[ValidationResult]) -> int:

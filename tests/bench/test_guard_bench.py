@@ -89,6 +89,12 @@ def test_a_run_that_rises_is_not_stopped(tmp_path):
     assert (found.stop_step, found.signal, found.published_step) == (None, None, 15)
 
 
+def test_a_run_that_only_falls_publishes_its_start(tmp_path):
+    found = judge_run(write_run(tmp_path, [0.5, 0.49, 0.35, 0.3]), WRONG, 0, Guard())
+    assert (found.stop_step, found.published_step, found.peak_step) == (10, 0, 0)
+    assert found.is_near_peak and found.published == found.start
+
+
 def test_runs_are_counted_by_kind(tmp_path):
     falls = judge_run(write_run(tmp_path / "a", [0.4, 0.55, 0.4]), WRONG, 0, Guard())
     rises = judge_run(write_run(tmp_path / "b", [0.4, 0.55]), SOUND, 0, Guard())

@@ -95,6 +95,9 @@ class StandIn:
     def check_stop(self) -> None:
         pass
 
+    def keep_start(self) -> None:
+        self.calls.append("keep start")
+
     def check_finite(self, step, update) -> None:
         if self.is_bad:
             raise Diverged("loss is nan")
@@ -145,7 +148,8 @@ class StandInValidator:
 def test_a_step_samples_updates_syncs_and_finishes():
     part = StandIn(steps=2)
     run(part)
-    assert part.calls == ["sample", "train", "log-probs", "load_update", "update", "sync", "finish"] * 2
+    steps = ["sample", "train", "log-probs", "load_update", "update", "sync", "finish"] * 2
+    assert part.calls == ["keep start", *steps]
     torch.testing.assert_close(part.advantage_N, torch.tensor([0.7071, -0.7071, 0, 0]), atol=1e-4, rtol=0)
     metrics, state = part.finished[-1]
     assert state == LoopState(2, 6, {"batches": {"given": 2}, "prompts": {"place": 6}})
@@ -181,8 +185,8 @@ def test_validation_follows_the_sync_and_the_last_step():
     part = StandIn(steps=3)
     run(part, StandInValidator(part.calls))
     steps = ["sample", "train", "log-probs", "load_update", "update", "sync"]
-    assert part.calls[0] == "validate 0"
-    assert part.calls[1:] == [*steps, "finish", *steps, "validate 2", "finish", *steps, "finish", "validate 3"]
+    assert part.calls[:2] == ["validate 0", "keep start"]
+    assert part.calls[2:] == [*steps, "finish", *steps, "validate 2", "finish", *steps, "finish", "validate 3"]
     assert [metrics.validation_accuracy for metrics, _ in part.finished] == [None, 0.2, None]
     validated = part.finished[1][0]
     assert validated.seconds_validate is not None and part.finished[0][0].seconds_validate is None

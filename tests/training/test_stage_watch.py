@@ -58,17 +58,56 @@ def test_the_best_validated_policy_is_published(make_job):
     job = make_job(validate=VALIDATE)
     watch = StageWatch(job)
     chosen = []
-    for step, right in ((0, 60), (2, 45), (4, 50), (6, 50), (8, 40)):
+    for step, right in ((0, 40), (2, 45), (4, 50), (6, 50), (8, 40)):
         validate(watch, step, right)
         if step:
             if watch.is_candidate(step, is_saved=False):
                 job.paths.hf_candidate(step).mkdir()
             chosen.append(watch.choose(step))
-    assert chosen == [2, 4, 6, 6]  # the later of equal ones; step 0 is not trained
+    assert chosen == [2, 4, 6, 6]  # the later of equal ones
     watch.delete_candidates(8)
     assert job.paths.candidates() == [6]
     assert StageWatch(job).choose(8) == 6
     assert watch.find_accuracy(4) == 0.5 and watch.find_accuracy(5) is None
+
+
+def test_a_stage_that_makes_its_policy_worse_publishes_the_start(make_job):
+    job = make_job(validate=VALIDATE)
+    watch = StageWatch(job)
+    validate(watch, 0, 60)
+    assert watch.keeps_start
+    job.paths.hf_candidate(0).mkdir()
+    watch.delete_candidates(1)
+    for step, right in ((2, 45), (4, 50)):
+        validate(watch, step, right)
+        assert not watch.is_candidate(step, is_saved=False)
+        watch.delete_candidates(step)
+    assert job.paths.candidates() == [0] and watch.choose(4) == 0
+
+
+def test_the_start_is_kept_until_a_trained_policy_was_validated(make_job):
+    job = make_job(guard={"window": 2}, validate=VALIDATE | {"every": 50})
+    watch = StageWatch(job)
+    validate(watch, 0, 60)
+    job.paths.hf_candidate(0).mkdir()
+    take_steps(job, watch, LENGTHS[:4])
+    assert job.paths.candidates() == [0, 2, 4]
+    validate(watch, 4, 50)
+    watch.delete_candidates(4)
+    assert job.paths.candidates() == [0] and watch.choose(4) == 0
+
+
+def test_a_guard_without_calm_checkpoints_publishes_the_start(make_job):
+    job = make_job(guard={"window": 2})
+    watch = StageWatch(job)
+    assert watch.keeps_start
+    job.paths.hf_candidate(0).mkdir()
+    take_steps(job, watch, save_steps=5)
+    assert watch.ended_by and watch.choose(6) == 0
+
+
+def test_without_checks_the_start_is_not_kept(make_job):
+    assert not StageWatch(make_job()).keeps_start
 
 
 def test_a_lost_candidate_is_replaced_by_the_last_policy(make_job, caplog):

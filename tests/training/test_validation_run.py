@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from tiny_policy import LETTERS, letter_question
 
 from medssr_dist.data.jsonl import JsonlLedger, read_json
@@ -36,11 +38,12 @@ def arguments(tiny_config, tmp_path) -> list:
         "training.stage2.learning_rate=1e-3",
         f"training.validate.data=[{files['held_out']}]",
         "training.validate.every=2",
+        "training.stage2.save_steps=100",
     ]
 
 
 @pytest.mark.slow
-def test_validation_chooses_the_published_policy(medssr, arguments, tmp_path):
+def test_validation_chooses_the_published_policy(medssr, arguments, tiny_model, tmp_path):
     medssr(*arguments)
     paths = RunPaths(tmp_path / "run").stage("stage2")
     results, steps = read_validations(paths.validation), read_metrics(paths.metrics)
@@ -49,6 +52,8 @@ def test_validation_chooses_the_published_policy(medssr, arguments, tmp_path):
     shown = {step.step: step.validation_accuracy for step in steps}
     assert shown == {1: None, 3: None} | {result.step: pytest.approx(result.accuracy) for result in results[1:]}
     assert all(step.vote_entropy is not None and 0 <= step.unanimous <= 1 for step in steps)
+    start, kept = (load_file(folder / "model.safetensors") for folder in (tiny_model, paths.hf_candidate(0)))
+    assert start.keys() == kept.keys() and all(torch.equal(kept[name], start[name].bfloat16()) for name in start)
     best, summary = find_best(results), read_json(paths.summary)
     assert summary["published_step"] == best.step
     card = (paths.hf / "README.md").read_text()

@@ -2,10 +2,10 @@
 
 A run goes to its last step, with the guard's action `warn`. Afterwards the guard gets the metrics and the validations
 of the run in the order of the steps, and stops where it would have stopped; the best validated step up to there is what
-the stage would have published. The peak is the best validated step of the whole run, without
-step 0, which is not published. It is the highest of several
-measured accuracies, so it is a little too high by chance, which makes the comparison with it a strict one. Nothing is
-sampled here, so the same files can be judged again with other limits.
+the stage would have published. The peak is the best validated step of the whole run. Both may be the policy that the
+stage began with. The peak is the highest of several measured accuracies, so it is a little too high by chance, which
+makes the comparison with it a strict one. Nothing is sampled here, so the same files can be judged again with other
+limits.
 """
 
 from __future__ import annotations
