@@ -166,7 +166,7 @@ def test_divergence_keeps_the_last_checkpoint(medssr, tiny_config, tmp_path):
         last = done.stderr.splitlines()[-1]
         assert done.returncode == EXIT_FAILED and "Traceback" not in done.stderr, done.stderr[-4000:]
         checkpoint = list_checkpoints(folder / "checkpoints")[-1]
-        assert last.startswith(f"medssr: stage2 step {checkpoint.step + 1}: ") and "learning_rate (1e+38)" in last, last
+        assert last.startswith(f"medssr: stage2 step {checkpoint.step + 1}: ") and "learning_rate (1e+11)" in last, last
         assert " is nan" in last or " holds " in last or " is inf" in last
         assert f"resumes from the checkpoint of step {checkpoint.step}, which is complete" in last
         assert checkpoint.step >= 1 and checkpoint.is_intact(paths.at(checkpoint.step))
