@@ -189,7 +189,7 @@ def list_training_notes(run: RunDir, summary: RunSummary) -> list[str]:
             continue
         text = f"{title}: {found.steps:,} steps, {found.prompts:,} prompts drawn"
         text += f"; ended early, {found.ended_by}" if found.ended_by else ""
-        if found.published_step not in (None, found.steps):
+        if found.publishes_earlier:
             text += f"; published: {found.describe_published()}"
         if found.accuracy_by_step:
             best = max(found.accuracy_by_step, key=lambda step: found.accuracy_by_step[step])

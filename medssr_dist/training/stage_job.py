@@ -91,6 +91,11 @@ class StageSummary(StageCounts):
     accuracy_by_step: dict[int, float] = field(default_factory=dict, kw_only=True)
     alarms: list[str] = field(default_factory=list, kw_only=True)
 
+    @property
+    def publishes_earlier(self) -> bool:
+        """Whether the published policy is an earlier one than that after the last step."""
+        return self.published_step not in (None, self.steps)
+
 
 def read_stage_summary(file: Path) -> StageSummary:
     """Read the summary.json of a finished stage; files of earlier versions lack some counts.

@@ -113,7 +113,7 @@ class StageWatch:
         if best := find_best(self.results):
             return [step for step in candidates if step == best.step]
         before = [step for step in candidates if step <= last_step - self._window]
-        start = before[:1] if self.results else []  # the first validation may show that it is the best
+        start = before[:1] if self.results else []  # a validation may show that no trained policy is better
         return [*before[-1:], *candidates[len(before) :], *start]
 
     def _see_result(self, result: ValidationResult) -> None:

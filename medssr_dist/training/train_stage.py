@@ -341,8 +341,7 @@ def _tell_end(job: StageJob, counts: StageCounts) -> None:
     if counts.ended_by:
         logger.warning("%s ended early, %s; published: %s", job.name, counts.ended_by, counts.describe_published())
     elif counts.published_step == 0 and find_best(read_validations(job.paths.validation)):
-        text = "%s: no policy was better on held-out questions than the one that it began with, which is published"
-        logger.warning(text, job.name)
+        logger.warning("%s did not raise the held-out accuracy; published: %s", job.name, counts.describe_published())
 
 
 def _publish(paths: StagePaths, counts: StageCounts, seconds: float) -> None:
