@@ -14,9 +14,10 @@ from __future__ import annotations
 import asyncio
 import heapq
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from statistics import median
+from typing import Any
 
 from medssr_dist.config.schema import Voting
 from medssr_dist.errors import EnginesFailed, InputError
@@ -112,6 +113,14 @@ class EnginePool:
             if len(samples) == source.pending[outcome.key]:
                 del source.pending[outcome.key], found[outcome.key]
                 yield CompletedRequest(outcome.key, sorted(samples, key=lambda sample: sample.seed))
+
+    def change_engines(self, change: Callable[[Any], Awaitable[None]]) -> None:
+        """Change the engines that are up, between two `run`s. One whose change fails is replaced.
+
+        Args:
+            change: called with each of them.
+        """
+        self._loop.run_until_complete(self._change_engines(change))
 
     def close(self) -> None:
         """Stop all engines."""
@@ -305,6 +314,17 @@ class EnginePool:
                 raise
             except Exception as error:  # the engine is replaced
                 return _format_error(error)
+
+    async def _change_engines(self, change: Callable[[Any], Awaitable[None]]) -> None:
+        await asyncio.gather(*(self._change_engine(slot, change) for slot in self._slots if slot.is_live))
+
+    async def _change_engine(self, slot: EngineSlot, change: Callable[[Any], Awaitable[None]]) -> None:
+        try:
+            await change(slot.engine)
+        except Exception as error:  # the engine is replaced
+            if slot.is_live and slot.collect_task:
+                slot.stop_reason = f"could not be changed: {_format_error(error)}"
+                slot.collect_task.cancel()
 
     async def _handle_death(self, slot: EngineSlot, reason: str) -> None:
         """Queue the engine's requests again and stop it; give it up after too many failures in a row."""

@@ -67,6 +67,21 @@ class VllmActor:
         """Return the actor's process, once the engine is up."""
         return ActorProcess(ray.get_runtime_context().get_node_id(), os.getpid(), _read_start_time(os.getpid()))
 
+    async def load(self, model: Path, fingerprint: str) -> None:
+        """Replace the weights by those of `model`, which differs in nothing else. What is in flight is dropped.
+
+        Raises:
+            InputError: the weights are not those of `fingerprint`.
+        """
+        for task in self._tasks.values():
+            task.cancel()
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        self._tasks.clear()
+        await self._llm.pause_generation(mode="abort", clear_cache=True)  # the cache is the old weights'
+        await self._llm.collective_rpc("load_weights_from", args=(str(model),))
+        await self._llm.resume_generation()
+        _check_weights(model, fingerprint)
+
     async def submit(self, requests: list[LeasedRequest], aborted: list[int]) -> None:
         """Start new requests and abort leases. See `Engine.submit`."""
         for lease_id, request in requests:
@@ -191,14 +206,23 @@ def _kill_process(pid: int, started: str) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
+class ServedModel(NamedTuple):
+    """The model that engines serve. fingerprint: of its directory when they were to serve it (`fingerprint_model`)."""
+
+    folder: Path
+    fingerprint: str
+
+
 class RayEngine:
     """A VllmActor in a placement group of its own. Each start creates a new actor in a new group.
 
     Args:
         place: returns a placement group of one bundle, which may still be waiting for room.
         gpus: of the bundle.
-        kwargs: see VllmActor; so are `fingerprint` and `linger_s`.
+        find_model: returns the model to serve.
+        kwargs: see VllmActor, without the model.
         env: environment variables of the actor's process.
+        linger_s: see VllmActor.
     """
 
     def __init__(
@@ -206,14 +230,14 @@ class RayEngine:
         name: str,
         place: Callable[[], PlacementGroup],
         gpus: int,
+        find_model: Callable[[], ServedModel],
         kwargs: dict[str, Any],
-        fingerprint: str,
         env: dict[str, str],
         linger_s: float,
     ):
         self.name = name
-        self._place, self._gpus, self._env = place, gpus, env
-        self._arguments = (kwargs, fingerprint, linger_s)
+        self._place, self._gpus, self._find_model = place, gpus, find_model
+        self._kwargs, self._env, self._linger_s = kwargs, env, linger_s
         self._group: PlacementGroup | None = None
         self._actor: Any = None  # Ray builds the handle's methods at run time
         self._process: ActorProcess | None = None
@@ -224,8 +248,10 @@ class RayEngine:
         Raises:
             InputError: the weights are not those that the run began with.
             TimeoutError: no place on the cluster, or the engine does not come up.
+            RuntimeError: the model to serve has changed meanwhile.
             Exception: what vLLM raises.
         """
+        model = self._find_model()
         self._group = self._place()
         await _wait_until_placed(self._group)
         self._actor = (
@@ -236,7 +262,7 @@ class RayEngine:
                 scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, 0),
                 runtime_env={"env_vars": self._env},
             )
-            .remote(*self._arguments)
+            .remote(self._kwargs | {"model": str(model.folder)}, model.fingerprint, self._linger_s)
         )
         try:
             self._process = await asyncio.wait_for(self._actor.ready.remote(), _START_S)
@@ -244,6 +270,12 @@ class RayEngine:
             if "InputError" in str(error):
                 raise InputError(str(error).rsplit("InputError: ", 1)[1].strip()) from None
             raise
+        if self._find_model() != model:
+            raise RuntimeError(f"it started with {model.folder}, which is no longer the model to serve")
+
+    async def load_model(self) -> None:
+        """Let the running engine load the weights of the model that it is to serve now. Raises what vLLM raises."""
+        await asyncio.wait_for(self._actor.load.remote(*self._find_model()), _START_S)
 
     def submit(self, requests: list[LeasedRequest], aborted: list[int]) -> None:
         """See `Engine.submit`."""

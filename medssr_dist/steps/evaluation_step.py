@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from medssr_dist.config.load import dump_config
 from medssr_dist.config.schema import Config
@@ -34,6 +35,9 @@ from medssr_dist.steps.step_inputs import (
     name_revision,
 )
 from medssr_dist.synthesis.synthesis_summary import read_synthesis_summary
+
+if TYPE_CHECKING:
+    from medssr_dist.inference.placement import PolicyEngines
 
 logger = logging.getLogger(__name__)
 
@@ -119,15 +123,18 @@ def score_policies(
     Args:
         policies: by name in the report; differences are between each two of them.
     """
+    from medssr_dist.inference.placement import PolicyEngines
+
     if not all(policy.with_servers for policy in policies.values()):
         session.start_ray()
     evaluation, random_seed = session.config.evaluation, session.config.runtime.random_seed
     answers, seconds = {}, {}
-    for name, policy in policies.items():
-        started = time.monotonic()
-        logger.info("evaluate %s: %s", name, policy.folder)
-        answers[name] = _answer_benchmarks(session, policy, benchmarks)
-        seconds[name] = round(time.monotonic() - started, 1)
+    with PolicyEngines(session.run.evaluation.engine_events) as engines:
+        for name, policy in policies.items():
+            started = time.monotonic()
+            logger.info("evaluate %s: %s", name, policy.folder)
+            answers[name] = _answer_benchmarks(session, policy, engines, benchmarks)
+            seconds[name] = round(time.monotonic() - started, 1)
     letters = collect_letters(benchmarks, answers)
     scores = build_scores(benchmarks, answers, letters, evaluation, random_seed, seconds)
     write_report(scores, letters, session.run.evaluation)
@@ -135,21 +142,17 @@ def score_policies(
 
 
 def _answer_benchmarks(
-    session: Session, policy: EvaluatedPolicy, benchmarks: dict[str, list[Question]]
+    session: Session, policy: EvaluatedPolicy, engines: PolicyEngines, benchmarks: dict[str, list[Question]]
 ) -> PolicyAnswers:
-    from medssr_dist.inference.placement import open_engine_pool
-
-    config, paths = policy.config, session.run.evaluation
-    prompts = make_prompt_renderer(load_tokenizer(policy.folder, config.policy), config.policy)
-    with open_engine_pool(config, policy.folder, paths.engine_events, policy.with_servers) as pool:
-        return evaluate_policy(
-            pool,
-            prompts,
-            benchmarks,
-            config.evaluation,
-            config.runtime.random_seed,
-            paths,
-            policy=fingerprint_for_run(session, policy.folder),
-            settings=config.policy,
-            should_stop=session.should_stop,
-        )
+    config = policy.config
+    return evaluate_policy(
+        engines.serve(config, policy.folder, policy.with_servers),
+        make_prompt_renderer(load_tokenizer(policy.folder, config.policy), config.policy),
+        benchmarks,
+        config.evaluation,
+        config.runtime.random_seed,
+        session.run.evaluation,
+        policy=fingerprint_for_run(session, policy.folder),
+        settings=config.policy,
+        should_stop=session.should_stop,
+    )

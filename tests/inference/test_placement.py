@@ -51,13 +51,14 @@ def test_bundles_without_room_are_refused_with_the_reason(two_nodes, monkeypatch
         cluster.reserve_each({"GPU": 1, "CPU": 1}, 5, "the voters")
 
 
-def test_an_engine_without_room_times_out(two_nodes, monkeypatch):
+def test_an_engine_without_room_times_out(two_nodes, monkeypatch, tmp_path):
     import asyncio
 
     from ray.util.placement_group import placement_group
 
     monkeypatch.setattr(vllm_engine, "_PLACE_S", 2)
-    engine = vllm_engine.RayEngine("engine 0", lambda: placement_group([{"GPU": 3}]), 3, {}, "", {}, 0.0)
+    model = vllm_engine.ServedModel(tmp_path, "")
+    engine = vllm_engine.RayEngine("engine 0", lambda: placement_group([{"GPU": 3}]), 3, lambda: model, {}, {}, 0.0)
     with pytest.raises(TimeoutError, match=r"no room for \{'GPU': 3.*\} on the cluster within 2 s"):
         asyncio.run(engine.start())
     asyncio.run(engine.stop())

@@ -98,6 +98,26 @@ def test_a_dead_engine_is_replaced_and_no_sample_lost():
         }
 
 
+def test_an_engine_that_cannot_be_changed_is_replaced():
+    changed, sent = [], requests(20)
+
+    async def change(engine):
+        changed.append(engine.name)
+        if engine.name == "b":
+            raise ConnectionError("it is gone")
+
+    engines, events = [FarEngine(name, 0.001) for name in "ab"], []
+    with EnginePool(engines, voting(), on_event=lambda *event: events.append(event)) as pool:
+        pool.change_engines(change)
+        assert changed == [], "no engine is up before the first request"
+        check_whole(dict(pool.generate(sent)), sent)
+        pool.change_engines(change)
+        check_whole(dict(pool.generate(sent)), sent)
+    assert sorted(changed) == ["a", "b"]
+    assert [engine.attempts for engine in engines] == [1, 2]
+    assert ("b", "died", "could not be changed: ConnectionError: it is gone") in events
+
+
 def test_a_request_that_kills_engines_is_quarantined():
     sent = requests(24)
     engines = [FarEngine(name, 0.001, lambda far, request: "die" if request.key == "q5" else None) for name in "ab"]

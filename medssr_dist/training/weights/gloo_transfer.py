@@ -31,6 +31,7 @@ from vllm.distributed.weight_transfer.base import (
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory, WeightTransferTrainerFactory
 
+from medssr_dist.inference.weight_reload import repack_tied_heads
 from medssr_dist.training.group_store import GroupStore, make_group_secret
 from medssr_dist.training.weights.run_together import run_together
 from medssr_dist.training.weights.weight_checks import ArrivalCheck
@@ -279,19 +280,3 @@ def _wait_for_bucket(
 ) -> Iterator[tuple[str, torch.Tensor]]:
     work.wait()
     yield from unflatten(flat, bucket)
-
-
-def repack_tied_heads(model: torch.nn.Module) -> None:
-    """Make the output heads that share their weight with an embedding use its new values.
-
-    On CPU, vLLM multiplies by a packed copy of each weight. A reload packs only the layers that were given a weight
-    themselves, and a tied head is given none: it would multiply by the first weights for ever (docs/upstream.md).
-    """
-    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
-
-    layers = [layer for layer in model.modules() if isinstance(layer, VocabParallelEmbedding)]
-    heads = [layer for layer in layers if isinstance(layer, ParallelLMHead)]
-    embedded = {layer.weight.data_ptr() for layer in layers if layer not in heads}
-    for head in heads:
-        if head.weight.data_ptr() in embedded:
-            head.quant_method.process_weights_after_loading(head)
