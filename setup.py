@@ -3,6 +3,7 @@
 from setuptools import find_packages, setup
 
 DATA = {
+    "medssr_dist.bench": ["*.yaml"],
     "medssr_dist.bench.answers": ["*.jsonl"],
     "medssr_dist.bench.guard": ["*.yaml"],
     "medssr_dist.bench.method": ["*.yaml"],

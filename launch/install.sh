@@ -46,6 +46,7 @@ echo "install.sh: installing the $kind set into $venv"
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
 pip=("$venv/bin/python" -m pip --disable-pip-version-check install --quiet)
 if [ "$kind" = cpu ]; then
+    pip+=(--no-compile) # the first import of a module compiles it; most modules are never imported
     "${pip[@]}" torch==2.13.0
     "${pip[@]}" --no-deps -r requirements/cpu.txt
 else

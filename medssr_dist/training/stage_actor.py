@@ -13,7 +13,7 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from medssr_dist.config.schema import Config
 from medssr_dist.runtime.cluster import reserve_bundles
-from medssr_dist.runtime.device import build_device_env, count_threads
+from medssr_dist.runtime.device import build_device_env, count_threads, on_gpu
 from medssr_dist.runtime.logs import set_up_logging
 from medssr_dist.runtime.models import load_tokenizer, make_prompt_renderer
 from medssr_dist.training.deadline import StopSign
@@ -202,4 +202,6 @@ def start_ranks(
 def _rank_env(ranks_per_node: int) -> dict[str, str]:
     """Return the environment of a rank. Without OMP_NUM_THREADS Ray gives it one thread, also for an offloaded Adam."""
     threads = {"OMP_NUM_THREADS": str(count_threads(ranks_per_node)), "TOKENIZERS_PARALLELISM": "false"}
+    if not on_gpu():
+        threads["GOMP_SPINCOUNT"] = "0"  # waiting threads sleep: the engines need the cores
     return build_device_env() | threads

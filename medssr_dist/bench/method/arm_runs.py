@@ -16,7 +16,7 @@ from medssr_dist.bench.method.arm_answers import ArmAnswers, make_answers, read_
 from medssr_dist.bench.method.arms import BASE, BASE_ARM, Arm
 from medssr_dist.bench.method.controls import shuffle_kept_labels
 from medssr_dist.config.load import merge_layers, read_layers
-from medssr_dist.data.jsonl import read_json, read_text, write_atomic
+from medssr_dist.data.jsonl import read_json, write_atomic
 from medssr_dist.data.records import hash_content, parse_record
 from medssr_dist.evaluation.question_letters import read_question_letters
 from medssr_dist.run.directory import RunDir
@@ -96,7 +96,7 @@ class ArmRun:
         return {**self.settings, **self.arm.make_settings(self.steps), "runtime.random_seed": self.seed}
 
     def hash_settings(self) -> str:
-        """Return a hash of what method.yaml, the config that it extends, and the arm set."""
+        """Return a hash of what method.yaml, the configs that it extends, and the arm set."""
         return hash_content([_read_common_settings(), self.list_settings()])
 
     def take_over(self) -> None:
@@ -121,14 +121,13 @@ def read_precision(run: RunDir) -> tuple[CurvePoint, ...]:
 
 
 def write_config(file: Path, settings: Mapping[str, Any]) -> Path:
-    """Write method.yaml with other values for some dotted keys to `file`; return it."""
-    tree = yaml.safe_load(read_text(METHOD_CONFIG))
+    """Write a config that extends method.yaml, with these values of dotted keys, to `file`; return it."""
+    tree: dict[str, Any] = {"extends": str(METHOD_CONFIG)}
     for key, value in settings.items():
         *sections, last = key.split(".")
         place = tree
         for section in sections:
-            place[section] = dict(place.get(section, {}))  # an alias of YAML is one object in two places
-            place = place[section]
+            place = place.setdefault(section, {})
         place[last] = value
     write_atomic(file, yaml.safe_dump(tree, sort_keys=False))
     return file
