@@ -46,7 +46,7 @@ echo "install.sh: installing the $kind set into $venv"
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
 pip=("$venv/bin/python" -m pip --disable-pip-version-check install --quiet)
 if [ "$kind" = cpu ]; then
-    pip+=(--no-compile) # the first import of a module compiles it; most modules are never imported
+    pip+=(--no-compile) # most modules are never imported; the others are compiled below
     "${pip[@]}" torch==2.13.0
     "${pip[@]}" --no-deps -r requirements/cpu.txt
 else
@@ -54,5 +54,8 @@ else
 fi
 "${pip[@]}" --no-deps -r requirements/embedded.txt
 "${pip[@]}" --no-deps --no-build-isolation -e .
+if [ "$kind" = cpu ]; then
+    env -u PYTHONDONTWRITEBYTECODE MEDSSR_DEVICE=cpu VLLM_LOGGING_LEVEL=ERROR "$venv/bin/python" -m medssr_dist.runtime.import_all
+fi
 touch "$stamp"
 echo "install.sh: done; $venv/bin/medssr --help"

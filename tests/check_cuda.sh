@@ -7,4 +7,4 @@ venv=${CUDA_VENV:-.venv-cuda}
 rm -rf "$venv"
 VENV=$venv launch/install.sh cuda
 "$venv/bin/python" -m pip list --format=freeze | wc -l
-MEDSSR_DEVICE=cuda "$venv/bin/python" tests/helpers/import_all.py
+MEDSSR_DEVICE=cuda "$venv/bin/python" -m medssr_dist.runtime.import_all
