@@ -13,7 +13,7 @@ from stream_parts import label
 from medssr_dist.bench.guard import run as guard_run
 from medssr_dist.bench.guard.guard_verdict import GuardVerdict, judge_run
 from medssr_dist.bench.guard.planted_labels import plant_wrong_majorities
-from medssr_dist.bench.guard.run import GUARD_CONFIG, SOUND, WRONG, GuardBench, bench_guard, summarize
+from medssr_dist.bench.guard.run import FIRST_SEED, GUARD_CONFIG, SOUND, WRONG, GuardBench, bench_guard, summarize
 from medssr_dist.bench.result_file import write_result
 from medssr_dist.config.load import load_config
 from medssr_dist.config.shipped import find_config_file
@@ -109,7 +109,7 @@ def write_result_of(bench: GuardBench, path: Path, *verdicts: GuardVerdict) -> N
 
 def test_the_benchmark_goes_on_with_its_result_alone(tmp_path, monkeypatch, capsys):
     result, begun = tmp_path / "guard.json", []
-    sound = judge_run(write_run(tmp_path / "a", [0.4, 0.55]), SOUND, 0, Guard())
+    sound = judge_run(write_run(tmp_path / "a", [0.4, 0.55]), SOUND, FIRST_SEED, Guard())
     write_result_of(GuardBench(GUARD_CONFIG, tmp_path), result, sound)
 
     def judge(bench, kind, seed, labels):
@@ -119,10 +119,11 @@ def test_the_benchmark_goes_on_with_its_result_alone(tmp_path, monkeypatch, caps
     monkeypatch.setattr(GuardBench, "label_once", lambda bench: make_labels(4))
     monkeypatch.setattr(GuardBench, "judge", judge)
     bench_guard(result, quick=True)
-    assert begun == [(WRONG, 0), (SOUND, 1), (WRONG, 1)]
+    one, two = FIRST_SEED, FIRST_SEED + 1
+    assert begun == [(WRONG, one), (SOUND, two), (WRONG, two)]
     first, written = capsys.readouterr().out, read_json(result)
     found = [(verdict["kind"], verdict["seed"]) for verdict in written["verdicts"]]
-    assert found == [(SOUND, 0), (WRONG, 0), (SOUND, 1), (WRONG, 1)]
+    assert found == [(SOUND, one), (WRONG, one), (SOUND, two), (WRONG, two)]
     assert (written["near_peak"]["count"], written["near_peak"]["of"]) == (0, 2)  # near the peak, but not stopped
     assert "wrong labels: 0 of 2 stopped within 1 point of the peak" in first
     monkeypatch.setattr(GuardBench, "label_once", lambda bench: pytest.fail("nothing is left to train"))
