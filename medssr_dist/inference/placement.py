@@ -38,8 +38,8 @@ logger = logging.getLogger(__name__)
 class PolicyEngines:
     """The engines that answer for one policy after another. A context manager.
 
-    Where the next policy differs from the last one in its weights alone, the running engines load these, which takes
-    seconds; an engine's start takes up to minutes.
+    Where the next policy differs from the last one in its weights alone, the running engines load these. This takes
+    seconds, while a new engine takes half a minute or more to start.
 
     Args:
         events: see `open_engine_pool`.

@@ -1,4 +1,4 @@
-"""What two models have in common, apart from their weights."""
+"""Whether two models differ in their weights alone."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _OF_NO_EFFECT = ("_name_or_path", "transformers_version", "use_cache")  # for wh
 def differ_in_weights_alone(first: Path, second: Path, policy: Policy) -> bool:
     """Return whether an engine of one model answers like the other once it has the other's weights.
 
-    Config, generation config and tokenizer decide. False where a model brings code of its own, or where its tokenizer
-    cannot be compared.
+    Compares config, generation config and tokenizer. Returns False if a model contains code, or if its tokenizer has no
+    fast form, as these are not compared.
     """
     if any("auto_map" in read_json(folder / "config.json") for folder in (first, second)):
         return False
@@ -25,7 +25,7 @@ def differ_in_weights_alone(first: Path, second: Path, policy: Policy) -> bool:
 
 
 def _describe(folder: Path, policy: Policy) -> list[Any] | None:
-    """Return everything but the weights that an engine's answers depend on; None where the tokenizer cannot tell."""
+    """Return everything but the weights that an engine's answers depend on; None if the tokenizer has no fast form."""
     from transformers import AutoConfig
 
     tokenizer = load_tokenizer(folder, policy)
