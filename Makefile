@@ -53,7 +53,7 @@ soak: install  ## vote and train on a tiny model for SOAK_MINUTES under kills, g
 check-cuda:  ## install the CUDA set into .venv-cuda and import every module as on a GPU; 11 GB, no GPU needed
 	tests/check_cuda.sh
 
-gpu-check:  ## on a node with a GPU: kernels, attention, an update, and with two GPUs a small whole run; ten minutes
+gpu-check:  ## on a node with a GPU: kernels, attention, an update and a small whole run; a quarter of an hour
 	$(VENV)/bin/medssr doctor --gpu-check --config demo_cpu
 
 lint: install  ## check style, format and types; changes nothing

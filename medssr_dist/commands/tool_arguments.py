@@ -106,7 +106,7 @@ def add_doctor_arguments(command: argparse.ArgumentParser, steps: Iterable[str])
         metavar="S",
         help="with --node: seconds to wait for absent nodes (default: 120)",
     )
-    text = "run what only a GPU can show: kernels, attention, an update, a small run; about ten minutes"
+    text = "run what only a GPU can show: kernels, attention, an update, a small run; a quarter of an hour"
     command.add_argument("--gpu-check", action="store_true", help=text)
     command.add_argument(
         "--step", choices=list(steps), default="run", help="the step that the job runs (default: run, all steps)"

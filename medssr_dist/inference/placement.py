@@ -22,7 +22,7 @@ from medssr_dist.inference.vllm_server import ServerEngine
 from medssr_dist.inference.weight_reload import WeightReload
 from medssr_dist.runtime.alike_models import differ_in_weights_alone
 from medssr_dist.runtime.cluster import reserve_each
-from medssr_dist.runtime.device import count_threads
+from medssr_dist.runtime.device import count_threads, on_gpu
 from medssr_dist.runtime.fingerprints import fingerprint_model
 from medssr_dist.runtime.models import load_tokenizer
 
@@ -105,7 +105,8 @@ def _open_engines(
     with ExitStack() as stack:
         placement = EnginePlacement(config, model, count)
         stack.callback(placement.release)
-        logger.info("starting %d vLLM engine%s; on CPU this takes about half a minute", count, "s" * (count > 1))
+        about = "a minute" if on_gpu() else "half a minute"
+        logger.info("starting %d vLLM engine%s; this takes about %s", count, "s" * (count > 1), about)
         engines: list[Engine] = [placement.make_engine() for _ in range(count)]
         if servers:
             tokenize = partial(_tokenize, load_tokenizer(model, config.policy))

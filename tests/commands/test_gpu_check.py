@@ -22,23 +22,33 @@ def test_attention_is_compared_with_an_exact_one(monkeypatch):
     assert gpu_check.check_attention("cpu").status == "fail"
 
 
-GOOD = {"contestant": "kernels", "error_loss": 4e-4, "error_dx": 6e-3, "error_dw": None, "failed": ""}
+SHAPE = {"task": "grpo", "n": 2048, "h": 4096, "v": 151936}
+TORCH = SHAPE | {"contestant": "torch", "error_loss": 4e-4, "error_dx": 6e-2, "error_dw": 5e-2, "failed": ""}
+GOOD = TORCH | {"contestant": "kernels", "error_loss": 9e-4, "error_dx": 9e-2, "error_dw": None}
+NAN = float("nan")
 
 
 @pytest.mark.parametrize(
     ("rows", "status", "words"),
     [
-        ([GOOD, {"contestant": "liger", "failed": "no such package"}], "pass", "largest error 6.0e-03"),
-        ([GOOD | {"error_dw": 0.4}], "fail", "largest error 4.0e-01"),
-        ([GOOD | {"failed": "OutOfMemoryError"}], "fail", "kernels: OutOfMemoryError"),
+        ([TORCH, GOOD, {"contestant": "liger", "failed": "no such package"}], "pass", "at most 1.50 times torch's"),
+        ([TORCH, GOOD | {"error_dw": 0.4}], "fail", "at most 8.00 times torch's"),
+        ([TORCH, GOOD | {"error_dx": NAN, "error_dw": 0.01}], "fail", "nan times torch's"),
+        ([TORCH, GOOD | {"failed": "OutOfMemoryError"}], "fail", "kernels: OutOfMemoryError"),
+        ([SHAPE | {"contestant": "torch", "failed": "OutOfMemoryError"}, GOOD], "fail", "torch has no errors"),
         ([], "fail", "no figures of ours"),
     ],
 )
-def test_kernels_are_judged_by_their_errors(tmp_path, rows, status, words):
+def test_kernels_are_judged_by_the_errors_of_torch(tmp_path, rows, status, words):
     file = tmp_path / "kernels.json"
     file.write_text(json.dumps({"rows": rows}))
     found = gpu_check.judge_kernels(file)
     assert found.status == status and words in found.detail
+
+
+def test_the_figures_of_a_real_gpu_pass(repo):
+    found = gpu_check.judge_kernels(repo / "kernels" / "results" / "h200.json")
+    assert found.status == "pass" and found.detail == "12 kernels, errors at most 1.00 times torch's"
 
 
 def test_the_update_is_judged_by_its_own_row(tmp_path):
@@ -56,5 +66,13 @@ def test_a_part_that_fails_names_its_command():
     assert gpu_check._run(["--version"]) is None
 
 
-def test_a_whole_run_needs_two_gpus(tmp_path):
-    assert "needs two GPUs" in gpu_check._check_whole_run(tmp_path, 1).detail
+@pytest.mark.parametrize(("gpus", "placement"), [(1, "colocated"), (2, "split"), (8, "split")])
+def test_a_whole_run_shares_the_gpu_where_there_is_one(tmp_path, monkeypatch, gpus, placement):
+    """The config of the small run must load, which the dry run shows; the run itself needs a GPU."""
+    commands = []
+    monkeypatch.setattr(gpu_check, "_run", commands.append)
+    monkeypatch.setattr(gpu_check, "find_spec", lambda name: True)
+    assert placement in gpu_check._check_whole_run(tmp_path, gpus).detail
+    ((*command, last),) = commands
+    assert last == f"training.placement={placement}"
+    assert cli.main([*command, last, "runtime.device=gpu", "--dry-run"]) == 0

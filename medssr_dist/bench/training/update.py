@@ -4,8 +4,9 @@
 
 One ZeRO-3 rank takes steps on random samples (`SCALES` states their lengths) with random weights in the shapes of
 `SHAPES`. Shapes that do not fit into memory are listed with the reason. No engine is needed, so one GPU suffices. Each
-variant runs in a separate process; `VARIANTS` states the differences. The results are medians over the steps after the
-first. Attention is always torch's own (sdpa). MFU counts the operations of the model (`training/update/flops.py`),
+variant runs in a separate process; `VARIANTS` states the differences, and `--quick` measures `QUICK_VARIANTS`. The
+results are medians over the steps after the first. Weights are bfloat16 on a GPU and float32 on CPU. Attention is
+torch's own: `varlen` over packed rows, else sdpa. MFU counts the operations of the model (`training/update/flops.py`),
 which are the same for all variants. Peak memory is torch's on GPU, and that of the process on CPU.
 """
 
@@ -64,9 +65,10 @@ VARIANTS = {
     "micro-batches as they come": UpdateVariant({"batching": "fixed"}),
     "log-probs before the update": UpdateVariant(old_logprobs=True),
     "shared prompts": UpdateVariant({"share_prompts": "true"}),
-    "packed": UpdateVariant({"packing": "true"}),
+    "packed": UpdateVariant({"packing": "true", "attention": "varlen"}),
     "no gradient checkpointing": UpdateVariant({"gradient_checkpointing": "false"}),
 }
+QUICK_VARIANTS = ("ours", "stock", "packed")
 _OFFLOADED = {"Qwen3-8B": {"offload_optimizer": "true"}}  # otherwise 16 bytes per weight on the GPU
 
 
@@ -138,7 +140,7 @@ def bench_update(json_path: Path, quick: bool = False) -> None:
     for shape in scale.shapes:
         with tempfile.TemporaryDirectory() as folder:
             run_in_process(make_model, SHAPES[shape], tokenizer, folder)
-            for name in tqdm(VARIANTS, desc=f"{shape} on {device}", unit="variant"):
+            for name in tqdm(QUICK_VARIANTS if quick else VARIANTS, desc=f"{shape} on {device}", unit="variant"):
                 variant = replace(VARIANTS[name], keys=_OFFLOADED.get(shape, {}) | VARIANTS[name].keys)
                 rows.append(_measure_row(shape, name, folder, variant, scale))
                 result = {"device": device, "quick": quick, "scale": asdict(scale)}
@@ -213,6 +215,7 @@ def make_config(folder: str, keys: dict[str, str], scale: UpdateScale) -> Config
         training["stage2.micro_batch_tokens"] = scale.micro_batch_size * longest
     overrides = [f"training.{name}={value}" for name, value in training.items()]
     overrides += [f"policy.model={folder}", f"policy.max_model_len={longest}"]
+    overrides += ["policy.dtype=bfloat16"] * torch.cuda.is_available()
     return load_config(DEMO, overrides)
 
 
