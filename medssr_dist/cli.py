@@ -40,6 +40,7 @@ from medssr_dist.errors import (
 from medssr_dist.runtime.failures import describe_foreseen, write_traceback
 from medssr_dist.runtime.logs import set_up_logging
 from medssr_dist.runtime.output import clean_output, discard_output
+from medssr_dist.runtime.working_directory import import_no_local_modules
 
 if TYPE_CHECKING:
     from medssr_dist.config.schema import Config
@@ -73,6 +74,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = _build_parser()
     _offer_completion(parser)
     os.umask(0o077)  # only the user may read what a command writes
+    import_no_local_modules()
     set_up_logging()
     with clean_output():
         if mistake := _explain_dashes(sys.argv[1:] if arguments is None else arguments):

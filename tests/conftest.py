@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -21,9 +22,10 @@ settings.load_profile("untimed")
 
 
 @pytest.fixture(autouse=True)
-def unset_logging():
-    """Undo `set_up_logging`, which `medssr`'s entry point calls: each test starts from Python's defaults."""
+def undo_entry_point():
+    """Undo what `medssr`'s entry point sets in its process: each test starts from Python's defaults."""
     yield
+    os.environ.pop("PYTHONSAFEPATH", None)
     logger = logging.getLogger(PACKAGE_LOGGER)
     logger.handlers.clear()
     logger.setLevel(logging.NOTSET)
@@ -87,7 +89,7 @@ def medssr():
     """Return a function that runs `medssr ARGUMENTS` in a process and returns the finished process."""
 
     def run(*arguments: object, check: bool = True, **options) -> subprocess.CompletedProcess:
-        command = [sys.executable, "-m", "medssr_dist.cli", *map(str, arguments)]
+        command = [sys.executable, "-P", "-m", "medssr_dist.cli", *map(str, arguments)]  # -P: as the script `medssr`
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1800, **options)
         assert not check or done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
         return done

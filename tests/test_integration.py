@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from stored_votes import stored_labels, stored_votes
 
@@ -19,8 +21,18 @@ def run(tmp_path_factory) -> RunPaths:
     return RunPaths(tmp_path_factory.mktemp("run") / "tiny")
 
 
-def test_whole_method_runs(medssr, tiny_config, run):
-    done = medssr("run", "--config", tiny_config, "--run-dir", run.root, POLICIES)
+@pytest.fixture
+def crowded_folder(tmp_path) -> Path:
+    """A working directory with files that have the names of modules which every process imports."""
+    folder = tmp_path / "crowded"
+    folder.mkdir()
+    for name in ("json", "kernels", "numpy", "random", "ray", "tokenize", "torch", "yaml"):
+        (folder / f"{name}.py").write_text('raise RuntimeError("a file of the working directory was imported")\n')
+    return folder
+
+
+def test_whole_method_runs(medssr, tiny_config, run, crowded_folder):
+    done = medssr("run", "--config", tiny_config, "--run-dir", run.root, POLICIES, cwd=crowded_folder)
     assert "accuracy" in done.stdout and "--- one question ---" in done.stdout
     assert run.summary_plot.read_bytes().startswith(b"\x89PNG")
     assert "starting 1 vLLM engine" in done.stderr and done.stderr.count("\n") < 250, "a clean run has a short log"

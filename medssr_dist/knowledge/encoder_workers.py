@@ -20,6 +20,7 @@ from medssr_dist.errors import InputError
 from medssr_dist.knowledge.encoders import EncodedShard, load_encoder
 from medssr_dist.knowledge.passages import Corpus, Passage
 from medssr_dist.runtime.cluster import connect_to_ray, read_ray_address
+from medssr_dist.runtime.working_directory import make_job_config
 
 logger = logging.getLogger(__name__)
 _MAX_DEATHS = 3  # worker deaths at one shard, after which the shard is taken as the cause
@@ -108,7 +109,7 @@ def _join_cluster(workers: int) -> Iterator[None]:
         connect_to_ray(address)
     else:
         here = {"num_cpus": max(os.cpu_count() or 1, workers), "include_dashboard": False, "logging_level": "WARNING"}
-        ray.init(address="local", log_to_driver=False, **here)
+        ray.init(address="local", job_config=make_job_config(), log_to_driver=False, **here)
     signal.signal(signal.SIGTERM, on_sigterm)  # ray.init installs its own handler, which exits at once
     try:
         yield

@@ -18,6 +18,7 @@ from medssr_dist.runtime.device import on_gpu, read_compute_capability, require_
 from medssr_dist.runtime.network import list_interfaces
 from medssr_dist.runtime.shared_memory import RUN_VARIABLE
 from medssr_dist.runtime.temp_dir import open_ray_temp_dir
+from medssr_dist.runtime.working_directory import make_job_config
 
 if TYPE_CHECKING:
     from ray.util.placement_group import PlacementGroup
@@ -142,7 +143,7 @@ def connect_to_ray(address: str) -> None:
 
     own_ip = os.environ.get("MEDSSR_NODE_IP")  # set by the launcher; Ray might choose an address of another network
     try:
-        ray.init(address=address, log_to_driver=False, _node_ip_address=own_ip)
+        ray.init(address=address, job_config=make_job_config(), log_to_driver=False, _node_ip_address=own_ip)
     except (ConnectionError, ValueError, RuntimeError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise InputError(
@@ -182,6 +183,7 @@ def _start(slots: int, temp_dir: Path) -> None:
         try:
             ray.init(
                 address="local",
+                job_config=make_job_config(),
                 num_cpus=max(os.cpu_count() or 1, 2 * slots + 2),
                 num_gpus=None if on_gpu() else slots,
                 include_dashboard=False,
