@@ -84,8 +84,8 @@ class Guard(Section):
         0.01,
         ge=0,
         lt=1,
-        description="how far the accuracy of training.validate may fall below its best, if that is also three standard "
-        "errors of the difference by question; 0 = off",
+        description="how far the accuracy of training.validate may fall below its best in two validations in a row, if "
+        "that is also two standard errors or more of the difference by question; 0 = off",
     )
 
     @model_validator(mode="after")

@@ -9,8 +9,11 @@ first ones, or for a signal that may rise first, the highest ones so far. Two co
 above the limit of the config, and above 5 standard errors. The second keeps small steps, whose metrics vary much, from
 raising alarms; it is so high because the highest of many windows is too high by chance. The error of a mean comes from
 the mean absolute change d from one step to the next: d sqrt(pi) / 2 is the standard deviation of independent normal
-values, and a slow trend hardly adds to it. A validation is compared with the best one before it, question by question;
-its difference must be above the limit and above 3 standard errors.
+values, and a slow trend hardly adds to it.
+
+Validations are compared with the best one before them, question by question. Two in a row must lie below it, because a
+sound policy has bad moments too, by more than the limit and sqrt(2^2 + 2 ln k) standard errors: the best of k equal
+policies is too high by chance, by at most sqrt(2 ln k) standard deviations in the mean.
 
 The guard has no state besides the lines of metrics.jsonl and validation.jsonl: after a restart it reads them again.
 """
@@ -30,7 +33,7 @@ from medssr_dist.run.stream import follow
 from medssr_dist.training.step_metrics import StepMetrics
 from medssr_dist.training.validation_log import ValidationResult
 
-_STEP_ERRORS, _VALIDATION_ERRORS = 5.0, 3.0  # standard errors
+_STEP_ERRORS, _VALIDATION_ERRORS = 5.0, 2.0  # standard errors
 
 
 @dataclass(frozen=True)
@@ -109,15 +112,17 @@ class CollapseGuard:
                 self._check(signal, limit, metrics.step)
 
     def see_validations(self, results: Sequence[ValidationResult]) -> None:
-        """Compare the newest of all validations so far with the best one before it."""
+        """Compare the newest two of all validations so far with the best one before them; see the head of this file."""
         limit = self._settings.validation_fall
-        if not limit or len(results) < 2:
+        if not limit or len(results) < 3:
             return
-        newest, best = results[-1], max(results[:-1], key=lambda result: result.accuracy)
-        fall = newest.measure_fall(best)
-        if fall.accuracy > max(limit, _VALIDATION_ERRORS * fall.error):
-            numbers = (newest.accuracy, best.accuracy, limit)
-            self._raise_alarm(GuardAlarm(newest.step, "validation_fall", "validation_accuracy", *numbers))
+        *earlier, _, _ = results
+        best = max(earlier, key=lambda result: result.accuracy)
+        errors = math.sqrt(_VALIDATION_ERRORS**2 + 2 * math.log(len(earlier)))
+        falls = [result.measure_fall(best) for result in results[-2:]]
+        if all(fall.accuracy > max(limit, errors * fall.error) for fall in falls):
+            numbers = (results[-1].accuracy, best.accuracy, limit)
+            self._raise_alarm(GuardAlarm(results[-1].step, "validation_fall", "validation_accuracy", *numbers))
 
     def _check(self, signal: GuardSignal, limit: float, step: int) -> None:
         values, window = self._values[signal.name], self._settings.window

@@ -77,10 +77,10 @@ def write_run(folder: Path, accuracies: list[float], seed: int = 0, questions: i
 
 
 def test_a_run_that_falls_is_stopped_near_its_peak(tmp_path):
-    found = judge_run(write_run(tmp_path, [0.4, 0.5, 0.55, 0.45, 0.35]), WRONG, 0, Guard())
-    assert (found.stop_step, found.signal, found.published_step) == (15, "validation_fall", 10)
+    found = judge_run(write_run(tmp_path, [0.4, 0.5, 0.55, 0.45, 0.4, 0.35]), WRONG, 0, Guard())
+    assert (found.stop_step, found.signal, found.published_step) == (20, "validation_fall", 10)
     assert found.is_near_peak and found.published == found.peak
-    assert [step for step, _ in found.accuracies] == [0, 5, 10, 15, 20]
+    assert [step for step, _ in found.accuracies] == [0, 5, 10, 15, 20, 25]
     assert (found.start, found.last) == (found.accuracies[0][1], found.accuracies[-1][1])
 
 
@@ -91,12 +91,12 @@ def test_a_run_that_rises_is_not_stopped(tmp_path):
 
 def test_a_run_that_only_falls_publishes_its_start(tmp_path):
     found = judge_run(write_run(tmp_path, [0.5, 0.49, 0.35, 0.3]), WRONG, 0, Guard())
-    assert (found.stop_step, found.published_step, found.peak_step) == (10, 0, 0)
+    assert (found.stop_step, found.published_step, found.peak_step) == (15, 0, 0)
     assert found.is_near_peak and found.published == found.start
 
 
 def test_runs_are_counted_by_kind(tmp_path):
-    falls = judge_run(write_run(tmp_path / "a", [0.4, 0.55, 0.4]), WRONG, 0, Guard())
+    falls = judge_run(write_run(tmp_path / "a", [0.4, 0.55, 0.4, 0.4]), WRONG, 0, Guard())
     rises = judge_run(write_run(tmp_path / "b", [0.4, 0.55]), SOUND, 0, Guard())
     found = summarize([falls, rises])
     assert (found.near_peak.count, found.stopped_wrong.count, found.stopped_sound.count) == (1, 1, 0)
@@ -150,13 +150,13 @@ def test_a_run_gets_its_labels_and_its_seed(tmp_path, monkeypatch):
     def call(command, file, run_dir, overrides):
         calls.append((command, file, overrides))
         RunDir(run_dir).adopt_config(load_config(file, list(overrides)))
-        write_run(RunDir(run_dir).stage("stage1").folder, [0.4, 0.55, 0.4])
+        write_run(RunDir(run_dir).stage("stage1").folder, [0.4, 0.55, 0.4, 0.4])
 
     monkeypatch.setattr(guard_run, "call_medssr", call)
     found = bench.judge(WRONG, 7, labels)
     [(command, file, overrides)] = calls
     assert (command, file) == ("train", GUARD_CONFIG) and "runtime.random_seed=7" in overrides
-    assert (found.kind, found.seed, found.stop_step) == (WRONG, 7, 10)
+    assert (found.kind, found.seed, found.stop_step) == (WRONG, 7, 15)
     run = RunDir(bench.folder / "wrong-labels-7")
     assert run.is_finished("vote") and run.read_manifest().steps["vote"].settings["runtime.random_seed"] == 7
     assert list(read_kept_labels(run.voting.labels)) == plant_wrong_majorities(labels, 1 / 3, 7, find_hpo_truth)

@@ -39,7 +39,7 @@ from medssr_dist.run.stream import mark_end, read_kept_labels
 
 GUARD_CONFIG = Path(__file__).with_name("guard.yaml")
 RUNS = 20
-FIRST_SEED = 100  # the settings were chosen by looking at runs with smaller seeds
+FIRST_SEED = 200  # the settings were chosen by looking at runs with smaller seeds
 SOUND, WRONG = "sound", "wrong labels"
 _SHARE = {SOUND: 0.0, WRONG: 1 / 3}
 
