@@ -98,9 +98,12 @@ def test_a_run_that_only_falls_publishes_its_start(tmp_path):
 def test_runs_are_counted_by_kind(tmp_path):
     falls = judge_run(write_run(tmp_path / "a", [0.4, 0.55, 0.4, 0.4]), WRONG, 0, Guard())
     rises = judge_run(write_run(tmp_path / "b", [0.4, 0.55]), SOUND, 0, Guard())
-    found = summarize([falls, rises])
-    assert (found.near_peak.count, found.stopped_wrong.count, found.stopped_sound.count) == (1, 1, 0)
-    assert (found.near_peak.of, found.stopped_sound.of) == (1, 1)
+    past_its_peak = judge_run(write_run(tmp_path / "c", [0.4, 0.55, 0.4, 0.4]), SOUND, 1, Guard())
+    stopped_falsely = judge_run(write_run(tmp_path / "d", [0.4, 0.55, 0.4, 0.4, 0.7]), SOUND, 2, Guard())
+    found = summarize([falls, rises, past_its_peak, stopped_falsely])
+    assert (found.near_peak.count, found.stopped_wrong.count, found.stopped_sound.count) == (1, 1, 2)
+    assert (found.near_peak.of, found.stopped_sound.of) == (1, 3)
+    assert (found.falsely_stopped.count, found.falsely_stopped.of) == (1, 3)
 
 
 def write_result_of(bench: GuardBench, path: Path, *verdicts: GuardVerdict) -> None:

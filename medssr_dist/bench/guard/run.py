@@ -9,7 +9,8 @@ Each run goes to its last step, and `guard_verdict.py` finds afterwards where th
 result NAME.json, the runs lie in NAME.runs. The same command resumes; it skips the runs whose verdict the result has.
 
 Aims: of the runs with wrong labels, at least 95% are stopped and publish a policy within 1 point of the held-out peak;
-of the sound ones, at most 5% are stopped.
+of the sound ones, at most 5% are stopped falsely, that is, although a later policy is more than 1 point better than the
+published one. A sound run may have passed its peak, since its last steps repeat labels; to stop it there is right.
 """
 
 from __future__ import annotations
@@ -49,14 +50,17 @@ class GuardFigures:
     """What the guard did in all runs.
 
     near_peak: runs with wrong labels that are stopped and publish a policy within 1 point of the held-out peak.
-    stopped_wrong, stopped_sound: runs that are stopped.
+    stopped_wrong, stopped_sound: runs that are stopped. falsely_stopped: sound runs that are stopped, and whose best
+    policy of all steps is more than 1 point better than the published one.
 
-    Example: GuardFigures(near_peak=Share(...), stopped_wrong=Share(...), stopped_sound=Share(...), verdicts=[...])
+    Example: GuardFigures(near_peak=Share(...), stopped_wrong=Share(...), stopped_sound=Share(...),
+        falsely_stopped=Share(...), verdicts=[...])
     """
 
     near_peak: Share
     stopped_wrong: Share
     stopped_sound: Share
+    falsely_stopped: Share
     verdicts: list[GuardVerdict]
 
 
@@ -168,25 +172,28 @@ def _read_verdicts(result: Path, settings: dict[str, Any]) -> list[GuardVerdict]
 def summarize(verdicts: Sequence[GuardVerdict]) -> GuardFigures:
     """Count the runs that were stopped, and those that publish a policy near the peak."""
     ordered = sorted(verdicts, key=lambda verdict: (verdict.seed, verdict.kind))
-    wrong = [verdict for verdict in ordered if verdict.kind == WRONG]
-    sound = [verdict for verdict in ordered if verdict.kind == SOUND]
-    near = [verdict for verdict in wrong if verdict.stop_step is not None and verdict.is_near_peak]
+    wrong, sound = ([verdict for verdict in ordered if verdict.kind == kind] for kind in (WRONG, SOUND))
+    stopped_wrong, stopped_sound = ([verdict for verdict in kind if verdict.stop_step] for kind in (wrong, sound))
+    near = [verdict for verdict in stopped_wrong if verdict.is_near_peak]
+    false = [verdict for verdict in stopped_sound if not verdict.is_near_peak]
     return GuardFigures(
         near_peak=measure_share(len(near), len(wrong)),
-        stopped_wrong=measure_share(sum(verdict.stop_step is not None for verdict in wrong), len(wrong)),
-        stopped_sound=measure_share(sum(verdict.stop_step is not None for verdict in sound), len(sound)),
+        stopped_wrong=measure_share(len(stopped_wrong), len(wrong)),
+        stopped_sound=measure_share(len(stopped_sound), len(sound)),
+        falsely_stopped=measure_share(len(false), len(sound)),
         verdicts=ordered,
     )
 
 
 def format_figures(figures: GuardFigures) -> str:
     """Return a line about each run, then the counts."""
-    near, sound = figures.near_peak, figures.stopped_sound
+    near, sound, false = figures.near_peak, figures.stopped_sound, figures.falsely_stopped
     return "\n".join(
         [
             *map(_format_verdict, figures.verdicts),
             f"wrong labels: {near.count} of {near.of} stopped within 1 point of the peak",
-            f"sound: {sound.count} of {sound.of} stopped",
+            f"sound: {sound.count} of {sound.of} stopped, {false.count} of them falsely (a later policy is better by "
+            "more than 1 point)",
         ]
     )
 
