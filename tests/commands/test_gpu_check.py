@@ -67,7 +67,7 @@ def test_a_part_that_fails_names_its_command():
 
 
 @pytest.mark.parametrize(("gpus", "placement"), [(1, "colocated"), (2, "split"), (8, "split")])
-def test_a_whole_run_shares_the_gpu_where_there_is_one(tmp_path, monkeypatch, gpus, placement):
+def test_a_whole_run_shares_the_gpu_where_there_is_one(tmp_path, monkeypatch, gpu, gpus, placement):
     """The config of the small run must load, which the dry run shows; the run itself needs a GPU."""
     commands = []
     monkeypatch.setattr(gpu_check, "_run", commands.append)
@@ -75,4 +75,4 @@ def test_a_whole_run_shares_the_gpu_where_there_is_one(tmp_path, monkeypatch, gp
     assert placement in gpu_check._check_whole_run(tmp_path, gpus).detail
     ((*command, last),) = commands
     assert last == f"training.placement={placement}"
-    assert cli.main([*command, last, "runtime.device=gpu", "--dry-run"]) == 0
+    assert cli.main([*command, last, "--dry-run"]) == 0
