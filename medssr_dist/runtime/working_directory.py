@@ -1,8 +1,8 @@
 """Keep the files of the working directory out of the processes that a command starts.
 
-Python and Ray look for modules there first, so that a random.py or numpy.py of the user, or the packages of a checkout
-beside another installation, would be imported in place of the installed ones. A user's own modules are found by
-PYTHONPATH (docs/training.md).
+Python and Ray look for modules there first. A random.py or numpy.py of the user would be imported instead of the
+installed module, and in a checkout its packages instead of an installed wheel. For modules of your own, set PYTHONPATH
+(docs/training.md).
 """
 
 from __future__ import annotations

@@ -116,13 +116,13 @@ class CollapseGuard:
         limit = self._settings.validation_fall
         if not limit or len(results) < 3:
             return
-        *earlier, _, _ = results
+        *earlier, previous, newest = results
         best = max(earlier, key=lambda result: result.accuracy)
         errors = math.sqrt(_VALIDATION_ERRORS**2 + 2 * math.log(len(earlier)))
-        falls = [result.measure_fall(best) for result in results[-2:]]
+        falls = [result.measure_fall(best) for result in (previous, newest)]
         if all(fall.accuracy > max(limit, errors * fall.error) for fall in falls):
-            numbers = (results[-1].accuracy, best.accuracy, limit)
-            self._raise_alarm(GuardAlarm(results[-1].step, "validation_fall", "validation_accuracy", *numbers))
+            numbers = (newest.accuracy, best.accuracy, limit)
+            self._raise_alarm(GuardAlarm(newest.step, "validation_fall", "validation_accuracy", *numbers))
 
     def _check(self, signal: GuardSignal, limit: float, step: int) -> None:
         values, window = self._values[signal.name], self._settings.window
