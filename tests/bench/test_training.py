@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+
 import pytest
 from step_rows import make_metrics
 
+from medssr_dist.bench.training import run
 from medssr_dist.bench.training.run import (
     BASELINES,
+    FULL,
     PHASES,
     VARIANTS,
     LossComparison,
+    bench_training,
     compare_loss_steps,
     compute_ratios,
     render_table,
@@ -27,16 +33,17 @@ def make_steps(*seconds: float, sync: float) -> list[StepMetrics]:
     ]
 
 
-def test_ratios_compare_medians_without_first_step_and_waiting():
+def test_ratios_compare_medians_without_waiting():
     found = compute_ratios(
         {
-            "ours": make_steps(99, 5, 6, 7, sync=0.5),
-            "stock": make_steps(99, 10, 12, 30, sync=2.0),
-            "prompts not shared": make_steps(99, 9, 9, 9, sync=0.5),
-            "stock loss": make_steps(99, 18, 18, 18, sync=0.5),
+            "ours": make_steps(5, 6, 7, sync=0.5),
+            "stock": make_steps(10, 12, 30, sync=2.0),
+            "prompts not shared": make_steps(9, 9, 9, sync=0.5),
+            "stock loss": make_steps(18, 18, 18, sync=0.5),
         }
     )
     assert (found.step_time_ratio, found.weight_sync_ratio) == (0.5, 0.25)
+    assert (found.variants["stock"].fastest, found.variants["stock"].slowest) == (10, 30)
     assert found.shares == {"prompts not shared": 1.5, "stock loss": 2.0}
     table = render_table(found, LossComparison(1e-3, 3, {}))
     assert "NOT MET" in table and table.count(" met") == 2
@@ -58,3 +65,21 @@ def test_the_config_of_every_variant_loads(name):
     keys = {"stage2.drop_zero_variance": "false", "stage1.enabled": "false"} | VARIANTS[name].keys
     config = load_config(DEMO, [f"training.{key}={value}" for key, value in keys.items()])
     assert config.training.stage2.enabled and BASELINES.get(name, "ours") in VARIANTS
+
+
+def test_what_others_are_compared_with_runs_first_and_last():
+    compared = {"ours", "stock", *BASELINES.values()}
+    half = len(FULL.runs) // 2
+    assert set(FULL.runs) == set(VARIANTS)
+    assert {name for name in FULL.runs[:half] if name in FULL.runs[half:]} == compared
+
+
+def test_steps_of_both_runs_count_without_the_first_of_each(tmp_path, monkeypatch):
+    seconds = iter([(99, 4, 6), (99, 10, 20), (99, 8, 12)])
+    monkeypatch.setattr(run, "FULL", replace(FULL, runs=("ours", "stock", "ours")))
+    monkeypatch.setattr(run, "_run", lambda *_: make_steps(*next(seconds), sync=1.0))
+    monkeypatch.setattr(run, "compare_losses", lambda *_: LossComparison(1e-6, 3, {}))
+    bench_training(tmp_path / "training.json")
+    variants = json.loads((tmp_path / "training.json").read_text())["variants"]
+    assert (variants["ours"]["step"], variants["ours"]["slowest"], variants["stock"]["step"]) == (7, 12, 15)
+    assert (tmp_path / "training.png").stat().st_size

@@ -66,16 +66,19 @@ VARIANTS = {
 ENVIRONMENTS = {"stock": {"VLLM_PLUGINS": "medssr_stacks,medssr_shared_memory"}}
 # The variant to compare with, if it is not "ours": the one that differs only in that part.
 BASELINES = {"stock loss": "prompts not shared", "micro-batches as they come": "prompts not shared"}
+_COMPARED = ("ours", "stock", "prompts not shared")
 
 
 @dataclass(frozen=True)
 class TrainingScale:
     """How much is measured.
 
-    steps: of each variant. loss_steps: of the comparison of losses. max_new_tokens: of each sample.
+    runs: names of variants, in the order in which they run. Those that others are compared with run first and again
+    last, so that a machine that becomes slower or faster meanwhile is seen, and matters less. steps: of each run.
+    loss_steps: of the comparison of losses. max_new_tokens: of each sample.
     """
 
-    variants: tuple[str, ...] = tuple(VARIANTS)
+    runs: tuple[str, ...] = (*_COMPARED, *(name for name in VARIANTS if name not in _COMPARED), *_COMPARED)
     steps: int = 4
     prompts_per_step: int = 4
     samples_per_prompt: int = 4
@@ -85,20 +88,23 @@ class TrainingScale:
 
 
 FULL = TrainingScale()
-QUICK = TrainingScale(variants=("ours", "stock"), steps=2, loss_steps=2)
+QUICK = TrainingScale(runs=("ours", "stock"), steps=2, loss_steps=2)
 
 
 @dataclass(frozen=True)
 class VariantTimes:
     """Times of a variant, in seconds, and what its steps processed.
 
-    step: median time of a step, without waiting for examples. seconds_*: medians of its phases. zero_variance: mean
-    share of groups whose rewards are all equal. tokens: mean number of generated tokens in a step.
+    step: median time of a step, without waiting for examples. fastest, slowest: of its steps. seconds_*: medians of its
+    phases. zero_variance: mean share of groups whose rewards are all equal. tokens: mean number of generated tokens in
+    a step.
 
-    Example: VariantTimes(14.15, 6.2, 2.1, 5.3, 0.59, zero_variance=0.42, tokens=412.0)
+    Example: VariantTimes(14.15, 13.9, 15.0, 6.2, 2.1, 5.3, 0.59, zero_variance=0.42, tokens=412.0)
     """
 
     step: float
+    fastest: float
+    slowest: float
     seconds_generate: float
     seconds_experience: float
     seconds_update: float
@@ -139,10 +145,10 @@ def bench_training(json_path: Path, quick: bool = False) -> None:
     json_path, scale = Path(json_path), QUICK if quick else FULL
     json_path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=json_path.parent, prefix=".bench") as scratch:
-        steps = {
-            name: _run(Path(scratch), name, VARIANTS[name], scale)
-            for name in tqdm(scale.variants, desc="variants", unit="run")
-        }
+        steps: dict[str, list[StepMetrics]] = {}
+        for index, name in enumerate(tqdm(scale.runs, desc="variants", unit="run")):
+            found = _run(Path(scratch) / str(index), name, VARIANTS[name], scale)
+            steps.setdefault(name, []).extend(found[1:])  # the first step of a run warms up
         losses = compare_losses(Path(scratch), scale)
     ratios = compute_ratios(steps)
     write_result(json_path, asdict(ratios) | asdict(losses) | {"quick": quick, "scale": asdict(scale)})
@@ -151,8 +157,8 @@ def bench_training(json_path: Path, quick: bool = False) -> None:
 
 
 def compute_ratios(steps: dict[str, list[StepMetrics]]) -> TimeRatios:
-    """Compare the variants by the metrics of their steps; the first step of each variant is left out."""
-    variants = {name: _measure(metrics[1:]) for name, metrics in steps.items()}
+    """Compare the variants by the metrics of their steps."""
+    variants = {name: _measure(metrics) for name, metrics in steps.items()}
     ours, stock = variants["ours"], variants["stock"]
     return TimeRatios(
         step_time_ratio=round(ours.step / stock.step, 3),
@@ -167,7 +173,8 @@ def compute_ratios(steps: dict[str, list[StepMetrics]]) -> TimeRatios:
 
 
 def _measure(steps: list[StepMetrics]) -> VariantTimes:
-    values = {"step": statistics.median(step.seconds - step.seconds_wait for step in steps)}
+    seconds = [step.seconds - step.seconds_wait for step in steps]
+    values = {"step": statistics.median(seconds), "fastest": min(seconds), "slowest": max(seconds)}
     values |= {name: statistics.median(getattr(step, name) for step in steps) for name in PHASES}
     shares = [step.zero_variance for step in steps]  # NaN in stock steps, which do not measure it
     values["zero_variance"] = statistics.mean(0.0 if math.isnan(share) else share for share in shares)
@@ -233,7 +240,7 @@ _AIMS = (
     ("weight sync, time to stock's", "weight_sync_ratio", 0.3),
     ("loss in fp32, largest difference", "loss_max_abs_diff", 1e-5),
 )
-_COLUMNS = ("step", *PHASES)
+_COLUMNS = ("step", "fastest", "slowest", *PHASES)
 
 
 def render_table(ratios: TimeRatios, losses: LossComparison) -> str:
