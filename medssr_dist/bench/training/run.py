@@ -66,7 +66,7 @@ VARIANTS = {
 ENVIRONMENTS = {"stock": {"VLLM_PLUGINS": "medssr_stacks,medssr_shared_memory"}}
 # The variant to compare with, if it is not "ours": the one that differs only in that part.
 BASELINES = {"stock loss": "prompts not shared", "micro-batches as they come": "prompts not shared"}
-_COMPARED = ("ours", "stock", "prompts not shared")
+_COMPARED = tuple(dict.fromkeys(("ours", "stock", *BASELINES.values())))
 
 
 @dataclass(frozen=True)
