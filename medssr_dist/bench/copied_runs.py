@@ -24,6 +24,8 @@ def copy_steps(
 ) -> None:
     """Make the new run `target` with finished steps of `source`.
 
+    A folder without a manifest at its place, such as a killed call can leave, is replaced.
+
     Args:
         steps: names of the steps.
         change: is called with the copy before it stands at its place, to change files in it.
@@ -37,6 +39,8 @@ def copy_steps(
     change(copy)
     records = {step: _change_settings(found[step], settings or {}) for step in steps}
     copy.write_manifest(Manifest(steps=records))
+    if not target.manifest_file.exists():
+        shutil.rmtree(target.root, ignore_errors=True)
     partial.rename(target.root)
 
 

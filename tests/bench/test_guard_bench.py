@@ -149,6 +149,9 @@ def test_a_run_gets_its_labels_and_its_seed(tmp_path, monkeypatch):
             base.finish_step(step)
             base.step(step).folder.mkdir()
     labels = make_labels(120)
+    left_by_a_killed_call = bench.folder / "wrong-labels-7" / "clock.json"
+    left_by_a_killed_call.parent.mkdir()
+    left_by_a_killed_call.write_text("{}", encoding="utf-8")
 
     def call(command, file, run_dir, overrides):
         calls.append((command, file, overrides))
@@ -161,6 +164,7 @@ def test_a_run_gets_its_labels_and_its_seed(tmp_path, monkeypatch):
     assert (command, file) == ("train", GUARD_CONFIG) and "runtime.random_seed=7" in overrides
     assert (found.kind, found.seed, found.stop_step) == (WRONG, 7, 15)
     run = RunDir(bench.folder / "wrong-labels-7")
+    assert not left_by_a_killed_call.exists()
     assert run.is_finished("vote") and run.read_manifest().steps["vote"].settings["runtime.random_seed"] == 7
     assert list(read_kept_labels(run.voting.labels)) == plant_wrong_majorities(labels, 1 / 3, 7, find_hpo_truth)
 
