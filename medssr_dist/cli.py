@@ -18,12 +18,16 @@ from typing import TYPE_CHECKING, NoReturn
 from medssr_dist import __version__
 from medssr_dist.commands.tool_arguments import (
     add_bench_arguments,
+    add_compare_arguments,
     add_config_tools,
     add_doctor_arguments,
     add_exchange_arguments,
+    add_export_arguments,
+    add_merge_arguments,
     add_model_arguments,
     add_push_arguments,
     add_report_arguments,
+    add_review_arguments,
     add_status_arguments,
 )
 from medssr_dist.errors import (
@@ -191,10 +195,10 @@ def _build_parser() -> argparse.ArgumentParser:
     add_report_arguments(commands, _report)
     add_push_arguments(commands, _push)
     _add_teacher_command(commands)
-    _add_export_command(commands)
-    _add_merge_command(commands)
-    _add_review_command(commands)
-    _add_compare_command(commands)
+    add_export_arguments(commands, _export)
+    add_merge_arguments(commands, _merge)
+    add_review_arguments(commands, _review)
+    add_compare_arguments(commands, _compare)
     add_config_tools(commands, _config)
     add_exchange_arguments(commands, _write_tasks, _score)
     add_bench_arguments(commands, _bench)
@@ -215,71 +219,6 @@ def _add_config_command(commands: Commands, name: str, text: str, call: Call) ->
     command.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. voting.samples=16")
     command.set_defaults(call=call)
     return command
-
-
-def _add_tool(commands: Commands, name: str, text: str, example: str, more: str = "") -> argparse.ArgumentParser:
-    """Add a command without a config: `text` is its help, with `more` behind it in its description."""
-    description = text[0].upper() + text[1:] + "."
-    return commands.add_parser(
-        name,
-        help=text,
-        description=f"{description}\n{more}" if more else description,
-        epilog=f"example:\n  {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-
-
-def _add_export_command(commands: Commands) -> None:
-    text = "write the questions of a run, with their pseudo-labels, in another format"
-    command = _add_tool(commands, "export", text, "medssr export --run-dir runs/demo --to exported --form parquet")
-    command.add_argument("--run-dir", type=Path, required=True, help="e.g. runs/demo")
-    command.add_argument("--to", type=Path, required=True, help="a new or empty folder")
-    command.add_argument(
-        "--form",
-        required=True,
-        choices=["parquet", "jsonl", "openrlhf", "verl"],
-        help="parquet, jsonl: for Hugging Face datasets; openrlhf, verl: prompts with labels for those trainers",
-    )
-    command.add_argument(
-        "--labels",
-        choices=["kept", "all", "none"],
-        default="kept",
-        help="kept: only questions whose pseudo-label was kept (default); all: every question; none: every question, "
-        "without labels",
-    )
-    command.set_defaults(call=_export)
-
-
-def _add_merge_command(commands: Commands) -> None:
-    text = "copy into a run the votes that other runs took on its questions"
-    command = _add_tool(
-        commands,
-        "merge",
-        text,
-        "medssr merge runs/all runs/job1 runs/job2",
-        "No vote is taken twice; votes of another policy or with other sampling settings are left out.",
-    )
-    command.add_argument(
-        "run_dir", type=Path, metavar="RUN", help="the run that gets the votes; it must not be running"
-    )
-    command.add_argument("others", type=Path, metavar="OTHER", nargs="+", help="runs with the same questions")
-    command.set_defaults(call=_merge)
-
-
-def _add_review_command(commands: Commands) -> None:
-    text = "read back the review sheet that a physician filled in, and report it with intervals"
-    command = _add_tool(commands, "review", text, "medssr review runs/demo returned.csv")
-    command.add_argument("run_dir", type=Path, metavar="RUN", help="the run that wrote the sheet")
-    command.add_argument("sheet", type=Path, metavar="FILE", nargs="?", help="default: RUN/synthesis/review.csv")
-    command.set_defaults(call=_review)
-
-
-def _add_compare_command(commands: Commands) -> None:
-    text = "compare two evaluated runs: settings that differ, and paired scores on the questions that both answered"
-    command = _add_tool(commands, "compare", text, "medssr compare runs/two_stage runs/no_filter")
-    command.add_argument("run_a", type=Path, metavar="RUN_A", help="differences are RUN_B - RUN_A")
-    command.add_argument("run_b", type=Path, metavar="RUN_B")
-    command.set_defaults(call=_compare)
 
 
 def _add_teacher_command(commands: Commands) -> None:

@@ -198,3 +198,72 @@ def add_status_arguments(commands: Commands, call: Callable[[argparse.Namespace]
         "--every", type=float, default=5.0, metavar="SECONDS", help="with --watch: time between two looks (default: 5)"
     )
     command.set_defaults(call=call)
+
+
+def _add_tool(commands: Commands, name: str, text: str, example: str, more: str = "") -> argparse.ArgumentParser:
+    """Add a command without a config: `text` is its help, with `more` behind it in its description."""
+    description = text[0].upper() + text[1:] + "."
+    return commands.add_parser(
+        name,
+        help=text,
+        description=f"{description}\n{more}" if more else description,
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def add_export_arguments(commands: Commands, call: Callable[[argparse.Namespace], int]) -> None:
+    """Add `medssr export`."""
+    text = "write the questions of a run, with their pseudo-labels, in another format"
+    command = _add_tool(commands, "export", text, "medssr export --run-dir runs/demo --to exported --form parquet")
+    command.add_argument("--run-dir", type=Path, required=True, help="e.g. runs/demo")
+    command.add_argument("--to", type=Path, required=True, help="a new or empty folder")
+    command.add_argument(
+        "--form",
+        required=True,
+        choices=["parquet", "jsonl", "openrlhf", "verl"],
+        help="parquet, jsonl: for Hugging Face datasets; openrlhf, verl: prompts with labels for those trainers",
+    )
+    command.add_argument(
+        "--labels",
+        choices=["kept", "all", "none"],
+        default="kept",
+        help="kept: only questions whose pseudo-label was kept (default); all: every question; none: every question, "
+        "without labels",
+    )
+    command.set_defaults(call=call)
+
+
+def add_merge_arguments(commands: Commands, call: Callable[[argparse.Namespace], int]) -> None:
+    """Add `medssr merge`."""
+    text = "copy into a run the votes that other runs took on its questions"
+    command = _add_tool(
+        commands,
+        "merge",
+        text,
+        "medssr merge runs/all runs/job1 runs/job2",
+        "No vote is taken twice; votes of another policy or with other sampling settings are left out.",
+    )
+    command.add_argument(
+        "run_dir", type=Path, metavar="RUN", help="the run that gets the votes; it must not be running"
+    )
+    command.add_argument("others", type=Path, metavar="OTHER", nargs="+", help="runs with the same questions")
+    command.set_defaults(call=call)
+
+
+def add_review_arguments(commands: Commands, call: Callable[[argparse.Namespace], int]) -> None:
+    """Add `medssr review`."""
+    text = "read back the review sheet that a physician filled in, and report it with intervals"
+    command = _add_tool(commands, "review", text, "medssr review runs/demo returned.csv")
+    command.add_argument("run_dir", type=Path, metavar="RUN", help="the run that wrote the sheet")
+    command.add_argument("sheet", type=Path, metavar="FILE", nargs="?", help="default: RUN/synthesis/review.csv")
+    command.set_defaults(call=call)
+
+
+def add_compare_arguments(commands: Commands, call: Callable[[argparse.Namespace], int]) -> None:
+    """Add `medssr compare`."""
+    text = "compare two evaluated runs: settings that differ, and paired scores on the questions that both answered"
+    command = _add_tool(commands, "compare", text, "medssr compare runs/two_stage runs/no_filter")
+    command.add_argument("run_a", type=Path, metavar="RUN_A", help="differences are RUN_B - RUN_A")
+    command.add_argument("run_b", type=Path, metavar="RUN_B")
+    command.set_defaults(call=call)

@@ -19,7 +19,7 @@ from contextlib import suppress
 from statistics import median
 from typing import Any
 
-from medssr_dist.config.schema import Voting
+from medssr_dist.config.voting import Voting
 from medssr_dist.errors import EnginesFailed, InputError
 from medssr_dist.inference.engine_protocol import Engine, EngineOutput
 from medssr_dist.inference.engine_slot import EngineSlot

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import msgspec
 
-from medssr_dist.config.schema import Policy, Server
+from medssr_dist.config.schema import Policy
+from medssr_dist.config.voting import Server
 from medssr_dist.errors import InputError
 from medssr_dist.runtime.fingerprints import has_fingerprint
 

@@ -21,7 +21,8 @@ import aiohttp
 import msgspec
 from yarl import URL
 
-from medssr_dist.config.schema import Policy, Server
+from medssr_dist.config.schema import Policy
+from medssr_dist.config.voting import Server
 from medssr_dist.errors import InputError
 from medssr_dist.inference.engine_protocol import EngineOutput, FailedLease, LeasedCompletion, LeasedRequest
 from medssr_dist.inference.requests import SampleRequest, find_choice_ids, make_empty_completions

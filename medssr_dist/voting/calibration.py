@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from medssr_dist.config.label_settings import Calibrate
-from medssr_dist.config.schema import Voting
+from medssr_dist.config.voting import Voting
 from medssr_dist.data.exact_bound import bound_from_below
 from medssr_dist.data.jsonl import JsonlLedger
 from medssr_dist.data.label_certificate import CertifiedThreshold, LabelCertificate

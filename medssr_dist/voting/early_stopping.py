@@ -36,7 +36,7 @@ from math import comb
 from operator import mul
 from typing import NamedTuple
 
-from medssr_dist.config.schema import Voting
+from medssr_dist.config.voting import Voting
 from medssr_dist.voting.tally import Decision, DecisionRule, RankedCounts, Tally, rank_counts, reaches_threshold
 
 

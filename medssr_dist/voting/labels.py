@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from medssr_dist.config.schema import Voting
+from medssr_dist.config.voting import Voting
 from medssr_dist.data.records import Label, Question
 from medssr_dist.voting.early_stopping import bound_confidence, find_decision
 from medssr_dist.voting.question_votes import OptionShares

@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 
 from pydantic import ValidationError
 
-from medssr_dist.config.schema import Voting
+from medssr_dist.config.voting import Voting
 from medssr_dist.data.checksums import LineChecker
 from medssr_dist.data.jsonl import open_bytes, write_json
 from medssr_dist.data.label_certificate import KindThresholds, LabelCertificate

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from medssr_dist.config.schema import Voting
+from medssr_dist.config.voting import Voting
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from medssr_dist.bench.method.arms import ARMS, BASE, SHUFFLED, TWO_STAGE
 from medssr_dist.bench.method.controls import draw_reward, shuffle_kept_labels
 from medssr_dist.bench.method.method_figures import AlphaFigures, compute_arms
 from medssr_dist.config.load import load_config
-from medssr_dist.config.schema import Voting
+from medssr_dist.config.voting import Voting
 from medssr_dist.data.jsonl import JsonlLedger, read_json, read_jsonl
 from medssr_dist.data.records import Label, Question
 from medssr_dist.data.wilson import measure_share

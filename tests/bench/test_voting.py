@@ -35,7 +35,7 @@ from medssr_dist.bench.voting.voting_figures import (
     StreamSpeed,
     VotingFigures,
 )
-from medssr_dist.config.schema import Voting
+from medssr_dist.config.voting import Voting
 from medssr_dist.data.jsonl import read_json, read_jsonl
 from medssr_dist.data.records import Label
 from medssr_dist.inference.pool import EnginePool

@@ -7,7 +7,7 @@ from itertools import combinations_with_replacement
 
 from hypothesis import strategies as st
 
-from medssr_dist.config.schema import Voting
+from medssr_dist.config.voting import Voting
 from medssr_dist.voting.tally import Tally
 
 LETTERS = "ABCDE"

@@ -10,7 +10,7 @@ import pytest
 from far_engine import FarEngine
 
 from medssr_dist.bench.voting.simulation import SimulatedEngine, Speed, VirtualLoop
-from medssr_dist.config.schema import Voting
+from medssr_dist.config.voting import Voting
 from medssr_dist.errors import EnginesFailed, InputError
 from medssr_dist.inference import engine_slot
 from medssr_dist.inference import pool as pool_module

@@ -11,7 +11,8 @@ from far_server import POLICY, ask
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medssr_dist.config.schema import Policy, Server
+from medssr_dist.config.schema import Policy
+from medssr_dist.config.voting import Server
 from medssr_dist.errors import InputError
 from medssr_dist.inference.server_model import ModelCard, find_policy
 from medssr_dist.inference.server_stream import StreamChunk, StreamedSamples, UnusableServer

@@ -11,7 +11,7 @@ import pytest
 from aiohttp import web
 from far_server import KEY, POLICY, FarEnd, ask, event, stated, take_all
 
-from medssr_dist.config.schema import Server
+from medssr_dist.config.voting import Server
 from medssr_dist.errors import InputError
 from medssr_dist.inference import vllm_server
 from medssr_dist.inference.engine_protocol import EngineOutput

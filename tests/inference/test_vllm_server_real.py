@@ -17,7 +17,8 @@ import pytest
 from far_server import KEY, POLICY, ask, take_all
 from tiny_policy import tiny_tokenizer
 
-from medssr_dist.config.schema import Policy, Runtime, Server
+from medssr_dist.config.schema import Policy, Runtime
+from medssr_dist.config.voting import Server
 from medssr_dist.errors import InputError
 from medssr_dist.inference.requests import Completion, SampleRequest
 from medssr_dist.inference.vllm_args import build_engine_env, build_engine_kwargs

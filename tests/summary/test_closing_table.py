@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from synthesis_examples import summary
 
-from medssr_dist.config.schema import Voting
+from medssr_dist.config.voting import Voting
 from medssr_dist.data.jsonl import write_json
 from medssr_dist.data.wilson import measure_share
 from medssr_dist.errors import InputError

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from vote_cases import tally_of
 
-from medssr_dist.config.schema import Voting
+from medssr_dist.config.voting import Voting
 from medssr_dist.data.jsonl import JsonlLedger
 from medssr_dist.data.records import Provenance, Question
 from medssr_dist.evaluation.question_letters import FinalLetters, QuestionLetters

@@ -24,7 +24,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from medssr_dist.config.schema import Policy, Runtime, Server
+from medssr_dist.config.schema import Policy, Runtime
+from medssr_dist.config.voting import Server
 from medssr_dist.data.jsonl import read_jsonl
 from medssr_dist.errors import InputError
 from medssr_dist.inference.vllm_args import build_engine_env

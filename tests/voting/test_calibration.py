@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from medssr_dist.config.schema import Voting
+from medssr_dist.config.voting import Voting
 from medssr_dist.data.label_certificate import KindThresholds, LabelCertificate, format_certificate
 from medssr_dist.errors import InputError
 from medssr_dist.voting.calibration import choose_thresholds

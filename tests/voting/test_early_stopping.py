@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from vote_cases import LETTERS, all_decisions, tally_of, unfinished
 
-from medssr_dist.config.schema import Voting
+from medssr_dist.config.voting import Voting
 from medssr_dist.voting.early_stopping import _count_needed_votes, bound_confidence, count_needed_votes, is_certain
 from medssr_dist.voting.tally import reaches_threshold
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from config_builder import make_config
 
-from medssr_dist.config.schema import Voting
 from medssr_dist.config.training import Stage
+from medssr_dist.config.voting import Voting
 from medssr_dist.data.records import Label, Question, Vote
 from medssr_dist.errors import InputError
 from medssr_dist.training.update.grpo_terms import compute_advantages

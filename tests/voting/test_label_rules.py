@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from vote_cases import tally_of
 
-from medssr_dist.config.schema import Voting
+from medssr_dist.config.voting import Voting
 from medssr_dist.data.records import Question, Vote
 from medssr_dist.errors import InputError
 from medssr_dist.voting.label_rule import NamedRule, load_label_rule

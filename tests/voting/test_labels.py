@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from vote_cases import all_decisions, full_decision, tally_of, unfinished
 
-from medssr_dist.config.schema import Voting
+from medssr_dist.config.voting import Voting
 from medssr_dist.data.records import Label, Question
 from medssr_dist.voting.early_stopping import is_certain
 from medssr_dist.voting.labels import label_question, quarantine_question

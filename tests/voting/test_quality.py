@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stored_votes import write_labels
 
-from medssr_dist.config.schema import Voting
+from medssr_dist.config.voting import Voting
 from medssr_dist.data.jsonl import JsonlLedger, read_json, read_jsonl
 from medssr_dist.data.records import LETTERS, Label, Question
 from medssr_dist.data.wilson import Share, wilson_interval

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from vote_cases import full_decision, tally_of
 
-from medssr_dist.config.schema import Voting
+from medssr_dist.config.voting import Voting
 from medssr_dist.voting.early_stopping import (
     _count_needed_votes,
     _is_certain,

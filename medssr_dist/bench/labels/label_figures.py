@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from medssr_dist.bench.labels.vote_arms import VotedQuestion, list_shown_letters
-from medssr_dist.config.schema import Voting
+from medssr_dist.config.voting import Voting
 from medssr_dist.data.records import LETTERS, Label
 from medssr_dist.data.wilson import Share, measure_share
 from medssr_dist.voting.fixed_sequence import JudgedLabel, count_kept, list_thresholds, run_sequence

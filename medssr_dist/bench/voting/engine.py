@@ -27,7 +27,8 @@ from medssr_dist.bench.voting.replay import find_least_tokens
 from medssr_dist.bench.voting.voting_figures import AdaptiveCase, AdaptiveVoting, PoolSpeed
 from medssr_dist.config.base import DataSource
 from medssr_dist.config.load import load_config
-from medssr_dist.config.schema import Config, Voting
+from medssr_dist.config.schema import Config
+from medssr_dist.config.voting import Voting
 from medssr_dist.data.jsonl import read_jsonl
 from medssr_dist.data.prompt_renderer import PromptRenderer
 from medssr_dist.data.records import Label, Question, Vote

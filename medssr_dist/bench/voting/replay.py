@@ -20,7 +20,8 @@ from medssr_dist.bench.voting.simulated_vote import (
 )
 from medssr_dist.bench.voting.simulation import DrawnAnswers
 from medssr_dist.bench.voting.voting_figures import SavingsCurve
-from medssr_dist.config.schema import Config, Voting
+from medssr_dist.config.schema import Config
+from medssr_dist.config.voting import Voting
 from medssr_dist.inference.requests import PoolResult
 from medssr_dist.run.stream import QuestionFeed
 from medssr_dist.voting.early_stopping import is_certain
