@@ -134,6 +134,7 @@ def test_finished_policy_is_a_model_directory_with_its_facts(plan, monkeypatch):
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     assert model.dtype == torch.float32 and model.config.eos_token_id == tokenizer.eos_token_id
     facts = json.loads((folder / "facts.json").read_text())
+    assert facts["steps"] >= TINY.phases[-1].start, "the text of the last phase was never seen"
     assert facts["seed"] == 1 and facts["accuracy"]["questions"] == 4 and len(facts["rare"]) == 80
     card = (folder / "README.md").read_text()
     assert facts["weights_sha256"] in card and "Human Phenotype Ontology" in card
