@@ -58,6 +58,7 @@ LIGHT_MODULES = {
     "training.rollout.groups",
     "training.rollout.over_draw",
     "training.rollout.reward",
+    "training.save_interval",
     "training.stage_job",
     "training.trackers",
     "training.update",

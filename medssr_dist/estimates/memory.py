@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from medssr_dist.config.schema import Config, Policy
 from medssr_dist.errors import InputError
 from medssr_dist.estimates.model_shape import find_shape
+from medssr_dist.run.paths import STAGES
 from medssr_dist.runtime.device import read_available_memory, read_free_gpu_bytes
 from medssr_dist.runtime.model_files import read_stored_weights
 from medssr_dist.runtime.models import find_policy_on_disk
+from medssr_dist.training.save_interval import choose_save_steps
 
 _EMBEDDED_PARAMETERS = 134_515_008  # SmolLM2-135M; used until its weights have been converted and can be counted
 # Bytes of a process in addition to weights, optimizer state and KV cache: libraries, buffers, and the activations of a
@@ -207,11 +209,38 @@ def _has_reference(config: Config) -> bool:
 def estimate_checkpoint_bytes(config: Config, parameters: int) -> float:
     """Return the most bytes that the two training stages occupy on disk at the same time.
 
-    Each stage holds its newest checkpoints, the best one, the one that is being written, and the exported model.
+    Each stage holds its newest checkpoints, the best one, the one that is being written, the exported model, and the
+    exports that it may publish instead (`StageWatch`). The exports of `export_steps` are counted where the number of
+    steps is configured.
     """
-    stages = [stage for stage in (config.training.stage1, config.training.stage2) if stage.enabled]
-    checkpoint = estimate_one_checkpoint(config, parameters)
-    return sum(checkpoint * (stage.keep_checkpoints + 2) + _bytes_per_weight(config) * parameters for stage in stages)
+    checkpoint, model = estimate_one_checkpoint(config, parameters), _bytes_per_weight(config) * parameters
+    total = 0.0
+    for name in STAGES:
+        stage = getattr(config.training, name)
+        if stage.enabled:
+            kept = stage.steps // stage.export_steps if stage.export_steps else 0
+            exports = 1 + kept + count_candidates(config, name, stage.save_steps or choose_save_steps(checkpoint))
+            total += checkpoint * (stage.keep_checkpoints + 2) + model * exports
+    return total
+
+
+def count_candidates(config: Config, stage: str, save_steps: int) -> int:
+    """Return how many exported policies, besides the last one, a stage holds at most until it knows which it publishes.
+
+    Candidates are deleted when a checkpoint is complete. With validation, only the best one stays; until the next
+    checkpoint, each validation may add one. As long as no step was validated, a guard that may stop stage 1 needs the
+    policies at all checkpoints within its window, one before it, and the one that the stage began with.
+
+    Args:
+        save_steps: steps from one checkpoint to the next.
+
+    Example: with validation every 10 steps and a checkpoint every 25, 4
+    """
+    validation, guard = config.training.validation, config.training.guard
+    by_validation = 1 + math.ceil(save_steps / validation.every) if validation else 0
+    may_stop = stage == "stage1" and guard is not None and guard.action == "stop"
+    by_guard = 3 + math.ceil(guard.window / save_steps) if guard and may_stop else 0
+    return max(by_validation, by_guard)
 
 
 def estimate_one_checkpoint(config: Config, parameters: int) -> float:

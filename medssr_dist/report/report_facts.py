@@ -192,8 +192,8 @@ def list_training_notes(run: RunDir, summary: RunSummary) -> list[str]:
         if found.publishes_earlier:
             text += f"; published: {found.describe_published()}"
         if found.accuracy_by_step:
-            best = max(found.accuracy_by_step, key=lambda step: found.accuracy_by_step[step])
-            text += f"; best held-out accuracy {found.accuracy_by_step[best]:.3f} after step {best}"
+            best, accuracy = max(found.accuracy_by_step.items(), key=lambda item: (item[1], item[0]))  # as find_best
+            text += f"; best held-out accuracy {accuracy:.3f} after step {best}"
         notes += [
             f"{text}.",
             *(f"{title}, collapse guard: {a.describe()}." for a in read_alarms(run.stage(name).guard)),

@@ -11,9 +11,10 @@ from browser import Browser, find_browser
 from finished_run import DANGEROUS, write_run
 
 from medssr_dist import cli
-from medssr_dist.report.report_facts import build_cost_table
+from medssr_dist.report.report_facts import build_cost_table, list_training_notes
 from medssr_dist.report.write_report import MAX_BYTES, write_report
 from medssr_dist.summary.closing_table import build_summary
+from medssr_dist.training.stage_job import StageSummary
 
 needs_browser = pytest.mark.skipif(find_browser() is None, reason="no Chromium here: apt-get install chromium")
 
@@ -53,6 +54,15 @@ def test_figures_say_n_and_what_bars_mean(run):
     for words in ("From requests to kept labels", "Kept labels that are right", "Mean reward in training", "n = 9;"):
         assert words in text
     assert text.count("95% interval") > 3 and "#questions?kept=1" in text and "#rollouts?stage=stage1" in text
+
+
+def test_notes_name_the_policy_that_is_published_of_equally_good_ones(run):
+    summary = build_summary(run.root)
+    held_out = {0: 0.4, 10: 0.5, 20: 0.5, 30: 0.45}
+    stage = StageSummary(8, 0, "", 60.0, 30, [0.5], 512, accuracy_by_step=held_out, published_step=20)
+    steps = summary.steps.model_copy(update={"stage1": stage})
+    notes = list_training_notes(run, summary.model_copy(update={"steps": steps}))
+    assert "published: the policy after step 20; best held-out accuracy 0.500 after step 20" in notes[0]
 
 
 @pytest.mark.parametrize(("unpriced", "shown"), [((), "3.46"), (("gpt-x",), "unknown (no price of gpt-x)")])

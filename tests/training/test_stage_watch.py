@@ -8,6 +8,7 @@ import pytest
 from config_builder import make_config
 from step_rows import append_steps, make_metrics
 
+from medssr_dist.estimates.memory import count_candidates
 from medssr_dist.training.collapse_guard import read_alarms
 from medssr_dist.training.stage_job import StageJob
 from medssr_dist.training.stage_watch import StageWatch, copy_model
@@ -104,6 +105,31 @@ def test_a_guard_without_calm_checkpoints_publishes_the_start(make_job):
     job.paths.hf_candidate(0).mkdir()
     take_steps(job, watch, save_steps=5)
     assert watch.ended_by and watch.choose(6) == 0
+
+
+@pytest.mark.parametrize("save_steps", [1, 3, 8])
+@pytest.mark.parametrize("settings", [{}, {"guard": {"window": 4}}, {"validate": {}}, {"validate": {}, "guard": {}}])
+@pytest.mark.parametrize("every", [1, 2, 5, 30])
+def test_the_disk_estimate_counts_all_candidates(make_job, settings, every, save_steps):
+    validated = {"validate": VALIDATE | {"every": every}} if "validate" in settings else {}
+    job = make_job(**settings | validated)
+    watch, most = StageWatch(job), 0
+    if validated:
+        validate(watch, 0, 10)
+    if watch.keeps_start:
+        job.paths.hf_candidate(0).mkdir()
+    for step in range(1, 25):
+        if validated and step % every == 0:
+            validate(watch, step, 10 + step)  # each is the best so far
+        metrics = make_metrics(step)
+        watch.add_step(metrics)
+        if watch.is_candidate(step, step % save_steps == 0):
+            job.paths.hf_candidate(step).mkdir()
+        most = max(most, len(job.paths.candidates()))
+        if step % save_steps == 0:
+            watch.delete_candidates(step)
+    counted = count_candidates(job.config, "stage1", save_steps)
+    assert most <= counted and (most > 0) == (counted > 0)
 
 
 def test_without_checks_the_start_is_not_kept(make_job):
