@@ -56,7 +56,7 @@ def test_figures_say_n_and_what_bars_mean(run):
     assert text.count("95% interval") > 3 and "#questions?kept=1" in text and "#rollouts?stage=stage1" in text
 
 
-def test_notes_name_the_policy_that_is_published_of_equally_good_ones(run):
+def test_notes_name_the_published_one_of_equal_policies(run):
     summary = build_summary(run.root)
     held_out = {0: 0.4, 10: 0.5, 20: 0.5, 30: 0.45}
     stage = StageSummary(8, 0, "", 60.0, 30, [0.5], 512, accuracy_by_step=held_out, published_step=20)
