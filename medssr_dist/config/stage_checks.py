@@ -21,7 +21,12 @@ class Validate(Section):
         description="human-annotated questions with answers; none of them may be a training question, a seed or a "
         "benchmark item"
     )
-    every: int = Field(10, ge=1, description="validate after every N steps; also before the first and after the last")
+    every: int = Field(
+        10,
+        ge=1,
+        description="validate after every N steps; also before the first, and after the last of a stage that is not "
+        "ended early",
+    )
     generations: int = Field(
         4,
         ge=1,

@@ -147,6 +147,6 @@ def _list_phases(phases: Sequence[Mapping[str, Any]]) -> str:
     rows = []
     for phase in phases:
         mix = phase["mix"]
-        wordings = "look-ups and passages alone" if mix["only_lookups"] else "all" if mix["all_wordings"] else "few"
+        wordings = "look-ups alone" if mix["only_lookups"] else "all" if mix["all_wordings"] else "few"
         rows.append(f"| {phase['start']:,} | {mix['common_to_rare']} : 1 | {mix['errors']:.0%} | {wordings} |")
     return "\n".join(rows)

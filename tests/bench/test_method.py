@@ -12,7 +12,7 @@ from vote_cases import tally_of
 from medssr_dist.bench.method import run as method_run
 from medssr_dist.bench.method.arm_answers import ArmAnswers, make_answers, write_answers
 from medssr_dist.bench.method.arm_runs import METHOD_CONFIG, ArmRun, write_config
-from medssr_dist.bench.method.arms import ARMS, BASE, SHUFFLED, TWO_STAGE
+from medssr_dist.bench.method.arms import ARMS, BASE, SHUFFLED, STAGE1_ONLY, TWO_STAGE
 from medssr_dist.bench.method.controls import draw_reward, shuffle_kept_labels
 from medssr_dist.bench.method.method_figures import AlphaFigures, compute_arms
 from medssr_dist.config.load import load_config
@@ -113,6 +113,16 @@ def test_figures_pool_the_seeds_and_pair_the_questions():
     assert gain["common"].test.low < 0.25 < gain["common"].test.high
     assert found[SHUFFLED].two_stage_ahead["common"].by_seed == (0.25, 0.5)
     assert found[TWO_STAGE].two_stage_ahead is None
+    assert found[SHUFFLED].stage1_ahead is None  # stage 1 only has not run
+
+
+def test_controls_are_compared_with_stage_1_only():
+    names = (BASE, TWO_STAGE, SHUFFLED, STAGE1_ONLY, "random_reward", "mix")
+    shares = ([0.5] * 40, [0.75] * 40, [0.25, 0.5] * 20, [0.75, 0.5] * 20, [0.5, 0.25] * 20, [0.5] * 40)
+    found = compute_arms({name: make_arm_answers(name, one) for name, one in zip(names, shares, strict=True)})
+    ahead = {name: arm.stage1_ahead for name, arm in found.items() if arm.stage1_ahead}
+    gains = {name: (gain["common"].test.difference, gain["rare"].test.difference) for name, gain in ahead.items()}
+    assert gains == {SHUFFLED: pytest.approx((0.5, 0.0)), "random_reward": pytest.approx((0.25, 0.25))}
 
 
 def test_arms_that_answered_other_questions_are_not_compared():

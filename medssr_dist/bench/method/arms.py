@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-BASE, TWO_STAGE, SHUFFLED = "base", "two_stage", "shuffled_labels"
+BASE, TWO_STAGE, SHUFFLED, STAGE1_ONLY = "base", "two_stage", "shuffled_labels", "stage1_only"
 RANDOM_REWARD = "medssr_dist.bench.method.controls:draw_reward"
 Settings = Mapping[str, Any]
 
@@ -51,7 +51,7 @@ ARMS = (
     BASE_ARM,
     Arm(TWO_STAGE, "two stages", "stage2", {"stage1": 0.5, "stage2": 0.5}),
     Arm(SHUFFLED, "stage 1, shuffled labels", "stage1", {"stage1": 1.0}, shuffles=True),
-    Arm("stage1_only", "stage 1 only", "stage1", {"stage1": 1.0}),
+    Arm(STAGE1_ONLY, "stage 1 only", "stage1", {"stage1": 1.0}),
     Arm("stage2_only", "stage 2 only", "stage2", {"stage2": 1.0}),
     Arm("mix", "one stage, mixed", "stage2", {"stage2": 1.0}, {"training.stage2.mix_pseudo_labels": True}),
     Arm(
@@ -72,4 +72,6 @@ ARMS = (
     ),
     Arm("random_reward", "stage 1, random reward", "stage1", {"stage1": 1.0}, {"training.reward": RANDOM_REWARD}),
 )
+# The controls take all steps in stage 1, so stage 1 only is the arm that differs in nothing else.
+CONTROLS = tuple(arm.name for arm in ARMS if tuple(arm.stages) == ("stage1",) and arm.name != STAGE1_ONLY)
 QUICK_ARMS = tuple(arm for arm in ARMS if arm.name in (BASE, TWO_STAGE, SHUFFLED))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from medssr_dist.bench.method.arm_answers import ArmAnswers
-from medssr_dist.bench.method.arms import ARMS, BASE, TWO_STAGE
+from medssr_dist.bench.method.arms import ARMS, BASE, CONTROLS, STAGE1_ONLY, TWO_STAGE
 from medssr_dist.data.wilson import Share
 from medssr_dist.errors import InputError
 from medssr_dist.evaluation.score_statistics import (
@@ -52,17 +52,19 @@ class MethodDifference:
 class ArmFigures:
     """The figures of one arm, each by set of questions.
 
-    Example: ArmFigures("two stages", {"all": score, ...}, {"all": difference, ...}, None)
+    Example: ArmFigures("two stages", {"all": score, ...}, {"all": difference, ...}, None, None)
 
     Attributes:
         to_base: this arm minus the base policy; None for the base policy.
         two_stage_ahead: two stages minus this arm; None for these two, and where the two stages have not run.
+        stage1_ahead: stage 1 only minus this arm, for the controls; None where stage 1 only has not run.
     """
 
     title: str
     scores: dict[str, MethodScore]
     to_base: dict[str, MethodDifference] | None
     two_stage_ahead: dict[str, MethodDifference] | None
+    stage1_ahead: dict[str, MethodDifference] | None
 
 
 @dataclass(frozen=True)
@@ -126,14 +128,16 @@ def compute_arms(answers: Mapping[str, Sequence[ArmAnswers]]) -> dict[str, ArmFi
     _refuse_other_questions(answers)
     shares = {name: [_compute_shares(one) for one in by_seed] for name, by_seed in answers.items()}
     titles = {arm.name: arm.title for arm in ARMS}
-    ahead_of = shares.keys() - {BASE, TWO_STAGE} if TWO_STAGE in shares else set()
+    behind_two = shares.keys() - {BASE, TWO_STAGE} if TWO_STAGE in shares else set()
+    behind_one = shares.keys() & set(CONTROLS) if STAGE1_ONLY in shares else set()
     figures = {}
     for name, own in shares.items():
         figures[name] = ArmFigures(
             title=titles[name],
             scores={on: _score([one.select(on) for one in own]) for on in SETS},
             to_base=None if name == BASE else _compare(shares[BASE], own),
-            two_stage_ahead=_compare(own, shares[TWO_STAGE]) if name in ahead_of else None,
+            two_stage_ahead=_compare(own, shares[TWO_STAGE]) if name in behind_two else None,
+            stage1_ahead=_compare(own, shares[STAGE1_ONLY]) if name in behind_one else None,
         )
     return figures
 

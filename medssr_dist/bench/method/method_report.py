@@ -37,7 +37,10 @@ def format_method_table(figures: MethodFigures) -> str:
     for title, rows in (
         ("arm - base", {arm.title: arm.to_base for arm in figures.arms.values()}),
         ("two stages - arm", {arm.title: arm.two_stage_ahead for arm in figures.arms.values()}),
+        ("stage 1 only - control", {arm.title: arm.stage1_ahead for arm in figures.arms.values()}),
     ):
+        if not any(rows.values()):
+            continue
         lines += ["", f"{title + ', points':<{_WIDTH}}" + "".join(f"{on:<26}" for on in SETS)]
         for name, found in rows.items():
             if found:
