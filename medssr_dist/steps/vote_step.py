@@ -68,6 +68,7 @@ def warn_of_missing_labels(session: Session) -> None:
         "cap": f"synthesis.candidates = {synthesis.most_candidates:,} requests were used up; raise it",
         "budget": "synthesis.budget was spent; raise it",
     }
-    ended_by = read_synthesis_summary(session.run.synthesis.summary).stopped_by
-    reason = ends.get(ended_by, "there are no more questions; `medssr run` writes more")
+    summary = read_synthesis_summary(session.run.synthesis.summary)
+    used_up = summary.requested >= synthesis.most_candidates  # also if the last request brought the last question wanted
+    reason = ends.get("cap" if used_up else summary.stopped_by, "there are no more questions; `medssr run` writes more")
     logger.warning("only %s of voting.kept = %s labels are kept: %s", f"{kept:,}", session.config.voting.kept, reason)
