@@ -69,6 +69,6 @@ def warn_of_missing_labels(session: Session) -> None:
         "budget": "synthesis.budget was spent; raise it",
     }
     summary = read_synthesis_summary(session.run.synthesis.summary)
-    used_up = summary.requested >= synthesis.most_candidates  # also if the last request brought the last question wanted
+    used_up = summary.requested >= synthesis.most_candidates  # also if the last one brought the last question wanted
     reason = ends.get("cap" if used_up else summary.stopped_by, "there are no more questions; `medssr run` writes more")
     logger.warning("only %s of voting.kept = %s labels are kept: %s", f"{kept:,}", session.config.voting.kept, reason)
