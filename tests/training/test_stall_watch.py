@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
+from medssr_dist.training.rollout.rollout_engine import RolloutEngine
+from medssr_dist.training.rollout.token_versions import SampleVersions
 from medssr_dist.training.stall_watch import LastBeat, find_stalled
 
 LIMIT_S = 100.0
@@ -45,6 +49,28 @@ def test_the_slowest_of_waiting_ranks_is_named():
 
 def test_the_controller_is_named_if_only_it_is_busy():
     assert find_names(make_beat("controller", "step 3"), make_beat("training rank 0", doing="")) == ["controller"]
+
+
+def test_an_engine_is_busy_before_its_first_token():
+    """One that hangs with a request, and has sent no token of it, would not be found otherwise."""
+    told = []
+
+    class Hanging(RolloutEngine):
+        def __init__(self):
+            self._open, self._syncing, self._is_interrupted = {}, False, False
+            self._heartbeat = SimpleNamespace(beat=told.append)
+            self.llm = SimpleNamespace(generate=self.hang)
+
+        async def hang(self, *request):
+            await asyncio.Event().wait()
+            yield
+
+    async def ask():
+        await asyncio.wait_for(Hanging()._generate([1, 2], SimpleNamespace(n=1), SampleVersions(1, 0)), timeout=0.1)
+
+    with pytest.raises(TimeoutError):
+        asyncio.run(ask())
+    assert told == ["1 prompts", ""]
 
 
 _RANK = """

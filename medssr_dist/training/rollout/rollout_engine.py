@@ -79,6 +79,7 @@ class RolloutEngine(RolloutActor):
         done = {}
         prompt, request_id = TokensPrompt(prompt_token_ids=prompt_ids), os.urandom(8).hex()
         self._open[request_id] = versions
+        self._beat()  # an engine that hangs before its first token is busy too
         if self._is_interrupted:
             versions.interrupt({})
         try:
