@@ -20,7 +20,7 @@ from medssr_dist.bench.method.method_figures import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_WIDTH = 26
+_WIDTH = 32
 
 
 def format_method_table(figures: MethodFigures) -> str:
