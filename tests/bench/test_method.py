@@ -215,6 +215,7 @@ def test_the_comparison_goes_on_with_the_answers_alone(tmp_path, monkeypatch, ca
     ("arguments", "message"),
     [
         (["method", "--parallel", "0"], "--parallel is 0"),
+        (["guard", "--parallel", "-1"], "--parallel is -1"),
         (["method", "--arms", "base,mixed"], "--arms names 'mixed'; the arms are base, two_stage, "),
         (["voting", "--parallel", "2"], "`medssr bench voting` has no --parallel"),
         (["kernels", "--peers-python", "x"], "`medssr bench kernels` has no --peers-python"),

@@ -142,6 +142,8 @@ def bench_guard(
         InputError: the config has no validation or no guard, no label is kept, a run has failed, or `json_path` has
             runs with other settings.
     """
+    if parallel < 1:
+        raise InputError(f"--parallel is {parallel}; give the number of runs at the same time, at least 1")
     json_path = Path(json_path)
     bench = GuardBench(find_config_file(config), json_path.with_suffix(".runs"))
     verdicts, settings = _read_verdicts(json_path, bench.settings), {"settings": bench.settings}
