@@ -65,3 +65,9 @@ def call_medssr(command: str, config: Path, run_dir: Path, overrides: Sequence[s
         done = subprocess.run([*call, *overrides], stdout=output, stderr=subprocess.STDOUT, check=False)
     if done.returncode:
         raise InputError(f"`medssr {command}` of {run_dir} ended with exit code {done.returncode}; see {log}")
+
+
+def check_parallel(parallel: int) -> None:
+    """Raise InputError if `parallel`, the number of runs at the same time, is below 1."""
+    if parallel < 1:
+        raise InputError(f"--parallel is {parallel}; give the number of runs at the same time, at least 1")

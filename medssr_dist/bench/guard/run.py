@@ -23,7 +23,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from medssr_dist.bench.copied_runs import call_medssr, copy_steps, replace_labels
+from medssr_dist.bench.copied_runs import call_medssr, check_parallel, copy_steps, replace_labels
 from medssr_dist.bench.guard.guard_verdict import GuardVerdict, judge_run
 from medssr_dist.bench.guard.planted_labels import plant_wrong_majorities
 from medssr_dist.bench.result_file import write_result
@@ -142,8 +142,7 @@ def bench_guard(
         InputError: the config has no validation or no guard, no label is kept, a run has failed, or `json_path` has
             runs with other settings.
     """
-    if parallel < 1:
-        raise InputError(f"--parallel is {parallel}; give the number of runs at the same time, at least 1")
+    check_parallel(parallel)
     json_path = Path(json_path)
     bench = GuardBench(find_config_file(config), json_path.with_suffix(".runs"))
     verdicts, settings = _read_verdicts(json_path, bench.settings), {"settings": bench.settings}

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from medssr_dist.bench.aims import format_aims
-from medssr_dist.bench.copied_runs import call_medssr
+from medssr_dist.bench.copied_runs import call_medssr, check_parallel
 from medssr_dist.bench.method.arm_runs import METHOD_CONFIG, ArmRun, write_config
 from medssr_dist.bench.method.arms import ARMS, BASE, QUICK_ARMS, Arm
 from medssr_dist.bench.method.method_figures import AlphaFigures, MethodFigures, compute_arms
@@ -71,8 +71,7 @@ def bench_method(json_path: Path, quick: bool = False, parallel: int = 1, arms: 
         InputError: a run has failed; the message names its log. `parallel` is below 1, an arm is not known, or kept
             answers are of a run with other settings.
     """
-    if parallel < 1:
-        raise InputError(f"--parallel is {parallel}; give the number of runs at the same time, at least 1")
+    check_parallel(parallel)
     json_path, scale = Path(json_path), QUICK if quick else FULL
     folder = json_path.with_suffix(".runs")
     chosen = _choose_arms(arms, scale)
