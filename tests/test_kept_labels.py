@@ -94,7 +94,7 @@ def test_a_stream_run_keeps_and_trains_on_the_same_labels(medssr, tiny_config, s
 
 @pytest.mark.slow
 def test_a_cap_ends_the_rounds_and_is_named(tiny_config, tmp_path):
-    run, strict = RunPaths(tmp_path / "capped"), "voting.threshold=0.6"  # that all of 6 reach it is out of the question
+    run, strict = RunPaths(tmp_path / "capped"), "voting.threshold=0.6"  # not all 6 labels reach it
     capped = subprocess.run(
         command(tiny_config, run, strict, "synthesis.candidates=6"), capture_output=True, text=True, timeout=900
     )

@@ -52,13 +52,13 @@ def test_the_controller_is_named_if_only_it_is_busy():
 
 
 def test_an_engine_is_busy_before_its_first_token():
-    """One that hangs with a request, and has sent no token of it, would not be found otherwise."""
-    told = []
+    """Otherwise an engine that hangs with its first request would count as idle."""
+    beats = []
 
     class Hanging(RolloutEngine):
         def __init__(self):
             self._open, self._syncing, self._is_interrupted = {}, False, False
-            self._heartbeat = SimpleNamespace(beat=told.append)
+            self._heartbeat = SimpleNamespace(beat=beats.append)
             self.llm = SimpleNamespace(generate=self.hang)
 
         async def hang(self, *request):
@@ -70,7 +70,7 @@ def test_an_engine_is_busy_before_its_first_token():
 
     with pytest.raises(TimeoutError):
         asyncio.run(ask())
-    assert told == ["1 prompts", ""]
+    assert beats == ["1 prompts", ""]
 
 
 _RANK = """
