@@ -428,6 +428,8 @@ def _bench(args: argparse.Namespace) -> int:
     options = {name: value for name, value in given.items() if value is not None}
     for name in options.keys() - inspect.signature(measure).parameters.keys():
         raise InputError(f"`medssr bench {args.name}` has no --{name.replace('_', '-')}; leave it out")
+    if args.json.is_dir():
+        raise InputError(f"--json {args.json} is a folder; give the name of a file, which may be new")
     measure(args.json, quick=args.quick, **options)
     return 0
 

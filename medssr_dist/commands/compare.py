@@ -54,8 +54,11 @@ def compare_runs(first: Path, second: Path) -> None:
     """Print the settings in which two runs differ, and the scores of their policies with paired differences.
 
     Raises:
-        InputError: a run has no evaluation, or the two have other sampling settings, benchmarks or right answers.
+        InputError: it is the same run twice, a run has no evaluation, or the two have other sampling settings,
+            benchmarks or right answers.
     """
+    if first.resolve() == second.resolve():
+        raise InputError(f"{first} and {second} are the same run; give two runs")
     runs = [_read_run(first), _read_run(second)]
     _refuse_other_sampling(*runs)
     shared = _match_questions(*runs)

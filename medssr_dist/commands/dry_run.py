@@ -205,11 +205,7 @@ def _plan_training(config: Config, run: RunDir, folder: Path, model: Path) -> li
     check_trackers(training)
     starts = {"stage1": model, "stage2": run.stage("stage1").hf if training.stage1.enabled else model}
     examples = {"stage1": config.voting.kept or config.synthesis.accepted, "stage2": 0}
-    source_rows = []
-    if held_out := read_validation_questions(config):
-        validation = training.validation
-        text = f"{len(held_out):,} questions x {validation.generations} answers, every {validation.every} steps"
-        source_rows = [PlanRow("validation", text)]
+    source_rows = _describe_checks(config)
     if training.stage2.enabled:
         _refuse_bad_supervised(config)
         examples["stage2"] = count_gold_examples(config) + count_mixed_labels(config)
@@ -227,6 +223,21 @@ def _plan_training(config: Config, run: RunDir, folder: Path, model: Path) -> li
             folder / f"openrlhf_{name}.json", {key: _to_json(value) for key, value in options.items()}, checked=False
         )
     return stage_rows + source_rows
+
+
+def _describe_checks(config: Config) -> list[PlanRow]:
+    """Describe held-out validation and collapse guard."""
+    training, rows = config.training, []
+    if validation := training.validation:
+        questions = len(read_validation_questions(config))
+        text = f"{questions:,} questions x {validation.generations} answers, every {validation.every} steps"
+        used = training.stage1.enabled or training.stage2.enabled
+        rows.append(PlanRow("validation", text if used else f"{text}; not used, both stages are off"))
+    if guard := training.guard:
+        does = "ends stage 1" if guard.action == "stop" else "warns, but does not end stage 1"
+        text = f"{does} when a signal passes its limit: {', '.join(guard.signals)}"
+        rows.append(PlanRow("guard", text if training.stage1.enabled else "not used, it watches stage 1, which is off"))
+    return rows
 
 
 def _refuse_bad_supervised(config: Config) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -158,13 +159,25 @@ def _parse_index(items: list[Any], name: str, key: str) -> int:
 
 def _explain_all(items: list[ErrorDetails], overrides: list[str], where: str) -> str:
     """Return one line with all errors, each group behind what it is in: overrides, or the file."""
-    given = [override.partition("=")[0] + "." for override in overrides]
+    given = [override.partition("=")[0] for override in overrides]
     groups: dict[str, list[str]] = {}
     for item in items:
-        key = ".".join(map(str, item["loc"])) + "."
-        is_given = any(key.startswith(name) or (_is_unknown(item) and name.startswith(key)) for name in given)
+        is_given = any(_is_about(item, key) for key in given)
         groups.setdefault("override" if is_given else where, []).append(_explain(item))
     return "; ".join(f"{place}: {'; '.join(found)}" for place, found in groups.items())
+
+
+def _is_about(item: ErrorDetails, key: str) -> bool:
+    """Return whether an error is about what the override `key` sets.
+
+    An error that a section has as a whole is about those of its keys that its message names.
+    """
+    place, name = (f"{path}." if path else "" for path in (".".join(map(str, item["loc"])), key))
+    if place and place.startswith(name):
+        return True
+    if not name.startswith(place):
+        return False
+    return _is_unknown(item) or bool(re.search(rf"\b{re.escape(key.removeprefix(place))}\b", item["msg"]))
 
 
 def _is_unknown(item: ErrorDetails) -> bool:

@@ -95,7 +95,7 @@ class Guard(Section):
 
     @model_validator(mode="after")
     def _refuse_unfit(self) -> Guard:
-        if not any(getattr(self, name) for name in _SIGNALS):
+        if not self.signals:
             raise ValueError(
                 f"it has no signal to watch, all limits are 0; set one of {', '.join(_SIGNALS)}, or leave "
                 "training.guard out"
@@ -105,6 +105,11 @@ class Guard(Section):
         return self
 
     @property
+    def signals(self) -> list[str]:
+        """Keys of the limits that are on."""
+        return [name for name in _SIGNALS if getattr(self, name)]
+
+    @property
     def watches_rollouts(self) -> bool:
         """Whether it watches anything besides the validation."""
-        return any(getattr(self, name) for name in _SIGNALS if name != "validation_fall")
+        return self.signals != ["validation_fall"]

@@ -229,6 +229,10 @@ class Training(RolloutOptions):
         """Whether a stage trains on pseudo-labels; otherwise synthesis and vote are not needed."""
         return self.stage1.enabled or (self.stage2.enabled and self.stage2.mix_pseudo_labels)
 
+    def find_guard(self, stage: str) -> Guard | None:
+        """Return the collapse guard of "stage1" or "stage2"; stage 2 has none."""
+        return self.guard if stage == "stage1" else None
+
     @property
     def ranks(self) -> int:
         """Number of ZeRO-3 ranks on all nodes."""

@@ -236,10 +236,9 @@ def count_candidates(config: Config, stage: str, save_steps: int) -> int:
 
     Example: with validation every 10 steps and a checkpoint every 25, 4
     """
-    validation, guard = config.training.validation, config.training.guard
+    validation, guard = config.training.validation, config.training.find_guard(stage)
     by_validation = 1 + math.ceil(save_steps / validation.every) if validation else 0
-    may_stop = stage == "stage1" and guard is not None and guard.action == "stop"
-    by_guard = 3 + math.ceil(guard.window / save_steps) if guard and may_stop else 0
+    by_guard = 3 + math.ceil(guard.window / save_steps) if guard and guard.action == "stop" else 0
     return max(by_validation, by_guard)
 
 

@@ -26,6 +26,7 @@ from medssr_dist.runtime.cluster import count_slots
 from medssr_dist.secret_registry import scrub
 from medssr_dist.summary.closing_table import RunSummary
 from medssr_dist.training.collapse_guard import read_alarms
+from medssr_dist.training.validation_log import find_best_step
 from medssr_dist.voting.quality_records import LabelQuality
 
 _STEP_NAMES = {
@@ -191,9 +192,8 @@ def list_training_notes(run: RunDir, summary: RunSummary) -> list[str]:
         text += f"; ended early, {found.ended_by}" if found.ended_by else ""
         if found.publishes_earlier:
             text += f"; published: {found.describe_published()}"
-        if found.accuracy_by_step:
-            best, accuracy = max(found.accuracy_by_step.items(), key=lambda item: (item[1], item[0]))  # as find_best
-            text += f"; best held-out accuracy {accuracy:.3f} after step {best}"
+        if (best := find_best_step(found.accuracy_by_step)) is not None:
+            text += f"; best held-out accuracy {found.accuracy_by_step[best]:.3f} after step {best}"
         notes += [
             f"{text}.",
             *(f"{title}, collapse guard: {a.describe()}." for a in read_alarms(run.stage(name).guard)),

@@ -154,10 +154,10 @@ class AfterStep:
     def export_published(self) -> int:
         """Write the policy that the stage publishes into `hf.partial`; return the step after which it was so."""
         paths, step = self._job.paths, self._watch.choose(self._step)
-        if step == self._step:
-            self.export(paths.hf_partial)
-        else:
+        if paths.hf_candidate(step).exists():
             copy_model(paths.hf_candidate(step), paths.hf_partial)
+        else:  # the last policy, which was no candidate
+            self.export(paths.hf_partial)
         return step
 
     def _export_to(self, folder: Path) -> None:

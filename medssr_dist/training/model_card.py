@@ -37,7 +37,7 @@ def write_model_card(folder: Path, job: StageJob, step: int) -> None:
     """Write `folder`/README.md for the checkpoint of `step` in this folder."""
     steps = [metrics for metrics in read_metrics(job.paths.metrics) if metrics.step <= step]
     sections = {
-        "Training data": job.data + _describe_promise(job),
+        "Training data": _describe_data(job, step),
         "Training": _describe_training(job, step),
         "Prompt": _describe_prompt(job.config.policy),
         "Metrics": _describe_metrics(steps) + _describe_validation(job, step),
@@ -68,6 +68,12 @@ def _get_base_name(policy: Policy) -> str:
     return policy.model.rstrip("/").rpartition("/")[2]
 
 
+def _describe_data(job: StageJob, step: int) -> str:
+    if step == 0:
+        return f"Of this stage none, because none of its steps is in these weights. The stage trained on: {job.data}"
+    return job.data + _describe_promise(job)
+
+
 def _describe_promise(job: StageJob) -> str:
     """Return what `voting.calibrate` promises of the pseudo-labels; "" where it is off or the stage has none."""
     uses_labels = job.name == "stage1" or job.config.training.stage2.mix_pseudo_labels
@@ -79,6 +85,11 @@ def _describe_promise(job: StageJob) -> str:
 
 def _describe_training(job: StageJob, step: int) -> str:
     start = "stage 1's weights" if job.model.parent.name == "stage1" else "the base model"
+    if step == 0:
+        return (
+            f"None in this stage: these are {start}, with which the stage began. It publishes them if none of its own "
+            "policies is better in held-out validation, or if the collapse guard ends it before it has another one."
+        )
     against = "stage 1" if job.reference.parent.name == "stage1" else "the base model"
     kl = f"KL to {against} with weight {job.stage.kl_coef:g}" if job.stage.kl_coef else "no KL term"
     return (
@@ -113,7 +124,7 @@ def _is_hub_id(policy: Policy) -> bool:
 
 def _describe_metrics(steps: list[StepMetrics]) -> str:
     if not steps:
-        return "No step was taken."
+        return "None: no training step is in these weights."
     parts = {"first step": steps[:1], "last step": steps[-1:], "last 10 steps, mean": steps[-10:]}
     names = [name for name in _SHOWN if math.isfinite(getattr(steps[-1], name))]
     table = [

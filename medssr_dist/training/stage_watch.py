@@ -45,7 +45,7 @@ class StageWatch:
     def __init__(self, job: StageJob):
         self._paths, validation = job.paths, job.config.training.validation
         self._patience = validation.patience if validation else 0
-        settings = job.config.training.guard if job.name == "stage1" else None
+        settings = job.config.training.find_guard(job.name)
         self._guard = CollapseGuard(settings) if settings else None
         self._may_stop = settings is not None and settings.action == "stop"
         self._window = settings.window if settings else 0

@@ -345,6 +345,7 @@ def _tell_end(job: StageJob, counts: StageCounts) -> None:
 
 
 def _publish(paths: StagePaths, counts: StageCounts, seconds: float) -> None:
+    """Put the exported policy at its place, write the summary, and delete the policies that were candidates for it."""
     publish_folder(paths.hf_partial, paths.hf)
     steps = read_metrics(paths.metrics)
     summary = StageSummary(
@@ -358,3 +359,5 @@ def _publish(paths: StagePaths, counts: StageCounts, seconds: float) -> None:
         alarms=[alarm.describe() for alarm in read_alarms(paths.guard)],
     )
     write_json(paths.summary, asdict(summary))
+    for step in paths.candidates():  # not before: a stage that is killed here chooses among them again
+        shutil.rmtree(paths.hf_candidate(step))

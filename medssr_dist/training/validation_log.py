@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -82,13 +82,19 @@ def append_validation(file: Path, result: ValidationResult) -> None:
 
 
 def find_best(results: Sequence[ValidationResult]) -> ValidationResult | None:
-    """Return the result with the highest accuracy, the later one of equal ones; None if no trained policy has one.
+    """Return the result with the highest accuracy; see `find_best_step`."""
+    best = find_best_step({result.step: result.accuracy for result in results})
+    return next((result for result in results if result.step == best), None)
+
+
+def find_best_step(accuracy_by_step: Mapping[int, float]) -> int | None:
+    """Return the step with the highest accuracy, the later one of equal ones; None if no trained policy has one.
 
     The policy that the stage began with, that of step 0, counts: a stage may make it worse.
     """
-    if not any(result.step for result in results):
+    if not any(accuracy_by_step):
         return None
-    return max(results, key=lambda result: (result.accuracy, result.step))
+    return max(accuracy_by_step, key=lambda step: (accuracy_by_step[step], step))
 
 
 def count_since_best(results: Sequence[ValidationResult]) -> int:

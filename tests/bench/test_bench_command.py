@@ -10,6 +10,7 @@ import pytest
 from medssr_dist import cli
 from medssr_dist.bench.synthesis import run as synthesis_run
 from medssr_dist.commands.tool_arguments import BENCHES
+from medssr_dist.errors import EXIT_BAD_INPUT
 
 MODULES = {
     "synthesis": "synthesis.run",
@@ -33,6 +34,14 @@ def test_the_command_calls_its_benchmark(name, monkeypatch):
     monkeypatch.setattr(module, f"bench_{name}", lambda path, quick: calls.append((path, quick)))
     assert cli.main(["bench", name, "--json", "a.json", "--quick"]) == 0
     assert calls == [(Path("a.json"), True)]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_folder_in_place_of_the_result_is_refused_at_once(name, monkeypatch, tmp_path, capsys):
+    module = importlib.import_module(f"medssr_dist.bench.{MODULES[name]}")
+    monkeypatch.setattr(module, f"bench_{name}", lambda path, quick: pytest.fail("it has begun"))
+    assert cli.main(["bench", name, "--json", str(tmp_path)]) == EXIT_BAD_INPUT
+    assert f"--json {tmp_path} is a folder" in capsys.readouterr().err
 
 
 def test_the_command_has_a_case_for_every_benchmark():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -138,6 +139,14 @@ def test_runs_with_other_settings_are_not_mixed(tmp_path):
     result = tmp_path / "guard.json"
     write_result_of(GuardBench(find_config_file(Path("demo_cpu")), tmp_path), result)
     with pytest.raises(InputError, match=r"guard\.json has runs with other settings; give another --json"):
+        bench_guard(result)
+
+
+@pytest.mark.parametrize("content", [[], {}, 7, {"settings": {}}, {"settings": {}, "verdicts": [{"kind": "sound"}]}])
+def test_a_file_that_is_no_result_is_refused(tmp_path, content):
+    result = tmp_path / "guard.json"
+    result.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(InputError, match=r"guard\.json, the result of an earlier call: "):
         bench_guard(result)
 
 

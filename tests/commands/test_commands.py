@@ -102,6 +102,24 @@ def test_dry_run_counts_and_renders_and_starts_nothing(tree, tmp_path, capsys):
     assert not (tmp_path / "cache" / "index").exists() and not (tmp_path / "cache" / "models").exists()
 
 
+def test_dry_run_shows_what_validation_and_guard_do(tree, tmp_path, capsys):
+    tree["training"] |= {
+        "validate": {"data": [questions_file(tmp_path / "held.jsonl", 300, 6)], "every": 5},
+        "guard": {"length_ratio": 0, "truncation_rise": 0},
+    }
+    dry_run(make_config(**tree), tmp_path / "run", STEPS)
+    text = capsys.readouterr().out
+    signals = "agreement_fall, vote_entropy_floor, letter_entropy_fall, validation_fall"
+    assert "6 questions x 4 answers, every 5 steps" in text
+    assert f"ends stage 1 when a signal passes its limit: {signals}" in text
+    tree["training"]["guard"]["action"] = "warn"
+    dry_run(make_config(**tree), tmp_path / "run", STEPS)
+    assert "warns, but does not end stage 1 when a signal" in capsys.readouterr().out
+    tree["training"]["stage1"]["enabled"] = False
+    dry_run(make_config(**tree), tmp_path / "run", ("train",))
+    assert "not used, it watches stage 1, which is off" in capsys.readouterr().out
+
+
 def test_dry_run_shows_one_prompt_of_each_kind_without_index(tree, tmp_path, capsys):
     dry_run(make_config(**tree), tmp_path / "run", ("synthesize",))
     prompts = (tmp_path / "run" / "dry_run" / "prompts.txt").read_text()

@@ -116,11 +116,14 @@ def test_runs_without_an_evaluation_are_refused(tmp_path):
     run = make_run(tmp_path / "a", {"base": answer_a})
     with pytest.raises(InputError, match=r"none is no run directory: it has no config\.resolved\.json"):
         compare_runs(run, tmp_path / "none")
+    with pytest.raises(InputError, match="a are the same run; give two runs"):
+        compare_runs(run, tmp_path / "b" / ".." / "a")
+    other = make_run(tmp_path / "b", {"base": answer_a})
     RunPaths(run).evaluation.letters.unlink()
     with pytest.raises(
         InputError, match=r"evaluated by an older version, without letters\.jsonl; run `medssr evaluate`"
     ):
-        compare_runs(run, run)
+        compare_runs(run, other)
     RunPaths(run).evaluation.scores.unlink()
     with pytest.raises(InputError, match="a has no scores; run `medssr evaluate`"):
-        compare_runs(run, run)
+        compare_runs(run, other)

@@ -112,6 +112,26 @@ def test_an_error_says_whether_file_or_override_has_it(config_file):
     assert "override: synthesis.alpha = 7" in message and "unknown key 'votin'" in message
 
 
+@pytest.mark.parametrize(
+    "override",
+    [
+        "voting.kept=900",
+        "synthesis.candidates=7",
+        "policy.max_model_len=64",
+        "training.guard.length_ratio=0.5",
+        "training.guard={validation_fall: 0.1, agreement_fall: 0, vote_entropy_floor: 0, letter_entropy_fall: 0, "
+        "length_ratio: 0, truncation_rise: 0}",
+    ],
+)
+def test_an_override_that_does_not_fit_the_file_is_named_as_such(config_file, override):
+    assert refused(config_file, "voting.samples=5", override).startswith("override: ")
+
+
+def test_a_file_that_does_not_fit_itself_is_named(config_file):
+    config_file.write_text(config_file.read_text().replace("accepted: 8", "accepted: 8\n  candidates: 7"))
+    assert refused(config_file, "synthesis.alpha=0.5").startswith(f"{config_file}: synthesis: candidates = 7")
+
+
 def test_stage2_reference_needs_stage1(config_file):
     message = refused(config_file, "training.stage2.reference=stage1", "training.stage1.enabled=false")
     assert "reference: base" in message

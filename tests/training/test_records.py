@@ -20,9 +20,9 @@ from medssr_dist.data.prompt_forms import load_prompt_form
 from medssr_dist.errors import InputError, Stopped
 from medssr_dist.training.after_step import SampleLog
 from medssr_dist.training.model_card import write_model_card
-from medssr_dist.training.stage_job import StageJob
+from medssr_dist.training.stage_job import StageCounts, StageJob
 from medssr_dist.training.trackers import Trackers, check_trackers
-from medssr_dist.training.train_stage import RunningStage, _drop_steps_after, _make_bar_text
+from medssr_dist.training.train_stage import RunningStage, _drop_steps_after, _make_bar_text, _publish
 from medssr_dist.training.weights.checkpoints import Checkpoint
 
 SECRET = "sk-this-is-a-secret"
@@ -157,7 +157,28 @@ def test_a_card_contains_no_folder_of_the_user(job, tmp_path):
     write_model_card(tmp_path, StageJob(**{**vars(job), "config": config}), step=0)
     text = (tmp_path / "README.md").read_text()
     assert "# tiny, stage 1" in text and "/home" not in text and "base_model" not in text
-    assert "No step was taken." in text
+
+
+def test_a_card_of_the_start_claims_no_training_of_its_stage(job, tmp_path):
+    append_rows(job, 1, 2)
+    write_model_card(tmp_path, job, step=0)
+    text = (tmp_path / "README.md").read_text()
+    assert "None in this stage: these are the base model, with which the stage began." in text
+    assert "Of this stage none, because none of its steps is in these weights." in text
+    assert "steps of GRPO" not in text and "None: no training step is in these weights." in text
+
+
+# --- what a stage publishes
+
+
+def test_candidates_are_deleted_once_a_stage_has_published(job):
+    append_rows(job, 1, 2)
+    for folder in (job.paths.hf_partial, job.paths.hf_candidate(0), job.paths.hf_candidate(2)):
+        folder.mkdir()
+        (folder / "config.json").write_text(folder.name, encoding="utf-8")
+    _publish(job.paths, StageCounts(8, 0, "", published_step=2), seconds=1.0)
+    assert (job.paths.hf / "config.json").read_text() == job.paths.hf_partial.name
+    assert job.paths.candidates() == [] and read_json(job.paths.summary)["published_step"] == 2
 
 
 # --- trackers

@@ -52,14 +52,22 @@ def test_validation_chooses_the_published_policy(medssr, arguments, tiny_model, 
     shown = {step.step: step.validation_accuracy for step in steps}
     assert shown == {1: None, 3: None} | {result.step: pytest.approx(result.accuracy) for result in results[1:]}
     assert all(step.vote_entropy is not None and 0 <= step.unanimous <= 1 for step in steps)
-    start, kept = (load_file(folder / "model.safetensors") for folder in (tiny_model, paths.hf_candidate(0)))
-    assert start.keys() == kept.keys() and all(torch.equal(kept[name], start[name].bfloat16()) for name in start)
     best, summary = find_best(results), read_json(paths.summary)
     assert summary["published_step"] == best.step
     card = (paths.hf / "README.md").read_text()
-    assert f"{best.step} of {STEPS} steps" in card and f"accuracy {best.accuracy:.3f}" in card
-    if best.step != STEPS:
-        assert (paths.hf / "model.safetensors").samefile(paths.hf_candidate(best.step) / "model.safetensors")
+    begun = "None in this stage" if best.step == 0 else f"{best.step} of {STEPS} steps"
+    assert begun in card and f"accuracy {best.accuracy:.3f}" in card
+    assert paths.candidates() == []
+
+
+@pytest.mark.slow
+def test_a_stage_that_only_harms_publishes_its_start(medssr, arguments, tiny_model, tmp_path):
+    medssr(*arguments, "training.stage2.learning_rate=1", "training.stage2.max_grad_norm=0")
+    paths = RunPaths(tmp_path / "run").stage("stage2")
+    assert read_json(paths.summary)["published_step"] == 0
+    start, kept = (load_file(folder / "model.safetensors") for folder in (tiny_model, paths.hf))
+    assert start.keys() == kept.keys() and all(torch.equal(kept[name], start[name].bfloat16()) for name in start)
+    assert "None in this stage: these are the base model" in (paths.hf / "README.md").read_text()
 
 
 def test_training_questions_are_refused_as_held_out(medssr, arguments, tmp_path):

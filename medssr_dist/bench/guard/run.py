@@ -65,6 +65,14 @@ class GuardFigures:
 
 
 @dataclass(frozen=True)
+class _KnownRuns:
+    """What is read of a result. settings: of its runs."""
+
+    settings: dict[str, Any]
+    verdicts: list[GuardVerdict]
+
+
+@dataclass(frozen=True)
 class GuardBench:
     """The runs of the benchmark. file: their config. folder: of all runs."""
 
@@ -111,7 +119,7 @@ class GuardBench:
             copy_steps(RunDir(self.folder / "base"), run, steps, lambda copy: _write_labels(copy, planted), settings)
         if not paths.summary.exists():
             call_medssr("train", self.file, run.root, _list_overrides(seed))
-        for large in (paths.hf, paths.checkpoints, *map(paths.hf_candidate, paths.candidates())):
+        for large in (paths.hf, paths.checkpoints):
             shutil.rmtree(large, ignore_errors=True)
         return judge_run(paths.folder, kind, seed, guard)
 
@@ -164,10 +172,10 @@ def _read_verdicts(result: Path, settings: dict[str, Any]) -> list[GuardVerdict]
     """Return the verdicts that `result` has; [] if there is no such file."""
     if not result.exists():
         return []
-    found = read_json(result)
-    if found.get("settings") != settings:
+    found = parse_record(_KnownRuns, read_json(result), f"{result}, the result of an earlier call")
+    if found.settings != settings:
         raise InputError(f"{result} has runs with other settings; give another --json")
-    return [parse_record(GuardVerdict, row, str(result)) for row in found["verdicts"]]
+    return found.verdicts
 
 
 def summarize(verdicts: Sequence[GuardVerdict]) -> GuardFigures:
