@@ -420,6 +420,8 @@ def _score(args: argparse.Namespace) -> int:
 
 
 def _bench(args: argparse.Namespace) -> int:
+    from medssr_dist.bench.result_file import refuse_unfit_result
+
     folder_module = "training.update" if args.name == "update" else f"{args.name}.run"
     module = importlib.import_module(f"medssr_dist.bench.{folder_module}")
     measure = getattr(module, f"bench_{args.name}")
@@ -428,8 +430,7 @@ def _bench(args: argparse.Namespace) -> int:
     options = {name: value for name, value in given.items() if value is not None}
     for name in options.keys() - inspect.signature(measure).parameters.keys():
         raise InputError(f"`medssr bench {args.name}` has no --{name.replace('_', '-')}; leave it out")
-    if args.json.is_dir():
-        raise InputError(f"--json {args.json} is a folder; give the name of a file, which may be new")
+    refuse_unfit_result(args.json)
     measure(args.json, quick=args.quick, **options)
     return 0
 

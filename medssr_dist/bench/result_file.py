@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from medssr_dist.data.jsonl import write_json
+from medssr_dist.errors import InputError
 from medssr_dist.run.directory import find_commit, list_versions
 from medssr_dist.runtime import cpu
 
@@ -26,6 +27,15 @@ def write_result(path: Path, figures: Mapping[str, Any]) -> None:
         },
         checked=False,
     )
+
+
+def refuse_unfit_result(path: Path) -> None:
+    """Raise InputError if no result can be written to `path`: it is a folder, or lies below a file."""
+    if path.is_dir():
+        raise InputError(f"--json {path} is a folder; give the name of a file, which may be new")
+    parent = next(folder for folder in path.absolute().parents if folder.exists())
+    if not parent.is_dir():
+        raise InputError(f"--json {path}: {parent} is a file, not a folder; give another place")
 
 
 def describe_measurement() -> str:

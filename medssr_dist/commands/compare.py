@@ -82,13 +82,34 @@ def _read_run(root: Path) -> EvaluatedRun:
     if not run.evaluation.scores.exists():
         raise InputError(f"{root} has no scores; run `medssr evaluate` for it first")
     scores = read_scores(run.evaluation.scores)
+    if not scores.policies:
+        raise InputError(f"{run.evaluation.scores} has no policy; run `medssr evaluate` for {root} again")
     if not run.evaluation.letters.exists():
         raise InputError(
             f"{root} was evaluated by an older version, without {run.evaluation.letters.name}; run `medssr evaluate` "
             "for it again, which uses its stored answers"
         )
     letters = read_question_letters(run.evaluation.letters)
+    _refuse_lost_letters(run.evaluation.letters, letters, scores)
     return EvaluatedRun(root, flatten_settings(read_record(dict[str, Any], run.config_file)), scores, letters)
+
+
+def _refuse_lost_letters(file: Path, letters: list[QuestionLetters], scores: Scores) -> None:
+    """Raise InputError if `file` lacks letters that the scores were computed from."""
+    fix = f"delete {file} and run `medssr evaluate` for the run again, which uses its stored answers"
+    counts = Counter(row.benchmark for row in letters)
+    for name, facts in scores.benchmarks.items():
+        if counts[name] != facts.questions:
+            raise InputError(f"{file} has {counts[name]:,} of {facts.questions:,} questions of {name}; {fix}")
+    for row in letters:
+        for policy, scored in scores.policies.items():
+            for protocol in scored.protocols:
+                given = row.policies.get(policy, {}).get(protocol)
+                if given is None or len(given.letters) != scores.protocol.generations:
+                    raise InputError(
+                        f"{file}: question {row.question_id} of {row.benchmark} lacks letters of {policy}, protocol "
+                        f"{protocol}; {fix}"
+                    )
 
 
 def _refuse_other_sampling(first: EvaluatedRun, second: EvaluatedRun) -> None:

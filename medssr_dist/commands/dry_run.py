@@ -17,6 +17,7 @@ from medssr_dist.commands.plan_synthesis import plan_synthesis
 from medssr_dist.config.label_settings import MAJORITY
 from medssr_dist.config.load import dump_config
 from medssr_dist.config.schema import Config
+from medssr_dist.config.stage_checks import Guard
 from medssr_dist.config.training import Stage
 from medssr_dist.config.voting import Voting
 from medssr_dist.data.jsonl import write_atomic, write_json
@@ -35,6 +36,7 @@ from medssr_dist.estimates.workload import (
 )
 from medssr_dist.evaluation.score_statistics import POWER, Assumptions, detectable_difference
 from medssr_dist.readers import (
+    name_source,
     read_all,
     read_calibration_questions,
     read_questions,
@@ -229,15 +231,21 @@ def _describe_checks(config: Config) -> list[PlanRow]:
     """Describe held-out validation and collapse guard."""
     training, rows = config.training, []
     if validation := training.validation:
-        questions = len(read_validation_questions(config))
-        text = f"{questions:,} questions x {validation.generations} answers, every {validation.every} steps"
+        questions, names = len(read_validation_questions(config)), ", ".join(map(name_source, validation.data))
+        text = f"{questions:,} questions x {validation.generations} answers, every {validation.every} steps: {names}"
         used = training.stage1.enabled or training.stage2.enabled
         rows.append(PlanRow("validation", text if used else f"{text}; not used, both stages are off"))
     if guard := training.guard:
-        does = "ends stage 1" if guard.action == "stop" else "warns, but does not end stage 1"
-        text = f"{does} when a signal passes its limit: {', '.join(guard.signals)}"
+        text = _describe_guard(guard, validation is not None)
         rows.append(PlanRow("guard", text if training.stage1.enabled else "not used, it watches stage 1, which is off"))
     return rows
+
+
+def _describe_guard(guard: Guard, validated: bool) -> str:
+    does = "ends stage 1" if guard.action == "stop" else "warns, but does not end stage 1,"
+    signals = [name for name in guard.signals if name != "validation_fall" or validated]
+    first = f"from step {2 * guard.window} on" + (", validation_fall from the third validation on" if validated else "")
+    return f"{does} when a signal passes its limit: {', '.join(signals)}; {first}"
 
 
 def _refuse_bad_supervised(config: Config) -> None:

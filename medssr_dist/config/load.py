@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +50,7 @@ def validate_tree(tree: Tree, overrides: list[str], where: str) -> Config:
     Raises:
         InputError: see `load_config`.
     """
+    of_file = copy.deepcopy(tree)
     expand_benchmark_sets(tree)  # before the overrides, so that they can change one source of a set
     for override in overrides:
         apply_override(tree, override)
@@ -56,7 +58,7 @@ def validate_tree(tree: Tree, overrides: list[str], where: str) -> Config:
     try:
         return Config.model_validate(fill_variables(tree))
     except ValidationError as error:
-        raise InputError(_explain_all(error.errors(), overrides, where)) from None
+        raise InputError(_explain_all(error.errors(), overrides, of_file, where)) from None
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,10 @@ def apply_override(tree: Tree, override: str) -> None:
 
 def _enter(node: Tree | list[Any], name: str, key: str) -> Tree | list[Any]:
     """Return the section or list called `name` in a section, or item number `name` of a list."""
-    child = node[_parse_index(node, name, key)] if isinstance(node, list) else node.setdefault(name, {})
+    if isinstance(node, list):
+        child = node[_parse_index(node, name, key)]
+    elif (child := node.get(name)) is None:  # a section that is absent, or off with null
+        child = node[name] = {}
     if not isinstance(child, dict | list):
         raise InputError(f"override {key!r}: {name} is a value, not a section")
     return child
@@ -157,27 +162,36 @@ def _parse_index(items: list[Any], name: str, key: str) -> int:
     return int(name)
 
 
-def _explain_all(items: list[ErrorDetails], overrides: list[str], where: str) -> str:
-    """Return one line with all errors, each group behind what it is in: overrides, or the file."""
+def _explain_all(items: list[ErrorDetails], overrides: list[str], of_file: Tree, where: str) -> str:
+    """Return one line with all errors, each group behind what it is in: overrides, or the file (the tree `of_file`)."""
     given = [override.partition("=")[0] for override in overrides]
     groups: dict[str, list[str]] = {}
     for item in items:
-        is_given = any(_is_about(item, key) for key in given)
+        is_given = any(_is_about(item, key, of_file) for key in given)
         groups.setdefault("override" if is_given else where, []).append(_explain(item))
     return "; ".join(f"{place}: {'; '.join(found)}" for place, found in groups.items())
 
 
-def _is_about(item: ErrorDetails, key: str) -> bool:
+def _is_about(item: ErrorDetails, key: str, of_file: Tree) -> bool:
     """Return whether an error is about what the override `key` sets.
 
-    An error that a section has as a whole is about those of its keys that its message names.
+    An error that a section has as a whole is about those of its keys that its message names. A key that is missing in a
+    section which the file does not have is missing because of the override that has made the section.
     """
+    if item["type"] == "missing" and (section := item["loc"][:-1]):
+        return key.startswith(".".join(map(str, section))) and not _has_section(of_file, section)
     place, name = (f"{path}." if path else "" for path in (".".join(map(str, item["loc"])), key))
     if place and place.startswith(name):
         return True
     if not name.startswith(place):
         return False
     return _is_unknown(item) or bool(re.search(rf"\b{re.escape(key.removeprefix(place))}\b", item["msg"]))
+
+
+def _has_section(tree: Any, section: tuple[int | str, ...]) -> bool:
+    for name in section:
+        tree = tree.get(name) if isinstance(tree, dict) else None
+    return tree is not None
 
 
 def _is_unknown(item: ErrorDetails) -> bool:

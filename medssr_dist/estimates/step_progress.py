@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from medssr_dist.run.recorded_config import RecordedConfig, read_recorded_config
 from medssr_dist.run.stream import follow, read_kept_count
 from medssr_dist.synthesis.synthesis_summary import SynthesisProgress, read_synthesis_progress
 from medssr_dist.training.collapse_guard import read_alarms
+from medssr_dist.training.stage_job import read_stage_summary
 from medssr_dist.training.step_metrics import read_metrics
 from medssr_dist.training.validation_log import find_best, read_validations
 from medssr_dist.voting.ledger import read_ledger_counts
@@ -147,18 +149,23 @@ def _read_stage2(run: RunDir, config: RecordedConfig, begun: StepRecord) -> Step
 
 def _read_stage(run: RunDir, stage: str, total: int | None) -> StepProgress:
     steps = read_metrics(run.stage(stage).metrics)
-    each = sum(step.seconds for step in steps) / len(steps) if steps else None
+    seconds = [step.seconds for step in steps if math.isfinite(step.seconds)]
+    each = sum(seconds) / len(seconds) if seconds else None
     return StepProgress(len(steps), total, "steps", _describe_checks(run, stage), seconds_per_unit=each)
 
 
 def _describe_checks(run: RunDir, stage: str) -> str:
-    """Describe the newest and the best validation of a stage, and the alarms of its guard; "" if there are none."""
-    results, notes = read_validations(run.stage(stage).validation), []
+    """Describe the newest and the best validation of a stage, and its end or the alarms of its guard; "" if none."""
+    paths, notes = run.stage(stage), []
+    results = read_validations(paths.validation)
     if results:
         notes.append(f"held-out accuracy {results[-1].accuracy:.3f} after step {results[-1].step}")
     if best := find_best(results):
         notes.append(f"best {best.accuracy:.3f} after step {best.step}")
-    notes += [f"collapse guard: {alarm.describe()}" for alarm in read_alarms(run.stage(stage).guard)]
+    if run.is_finished(stage):
+        notes += read_stage_summary(paths.summary).describe_end()
+    else:
+        notes += [f"collapse guard: {alarm.describe()}" for alarm in read_alarms(paths.guard)]
     return ", ".join(notes)
 
 

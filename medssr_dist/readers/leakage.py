@@ -61,7 +61,8 @@ def find_same_items(
 
 def name_pairs(pairs: Sequence[tuple[Question, Question]]) -> str:
     """Return the first pairs of `find_same_items` by name, and how many there are more."""
-    shown = ", ".join(f"{name_question(one)} is {name_question(other)}" for one, other in pairs[:_SHOWN])
+    names = [tuple(map(name_question, pair)) for pair in pairs[:_SHOWN]]
+    shown = ", ".join(one if one == other else f"{one} is {other}" for one, other in names)
     return shown + (f" and {len(pairs) - _SHOWN} more" if len(pairs) > _SHOWN else "")
 
 

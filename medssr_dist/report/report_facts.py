@@ -25,7 +25,6 @@ from medssr_dist.run.directory import Manifest, RunDir, flatten_settings
 from medssr_dist.runtime.cluster import count_slots
 from medssr_dist.secret_registry import scrub
 from medssr_dist.summary.closing_table import RunSummary
-from medssr_dist.training.collapse_guard import read_alarms
 from medssr_dist.training.validation_log import find_best_step
 from medssr_dist.voting.quality_records import LabelQuality
 
@@ -181,23 +180,17 @@ def describe_certificate(run: RunDir) -> str:
     return format_certificate(read_record(LabelCertificate, file)) if file.exists() else ""
 
 
-def list_training_notes(run: RunDir, summary: RunSummary) -> list[str]:
+def list_training_notes(summary: RunSummary) -> list[str]:
     """Return how each stage ended, what it published, and what the collapse guard has seen."""
     notes = []
     for name in ("stage1", "stage2"):
         found, title = getattr(summary.steps, name), name.replace("stage", "Stage ")
         if found is None:
             continue
-        text = f"{title}: {found.steps:,} steps, {found.prompts:,} prompts drawn"
-        text += f"; ended early, {found.ended_by}" if found.ended_by else ""
-        if found.publishes_earlier:
-            text += f"; published: {found.describe_published()}"
+        parts = [f"{title}: {found.steps:,} steps, {found.prompts:,} prompts drawn", *found.describe_end()]
         if (best := find_best_step(found.accuracy_by_step)) is not None:
-            text += f"; best held-out accuracy {found.accuracy_by_step[best]:.3f} after step {best}"
-        notes += [
-            f"{text}.",
-            *(f"{title}, collapse guard: {a.describe()}." for a in read_alarms(run.stage(name).guard)),
-        ]
+            parts.append(f"best held-out accuracy {found.accuracy_by_step[best]:.3f} after step {best}")
+        notes.append(f"{'; '.join(parts)}.")
     return notes
 
 

@@ -129,7 +129,7 @@ def _render(run: RunDir, summary: RunSummary, store: DetailStore, votes: dict[st
         scores=build_score_table(steps.evaluate) if steps.evaluate else None,
         differences=build_difference_table(steps.evaluate) if steps.evaluate else None,
         certificate=describe_certificate(run),
-        training=list_training_notes(run, summary),
+        training=list_training_notes(summary),
         settings=build_setting_table(run),
         attempts=build_attempt_table(run),
         store=store,

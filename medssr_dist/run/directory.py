@@ -32,7 +32,7 @@ from medssr_dist.data.private_files import (
 from medssr_dist.data.prompt_forms import load_prompt_form
 from medssr_dist.data.records import read_record
 from medssr_dist.errors import InputError
-from medssr_dist.run.paths import RECORDED_STEPS, RunPaths
+from medssr_dist.run.paths import RECORDED_STEPS, STAGES, RunPaths
 
 # The settings that a step's results depend on. If one changed later, the directory would mix two runs.
 STEP_SECTIONS = {
@@ -225,8 +225,12 @@ class RunDir(RunPaths):
             self._replace_step(manifest, step, now)
 
     def finish_step(self, step: str) -> None:
-        """Record that `step`, which was begun, is finished."""
+        """Record that `step`, which was begun, is finished, and delete what only an unfinished one needs."""
         self._set_finished((step,), _timestamp())
+        if step in STAGES:
+            stage = self.stage(step)
+            for candidate in stage.candidates():  # not before: a stage that is resumed chooses among them again
+                stage.delete_candidate(candidate)
 
     def reopen_step(self, step: str, followers: tuple[str, ...] = ()) -> None:
         """Record that finished `step` has more to do. Raises InputError if a later step has used its results.

@@ -15,6 +15,8 @@ installed.
 from __future__ import annotations
 
 import re
+import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -259,8 +261,17 @@ class StagePaths(StepPaths):
         found = (_CANDIDATE_NAME.match(folder.name) for folder in self.folder.glob("hf_best*"))
         return sorted(int(match[1]) for match in found if match)
 
+    def delete_candidate(self, step: int) -> None:
+        """Delete an export that the stage will not publish; a kill leaves no part of it under its name."""
+        folder = self.hf_candidate(step)
+        rest = partial_export(folder)
+        shutil.rmtree(rest, ignore_errors=True)
+        with suppress(OSError):  # it stays, and is deleted next time
+            folder.rename(rest)
+        shutil.rmtree(rest, ignore_errors=True)
+
     def partial_exports(self) -> list[Path]:
-        """Exports that were being written when the stage was killed."""
+        """Exports that were being written or deleted when the stage was killed."""
         return sorted(self.folder.glob("hf*.partial"))
 
     @property

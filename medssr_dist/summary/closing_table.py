@@ -201,10 +201,7 @@ def _describe_stage(name: str, found: StageSummary | None) -> list[TableRow]:
     rows = [TableRow(name, f"{found.steps:,} steps"), TableRow("", f"mean reward by step  {shown}")]
     if found.accuracy_by_step:
         rows.append(TableRow("", f"held-out accuracy by step  {_format_curve(list(found.accuracy_by_step.items()))}"))
-    if found.publishes_earlier:
-        rows.append(TableRow("", f"published: {found.describe_published()}"))
-    rows += [TableRow("", f"ended early, {found.ended_by}")] if found.ended_by else []
-    return rows + [TableRow("", f"collapse guard: {alarm}") for alarm in found.alarms]
+    return rows + [TableRow("", note) for note in found.describe_end()]
 
 
 def _format_curve(points: list[tuple[int, float]]) -> str:

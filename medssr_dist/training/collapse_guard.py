@@ -56,8 +56,9 @@ class GuardAlarm:
 
     def describe(self) -> str:
         """Return the alarm in words."""
+        what = self.metric if self.signal == "validation_fall" else f"the mean {self.metric} of the last steps"
         return (
-            f"{self.metric} is {self.value:.3g} after step {self.step}, it was {self.reference:.3g} "
+            f"{what} is {self.value:.3g} after step {self.step}, it was {self.reference:.3g} "
             f"(training.guard.{self.signal} = {self.limit:g})"
         )
 

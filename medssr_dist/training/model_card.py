@@ -14,9 +14,9 @@ from medssr_dist.data.records import read_record
 from medssr_dist.errors import InputError
 from medssr_dist.readers import name_source
 from medssr_dist.run.directory import find_commit, list_versions
-from medssr_dist.run.paths import RunPaths
+from medssr_dist.run.paths import RunPaths, StagePaths
 from medssr_dist.runtime.models import find_revision, resolve_model
-from medssr_dist.training.stage_job import StageJob
+from medssr_dist.training.stage_job import StageJob, read_stage_summary
 from medssr_dist.training.step_metrics import StepMetrics, read_metrics
 from medssr_dist.training.validation_log import read_validations
 
@@ -70,7 +70,7 @@ def _get_base_name(policy: Policy) -> str:
 
 def _describe_data(job: StageJob, step: int) -> str:
     if step == 0:
-        return f"Of this stage none, because none of its steps is in these weights. The stage trained on: {job.data}"
+        return f"None of this stage's, because no step of it is in the weights. The stage trained on: {job.data}"
     return job.data + _describe_promise(job)
 
 
@@ -84,11 +84,11 @@ def _describe_promise(job: StageJob) -> str:
 
 
 def _describe_training(job: StageJob, step: int) -> str:
-    start = "stage 1's weights" if job.model.parent.name == "stage1" else "the base model"
+    start = _describe_start(job)
     if step == 0:
         return (
-            f"None in this stage: these are {start}, with which the stage began. It publishes them if none of its own "
-            "policies is better in held-out validation, or if the collapse guard ends it before it has another one."
+            f"No step of this stage is in the weights. They are those that it began with: {start}. A stage publishes "
+            "them if none of its own policies is better in held-out validation, or if the collapse guard ends it early."
         )
     against = "stage 1" if job.reference.parent.name == "stage1" else "the base model"
     kl = f"KL to {against} with weight {job.stage.kl_coef:g}" if job.stage.kl_coef else "no KL term"
@@ -97,6 +97,14 @@ def _describe_training(job: StageJob, step: int) -> str:
         f"{kl}: {job.stage.prompts_per_step} questions x {job.stage.samples_per_prompt} answers a step. Method: "
         "MedSSR (arXiv 2604.11547)."
     )
+
+
+def _describe_start(job: StageJob) -> str:
+    if job.model.parent.name != "stage1":
+        return "the base model"
+    summary = StagePaths(job.model.parent).summary
+    unchanged = summary.exists() and read_stage_summary(summary).published_step == 0
+    return "stage 1's weights" + (", which are still the base model's" if unchanged else "")
 
 
 def _describe_prompt(policy: Policy) -> str:
@@ -124,7 +132,7 @@ def _is_hub_id(policy: Policy) -> bool:
 
 def _describe_metrics(steps: list[StepMetrics]) -> str:
     if not steps:
-        return "None: no training step is in these weights."
+        return "None, because no step of this stage is in the weights."
     parts = {"first step": steps[:1], "last step": steps[-1:], "last 10 steps, mean": steps[-10:]}
     names = [name for name in _SHOWN if math.isfinite(getattr(steps[-1], name))]
     table = [

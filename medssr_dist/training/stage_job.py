@@ -91,10 +91,12 @@ class StageSummary(StageCounts):
     accuracy_by_step: dict[int, float] = field(default_factory=dict, kw_only=True)
     alarms: list[str] = field(default_factory=list, kw_only=True)
 
-    @property
-    def publishes_earlier(self) -> bool:
-        """Whether the published policy is an earlier one than that after the last step."""
-        return self.published_step not in (None, self.steps)
+    def describe_end(self) -> list[str]:
+        """Return an early end, the published policy where one was chosen, and the guard's other alarms, in words."""
+        notes = [f"ended early, {self.ended_by}"] if self.ended_by else []
+        if self.published_step is not None and (self.accuracy_by_step or self.published_step != self.steps):
+            notes.append(f"published: {self.describe_published()}")
+        return notes + [f"collapse guard: {alarm}" for alarm in self.alarms if self.ended_by != f"guard: {alarm}"]
 
 
 def read_stage_summary(file: Path) -> StageSummary:

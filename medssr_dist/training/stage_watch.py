@@ -13,7 +13,6 @@ validation.jsonl, metrics.jsonl, and the exports hf_best<step>, which are the ca
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 from dataclasses import asdict
@@ -30,8 +29,6 @@ from medssr_dist.training.validation_log import (
     find_best,
     read_validations,
 )
-
-_log = logging.getLogger(__name__)
 
 
 class StageWatch:
@@ -88,14 +85,11 @@ class StageWatch:
         return is_saved and self._may_stop and not self.ended_by
 
     def choose(self, last_step: int) -> int:
-        """Return the step whose policy is published: a candidate on disk, or `last_step`."""
+        """Return the step whose policy is published: a candidate, or `last_step`, also if the best one is lost."""
         best, needed = find_best(self.results), self._list_needed(last_step)
         if best is None:
             return needed[0] if needed and self._may_stop and self.ended_by else last_step
-        if best.step != last_step and best.step not in needed:
-            _log.warning("the best policy, of step %d, is not on disk; the last one is published", best.step)
-            return last_step
-        return best.step
+        return best.step if best.step in needed else last_step
 
     def delete_candidates(self, last_step: int) -> None:
         """Delete the candidates that will not be published whatever follows. Call it after a checkpoint.
@@ -105,7 +99,7 @@ class StageWatch:
         needed = self._list_needed(last_step)
         for step in self._paths.candidates():
             if step not in needed:
-                shutil.rmtree(self._paths.hf_candidate(step), ignore_errors=True)
+                self._paths.delete_candidate(step)
 
     def _list_needed(self, last_step: int) -> list[int]:
         """Return the steps of the candidates that may be published, the one that would be published now first."""

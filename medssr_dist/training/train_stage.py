@@ -327,7 +327,7 @@ def _drop_steps_after(paths: StagePaths, step: int) -> None:
             shutil.rmtree(paths.revote_at(revoted))
     for candidate in paths.candidates():
         if candidate > step:
-            shutil.rmtree(paths.hf_candidate(candidate))
+            paths.delete_candidate(candidate)
     for file in (paths.metrics, paths.validation, paths.guard, paths.samples, paths.flips):
         rows = list(follow(file, ended=lambda: True))
         kept = [row for row in rows if parse_record(_StepNumber, row, str(file)).step <= step]
@@ -337,15 +337,20 @@ def _drop_steps_after(paths: StagePaths, step: int) -> None:
 
 
 def _tell_end(job: StageJob, counts: StageCounts) -> None:
-    """Log an early end, and that the stage publishes the policy that it began with."""
+    """Log an early end, that the stage publishes the policy that it began with, and that its best one is lost."""
+    best, published = find_best(read_validations(job.paths.validation)), counts.describe_published()
     if counts.ended_by:
-        logger.warning("%s ended early, %s; published: %s", job.name, counts.ended_by, counts.describe_published())
-    elif counts.published_step == 0 and find_best(read_validations(job.paths.validation)):
-        logger.warning("%s did not raise the held-out accuracy; published: %s", job.name, counts.describe_published())
+        logger.warning("%s ended early, %s; published: %s", job.name, counts.ended_by, published)
+    elif counts.published_step == 0 and best:
+        logger.warning("%s did not raise the held-out accuracy; published: %s", job.name, published)
+    if best and best.step != counts.published_step:
+        logger.warning(
+            "%s: the best policy, after step %d, is no longer on disk; published: %s; to train again, delete %s",
+            *(job.name, best.step, published, job.paths.folder),
+        )
 
 
 def _publish(paths: StagePaths, counts: StageCounts, seconds: float) -> None:
-    """Put the exported policy at its place, write the summary, and delete the policies that were candidates for it."""
     publish_folder(paths.hf_partial, paths.hf)
     steps = read_metrics(paths.metrics)
     summary = StageSummary(
@@ -359,5 +364,3 @@ def _publish(paths: StagePaths, counts: StageCounts, seconds: float) -> None:
         alarms=[alarm.describe() for alarm in read_alarms(paths.guard)],
     )
     write_json(paths.summary, asdict(summary))
-    for step in paths.candidates():  # not before: a stage that is killed here chooses among them again
-        shutil.rmtree(paths.hf_candidate(step))

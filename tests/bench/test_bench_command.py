@@ -37,11 +37,15 @@ def test_the_command_calls_its_benchmark(name, monkeypatch):
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_a_folder_in_place_of_the_result_is_refused_at_once(name, monkeypatch, tmp_path, capsys):
+def test_a_place_where_no_result_can_be_is_refused_at_once(name, monkeypatch, tmp_path, capsys):
     module = importlib.import_module(f"medssr_dist.bench.{MODULES[name]}")
     monkeypatch.setattr(module, f"bench_{name}", lambda path, quick: pytest.fail("it has begun"))
     assert cli.main(["bench", name, "--json", str(tmp_path)]) == EXIT_BAD_INPUT
     assert f"--json {tmp_path} is a folder" in capsys.readouterr().err
+    file = tmp_path / "file"
+    file.touch()
+    assert cli.main(["bench", name, "--json", str(file / "new" / "a.json")]) == EXIT_BAD_INPUT
+    assert f"{file} is a file, not a folder" in capsys.readouterr().err
 
 
 def test_the_command_has_a_case_for_every_benchmark():

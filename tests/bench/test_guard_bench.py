@@ -146,7 +146,7 @@ def test_runs_with_other_settings_are_not_mixed(tmp_path):
 def test_a_file_that_is_no_result_is_refused(tmp_path, content):
     result = tmp_path / "guard.json"
     result.write_text(json.dumps(content), encoding="utf-8")
-    with pytest.raises(InputError, match=r"guard\.json, the result of an earlier call: "):
+    with pytest.raises(InputError, match=r"guard\.json: .*; it is no whole result of this benchmark; give"):
         bench_guard(result)
 
 
@@ -181,3 +181,10 @@ def test_a_run_gets_its_labels_and_its_seed(tmp_path, monkeypatch):
 def test_a_config_without_checks_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"demo_cpu\.yaml: the benchmark needs training\.validate and training\.guard"):
         bench_guard(tmp_path / "out.json", config=Path("demo_cpu"))
+
+
+def test_a_config_with_stage_2_is_refused(tmp_path):
+    config = tmp_path / "two.yaml"
+    config.write_text(f"extends: {GUARD_CONFIG}\ntraining: {{stage2: {{enabled: true}}}}\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"two\.yaml: the benchmark trains stage 1 alone"):
+        bench_guard(tmp_path / "out.json", config=config)

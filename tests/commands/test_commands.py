@@ -109,12 +109,14 @@ def test_dry_run_shows_what_validation_and_guard_do(tree, tmp_path, capsys):
     }
     dry_run(make_config(**tree), tmp_path / "run", STEPS)
     text = capsys.readouterr().out
-    signals = "agreement_fall, vote_entropy_floor, letter_entropy_fall, validation_fall"
-    assert "6 questions x 4 answers, every 5 steps" in text
-    assert f"ends stage 1 when a signal passes its limit: {signals}" in text
+    signals = "agreement_fall, vote_entropy_floor, letter_entropy_fall"
+    assert "6 questions x 4 answers, every 5 steps: held" in text
+    assert f"ends stage 1 when a signal passes its limit: {signals}, validation_fall; from step 16 on, valid" in text
+    del tree["training"]["validate"]
     tree["training"]["guard"]["action"] = "warn"
     dry_run(make_config(**tree), tmp_path / "run", STEPS)
-    assert "warns, but does not end stage 1 when a signal" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert f"warns, but does not end stage 1, when a signal passes its limit: {signals}; from step 16 on\n" in text
     tree["training"]["stage1"]["enabled"] = False
     dry_run(make_config(**tree), tmp_path / "run", ("train",))
     assert "not used, it watches stage 1, which is off" in capsys.readouterr().out

@@ -5,7 +5,7 @@ from evaluation_examples import EVALUATION, QUESTIONS, RecordingPool, answer_a, 
 
 from medssr_dist.cli import main
 from medssr_dist.commands.compare import compare_runs
-from medssr_dist.data.jsonl import write_json
+from medssr_dist.data.jsonl import read_json, read_jsonl, write_json, write_jsonl
 from medssr_dist.errors import InputError
 from medssr_dist.evaluation.score_report import write_report
 from medssr_dist.evaluation.scoring import build_scores, collect_letters
@@ -127,3 +127,27 @@ def test_runs_without_an_evaluation_are_refused(tmp_path):
     RunPaths(run).evaluation.scores.unlink()
     with pytest.raises(InputError, match="a has no scores; run `medssr evaluate`"):
         compare_runs(run, other)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda rows: rows[1:], r"letters\.jsonl has \d of \d questions of set; delete .* run `medssr evaluate`"),
+        (lambda rows: [], "has 0 of"),
+        (lambda rows: [rows[0] | {"policies": {}}, *rows[1:]], "lacks letters of base, protocol ours; delete"),
+    ],
+)
+def test_lost_letters_are_refused(tmp_path, change, message):
+    first, second = (make_run(tmp_path / name, {"base": answer_a}) for name in "ab")
+    file = RunPaths(second).evaluation.letters
+    write_jsonl(file, change(list(read_jsonl(file))))
+    with pytest.raises(InputError, match=message):
+        compare_runs(first, second)
+
+
+def test_scores_without_a_policy_are_refused(tmp_path):
+    first, second = (make_run(tmp_path / name, {"base": answer_a}) for name in "ab")
+    file = RunPaths(second).evaluation.scores
+    write_json(file, read_json(file) | {"policies": {}})
+    with pytest.raises(InputError, match=r"scores\.json has no policy; run `medssr evaluate`"):
+        compare_runs(first, second)

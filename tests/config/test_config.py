@@ -119,12 +119,31 @@ def test_an_error_says_whether_file_or_override_has_it(config_file):
         "synthesis.candidates=7",
         "policy.max_model_len=64",
         "training.guard.length_ratio=0.5",
+        "training.validate.every=4",
         "training.guard={validation_fall: 0.1, agreement_fall: 0, vote_entropy_floor: 0, letter_entropy_fall: 0, "
         "length_ratio: 0, truncation_rise: 0}",
     ],
 )
 def test_an_override_that_does_not_fit_the_file_is_named_as_such(config_file, override):
     assert refused(config_file, "voting.samples=5", override).startswith("override: ")
+
+
+def extend(config_file, text: str):
+    """Return a config file with `text` that extends `config_file`."""
+    file = config_file.with_name("more.yaml")
+    file.write_text(f"extends: {config_file.name}\n{text}\n", encoding="utf-8")
+    return file
+
+
+def test_a_section_that_is_off_can_be_set_key_by_key(config_file):
+    file = extend(config_file, "training: {validate: null}")
+    config = load_config(file, ["training.validate.data=[hpo:mini-check]", "training.validate.every=4"])
+    assert config.training.validation.every == 4
+
+
+def test_a_key_missing_in_a_section_of_the_file_is_named_as_its(config_file):
+    file = extend(config_file, "training: {validate: {every: 2}}")
+    assert refused(file, "training.validate.every=4").startswith(f"{file}: training.validate.data is missing")
 
 
 def test_a_file_that_does_not_fit_itself_is_named(config_file):

@@ -61,7 +61,7 @@ def test_notes_name_the_published_one_of_equal_policies(run):
     held_out = {0: 0.4, 10: 0.5, 20: 0.5, 30: 0.45}
     stage = StageSummary(8, 0, "", 60.0, 30, [0.5], 512, accuracy_by_step=held_out, published_step=20)
     steps = summary.steps.model_copy(update={"stage1": stage})
-    notes = list_training_notes(run, summary.model_copy(update={"steps": steps}))
+    notes = list_training_notes(summary.model_copy(update={"steps": steps}))
     assert "published: the policy after step 20; best held-out accuracy 0.500 after step 20" in notes[0]
 
 

@@ -74,7 +74,7 @@ def test_an_alarm_names_metric_value_and_limit():
         guard.see_step(make_metrics(step, drawn_length=length))
     (alarm,) = guard.alarms
     assert (alarm.step, alarm.signal, alarm.value, alarm.reference) == (6, "length_ratio", 21, 101)
-    text = "drawn_length is 21 after step 6, it was 101 (training.guard.length_ratio = 3)"
+    text = "the mean drawn_length of the last steps is 21 after step 6, it was 101 (training.guard.length_ratio = 3)"
     assert alarm.describe() == text
 
 

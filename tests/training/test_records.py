@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,11 +20,13 @@ from medssr_dist.config.training import Training
 from medssr_dist.data.jsonl import JsonlLedger, read_json, read_jsonl
 from medssr_dist.data.prompt_forms import load_prompt_form
 from medssr_dist.errors import InputError, Stopped
+from medssr_dist.run.directory import open_run
 from medssr_dist.training.after_step import SampleLog
 from medssr_dist.training.model_card import write_model_card
-from medssr_dist.training.stage_job import StageCounts, StageJob
+from medssr_dist.training.stage_job import StageCounts, StageJob, StageSummary
 from medssr_dist.training.trackers import Trackers, check_trackers
-from medssr_dist.training.train_stage import RunningStage, _drop_steps_after, _make_bar_text, _publish
+from medssr_dist.training.train_stage import RunningStage, _drop_steps_after, _make_bar_text, _publish, _tell_end
+from medssr_dist.training.validation_log import append_validation, make_result
 from medssr_dist.training.weights.checkpoints import Checkpoint
 
 SECRET = "sk-this-is-a-secret"
@@ -163,22 +167,57 @@ def test_a_card_of_the_start_claims_no_training_of_its_stage(job, tmp_path):
     append_rows(job, 1, 2)
     write_model_card(tmp_path, job, step=0)
     text = (tmp_path / "README.md").read_text()
-    assert "None in this stage: these are the base model, with which the stage began." in text
-    assert "Of this stage none, because none of its steps is in these weights." in text
-    assert "steps of GRPO" not in text and "None: no training step is in these weights." in text
+    assert "No step of this stage is in the weights. They are those that it began with: the base model." in text
+    assert "None of this stage's, because no step of it is in the weights." in text
+    assert "steps of GRPO" not in text and "None, because no step of this stage is in the weights." in text
+
+
+def test_a_card_says_that_stage_1_left_the_base_model(job, tmp_path):
+    job.paths.hf_partial.mkdir()
+    _publish(job.paths, StageCounts(8, 0, "", published_step=0), seconds=1.0)
+    write_model_card(tmp_path, replace(job, model=job.paths.hf), step=2)
+    text = (tmp_path / "README.md").read_text()
+    assert "2 of 4 steps" in text and "from stage 1's weights, which are still the base model's, with" in text
 
 
 # --- what a stage publishes
 
 
-def test_candidates_are_deleted_once_a_stage_has_published(job):
+def test_candidates_are_kept_until_the_run_records_the_end(job):
+    """A stage that is killed between its summary and the manifest is resumed, and chooses among them again."""
     append_rows(job, 1, 2)
     for folder in (job.paths.hf_partial, job.paths.hf_candidate(0), job.paths.hf_candidate(2)):
         folder.mkdir()
         (folder / "config.json").write_text(folder.name, encoding="utf-8")
-    _publish(job.paths, StageCounts(8, 0, "", published_step=2), seconds=1.0)
-    assert (job.paths.hf / "config.json").read_text() == job.paths.hf_partial.name
-    assert job.paths.candidates() == [] and read_json(job.paths.summary)["published_step"] == 2
+    with open_run(job.folder.parents[1], job.config) as run:
+        run.begin_step("stage1", job.config, {})
+        _publish(job.paths, StageCounts(8, 0, "", published_step=2), seconds=1.0)
+        assert (job.paths.hf / "config.json").read_text() == job.paths.hf_partial.name
+        assert job.paths.candidates() == [0, 2] and read_json(job.paths.summary)["published_step"] == 2
+        run.finish_step("stage1")
+    assert job.paths.candidates() == [] and not list(job.paths.folder.glob("hf_best*"))
+
+
+def test_a_candidate_whose_deletion_is_cut_short_is_none(job, monkeypatch):
+    job.paths.hf_candidate(4).mkdir()
+    monkeypatch.setattr(shutil, "rmtree", lambda folder, **options: None)
+    job.paths.delete_candidate(4)
+    assert job.paths.candidates() == [] and [left.name for left in job.paths.partial_exports()] == ["hf_best4.partial"]
+
+
+def test_the_log_says_that_the_best_policy_is_lost(job, caplog):
+    for step, right in ((0, [4, 4]), (2, [1, 1])):
+        append_validation(job.paths.validation, make_result(step, right, 4, 0.0, 0.0, 1.0))
+    _tell_end(job, StageCounts(8, 0, "", published_step=2))
+    assert "the best policy, after step 0, is no longer on disk; published: the policy after step 2" in caplog.text
+
+
+def test_notes_of_a_stage_name_what_it_publishes():
+    found = StageSummary(8, 0, "", 1.0, 4, [0.5], 9, published_step=4, ended_by="guard: x is 1", alarms=["x is 1", "y"])
+    assert found.describe_end() == ["ended early, guard: x is 1", "collapse guard: y"]
+    validated = replace(found, accuracy_by_step={0: 0.4, 4: 0.5}, ended_by="", alarms=[])
+    assert validated.describe_end() == ["published: the policy after step 4"]
+    assert replace(found, published_step=0).describe_end()[1] == "published: the policy that the stage began with"
 
 
 # --- trackers

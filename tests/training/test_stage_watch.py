@@ -136,19 +136,19 @@ def test_without_checks_the_start_is_not_kept(make_job):
     assert not StageWatch(make_job()).keeps_start
 
 
-def test_a_lost_candidate_is_replaced_by_the_last_policy(make_job, caplog):
+def test_a_lost_candidate_is_replaced_by_the_last_policy(make_job):
     job = make_job(validate=VALIDATE)
     watch = StageWatch(job)
     validate(watch, 2, 50)
     validate(watch, 4, 40)
-    assert watch.choose(4) == 4 and "of step 2, is not on disk" in caplog.text
+    assert watch.choose(4) == 4
 
 
 def test_a_guard_ends_stage_1_with_its_last_calm_policy(make_job):
     job = make_job(guard={"window": 2})
     watch = StageWatch(job)
     take_steps(job, watch)
-    assert watch.ended_by == ("guard: drawn_length is 21 after step 6, it was 101 (training.guard.length_ratio = 3)")
+    assert watch.ended_by.startswith("guard: the mean drawn_length of the last steps is 21 after step 6, it was 101 (")
     assert job.paths.candidates() == [4] and watch.choose(6) == 4
     assert [alarm.step for alarm in read_alarms(job.paths.guard)] == [6]
 

@@ -55,7 +55,7 @@ def test_validation_chooses_the_published_policy(medssr, arguments, tiny_model, 
     best, summary = find_best(results), read_json(paths.summary)
     assert summary["published_step"] == best.step
     card = (paths.hf / "README.md").read_text()
-    begun = "None in this stage" if best.step == 0 else f"{best.step} of {STEPS} steps"
+    begun = "No step of this stage" if best.step == 0 else f"{best.step} of {STEPS} steps"
     assert begun in card and f"accuracy {best.accuracy:.3f}" in card
     assert paths.candidates() == []
 
@@ -67,7 +67,7 @@ def test_a_stage_that_only_harms_publishes_its_start(medssr, arguments, tiny_mod
     assert read_json(paths.summary)["published_step"] == 0
     start, kept = (load_file(folder / "model.safetensors") for folder in (tiny_model, paths.hf))
     assert start.keys() == kept.keys() and all(torch.equal(kept[name], start[name].bfloat16()) for name in start)
-    assert "None in this stage: these are the base model" in (paths.hf / "README.md").read_text()
+    assert "They are those that it began with: the base model" in (paths.hf / "README.md").read_text()
 
 
 def test_training_questions_are_refused_as_held_out(medssr, arguments, tmp_path):

@@ -84,11 +84,13 @@ class GuardBench:
         """The settings of the training.
 
         Raises:
-            InputError: the config has no validation or no guard.
+            InputError: the config has no validation or no guard, or not stage 1 alone.
         """
         training = load_config(self.file).training
         if training.validation is None or training.guard is None:
             raise InputError(f"{self.file}: the benchmark needs training.validate and training.guard")
+        if training.stage2.enabled or not training.stage1.enabled:
+            raise InputError(f"{self.file}: the benchmark trains stage 1 alone; set training.stage2.enabled to false")
         return training
 
     @property
@@ -147,8 +149,8 @@ def bench_guard(
         runs: of each kind.
 
     Raises:
-        InputError: the config has no validation or no guard, no label is kept, a run has failed, or `json_path` has
-            runs with other settings.
+        InputError: the config has no validation, no guard or not stage 1 alone, no label is kept, a run has failed, or
+            `json_path` has runs with other settings.
     """
     check_parallel(parallel)
     json_path = Path(json_path)
@@ -172,7 +174,10 @@ def _read_verdicts(result: Path, settings: dict[str, Any]) -> list[GuardVerdict]
     """Return the verdicts that `result` has; [] if there is no such file."""
     if not result.exists():
         return []
-    found = parse_record(_KnownRuns, read_json(result), f"{result}, the result of an earlier call")
+    try:
+        found = parse_record(_KnownRuns, read_json(result), str(result))
+    except InputError as error:
+        raise InputError(f"{error}; it is no whole result of this benchmark; give another --json") from None
     if found.settings != settings:
         raise InputError(f"{result} has runs with other settings; give another --json")
     return found.verdicts
