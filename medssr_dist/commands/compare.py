@@ -83,7 +83,7 @@ def _read_run(root: Path) -> EvaluatedRun:
         raise InputError(f"{root} has no scores; run `medssr evaluate` for it first")
     scores = read_scores(run.evaluation.scores)
     if not scores.policies:
-        raise InputError(f"{run.evaluation.scores} has no policy; run `medssr evaluate` for {root} again")
+        raise InputError(f"{run.evaluation.scores} has no policy; {_evaluate_again(run.evaluation.scores)}")
     if not run.evaluation.letters.exists():
         raise InputError(
             f"{root} was evaluated by an older version, without {run.evaluation.letters.name}; run `medssr evaluate` "
@@ -96,7 +96,7 @@ def _read_run(root: Path) -> EvaluatedRun:
 
 def _refuse_lost_letters(file: Path, letters: list[QuestionLetters], scores: Scores) -> None:
     """Raise InputError if `file` lacks letters that the scores were computed from."""
-    fix = f"delete {file} and run `medssr evaluate` for the run again, which uses its stored answers"
+    fix = _evaluate_again(file)
     counts = Counter(row.benchmark for row in letters)
     for name, facts in scores.benchmarks.items():
         if counts[name] != facts.questions:
@@ -110,6 +110,10 @@ def _refuse_lost_letters(file: Path, letters: list[QuestionLetters], scores: Sco
                         f"{file}: question {row.question_id} of {row.benchmark} lacks letters of {policy}, protocol "
                         f"{protocol}; {fix}"
                     )
+
+
+def _evaluate_again(file: Path) -> str:
+    return f"delete {file} and run `medssr evaluate` for the run again, which uses its stored answers"
 
 
 def _refuse_other_sampling(first: EvaluatedRun, second: EvaluatedRun) -> None:

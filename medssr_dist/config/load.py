@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -178,17 +179,18 @@ def _is_about(item: ErrorDetails, key: str, of_file: Tree) -> bool:
     An error that a section has as a whole is about those of its keys that its message names. A key that is missing in a
     section which the file does not have is missing because of the override that has made the section.
     """
-    if item["type"] == "missing" and (section := item["loc"][:-1]):
-        return key.startswith(".".join(map(str, section))) and not _has_section(of_file, section)
     place, name = (f"{path}." if path else "" for path in (".".join(map(str, item["loc"])), key))
     if place and place.startswith(name):
         return True
+    if item["type"] == "missing":
+        *section, _ = item["loc"]
+        return name.startswith(".".join([*map(str, section), ""])) and not _has_section(of_file, section)
     if not name.startswith(place):
         return False
     return _is_unknown(item) or bool(re.search(rf"\b{re.escape(key.removeprefix(place))}\b", item["msg"]))
 
 
-def _has_section(tree: Any, section: tuple[int | str, ...]) -> bool:
+def _has_section(tree: Any, section: Sequence[int | str]) -> bool:
     for name in section:
         tree = tree.get(name) if isinstance(tree, dict) else None
     return tree is not None

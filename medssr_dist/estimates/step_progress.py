@@ -18,6 +18,7 @@ from medssr_dist.estimates.workload import count_benchmark_questions, count_stag
 from medssr_dist.launch.attempts import list_attempts
 from medssr_dist.run.clock import read_clock
 from medssr_dist.run.directory import RunDir, StepRecord
+from medssr_dist.run.paths import StagePaths
 from medssr_dist.run.recorded_config import RecordedConfig, read_recorded_config
 from medssr_dist.run.stream import follow, read_kept_count
 from medssr_dist.synthesis.synthesis_summary import SynthesisProgress, read_synthesis_progress
@@ -140,29 +141,29 @@ def _read_stage1(run: RunDir, config: RecordedConfig, begun: StepRecord) -> Step
     total = stage.steps or None
     if total is None and kept is not None:
         total = count_stage_steps(parse_record(Stage1, stage.model_dump(), str(run.config_file)), kept)
-    return _read_stage(run, "stage1", total)
+    return _read_stage(run, "stage1", total, begun)
 
 
 def _read_stage2(run: RunDir, config: RecordedConfig, begun: StepRecord) -> StepProgress:
-    return _read_stage(run, "stage2", config.training.stage2.steps or None)
+    return _read_stage(run, "stage2", config.training.stage2.steps or None, begun)
 
 
-def _read_stage(run: RunDir, stage: str, total: int | None) -> StepProgress:
+def _read_stage(run: RunDir, stage: str, total: int | None, begun: StepRecord) -> StepProgress:
     steps = read_metrics(run.stage(stage).metrics)
     seconds = [step.seconds for step in steps if math.isfinite(step.seconds)]
     each = sum(seconds) / len(seconds) if seconds else None
-    return StepProgress(len(steps), total, "steps", _describe_checks(run, stage), seconds_per_unit=each)
+    note = _describe_checks(run.stage(stage), begun)
+    return StepProgress(len(steps), total, "steps", note, seconds_per_unit=each)
 
 
-def _describe_checks(run: RunDir, stage: str) -> str:
+def _describe_checks(paths: StagePaths, begun: StepRecord) -> str:
     """Describe the newest and the best validation of a stage, and its end or the alarms of its guard; "" if none."""
-    paths, notes = run.stage(stage), []
-    results = read_validations(paths.validation)
+    results, notes = read_validations(paths.validation), []
     if results:
         notes.append(f"held-out accuracy {results[-1].accuracy:.3f} after step {results[-1].step}")
     if best := find_best(results):
         notes.append(f"best {best.accuracy:.3f} after step {best.step}")
-    if run.is_finished(stage):
+    if begun.finished:
         notes += read_stage_summary(paths.summary).describe_end()
     else:
         notes += [f"collapse guard: {alarm.describe()}" for alarm in read_alarms(paths.guard)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import secrets
 import signal
 import time
@@ -120,7 +121,7 @@ def _explain_deaths() -> Iterator[None]:
     try:
         yield
     except died as error:
-        reason = " ".join(str(find_cause(error)).split())[:200]
+        reason = shorten_cause(find_cause(error), 200)
         raise ClusterFailed(
             f"a process of Ray was killed or has crashed ({reason}); the same command resumes the run"
         ) from error
@@ -130,6 +131,11 @@ def find_cause(error: BaseException) -> BaseException:
     """Return the error at the bottom: Ray wraps it once for each task or actor that it has passed."""
     cause = getattr(error, "cause", None)
     return error if cause is None or cause is error else find_cause(cause)
+
+
+def shorten_cause(cause: BaseException, most: int) -> str:
+    """Return the message of an error as one line of at most `most` characters, without Ray's colours."""
+    return " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(cause)).split())[:most]
 
 
 def read_ray_address() -> str:

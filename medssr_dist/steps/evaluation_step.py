@@ -61,7 +61,8 @@ def evaluate(session: Session) -> None:
         letters = read_question_letters(session.run.evaluation.letters)
         track_scores(_place_scores(session), scores, letters)
 
-    if session.run.is_finished("evaluate") and not session.run.evaluation.letters.exists():
+    paths = session.run.evaluation
+    if session.run.is_finished("evaluate") and not (paths.scores.exists() and paths.letters.exists()):
         session.run.reopen_step("evaluate")
     session.run_step("evaluate", fingerprints, score)
 

@@ -88,7 +88,7 @@ def _describe_training(job: StageJob, step: int) -> str:
     if step == 0:
         return (
             f"No step of this stage is in the weights. They are those that it began with: {start}. A stage publishes "
-            "them if none of its own policies is better in held-out validation, or if the collapse guard ends it early."
+            "them if no policy that it trained has a higher held-out accuracy, or if the collapse guard ends it early."
         )
     against = "stage 1" if job.reference.parent.name == "stage1" else "the base model"
     kl = f"KL to {against} with weight {job.stage.kl_coef:g}" if job.stage.kl_coef else "no KL term"

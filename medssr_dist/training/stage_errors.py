@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from typing import TYPE_CHECKING
 
 from medssr_dist.errors import InputError, Stopped, TrainingFailed
-from medssr_dist.runtime.cluster import find_cause
+from medssr_dist.runtime.cluster import find_cause, shorten_cause
 from medssr_dist.training.engine_failures import EngineLostError, SyncError
 from medssr_dist.training.stage_job import StageJob
 
@@ -46,15 +45,11 @@ def explain_stage_error(error: RayError, job: StageJob) -> Exception:
             f"{_RESUMES}"
         )
     if isinstance(cause, (ray.exceptions.RayActorError, ray.exceptions.WorkerCrashedError)):
-        return TrainingFailed(f"a process of {job.name} was killed or has crashed; {_RESUMES} ({_shorten(cause, 200)})")
+        reason = shorten_cause(cause, 200)
+        return TrainingFailed(f"a process of {job.name} was killed or has crashed; {_RESUMES} ({reason})")
     if isinstance(cause, (SyncError, EngineLostError)):
-        return TrainingFailed(f"{job.name}: {_shorten(cause, 300)}; {_RESUMES}")
+        return TrainingFailed(f"{job.name}: {shorten_cause(cause, 300)}; {_RESUMES}")
     return error
-
-
-def _shorten(cause: BaseException, most: int) -> str:
-    """Return the message of an error as one line of at most `most` characters, without Ray's colours."""
-    return " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(cause)).split())[:most]
 
 
 def _is_out_of_memory(cause: BaseException) -> bool:

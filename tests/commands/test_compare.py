@@ -149,5 +149,5 @@ def test_scores_without_a_policy_are_refused(tmp_path):
     first, second = (make_run(tmp_path / name, {"base": answer_a}) for name in "ab")
     file = RunPaths(second).evaluation.scores
     write_json(file, read_json(file) | {"policies": {}})
-    with pytest.raises(InputError, match=r"scores\.json has no policy; run `medssr evaluate`"):
+    with pytest.raises(InputError, match=r"scores\.json has no policy; delete .* and run `medssr evaluate`"):
         compare_runs(first, second)

@@ -146,6 +146,11 @@ def test_a_key_missing_in_a_section_of_the_file_is_named_as_its(config_file):
     assert refused(file, "training.validate.every=4").startswith(f"{file}: training.validate.data is missing")
 
 
+def test_a_section_that_an_override_replaces_is_named_as_its(config_file):
+    file = extend(config_file, "training: {validate: {data: [hpo:mini-check]}}")
+    assert refused(file, "training.validate={every: 4}").startswith("override: training.validate.data is missing")
+
+
 def test_a_file_that_does_not_fit_itself_is_named(config_file):
     config_file.write_text(config_file.read_text().replace("accepted: 8", "accepted: 8\n  candidates: 7"))
     assert refused(config_file, "synthesis.alpha=0.5").startswith(f"{config_file}: synthesis: candidates = 7")

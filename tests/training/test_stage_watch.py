@@ -148,7 +148,8 @@ def test_a_guard_ends_stage_1_with_its_last_calm_policy(make_job):
     job = make_job(guard={"window": 2})
     watch = StageWatch(job)
     take_steps(job, watch)
-    assert watch.ended_by.startswith("guard: the mean drawn_length of the last steps is 21 after step 6, it was 101 (")
+    alarm = "the mean drawn_length of the last steps is 21 after step 6, it was 101 (training.guard.length_ratio = 3)"
+    assert watch.ended_by == f"guard: {alarm}"
     assert job.paths.candidates() == [4] and watch.choose(6) == 4
     assert [alarm.step for alarm in read_alarms(job.paths.guard)] == [6]
 
